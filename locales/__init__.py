@@ -1,0 +1,1 @@
+"""The texts of ZeMosaic, one JSON file per language."""

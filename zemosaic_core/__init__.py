@@ -1,0 +1,8 @@
+"""Arrays in, arrays out: the arithmetic of ZeMosaic.
+
+No files, no settings, no windows and no texts. Every function takes arrays and keyword numbers and
+returns arrays or a small frozen dataclass. Images are float32 with axes ``(channel, y, x)``; pixel
+centres are integers, the first pixel is 0; a missing sample is NaN; angles are degrees.
+"""
+
+__version__ = "5.0.0"

@@ -1,0 +1,1 @@
+"""CUDA sources, wrapped by memoised loaders; the text also compiles for the host."""

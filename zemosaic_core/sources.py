@@ -1,0 +1,165 @@
+"""The nouns of the co-add: what a source is, how it lands on the output grid, how samples are combined.
+
+Shared by the CPU engine, the GPU engine and the doors. Data only; no arithmetic beyond bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+__all__ = ["CoaddBlock", "CoaddSource", "CombineRule", "Kernel", "PixelMap", "PixelSource", "RawRows"]
+
+Kernel = Literal["bilinear", "lanczos3"]
+
+
+@dataclass(frozen=True)
+class PixelMap:
+    """Output pixel -> source pixel, known exactly on a coarse lattice and bilinear in between.
+
+    Node ``(j, i)`` stands at output pixel ``(y0 + j * step, x0 + i * step)``. Coordinates are evaluated in
+    float64 from these nodes everywhere; only the fraction inside a source pixel is rounded to float32.
+
+    Attributes
+    ----------
+    x0, y0 : int
+        Output pixel of node (0, 0).
+    step : int
+        Lattice spacing in output pixels.
+    src_x, src_y : ndarray, shape (ny, nx), float64
+        Source pixel coordinates at the nodes; origin 0 at the centre of the first pixel.
+    max_error_px : float
+        Largest error of the bilinear interpolation measured at cell centres and edge midpoints, source px.
+    """
+
+    x0: int
+    y0: int
+    step: int
+    src_x: np.ndarray
+    src_y: np.ndarray
+    max_error_px: float
+
+
+@dataclass(frozen=True)
+class CoaddSource:
+    """One image of a co-add, without its pixels.
+
+    Attributes
+    ----------
+    key : int
+        What the `PixelSource` knows this image by.
+    shape_hw : tuple of int
+        Height and width of the source image, px.
+    pixel_map : PixelMap
+        Where each output pixel falls in the source.
+    bbox : tuple of int
+        ``(y0, y1, x0, x1)`` in output pixels, end exclusive: outside it the source has no samples.
+    photometry : ndarray, shape (C, 4), float32
+        ``(gain, c0, cx, cy)`` per channel: the sample ``v`` at source position ``(x, y)`` becomes
+        ``gain * v + c0 + cx * u + cy * t`` with ``u = 2 x / (W - 1) - 1`` and ``t = 2 y / (H - 1) - 1``.
+    weight : ndarray, shape (C,), float32
+        Weight of every sample of this source; 0 leaves the source out.
+    feather_px : float
+        Width of the smoothstep ramp ``r*r*(3 - 2r)``, ``r = (d + 1) / feather_px`` clipped to [0, 1], where
+        ``d`` is the distance in px of the sample from the nearest border of the source image. 0: no ramp.
+    has_weight_map : bool
+        The `PixelSource` also offers `read_weight` for this source.
+    """
+
+    key: int
+    shape_hw: tuple[int, int]
+    pixel_map: PixelMap
+    bbox: tuple[int, int, int, int]
+    photometry: np.ndarray
+    weight: np.ndarray
+    feather_px: float = 0.0
+    has_weight_map: bool = False
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Undecoded rows of a CFA frame, for a device that decodes them itself.
+
+    Attributes
+    ----------
+    data : ndarray, shape (h, W), uint16 bit patterns exactly as in the file
+        Big-endian two's complement when ``big_endian_signed`` (FITS int16 with BZERO 32768), else native uint16.
+    y0 : int
+        First row.
+    big_endian_signed : bool
+        See `data`.
+    pattern : str
+        CFA pattern at source pixel (0, 0): one of GRBG, RGGB, GBRG, BGGR.
+    hot_pixels : ndarray, shape (k,), int64
+        Flat indices ``y * W + x`` (whole image) to be replaced before debayering.
+    """
+
+    data: np.ndarray
+    y0: int
+    big_endian_signed: bool
+    pattern: str
+    hot_pixels: np.ndarray
+
+
+class PixelSource(Protocol):
+    """Where the pixels of the sources come from. Calls may come from several threads at once."""
+
+    def read(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Return the window as (C, y1-y0, x1-x0) float32, ready to sample; missing pixels are NaN."""
+
+    def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
+        """Return the window of the weight map as (h, w) float32 >= 0, or None when there is none."""
+
+    def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
+        """Return undecoded rows, or None when this source has no such form (RGB, float, compressed)."""
+
+
+@dataclass(frozen=True)
+class CombineRule:
+    """How the samples of one output pixel become one value.
+
+    Attributes
+    ----------
+    rejection : {'none', 'kappa_sigma', 'winsorized_sigma_clip', 'linear_fit_clip'}
+        Outlier rejection; definitions in `zemosaic_core.rejection`.
+    kappa_low, kappa_high : float
+        Bounds below and above the centre in sigma.
+    winsor_limits : tuple of float
+        Fractions pulled in at the low and high end for the first scale estimate (winsorized only).
+    combine : {'mean', 'median'}
+        Weighted mean or plain median of the kept samples.
+    """
+
+    rejection: str = "winsorized_sigma_clip"
+    kappa_low: float = 3.0
+    kappa_high: float = 3.0
+    winsor_limits: tuple[float, float] = (0.05, 0.05)
+    combine: str = "mean"
+
+
+@dataclass(frozen=True)
+class CoaddBlock:
+    """One block of output rows.
+
+    Attributes
+    ----------
+    image : ndarray, shape (C, h, w), float32
+        Combined value; NaN where no sample was kept.
+    weight : ndarray, shape (C, h, w), float32
+        Sum of the weights of the kept samples; 0 where none.
+    coverage : ndarray, shape (h, w), uint16
+        Number of sources that have a sample here, before rejection.
+    variance : ndarray, shape (C, h, w), float32
+        Variance of the combined value estimated from the scatter of the kept samples; NaN with fewer than 2.
+    rejected_low, rejected_high : ndarray, shape (C, h, w), uint16
+        Samples rejected below and above.
+    """
+
+    image: np.ndarray
+    weight: np.ndarray
+    coverage: np.ndarray
+    variance: np.ndarray
+    rejected_low: np.ndarray
+    rejected_high: np.ndarray

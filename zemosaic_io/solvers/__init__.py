@@ -1,0 +1,1 @@
+"""Plate solvers: one interface, several programs."""

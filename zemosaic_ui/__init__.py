@@ -1,0 +1,1 @@
+"""Everything a window needs to know, without any toolkit."""

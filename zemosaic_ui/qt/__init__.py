@@ -1,0 +1,1 @@
+"""Thin Qt views on the models of zemosaic_ui."""

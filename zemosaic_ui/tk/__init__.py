@@ -1,0 +1,1 @@
+"""Thin Tk views on the models of zemosaic_ui."""

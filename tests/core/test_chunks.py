@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zemosaic_core.chunks import Buffer, Workload, equal_chunks, iter_row_chunks, peak_bytes, rows_for_budget
+
+
+def test_peak_counts_whole_allocation_units():
+    workload = Workload("x", 10, (Buffer("a", per_row=100), Buffer("b", fixed=1, copies=2)), halo=1)
+    assert workload.peak(3) == 512 + 2 * 512
+    assert workload.peak(4) == 1024 + 2 * 512
+
+
+@given(st.integers(0, 5000), st.integers(1, 700), st.integers(1, 16), st.integers(0, 50))
+def test_equal_chunks_cover_rows_once_in_order(rows, max_rows, align, y0):
+    if max_rows < align and max_rows < rows:
+        with pytest.raises(ValueError, match="multiples"):
+            list(equal_chunks(y0, y0 + rows, max_rows, align=align))
+        return
+    chunks = list(equal_chunks(y0, y0 + rows, max_rows, align=align))
+    edges = [y0] + [b for _, b in chunks]
+    assert [a for a, _ in chunks] == edges[:-1]
+    assert edges[-1] == y0 + rows
+    assert all((a - y0) % align == 0 and 0 < b - a <= max_rows for a, b in chunks)
+    sizes = [b - a for a, b in chunks]
+    if sizes:
+        assert max(sizes) - min(sizes) <= 2 * align
+
+
+@given(st.integers(1, 10_000), st.integers(0, 10_000), st.integers(0, 10**7), st.integers(1, 300))
+def test_rows_for_budget_is_the_largest_that_fits(per_row, fixed, budget, max_rows):
+    buffers = (Buffer("a", fixed, per_row, 2), Buffer("b", 0, per_row))
+    rows = rows_for_budget(buffers, budget, max_rows, halo=1)
+    assert rows == 0 or peak_bytes(buffers, rows, 1) <= budget
+    assert rows == max_rows or peak_bytes(buffers, rows + 1, 1) > budget
+
+
+def test_a_cpu_budget_that_is_too_small_still_gives_min_rows():
+    assert list(iter_row_chunks((Buffer("a", per_row=10**6),), 10, 1, min_rows=4)) == [
+        (0, 3),
+        (3, 6),
+        (6, 10),
+    ]

@@ -1,0 +1,194 @@
+"""The run controller against workers that behave, hang, die and lie."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import pytest
+
+from zemosaic_pipeline.events import (
+    PHASES,
+    Message,
+    PhaseFinished,
+    PhaseProgress,
+    PhaseStarted,
+    RunEnded,
+    RunStarted,
+)
+from zemosaic_ui.eta import EtaEstimator
+from zemosaic_ui.run_controller import RunController, RunRequest
+from zemosaic_ui.run_state import RunState, RunStatus
+
+
+def follow(controller, *, until=lambda c: not c.is_active, timeout=30.0):
+    events = []
+    end = time.monotonic() + timeout
+    while not until(controller):
+        assert time.monotonic() < end, f"still {controller.state.status} after {timeout} s"
+        events += controller.poll()
+        time.sleep(0.01)
+    return events
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(__file__).rsplit("/", 1)[0])
+
+    def run(name, grace_s=5.0, **config):
+        controller = RunController(f"fake_workers:{name}", grace_s=grace_s)
+        controller.start(RunRequest(str(tmp_path / "in"), str(tmp_path / "out"), config))
+        return controller
+
+    return run
+
+
+def test_a_whole_run_is_a_success(start):
+    controller = start("happy")
+    follow(controller)
+    state = controller.state
+    assert state.status is RunStatus.SUCCESS
+    assert state.fraction == 1.0
+    assert len(state.tiles) == 3
+    assert [frame.key for frame in state.left_out] == ["skip_no_stars"]
+    assert state.outputs["mosaic"].endswith("mosaic.fits")
+    assert all(phase.status == "done" for phase in state.phases)
+    assert controller.learned_history()["phase1_prepare"] == pytest.approx(0.5 / 8)
+
+
+def test_config_reaches_the_worker(start):
+    controller = start("happy", use_gpu_phase5=False, stacking_kappa_low=2.5)
+    follow(controller)
+    line = next(line for line in controller.state.log if line.key == "fake_config_seen")
+    assert line.values["config"]["use_gpu_phase5"] is False
+    assert line.values["config"]["stacking_kappa_low"] == 2.5
+
+
+@pytest.mark.parametrize("phase", list(PHASES))
+def test_stop_in_each_phase_is_clean(start, phase):
+    controller = start("happy", fake_hold_in=phase)
+    follow(controller, until=lambda c: (p := c.state.phase(phase)) is not None and p.status == "done")
+    controller.stop()
+    assert controller.state.status is RunStatus.STOPPING
+    follow(controller)
+    assert controller.state.status is RunStatus.CANCELLED
+    assert not controller.stop_report.forced
+    assert controller.stop_report.tiles_kept == len(controller.state.tiles)
+
+
+def test_a_killed_worker_is_a_failure(start):
+    controller = start("killed")
+    follow(controller)
+    assert controller.state.status is RunStatus.FAILED
+    assert controller.state.end_key == "ui_worker_killed"
+    assert controller.state.end_values["signal"] == 9
+
+
+def test_a_traceback_is_shown_as_failure(start):
+    controller = start("raises")
+    follow(controller)
+    assert controller.state.status is RunStatus.FAILED
+    assert "the tile did not fit" in controller.state.end_values["detail"]
+    assert controller.state.log[-1].level == "ERROR"
+
+
+def test_a_silent_end_is_a_failure(start):
+    controller = start("silent_exit")
+    follow(controller)
+    assert controller.state.status is RunStatus.FAILED
+
+
+def test_a_crash_after_success_is_a_failure(start):
+    controller = start("success_then_crash")
+    follow(controller)
+    assert controller.state.status is RunStatus.FAILED
+
+
+def test_a_deaf_worker_and_its_children_are_ended(start, tmp_path):
+    controller = start("deaf", grace_s=0.5)
+    follow(controller, until=lambda c: any(line.key == "fake_child" for line in c.state.log))
+    pid = next(line for line in controller.state.log if line.key == "fake_child").values["pid"]
+    controller.stop()
+    follow(controller)
+    assert controller.state.status is RunStatus.CANCELLED
+    assert controller.stop_report.forced
+    assert controller.stop_report.partial_removed == 1
+    assert controller.stop_report.tiles_kept == 1
+    assert not (tmp_path / "out" / "tile.fits.partial").exists()
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_missing_target_is_a_failure(tmp_path):
+    controller = RunController("no_such_module:run")
+    controller.start(RunRequest(str(tmp_path), str(tmp_path), {}))
+    follow(controller)
+    assert controller.state.status is RunStatus.FAILED
+    assert "no_such_module" in controller.state.end_values["detail"]
+
+
+def test_a_flood_never_holds_the_window(start):
+    controller = start("flood")
+    longest = 0.0
+    while controller.is_active:
+        begin = time.perf_counter()
+        controller.poll()
+        longest = max(longest, time.perf_counter() - begin)
+        time.sleep(0.005)
+    assert controller.state.phase("phase1_prepare").done == 10_000
+    assert len(controller.state.left_out) == 2500
+    assert longest < 0.1
+
+
+def test_fraction_never_goes_back_and_skipped_phases_count():
+    state = RunState()
+    state.begin("in", "out", 0.0)
+    state.apply(RunStarted("r", "in", "out", tuple(PHASES)), 0.0)
+    state.apply(PhaseStarted("phase3_master_tiles", 10), 1.0)
+    before = state.fraction
+    assert before >= 0.44
+    state.apply(PhaseStarted("phase1_prepare", 10), 2.0)
+    assert state.fraction >= before
+
+
+def test_log_levels_of_the_old_protocol_are_understood():
+    state = RunState()
+    for level in ("WARNING", "INFO_DETAIL", "error"):
+        state.apply(Message("k", level), 0.0)
+    assert [line.level for line in state.log] == ["WARN", "INFO", "ERROR"]
+
+
+def test_eta_says_nothing_before_it_knows_and_then_is_close():
+    state = RunState()
+    eta = EtaEstimator()
+    state.begin("in", "out", 1.0)
+    state.apply(RunStarted("r", "in", "out", ("phase1_prepare", "phase3_master_tiles")), 1.0)
+    state.apply(PhaseStarted("phase1_prepare", 100), 1.0)
+    assert eta.estimate(state, 2.0) is None
+    for done in range(1, 51):
+        state.apply(PhaseProgress("phase1_prepare", done, 100), 1.0 + done)
+        found = eta.estimate(state, 1.0 + done)
+    # 100 s for this phase and the same share to come: 50 + 100 s are left.
+    assert found.seconds == pytest.approx(150.0, rel=0.1)
+    assert found.spread > 0.3
+
+
+def test_eta_uses_past_runs():
+    state = RunState()
+    eta = EtaEstimator({"phase3_master_tiles": 0.2})
+    state.begin("in", "out", 1.0)
+    state.apply(RunStarted("r", "in", "out", ("phase1_prepare", "phase3_master_tiles")), 1.0)
+    state.apply(PhaseStarted("phase1_prepare", 100), 1.0)
+    for done in range(1, 51):
+        state.apply(PhaseProgress("phase1_prepare", done, 100), 1.0 + done)
+        found = eta.estimate(state, 1.0 + done)
+    assert found.seconds == pytest.approx(50.0 + 20.0, rel=0.1)
+    assert found.spread < 0.2
+
+
+def test_eta_ends_with_the_run():
+    state = RunState()
+    state.begin("in", "out", 1.0)
+    state.apply(PhaseFinished("phase0_survey", 1.0, 0), 2.0)
+    state.apply(RunEnded("success"), 3.0)
+    assert EtaEstimator().estimate(state, 4.0) is None
+    assert state.elapsed(99.0) == pytest.approx(2.0)

@@ -1,0 +1,201 @@
+"""A child process that talks through a queue, watched so that its death is noticed and its children end.
+
+Used for the run itself and for the background jobs of the filter (survey, measuring, solving). The window
+never waits: starting, listening and ending all happen in threads, `poll` only empties a list.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import multiprocessing
+import multiprocessing.queues
+import os
+import queue
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ["ChildProcess", "end_process_tree"]
+
+# After the process is gone its last messages may still be on their way through the pipe.
+DRAIN_S = 1.0
+CRASH_LOG_BYTES = 8_000
+
+
+def _run_in_child(target: str, error_log: str, args: tuple, kwargs: dict) -> None:
+    """Body of the child: import the target here, so that the window never pays for its imports."""
+    stream = open(error_log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - lives as long as the process
+    os.dup2(stream.fileno(), 2)
+    sys.stderr = stream
+    faulthandler.enable(stream)
+    module, name = target.split(":")
+    getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+
+def end_process_tree(pid: int, *, patience_s: float = 3.0) -> int:
+    """Terminate a process and all its descendants, then kill what is left; return how many there were."""
+    try:
+        parent = psutil.Process(pid)
+        family = [*parent.children(recursive=True), parent]
+    except psutil.NoSuchProcess:
+        return 0
+    for process in family:
+        try:
+            process.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(family, timeout=patience_s)
+    for process in alive:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(alive, timeout=patience_s)
+    return len(family)
+
+
+class ChildProcess:
+    """One spawned, non-daemonic process and its queue.
+
+    Parameters
+    ----------
+    target : str
+        ``"module:function"``, imported in the child. It is called as ``function(queue, *args, **kwargs)``
+        and receives ``cancel_event`` as a keyword.
+    """
+
+    def __init__(self, target: str, *args: Any, **kwargs: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._queue: multiprocessing.queues.Queue = context.Queue()
+        self._cancel = context.Event()
+        handle, self._error_log = tempfile.mkstemp(prefix="zemosaic_child_", suffix=".log")
+        os.close(handle)
+        arguments = (target, self._error_log, (self._queue, *args), {**kwargs, "cancel_event": self._cancel})
+        self._process = context.Process(
+            target=_run_in_child, args=arguments, name="ZeMosaicWorker", daemon=False
+        )
+        self._messages: deque[Any] = deque()
+        self._started = threading.Event()
+        self._ended = threading.Event()
+        self._start_error = ""
+        self._ending: threading.Thread | None = None
+        # Pickling 10,000 paths into a pipe and waiting for the interpreter to read them takes a moment.
+        threading.Thread(target=self._start_and_listen, name="zemosaic-listener", daemon=True).start()
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None before the start."""
+        return self._process.pid if self._started.is_set() else None
+
+    @property
+    def is_finished(self) -> bool:
+        """True when the process is gone and all its messages have been received."""
+        return self._ended.is_set()
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code; negative is the number of the signal that ended it; None while it runs."""
+        return self._process.exitcode if self._started.is_set() else None
+
+    @property
+    def start_error(self) -> str:
+        """Why the process could not be started, or an empty string."""
+        return self._start_error
+
+    def error_text(self) -> str:
+        """Return the last lines the child wrote to its standard error."""
+        path = Path(self._error_log)
+        if not path.exists():
+            return ""
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - CRASH_LOG_BYTES))
+            return stream.read().decode("utf-8", errors="replace").strip()
+
+    # ------------------------------------------------------------------ actions
+
+    def poll(self, *, budget_s: float = 0.008, limit: int = 4000) -> list[Any]:
+        """Return the messages that arrived, at most ``limit`` and for at most ``budget_s`` seconds."""
+        taken: list[Any] = []
+        until = time.monotonic() + budget_s
+        while self._messages and len(taken) < limit and time.monotonic() < until:
+            taken.append(self._messages.popleft())
+        return taken
+
+    @property
+    def has_messages(self) -> bool:
+        """True while messages wait for `poll`."""
+        return bool(self._messages)
+
+    def request_cancel(self) -> None:
+        """Ask the child to stop at its next item."""
+        self._cancel.set()
+
+    def end_after(self, grace_s: float, on_forced: Callable[[], None] | None = None) -> None:
+        """End the child and its descendants by force when it still runs after ``grace_s``; do not wait."""
+        if self._ending is not None and self._ending.is_alive() and grace_s > 0:
+            return
+        self._ending = threading.Thread(
+            target=self._end, args=(grace_s, on_forced), name="zemosaic-ending", daemon=True
+        )
+        self._ending.start()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the end; return whether it came in time."""
+        return self._ended.wait(timeout_s)
+
+    def close(self) -> None:
+        """Remove the child's log file; call after the end."""
+        Path(self._error_log).unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------ threads
+
+    def _start_and_listen(self) -> None:
+        try:
+            self._process.start()
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            self._start_error = f"{type(error).__name__}: {error}"
+            self._started.set()
+            self._ended.set()
+            return
+        self._started.set()
+        reader = threading.Thread(target=self._listen, name="zemosaic-reader", daemon=True)
+        reader.start()
+        self._process.join()
+        # A process killed in the middle of a message leaves half of it in the pipe and the reader waiting
+        # for the rest for ever; the reader is a daemon thread and is left behind in that case.
+        reader.join(DRAIN_S)
+        self._ended.set()
+
+    def _listen(self) -> None:
+        quiet_since = None
+        while True:
+            try:
+                self._messages.append(self._queue.get(timeout=0.1))
+                quiet_since = None
+            except queue.Empty:
+                if self._process.is_alive():
+                    continue
+                now = time.monotonic()
+                quiet_since = quiet_since or now
+                if now - quiet_since > 0.15:
+                    return
+            except (EOFError, OSError):
+                return
+
+    def _end(self, grace_s: float, on_forced: Callable[[], None] | None) -> None:
+        self._started.wait(10.0)
+        if self._ended.wait(grace_s) or self._process.pid is None or self._process.exitcode is not None:
+            return
+        if on_forced is not None:
+            on_forced()
+        end_process_tree(self._process.pid)

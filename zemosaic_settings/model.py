@@ -1,0 +1,237 @@
+"""All option values of a run, checked and frozen: `Settings`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from zemosaic_core.errors import SettingsError
+from zemosaic_settings.catalogue import ALIASES, OPTIONS, OPTIONS_BY_KEY
+from zemosaic_settings.values import parse_value, split_pair
+
+__all__ = ["Settings", "canonical_values"]
+
+_OLD_SUFFIX = "_config"
+
+Geometry = tuple[int, int, int, int]
+
+
+def _declared(key: str) -> Any:
+    """Return the pydantic field of an option; everything but the type comes from the catalogue."""
+    option = OPTIONS_BY_KEY[key]
+    schema: dict[str, Any] = {"group": option.group, "level": option.level}
+    if option.choices:
+        schema["enum"] = list(option.choices)
+    if option.unit:
+        schema["unit"] = option.unit
+    limits = {}
+    if option.type in ("int", "float"):
+        limits = {"ge": option.minimum, "le": option.maximum}
+    shown = option.type != "secret"
+    return Field(default=option.default, json_schema_extra=schema, repr=shown, **limits)
+
+
+class Settings(BaseModel):
+    """Every option of the catalogue as an attribute of the same name.
+
+    Make one with `from_mapping` (a file, a command line, another program's keywords) or `updated`; both check
+    every value. An object cannot be changed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    input_dir: str = _declared("input_dir")
+    output_dir: str = _declared("output_dir")
+    scan_recursive: bool = _declared("scan_recursive")
+    resume: str = _declared("resume")
+    cache_retention: str = _declared("cache_retention")
+
+    solver_method: str = _declared("solver_method")
+    astap_executable_path: str = _declared("astap_executable_path")
+    astap_data_directory_path: str = _declared("astap_data_directory_path")
+    astap_default_search_radius: float = _declared("astap_default_search_radius")
+    astap_default_downsample: int = _declared("astap_default_downsample")
+    astap_max_instances: int = _declared("astap_max_instances")
+    astrometry_local_path: str = _declared("astrometry_local_path")
+    astrometry_api_key: str = _declared("astrometry_api_key")
+    astrometry_timeout: int = _declared("astrometry_timeout")
+    force_resolve_existing_wcs: bool = _declared("force_resolve_existing_wcs")
+    solve_tolerance_px: float = _declared("solve_tolerance_px")
+
+    hot_pixel_correction: bool = _declared("hot_pixel_correction")
+    exclude_flagged_frames: bool = _declared("exclude_flagged_frames")
+    frame_quality_sigma: float = _declared("frame_quality_sigma")
+
+    cluster_panel_threshold: float = _declared("cluster_panel_threshold")
+    cluster_target_groups: int = _declared("cluster_target_groups")
+    cluster_orientation_split_deg: float = _declared("cluster_orientation_split_deg")
+    max_raw_per_master_tile: int = _declared("max_raw_per_master_tile")
+
+    stacking_normalize_method: str = _declared("stacking_normalize_method")
+    stacking_weighting_method: str = _declared("stacking_weighting_method")
+    stacking_rejection_algorithm: str = _declared("stacking_rejection_algorithm")
+    stacking_kappa_low: float = _declared("stacking_kappa_low")
+    stacking_kappa_high: float = _declared("stacking_kappa_high")
+    stacking_winsor_limits: str = _declared("stacking_winsor_limits")
+    stacking_final_combine_method: str = _declared("stacking_final_combine_method")
+    resample_kernel: str = _declared("resample_kernel")
+    poststack_equalize_rgb: bool = _declared("poststack_equalize_rgb")
+    apply_radial_weight: bool = _declared("apply_radial_weight")
+    radial_feather_fraction: float = _declared("radial_feather_fraction")
+    radial_shape_power: float = _declared("radial_shape_power")
+    min_radial_weight_floor: float = _declared("min_radial_weight_floor")
+
+    global_wcs_pixelscale_mode: str = _declared("global_wcs_pixelscale_mode")
+    global_wcs_orientation: str = _declared("global_wcs_orientation")
+    canvas_max_megapixels: float = _declared("canvas_max_megapixels")
+    canvas_exclude_outliers: bool = _declared("canvas_exclude_outliers")
+
+    final_assembly_method: str = _declared("final_assembly_method")
+    intertile_photometric_match: bool = _declared("intertile_photometric_match")
+    intertile_gradient: bool = _declared("intertile_gradient")
+    match_background_for_final: bool = _declared("match_background_for_final")
+    tile_feather_px: int = _declared("tile_feather_px")
+    crop_follow_signal: bool = _declared("crop_follow_signal")
+
+    save_final_as_uint16: bool = _declared("save_final_as_uint16")
+    save_viewer_tiff: bool = _declared("save_viewer_tiff")
+    save_variance: bool = _declared("save_variance")
+    preview_png_p_low: float = _declared("preview_png_p_low")
+    preview_png_p_high: float = _declared("preview_png_p_high")
+    preview_png_asinh_a: float = _declared("preview_png_asinh_a")
+    preview_png_max_dim: int = _declared("preview_png_max_dim")
+    preview_png_apply_wb: bool = _declared("preview_png_apply_wb")
+
+    use_gpu_phase5: bool = _declared("use_gpu_phase5")
+    gpu_mode: str = _declared("gpu_mode")
+    gpu_id_phase5: int = _declared("gpu_id_phase5")
+    gpu_selector: str = _declared("gpu_selector")
+    gpu_memory_mb: int = _declared("gpu_memory_mb")
+    stack_ram_budget_gb: float = _declared("stack_ram_budget_gb")
+    num_processing_workers: int = _declared("num_processing_workers")
+
+    language: str = _declared("language")
+    logging_level: str = _declared("logging_level")
+    qt_theme_mode: str = _declared("qt_theme_mode")
+    preferred_gui_backend: str = _declared("preferred_gui_backend")
+    qt_main_window_geometry: Geometry | None = _declared("qt_main_window_geometry")
+    qt_filter_window_geometry: Geometry | None = _declared("qt_filter_window_geometry")
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], *, strict_unknown: bool = False) -> Self:
+        """Return checked settings; what the mapping does not name keeps its default.
+
+        Parameters
+        ----------
+        mapping : mapping
+            Option values under their own key, an alias, or either with the old ``_config`` suffix. ``None``
+            means "not given".
+        strict_unknown : bool
+            Refuse a name that no option has, instead of leaving it aside.
+
+        Raises
+        ------
+        SettingsError
+            A value is not allowed, or a name is unknown; one line says which and what is allowed.
+        """
+        known, unknown = canonical_values(mapping)
+        if strict_unknown and unknown:
+            raise _unknown_option(unknown[0])
+        values = {key: parse_value(OPTIONS_BY_KEY[key], value) for key, value in known.items()}
+        settings = cls(**values)
+        settings._check_together()
+        return settings
+
+    def updated(self, changes: Mapping[str, Any], *, strict_unknown: bool = True) -> Self:
+        """Return settings with some values changed; names are accepted as in `from_mapping`.
+
+        Raises
+        ------
+        SettingsError
+            As in `from_mapping`.
+        """
+        known, unknown = canonical_values(changes)
+        if strict_unknown and unknown:
+            raise _unknown_option(unknown[0])
+        return self.from_mapping({**self.to_mapping(), **known})
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return key -> value for every option, JSON-serialisable."""
+        return self.model_dump(mode="json")
+
+    @property
+    def winsor_limits(self) -> tuple[float, float]:
+        """Fractions winsorized at the low and at the high end, each in [0, 0.5)."""
+        return split_pair(self.stacking_winsor_limits)
+
+    @property
+    def asked_gpu_mode(self) -> str:
+        """``off``, ``auto`` or ``require``: what the switch and the mode say together."""
+        return self.gpu_mode if self.use_gpu_phase5 else "off"
+
+    def _check_together(self) -> None:
+        if self.preview_png_p_low >= self.preview_png_p_high:
+            raise SettingsError(
+                "settings_not_below",
+                f"preview_png_p_low = {self.preview_png_p_low:g} is not allowed; allowed is a number below "
+                f"preview_png_p_high = {self.preview_png_p_high:g}",
+                option="preview_png_p_low",
+                value=self.preview_png_p_low,
+                other="preview_png_p_high",
+                other_value=self.preview_png_p_high,
+            )
+        if self.gpu_mode == "require" and not self.use_gpu_phase5:
+            raise SettingsError(
+                "settings_gpu_contradiction",
+                "gpu_mode = require is not allowed with use_gpu_phase5 = false; allowed are auto and off",
+                option="gpu_mode",
+                value="require",
+            )
+
+
+def canonical_values(mapping: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Sort a mapping into known options under their own key, and the names that no option has.
+
+    Of several names of one option the option's own key wins, then the aliases in the order of the catalogue.
+    ``None``, and an empty text where a text is no value, count as not given.
+    """
+    given: dict[str, Any] = {}
+    unknown = []
+    for name, value in mapping.items():
+        plain = _without_suffix(name)
+        if plain is None:
+            unknown.append(name)
+        elif value is not None and plain not in given:
+            given[plain] = value
+    known = {}
+    for option in OPTIONS:
+        texts = option.type in ("text", "folder", "file", "secret")
+        values = [given[name] for name in option.all_names if name in given]
+        filled = [value for value in values if value != ""]
+        if filled:
+            known[option.key] = filled[0]
+        elif values and texts:
+            known[option.key] = ""
+    return known, tuple(unknown)
+
+
+def _without_suffix(name: str) -> str | None:
+    for candidate in (name, name.removesuffix(_OLD_SUFFIX)):
+        if candidate in OPTIONS_BY_KEY or candidate in ALIASES:
+            return candidate
+    return None
+
+
+def _unknown_option(name: str) -> SettingsError:
+    near = _nearest(name, (*OPTIONS_BY_KEY, *ALIASES))
+    hint = f"; did you mean {near}?" if near else ""
+    key = "settings_unknown_nearest" if near else "settings_unknown"
+    return SettingsError(key, f"no option is called {name!r}{hint}", option=name, nearest=near)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return ALIASES.get(found[0], found[0]) if found else ""

@@ -1,7 +1,7 @@
 """Start, follow and stop a run without any toolkit: a window calls `poll` from its timer and draws `state`.
 
-State diagram: idle -> starting -> running -> success | failed | cancelled, and any active state -> stopping ->
-cancelled (or what the worker reports when it ended first). A worker that dies without saying `RunEnded` is a
+State diagram: idle -> starting -> running -> success | failed | cancelled, and any active state -> stopping
+-> cancelled (or what the worker reports when it ended first). A worker that dies without saying `RunEnded` is a
 failure, whatever its exit code.
 """
 

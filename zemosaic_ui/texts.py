@@ -1,0 +1,101 @@
+"""The words of the windows in the user's language, and numbers written the way people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from locales.zemosaic_localization import ZeMosaicLocalization, available_languages
+
+__all__ = ["Texts", "available_languages"]
+
+
+class Texts:
+    """Text of a key in the current language; views register to be redrawn when it changes."""
+
+    def __init__(self, language: str = "en") -> None:
+        self._localization = ZeMosaicLocalization(language)
+        self._listeners: list[Callable[[], None]] = []
+
+    def __call__(self, key: str, **values: Any) -> str:
+        """Return the text of ``key`` with its values filled in."""
+        return self._localization.get(key, **values)
+
+    @property
+    def language(self) -> str:
+        """Code of the current language."""
+        return self._localization.language_code
+
+    def has(self, key: str) -> bool:
+        """Whether a key has a text."""
+        return self._localization.has(key)
+
+    def on_language(self, listener: Callable[[], None]) -> None:
+        """Call ``listener()`` after each change of the language."""
+        self._listeners.append(listener)
+
+    def forget(self, listener: Callable[[], None]) -> None:
+        """Stop calling a listener."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    def set_language(self, code: str) -> None:
+        """Switch the language and tell every view."""
+        if code == self.language:
+            return
+        self._localization.set_language(code)
+        for listener in tuple(self._listeners):
+            listener()
+
+    # ------------------------------------------------------------------ messages
+
+    def message(self, key: str, values: Mapping[str, Any]) -> str:
+        """Return a line for a message of the worker; a key without a text is shown as it is, with its values."""
+        if self.has(key):
+            return self(key, **values)
+        shown = ", ".join(f"{name}={value}" for name, value in values.items())
+        return f"{key} ({shown})" if shown else key
+
+    def reason(self, key: str, values: Mapping[str, Any], path: str = "") -> str:
+        """Return the reason why a frame is not used, without repeating its path."""
+        return self.message(key, {"path": Path(path).name, **values} if path else dict(values))
+
+    # ------------------------------------------------------------------ numbers
+
+    def number(self, value: float, digits: int = 0) -> str:
+        """Return a number with the language's decimal sign and thin spaces between thousands."""
+        if not math.isfinite(value):
+            return "–"
+        text = f"{value:,.{digits}f}".replace(",", "\u202f")
+        return text.replace(".", self("ui_decimal_sign"))
+
+    def size(self, n_bytes: float) -> str:
+        """Return a size in the largest unit that keeps it above one (powers of ten)."""
+        value, unit = float(n_bytes), "ui_unit_b"
+        for name in ("ui_unit_kb", "ui_unit_mb", "ui_unit_gb", "ui_unit_tb"):
+            if abs(value) < 999.5:
+                break
+            value, unit = value / 1000.0, name
+        return f"{self.number(value, 0 if unit == 'ui_unit_b' or value >= 99.5 else 1)} {self(unit)}"
+
+    def clock(self, seconds: float) -> str:
+        """Return ``h:mm:ss`` or ``m:ss``."""
+        whole = max(0, round(seconds))
+        hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+        return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+    def about(self, seconds: float, spread: float) -> str:
+        """Return a duration in words, as coarse as it is uncertain."""
+        if seconds < 20:
+            return self("ui_eta_seconds")
+        if seconds < 90:
+            return self("ui_eta_minute")
+        minutes = seconds / 60.0
+        if minutes < 60:
+            step = 1 if minutes < 10 else 5 if spread > 0.25 or minutes > 30 else 2
+            return self("ui_eta_minutes", n=max(2, round(minutes / step) * step))
+        hours = minutes / 60.0
+        text = self.number(round(hours * 2) / 2 if spread > 0.25 else hours, 1)
+        return self("ui_eta_hours", n=text)

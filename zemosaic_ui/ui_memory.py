@@ -1,0 +1,68 @@
+"""What the window remembers by itself between two starts: recent folders, pane sizes, the pace of past runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from zemosaic_core.errors import SaveFailed
+
+__all__ = ["UiMemory", "read_memory", "write_memory"]
+
+MAX_RECENT = 8
+
+
+@dataclass
+class UiMemory:
+    """Facts about the last use; all of them may be missing or old."""
+
+    recent_inputs: list[str] = field(default_factory=list)
+    recent_outputs: list[str] = field(default_factory=list)
+    recent_results: list[str] = field(default_factory=list)
+    panes: dict[str, str] = field(default_factory=dict)
+    pace: dict[str, float] = field(default_factory=dict)
+    ask_filter: bool = True
+
+    def visit(self, kind: str, path: str) -> None:
+        """Put a folder at the head of ``inputs``, ``outputs`` or ``results``."""
+        recent: list[str] = getattr(self, f"recent_{kind}")
+        if path in recent:
+            recent.remove(path)
+        recent.insert(0, path)
+        del recent[MAX_RECENT:]
+
+
+def read_memory(path: Path) -> UiMemory:
+    """Return the memory in a file; a missing or damaged file is an empty memory (nothing of value is lost)."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return UiMemory()
+    memory = UiMemory()
+    if isinstance(content, dict):
+        for item in fields(UiMemory):
+            value = content.get(item.name)
+            if type(value) is type(getattr(memory, item.name)):
+                setattr(memory, item.name, value)
+    return memory
+
+
+def write_memory(path: Path, memory: UiMemory) -> None:
+    """Save the memory.
+
+    Raises
+    ------
+    SaveFailed
+        The file cannot be written.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(asdict(memory), indent=2, ensure_ascii=False), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SaveFailed(
+            "ui_memory_not_saved", f"{path}: {error}", path=str(path), detail=str(error)
+        ) from error

@@ -152,9 +152,9 @@ def link_positions(ra_deg: np.ndarray, dec_deg: np.ndarray, threshold_deg: float
 
     Notes
     -----
-    Exact, without ever listing all linked pairs: each point's nearest neighbours are linked first; only points
-    whose last looked-up neighbour is still within reach can have missed a link, and these ask for the nearest
-    point outside their own component until nothing changes.
+    Exact, without ever listing all linked pairs: each point's nearest neighbours are linked first; only
+    points whose last looked-up neighbour is still within reach can have missed a link, and these ask for the
+    nearest point outside their own component until nothing changes.
     """
     vectors = unit_vectors(ra_deg, dec_deg).reshape(-1, 3)
     n = len(vectors)
@@ -196,7 +196,7 @@ def _missing_links(
 
 
 def _components(n: int, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, cols)), shape=(n, n))
+    graph = coo_matrix((np.ones(len(rows)), (rows, cols)), shape=(n, n))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
@@ -279,11 +279,11 @@ def _merge_small(
     cap = 1.1 * limits.max_per_group if limits.max_per_group > 0 else np.inf
     centres = unit_vectors(*np.array([mean_direction(ra[g], dec[g]) for g in groups]).T)
     alive = np.ones(len(groups), dtype=bool)
+    sizes = np.array([len(g) for g in groups])
     for index in sorted(range(len(groups)), key=lambda i: (len(groups[i]), int(groups[i].min()))):
-        size = len(groups[index])
+        size = int(sizes[index])
         if not alive[index] or size >= limits.min_per_group:
             continue
-        sizes = np.array([len(g) for g in groups])
         distance = np.linalg.norm(centres - centres[index], axis=1)
         allowed = alive & (sizes + size <= cap) & (distance <= chord_from_deg(within_deg))
         allowed[index] = False
@@ -291,6 +291,7 @@ def _merge_small(
             continue
         target = int(np.argmin(np.where(allowed, distance, np.inf)))
         groups[target] = np.concatenate([groups[target], groups[index]])
+        sizes[target] += size
         centres[target] = unit_vectors(*mean_direction(ra[groups[target]], dec[groups[target]]))
         alive[index] = False
     return [g for g, a in zip(groups, alive, strict=True) if a]
@@ -299,12 +300,10 @@ def _merge_small(
 def _check(ra: np.ndarray, dec: np.ndarray, *limits: float) -> None:
     if len(ra) != len(dec):
         raise ValueError(f"ra_deg and dec_deg must have the same length, got {len(ra)} and {len(dec)}")
-    if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
-        raise SettingsError(
-            "cluster_bad_positions",
-            f"{int((~np.isfinite(ra) | ~np.isfinite(dec)).sum())} pointings have no finite position; leave them out",
-            n=int((~np.isfinite(ra) | ~np.isfinite(dec)).sum()),
-        )
+    n_bad = int((~np.isfinite(ra) | ~np.isfinite(dec)).sum())
+    if n_bad:
+        message = f"{n_bad} pointings have no finite position; leave them out"
+        raise SettingsError("cluster_bad_positions", message, n=n_bad)
     if any(not limit >= 0 for limit in limits):
         raise SettingsError(
             "cluster_bad_limits",

@@ -203,9 +203,9 @@ def choose_transform(
     """Fit the simplest map that the pairs justify.
 
     Kinds are tried in order of complexity, only with 3 or more stars per coefficient of an axis
-    (`min_points`). On the pairs kept by the richest kind tried, each kind's squared leave-one-out prediction errors
-    ``|r_i / (1 - h_i)|^2`` are compared (``h`` the leverage). A richer kind replaces the best so far when the
-    mean drops by at least 10 % and by more than two standard errors of the per-star differences.
+    (`min_points`). On the pairs kept by the richest kind tried, each kind's squared leave-one-out prediction
+    errors ``|r_i / (1 - h_i)|^2`` are compared (``h`` the leverage). A richer kind replaces the best so far
+    when the mean drops by at least 10 % and by more than two standard errors of the per-star differences.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ that an existing file keeps its meaning; `Option.aliases` are other names found 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -66,8 +66,8 @@ class Option:
         Other names accepted on input; the first of two given names wins, this option's own key before all.
     mirrors : tuple of str
         Those aliases which the settings file also keeps, always with the same value.
-    old_values : mapping
-        Retired value (lower case if text) -> the value that stands for it now.
+    old_values : tuple of pairs
+        (retired text value in lower case, the value that stands for it now).
     in_forms : bool
         False for what a window remembers by itself.
     """
@@ -85,7 +85,7 @@ class Option:
     special: str = ""
     aliases: tuple[str, ...] = ()
     mirrors: tuple[str, ...] = ()
-    old_values: Mapping[Any, Any] = field(default_factory=lambda: MappingProxyType({}))
+    old_values: tuple[tuple[str, str], ...] = ()
     in_forms: bool = True
 
     @property
@@ -101,10 +101,6 @@ class Option:
     def all_names(self) -> tuple[str, ...]:
         """The key, then every alias, in the order in which they win."""
         return (self.key, *self.mirrors, *self.aliases)
-
-
-def _old(**values: Any) -> Mapping[Any, Any]:
-    return MappingProxyType(values)
 
 
 _FOLDERS = (
@@ -131,7 +127,7 @@ _FOLDERS = (
         "auto",
         "folders",
         choices=("off", "auto"),
-        old_values=_old(force="auto"),
+        old_values=(("force", "auto"),),
     ),
     Option(
         "cache_retention",
@@ -139,7 +135,7 @@ _FOLDERS = (
         "keep",
         "folders",
         choices=("run_end", "keep"),
-        old_values=_old(per_tile="run_end"),
+        old_values=(("per_tile", "run_end"),),
     ),
 )
 
@@ -531,7 +527,7 @@ _INTERFACE = (
         "basic",
         choices=("en", "fr"),
         # Languages of ZeMosaic 4 that have no texts here yet.
-        old_values=_old(de="en", es="en", nl="en", pl="en", **{"is": "en"}),
+        old_values=tuple((code, "en") for code in ("de", "es", "is", "nl", "pl")),
     ),
     Option(
         "logging_level",
@@ -539,12 +535,12 @@ _INTERFACE = (
         "INFO",
         "interface",
         choices=("ERROR", "WARN", "INFO", "DEBUG"),
-        old_values=_old(
-            warning="WARN",
-            critical="ERROR",
-            info_detail="DEBUG",
-            debug_detail="DEBUG",
-            debug_very_detail="DEBUG",
+        old_values=(
+            ("warning", "WARN"),
+            ("critical", "ERROR"),
+            ("info_detail", "DEBUG"),
+            ("debug_detail", "DEBUG"),
+            ("debug_very_detail", "DEBUG"),
         ),
     ),
     Option(

@@ -48,11 +48,7 @@ def split_pair(text: str) -> tuple[float, float]:
 
 
 def _modernised(option: Option, value: Any) -> Any:
-    look_up = value.strip().lower() if isinstance(value, str) else value
-    try:
-        return option.old_values.get(look_up, value)
-    except TypeError:  # an unhashable value, such as a list, was never a retired one
-        return value
+    return dict(option.old_values).get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
 def _refused(option: Option, value: Any, key: str, english: str, **values: Any) -> SettingsError:
@@ -86,7 +82,7 @@ def _number(option: Option, value: Any) -> int | float:
         raise _refused(option, value, key, allowed, **limits)
     try:
         number = float(value)
-    except ValueError:
+    except (OverflowError, ValueError):
         raise _refused(option, value, key, allowed, **limits) from None
     if not math.isfinite(number) or (whole and number != int(number)):
         raise _refused(option, value, key, allowed, **limits)
@@ -110,7 +106,7 @@ def _pair(option: Option, value: Any) -> str:
     parts = value.strip(" ()[]").split(",") if isinstance(value, str) else value
     try:
         low, high = (float(part) for part in parts)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise _refused(option, value, "settings_not_a_pair", allowed, **limits) from None
     if not all(option.minimum <= number <= option.maximum for number in (low, high)):
         raise _refused(option, value, "settings_not_a_pair", allowed, **limits)
@@ -127,7 +123,7 @@ def _geometry(option: Option, value: Any) -> tuple[int, int, int, int] | None:
         return None
     try:
         x, y, width, height = (int(number) for number in value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise _refused(option, value, "settings_not_a_geometry", "four whole numbers") from None
     return x, y, width, height
 

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from zemosaic_core.errors import RunFailed
+from zemosaic_io.folders import is_frame_name, survey_files
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.fit", True),
+        ("a.FITS", True),
+        ("a.Fts", True),
+        ("a.fits.fz", True),
+        ("a.fz", False),
+        ("a.txt", False),
+        ("fits", False),
+        ("._a.fit", False),
+    ],
+)
+def test_frame_names(name, expected):
+    assert is_frame_name(name) is expected
+
+
+def test_survey_order_and_exclusions(tmp_path):
+    touch(tmp_path, "b.fit", "A.fits", "c/d.FIT", "c/e.txt", "C2/x.fts.fz")
+    touch(
+        tmp_path, "unaligned_by_zemosaic/u.fit", "c/Unaligned_By_ZeMosaic/v.fit", "out/tile.fits", "skip.fit"
+    )
+    found = survey_files(tmp_path, recursive=True, exclude=[tmp_path / "out", tmp_path / "skip.fit"])
+    assert [p.relative_to(tmp_path).as_posix() for p in found] == [
+        "A.fits",
+        "b.fit",
+        "c/d.FIT",
+        "C2/x.fts.fz",
+    ]
+    flat = survey_files(tmp_path, recursive=False)
+    assert [p.name for p in flat] == ["A.fits", "b.fit", "skip.fit"]
+
+
+def test_input_folder_may_lie_inside_the_output_folder(tmp_path):
+    touch(tmp_path, "in/a.fit")
+    assert len(survey_files(tmp_path / "in", exclude=[tmp_path])) == 1
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(RunFailed) as caught:
+        survey_files(tmp_path / "nowhere")
+    assert caught.value.key == "input_folder_missing"

@@ -1,0 +1,232 @@
+"""Pixels of a frame, window by window, as stored: no debayering, no repair, no scaling beyond the header's.
+
+Files are read with plain reads instead of memory maps: a file that shrinks or a disk that vanishes then
+raises an error that names the frame, where a memory map would kill the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+
+from zemosaic_core.errors import SkipItem
+from zemosaic_core.sources import RawRows
+from zemosaic_io.headers import FrameInfo, HduInfo
+
+__all__ = ["content_key", "is_raw_uint16", "read_image", "read_plane_rows", "read_raw_rows", "read_window"]
+
+_STORED = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+_HASH_CHUNK = 1 << 20
+
+
+def is_raw_uint16(info: FrameInfo) -> bool:
+    """Return True when the file stores 16-bit unsigned pixels the FITS way: int16 with BZERO 32768."""
+    return info.bitpix == 16 and info.bzero == 32768.0 and info.bscale == 1.0 and info.blank is None
+
+
+def read_window(info: FrameInfo, y0: int, y1: int, x0: int = 0, x1: int | None = None) -> np.ndarray:
+    """Read a window of a frame.
+
+    Parameters
+    ----------
+    info : FrameInfo
+        What `read_frame_info` said about the file.
+    y0, y1, x0, x1 : int
+        Window in px, end exclusive; ``x1=None`` is the right border.
+
+    Returns
+    -------
+    ndarray, shape (y1-y0, x1-x0) or (3, y1-y0, x1-x0)
+        Native byte order: uint16 for unsigned pixels of up to 16 bits, else float32. ADU as in the file;
+        BLANK pixels are NaN.
+
+    Raises
+    ------
+    SkipItem
+        ``frame_unreadable`` or ``frame_truncated``.
+    ValueError
+        The window does not lie in the image.
+    """
+    height, width = info.shape_hw
+    x1 = width if x1 is None else x1
+    if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
+        raise ValueError(
+            f"window rows {y0}:{y1}, columns {x0}:{x1} is not inside an image of {height} x {width}"
+        )
+    if info.data_offset < 0:
+        return _read_compressed(info, y0, y1, x0, x1)
+    stored = _read_stored_rows(info, y0, y1)
+    return _to_native(info, stored[..., x0:x1])
+
+
+def read_image(info: FrameInfo) -> np.ndarray:
+    """Read the whole frame; see `read_window`."""
+    return read_window(info, 0, info.shape_hw[0])
+
+
+def read_raw_rows(info: FrameInfo, y0: int, y1: int) -> RawRows | None:
+    """Read undecoded rows of an uncompressed 16-bit CFA frame; None for every other frame.
+
+    The bit patterns are those of the file, in the file's byte order. ``hot_pixels`` is empty here.
+    """
+    if info.kind != "cfa" or info.data_offset < 0 or not is_raw_uint16(info):
+        return None
+    stored = _read_stored_rows(info, y0, y1)
+    return RawRows(
+        data=stored.view(np.uint16),
+        y0=y0,
+        big_endian_signed=True,
+        pattern=info.cfa_pattern,
+        hot_pixels=np.empty(0, np.int64),
+    )
+
+
+def read_plane_rows(path: Path, hdu: HduInfo, y0: int, y1: int) -> np.ndarray:
+    """Read rows of an uncompressed image unit as (planes, y1-y0, W) float32 in native byte order.
+
+    Integers are scaled with BZERO and BSCALE; a 2-D image has one plane.
+
+    Raises
+    ------
+    SkipItem
+        ``frame_unreadable`` or ``frame_truncated``.
+    """
+    axes = hdu.image_axes
+    width, height = axes[0], axes[1]
+    planes = int(np.prod(axes[2:], dtype=np.int64)) if len(axes) > 2 else 1
+    dtype = np.dtype(_STORED[int(hdu.cards["BITPIX"])])
+    stored = np.empty((planes, y1 - y0, width), dtype)
+    offsets = [hdu.data_offset + (p * height + y0) * width * dtype.itemsize for p in range(planes)]
+    _read_into(path, offsets, stored)
+    values = stored.astype(np.float32)
+    bzero, bscale = float(hdu.cards.get("BZERO") or 0.0), float(hdu.cards.get("BSCALE") or 1.0)
+    if (bzero, bscale) != (0.0, 1.0):
+        values *= np.float32(bscale)
+        values += np.float32(bzero)
+    return values
+
+
+def content_key(info: FrameInfo) -> str:
+    """Fingerprint of the pixels (BLAKE2b, 32 hex digits): equal for copies whose headers or names differ.
+
+    Raises
+    ------
+    SkipItem
+        ``frame_unreadable`` or ``frame_truncated``.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    layout = (info.shape_hw, info.axes, info.n_stored_planes, info.bitpix, info.bzero, info.bscale)
+    digest.update(repr(layout).encode())
+    for chunk in _iter_pixel_bytes(info):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _iter_pixel_bytes(info: FrameInfo) -> Iterator[bytes | memoryview]:
+    if info.data_offset < 0:
+        # The same pixels can be compressed in many ways; only the decompressed ones identify the frame.
+        native = np.ascontiguousarray(read_image(info))
+        yield native.astype(native.dtype.newbyteorder(">")).tobytes()
+        return
+    left = info.shape_hw[0] * info.shape_hw[1] * info.n_stored_planes * abs(info.bitpix) // 8
+    try:
+        with open(info.path, "rb") as file:
+            file.seek(info.data_offset)
+            while left > 0:
+                chunk = file.read(min(left, _HASH_CHUNK))
+                if not chunk:
+                    raise _truncated(info.path, left)
+                left -= len(chunk)
+                yield chunk
+    except OSError as error:
+        raise _unreadable(info.path, error) from error
+
+
+def _read_stored_rows(info: FrameInfo, y0: int, y1: int) -> np.ndarray:
+    """Rows in the type and byte order of the file: (h, W), or (3, h, W) as a view for both plane orders."""
+    height, width = info.shape_hw
+    dtype = np.dtype(_STORED[info.bitpix])
+    row_bytes = width * dtype.itemsize
+    if info.axes == "chw":
+        stored = np.empty((3, y1 - y0, width), dtype)
+        offsets = [info.data_offset + (plane * height + y0) * row_bytes for plane in range(3)]
+        _read_into(info.path, offsets, stored)
+        return stored
+    planes = info.n_stored_planes
+    stored = np.empty((1, y1 - y0, width * planes), dtype)
+    _read_into(info.path, [info.data_offset + y0 * row_bytes * planes], stored)
+    if info.axes == "hw":
+        return stored[0]
+    return np.moveaxis(stored[0].reshape(y1 - y0, width, planes)[..., :3], -1, 0)
+
+
+def _read_into(path: Path, offsets: list[int], target: np.ndarray) -> None:
+    """Fill ``target[i]`` from byte ``offsets[i]``."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for offset, plane in zip(offsets, target, strict=True):
+                view = memoryview(plane.reshape(-1).view(np.uint8))
+                file.seek(offset)
+                done = 0
+                while done < len(view):
+                    count = file.readinto(view[done:])
+                    if not count:
+                        raise _truncated(path, len(view) - done)
+                    done += count
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _to_native(info: FrameInfo, stored: np.ndarray) -> np.ndarray:
+    if is_raw_uint16(info):
+        # Subtracting 32768 flips the top bit only; the byte swap and the flip are the whole decoding.
+        native = stored.astype(np.int16).view(np.uint16)
+        native ^= np.uint16(0x8000)
+        return native
+    plain = info.bzero == 0.0 and info.bscale == 1.0
+    if info.bitpix == 8 and plain and info.blank is None:
+        return stored.astype(np.uint16)
+    if info.bitpix < 0 and plain:
+        return stored.astype(np.float32)
+    scaled = stored.astype(np.float64)
+    if info.blank is not None:
+        scaled[stored == info.blank] = np.nan
+    return (scaled * info.bscale + info.bzero).astype(np.float32)
+
+
+def _read_compressed(info: FrameInfo, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    """Decompress only the tiles under the window."""
+    try:
+        with fits.open(info.path, memmap=False, lazy_load_hdus=True) as hdus:
+            section = hdus[info.hdu].section
+            if info.axes == "hw":
+                # A third axis of length one is stored by some programs; FrameInfo counts it as no axis.
+                leading = (0,) * (len(section.shape) - 2)
+                window = np.asarray(section[(*leading, slice(y0, y1), slice(x0, x1))])
+            elif info.axes == "chw":
+                window = np.asarray(section[0:3, y0:y1, x0:x1])
+            else:
+                window = np.moveaxis(np.asarray(section[y0:y1, x0:x1, 0:3]), -1, 0)
+    except (OSError, ValueError, EOFError, IndexError) as error:
+        raise _unreadable(info.path, error) from error
+    if is_raw_uint16(info) or window.dtype == np.uint8:
+        return np.ascontiguousarray(window, dtype=np.uint16)
+    return np.ascontiguousarray(window, dtype=np.float32)
+
+
+def _truncated(path: Path, missing: int) -> SkipItem:
+    return SkipItem(
+        "frame_truncated",
+        f"{path} is cut short: {missing} bytes are missing",
+        path=str(path),
+        expected=path.stat().st_size + missing,
+        actual=path.stat().st_size,
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> SkipItem:
+    return SkipItem("frame_unreadable", f"{path} cannot be read: {error}", path=str(path), reason=str(error))

@@ -1,0 +1,388 @@
+"""Science files written row by row to a temporary name and renamed when they are complete.
+
+Space is claimed at the start and rows are written with plain writes, so a full disk is an error with a name
+(`SaveFailed`) and not a killed process.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+
+from zemosaic_core.errors import SaveFailed
+
+__all__ = ["ExtensionSpec", "StreamingFits", "atomic_path", "make_header", "write_image"]
+
+FITS_BLOCK = 2880
+Cards = Mapping[str, Any] | Iterable[Sequence[Any]]
+# Native type -> (BITPIX, stored type, BZERO). Unsigned 16 bit is int16 with an offset, as FITS demands.
+_STORAGE: dict[str, tuple[int, str, int]] = {
+    "float32": (-32, ">f4", 0),
+    "float64": (-64, ">f8", 0),
+    "uint8": (8, ">u1", 0),
+    "int16": (16, ">i2", 0),
+    "uint16": (16, ">i2", 32768),
+    "int32": (32, ">i4", 0),
+}
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+_STRUCTURE = {"SIMPLE", "XTENSION", "BITPIX", "NAXIS", "EXTEND", "PCOUNT", "GCOUNT", "BZERO", "BSCALE", "END"}
+
+
+@dataclass(frozen=True)
+class ExtensionSpec:
+    """One image extension of a `StreamingFits`.
+
+    Attributes
+    ----------
+    name : str
+        EXTNAME.
+    shape : tuple of int
+        (H, W) or (C, H, W).
+    dtype : str
+        float32, float64, uint8, int16, uint16 or int32.
+    cards : tuple
+        Further cards.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    cards: tuple = ()
+
+
+@dataclass
+class _Unit:
+    shape: tuple[int, ...]
+    stored: np.dtype
+    bzero: int
+    data_offset: int
+    written: np.ndarray = field(repr=False)
+
+    @property
+    def height(self) -> int:
+        return self.shape[-2]
+
+
+class StreamingFits:
+    """A FITS file that grows by rows and appears under its name only when it is complete.
+
+    Parameters
+    ----------
+    path : Path or str
+        Final name; its folder is created. An existing file is replaced at `commit`.
+    shape : tuple of int
+        (C, H, W) or (H, W) of the primary image.
+    cards : mapping or iterable of (key, value[, comment])
+        Header cards, e.g. the WCS. Structural cards are ignored.
+    dtype : str
+        Type of the primary image.
+    extensions : sequence of ExtensionSpec or (name, shape, dtype)
+        Image extensions, filled with ``write_rows(..., ext=name)``.
+
+    Raises
+    ------
+    SaveFailed
+        ``save_failed`` or ``save_incomplete``, from every method.
+
+    Notes
+    -----
+    Use it as a context manager; leaving the block without `commit` removes the temporary file.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        shape: tuple[int, ...],
+        cards: Cards = (),
+        dtype: str = "float32",
+        extensions: Sequence[ExtensionSpec | tuple] = (),
+    ) -> None:
+        self.path = Path(path)
+        specs = [s if isinstance(s, ExtensionSpec) else ExtensionSpec(*s) for s in extensions]
+        self._units: dict[str | None, _Unit] = {}
+        self._file: Any = None
+        self._temporary: Path | None = None
+        headers = [(None, make_header(cards, shape, dtype, has_extensions=bool(specs)), shape, dtype)]
+        for s in specs:
+            header = make_header(s.cards, s.shape, s.dtype, extname=s.name)
+            headers.append((s.name, header, s.shape, s.dtype))
+        try:
+            self._temporary, self._file = _open_temporary(self.path)
+            self._lay_out(headers)
+        except OSError as error:
+            self.abort()
+            raise _save_failed(self.path, error) from error
+
+    def _lay_out(self, headers: list) -> None:
+        offset = 0
+        for name, header, shape, dtype in headers:
+            text = header.tostring(padding=True).encode("ascii")
+            _, stored, bzero = _STORAGE[dtype]
+            unit = _Unit(tuple(shape), np.dtype(stored), bzero, offset + len(text), np.zeros(shape[-2], bool))
+            if name in self._units:
+                raise ValueError(f"two extensions are called {name}")
+            self._units[name] = unit
+            self._file.seek(offset)
+            self._file.write(text)
+            size = math.prod(shape) * unit.stored.itemsize
+            offset = unit.data_offset + -(-size // FITS_BLOCK) * FITS_BLOCK
+        _claim_space(self._file, offset)
+
+    def write_rows(self, y0: int, rows: np.ndarray, ext: str | None = None) -> None:
+        """Write rows ``y0 .. y0 + h`` of the primary image or of the extension ``ext``.
+
+        Parameters
+        ----------
+        y0 : int
+            First row.
+        rows : ndarray, shape (C, h, W) or (h, W)
+            Must have the planes and the width of the image. Converted to the stored type; integers are
+            rounded and clipped to their range, NaN becomes 0 in integer images.
+        ext : str or None
+            Extension; None is the primary image.
+        """
+        unit = self._units[ext]
+        rows = np.asarray(rows)
+        height = rows.shape[-2]
+        if (
+            rows.ndim != len(unit.shape)
+            or rows.shape[:-2] + rows.shape[-1:] != unit.shape[:-2] + unit.shape[-1:]
+        ):
+            raise ValueError(f"rows of shape {rows.shape} do not fit an image of shape {unit.shape}")
+        if y0 < 0 or y0 + height > unit.height:
+            raise ValueError(f"rows {y0}:{y0 + height} are outside an image of height {unit.height}")
+        planes = rows.reshape(-1, height, rows.shape[-1])
+        row_bytes = unit.shape[-1] * unit.stored.itemsize
+        try:
+            for p, plane in enumerate(planes):
+                self._file.seek(unit.data_offset + (p * unit.height + y0) * row_bytes)
+                self._file.write(memoryview(_to_stored(plane, unit).reshape(-1).view(np.uint8)))
+        except OSError as error:
+            raise _save_failed(self.path, error) from error
+        unit.written[y0 : y0 + height] = True
+
+    def read_rows(self, y0: int, y1: int, ext: str | None = None) -> np.ndarray:
+        """Read rows back before `commit`, in the native type they were written in; (C, h, W) or (h, W).
+
+        Raises
+        ------
+        SaveFailed
+            ``save_failed`` when the file cannot be read back.
+        """
+        unit = self._units[ext]
+        width = unit.shape[-1]
+        planes = math.prod(unit.shape[:-2])
+        row_bytes = width * unit.stored.itemsize
+        stored = np.empty((planes, y1 - y0, width), unit.stored)
+        try:
+            for p in range(planes):
+                self._file.seek(unit.data_offset + (p * unit.height + y0) * row_bytes)
+                if self._file.readinto(memoryview(stored[p].reshape(-1).view(np.uint8))) != stored[p].nbytes:
+                    raise OSError(errno.EIO, "the temporary file is shorter than it should be")
+        except OSError as error:
+            raise _save_failed(self.path, error) from error
+        native = stored.astype(unit.stored.newbyteorder("="))
+        if unit.bzero:
+            native = (native.view(np.uint16) ^ np.uint16(0x8000)).astype(np.uint16)
+        return native.reshape(*unit.shape[:-2], y1 - y0, width)
+
+    def commit(self) -> Path:
+        """Close the file and give it its name; return the path."""
+        for name, unit in self._units.items():
+            missing = int(np.count_nonzero(~unit.written))
+            if missing:
+                where = name or "primary image"
+                raise SaveFailed(
+                    "save_incomplete",
+                    f"{self.path}: {missing} of {unit.height} rows of {where} were never written",
+                    path=str(self.path),
+                    missing=missing,
+                    total=unit.height,
+                )
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            raise _save_failed(self.path, error) from error
+        self._file = None
+        self._temporary = None
+        return self.path
+
+    def abort(self) -> None:
+        """Drop everything written so far; nothing remains on disk. Does nothing after `commit`."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
+            self._temporary = None
+
+    def __enter__(self) -> StreamingFits:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary name beside ``path``; the file takes its final name when the block succeeds.
+
+    Raises
+    ------
+    SaveFailed
+        ``save_failed`` when the folder cannot be written or an `OSError` occurs inside the block.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        temporary, file = _open_temporary(path)
+        file.close()
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _save_failed(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_image(
+    path: Path | str,
+    data: np.ndarray,
+    cards: Cards = (),
+    extensions: Sequence[tuple[str, np.ndarray]] = (),
+) -> Path:
+    """Write a whole image, (H, W) or (C, H, W), with optional ``(name, array)`` extensions; return the path.
+
+    Raises
+    ------
+    SaveFailed
+        ``save_failed``.
+    """
+    specs = [ExtensionSpec(name, array.shape, array.dtype.name) for name, array in extensions]
+    with StreamingFits(path, data.shape, cards, data.dtype.name, specs) as file:
+        file.write_rows(0, data)
+        for name, array in extensions:
+            file.write_rows(0, array, ext=name)
+        return file.commit()
+
+
+def make_header(
+    cards: Cards,
+    shape: tuple[int, ...] = (),
+    dtype: str = "float32",
+    *,
+    extname: str | None = None,
+    has_extensions: bool = False,
+) -> fits.Header:
+    """Build a complete header: structure from ``shape`` and ``dtype``, then ``cards``.
+
+    Cards are ``(key, value[, comment])``; COMMENT and HISTORY repeat. Non-ASCII characters become ``?`` and
+    numbers that are not finite become undefined values, because FITS has no way to write them.
+    """
+    if dtype not in _STORAGE:
+        raise ValueError(f"cannot store {dtype} in FITS; choose one of {', '.join(_STORAGE)}")
+    bitpix, _, bzero = _STORAGE[dtype]
+    header = fits.Header()
+    if extname is None:
+        header["SIMPLE"] = (True, "conforms to the FITS standard")
+    else:
+        header["XTENSION"] = ("IMAGE", "image extension")
+    header["BITPIX"] = bitpix
+    header["NAXIS"] = len(shape)
+    for axis, length in enumerate(reversed(shape), start=1):
+        header[f"NAXIS{axis}"] = int(length)
+    if extname is not None:
+        header["PCOUNT"], header["GCOUNT"] = 0, 1
+    elif has_extensions:
+        header["EXTEND"] = True
+    if bzero:
+        header["BZERO"], header["BSCALE"] = bzero, 1
+    if extname is not None:
+        header["EXTNAME"] = extname
+    for card in cards.items() if isinstance(cards, Mapping) else cards:
+        _append_card(header, *card)
+    return header
+
+
+def _append_card(header: fits.Header, key: str, value: Any, comment: str = "") -> None:
+    key = key.upper()
+    if key in _STRUCTURE or key.startswith("NAXIS") or (key == "EXTNAME" and "EXTNAME" in header):
+        return
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, tuple) and len(value) == 2:
+        value, comment = value
+    if isinstance(value, float) and not math.isfinite(value):
+        value = None
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str):
+        value = _ascii(value)
+    if key in ("COMMENT", "HISTORY"):
+        header.add_comment(value) if key == "COMMENT" else header.add_history(value)
+    elif comment:
+        header[key] = (value, _ascii(comment))
+    else:
+        header[key] = value
+
+
+def _ascii(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
+
+
+def _to_stored(plane: np.ndarray, unit: _Unit) -> np.ndarray:
+    if unit.stored.kind == "f":
+        return np.ascontiguousarray(plane, dtype=unit.stored)
+    if plane.dtype == np.uint16 and unit.bzero == 32768:
+        flipped = np.ascontiguousarray(plane) ^ np.uint16(0x8000)
+        return flipped.view(np.int16).astype(unit.stored)
+    limits = np.iinfo(unit.stored)
+    values = np.rint(np.nan_to_num(plane.astype(np.float64), nan=0.0)) if plane.dtype.kind == "f" else plane
+    return np.clip(values.astype(np.float64) - unit.bzero, limits.min, limits.max).astype(unit.stored)
+
+
+def _open_temporary(path: Path) -> tuple[Path, Any]:
+    """Create a temporary file in the folder of ``path`` so that the final rename stays on one disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=".part", dir=path.parent)
+    if os.name == "posix":
+        # mkstemp makes the file private; results should obey the umask like every other file.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.fchmod(handle, 0o666 & ~mask)
+    return Path(name), os.fdopen(handle, "r+b")
+
+
+def _claim_space(file: Any, size: int) -> None:
+    """Make the file ``size`` bytes long and, where the system can, reserve the space."""
+    file.truncate(size)
+    file.flush()
+    if hasattr(os, "posix_fallocate") and size > 0:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            # Some file systems cannot reserve (EOPNOTSUPP, EINVAL); being full is the answer we asked for.
+            if error.errno in _NO_SPACE:
+                raise
+
+
+def _save_failed(path: Path, error: Exception) -> SaveFailed:
+    reason = getattr(error, "strerror", None) or str(error)
+    return SaveFailed("save_failed", f"{path} could not be written: {reason}", path=str(path), reason=reason)

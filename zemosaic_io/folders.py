@@ -1,0 +1,79 @@
+"""Which files of a folder are frames. Names only: nothing is opened, moved or changed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from zemosaic_core.errors import RunFailed
+
+__all__ = ["EXCLUDED_FOLDERS", "FRAME_SUFFIXES", "is_frame_name", "survey_files"]
+
+_log = logging.getLogger(__name__)
+
+FRAME_SUFFIXES = (".fit", ".fits", ".fts")
+# The existing program moves frames it could not solve into this folder; they stay left out.
+EXCLUDED_FOLDERS = frozenset({"unaligned_by_zemosaic", ".zemosaic_state"})
+
+
+def is_frame_name(name: str) -> bool:
+    """Return True when a file name looks like a FITS frame, plain or ``.fz``; hidden files are not frames."""
+    lowered = name.lower()
+    if lowered.startswith("."):
+        # macOS leaves "._name.fits" companions on foreign disks.
+        return False
+    return lowered.endswith(FRAME_SUFFIXES) or lowered.endswith(tuple(s + ".fz" for s in FRAME_SUFFIXES))
+
+
+def survey_files(
+    root: Path | str, *, recursive: bool = True, exclude: Iterable[Path | str] = ()
+) -> list[Path]:
+    """List the frames below a folder.
+
+    Parameters
+    ----------
+    root : Path or str
+        Folder to look in.
+    recursive : bool
+        Look into subfolders too.
+    exclude : iterable of paths
+        Folders (with everything below) or files to leave out, e.g. the output folder.
+
+    Returns
+    -------
+    list of Path
+        Sorted by relative path without regard to case, so that every system gives the same order.
+
+    Raises
+    ------
+    RunFailed
+        ``input_folder_missing`` or ``input_folder_unreadable``.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise RunFailed("input_folder_missing", f"{root} is not a folder", path=str(root))
+    left_out = {_identity(Path(p)) for p in exclude}
+
+    def fail(error: OSError) -> None:
+        if Path(error.filename or root) == root:
+            message = f"{root} cannot be listed: {error}"
+            raise RunFailed("input_folder_unreadable", message, path=str(root), reason=str(error)) from error
+        _log.warning("subfolder left out, it cannot be listed: %s", error)
+
+    found: list[Path] = []
+    for folder, folder_names, file_names in os.walk(root, onerror=fail):
+        here = Path(folder)
+        folder_names[:] = [
+            name
+            for name in folder_names
+            if recursive and name.lower() not in EXCLUDED_FOLDERS and _identity(here / name) not in left_out
+        ]
+        frames = [here / name for name in file_names if is_frame_name(name)]
+        found.extend(path for path in frames if not left_out or _identity(path) not in left_out)
+    return sorted(found, key=lambda p: (str(p.relative_to(root)).casefold(), str(p)))
+
+
+def _identity(path: Path) -> str:
+    return os.path.normcase(os.path.abspath(path))

@@ -1,0 +1,709 @@
+"""Fast FITS headers: geometry, hints and existing WCS of a frame without reading a single pixel.
+
+Knows the few dozen cards this program needs and how smart telescopes write them, sloppy ones included. Never
+writes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from zemosaic_core.errors import SkipItem
+
+__all__ = [
+    "FITS_BLOCK",
+    "FrameInfo",
+    "HduInfo",
+    "celestial_cards",
+    "frame_from_json",
+    "frame_to_json",
+    "iter_hdus",
+    "linear_scale_arcsec",
+    "read_frame_info",
+]
+
+FITS_BLOCK = 2880
+_CARD = 80
+# One read covers the header of every capture program seen so far (Seestar: 2 blocks, N.I.N.A.: 3).
+_FIRST_READ = 5 * FITS_BLOCK
+# A header longer than this is not a header (32 MB of cards): a damaged file without END.
+_MAX_HEADER_BLOCKS = 11_000
+
+_POINTING_KEYS = (("RA", "DEC"), ("OBJCTRA", "OBJCTDEC"), ("TELRA", "TELDEC"), ("CRVAL1", "CRVAL2"))
+_PATTERNS = ("GRBG", "RGGB", "GBRG", "BGGR")
+_SEESTAR_TOKENS = ("seestar", "s30", "s50")
+_CELESTIAL_PAIRS = ({"RA", "DEC"}, {"GLON", "GLAT"}, {"ELON", "ELAT"})
+# Linear terms, projection terms and SIP distortion as astropy.wcs understands them, axes 1 and 2 only.
+_WCS_KEY = re.compile(
+    r"(WCSAXES|CTYPE[12]|CRPIX[12]|CRVAL[12]|CDELT[12]|CUNIT[12]|CROTA[12]|PC[12]_[12]|CD[12]_[12]|PV[12]_\d+"
+    r"|(A|B|AP|BP)_(ORDER|\d_\d)|(A|B)_DMAX|LONPOLE|LATPOLE|RADESYS|RADECSYS|EQUINOX)\Z"
+)
+_SEXAGESIMAL = re.compile(r"\s*([+-]?)\s*(\d+)[\s:hd°]+(\d+)[\s:m']*(\d+(?:\.\d*)?)?\D*\Z", re.ASCII)
+_INTEGER = re.compile(r"[+-]?\d+\Z", re.ASCII)
+_FILE_STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)[-_T](\d\d)(\d\d)(\d\d)")
+
+_PLAIN_KEY_TEXT = """
+SIMPLE XTENSION BITPIX NAXIS NAXIS1 NAXIS2 NAXIS3 NAXIS4 PCOUNT GCOUNT BZERO BSCALE BLANK EXTNAME TFIELDS
+ZIMAGE ZBITPIX ZNAXIS ZNAXIS1 ZNAXIS2 ZNAXIS3 ZBLANK
+BAYERPAT COLORTYP CFAIMAGE ROWORDER XBAYROFF YBAYROFF INSTRUME CREATOR TELESCOP EXPTIME EXPOSURE
+DATE-OBS DATE-AVG DATE_OBS FILTER GAIN OBJECT IMAGETYP STACKCNT SITELONG LONG-OBS
+RA DEC RAUNIT OBJCTRA OBJCTDEC TELRA TELDEC FOCALLEN FOCAL FLENGTH XPIXSZ PIXSIZE PIXELSIZ PIXSCAL1 SCALE
+"""
+_PLAIN_KEYS = frozenset(_PLAIN_KEY_TEXT.split())
+_LAYOUT_KEYS = (
+    "BITPIX",
+    "NAXIS",
+    "NAXIS1",
+    "NAXIS2",
+    "NAXIS3",
+    "NAXIS4",
+    "PCOUNT",
+    "GCOUNT",
+    "ZBITPIX",
+    "ZNAXIS",
+)
+_LAYOUT_KEYS += ("ZNAXIS1", "ZNAXIS2", "ZNAXIS3")
+_NEEDED = frozenset(k.ljust(8).encode("ascii") for k in _PLAIN_KEYS)
+# First two characters of every key in _WCS_KEY: the cheap test before the regular expression.
+_WCS_STARTS = frozenset(
+    s.encode() for s in ("WC", "CT", "CR", "CD", "CU", "PC", "PV", "A_", "B_", "AP", "BP")
+)
+_WCS_STARTS |= {b"LO", b"LA", b"RA", b"EQ"}
+
+
+@dataclass(frozen=True)
+class HduInfo:
+    """One header-data unit: its cards and where its data lie.
+
+    Attributes
+    ----------
+    index : int
+        Number of the unit, 0 = primary.
+    cards : dict
+        The cards this program knows, by keyword.
+    data_offset, data_bytes : int
+        First byte of the data and their size without the padding to whole blocks.
+    """
+
+    index: int
+    cards: dict[str, Any]
+    data_offset: int
+    data_bytes: int
+
+    @property
+    def name(self) -> str:
+        """EXTNAME in capitals, or ''."""
+        return str(self.cards.get("EXTNAME") or "").strip().upper()
+
+    @property
+    def is_compressed_image(self) -> bool:
+        """True for a tile-compressed image (``.fz``)."""
+        return self.cards.get("ZIMAGE") is True
+
+    @property
+    def image_axes(self) -> tuple[int, ...]:
+        """``(NAXIS1, NAXIS2, ...)`` of the image, or () when the unit holds none."""
+        if self.is_compressed_image:
+            prefix = "Z"
+        elif self.index == 0 or str(self.cards.get("XTENSION") or "").strip() == "IMAGE":
+            prefix = ""
+        else:
+            return ()
+        n_axes = int(self.cards.get(prefix + "NAXIS") or 0)
+        axes = tuple(int(self.cards.get(f"{prefix}NAXIS{i + 1}") or 0) for i in range(min(n_axes, 4)))
+        return axes if all(a > 0 for a in axes) else ()
+
+
+@dataclass(frozen=True)
+class FrameInfo:
+    """Everything the header says about one frame; picklable, hashable by path.
+
+    Attributes
+    ----------
+    path : Path
+        The file; never written to.
+    size_bytes, mtime_ns : int
+        State of the file when it was read.
+    shape_hw : tuple of int
+        Height and width, px.
+    kind : {'cfa', 'rgb', 'mono'}
+        Undebayered colour, three planes, or one plane.
+    cfa_pattern : str
+        Colours of the 2x2 cell at array pixel (0, 0), read row by row; '' unless ``kind == 'cfa'``.
+    bitpix : int
+        FITS type of the pixels (of the decompressed ones for ``.fz``).
+    bzero, bscale : float
+        Physical value = ``bscale * stored + bzero``.
+    blank : int or None
+        Stored integer that stands for a missing pixel.
+    hdu : int
+        Header-data unit with the image.
+    data_offset : int
+        Byte of the first stored pixel, -1 when the image is compressed.
+    axes : {'hw', 'chw', 'hwc'}
+        Order of the stored axes, slowest first.
+    n_stored_planes : int
+        Planes in the file; a fourth one (alpha) is ignored.
+    instrument, filter_name, object_name, image_type : str
+        As in the header, stripped; '' when missing.
+    exposure_s : float or None
+        Exposure of one frame.
+    date_obs : str
+        ISO date of the exposure, UTC; '' when missing.
+    gain : float or None
+        Gain setting of the camera (not e-/ADU).
+    stack_count : int
+        Frames already stacked in this file; 1 for a raw frame.
+    ra_deg, dec_deg : float or None
+        Pointing hint: centre of an existing WCS, else what the mount wrote.
+    scale_arcsec : float or None
+        Pixel scale of an existing WCS, else from focal length and pixel size.
+    wcs_cards : dict or None
+        Celestial WCS cards, only when they describe a usable WCS.
+    night : str
+        Date of the evening on which the observing night began (``YYYY-MM-DD``); '' when unknown.
+    """
+
+    path: Path
+    size_bytes: int
+    mtime_ns: int
+    shape_hw: tuple[int, int]
+    kind: Literal["cfa", "rgb", "mono"]
+    cfa_pattern: str
+    bitpix: int
+    bzero: float
+    bscale: float
+    blank: int | None
+    hdu: int
+    data_offset: int
+    axes: Literal["hw", "chw", "hwc"]
+    n_stored_planes: int
+    instrument: str
+    exposure_s: float | None
+    date_obs: str
+    filter_name: str
+    gain: float | None
+    object_name: str
+    image_type: str
+    stack_count: int
+    ra_deg: float | None
+    dec_deg: float | None
+    scale_arcsec: float | None
+    wcs_cards: dict[str, Any] | None
+    night: str
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.mtime_ns))
+
+    @property
+    def n_channels(self) -> int:
+        """Channels after decoding: 1 for mono, else 3."""
+        return 1 if self.kind == "mono" else 3
+
+
+def frame_to_json(info: FrameInfo) -> dict[str, Any]:
+    """Return ``info`` as plain JSON types."""
+    data = asdict(info)
+    data["path"] = str(info.path)
+    data["shape_hw"] = list(info.shape_hw)
+    return data
+
+
+def frame_from_json(data: Mapping[str, Any]) -> FrameInfo:
+    """Rebuild a `FrameInfo` from `frame_to_json`.
+
+    Raises
+    ------
+    KeyError
+        A field is missing: the record was written by another version.
+    """
+    values = {f.name: data[f.name] for f in fields(FrameInfo)}
+    values["path"] = Path(values["path"])
+    values["shape_hw"] = tuple(values["shape_hw"])
+    return FrameInfo(**values)
+
+
+def read_frame_info(path: Path | str) -> FrameInfo:
+    """Read the header of one frame.
+
+    Parameters
+    ----------
+    path : Path or str
+        A FITS file, plain or tile-compressed.
+
+    Returns
+    -------
+    FrameInfo
+
+    Raises
+    ------
+    SkipItem
+        ``frame_empty``, ``frame_not_fits``, ``frame_truncated``, ``frame_no_image``, ``frame_wrong_shape``,
+        ``frame_unknown_pattern``, ``frame_bad_header`` or ``frame_unreadable``; ``path`` is among the values.
+    """
+    path = Path(path)
+    for hdu in iter_hdus(path):
+        if hdu.image_axes and len(hdu.image_axes) >= 2:
+            return _frame_info(path, hdu, path.stat())
+    raise SkipItem("frame_no_image", f"{path} holds no image", path=str(path))
+
+
+def iter_hdus(path: Path) -> Iterator[HduInfo]:
+    """Walk through the header-data units of a FITS file, reading headers only.
+
+    Yields
+    ------
+    HduInfo
+        In file order. Data are not checked here, except that a unit cannot start behind the end of the file.
+
+    Raises
+    ------
+    SkipItem
+        ``frame_empty``, ``frame_not_fits``, ``frame_truncated``, ``frame_bad_header``, ``frame_unreadable``.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                raise SkipItem("frame_empty", f"{path} is empty", path=str(path))
+            offset, index = 0, 0
+            while offset < size:
+                file.seek(offset)
+                if index > 0 and not _starts_extension(file.read(9)):
+                    # Bytes behind the last unit ("special records") are allowed by the standard: not ours.
+                    return
+                file.seek(offset)
+                cards, header_bytes = _read_cards(file, path, is_primary=index == 0)
+                hdu = HduInfo(index, cards, offset + header_bytes, _data_bytes(cards))
+                yield hdu
+                offset = hdu.data_offset + -(-hdu.data_bytes // FITS_BLOCK) * FITS_BLOCK
+                index += 1
+    except OSError as error:
+        reason = str(error.strerror or error)
+        raise SkipItem(
+            "frame_unreadable", f"{path} cannot be read: {reason}", path=str(path), reason=reason
+        ) from error
+
+
+def celestial_cards(cards: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Select the celestial WCS of axes 1 and 2, or None when it is absent or cannot be used.
+
+    Usable means: the two axis types are a celestial pair, the reference values are finite and the linear part
+    is finite and invertible. Capture programs write zeros there when they know nothing.
+    """
+    ctypes = [str(cards.get(f"CTYPE{i}") or "") for i in (1, 2)]
+    if {c.split("-")[0].strip().upper() for c in ctypes} not in _CELESTIAL_PAIRS:
+        return None
+    numbers = [cards.get(k) for k in ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")]
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
+        return None
+    latitude = 0 if ctypes[0].split("-")[0].strip().upper() in ("DEC", "GLAT", "ELAT") else 1
+    if abs(numbers[latitude]) > 90.0 or linear_scale_arcsec(cards) is None:
+        return None
+    selected = {k: v for k, v in cards.items() if _WCS_KEY.match(k) and v is not None}
+    selected["WCSAXES"] = 2
+    return selected
+
+
+def linear_scale_arcsec(cards: Mapping[str, Any]) -> float | None:
+    """Return the pixel scale, arcsec, from the determinant of the linear WCS; None when unusable."""
+    matrix = _linear_matrix(cards)
+    if matrix is None:
+        return None
+    scale = math.sqrt(abs(matrix[0] * matrix[3] - matrix[1] * matrix[2])) * 3600.0
+    # 0.001" to 1 degree per pixel: outside it the numbers are placeholders.
+    return scale if math.isfinite(scale) and 1e-3 < scale < 3600.0 else None
+
+
+# --- cards ---
+
+
+def _starts_extension(head: bytes) -> bool:
+    return head.startswith(b"XTENSION=") or head.startswith(b"XTENSION ")
+
+
+def _read_cards(file: Any, path: Path, *, is_primary: bool) -> tuple[dict[str, Any], int]:
+    """Read one header from the current position; return its known cards and its length in bytes."""
+    start = file.tell()
+    data = file.read(_FIRST_READ)
+    if is_primary and not (data.startswith(b"SIMPLE  =") or data.startswith(b"SIMPLE =")):
+        raise SkipItem("frame_not_fits", f"{path} does not start like a FITS file", path=str(path))
+    end = _find_end(data, 0)
+    blocks = len(data) // FITS_BLOCK
+    while end < 0:
+        more = file.read(16 * FITS_BLOCK)
+        if not more or blocks > _MAX_HEADER_BLOCKS:
+            raise SkipItem(
+                "frame_truncated",
+                f"{path} ends inside its header",
+                path=str(path),
+                expected=len(data) + FITS_BLOCK,
+                actual=start + len(data),
+            )
+        searched = len(data) // FITS_BLOCK * FITS_BLOCK
+        data += more
+        blocks = len(data) // FITS_BLOCK
+        end = _find_end(data, searched)
+    cards = _parse_cards(data[:end])
+    _check_layout_cards(cards, path)
+    return cards, -(-(end + _CARD) // FITS_BLOCK) * FITS_BLOCK
+
+
+def _find_end(data: bytes, start: int) -> int:
+    """Return the offset of the END card at a card boundary, or -1."""
+    position = data.find(b"END     ", start)
+    while position >= 0 and position % _CARD:
+        position = data.find(b"END     ", position + 1)
+    if position < 0 and len(data) % FITS_BLOCK and data[len(data) // _CARD * _CARD :].rstrip() == b"END":
+        return len(data) // _CARD * _CARD
+    return position
+
+
+def _parse_cards(header: bytes) -> dict[str, Any]:
+    cards: dict[str, Any] = {}
+    continued: str | None = None
+    for start in range(0, len(header), _CARD):
+        key = header[start : start + 8]
+        if key == b"CONTINUE" and continued is not None:
+            previous = cards[continued]
+            piece = _parse_value(header[start + 8 : start + _CARD])
+            if isinstance(previous, str) and previous.endswith("&") and isinstance(piece, str):
+                cards[continued] = previous[:-1] + piece
+            continue
+        continued = None
+        if key not in _NEEDED and key[:2] not in _WCS_STARTS:
+            continue
+        if header[start + 8 : start + 9] != b"=":
+            continue
+        name = key.rstrip().decode("ascii", "replace")
+        if key not in _NEEDED and not _WCS_KEY.match(name):
+            continue
+        value = _parse_value(header[start + 9 : start + _CARD])
+        # The first of two equal cards counts, as in astropy.
+        if name not in cards:
+            cards[name] = value
+            continued = name
+    return cards
+
+
+def _parse_value(text: bytes) -> Any:
+    """Parse the value field of a card: string, logical, integer, real or undefined (None).
+
+    What is none of these (an unquoted angle ``12:30:00``, a string without its closing quote) stays a text.
+    """
+    field = text.decode("latin-1").strip()
+    if field.startswith("'"):
+        end = 1
+        while True:
+            end = field.find("'", end)
+            if end < 0:
+                return field[1:].rstrip()
+            if field[end : end + 2] != "''":
+                break
+            end += 2
+        return field[1:end].replace("''", "'").rstrip()
+    word = field.split("/", 1)[0].strip()
+    if word == "":
+        return None
+    if word in ("T", "F"):
+        return word == "T"
+    if _INTEGER.match(word):
+        return int(word)
+    try:
+        return float(word.replace("D", "E").replace("d", "e"))
+    except ValueError:
+        return word
+
+
+def _check_layout_cards(cards: Mapping[str, Any], path: Path) -> None:
+    """The layout of the data hangs on these cards: an odd value there cannot be guessed around."""
+    for key in _LAYOUT_KEYS:
+        value = cards.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise SkipItem(
+                "frame_bad_header", f"{path}: {key} is {value!r}", path=str(path), reason=f"{key} = {value}"
+            )
+
+
+def _data_bytes(cards: Mapping[str, Any]) -> int:
+    n_axes = int(cards.get("NAXIS") or 0)
+    if n_axes == 0:
+        return 0
+    pixels = 1
+    for axis in range(1, min(n_axes, 4) + 1):
+        pixels *= int(cards.get(f"NAXIS{axis}") or 0)
+    per_value = abs(int(cards.get("BITPIX") or 8)) // 8
+    return per_value * int(cards.get("GCOUNT") or 1) * (int(cards.get("PCOUNT") or 0) + pixels)
+
+
+# --- meaning of the cards ---
+
+
+def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
+    cards = hdu.cards
+    compressed = hdu.is_compressed_image
+    shape_hw, axes, planes = _geometry(path, hdu.image_axes)
+    _check_size(path, hdu, stat.st_size)
+    bitpix = int(cards.get("ZBITPIX" if compressed else "BITPIX") or 0)
+    if bitpix not in (8, 16, 32, 64, -32, -64):
+        raise SkipItem(
+            "frame_bad_header",
+            f"{path}: BITPIX {bitpix} is not a FITS type",
+            path=str(path),
+            reason=f"BITPIX {bitpix}",
+        )
+    wcs_cards = celestial_cards(cards)
+    ra_deg, dec_deg = _pointing(cards, wcs_cards, shape_hw)
+    kind, pattern = _colour(path, cards, axes, shape_hw[0])
+    date_obs = _text(cards, "DATE-OBS", "DATE_OBS", "DATE-AVG")
+    blank = cards.get("ZBLANK" if compressed else "BLANK")
+    return FrameInfo(
+        path=path,
+        size_bytes=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        shape_hw=shape_hw,
+        kind=kind,
+        cfa_pattern=pattern,
+        bitpix=bitpix,
+        bzero=_number(cards, "BZERO", default=0.0),
+        bscale=_number(cards, "BSCALE", default=1.0),
+        blank=int(blank) if isinstance(blank, int) and bitpix > 0 else None,
+        hdu=hdu.index,
+        data_offset=-1 if compressed else hdu.data_offset,
+        axes=axes,
+        n_stored_planes=planes,
+        instrument=_text(cards, "INSTRUME", "CREATOR", "TELESCOP"),
+        exposure_s=_number(cards, "EXPTIME", "EXPOSURE"),
+        date_obs=date_obs,
+        filter_name=_text(cards, "FILTER"),
+        gain=_number(cards, "GAIN"),
+        object_name=_text(cards, "OBJECT"),
+        image_type=_text(cards, "IMAGETYP"),
+        stack_count=max(1, int(_number(cards, "STACKCNT", default=1.0))),
+        ra_deg=ra_deg,
+        dec_deg=dec_deg,
+        scale_arcsec=_scale(cards, wcs_cards),
+        wcs_cards=wcs_cards,
+        night=_night(path, cards, date_obs),
+    )
+
+
+def _geometry(path: Path, naxes: tuple[int, ...]) -> tuple[tuple[int, int], Literal["hw", "chw", "hwc"], int]:
+    """Interpret the axes of an image; planes come first (CHW) or last (HWC)."""
+    dims = naxes
+    while len(dims) > 2 and dims[-1] == 1:
+        dims = dims[:-1]
+    if len(dims) == 2 and min(dims) >= 2:
+        return (dims[1], dims[0]), "hw", 1
+    if len(dims) == 3 and dims[2] in (3, 4) and min(dims[:2]) >= 2:
+        return (dims[1], dims[0]), "chw", dims[2]
+    if len(dims) == 3 and dims[0] in (3, 4) and min(dims[1:]) >= 2:
+        return (dims[2], dims[1]), "hwc", dims[0]
+    shape = " x ".join(str(n) for n in naxes)
+    raise SkipItem(
+        "frame_wrong_shape",
+        f"{path} holds an array of {shape}; expected width x height, or three planes",
+        path=str(path),
+        shape=shape,
+    )
+
+
+def _check_size(path: Path, hdu: HduInfo, size: int) -> None:
+    expected = hdu.data_offset + hdu.data_bytes
+    if size < expected:
+        raise SkipItem(
+            "frame_truncated",
+            f"{path} is cut short: {size} bytes of {expected}",
+            path=str(path),
+            expected=expected,
+            actual=size,
+        )
+
+
+def _colour(
+    path: Path, cards: Mapping[str, Any], axes: str, height: int
+) -> tuple[Literal["cfa", "rgb", "mono"], str]:
+    """Decide what the planes are, and the CFA pattern at array pixel (0, 0).
+
+    With ROWORDER BOTTOM-UP the pattern is the one seen after flipping the image for display, so the first row
+    of the array is the last row of the display. XBAYROFF and YBAYROFF shift the pattern.
+    """
+    if axes != "hw":
+        return "rgb", ""
+    stated = _text(cards, "BAYERPAT", "COLORTYP").upper()
+    if not stated and _text(cards, "CFAIMAGE").upper() in _PATTERNS:
+        stated = _text(cards, "CFAIMAGE").upper()
+    if stated in ("", "NONE", "MONO", "FALSE"):
+        # Early Seestar software wrote raw colour frames without a pattern; its sensor is GRBG.
+        if not _is_seestar(cards):
+            return "mono", ""
+        stated = "GRBG"
+    if stated not in _PATTERNS:
+        raise SkipItem(
+            "frame_unknown_pattern",
+            f"{path}: colour pattern {stated!r} is not one of {', '.join(_PATTERNS)}",
+            path=str(path),
+            pattern=stated,
+        )
+    row = int(_number(cards, "YBAYROFF", default=0.0))
+    column = int(_number(cards, "XBAYROFF", default=0.0))
+    if _text(cards, "ROWORDER").upper() == "BOTTOM-UP":
+        row += height - 1
+    return "cfa", _shift_pattern(stated, row, column)
+
+
+def _shift_pattern(pattern: str, row: int, column: int) -> str:
+    return "".join(pattern[2 * ((row + j) % 2) + (column + i) % 2] for j in (0, 1) for i in (0, 1))
+
+
+def _is_seestar(cards: Mapping[str, Any]) -> bool:
+    names = " ".join(_text(cards, k) for k in ("INSTRUME", "CREATOR", "TELESCOP")).lower()
+    words = re.split(r"[^a-z0-9]+", names)
+    return any(token in words for token in _SEESTAR_TOKENS) or "seestar" in names
+
+
+def _pointing(
+    cards: Mapping[str, Any], wcs_cards: Mapping[str, Any] | None, shape_hw: tuple[int, int]
+) -> tuple[float | None, float | None]:
+    """Return the hint (ra, dec) in degrees, or (None, None).
+
+    A number in RA is degrees unless RAUNIT or CUNIT1 says hours; a sexagesimal RA is hours.
+    """
+    if wcs_cards is not None and str(wcs_cards["CTYPE1"]).upper().startswith("RA"):
+        return _wcs_centre(wcs_cards, shape_hw)
+    unit = _text(cards, "RAUNIT", "CUNIT1").lower()
+    for ra_key, dec_key in (
+        ("RA", "DEC"),
+        ("OBJCTRA", "OBJCTDEC"),
+        ("TELRA", "TELDEC"),
+        ("CRVAL1", "CRVAL2"),
+    ):
+        ra = _angle(cards.get(ra_key), hours_if_text=True)
+        dec = _angle(cards.get(dec_key), hours_if_text=False)
+        if ra is None or dec is None:
+            continue
+        if unit.startswith("h") and isinstance(cards.get(ra_key), int | float):
+            ra *= 15.0
+        # (0, 0) is what capture programs write when the mount said nothing.
+        if -360.0 <= ra <= 360.0 and -90.0 <= dec <= 90.0 and (ra, dec) != (0.0, 0.0):
+            return ra % 360.0, dec
+    return None, None
+
+
+def _angle(value: Any, *, hours_if_text: bool) -> float | None:
+    """Degrees from a number, a decimal text or a sexagesimal text."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int | float):
+        return float(value) if math.isfinite(value) else None
+    text = str(value)
+    match = _SEXAGESIMAL.match(text)
+    if match:
+        sign, whole, minutes, seconds = match.groups()
+        angle = int(whole) + int(minutes) / 60.0 + float(seconds or 0.0) / 3600.0
+        return (-angle if sign == "-" else angle) * (15.0 if hours_if_text else 1.0)
+    try:
+        angle = float(text)
+    except ValueError:
+        return None
+    return angle if math.isfinite(angle) else None
+
+
+def _wcs_centre(wcs: Mapping[str, Any], shape_hw: tuple[int, int]) -> tuple[float, float]:
+    """Sky position of the image centre: inverse gnomonic projection of the linear terms, good for a hint."""
+    matrix = _linear_matrix(wcs)
+    dx = 0.5 * (shape_hw[1] + 1) - wcs["CRPIX1"]
+    dy = 0.5 * (shape_hw[0] + 1) - wcs["CRPIX2"]
+    xi = math.radians(matrix[0] * dx + matrix[1] * dy)
+    eta = math.radians(matrix[2] * dx + matrix[3] * dy)
+    ra0, dec0 = math.radians(wcs["CRVAL1"]), math.radians(wcs["CRVAL2"])
+    down = math.cos(dec0) - eta * math.sin(dec0)
+    ra = ra0 + math.atan2(xi, down)
+    dec = math.atan2(math.sin(dec0) + eta * math.cos(dec0), math.hypot(xi, down))
+    return math.degrees(ra) % 360.0, math.degrees(dec)
+
+
+def _linear_matrix(cards: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    """CD matrix, degrees per pixel, from CD, PC+CDELT or CDELT+CROTA2 (Calabretta & Greisen 2002, 6.1)."""
+
+    def get(key: str, default: float) -> float:
+        value = cards.get(key)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+    if any(f"CD{i}_{j}" in cards for i in (1, 2) for j in (1, 2)):
+        matrix = tuple(get(f"CD{i}_{j}", 0.0) for i in (1, 2) for j in (1, 2))
+    elif "CDELT1" in cards and "CDELT2" in cards:
+        d1, d2 = get("CDELT1", 0.0), get("CDELT2", 0.0)
+        if any(f"PC{i}_{j}" in cards for i in (1, 2) for j in (1, 2)):
+            pc = [get(f"PC{i}_{j}", float(i == j)) for i in (1, 2) for j in (1, 2)]
+            matrix = (d1 * pc[0], d1 * pc[1], d2 * pc[2], d2 * pc[3])
+        else:
+            turn = math.radians(get("CROTA2", 0.0))
+            matrix = (d1 * math.cos(turn), -d2 * math.sin(turn), d1 * math.sin(turn), d2 * math.cos(turn))
+    else:
+        return None
+    return matrix if all(math.isfinite(v) for v in matrix) else None
+
+
+def _scale(cards: Mapping[str, Any], wcs_cards: Mapping[str, Any] | None) -> float | None:
+    """Arcsec per pixel: from the WCS, else 206.264806 * pixel_um / focal_mm, else stated outright."""
+    if wcs_cards is not None:
+        return linear_scale_arcsec(wcs_cards)
+    focal_mm = _number(cards, "FOCALLEN", "FOCAL", "FLENGTH")
+    pixel_um = _number(cards, "XPIXSZ", "PIXSIZE", "PIXELSIZ")
+    candidates = []
+    if focal_mm and pixel_um:
+        candidates.append(206.264806 * pixel_um / focal_mm)
+    candidates.append(_number(cards, "PIXSCAL1", "SCALE"))
+    return next((s for s in candidates if s is not None and 0.01 < s < 50.0), None)
+
+
+def _night(path: Path, cards: Mapping[str, Any], date_obs: str) -> str:
+    """Local date of the evening; local time by the site, else by the file name, else UTC."""
+    try:
+        moment = datetime.datetime.fromisoformat(date_obs.strip().rstrip("Z")[:26])
+    except ValueError:
+        return ""
+    moment = moment.replace(tzinfo=None)
+    longitude = _angle(cards.get("SITELONG", cards.get("LONG-OBS")), hours_if_text=False)
+    local = moment
+    if longitude is not None and abs(longitude) <= 180.0:
+        local = moment + datetime.timedelta(hours=longitude / 15.0)
+    elif stamp := _FILE_STAMP.search(path.name):
+        # Seestar names its files with the local time of the phone and writes UTC in the header.
+        try:
+            named = datetime.datetime(*(int(g) for g in stamp.groups()))
+        except ValueError:
+            named = moment
+        if abs(named - moment) < datetime.timedelta(hours=14.5):
+            local = named
+    return (local - datetime.timedelta(hours=12)).date().isoformat()
+
+
+def _text(cards: Mapping[str, Any], *keys: str) -> str:
+    for key in keys:
+        value = cards.get(key)
+        if value is not None and str(value).strip():
+            return str(value).strip()
+    return ""
+
+
+def _number(cards: Mapping[str, Any], *keys: str, default: float | None = None) -> Any:
+    for key in keys:
+        value = cards.get(key)
+        if isinstance(value, bool) or value is None:
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(number):
+            return number
+    return default

@@ -14,7 +14,7 @@ __all__ = ["Galaxy", "paint_galaxy"]
 _BULGE_RGB = np.array([1.12, 1.0, 0.62])
 _DISK_RGB = np.array([0.92, 1.0, 0.72])
 _ARM_RGB = np.array([0.66, 1.0, 0.98])
-_HYDROGEN_RGB = np.array([1.30, 0.42, 0.52])
+_HYDROGEN_RGB = np.array([1.15, 0.50, 0.56])
 _DUST_OPACITY = np.array([0.75, 1.0, 1.3])
 
 
@@ -67,17 +67,17 @@ def paint_galaxy(galaxy: Galaxy, scale_deg: float, seed: int) -> np.ndarray:
     # Position angle counts towards east, which is -x here.
     along = north * np.cos(angle) - west * np.sin(angle)
     across = (north * np.sin(angle) + west * np.cos(angle)) / np.cos(np.deg2rad(galaxy.inclination_deg))
-    clumps = _fractal_noise(rng, axis.size, (4, 9, 22, 60))
-    warp = _fractal_noise(rng, axis.size, (30, 80))
+    clumps = _fractal_noise(rng, axis.size, (5, 12, 30, 80, 200))
+    warp = _fractal_noise(rng, axis.size, (7, 18))
     radius = np.hypot(along, across)
     turn = np.arctan2(across, along)
     # Two logarithmic arms; the warp keeps them from looking drawn with a compass.
-    phase = turn - 2.9 * np.log(radius + 0.06) + 0.28 * warp
-    arms = np.exp(2.2 * (np.cos(2.0 * phase) - 1.0))
-    dust_lane = np.exp(5.0 * (np.cos(2.0 * (phase + 0.42)) - 1.0))
+    phase = turn - 3.1 * np.log(radius + 0.06) + 0.16 * warp
+    arms = np.exp(2.6 * (np.cos(2.0 * phase) - 1.0)) + 0.45 * np.exp(2.0 * (np.cos(2.0 * phase + 2.6) - 1.0))
+    dust_lane = np.exp(5.0 * (np.cos(2.0 * (phase + 0.30)) - 1.0))
     image = _paint_light(galaxy, radius, along, across, arms, clumps)
     image += _hydrogen(rng, galaxy, radius, arms, clumps)
-    fringe = np.clip((radius - 0.08) / 0.15, 0.0, 1.0) * np.exp(-1.3 * radius)
+    fringe = np.clip((radius - 0.06) / 0.12, 0.0, 1.0) * np.exp(-1.5 * radius)
     depth = 1.15 * fringe * np.clip(dust_lane + 0.35 * np.maximum(clumps, 0.0), 0.0, 1.4)
     image *= np.exp(-_DUST_OPACITY[:, None, None] * depth)
     image *= _soft_edge(np.hypot(north, west))
@@ -91,12 +91,12 @@ def _paint_light(galaxy, radius, along, across, arms, clumps) -> np.ndarray:
     bulge = galaxy.core_adu / (1.0 + (bulge_radius / 0.018) ** 2) ** 0.9
     bulge = bulge * np.exp(-bulge_radius / 0.45) + 0.55 * galaxy.disk_adu * np.exp(-bulge_radius / 0.10)
     disk = galaxy.disk_adu * np.exp(-radius / 0.27)
-    patchy = np.clip(1.0 + 0.45 * clumps, 0.2, None)
+    patchy = np.clip(1.0 + 0.60 * clumps, 0.2, None)
     young = arms * patchy * np.clip((radius - 0.05) / 0.15, 0.0, 1.0)
     light = (
         _BULGE_RGB[:, None, None] * bulge
         + _DISK_RGB[:, None, None] * disk * (0.55 + 0.1 * clumps)
-        + _ARM_RGB[:, None, None] * disk * 1.25 * young
+        + _ARM_RGB[:, None, None] * disk * 1.7 * young
     )
     return np.maximum(light, 0.0)
 
@@ -104,14 +104,14 @@ def _paint_light(galaxy, radius, along, across, arms, clumps) -> np.ndarray:
 def _hydrogen(rng, galaxy, radius, arms, clumps) -> np.ndarray:
     """Pink knots strewn over the arms, more where the gas is clumpy."""
     size = radius.shape[0]
-    chance = (arms * np.clip(0.4 + clumps, 0.0, None) * np.exp(-((radius - 0.5) ** 2) / 0.09)).ravel()
-    knots = rng.choice(chance.size, size=260, p=chance / chance.sum())
+    chance = (arms**2 * np.clip(0.5 + clumps, 0.0, None) * np.exp(-((radius - 0.42) ** 2) / 0.05)).ravel()
+    knots = rng.choice(chance.size, size=520, p=chance / chance.sum())
     glow = np.zeros(chance.size)
     np.add.at(glow, knots, rng.lognormal(0.0, 0.8, knots.size))
     glow = glow.reshape(radius.shape)
-    width = max(0.8, size / 420.0)
-    glow = ndimage.gaussian_filter(glow, width) + 0.6 * ndimage.gaussian_filter(glow, 2.6 * width)
-    return _HYDROGEN_RGB[:, None, None] * glow * (galaxy.disk_adu * 3.2 * width**2)
+    width = max(0.8, size / 800.0)
+    glow = ndimage.gaussian_filter(glow, width) + 0.9 * ndimage.gaussian_filter(glow, 3.0 * width)
+    return _HYDROGEN_RGB[:, None, None] * glow * (galaxy.disk_adu * 1.5 * width**2)
 
 
 def _fractal_noise(rng: np.random.Generator, size: int, periods: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,209 @@
+"""Sky level, sky noise and the smooth sky underneath stars and nebulae. Arrays only."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from scipy import ndimage
+
+from zemosaic_core.statistics import central_mean, clipped_median_sigma, strided_sample
+
+__all__ = ["estimate_background_map", "sky_mesh", "sky_statistics"]
+
+# More values per mesh cell than this do not make its median better than the sky is smooth.
+_MAX_CELL_VALUES = 2048
+_USABLE_FRACTION = 0.3
+_CLIP_SIGMA = 2.5
+# 1 / standard deviation of a unit normal distribution cut at 2.5 sigma.
+_CUT_CORRECTION = 1.0476
+
+
+def sky_statistics(plane: np.ndarray, *, max_samples: int = 200_000) -> tuple[float, float]:
+    """Level and noise of the sky in one plane.
+
+    Parameters
+    ----------
+    plane : ndarray, shape (h, w)
+        Any real dtype; NaN means missing.
+    max_samples : int
+        Evenly spread values used; 200,000 give the level of a 10-second frame to a quarter of an ADU.
+
+    Returns
+    -------
+    sky, sigma : float
+        Clipped central mean and standard deviation in the units of ``plane``; NaN when no value is finite.
+        Stars are clipped away; a nebula that fills the frame is sky as far as this function can tell.
+    """
+    sample = strided_sample(plane, max_samples)
+    if np.issubdtype(sample.dtype, np.integer):
+        sample = sample.astype(np.float32)
+    centre, sigma = clipped_median_sigma(sample, clip_sigma=_CLIP_SIGMA)
+    return central_mean(sample[np.abs(sample - centre) <= _CLIP_SIGMA * sigma]), sigma
+
+
+def sky_mesh(planes: np.ndarray, cell_px: int) -> np.ndarray:
+    """Robust sky of every cell of a coarse mesh.
+
+    Cell ``(j, i)`` covers rows ``j * cell_px`` to ``(j + 1) * cell_px`` (the last row and column of cells
+    may be smaller); stars are removed by clipping at 2.5 sigma until nothing changes.
+
+    Parameters
+    ----------
+    planes : ndarray, shape (C, h, w) or (h, w)
+        NaN means missing.
+    cell_px : int
+        Cell size, >= 4.
+
+    Returns
+    -------
+    ndarray, shape (C, ny, nx), float32
+        ``ny = ceil(h / cell_px)``; NaN where less than 30 % of the cell is usable sky.
+
+    Raises
+    ------
+    ValueError
+        When ``cell_px`` is smaller than 4 or ``planes`` has another number of dimensions.
+    """
+    if cell_px < 4:
+        raise ValueError(f"cell_px must be at least 4, got {cell_px}")
+    planes = np.asarray(planes)
+    if planes.ndim == 2:
+        planes = planes[None]
+    if planes.ndim != 3:
+        raise ValueError(f"planes must have shape (C, h, w) or (h, w), got {planes.shape}")
+    if planes.dtype not in (np.float32, np.float64):
+        planes = planes.astype(np.float32)
+    channels, height, width = planes.shape
+    mesh = np.empty((channels, -(-height // cell_px), -(-width // cell_px)), dtype=np.float32)
+    _fill_mesh(np.ascontiguousarray(planes), cell_px, _MAX_CELL_VALUES, _USABLE_FRACTION, mesh)
+    return mesh
+
+
+def estimate_background_map(
+    image: np.ndarray, *, method: str = "gaussian", sigma: float = 32.0
+) -> np.ndarray:
+    """Smooth light of an image, per channel.
+
+    Parameters
+    ----------
+    image : ndarray, shape (h, w) or (h, w, C)
+        NaN means missing.
+    method : {'gaussian', 'mesh'}
+        'gaussian': Gaussian blur that leaves missing pixels out. 'mesh': clipped medians of cells of
+        ``2 * sigma`` px, smoothly interpolated; follows the sky and not the stars.
+    sigma : float
+        Scale of the smoothing in px, > 0.
+
+    Returns
+    -------
+    ndarray, same shape, float32
+        Background; NaN only where the image has no finite value within reach.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method or a sigma that is not positive.
+    """
+    if not sigma > 0:
+        raise ValueError(f"sigma must be positive, got {sigma}")
+    image = np.asarray(image, dtype=np.float32)
+    if image.ndim == 3:
+        channels = [
+            estimate_background_map(image[..., c], method=method, sigma=sigma) for c in range(image.shape[2])
+        ]
+        return np.stack(channels, axis=-1)
+    if method == "gaussian":
+        return _blur_finite(image, sigma)
+    if method == "mesh":
+        return _interpolate_mesh(image, max(4, round(2.0 * sigma)))
+    raise ValueError(f"method must be 'gaussian' or 'mesh', got {method!r}")
+
+
+def _blur_finite(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Normalised convolution: blur(image * valid) / blur(valid)."""
+    valid = np.isfinite(image)
+    if valid.all():
+        return ndimage.gaussian_filter(image, sigma, mode="reflect", truncate=3.0)
+    seen = ndimage.gaussian_filter(valid.astype(np.float32), sigma, mode="reflect", truncate=3.0)
+    light = ndimage.gaussian_filter(
+        np.where(valid, image, np.float32(0.0)), sigma, mode="reflect", truncate=3.0
+    )
+    return np.where(seen > 1e-6, light / np.maximum(seen, 1e-6), np.float32(np.nan)).astype(np.float32)
+
+
+def _interpolate_mesh(image: np.ndarray, cell_px: int) -> np.ndarray:
+    mesh = sky_mesh(image, cell_px)[0]
+    known = np.isfinite(mesh)
+    if not known.any():
+        return np.full(image.shape, np.nan, dtype=np.float32)
+    if not known.all():
+        # A cell hidden by a star takes the nearest known neighbour; smoothing below rounds the step.
+        nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+        mesh = mesh[tuple(nearest)]
+    mesh = ndimage.median_filter(mesh, size=3, mode="nearest")
+    rows = (np.arange(image.shape[0]) + 0.5) / cell_px - 0.5
+    columns = (np.arange(image.shape[1]) + 0.5) / cell_px - 0.5
+    half = ndimage.map_coordinates(
+        mesh, np.meshgrid(rows, np.arange(mesh.shape[1]), indexing="ij"), order=1, mode="nearest"
+    )
+    smooth = ndimage.map_coordinates(
+        half, np.meshgrid(np.arange(half.shape[0]), columns, indexing="ij"), order=1, mode="nearest"
+    )
+    return smooth.astype(np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _fill_mesh(planes, cell, max_values, usable_fraction, mesh):
+    channels, height, width = planes.shape
+    buffer = np.empty(cell * cell, dtype=np.float32)
+    for c in range(channels):
+        for j in range(mesh.shape[1]):
+            y0, y1 = j * cell, min(height, (j + 1) * cell)
+            for i in range(mesh.shape[2]):
+                x0, x1 = i * cell, min(width, (i + 1) * cell)
+                area = (y1 - y0) * (x1 - x0)
+                # An odd stride walks over the cell like a slanted line: all rows and columns are seen.
+                stride = area // max_values + 1
+                if stride % 2 == 0:
+                    stride += 1
+                taken = 0
+                count = 0
+                for p in range(0, area, stride):
+                    taken += 1
+                    value = planes[c, y0 + p // (x1 - x0), x0 + p % (x1 - x0)]
+                    if np.isfinite(value):
+                        buffer[count] = value
+                        count += 1
+                mesh[c, j, i] = _clipped_centre(buffer[:count], taken, usable_fraction)
+
+
+@njit(cache=True, nogil=True)
+def _clipped_centre(values, taken, usable_fraction):
+    """Mean of the central half after clipping; NaN when too few of ``taken`` remain."""
+    if values.size < usable_fraction * taken or values.size < 4:
+        return np.float32(np.nan)
+    values.sort()
+    n = values.size
+    middle = 0.5 * (values[(n - 1) // 2] + values[n // 2])
+    # Half of the central 68 % is sigma for a normal sky and cares little about stars.
+    sigma = middle - values[int(0.1587 * (n - 1))]
+    low, high = 0, n
+    for _ in range(10):
+        a = np.searchsorted(values, np.float32(middle - _CLIP_SIGMA * sigma))
+        b = np.searchsorted(values, np.float32(middle + _CLIP_SIGMA * sigma), side="right")
+        if (a == low and b == high) or b - a < 4:
+            break
+        low, high = a, b
+        m = high - low
+        middle = 0.5 * (values[low + (m - 1) // 2] + values[low + m // 2])
+        total = 0.0
+        for k in range(low, high):
+            total += (values[k] - middle) ** 2
+        sigma = np.sqrt(total / (m - 1)) * _CUT_CORRECTION
+    if high - low < usable_fraction * taken:
+        return np.float32(np.nan)
+    quarter = (high - low) // 4
+    total = 0.0
+    for k in range(low + quarter, high - quarter):
+        total += values[k]
+    return np.float32(total / (high - low - 2 * quarter))

@@ -12,6 +12,7 @@ import multiprocessing
 import multiprocessing.queues
 import os
 import queue
+import signal
 import sys
 import tempfile
 import threading
@@ -36,6 +37,9 @@ def _run_in_child(target: str, error_log: str, args: tuple, kwargs: dict) -> Non
     os.dup2(stream.fileno(), 2)
     sys.stderr = stream
     faulthandler.enable(stream)
+    # Ctrl-C in a terminal reaches the whole group of processes; only the parent answers it, through the cancel
+    # event, so that the run can end cleanly. Processes that the child starts inherit this.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     module, name = target.split(":")
     getattr(importlib.import_module(module), name)(*args, **kwargs)
 

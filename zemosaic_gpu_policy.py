@@ -1,0 +1,606 @@
+"""GPU or CPU, how many rows at a time, and why: the only place where that is decided.
+
+An operation declares its memory as a `Workload` and brings two bodies; `GpuPolicy.run` picks one, cuts the
+rows, makes chunks smaller when memory runs short, falls back when it must, and writes down every such step
+with its numbers. Knows no settings, no windows and no texts: a record carries a text key and values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zemosaic_core.chunks import Workload, equal_chunks, rows_for_budget
+from zemosaic_core.errors import Cancelled, RunFailed
+from zemosaic_core.gpu import device as seam
+from zemosaic_core.gpu.probe import probe as probe_here
+from zemosaic_core.gpu.recorder import Recorder
+from zemosaic_core.gpu.terms import (
+    FAULT_REASONS,
+    Audit,
+    Budget,
+    CancelFlag,
+    Decision,
+    GpuStatus,
+    Overrides,
+    Parity,
+    Reason,
+    RunReport,
+)
+from zemosaic_io.gpu_files import LeaseTimeout, Ledger, device_lease
+from zemosaic_io.gpu_probe import Opened, remembered_status, status_of
+
+__all__ = [
+    "Audit",
+    "Budget",
+    "Decision",
+    "GpuPolicy",
+    "GpuStatus",
+    "Overrides",
+    "Parity",
+    "Reason",
+    "RunReport",
+    "decide",
+    "default_policy",
+    "gpu_phase",
+    "gpu_status",
+    "make_budget",
+    "run_with_fallback",
+]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+MIB = 1 << 20
+
+# One chunk after another failing is not bad luck.
+MAX_CONSECUTIVE_FAILURES = 3
+# Windows kills a kernel on a card with a display after 2 s; a tenth of that keeps the desktop alive too.
+DISPLAY_LAUNCH_SECONDS = 0.2
+# PCIe as a slow laptop has it, and the price of planning, allocating and synchronising once.
+TRANSFER_BYTES_PER_SECOND = 6e9
+OPERATION_OVERHEAD_SECONDS = 0.01
+LEASE_TIMEOUT_SECONDS = 30.0
+# The same operation is checked against the CPU at its first run and then once in this many runs.
+AUDIT_EVERY = 25
+
+
+GpuBody = Callable[[seam.Device, int, int, tuple[int, int] | None], T]
+CpuBody = Callable[[int, int], T]
+
+
+def make_budget(
+    memory: seam.MemoryState, info: seam.DeviceInfo, *, memory_mb: int, overrides: Overrides
+) -> Budget:
+    """Return what may be used of a card in this state.
+
+    The reserve is what the driver's own estimate may be wrong by, and what the desktop may want meanwhile:
+    8 % of the card but at least 512 MiB (a quarter of a very small one), 256 MiB more when it drives a
+    display, 10 % more on Windows, where overcommitting does not fail but crawls through system memory.
+    """
+    total, free = memory.total, memory.free
+    if overrides.simulate_mb:
+        total, free = min(total, overrides.simulate_mb * MIB), min(free, overrides.simulate_mb * MIB)
+    reserve = max(min(512 * MIB, total // 4), total * 8 // 100)
+    if info.drives_display:
+        reserve += min(256 * MIB, total // 8)
+    if sys.platform == "win32":
+        reserve += total // 10
+    if overrides.reserve_mb >= 0:
+        reserve = overrides.reserve_mb * MIB
+    cap = (overrides.memory_mb or memory_mb) * MIB or total
+    usable = max(0, min(free + memory.pool_free - reserve, cap))
+    return Budget(total, free, memory.pool_free, reserve, cap, usable)
+
+
+def decide(
+    workload: Workload,
+    status: GpuStatus,
+    budget: Budget | None,
+    *,
+    ceiling_bytes: int = 0,
+    chunk_rows: int = 0,
+) -> Decision:
+    """Decide where a workload runs and in which chunks. Pure: the same arguments give the same decision.
+
+    Parameters
+    ----------
+    workload : Workload
+        What the operation declares.
+    status : GpuStatus
+        Whether there is a card.
+    budget : Budget or None
+        What may be used of it; None only when there is none.
+    ceiling_bytes : int
+        Peak that has failed before is above this; 0 when nothing failed.
+    chunk_rows : int
+        Rows per chunk somebody asked for; 0 for free choice. Memory still has the last word.
+    """
+    if not status.ok or budget is None:
+        return Decision(workload.op, "cpu", status.reason, 0, 0, 0)
+    usable = min(budget.usable, ceiling_bytes) if ceiling_bytes else budget.usable
+    rows = workload.rows
+    smallest = min(max(workload.min_rows, workload.align), rows)
+    limits = {"rows": rows, "memory": rows_for_budget(workload.buffers, usable, rows, halo=workload.halo)}
+    if ceiling_bytes:
+        limits["ceiling"] = rows_for_budget(workload.buffers, ceiling_bytes, rows, halo=workload.halo)
+    if workload.elements_per_row:
+        limits["index"] = (2**31 - 1) // workload.elements_per_row - 2 * workload.halo
+    if workload.gpu_seconds_per_row > 0 and status.device is not None and status.device.drives_display:
+        limits["display"] = max(smallest, int(DISPLAY_LAUNCH_SECONDS / workload.gpu_seconds_per_row))
+    if chunk_rows:
+        limits["asked"] = max(smallest, chunk_rows)
+    fitting = min(limits.values())
+    if fitting < rows:
+        fitting -= fitting % workload.align
+    if fitting < smallest or rows == 0:
+        reason = Reason.INSUFFICIENT_MEMORY if rows else Reason.WORKLOAD_TOO_SMALL
+        return Decision(workload.op, "cpu", reason, 0, 0, workload.peak(smallest), limits)
+    travel = (workload.upload_bytes + workload.download_bytes) / TRANSFER_BYTES_PER_SECOND
+    if 0 < workload.cpu_seconds < travel + OPERATION_OVERHEAD_SECONDS:
+        return Decision(workload.op, "cpu", Reason.WORKLOAD_TOO_SMALL, 0, 0, workload.peak(fitting), limits)
+    chunks = list(equal_chunks(0, rows, fitting, align=workload.align))
+    largest = max(b - a for a, b in chunks)
+    return Decision(workload.op, "gpu", Reason.GPU, largest, len(chunks), workload.peak(largest), limits)
+
+
+def gpu_status(*, refresh: bool = False, mode: str = "auto", choice: str = "") -> GpuStatus:
+    """Return whether a card can be used. Safe without CuPy, in any thread or process; makes no CUDA context.
+
+    Parameters
+    ----------
+    refresh : bool
+        Ask again instead of using what was found before.
+    mode : str
+        ``off`` answers at once.
+    choice : str
+        Card asked for.
+    """
+    if mode == "off":
+        return GpuStatus(False, Reason.OFF)
+    seated = seam.installed()
+    if seated is not None:
+        return GpuStatus(True, Reason.GPU, seated.info.name, seated.info)
+    if refresh:
+        remembered_status.cache_clear()
+    return remembered_status(choice, os.getpid())
+
+
+class GpuPolicy:
+    """The decider of one run, with its memory of what went wrong.
+
+    Parameters
+    ----------
+    mode : {'auto', 'off', 'require'}
+        ``require`` turns every fallback into `RunFailed`. ``ZEMOSAIC_GPU`` wins over it.
+    device : str, int or None
+        Card asked for: index, UUID or part of its name; None or empty for the best one.
+    memory_mb : int
+        Never use more than this; 0 decides from what is free.
+    ledger_path : Path or None
+        JSON lines with every record; None keeps no file.
+    on_record : callable, optional
+        Called with every record (a dict with ``kind``, ``reason``, ``key``, ``values``, ``level``, numbers).
+    environ : mapping, optional
+        Instead of ``os.environ``.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str = "auto",
+        device: str | int | None = None,
+        memory_mb: int = 0,
+        ledger_path: Path | None = None,
+        on_record: Callable[[dict[str, Any]], None] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.overrides = Overrides.from_environment(os.environ if environ is None else environ)
+        self.mode = self.overrides.mode or mode
+        self._choice = self.overrides.device or ("" if device is None else str(device))
+        self._memory_mb = memory_mb
+        self._ledger = Ledger(ledger_path)
+        self._on_record = on_record
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._leases = 0
+        self._status: GpuStatus | None = None
+        self._device: seam.Device | None = None
+        self._budget: Budget | None = None
+        self.recorder = Recorder(self._keep)
+        self.ceilings: dict[str, int] = {}
+        self.given_up: dict[str, Reason] = {}
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        try:
+            self._ledger.write(record)
+        except OSError as error:
+            log.warning("the GPU ledger %s cannot be written: %s", self._ledger.path, error)
+            self._ledger = Ledger(None)
+        if self._on_record is not None:
+            self._on_record(record)
+
+    @property
+    def status(self) -> GpuStatus:
+        """Whether a card can be used; asked once per run, and recorded when it is first known."""
+        with self._lock:
+            if self._status is None:
+                self._status = self._first_status()
+                self.recorder.probe(self._status, self._budget)
+            if self._status.ok and self._pid != os.getpid():
+                return GpuStatus(
+                    False, Reason.FORKED_CHILD, f"process {os.getpid()} was forked from {self._pid}"
+                )
+            return self._status
+
+    def _first_status(self) -> GpuStatus:
+        status = gpu_status(mode=self.mode, choice=self._choice)
+        if not status.ok:
+            return status
+        device = seam.installed()
+        if device is None:
+            finding, device = probe_here(self._choice, seam.FaultScript(self.overrides.fault))
+            status = status_of(finding)
+        if device is None:
+            return status
+        if not device.info.simulated:
+            Opened.pid = os.getpid()
+        fault = None
+        try:
+            device.bind()
+            device.release()
+            memory = device.memory()
+            # Our own budget is the first line; the pool's limit catches what was not declared.
+            self._budget = make_budget(
+                memory, device.info, memory_mb=self._memory_mb, overrides=self.overrides
+            )
+        except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
+            fault = _fault_of(error)
+        if fault is not None:
+            return GpuStatus(False, Reason.SMOKE_FAILED, f"{fault.type_name}: {fault.message}", status.device)
+        self._device = device
+        return status
+
+    @property
+    def budget(self) -> Budget | None:
+        """What may be used of the card, frozen for the run; None when there is none."""
+        return self._budget if self.status.ok else None
+
+    def plan(self, workload: Workload, *, wanted: bool = True) -> Decision:
+        """Return where the workload would run; records nothing but the probe."""
+        if not wanted or (self.overrides.force_cpu_intertile and workload.op.startswith("intertile")):
+            return Decision(workload.op, "cpu", Reason.FORCED_CPU, 0, 0, 0)
+        status = self.status
+        given_up = self.given_up.get("*") or self.given_up.get(workload.op)
+        if status.ok and given_up is not None:
+            return Decision(workload.op, "cpu", given_up, 0, 0, 0)
+        if self.mode == "require":
+            workload = replace(workload, cpu_seconds=0.0)  # small work is no reason where the GPU is a must
+        return decide(
+            workload,
+            status,
+            self.budget,
+            ceiling_bytes=self.ceilings.get(workload.op, 0),
+            chunk_rows=self.overrides.chunk_rows,
+        )
+
+    def run(
+        self,
+        workload: Workload,
+        gpu_body: GpuBody[T],
+        cpu_body: CpuBody[T],
+        *,
+        emit: Callable[[int, int, T], None],
+        cpu_rows: int = 0,
+        cancel: CancelFlag | None = None,
+        audit: Audit | None = None,
+        wanted: bool = True,
+    ) -> RunReport:
+        """Do all rows of a workload, each on the GPU or, for a recorded reason, on the CPU.
+
+        Parameters
+        ----------
+        workload : Workload
+            What the operation declares.
+        gpu_body : callable
+            ``(device, y0, y1, next_rows) -> result`` on the host. Idempotent, changes no input, keeps nothing
+            on the card, and synchronises before it returns. ``next_rows`` is the chunk that will probably
+            follow, for reading ahead.
+        cpu_body : callable
+            ``(y0, y1) -> result``, the same numbers.
+        emit : callable
+            ``(y0, y1, result)``, called once for each piece, in order of rows.
+        cpu_rows : int
+            Most rows of one CPU call; 0 for no limit.
+        cancel : object with ``is_set()``, optional
+            Looked at between chunks.
+        audit : Audit, optional
+            How to compare a piece of the result with the CPU.
+        wanted : bool
+            False when the caller was asked for the CPU.
+
+        Raises
+        ------
+        Cancelled
+            A stop was asked for.
+        RunFailed
+            In ``require`` mode, any fallback.
+        """
+        with self._lock:
+            decision = self.plan(workload, wanted=wanted)
+            job = _Job(self, workload, RunReport(decision), gpu_body, cpu_body, emit, cpu_rows, cancel, audit)
+            start = time.perf_counter()
+            self.recorder.decision(workload, decision, self._budget)
+            if decision.device == "gpu":
+                self._run_on_card(job)
+            else:
+                job.leave_gpu(decision.reason, needed_bytes=decision.estimated_bytes)
+                job.on_cpu(0, workload.rows)
+            job.report.seconds = time.perf_counter() - start
+            self.recorder.operation(workload, job.report)
+            return job.report
+
+    def _run_on_card(self, job: _Job) -> None:
+        device = self._device
+        assert device is not None  # a decision for the GPU is made from an open card only
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._lease(device.info.uuid, job.cancel))
+            except LeaseTimeout as error:
+                job.check_cancel()
+                job.leave_gpu(Reason.LEASE_TIMEOUT, detail=str(error))
+                job.on_cpu(0, job.workload.rows)
+                return
+            stack.enter_context(self.phase(job.workload.op))
+            _run_chunks(job, device)
+
+    @contextmanager
+    def _lease(self, uuid: str, cancel: CancelFlag | None) -> Iterator[None]:
+        if self._leases:  # an operation inside another one of this run
+            self._leases += 1
+            try:
+                yield
+            finally:
+                self._leases -= 1
+            return
+        cancelled = (lambda: False) if cancel is None else cancel.is_set
+        with device_lease(uuid, timeout_s=LEASE_TIMEOUT_SECONDS, cancelled=cancelled) as waited_s:
+            if waited_s > 1.0:
+                self.recorder.emit(
+                    "lease", Reason.GPU, key="gpu_lease_waited", values={"seconds": round(waited_s)}
+                )
+            self._leases = 1
+            try:
+                yield
+            finally:
+                self._leases = 0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Give the card's memory back when the block ends, whatever happened in it."""
+        try:
+            yield
+        finally:
+            if self._leases <= 1:
+                self.release(name)
+
+    def release(self, name: str) -> seam.GpuFault | None:
+        """Empty the pools, the one place that does; return what the card said against it, if anything."""
+        device = self._device
+        if device is None or self._pid != os.getpid():
+            return None
+        gc.collect()
+        fault, returned, numbers = None, 0, {}
+        try:
+            returned = device.release()
+            numbers = asdict(device.memory())
+        except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
+            fault = _fault_of(error)
+        if fault is not None:
+            self.recorder.emit("release", FAULT_REASONS[fault.kind], op=name, level="DEBUG", fault=fault)
+        elif returned:
+            self.recorder.emit("release", Reason.GPU, op=name, level="DEBUG", returned=returned, **numbers)
+        return fault
+
+    def summary(self) -> dict[str, Any]:
+        """Return device, budget, work share per operation, fallbacks, peaks and parity, JSON-serialisable."""
+        status = self.status
+        return {
+            "mode": self.mode,
+            "ok": status.ok,
+            "reason": status.reason.value,
+            "reason_key": status.reason_key,
+            "detail": status.detail,
+            "device": None if status.device is None else asdict(status.device),
+            "budget": None if self._budget is None else asdict(self._budget),
+            **self.recorder.summary(),
+        }
+
+    def report_lines(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the GPU section of the run report as text keys with their values."""
+        return self.recorder.report_lines(self.status, self._budget)
+
+    def close(self) -> None:
+        """Empty the pools and record the sums of the run."""
+        self.release("run")
+        sums = self.recorder.summary()
+        chunks = {
+            f"{side}_chunks": sum(op[f"{side}_chunks"] for op in sums["operations"].values())
+            for side in ("gpu", "cpu")
+        }
+        values = {**chunks, "percent": f"{100 * sums['gpu_share']:.1f}", "fallbacks": len(sums["fallbacks"])}
+        self.recorder.emit("summary", self.status.reason, key="gpu_summary_end", values=values)
+
+
+class _Job:
+    """One call of `GpuPolicy.run`: its bodies, its report and how it leaves the GPU."""
+
+    def __init__(
+        self,
+        policy: GpuPolicy,
+        workload: Workload,
+        report: RunReport,
+        gpu_body: GpuBody[Any],
+        cpu_body: CpuBody[Any],
+        emit: Callable[[int, int, Any], None],
+        cpu_rows: int,
+        cancel: CancelFlag | None,
+        audit: Audit | None,
+    ) -> None:
+        self.policy = policy
+        self.workload = workload
+        self.report = report
+        self.gpu_body = gpu_body
+        self.cpu_body = cpu_body
+        self.emit = emit
+        self.cpu_rows = cpu_rows
+        self.cancel = cancel
+        self.audit = audit if policy.recorder.tally(workload.op).runs % AUDIT_EVERY == 0 else None
+
+    def check_cancel(self) -> None:
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled()
+
+    def on_cpu(self, y0: int, y1: int) -> None:
+        for a, b in equal_chunks(y0, y1, self.cpu_rows or max(1, y1 - y0)):
+            self.check_cancel()
+            self.emit(a, b, self.cpu_body(a, b))
+            self.report.cpu_rows += b - a
+            self.report.cpu_chunks += 1
+
+    def leave_gpu(self, reason: Reason, *, scope: str = "operation", **numbers: Any) -> None:
+        """Record a fallback; in ``require`` mode it is an error."""
+        budget = self.policy._budget
+        status = self.policy.status
+        if not status.ok and not numbers.get("detail"):
+            numbers["detail"] = status.detail
+        numbers.setdefault("usable_bytes", budget.usable if budget else 0)
+        record = self.policy.recorder.fallback(reason, self.workload.op, scope=scope, **numbers)
+        self.report.fallbacks += 1
+        if self.policy.mode == "require" and reason is not Reason.FORCED_CPU:
+            said = f"{reason.value} {record['values']['detail']}".strip()
+            message = f"the GPU is required but {self.workload.op} cannot use it: {said}"
+            raise RunFailed("gpu_required", message, **record["values"])
+
+    def check_against_cpu(self, a: int, b: int, result: Any) -> None:
+        """Do some rows in the middle of a finished chunk again on the CPU and compare."""
+        audit, self.audit = self.audit, None
+        if audit is None:
+            return
+        y0 = max(a, (a + b - audit.rows) // 2)
+        y1 = min(b, y0 + audit.rows)
+        parity = audit.compare(result, self.cpu_body(y0, y1), y0 - a)
+        self.report.parity = parity
+        self.policy.recorder.parity(self.workload.op, parity, (y0, y1))
+
+
+def _run_chunks(job: _Job, device: seam.Device) -> None:
+    """Work through the chunks on the card; smaller chunks first, the CPU last."""
+    workload, report, policy = job.workload, job.report, job.policy
+    todo = deque(equal_chunks(0, workload.rows, report.decision.chunk_rows, align=workload.align))
+    failures = 0
+    while todo:
+        job.check_cancel()
+        a, b = todo.popleft()
+        fault = _open_card(device) if report.gpu_chunks + failures + report.splits == 0 else None
+        result = None
+        if fault is None:
+            try:
+                result = job.gpu_body(device, a, b, todo[0] if todo else None)
+            except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
+                fault = _fault_of(error)
+        # The except block is left before anything is retried: the traceback of the failed attempt would keep
+        # its arrays, and with them the memory that is missing.
+        if fault is None:
+            report.peak_bytes = max(report.peak_bytes, device.peak_bytes())
+            job.emit(a, b, result)
+            report.gpu_rows += b - a
+            report.gpu_chunks += 1
+            failures = 0
+            job.check_against_cpu(a, b, result)
+            continue
+        lost = policy.release(workload.op)
+        if lost is not None and lost.kind == "device_lost":
+            fault = lost
+        smaller = (b - a) // 2 - (b - a) // 2 % workload.align
+        if fault.kind == "oom" and smaller >= max(workload.min_rows, workload.align):
+            end = todo[-1][1] if todo else b
+            policy.ceilings[workload.op] = workload.peak(smaller)
+            todo = deque(equal_chunks(a, end, smaller, align=workload.align))
+            policy.recorder.split(workload.op, (a, b), smaller, fault, planned_bytes=workload.peak(b - a))
+            report.splits += 1
+            continue
+        failures += 1
+        rest = _give_up(job, fault, failures)
+        end = todo[-1][1] if todo and rest else b
+        numbers = {"needed_bytes": workload.peak(b - a), "rows": [a, end], "fault": fault}
+        job.leave_gpu(
+            FAULT_REASONS[fault.kind] if rest is None else rest[0],
+            scope=rest[1] if rest else "chunk",
+            **numbers,
+        )
+        job.on_cpu(a, end)
+        if rest:
+            return
+
+
+def _give_up(job: _Job, fault: seam.GpuFault, failures: int) -> tuple[Reason, str] | None:
+    """Return why and for how long the GPU is left behind for more than this chunk, or None."""
+    if fault.kind == "device_lost":
+        job.policy.given_up["*"] = Reason.DEVICE_LOST
+        return Reason.DEVICE_LOST, "run"
+    if fault.kind == "compile":
+        job.policy.given_up[job.workload.op] = Reason.COMPILE_FAILED
+        return Reason.COMPILE_FAILED, "operation"
+    if failures >= MAX_CONSECUTIVE_FAILURES:
+        return Reason.TOO_MANY_FAILURES, "operation"
+    return None
+
+
+def _open_card(device: seam.Device) -> seam.GpuFault | None:
+    try:
+        device.bind()
+        device.peak_bytes(reset=True)
+    except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
+        return _fault_of(error)
+    return None
+
+
+def _fault_of(error: Exception) -> seam.GpuFault:
+    """Reduce an error of the card to a `GpuFault` and let go of its frames; raise what is not the card's."""
+    fault = seam.classify(error)
+    if fault is None:
+        raise error
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return fault
+
+
+@lru_cache(maxsize=1)
+def default_policy() -> GpuPolicy:
+    """Return the policy of calls that bring none: mode auto, environment respected, no ledger file."""
+    return GpuPolicy()
+
+
+def run_with_fallback(
+    workload: Workload, gpu: GpuBody[T], cpu: CpuBody[T], *, policy: GpuPolicy | None = None, **options: Any
+) -> RunReport:
+    """Run a workload under a policy, the process's own when none is given; see `GpuPolicy.run`."""
+    return (policy or default_policy()).run(workload, gpu, cpu, **options)
+
+
+@contextmanager
+def gpu_phase(name: str, *, policy: GpuPolicy | None = None) -> Iterator[None]:
+    """Give the card's memory back at the end of the block; see `GpuPolicy.phase`."""
+    with (policy or default_policy()).phase(name):
+        yield

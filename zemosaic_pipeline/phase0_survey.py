@@ -1,0 +1,123 @@
+"""Phase 0: read the headers of every FITS file in the folder; say what cannot be used and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zemosaic_core.errors import RunFailed, SkipItem
+from zemosaic_io.folders import survey_files
+from zemosaic_io.headers import FrameInfo, read_frame_info
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.plan import majority_geometry
+from zemosaic_pipeline.records import Frame, LeftOut
+
+__all__ = ["PHASE", "run", "survey"]
+
+PHASE = "phase0_survey"
+# Headers handed to a worker process at once: one header takes about a millisecond, a round trip as much.
+BATCH = 64
+
+
+def read_batch(paths: Sequence[str]) -> list[FrameInfo | LeftOut]:
+    """Read headers; a file that cannot be used becomes a `LeftOut`."""
+    found: list[FrameInfo | LeftOut] = []
+    for path in paths:
+        try:
+            found.append(read_frame_info(Path(path)))
+        except SkipItem as skip:
+            found.append(
+                LeftOut(path, PHASE, skip.key, {k: v for k, v in skip.values.items() if k != "path"})
+            )
+    return found
+
+
+def _one_camera(infos: Sequence[FrameInfo]) -> tuple[list[FrameInfo], list[LeftOut]]:
+    """Keep the geometry most frames have."""
+    if not infos:
+        return [], []
+    kind, shape = majority_geometry(infos)
+    kept: list[FrameInfo] = []
+    refused: list[LeftOut] = []
+    for info in infos:
+        if (info.kind, info.shape_hw) == (kind, shape):
+            kept.append(info)
+            continue
+        values = {
+            "found": f"{info.kind} {info.shape_hw[1]}x{info.shape_hw[0]}",
+            "expected": f"{kind} {shape[1]}x{shape[0]}",
+        }
+        refused.append(LeftOut(info.path, PHASE, "frame_other_geometry", values))
+    return kept, refused
+
+
+def _batches(paths: Sequence[Path]) -> list[list[str]]:
+    return [[str(path) for path in paths[i : i + BATCH]] for i in range(0, len(paths), BATCH)]
+
+
+def survey(
+    folder: Path,
+    output_dir: Path,
+    *,
+    recursive: bool,
+    selection: Iterable[str] | None = None,
+    map_batches: Callable[[Any, list[list[str]]], Iterable[tuple[int, list[FrameInfo | LeftOut]]]]
+    | None = None,
+) -> tuple[list[FrameInfo], list[LeftOut]]:
+    """Return the usable frames in the order of their names, and what is left out with its reason.
+
+    Parameters
+    ----------
+    selection : iterable of str, optional
+        Paths chosen by the user; other files are not looked at.
+    map_batches : callable, optional
+        ``(function, batches) -> (position, result)`` as they come; default: one after the other.
+    """
+    paths = survey_files(folder, recursive=recursive, exclude=(output_dir,))
+    if selection is not None:
+        wanted = {str(Path(path).resolve()) for path in selection}
+        paths = [path for path in paths if str(path.resolve()) in wanted]
+    batches = _batches(paths)
+    results: dict[int, list[FrameInfo | LeftOut]] = {}
+    source = enumerate(map(read_batch, batches)) if map_batches is None else map_batches(read_batch, batches)
+    for position, found in source:
+        results[position] = found
+    everything = [item for position in sorted(results) for item in results[position]]
+    infos = [item for item in everything if isinstance(item, FrameInfo)]
+    refused = [item for item in everything if isinstance(item, LeftOut)]
+    kept, other = _one_camera(infos)
+    return kept, refused + other
+
+
+def run(
+    folder: Path, context: RunContext, *, recursive: bool, selection: Iterable[str] | None = None
+) -> list[Frame]:
+    """Survey the folder and return its frames.
+
+    Raises
+    ------
+    RunFailed
+        No file can be used.
+    """
+
+    def map_batches(function: Any, batches: list[list[str]]) -> Iterable[tuple[int, Any]]:
+        # A pool costs seconds to start; below a few hundred headers it is not worth them.
+        parallel = len(batches) > 8
+        source = context.map(function, batches) if parallel else enumerate(map(function, batches))
+        done = 0
+        for position, result in source:
+            done += len(result)
+            context.cancel.check()
+            context.progress(done, sum(map(len, batches)), result[-1].path if result else "")
+            yield position, result
+
+    infos, refused = survey(
+        folder, context.output_dir, recursive=recursive, selection=selection, map_batches=map_batches
+    )
+    for item in refused:
+        context.leave_out(item.path, PHASE, item.key, **item.values)
+    if not infos:
+        raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
+    context.say("run_info_survey", frames=len(infos), left_out=len(refused))
+    return [Frame(index, info) for index, info in enumerate(infos)]

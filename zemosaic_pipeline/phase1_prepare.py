@@ -1,0 +1,280 @@
+"""Phase 1: look at the pixels of every frame once: background, stars, hot pixels; judge it within its night."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zemosaic_core import background, cfa, hot_pixels, stars
+from zemosaic_core.errors import RunFailed, SkipItem
+from zemosaic_io.fits_read import content_key, read_window
+from zemosaic_io.headers import FrameInfo
+from zemosaic_io.manifest import Manifest
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.plan import MeasureOptions
+from zemosaic_pipeline.records import Frame, FrameMeasure
+
+__all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "measure_frame", "run"]
+
+PHASE = "phase1_prepare"
+# Part of the key of stored measurements: raise it when their meaning changes.
+MEASURE_VERSION = 1
+APERTURE_FWHM = 1.5
+# A frame with fewer stars can neither be matched nor judged.
+MIN_STARS = 8
+STAR_COLUMNS = ("x", "y", "flux", "peak", "fwhm_px", "elongation", "snr")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Frames with their measurements, and the persistent hot pixels of each camera and night."""
+
+    frames: tuple[tuple[Frame, FrameMeasure], ...]
+    hot_pixels: dict[int, np.ndarray]
+
+
+def _planes(info: FrameInfo, data: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Return luminance, half-size colour planes, the luminance's pixel offset and the planes' scale."""
+    if info.kind == "cfa":
+        return cfa.luminance(data), cfa.superpixel(data, info.cfa_pattern), 0.5, 2.0
+    planes = np.asarray(data, dtype=np.float32)
+    planes = planes[None] if planes.ndim == 2 else planes
+    filled = np.where(np.isfinite(planes), planes, np.nanmedian(planes)).astype(np.float32)
+    return filled.mean(axis=0), filled, 0.0, 1.0
+
+
+def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
+    """Return everything that is measured on one frame as named arrays.
+
+    ``x y flux peak fwhm_px elongation snr`` per star (frame px, brightest first), ``channel_flux`` (C, n),
+    ``sky noise`` (C,),
+    ``mesh`` (C, ny, nx) with cells of ``mesh_cell_px`` frame pixels, ``hot`` flat indices.
+
+    Raises
+    ------
+    SkipItem
+        The frame is empty, or shows too few stars.
+    """
+    low, high = np.nanmin(data), np.nanmax(data)
+    if not low < high:
+        raise SkipItem("frame_empty", f"{info.path}: every pixel is {low}", value=float(low))
+    luminance, planes, offset, scale = _planes(info, data)
+    saturation = 65000.0 if data.dtype == np.uint16 else None
+    found = stars.detect_stars(
+        luminance,
+        threshold_sigma=options.detect_sigma,
+        max_stars=options.max_stars,
+        saturation=saturation,
+        offset=(offset, offset),
+    )
+    if len(found.x) < MIN_STARS:
+        raise SkipItem(
+            "frame_too_few_stars",
+            f"{info.path}: {len(found.x)} stars, {MIN_STARS} needed",
+            stars=len(found.x),
+            needed=MIN_STARS,
+        )
+    statistics = [background.sky_statistics(plane) for plane in planes]
+    fwhm = float(np.nanmedian(found.fwhm_px))
+    plane_offset = (scale - 1) / 2
+    channel_flux = stars.aperture_fluxes(
+        planes,
+        (found.x - plane_offset) / scale,
+        (found.y - plane_offset) / scale,
+        max(2.0, APERTURE_FWHM * fwhm / scale),
+    )
+    find_hot = options.find_hot_pixels and info.kind == "cfa"
+    return {
+        **{column: getattr(found, column) for column in STAR_COLUMNS},
+        "channel_flux": channel_flux,
+        "sky": np.array([s for s, _ in statistics], dtype=np.float32),
+        # A half-size green plane is the mean of two pixels; the noise of one pixel is what weights need.
+        "noise": np.array([s for _, s in statistics], dtype=np.float32) * _noise_scale(info),
+        "mesh": background.sky_mesh(planes, round(options.mesh_cell_px / scale)),
+        "hot": hot_pixels.find_candidates(data) if find_hot else np.empty(0, np.int64),
+    }
+
+
+def _noise_scale(info: FrameInfo) -> np.ndarray:
+    if info.kind == "cfa":
+        return np.array([1.0, math.sqrt(2.0), 1.0], dtype=np.float32)
+    return np.float32(1.0)
+
+
+def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure | SkipItem:
+    """Measure one frame and store its arrays in the folder given; runs in a worker process."""
+    info, options, folder = task
+    try:
+        data = read_window(info, 0, info.shape_hw[0])
+        key = content_key(info)
+        arrays = measure_arrays(info, data, options)
+    except SkipItem as skip:
+        return skip
+    path = Path(folder) / f"{key}.npz"
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, **arrays)
+    temporary.replace(path)
+    return FrameMeasure(
+        content_key=key,
+        sky_adu=tuple(map(float, arrays["sky"])),
+        noise_adu=tuple(map(float, arrays["noise"])),
+        n_stars=len(arrays["x"]),
+        fwhm_px=float(np.nanmedian(arrays["fwhm_px"])),
+        elongation=float(np.nanmedian(arrays["elongation"])),
+        arrays_path=str(path),
+    )
+
+
+def _stored(manifest: Manifest, info: FrameInfo, options: MeasureOptions) -> tuple[str, FrameMeasure | None]:
+    key = manifest.key(
+        "measure",
+        MEASURE_VERSION,
+        info.path,
+        info.size_bytes,
+        info.mtime_ns,
+        options.detect_sigma,
+        options.max_stars,
+        options.mesh_cell_px,
+        options.find_hot_pixels,
+    )
+    record = manifest.get(key)
+    if record is None:
+        return key, None
+    measure = FrameMeasure(
+        **{**record, "sky_adu": tuple(record["sky_adu"]), "noise_adu": tuple(record["noise_adu"])}
+    )
+    return key, measure if Path(measure.arrays_path).is_file() else None
+
+
+def _measure_all(
+    frames: list[Frame], options: MeasureOptions, context: RunContext, manifest: Manifest
+) -> dict[int, FrameMeasure]:
+    folder = context.state_dir / "frames"
+    folder.mkdir(parents=True, exist_ok=True)
+    measures: dict[int, FrameMeasure] = {}
+    keys: dict[int, str] = {}
+    todo: list[Frame] = []
+    for frame in frames:
+        keys[frame.index], stored = _stored(manifest, frame.info, options)
+        if stored is None:
+            todo.append(frame)
+        else:
+            measures[frame.index] = stored
+    if measures:
+        context.say("run_info_measures_reused", frames=len(measures))
+    tasks = [(frame.info, options, str(folder)) for frame in todo]
+    done = len(measures)
+    for position, result in context.map(measure_frame, tasks):
+        frame = todo[position]
+        done += 1
+        context.progress(done, len(frames), frame.name)
+        if isinstance(result, SkipItem):
+            context.leave_out(frame.info.path, PHASE, result.key, **result.values)
+            continue
+        measures[frame.index] = result
+        manifest.put(keys[frame.index], result.__dict__)
+    manifest.save()
+    return measures
+
+
+def _same_pixels(frames: list[Frame], measures: dict[int, FrameMeasure], context: RunContext) -> list[Frame]:
+    """Leave out frames whose pixels were seen before: a copy would count twice."""
+    seen: dict[str, Frame] = {}
+    kept: list[Frame] = []
+    for frame in frames:
+        if frame.index not in measures:
+            continue
+        key = measures[frame.index].content_key
+        if key in seen:
+            context.leave_out(frame.info.path, PHASE, "frame_duplicate", other=seen[key].info.path)
+            continue
+        seen[key] = frame
+        kept.append(frame)
+    return kept
+
+
+def _judge(
+    frames: list[Frame], measures: dict[int, FrameMeasure], options: MeasureOptions, context: RunContext
+) -> list[Frame]:
+    """Flag clouds, defocus and trailed frames by robust comparison within each night."""
+    nights: dict[tuple[str, str], list[Frame]] = defaultdict(list)
+    for frame in frames:
+        nights[frame.info.instrument, frame.info.night].append(frame)
+    kept: list[Frame] = []
+    for members in nights.values():
+        rows = [measures[frame.index] for frame in members]
+        verdicts = stars.night_outliers(
+            sky=np.array([np.mean(row.sky_adu) for row in rows]),
+            n_stars=np.array([row.n_stars for row in rows]),
+            fwhm_px=np.array([row.fwhm_px for row in rows]),
+            elongation=np.array([row.elongation for row in rows]),
+            sigma=options.quality_sigma,
+        )
+        for frame, row, reasons in zip(members, rows, verdicts, strict=True):
+            if not reasons:
+                kept.append(frame)
+                continue
+            values: dict[str, Any] = {
+                "stars": row.n_stars,
+                "fwhm_px": round(row.fwhm_px, 2),
+                "elongation": round(row.elongation, 2),
+                "sky_adu": round(float(np.mean(row.sky_adu))),
+            }
+            if options.exclude_flagged:
+                context.leave_out(frame.info.path, PHASE, reasons[0], **values)
+            else:
+                context.say(
+                    "frame_flagged_kept", "WARN", path=frame.info.path, reason_key=reasons[0], **values
+                )
+                kept.append(frame)
+    return sorted(kept, key=lambda frame: frame.index)
+
+
+def _persistent(
+    frames: list[Frame], measures: dict[int, FrameMeasure], context: RunContext
+) -> dict[int, np.ndarray]:
+    """Return per frame the hot pixels that stay put on its camera through its night."""
+    cameras: dict[tuple[Any, ...], list[Frame]] = defaultdict(list)
+    for frame in frames:
+        if frame.info.kind == "cfa":
+            cameras[frame.info.instrument, frame.info.night, frame.info.shape_hw].append(frame)
+    found: dict[int, np.ndarray] = {}
+    total = 0
+    for (_, _, shape), members in cameras.items():
+        counts = np.zeros(shape[0] * shape[1], np.uint16)
+        for frame in members:
+            counts[measures[frame.index].arrays()["hot"]] += 1
+        flat = hot_pixels.persistent(counts, len(members))
+        total += len(flat)
+        found.update({frame.index: flat for frame in members})
+    if total:
+        context.say("run_info_hot_pixels", pixels=total, cameras=len(cameras))
+    context.detail(hot_pixels=total)
+    return found
+
+
+def run(frames: list[Frame], options: MeasureOptions, context: RunContext, manifest: Manifest) -> Prepared:
+    """Measure all frames, leave out what cannot be used, find persistent hot pixels.
+
+    Raises
+    ------
+    RunFailed
+        No frame is usable.
+    """
+    measures = _measure_all(frames, options, context, manifest)
+    usable = _same_pixels(frames, measures, context)
+    kept = _judge(usable, measures, options, context)
+    if not kept:
+        raise RunFailed(
+            "run_error_no_usable_frames", "every frame was left out; see the report for the reasons"
+        )
+    hot = _persistent(usable, measures, context) if options.find_hot_pixels else {}
+    return Prepared(
+        tuple((frame, measures[frame.index]) for frame in kept),
+        {frame.index: hot[frame.index] for frame in kept if frame.index in hot},
+    )

@@ -1,0 +1,77 @@
+"""Phase 2: put solved frames into groups by where they point; each group becomes one master tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from astropy.wcs import WCS
+
+from zemosaic_core.clustering import cluster_pointings
+from zemosaic_core.sphere import mean_direction
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.plan import GroupOptions
+from zemosaic_pipeline.records import FrameGroup, SolvedFrame
+
+__all__ = ["PHASE", "frame_centres", "run"]
+
+PHASE = "phase2_group"
+
+
+def frame_centres(solved: Sequence[SolvedFrame]) -> np.ndarray:
+    """Return ``(N, 3)``: right ascension, declination of the frame centre and position angle of its +x axis, deg."""
+    rows = []
+    for item in solved:
+        wcs = WCS(item.solution.wcs_cards)
+        height, width = item.frame.info.shape_hw
+        x, y = (width - 1) / 2, (height - 1) / 2
+        ra, dec = wcs.all_pix2world([x, x + 1], [y, y], 0)
+        east = math.radians(ra[1] - ra[0]) * math.cos(math.radians(dec[0]))
+        north = math.radians(dec[1] - dec[0])
+        rows.append((ra[0] % 360.0, dec[0], math.degrees(math.atan2(east, north)) % 360.0))
+    return np.array(rows, dtype=float)
+
+
+def _chosen_groups(solved: Sequence[SolvedFrame], preplanned: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    """Return groups as the user made them; frames in none of them form one more."""
+    position = {str(Path(item.frame.info.path).resolve()): i for i, item in enumerate(solved)}
+    groups: list[np.ndarray] = []
+    used: set[int] = set()
+    for paths in preplanned:
+        members = [position[p] for p in (str(Path(path).resolve()) for path in paths) if p in position]
+        members = sorted(set(members) - used)
+        used.update(members)
+        if members:
+            groups.append(np.array(members))
+    rest = sorted(set(range(len(solved))) - used)
+    return [*groups, np.array(rest)] if rest else groups
+
+
+def run(solved: Sequence[SolvedFrame], options: GroupOptions, context: RunContext) -> list[FrameGroup]:
+    """Return the groups, in the order of their first frame."""
+    centres = frame_centres(solved)
+    if options.preplanned:
+        groups = _chosen_groups(solved, options.preplanned)
+    else:
+        groups = cluster_pointings(
+            centres[:, 0],
+            centres[:, 1],
+            centres[:, 2],
+            threshold_deg=options.threshold_deg,
+            orientation_split_deg=options.orientation_split_deg,
+            target_groups=options.target_groups,
+            max_per_group=options.max_per_group,
+            times=[item.frame.info.date_obs for item in solved],
+        )
+    records = []
+    for number, members in enumerate(groups):
+        ra, dec = mean_direction(centres[members, 0], centres[members, 1])
+        indices = tuple(solved[i].frame.index for i in members)
+        records.append(FrameGroup(number, indices, float(ra), float(dec)))
+        context.progress(number + 1, len(groups))
+    sizes = [len(group.members) for group in records]
+    context.detail(groups=len(records), smallest=min(sizes), largest=max(sizes))
+    context.say("run_info_groups", groups=len(records), smallest=min(sizes), largest=max(sizes))
+    return records

@@ -1,0 +1,387 @@
+"""Phase 3: stack each group of frames into a master tile on a window of the mosaic's grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.wcs import WCS
+from zemosaic_core.coverage import edge_ramp
+from zemosaic_core.normalize import normalise_group
+from zemosaic_core.weights import frame_weights
+from zemosaic_utils import coadd_on_grid
+
+from zemosaic_core import __version__
+from zemosaic_core.errors import SkipItem
+from zemosaic_core.pixel_map import build_pixel_map
+from zemosaic_core.sources import CoaddBlock, CoaddSource
+from zemosaic_io.fits_write import StreamingFits
+from zemosaic_io.frame_store import FrameStore
+from zemosaic_io.manifest import Manifest
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.phase4_grid import header_cards
+from zemosaic_pipeline.plan import RunPlan
+from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
+
+__all__ = ["PHASE", "create_tile", "run"]
+
+PHASE = "phase3_master_tiles"
+TILE_VERSION = 1
+MAP_ERROR_PX = 0.005
+# The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
+RAMP_DECIMATION = 4
+
+
+def _corners(shape_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return points along the border of a frame; corners alone miss the bulge of a distorted edge."""
+    height, width = shape_hw
+    along = np.linspace(-0.5, 0.5, 9)
+    x = np.concatenate([along, along, np.full(9, -0.5), np.full(9, 0.5)]) * width + (width - 1) / 2
+    y = np.concatenate([np.full(9, -0.5), np.full(9, 0.5), along, along]) * height + (height - 1) / 2
+    return x, y
+
+
+def tile_window(
+    frames: Sequence[RegisteredFrame], grid_shape_hw: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    """Return ``(y0, y1, x0, x1)`` on the grid that holds all frames; None when they miss the grid."""
+    xs, ys = [], []
+    for frame in frames:
+        x, y = frame.to_plane.apply(*_corners(frame.solved.frame.info.shape_hw))
+        xs.append(x)
+        ys.append(y)
+    x, y = np.concatenate(xs), np.concatenate(ys)
+    y0, y1 = max(0, math.floor(y.min())), min(grid_shape_hw[0], math.ceil(y.max()) + 1)
+    x0, x1 = max(0, math.floor(x.min())), min(grid_shape_hw[1], math.ceil(x.max()) + 1)
+    return (y0, y1, x0, x1) if y0 < y1 and x0 < x1 else None
+
+
+def _source(
+    frame: RegisteredFrame,
+    window: tuple[int, int, int, int],
+    photometry: np.ndarray,
+    weight: np.ndarray,
+    feather_px: float,
+    has_weight_map: bool,
+) -> CoaddSource | None:
+    y0, y1, x0, x1 = window
+    shape = frame.solved.frame.info.shape_hw
+    px, py = frame.to_plane.apply(*_corners(shape))
+    bbox = (
+        max(0, math.floor(py.min()) - y0),
+        min(y1 - y0, math.ceil(py.max()) + 1 - y0),
+        max(0, math.floor(px.min()) - x0),
+        min(x1 - x0, math.ceil(px.max()) + 1 - x0),
+    )
+    if bbox[0] >= bbox[1] or bbox[2] >= bbox[3]:
+        return None
+
+    def to_source(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return frame.to_frame.apply(x + x0, y + y0)
+
+    return CoaddSource(
+        key=frame.solved.frame.index,
+        shape_hw=shape,
+        pixel_map=build_pixel_map(to_source, bbox, max_error_px=MAP_ERROR_PX),
+        bbox=bbox,
+        photometry=photometry,
+        weight=weight,
+        feather_px=feather_px,
+        has_weight_map=has_weight_map,
+    )
+
+
+def _mesh_nodes(frames: Sequence[RegisteredFrame], shape: tuple[int, int], cell_px: int) -> np.ndarray:
+    """Return the grid positions (N, ny, nx, 2) of the centres of the background cells."""
+    ny, nx = shape
+    x, y = np.meshgrid((np.arange(nx) + 0.5) * cell_px - 0.5, (np.arange(ny) + 0.5) * cell_px - 0.5)
+    return np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames])
+
+
+def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) -> np.ndarray:
+    """Return the photometric terms (N, C, 4) that bring the frames of a group onto one sky."""
+    arrays = [frame.solved.measure.arrays() for frame in frames]
+    meshes = np.stack([a["mesh"] for a in arrays])
+    return normalise_group(
+        np.array([frame.gain for frame in frames]),
+        np.array([frame.solved.measure.sky_adu for frame in frames]),
+        meshes,
+        _mesh_nodes(frames, meshes.shape[2:], cell_px),
+        np.array([frame.solved.measure.noise_adu for frame in frames]),
+        method,
+        shapes_hw=[frame.solved.frame.info.shape_hw for frame in frames],
+        cell_px=cell_px,
+    )
+
+
+class _TileFacts:
+    """Collects what the report wants to know while blocks go by."""
+
+    def __init__(self, n_channels: int) -> None:
+        self.samples = 0
+        self.rejected = 0
+        self.variance: list[list[np.ndarray]] = [[] for _ in range(n_channels)]
+        self.coverage: list[np.ndarray] = []
+
+    def add(self, block: CoaddBlock) -> None:
+        n_channels = len(block.image)
+        self.samples += int(block.coverage.sum(dtype=np.int64)) * n_channels
+        self.rejected += int(block.rejected_low.sum(dtype=np.int64) + block.rejected_high.sum(dtype=np.int64))
+        covered = block.coverage[::7, ::7]
+        self.coverage.append(covered[covered > 0])
+        for channel in range(n_channels):
+            values = block.variance[channel, ::7, ::7]
+            self.variance[channel].append(values[np.isfinite(values)])
+
+    def noise(self) -> tuple[float, ...]:
+        joined = [np.concatenate(parts) if parts else np.empty(0) for parts in self.variance]
+        return tuple(float(np.sqrt(np.median(v))) if len(v) else float("nan") for v in joined)
+
+    def median_coverage(self) -> float:
+        joined = np.concatenate(self.coverage) if self.coverage else np.empty(0)
+        return float(np.median(joined)) if len(joined) else 0.0
+
+
+def _tile_cards(
+    group: FrameGroup, frames: Sequence[RegisteredFrame], plan: RunPlan, wcs_cards: dict[str, Any]
+) -> dict[str, Any]:
+    first = frames[0].solved.frame.info
+    stack = plan.stack
+    exposure = sum(frame.solved.frame.info.exposure_s or 0.0 for frame in frames)
+    cards: dict[str, Any] = {
+        **wcs_cards,
+        "ZMT_TYPE": ("Master Tile", "ZeMosaic product"),
+        "ZMT_ID": (group.group_id, "tile number"),
+        "ZMT_NRAW": (len(group.members), "frames in the group"),
+        "ZMT_NALGN": (len(frames), "frames stacked"),
+        "ZMT_NORM": (stack.normalise, "normalisation applied"),
+        "ZMT_WGHT": (stack.weighting, "weights applied"),
+        "ZMT_RADW": (stack.radial is not None, "radial weight applied"),
+        "ZMT_REJ": (stack.rule.rejection, "rejection applied"),
+        "ZMT_KAPLO": (stack.rule.kappa_low, "sigma below the centre"),
+        "ZMT_KAPHI": (stack.rule.kappa_high, "sigma above the centre"),
+        "ZMT_WINLO": (stack.rule.winsor_limits[0], "winsorised fraction, low"),
+        "ZMT_WINHI": (stack.rule.winsor_limits[1], "winsorised fraction, high"),
+        "ZMT_COMB": (stack.rule.combine, "combination"),
+        "ZMT_KERN": (stack.kernel, "resampling kernel"),
+        "EXPTOTAL": (exposure, "[s] exposure of all frames"),
+        "NEXP_SUM": (len(frames), "number of exposures"),
+        "BUNIT": ("adu", "counts of the reference frames"),
+        "SOFTWARE": (f"ZeMosaic {__version__}", "made by"),
+    }
+    for name, value in (
+        ("OBJECT", first.object_name),
+        ("FILTER", first.filter_name),
+        ("INSTRUME", first.instrument),
+        ("GAIN", first.gain),
+    ):
+        if value not in (None, ""):
+            cards[name] = value
+    return cards
+
+
+def _write_ramp(out: StreamingFits, shape_hw: tuple[int, int], ramp_px: int, rows: int = 512) -> None:
+    """Multiply the weight plane by a ramp that falls to zero at the border of the covered area."""
+    if ramp_px <= 0:
+        return
+    step = RAMP_DECIMATION
+    valid = np.asarray(out.read_rows(0, shape_hw[0], ext="COVERAGE")[::step, ::step]) > 0
+    small = edge_ramp(valid, max(1, ramp_px // step))
+    x = np.clip(np.arange(shape_hw[1]) / step, 0, small.shape[1] - 1)
+    x_low = np.floor(x).astype(int)
+    x_high, x_part = np.minimum(x_low + 1, small.shape[1] - 1), (x - x_low).astype(np.float32)
+    for y0 in range(0, shape_hw[0], rows):
+        y1 = min(y0 + rows, shape_hw[0])
+        y = np.clip(np.arange(y0, y1) / step, 0, small.shape[0] - 1)
+        y_low = np.floor(y).astype(int)
+        y_high, y_part = np.minimum(y_low + 1, small.shape[0] - 1), (y - y_low).astype(np.float32)[:, None]
+        upper = small[y_low][:, x_low] * (1 - x_part) + small[y_low][:, x_high] * x_part
+        lower = small[y_high][:, x_low] * (1 - x_part) + small[y_high][:, x_high] * x_part
+        ramp = upper * (1 - y_part) + lower * y_part
+        # A covered pixel at the very edge keeps a trace of weight: where it is alone it must still show.
+        out.write_rows(
+            y0, np.asarray(out.read_rows(y0, y1, ext="WEIGHT")) * np.maximum(ramp, 1e-3), ext="WEIGHT"
+        )
+
+
+def create_tile(
+    group: FrameGroup,
+    frames: Sequence[RegisteredFrame],
+    weights: np.ndarray,
+    hot_pixels: dict[int, np.ndarray],
+    grid: MosaicGrid,
+    plan: RunPlan,
+    context: RunContext,
+    path: Path,
+) -> MasterTile:
+    """Stack one group and write its tile.
+
+    Parameters
+    ----------
+    weights : ndarray, shape (N, C)
+        Weight of each frame, comparable between groups.
+
+    Raises
+    ------
+    SkipItem
+        No frame of the group touches the grid.
+    SaveFailed
+        The tile cannot be written.
+    """
+    window = tile_window(frames, grid.shape_hw)
+    if window is None:
+        raise SkipItem(
+            "tile_outside_grid", f"group {group.group_id} does not touch the mosaic", group=group.group_id
+        )
+    terms = normalisation(frames, plan.stack.normalise, plan.measure.mesh_cell_px)
+    candidates = [
+        _source(
+            frame,
+            window,
+            terms[i].astype(np.float32),
+            weights[i].astype(np.float32),
+            plan.stack.feather_px,
+            plan.stack.radial is not None,
+        )
+        for i, frame in enumerate(frames)
+    ]
+    sources = [source for source in candidates if source is not None]
+    y0, y1, x0, x1 = window
+    shape = (y1 - y0, x1 - x0)
+    wcs = WCS(grid.wcs_cards).deepcopy()
+    wcs.wcs.crpix -= np.array([x0, y0], dtype=float)
+    store = FrameStore(
+        {frame.solved.frame.index: frame.solved.frame.info for frame in frames},
+        hot_pixels,
+        radial=plan.stack.radial,
+    )
+    facts = _TileFacts(plan.n_channels)
+    extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
+    if plan.output.variance:
+        extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
+    cards = _tile_cards(group, frames, plan, header_cards(wcs))
+    with StreamingFits(path, (plan.n_channels, *shape), cards, extensions=extensions) as out:
+
+        def sink(row0: int, row1: int, block: CoaddBlock) -> None:
+            out.write_rows(row0, block.image)
+            out.write_rows(row0, block.coverage, ext="COVERAGE")
+            out.write_rows(row0, block.weight.mean(axis=0), ext="WEIGHT")
+            if plan.output.variance:
+                out.write_rows(row0, block.variance, ext="VARIANCE")
+            facts.add(block)
+
+        coadd_on_grid(
+            store,
+            sources,
+            shape,
+            plan.n_channels,
+            plan.stack.rule,
+            plan.stack.kernel,
+            sink=sink,
+            budget_bytes=plan.block_budget_bytes,
+            policy=context.policy,
+            threads=plan.threads,
+            cancel=context.cancel.check,
+        )
+        _write_ramp(out, shape, plan.stack.tile_ramp_px)
+        out.commit()
+    return MasterTile(
+        tile_id=group.group_id,
+        path=str(path),
+        origin_yx=(y0, x0),
+        shape_hw=shape,
+        frames=tuple(frame.solved.frame.index for frame in frames),
+        exposure_s=float(sum(frame.solved.frame.info.exposure_s or 0.0 for frame in frames)),
+        noise_adu=facts.noise(),
+        rejected_fraction=facts.rejected / facts.samples if facts.samples else 0.0,
+        median_coverage=facts.median_coverage(),
+    )
+
+
+def _tile_key(
+    manifest: Manifest,
+    frames: Sequence[RegisteredFrame],
+    weights: np.ndarray,
+    hot: dict[int, np.ndarray],
+    grid: MosaicGrid,
+    plan: RunPlan,
+) -> str:
+    """Return the key of a tile: the same key gives the same tile."""
+    inputs = [
+        (
+            frame.solved.measure.content_key,
+            frame.to_frame.to_dict(),
+            frame.gain,
+            weights[i].tolist(),
+            int(hot[frame.solved.frame.index].sum()) if frame.solved.frame.index in hot else 0,
+        )
+        for i, frame in enumerate(frames)
+    ]
+    return manifest.key(
+        "tile",
+        TILE_VERSION,
+        __version__,
+        inputs,
+        grid.wcs_cards,
+        grid.shape_hw,
+        asdict(plan.stack),
+        plan.output.variance,
+    )
+
+
+def run(
+    groups: Sequence[FrameGroup],
+    placed: Sequence[RegisteredFrame],
+    hot_pixels: dict[int, np.ndarray],
+    grid: MosaicGrid,
+    plan: RunPlan,
+    context: RunContext,
+    manifest: Manifest,
+) -> list[MasterTile]:
+    """Return the master tiles; a tile made before from the same frames and numbers is used again."""
+    folder = context.state_dir / "tiles"
+    folder.mkdir(parents=True, exist_ok=True)
+    by_index = {frame.solved.frame.index: i for i, frame in enumerate(placed)}
+    weights = frame_weights(
+        np.array([frame.solved.measure.noise_adu for frame in placed]),
+        np.array([frame.solved.measure.fwhm_px for frame in placed]),
+        np.array([frame.gain for frame in placed]),
+        plan.stack.weighting,
+    )
+    tiles: list[MasterTile] = []
+    reused = 0
+    for done, group in enumerate(groups):
+        context.cancel.check()
+        positions = [by_index[i] for i in group.members if i in by_index]
+        if not positions:
+            continue
+        frames = [placed[i] for i in positions]
+        key = _tile_key(manifest, frames, weights[positions], hot_pixels, grid, plan)
+        stored = manifest.get(key) if plan.resume else None
+        if stored is not None and Path(stored["path"]).is_file():
+            tile = MasterTile(
+                **{
+                    **stored,
+                    **{k: tuple(stored[k]) for k in ("origin_yx", "shape_hw", "frames", "noise_adu")},
+                }
+            )
+            reused += 1
+        else:
+            path = folder / f"master_tile_{group.group_id:03d}_{key[:12]}.fits"
+            try:
+                tile = create_tile(group, frames, weights[positions], hot_pixels, grid, plan, context, path)
+            except SkipItem as skip:
+                context.say(skip.key, "WARN", **skip.values)
+                continue
+            manifest.put(key, asdict(tile))
+            manifest.save()
+        tiles.append(tile)
+        context.tile_finished(tile)
+        context.progress(done + 1, len(groups), Path(tile.path).name)
+    if reused:
+        context.say("run_info_tiles_reused", tiles=reused)
+    return tiles

@@ -1,0 +1,158 @@
+"""Phase 4: lay out the pixels of the mosaic and place every frame on them.
+
+It runs before the tiles are stacked: tiles are then made directly on the mosaic's pixels, so a raw frame is
+resampled once on its whole way, and a tile lands on the mosaic by a shift of whole pixels. The tiles of the
+existing program, on grids of their own, cost a second interpolation that blurs stars and correlates noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from astropy.wcs import WCS
+
+from zemosaic_core import grid as grids
+from zemosaic_core import photometry, registration
+from zemosaic_core.errors import RunFailed
+from zemosaic_core.pixel_map import wcs_transform
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.plan import GridOptions
+from zemosaic_pipeline.records import MosaicGrid, RegisteredFrame, SolvedFrame
+
+__all__ = ["PHASE", "Placed", "run"]
+
+PHASE = "phase4_grid"
+# Registration works on the brightest stars; more do not make it better, only slower.
+MAX_STARS = 300
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The grid, the frames on it, and what the common star list tells about the fit."""
+
+    grid: MosaicGrid
+    frames: tuple[RegisteredFrame, ...]
+
+
+def header_cards(wcs: WCS) -> dict[str, object]:
+    """Return the FITS cards of a WCS."""
+    return {
+        card.keyword: card.value
+        for card in wcs.to_header(relax=True).cards
+        if card.keyword not in ("", "COMMENT")
+    }
+
+
+def _without_far_pointings(
+    solved: Sequence[SolvedFrame], wcs_list: list[WCS], options: GridOptions, context: RunContext
+) -> list[int]:
+    """Return positions of the frames to keep; a stray pointing must not blow the canvas up."""
+    shapes = [item.frame.info.shape_hw for item in solved]
+    outliers = grids.canvas_outliers(wcs_list, shapes, pixelscale_mode=options.pixelscale_mode)
+    dropped: set[int] = set()
+    for outlier in outliers:
+        names = [solved[i].frame.name for i in outlier.members]
+        context.say(
+            "canvas_outlier_left_out" if options.exclude_outliers else "canvas_outlier_kept",
+            "WARN",
+            frames=len(names),
+            example=names[0],
+            cost_megapixels=round(outlier.cost_px / 1e6),
+        )
+        if options.exclude_outliers:
+            dropped.update(outlier.members)
+            for i in outlier.members:
+                cost = round(outlier.cost_px / 1e6)
+                context.leave_out(
+                    solved[i].frame.info.path, PHASE, "frame_far_from_others", cost_megapixels=cost
+                )
+    return [i for i in range(len(solved)) if i not in dropped]
+
+
+def _register(
+    solved: Sequence[SolvedFrame], wcs_list: list[WCS], plane: WCS
+) -> registration.GlobalRegistration:
+    xy, flux, initial = [], [], []
+    for item, wcs in zip(solved, wcs_list, strict=True):
+        arrays = item.measure.arrays()
+        xy.append(np.column_stack([arrays["x"], arrays["y"]])[:MAX_STARS].astype(float))
+        flux.append(arrays["channel_flux"][:, :MAX_STARS])
+        # Frame px -> plane px is the map of an output grid (the frame) into a source (the plane).
+        initial.append(wcs_transform(wcs, plane))
+    return registration.register_globally(
+        xy, flux, initial, shapes_hw=[item.frame.info.shape_hw for item in solved], match_radius_px=3.0
+    )
+
+
+def _check_size(shape_hw: tuple[int, int], options: GridOptions) -> None:
+    megapixels = shape_hw[0] * shape_hw[1] / 1e6
+    if megapixels > options.max_megapixels:
+        raise RunFailed(
+            "run_error_canvas_too_large",
+            f"the mosaic would have {megapixels:.0f} Mpx, the limit canvas_max_megapixels is {options.max_megapixels}",
+            megapixels=round(megapixels),
+            limit=options.max_megapixels,
+        )
+
+
+def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext) -> Placed:
+    """Return the mosaic grid and every frame's transform and flux scale on it.
+
+    Raises
+    ------
+    RunFailed
+        The canvas would be larger than allowed.
+    """
+    wcs_list = [WCS(item.solution.wcs_cards) for item in solved]
+    keep = _without_far_pointings(solved, wcs_list, options, context)
+    solved, wcs_list = [solved[i] for i in keep], [wcs_list[i] for i in keep]
+    spec = grids.make_grid(
+        wcs_list,
+        [item.frame.info.shape_hw for item in solved],
+        pixelscale_mode=options.pixelscale_mode,
+        orientation=options.orientation,
+    )
+    _check_size(spec.shape_hw, options)
+    context.progress(1, 3)
+    found = _register(solved, wcs_list, spec.wcs)
+    context.progress(2, 3)
+    flux_scale = photometry.solve_transparency(
+        found.obs_frame, found.obs_star, found.obs_flux, len(solved), len(found.star_xy)
+    )
+    frames = [
+        RegisteredFrame(
+            solved=replace(
+                item, measure=replace(item.measure, transparency=float(1 / np.mean(flux_scale.gain[i])))
+            ),
+            to_plane=found.to_plane[i],
+            to_frame=found.to_frame[i],
+            rms_px=float(found.rms_px[i]),
+            n_matched=int(found.n_matched[i]),
+            gain=tuple(map(float, flux_scale.gain[i])),
+        )
+        for i, item in enumerate(solved)
+    ]
+    loose = [frame for i, frame in enumerate(frames) if not found.ok[i]]
+    if loose:
+        names = [frame.solved.frame.name for frame in loose]
+        context.say("registration_weak", "WARN", frames=len(loose), example=names[0])
+    rms = float(np.median([frame.rms_px for frame in frames if np.isfinite(frame.rms_px)] or [np.nan]))
+    context.detail(
+        width=spec.shape_hw[1],
+        height=spec.shape_hw[0],
+        scale_arcsec=spec.scale_arcsec,
+        registration_rms_px=rms,
+        common_stars=len(found.star_xy),
+        weakly_registered=len(loose),
+    )
+    context.say(
+        "run_info_grid",
+        width=spec.shape_hw[1],
+        height=spec.shape_hw[0],
+        scale_arcsec=round(spec.scale_arcsec, 3),
+        rms_px=round(rms, 3),
+    )
+    context.progress(3, 3)
+    return Placed(MosaicGrid(header_cards(spec.wcs), spec.shape_hw, spec.scale_arcsec), tuple(frames))

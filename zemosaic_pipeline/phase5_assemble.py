@@ -1,0 +1,344 @@
+"""Phase 5: one photometric and background solution over all overlaps, then the tiles become the mosaic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.wcs import WCS
+from zemosaic_core.photometry import TilePair, TilePhotometry, solve_tiles
+from zemosaic_utils import coadd_incremental, coadd_on_grid
+
+from zemosaic_core import __version__
+from zemosaic_core.pixel_map import build_pixel_map
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule
+from zemosaic_core.thumbnails import cell_medians
+from zemosaic_io.fits_write import StreamingFits
+from zemosaic_io.frame_store import TileStore
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.phase4_grid import header_cards
+from zemosaic_pipeline.plan import RunPlan
+from zemosaic_pipeline.records import MasterTile, Mosaic, MosaicGrid
+
+__all__ = ["PHASE", "Canvas", "run", "tile_photometry"]
+
+PHASE = "phase5_assemble"
+CELL_PX = 32
+MEAN = CombineRule(rejection="none", combine="mean")
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """Cell medians (C, ny, nx) of a tile and the lattice index of their first cell."""
+
+    medians: np.ndarray
+    first_cell: tuple[int, int]
+
+
+def _thumbnail(store: TileStore, tile: MasterTile, rows: int = 1024) -> Thumbnail:
+    """Read a tile once, in bands of whole lattice rows."""
+    height, width = tile.shape_hw
+    oy, ox = tile.origin_yx
+    parts, first = [], None
+    y0 = 0
+    while y0 < height:
+        # Bands end where lattice rows end, so that a band's cells are whole.
+        y1 = min(height, (oy + y0 + rows) // CELL_PX * CELL_PX - oy)
+        medians, start = cell_medians(store.read(tile.tile_id, y0, y1, 0, width), (oy + y0, ox), CELL_PX)
+        first = start if first is None else first
+        parts.append(medians)
+        y0 = y1
+    return Thumbnail(np.concatenate(parts, axis=1), first)
+
+
+def _pair(
+    i: int, j: int, thumbs: Sequence[Thumbnail], tiles: Sequence[MasterTile], min_cells: int = 6
+) -> TilePair | None:
+    """Return the cells two tiles share, with positions in [-1, 1] of each tile; None when there are too few."""
+    a, b = thumbs[i], thumbs[j]
+    y0, x0 = max(a.first_cell[0], b.first_cell[0]), max(a.first_cell[1], b.first_cell[1])
+    y1 = min(a.first_cell[0] + a.medians.shape[1], b.first_cell[0] + b.medians.shape[1])
+    x1 = min(a.first_cell[1] + a.medians.shape[2], b.first_cell[1] + b.medians.shape[2])
+    if y0 >= y1 or x0 >= x1:
+        return None
+
+    def window(thumb: Thumbnail) -> np.ndarray:
+        top, left = thumb.first_cell
+        return thumb.medians[:, y0 - top : y1 - top, x0 - left : x1 - left]
+
+    values_a, values_b = window(a), window(b)
+    both = np.isfinite(values_a).all(axis=0) & np.isfinite(values_b).all(axis=0)
+    if np.count_nonzero(both) < min_cells:
+        return None
+    cy, cx = np.nonzero(both)
+    centre_y, centre_x = (cy + y0 + 0.5) * CELL_PX - 0.5, (cx + x0 + 0.5) * CELL_PX - 0.5
+
+    def place(tile: MasterTile) -> tuple[np.ndarray, np.ndarray]:
+        height, width = tile.shape_hw
+        u = 2 * (centre_x - tile.origin_yx[1]) / max(1, width - 1) - 1
+        v = 2 * (centre_y - tile.origin_yx[0]) / max(1, height - 1) - 1
+        return u, v
+
+    return TilePair(i, j, *place(tiles[i]), *place(tiles[j]), values_a[:, both], values_b[:, both])
+
+
+def tile_photometry(
+    tiles: Sequence[MasterTile], store: TileStore, plan: RunPlan, context: RunContext
+) -> tuple[TilePhotometry, list[Thumbnail]]:
+    """Return gain, offset and gradient of every tile, solved over all overlaps at once."""
+    thumbs = []
+    for tile in tiles:
+        context.cancel.check()
+        thumbs.append(_thumbnail(store, tile))
+    pairs = [
+        pair
+        for i, j in combinations(range(len(tiles)), 2)
+        if (pair := _pair(i, j, thumbs, tiles)) is not None
+    ]
+    solution = solve_tiles(
+        len(tiles),
+        plan.n_channels,
+        pairs,
+        noise=np.array([tile.noise_adu for tile in tiles]) / CELL_PX,
+        fit_gain=plan.assembly.photometric_match,
+        fit_offset=plan.assembly.match_background,
+        fit_plane=plan.assembly.match_background and plan.assembly.gradient,
+    )
+    return solution, thumbs
+
+
+def _equalise(terms: np.ndarray, thumbs: Sequence[Thumbnail]) -> np.ndarray:
+    """Scale the channels so that their median skies agree, all tiles alike: no colour step can appear."""
+    levels = np.array(
+        [
+            [np.nanmedian(t.medians[c]) * terms[i, c, 0] + terms[i, c, 1] for c in range(terms.shape[1])]
+            for i, t in enumerate(thumbs)
+        ]
+    )
+    sky = np.nanmedian(levels, axis=0)
+    scale = np.where(sky > 0, np.median(sky) / np.where(sky > 0, sky, 1.0), 1.0)
+    return terms * scale[None, :, None]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The part of the grid that is written: first pixel and shape."""
+
+    origin_yx: tuple[int, int]
+    shape_hw: tuple[int, int]
+
+    def wcs_cards(self, grid: MosaicGrid) -> dict[str, Any]:
+        """Return the WCS of this part of the grid."""
+        wcs = WCS(grid.wcs_cards).deepcopy()
+        wcs.wcs.crpix -= np.array([self.origin_yx[1], self.origin_yx[0]], dtype=float)
+        return header_cards(wcs)
+
+
+def canvas_of(tiles: Sequence[MasterTile], grid: MosaicGrid, crop: bool) -> Canvas:
+    """Return the bounding box of the tiles, or the whole grid."""
+    if not crop:
+        return Canvas((0, 0), grid.shape_hw)
+    y0 = min(tile.origin_yx[0] for tile in tiles)
+    x0 = min(tile.origin_yx[1] for tile in tiles)
+    y1 = max(tile.origin_yx[0] + tile.shape_hw[0] for tile in tiles)
+    x1 = max(tile.origin_yx[1] + tile.shape_hw[1] for tile in tiles)
+    return Canvas((y0, x0), (y1 - y0, x1 - x0))
+
+
+def _sources(tiles: Sequence[MasterTile], terms: np.ndarray, canvas: Canvas) -> list[CoaddSource]:
+    sources = []
+    for i, tile in enumerate(tiles):
+        dy, dx = tile.origin_yx[0] - canvas.origin_yx[0], tile.origin_yx[1] - canvas.origin_yx[1]
+        height, width = tile.shape_hw
+        bbox = (
+            max(0, dy),
+            min(canvas.shape_hw[0], dy + height),
+            max(0, dx),
+            min(canvas.shape_hw[1], dx + width),
+        )
+
+        def shift(x: np.ndarray, y: np.ndarray, dy: int = dy, dx: int = dx) -> tuple[np.ndarray, np.ndarray]:
+            return x - dx, y - dy
+
+        sources.append(
+            CoaddSource(
+                key=tile.tile_id,
+                shape_hw=tile.shape_hw,
+                pixel_map=build_pixel_map(shift, bbox),
+                bbox=bbox,
+                photometry=terms[i].astype(np.float32),
+                weight=np.ones(terms.shape[1], np.float32),
+                has_weight_map=True,
+            )
+        )
+    return sources
+
+
+def _mosaic_cards(
+    tiles: Sequence[MasterTile], n_frames: int, plan: RunPlan, wcs_cards: dict[str, Any], approximate: bool
+) -> dict[str, Any]:
+    stack = plan.stack
+    cards: dict[str, Any] = {
+        **wcs_cards,
+        "SOFTWARE": (f"ZeMosaic {__version__}", "made by"),
+        "NMASTILE": (len(tiles), "master tiles combined"),
+        "NRAWINIT": (n_frames, "frames found"),
+        "NRAWPROC": (sum(len(tile.frames) for tile in tiles), "frames combined"),
+        "STK_NORM": (stack.normalise, "normalisation of frames"),
+        "STK_WGHT": (stack.weighting, "weighting of frames"),
+        "STK_REJ": (stack.rule.rejection, "rejection of outliers"),
+        "STK_COMB": (stack.rule.combine, "combination of frames"),
+        "STK_KERN": (stack.kernel, "resampling kernel"),
+        "STK_RADW": (stack.radial is not None, "radial weight applied"),
+        "ZMASMBMTH": (plan.assembly.method, "assembly of tiles"),
+        "EXPTOTAL": (sum(tile.exposure_s for tile in tiles), "[s] exposure of all frames"),
+        "BUNIT": ("adu", "counts of the reference frames"),
+        "WCSAPPRX": (approximate, "position rests on the mount alone"),
+    }
+    if stack.rule.rejection in ("kappa_sigma", "winsorized_sigma_clip", "linear_fit_clip"):
+        cards["STK_KLO"] = (stack.rule.kappa_low, "sigma below the centre")
+        cards["STK_KHI"] = (stack.rule.kappa_high, "sigma above the centre")
+    return cards
+
+
+def _history(plan: RunPlan, photometry: TilePhotometry) -> list[tuple[str, str]]:
+    lines = [
+        f"ZeMosaic {__version__}: frames resampled once onto this grid ({plan.stack.kernel})",
+        f"frames: normalise={plan.stack.normalise} weight={plan.stack.weighting} reject={plan.stack.rule.rejection}",
+        f"tiles: gain={plan.assembly.photometric_match} background={plan.assembly.match_background}"
+        f" gradient={plan.assembly.gradient}, anchor tile(s) {list(photometry.anchors)}",
+    ]
+    if plan.stack.equalise_rgb:
+        lines.append("channels scaled to a common median sky (poststack_equalize_rgb)")
+    return [("HISTORY", line) for line in lines]
+
+
+def base_name(n_tiles: int, n_frames: int) -> str:
+    """Return the name every output file begins with."""
+    return f"zemosaic_MT{n_tiles}_R{n_frames}"
+
+
+def run(
+    tiles: Sequence[MasterTile],
+    n_frames_found: int,
+    approximate: bool,
+    grid: MosaicGrid,
+    plan: RunPlan,
+    context: RunContext,
+) -> Mosaic:
+    """Solve the tiles' photometry and write science image and coverage.
+
+    Raises
+    ------
+    SaveFailed
+        A file cannot be written.
+    """
+    store = TileStore({tile.tile_id: Path(tile.path) for tile in tiles})
+    solution, thumbs = tile_photometry(tiles, store, plan, context)
+    _tell_photometry(tiles, solution, context)
+    terms = (
+        _equalise(solution.terms, thumbs)
+        if plan.stack.equalise_rgb and plan.n_channels == 3
+        else solution.terms
+    )
+    canvas = canvas_of(tiles, grid, plan.assembly.crop)
+    wcs_cards = canvas.wcs_cards(grid)
+    n_used = sum(len(tile.frames) for tile in tiles)
+    base = context.output_dir / base_name(len(tiles), n_used)
+    science, coverage = base.with_suffix(".fits"), Path(f"{base}_coverage.fits")
+    cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate)
+    shape = (plan.n_channels, *canvas.shape_hw)
+    coverage_cards = {**wcs_cards, "EXTNAME": ("COVERAGE", "frames per pixel"), "BUNIT": ("count", "")}
+    depth = _Depth(tiles, store, canvas)
+    with (
+        StreamingFits(science, shape, [*cards.items(), *_history(plan, solution)]) as out,
+        StreamingFits(coverage, canvas.shape_hw, coverage_cards) as out_coverage,
+    ):
+
+        def sink(y0: int, y1: int, block: CoaddBlock) -> None:
+            out.write_rows(y0, block.image)
+            out_coverage.write_rows(y0, depth.rows(y0, y1))
+
+        def on_rows(done: int, total: int) -> None:
+            context.progress(done, total)
+
+        combine = coadd_incremental if plan.assembly.method == "incremental" else coadd_on_grid
+        combine(
+            store,
+            _sources(tiles, terms, canvas),
+            canvas.shape_hw,
+            plan.n_channels,
+            MEAN,
+            plan.stack.kernel,
+            sink=sink,
+            budget_bytes=plan.block_budget_bytes,
+            policy=context.policy,
+            threads=plan.threads,
+            on_rows=on_rows,
+            cancel=context.cancel.check,
+        )
+        out.commit()
+        out_coverage.commit()
+    return Mosaic(
+        science_path=str(science),
+        coverage_path=str(coverage),
+        grid=replace(grid, wcs_cards=wcs_cards, shape_hw=canvas.shape_hw),
+        photometry=_photometry_facts(tiles, solution),
+    )
+
+
+class _Depth:
+    """Frames per mosaic pixel: the tiles' own counts added up."""
+
+    def __init__(self, tiles: Sequence[MasterTile], store: TileStore, canvas: Canvas) -> None:
+        self._tiles = tiles
+        self._store = store
+        self._canvas = canvas
+
+    def rows(self, y0: int, y1: int) -> np.ndarray:
+        """Return the counts of canvas rows ``y0..y1`` as float32."""
+        total = np.zeros((y1 - y0, self._canvas.shape_hw[1]), np.float32)
+        for tile in self._tiles:
+            top, left = (
+                tile.origin_yx[0] - self._canvas.origin_yx[0],
+                tile.origin_yx[1] - self._canvas.origin_yx[1],
+            )
+            a, b = max(y0, top), min(y1, top + tile.shape_hw[0])
+            if a < b:
+                part = self._store.read_coverage(tile.tile_id, a - top, b - top)
+                total[a - y0 : b - y0, left : left + tile.shape_hw[1]] += part
+        return total
+
+
+def _tell_photometry(tiles: Sequence[MasterTile], solution: TilePhotometry, context: RunContext) -> None:
+    if len(tiles) > 1 and len(solution.anchors) > 1:
+        context.say("tiles_disconnected", "WARN", parts=len(solution.anchors))
+    before = [pair.rms_before for pair in solution.residuals]
+    after = [pair.rms_after for pair in solution.residuals]
+    if before:
+        context.say(
+            "run_info_photometry",
+            overlaps=len(before),
+            before=round(float(np.median(before)), 2),
+            after=round(float(np.median(after)), 2),
+        )
+
+
+def _photometry_facts(tiles: Sequence[MasterTile], solution: TilePhotometry) -> dict[str, Any]:
+    return {
+        "anchors": [tiles[i].tile_id for i in solution.anchors],
+        "terms": {tile.tile_id: np.round(solution.terms[i], 6).tolist() for i, tile in enumerate(tiles)},
+        "overlaps": [
+            {
+                "tiles": [tiles[pair.i].tile_id, tiles[pair.j].tile_id],
+                "cells": pair.n_used,
+                "rms_before_adu": round(float(pair.rms_before), 4),
+                "rms_after_adu": round(float(pair.rms_after), 4),
+            }
+            for pair in solution.residuals
+        ],
+    }

@@ -1,0 +1,209 @@
+"""The things a run hands from phase to phase: frozen, small, without pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zemosaic_core.transforms import Transform
+from zemosaic_io.headers import FrameInfo
+
+__all__ = [
+    "Frame",
+    "FrameGroup",
+    "FrameMeasure",
+    "LeftOut",
+    "MasterTile",
+    "Mosaic",
+    "MosaicGrid",
+    "RegisteredFrame",
+    "Solution",
+    "SolvedFrame",
+]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A file that can be used, with the number it keeps for the whole run."""
+
+    index: int
+    info: FrameInfo
+
+    @property
+    def name(self) -> str:
+        """File name without its folder."""
+        return Path(self.info.path).name
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that is not used, and why."""
+
+    path: str
+    phase: str
+    key: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FrameMeasure:
+    """What one look at the pixels of a frame tells; the arrays are in the file ``arrays_path``.
+
+    Attributes
+    ----------
+    content_key : str
+        Hash of the pixels; names everything derived from them.
+    sky_adu, noise_adu : tuple of float
+        Background level and its scatter per channel, ADU.
+    n_stars : int
+        Stars found.
+    fwhm_px, elongation : float
+        Medians over the stars: full width at half maximum (px) and major over minor axis. NaN without stars.
+    transparency : float
+        Flux of the stars of this frame relative to the same stars in the best frames; NaN until known.
+    arrays_path : str
+        ``.npz`` with ``x y flux channel_flux mesh hot`` (see `phase1_prepare`).
+    """
+
+    content_key: str
+    sky_adu: tuple[float, ...]
+    noise_adu: tuple[float, ...]
+    n_stars: int
+    fwhm_px: float
+    elongation: float
+    arrays_path: str
+    transparency: float = float("nan")
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Read the arrays of this frame."""
+        with np.load(self.arrays_path) as stored:
+            return dict(stored)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """How a frame got its place in the sky.
+
+    Attributes
+    ----------
+    wcs_cards : dict
+        FITS cards of a celestial WCS for the full frame.
+    method : str
+        ``header``, a solver's name, ``star_match`` or ``hint``.
+    rms_px : float
+        Residual of the fit; NaN when the solver does not tell.
+    n_matched : int
+        Stars behind it.
+    approximate : bool
+        True when the absolute position rests on the mount's word alone.
+    seconds : float
+        Time it took.
+    """
+
+    wcs_cards: dict[str, Any]
+    method: str
+    rms_px: float
+    n_matched: int
+    approximate: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SolvedFrame:
+    """A frame with its measurements and its place in the sky."""
+
+    frame: Frame
+    measure: FrameMeasure
+    solution: Solution
+
+
+@dataclass(frozen=True)
+class FrameGroup:
+    """Frames that become one master tile; ``members`` are frame indices."""
+
+    group_id: int
+    members: tuple[int, ...]
+    ra_deg: float
+    dec_deg: float
+
+
+@dataclass(frozen=True)
+class MosaicGrid:
+    """The pixels of the mosaic: a TAN projection.
+
+    Attributes
+    ----------
+    wcs_cards : dict
+        FITS cards of the WCS.
+    shape_hw : tuple of int
+        Height and width, px.
+    scale_arcsec : float
+        Pixel scale at the centre, arcsec/px.
+    """
+
+    wcs_cards: dict[str, Any]
+    shape_hw: tuple[int, int]
+    scale_arcsec: float
+
+
+@dataclass(frozen=True)
+class RegisteredFrame:
+    """A frame on the mosaic plane.
+
+    Attributes
+    ----------
+    to_plane, to_frame : Transform
+        Frame px -> mosaic px and back.
+    rms_px : float
+        Residual of this frame's stars against the common star list, mosaic px.
+    gain : tuple of float
+        Factor per channel that brings the frame to the common flux scale.
+    """
+
+    solved: SolvedFrame
+    to_plane: Transform
+    to_frame: Transform
+    rms_px: float
+    n_matched: int
+    gain: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class MasterTile:
+    """The stack of one group, on a window of the mosaic grid.
+
+    Attributes
+    ----------
+    origin_yx : tuple of int
+        Mosaic pixel of the tile's first pixel.
+    shape_hw : tuple of int
+        Height and width, px.
+    noise_adu : tuple of float
+        Typical noise of a pixel per channel, ADU.
+    rejected_fraction : float
+        Share of the samples that were rejected.
+    """
+
+    tile_id: int
+    path: str
+    origin_yx: tuple[int, int]
+    shape_hw: tuple[int, int]
+    frames: tuple[int, ...]
+    exposure_s: float
+    noise_adu: tuple[float, ...]
+    rejected_fraction: float
+    median_coverage: float
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """The finished mosaic on disk."""
+
+    science_path: str
+    coverage_path: str
+    grid: MosaicGrid
+    photometry: dict[str, Any]
+    outputs: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,178 @@
+"""The run report: everything a run found, decided, made and cost, as JSON and as a page to look at."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.wcs import WCS
+from zemosaic_io.report_page import write_page
+
+from zemosaic_core import __version__
+from zemosaic_core.errors import ZeMosaicError
+from zemosaic_core.sphere import footprint
+from zemosaic_io.manifest import write_json
+
+__all__ = ["REPORT_VERSION", "collect", "write_report"]
+
+REPORT_VERSION = 1
+LIBRARIES = ("numpy", "scipy", "astropy", "numba", "sep", "cupy-cuda12x", "cupy-cuda13x")
+
+
+def _versions() -> dict[str, str]:
+    found = {"zemosaic": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return the value with only JSON's own types; NaN becomes null, because JSON has no other word for it."""
+    match value:
+        case dict():
+            return {str(k): _plain(v) for k, v in value.items()}
+        case list() | tuple() | set():
+            return [_plain(v) for v in value]
+        case np.ndarray():
+            return _plain(value.tolist())
+        case np.generic():
+            return _plain(value.item())
+        case Path():
+            return str(value)
+        case float():
+            return value if math.isfinite(value) else None
+        case _:
+            return value
+
+
+def _footprint(cards: dict[str, Any], shape_hw: tuple[int, int]) -> list[list[float]]:
+    return np.round(footprint(WCS(cards), shape_hw), 6).tolist()
+
+
+def _frames(run: Any) -> list[dict[str, Any]]:
+    placed = {frame.solved.frame.index: frame for frame in run.placed.frames} if run.placed else {}
+    tiles = {index: tile.tile_id for tile in run.tiles for index in tile.frames}
+    rows = []
+    for item in run.solved:
+        index = item.frame.index
+        if index not in placed:
+            continue
+        fit = placed[index]
+        rows.append(
+            {
+                "path": str(item.frame.info.path),
+                "date_obs": item.frame.info.date_obs,
+                "exposure_s": item.frame.info.exposure_s,
+                "instrument": item.frame.info.instrument,
+                "stars": item.measure.n_stars,
+                "fwhm_px": round(item.measure.fwhm_px, 3),
+                "elongation": round(item.measure.elongation, 3),
+                "sky_adu": [round(v, 2) for v in item.measure.sky_adu],
+                "noise_adu": [round(v, 2) for v in item.measure.noise_adu],
+                "transparency": round(fit.solved.measure.transparency, 4),
+                "solution": {
+                    "method": item.solution.method,
+                    "rms_px": item.solution.rms_px,
+                    "stars": item.solution.n_matched,
+                    "approximate": item.solution.approximate,
+                    "seconds": round(item.solution.seconds, 3),
+                },
+                "registration": {
+                    "kind": fit.to_plane.kind,
+                    "rms_px": fit.rms_px,
+                    "stars": fit.n_matched,
+                },
+                "tile": tiles.get(index),
+                "footprint": _footprint(item.solution.wcs_cards, item.frame.info.shape_hw),
+            }
+        )
+    return rows
+
+
+def _tiles(run: Any) -> list[dict[str, Any]]:
+    rows = []
+    for tile in run.tiles:
+        row = asdict(tile)
+        row["n_frames"] = len(tile.frames)
+        rows.append(row)
+    return rows
+
+
+def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseException | None) -> dict[str, Any]:
+    """Return the report of a run, finished or not, with only JSON's own types."""
+    context = run.context
+    settings = run.settings.model_dump()
+    settings.pop("astrometry_api_key", None)
+    failure = None
+    if isinstance(error, ZeMosaicError):
+        failure = {"key": error.key, "values": error.values, "text": str(error)}
+    elif error is not None:
+        failure = {"key": "run_error_unexpected", "values": {"error": repr(error)}, "text": repr(error)}
+    seconds = sum(phase.seconds for phase in context.phases)
+    return _plain(
+        {
+            "report_version": REPORT_VERSION,
+            "run_id": context.run_id,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "outcome": outcome,
+            "failure": failure,
+            "versions": _versions(),
+            "machine": asdict(run.machine),
+            "settings": settings,
+            "input_dir": str(run.folder),
+            "outputs": outputs,
+            "seconds": seconds,
+            "peak_bytes": max((phase.peak_bytes for phase in context.phases), default=0),
+            "planned_peak_bytes": run.plan.peak_bytes if run.plan else None,
+            "phases": [asdict(phase) for phase in context.phases],
+            "plan": [asdict(row) for row in run.plan.rows] if run.plan else [],
+            "frames_found": run.n_found,
+            "frames_used": sum(len(tile.frames) for tile in run.tiles),
+            "frames": _frames(run),
+            "left_out": [asdict(item) for item in context.left_out],
+            "groups": [asdict(group) for group in run.groups],
+            "tiles": _tiles(run),
+            "mosaic": {
+                "width": run.mosaic.grid.shape_hw[1],
+                "height": run.mosaic.grid.shape_hw[0],
+                "scale_arcsec": run.mosaic.grid.scale_arcsec,
+                "wcs": run.mosaic.grid.wcs_cards,
+                "approximate": any(item.solution.approximate for item in run.solved),
+                "footprint": _footprint(run.mosaic.grid.wcs_cards, run.mosaic.grid.shape_hw),
+            }
+            if run.mosaic
+            else None,
+            "photometry": run.mosaic.photometry if run.mosaic else None,
+            "messages": [asdict(message) for message in context.messages],
+            "gpu": context.policy.summary(),
+        }
+    )
+
+
+def write_report(output_dir: Path, facts: dict[str, Any], language: str) -> dict[str, str]:
+    """Write ``run_report.json`` and ``run_report.html``; return their paths by kind.
+
+    Raises
+    ------
+    SaveFailed
+        A file cannot be written.
+    """
+    json_path, page_path = output_dir / "run_report.json", output_dir / "run_report.html"
+    write_json(json_path, facts)
+    write_page(page_path, facts, language)
+    return {"report": str(json_path), "report_page": str(page_path)}
+
+
+def read_report(output_dir: Path) -> dict[str, Any]:
+    """Return the report of a finished run."""
+    return json.loads((output_dir / "run_report.json").read_text(encoding="utf-8"))

@@ -1,0 +1,385 @@
+"""Second half of phase 1: give every frame its place in the sky.
+
+The header's own WCS first; then one frame per pointing is solved, and the others are laid on solved neighbours
+by their stars; what matches none is solved on its own. Nothing is written to the input files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from astropy.wcs import WCS
+from scipy.spatial import cKDTree
+from zemosaic_core.cfa import luminance
+from zemosaic_io.solvers.base import SolveOutcome, Solver, SolveRequest
+from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
+from zemosaic_io.solvers.embedded import check_wcs
+
+from zemosaic_core.errors import RunFailed
+from zemosaic_core.sphere import separation_deg
+from zemosaic_core.star_patterns import find_similarity
+from zemosaic_core.stars import StarList
+from zemosaic_core.tan_fit import fit_tan
+from zemosaic_core.transforms import fit_transform
+from zemosaic_io.fits_read import read_window
+from zemosaic_io.headers import FrameInfo
+from zemosaic_io.manifest import Manifest
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.phase1_prepare import STAR_COLUMNS, Prepared
+from zemosaic_pipeline.plan import SolveOptions
+from zemosaic_pipeline.records import Frame, FrameMeasure, Solution, SolvedFrame
+
+__all__ = ["SOLVE_VERSION", "match_frame", "run"]
+
+SOLVE_VERSION = 1
+PHASE = "phase1_prepare"
+# Frames hinted closer together than this share of their field are taken for one pointing.
+SAME_POINTING_FIELDS = 0.25
+# Solved neighbours tried per frame and round; a frame that matches none of them waits for the next round.
+NEIGHBOURS = 4
+PAIR_RADIUS_PX = 2.5
+MIN_PAIRS = 8
+# When this many frames of a pointing failed and none was solved, the rest are not sent through slow solvers.
+MAX_FAILED = 5
+
+
+@dataclass
+class _Sky:
+    """What is known so far: stars of every frame, solutions found."""
+
+    frames: dict[int, tuple[Frame, FrameMeasure]]
+    stars: dict[int, StarList]
+    solutions: dict[int, Solution] = field(default_factory=dict)
+    wcs: dict[int, WCS] = field(default_factory=dict)
+    attempts: dict[int, list[SolveOutcome]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, index: int, solution: Solution) -> None:
+        self.solutions[index] = solution
+        self.wcs[index] = WCS(solution.wcs_cards)
+
+    def unsolved(self) -> list[int]:
+        return [index for index in self.frames if index not in self.solutions]
+
+    def xy(self, index: int) -> np.ndarray:
+        stars = self.stars[index]
+        return np.column_stack([stars.x, stars.y]).astype(float)
+
+    def hint(self, index: int) -> tuple[float, float] | None:
+        if index in self.wcs:
+            height, width = self.frames[index][0].info.shape_hw
+            ra, dec = self.wcs[index].all_pix2world((width - 1) / 2, (height - 1) / 2, 0)
+            return float(ra), float(dec)
+        info = self.frames[index][0].info
+        return None if info.ra_deg is None or info.dec_deg is None else (info.ra_deg, info.dec_deg)
+
+
+def match_frame(
+    task: tuple[list[np.ndarray], np.ndarray, float],
+) -> tuple[int, np.ndarray, np.ndarray, float] | None:
+    """Lay a frame's stars on the first neighbour that fits; runs in a worker process.
+
+    Parameters
+    ----------
+    task : tuple
+        Star positions (n, 2) of the solved neighbours, of the frame, and the largest residual allowed (px).
+
+    Returns
+    -------
+    tuple or None
+        Which neighbour, positions of the paired stars in it and in the frame, residual in px.
+    """
+    neighbours, xy, tolerance_px = task
+    for which, reference in enumerate(neighbours):
+        found = find_similarity(reference, xy)
+        if found is None:
+            continue
+        tree = cKDTree(reference)
+        distance, nearest = tree.query(found.apply(xy), distance_upper_bound=PAIR_RADIUS_PX)
+        paired = np.isfinite(distance)
+        if np.count_nonzero(paired) < MIN_PAIRS:
+            continue
+        fit = fit_transform(xy[paired], reference[nearest[paired]], "affine")
+        good = np.flatnonzero(paired)[fit.keep]
+        if fit.rms_px <= tolerance_px and len(good) >= MIN_PAIRS:
+            return which, reference[nearest[good]], xy[good], fit.rms_px
+    return None
+
+
+def _star_list(measure: FrameMeasure) -> StarList:
+    arrays = measure.arrays()
+    return StarList(**{column: arrays[column] for column in STAR_COLUMNS})
+
+
+def _field_deg(info: FrameInfo) -> float:
+    return math.hypot(*info.shape_hw) * (info.scale_arcsec or 2.4) / 3600
+
+
+def _pointings(sky: _Sky, indices: Iterable[int]) -> list[list[int]]:
+    """Bring frames together that the mount says point alike, brightest star lists first."""
+    pointings: list[tuple[tuple[float, float] | None, str, list[int]]] = []
+    for index in indices:
+        info = sky.frames[index][0].info
+        hint = sky.hint(index)
+        radius = SAME_POINTING_FIELDS * _field_deg(info)
+        for centre, night, members in pointings:
+            same_night = night == info.night
+            if same_night and (
+                (hint is None and centre is None)
+                or (
+                    hint is not None and centre is not None and float(separation_deg(*hint, *centre)) < radius
+                )
+            ):
+                members.append(index)
+                break
+        else:
+            pointings.append((hint, info.night, [index]))
+    return [sorted(members, key=lambda i: -sky.frames[i][1].n_stars) for _, _, members in pointings]
+
+
+def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
+    """Take the WCS of the headers where the frame's own stars do not speak against it."""
+    for index, (frame, _) in sky.frames.items():
+        cards = frame.info.wcs_cards
+        if cards is None:
+            continue
+        check = check_wcs(cards, sky.stars[index], frame.info.shape_hw)
+        if check.contradicts:
+            context.say(
+                "wcs_header_wrong",
+                "WARN",
+                path=str(frame.info.path),
+                matched=check.n_matched,
+                offset_px=round(check.offset_px, 2) if math.isfinite(check.offset_px) else None,
+            )
+            continue
+        sky.add(index, Solution(dict(cards), "header", check.rms_px, check.n_matched))
+
+
+def _image_provider(info: FrameInfo) -> Any:
+    def provide() -> tuple[np.ndarray, tuple[float, float]]:
+        data = read_window(info, 0, info.shape_hw[0])
+        if info.kind == "cfa":
+            return luminance(data), (0.5, 0.5)
+        return np.asarray(data if data.ndim == 2 else data.mean(axis=0), dtype=np.float32), (0.0, 0.0)
+
+    return provide
+
+
+def _solve(
+    index: int, sky: _Sky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
+) -> bool:
+    frame, _ = sky.frames[index]
+    hint = sky.hint(index)
+    request = SolveRequest(
+        path=frame.info.path,
+        shape_hw=frame.info.shape_hw,
+        ra_deg=None if hint is None else hint[0],
+        dec_deg=None if hint is None else hint[1],
+        scale_arcsec=frame.info.scale_arcsec,
+        radius_deg=options.solver.search_radius_deg,
+        stars=sky.stars[index],
+        image_provider=_image_provider(frame.info),
+        work_dir=context.work_dir,
+        timeout_s=options.solver.timeout_s,
+    )
+    outcomes = solve_with_chain(request, solvers, context.cancel)
+    sky.attempts[index].extend(outcomes)
+    last = outcomes[-1] if outcomes else None
+    if last is None or not last.ok:
+        return False
+    check = check_wcs(last.wcs_cards, sky.stars[index], frame.info.shape_hw)
+    if check.contradicts:
+        context.say(
+            "wcs_solver_wrong", "WARN", path=str(frame.info.path), solver=last.solver, matched=check.n_matched
+        )
+        return False
+    if last.solver != "EMBEDDED" and math.isfinite(check.offset_px) and check.offset_px > 0.5:
+        context.say(
+            "wcs_solver_offset",
+            "WARN",
+            path=str(frame.info.path),
+            solver=last.solver,
+            offset_px=round(check.offset_px, 2),
+        )
+    rms = last.rms_px if last.rms_px is not None else check.rms_px
+    sky.add(
+        index, Solution(dict(last.wcs_cards), last.solver, rms, last.n_matched or 0, seconds=last.seconds)
+    )
+    return True
+
+
+def _neighbours(sky: _Sky, index: int, solved: Sequence[int]) -> list[int]:
+    """Return the solved frames most likely to share stars: near in the sky, then near in time."""
+    hint = sky.hint(index)
+    info = sky.frames[index][0].info
+
+    def rank(other: int) -> tuple[float, bool, int]:
+        place = sky.hint(other)
+        apart = 0.0 if hint is None or place is None else float(separation_deg(*hint, *place))
+        # Hints of one target differ by less than the mount's error: those differences say nothing.
+        coarse = round(apart / (0.3 * _field_deg(info)))
+        return coarse, sky.frames[other][0].info.night != info.night, abs(other - index)
+
+    return sorted(solved, key=rank)[:NEIGHBOURS]
+
+
+def _match_round(
+    sky: _Sky, waiting: Sequence[int], references: Sequence[int], options: SolveOptions, context: RunContext
+) -> int:
+    """Try to lay the waiting frames on solved ones; return how many were."""
+    todo = list(waiting)
+    chosen = [_neighbours(sky, index, references) for index in todo]
+    tasks = [
+        ([sky.xy(other) for other in others], sky.xy(index), options.tolerance_px)
+        for index, others in zip(todo, chosen, strict=True)
+    ]
+    matched = 0
+    for position, result in context.map(match_frame, tasks):
+        if result is None:
+            continue
+        which, reference_xy, xy, rms = result
+        reference = chosen[position][which]
+        index = todo[position]
+        ra, dec = sky.wcs[reference].all_pix2world(reference_xy[:, 0], reference_xy[:, 1], 0)
+        cards, _ = fit_tan(ra, dec, xy[:, 0], xy[:, 1], sky.frames[index][0].info.shape_hw)
+        sky.add(index, Solution(cards, "star_match", rms, len(xy), sky.solutions[reference].approximate))
+        matched += 1
+        context.progress(len(sky.solutions), len(sky.frames), sky.frames[index][0].name)
+    return matched
+
+
+def _match_all(sky: _Sky, options: SolveOptions, context: RunContext, fresh: Sequence[int]) -> None:
+    """Spread solutions by star matching until no frame can be added."""
+    references = list(fresh)
+    while references and sky.unsolved():
+        before = set(sky.solutions)
+        _match_round(sky, sky.unsolved(), references, options, context)
+        references = [index for index in sky.solutions if index not in before]
+
+
+def _solve_by_pointing(
+    sky: _Sky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
+) -> None:
+    for members in _pointings(sky, sky.unsolved()):
+        failed = 0
+        for index in members:
+            context.cancel.check()
+            if index in sky.solutions:
+                continue
+            if failed >= MAX_FAILED and not any(i in sky.solutions for i in members):
+                break
+            if _solve(index, sky, solvers, options, context):
+                context.progress(len(sky.solutions), len(sky.frames), sky.frames[index][0].name)
+                _match_all(sky, options, context, [index])
+            else:
+                failed += 1
+
+
+def _place_by_hint(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
+    """Without any solver: one frame lies where the mount says, north up; the others follow by their stars."""
+    for members in _pointings(sky, sky.unsolved()):
+        for index in members:
+            info = sky.frames[index][0].info
+            if index in sky.solutions or info.ra_deg is None or info.scale_arcsec is None:
+                continue
+            if any(solution.approximate for solution in sky.solutions.values()):
+                # A second frame placed by hint alone would lie minutes of arc off the first: no seam survives that.
+                return
+            # The sensor of these telescopes reads out mirrored with respect to the sky (positive determinant).
+            scale, (height, width) = info.scale_arcsec / 3600, info.shape_hw
+            cards = {
+                "WCSAXES": 2, "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "deg", "CUNIT2": "deg",
+                "CRPIX1": (width + 1) / 2, "CRPIX2": (height + 1) / 2, "CRVAL1": info.ra_deg, "CRVAL2": info.dec_deg,
+                "CD1_1": scale, "CD1_2": 0.0, "CD2_1": 0.0, "CD2_2": scale, "RADESYS": "ICRS",
+            }  # fmt: skip
+            sky.add(index, Solution(cards, "hint", float("nan"), 0, approximate=True))
+            context.say("wcs_approximate", "WARN", path=str(info.path))
+            _match_all(sky, options, context, [index])
+
+
+def _why_unsolved(outcomes: Sequence[SolveOutcome]) -> dict[str, Any]:
+    return {"attempts": [{"solver": o.solver, "key": o.key, "values": o.values} for o in outcomes]}
+
+
+def _stored_solution(
+    manifest: Manifest, measure: FrameMeasure, options: SolveOptions
+) -> tuple[str, Solution | None]:
+    key = manifest.key(
+        "solution", SOLVE_VERSION, measure.content_key, options.solver.method, options.ignore_header_wcs,
+        options.tolerance_px,
+    )  # fmt: skip
+    record = manifest.get(key)
+    return key, None if record is None else Solution(**record)
+
+
+def run(
+    prepared: Prepared, options: SolveOptions, context: RunContext, manifest: Manifest
+) -> list[SolvedFrame]:
+    """Return the frames whose place is known; the others are left out with every attempt's outcome.
+
+    Raises
+    ------
+    RunFailed
+        No frame could be placed.
+    """
+    frames = {frame.index: (frame, measure) for frame, measure in prepared.frames}
+    sky = _Sky(frames, {index: _star_list(measure) for index, (_, measure) in frames.items()})
+    keys: dict[int, str] = {}
+    for index, (_, measure) in frames.items():
+        keys[index], stored = _stored_solution(manifest, measure, options)
+        if stored is not None:
+            sky.add(index, stored)
+    if sky.solutions:
+        context.say("run_info_solutions_reused", frames=len(sky.solutions))
+    fresh = _Sky({i: frames[i] for i in sky.unsolved()}, {i: sky.stars[i] for i in sky.unsolved()})
+    if not options.ignore_header_wcs:
+        _use_headers(fresh, options, context)
+        for index, solution in fresh.solutions.items():
+            sky.add(index, solution)
+    solvers = [solver for solver in make_solvers(options.solver) if solver.find().ok]
+    if sky.unsolved():
+        context.say(
+            "run_info_solvers", solvers=[solver.name for solver in solvers], frames=len(sky.unsolved())
+        )
+        _match_all(sky, options, context, list(sky.solutions))
+        if solvers:
+            _solve_by_pointing(sky, solvers, options, context)
+        elif options.solver.method.upper() == "NONE":
+            _place_by_hint(sky, options, context)
+    return _finish(sky, solvers, options, keys, context, manifest)
+
+
+def _finish(
+    sky: _Sky,
+    solvers: Sequence[Solver],
+    options: SolveOptions,
+    keys: dict[int, str],
+    context: RunContext,
+    manifest: Manifest,
+) -> list[SolvedFrame]:
+    for index, (frame, _) in sky.frames.items():
+        if index in sky.solutions:
+            manifest.put(keys[index], asdict(sky.solutions[index]))
+            continue
+        if solvers or options.solver.method.upper() == "NONE":
+            key = "frame_unsolved" if solvers else "frame_not_connected"
+            context.leave_out(str(frame.info.path), PHASE, key, **_why_unsolved(sky.attempts[index]))
+        else:
+            context.leave_out(str(frame.info.path), PHASE, "frame_no_solver")
+    manifest.save()
+    counts: dict[str, int] = defaultdict(int)
+    for solution in sky.solutions.values():
+        counts[solution.method] += 1
+    context.detail(solved_by=dict(counts))
+    if not sky.solutions:
+        raise RunFailed(
+            "run_error_nothing_solved" if solvers else "run_error_no_solver",
+            "no frame has a place in the sky: install a plate solver, or set solver_method=NONE for an approximate one",
+        )
+    context.say("run_info_solved", frames=len(sky.solutions), by=dict(counts))
+    return [SolvedFrame(*sky.frames[index], sky.solutions[index]) for index in sorted(sky.solutions)]

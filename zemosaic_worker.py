@@ -1,0 +1,237 @@
+"""The run as other programs start it: in this process, or as a child that talks through a queue.
+
+The child puts 4-tuples ``(key, progress, level, values)`` on its queue (`zemosaic_pipeline.events`). It always ends
+with ``PROCESS_DONE`` or ``PROCESS_ERROR``, and its exit code tells the truth: 0 success, 1 failed, 2 wrong
+settings, 130 stopped by the user.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zemosaic_utils import coadd_incremental, coadd_on_grid
+
+from zemosaic_core.errors import Cancelled, SettingsError, ZeMosaicError
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, PixelSource
+from zemosaic_pipeline import phase3_master_tiles
+from zemosaic_pipeline.context import CancelToken, RunContext
+from zemosaic_pipeline.events import Event, Message, PhaseProgress, RunEnded, to_queue
+from zemosaic_pipeline.plan import RunPlan
+from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.runner import RunResult, Selection, run_classic
+from zemosaic_settings import Settings
+
+__all__ = [
+    "EXIT_CANCELLED",
+    "EXIT_FAILED",
+    "EXIT_OK",
+    "EXIT_SETTINGS",
+    "assemble_final_mosaic_incremental",
+    "assemble_final_mosaic_reproject_coadd",
+    "create_master_tile",
+    "run_hierarchical_mosaic",
+    "run_hierarchical_mosaic_process",
+]
+
+EXIT_OK, EXIT_FAILED, EXIT_SETTINGS, EXIT_CANCELLED = 0, 1, 2, 130
+# Keys of the configuration that are not options: choices made by hand in the filter.
+SELECTION_KEYS = ("frame_selection", "frame_groups")
+
+log = logging.getLogger(__name__)
+
+
+def _as_callback(progress_callback: Callable[..., Any] | None) -> Callable[[Event], None]:
+    """Return a reporter that calls a progress callback in its two known forms."""
+
+    def report(event: Event) -> None:
+        if progress_callback is None:
+            return
+        if isinstance(event, PhaseProgress):
+            progress_callback(event.phase, event.done, event.total)
+            return
+        key, progress, level, values = to_queue(event)
+        progress_callback(
+            key, progress, level, **{k: v for k, v in values.items() if k not in ("key", "level")}
+        )
+
+    return report
+
+
+def _settings(
+    input_folder: str | Path,
+    output_folder: str | Path,
+    config: Mapping[str, Any] | None,
+    overrides: Mapping[str, Any],
+) -> tuple[Settings, Selection]:
+    merged = {**(config or {}), **overrides}
+    selection = Selection.from_config(merged)
+    for key in SELECTION_KEYS:
+        merged.pop(key, None)
+    merged |= {"input_dir": str(input_folder), "output_dir": str(output_folder)}
+    return Settings.from_mapping(merged), selection
+
+
+def run_hierarchical_mosaic(
+    input_folder: str | Path,
+    output_folder: str | Path,
+    *,
+    progress_callback: Callable[..., Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    cancel_event: Any = None,
+    reporter: Callable[[Event], None] | None = None,
+    **overrides: Any,
+) -> RunResult:
+    """Make a mosaic of a folder in this process.
+
+    Parameters
+    ----------
+    input_folder, output_folder : path
+        Raw frames; results.
+    progress_callback : callable, optional
+        ``(key, progress, level, **values)`` for messages, ``(stage, done, total)`` for progress.
+    config : mapping, optional
+        Settings by key, and ``frame_selection`` / ``frame_groups`` from the filter.
+    cancel_event : optional
+        Anything with ``is_set()``; a set event stops the run at the next item.
+    reporter : callable, optional
+        Takes the typed events instead of the callback.
+    **overrides
+        Single settings, with or without the old ``_config`` suffix; they win over ``config``.
+
+    Raises
+    ------
+    SettingsError, RunFailed, SaveFailed, Cancelled
+        There is no mosaic, and why.
+    """
+    settings, selection = _settings(input_folder, output_folder, config, overrides)
+    report = reporter or _as_callback(progress_callback)
+    return run_classic(settings, report, cancel=CancelToken(cancel_event), selection=selection)
+
+
+def run_hierarchical_mosaic_process(
+    progress_queue: Any,
+    input_folder: str | Path,
+    output_folder: str | Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    cancel_event: Any = None,
+    **overrides: Any,
+) -> None:
+    """Make a mosaic as the main function of a child process, then leave with an exit code that tells the truth.
+
+    Parameters
+    ----------
+    progress_queue : multiprocessing queue
+        Gets the 4-tuples.
+    config, cancel_event, **overrides
+        As in `run_hierarchical_mosaic`.
+    """
+    # Ctrl-C reaches every process of a terminal; only the one that talks to the user may act on it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def report(event: Event) -> None:
+        progress_queue.put(to_queue(event))
+
+    code = _guarded_run(input_folder, output_folder, config, cancel_event, overrides, report)
+    progress_queue.close()
+    progress_queue.join_thread()
+    logging.shutdown()
+    sys.exit(code)
+
+
+def _guarded_run(
+    input_folder: str | Path,
+    output_folder: str | Path,
+    config: Mapping[str, Any] | None,
+    cancel_event: Any,
+    overrides: Mapping[str, Any],
+    report: Callable[[Event], None],
+) -> int:
+    """Run, turn every outcome into a last event and an exit code; the one broad handler of the worker."""
+    try:
+        result = run_hierarchical_mosaic(
+            input_folder,
+            output_folder,
+            config=config,
+            cancel_event=cancel_event,
+            reporter=report,
+            **overrides,
+        )
+    except Cancelled as stop:
+        report(RunEnded("cancelled", key=stop.key, values=dict(stop.values)))
+        return EXIT_CANCELLED
+    except SettingsError as error:
+        report(RunEnded("failed", key=error.key, values={**error.values, "text": str(error)}))
+        return EXIT_SETTINGS
+    except ZeMosaicError as error:
+        report(RunEnded("failed", key=error.key, values={**error.values, "text": str(error)}))
+        return EXIT_FAILED
+    except Exception as error:
+        log.exception("the run ended by an error nobody expected (process %d)", os.getpid())
+        report(Message("run_error_traceback", "ERROR", {"error": repr(error)}))
+        report(RunEnded("failed", key="run_error_unexpected", values={"error": repr(error)}))
+        return EXIT_FAILED
+    report(RunEnded("success", result.outputs))
+    return EXIT_OK
+
+
+def create_master_tile(
+    group: FrameGroup,
+    frames: Sequence[RegisteredFrame],
+    weights: Any,
+    hot_pixels: Mapping[int, Any],
+    grid: MosaicGrid,
+    plan: RunPlan,
+    context: RunContext,
+    path: Path,
+) -> MasterTile:
+    """Stack one group into a master tile on disk; see `phase3_master_tiles.create_tile`."""
+    return phase3_master_tiles.create_tile(
+        group, frames, weights, dict(hot_pixels), grid, plan, context, path
+    )
+
+
+def assemble_final_mosaic_reproject_coadd(
+    tiles: PixelSource,
+    sources: Sequence[CoaddSource],
+    shape_hw: tuple[int, int],
+    n_channels: int,
+    *,
+    sink: Callable[[int, int, CoaddBlock], None],
+    budget_bytes: int,
+    rule: CombineRule | None = None,
+    kernel: str = "lanczos3",
+    policy: Any = None,
+    threads: int = 2,
+) -> None:
+    """Combine tiles block by block of output rows; any rule, memory grows with the overlap depth."""
+    rule = rule or CombineRule(rejection="none")
+    coadd_on_grid(
+        tiles, sources, shape_hw, n_channels, rule, kernel,
+        sink=sink, budget_bytes=budget_bytes, policy=policy, threads=threads,
+    )  # fmt: skip
+
+
+def assemble_final_mosaic_incremental(
+    tiles: PixelSource,
+    sources: Sequence[CoaddSource],
+    shape_hw: tuple[int, int],
+    n_channels: int,
+    *,
+    sink: Callable[[int, int, CoaddBlock], None],
+    budget_bytes: int,
+    kernel: str = "lanczos3",
+    policy: Any = None,
+    threads: int = 2,
+) -> None:
+    """Combine tiles one after the other into sums on disk; weighted mean only, the smallest memory."""
+    coadd_incremental(
+        tiles, sources, shape_hw, n_channels, CombineRule(rejection="none"), kernel,
+        sink=sink, budget_bytes=budget_bytes, policy=policy, threads=threads,
+    )  # fmt: skip

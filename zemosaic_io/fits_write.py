@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from astropy.io import fits
+from numpy.typing import DTypeLike
 
 from zemosaic_core.errors import SaveFailed
 
@@ -49,15 +50,15 @@ class ExtensionSpec:
         EXTNAME.
     shape : tuple of int
         (H, W) or (C, H, W).
-    dtype : str
-        float32, float64, uint8, int16, uint16 or int32.
+    dtype : str or type
+        float32, float64, uint8, int16, uint16 or int32; as a name or as a NumPy type.
     cards : tuple
         Further cards.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
     cards: tuple = ()
 
 
@@ -85,7 +86,7 @@ class StreamingFits:
         (C, H, W) or (H, W) of the primary image.
     cards : mapping or iterable of (key, value[, comment])
         Header cards, e.g. the WCS. Structural cards are ignored.
-    dtype : str
+    dtype : str or type
         Type of the primary image.
     extensions : sequence of ExtensionSpec or (name, shape, dtype)
         Image extensions, filled with ``write_rows(..., ext=name)``.
@@ -105,7 +106,7 @@ class StreamingFits:
         path: Path | str,
         shape: tuple[int, ...],
         cards: Cards = (),
-        dtype: str = "float32",
+        dtype: DTypeLike = "float32",
         extensions: Sequence[ExtensionSpec | tuple] = (),
     ) -> None:
         self.path = Path(path)
@@ -128,7 +129,7 @@ class StreamingFits:
         offset = 0
         for name, header, shape, dtype in headers:
             text = header.tostring(padding=True).encode("ascii")
-            _, stored, bzero = _STORAGE[dtype]
+            _, stored, bzero = _storage(dtype)
             unit = _Unit(tuple(shape), np.dtype(stored), bzero, offset + len(text), np.zeros(shape[-2], bool))
             if name in self._units:
                 raise ValueError(f"two extensions are called {name}")
@@ -286,7 +287,7 @@ def write_image(
 def make_header(
     cards: Cards,
     shape: tuple[int, ...] = (),
-    dtype: str = "float32",
+    dtype: DTypeLike = "float32",
     *,
     extname: str | None = None,
     has_extensions: bool = False,
@@ -296,9 +297,7 @@ def make_header(
     Cards are ``(key, value[, comment])``; COMMENT and HISTORY repeat. Non-ASCII characters become ``?`` and
     numbers that are not finite become undefined values, because FITS has no way to write them.
     """
-    if dtype not in _STORAGE:
-        raise ValueError(f"cannot store {dtype} in FITS; choose one of {', '.join(_STORAGE)}")
-    bitpix, _, bzero = _STORAGE[dtype]
+    bitpix, _, bzero = _storage(dtype)
     header = fits.Header()
     if extname is None:
         header["SIMPLE"] = (True, "conforms to the FITS standard")
@@ -345,6 +344,13 @@ def _append_card(header: fits.Header, key: str, value: Any, comment: str = "") -
 
 def _ascii(text: str) -> str:
     return "".join(c if " " <= c <= "~" else "?" for c in text)
+
+
+def _storage(dtype: DTypeLike) -> tuple[int, str, int]:
+    name = np.dtype(dtype).name
+    if name not in _STORAGE:
+        raise ValueError(f"cannot store {name} in FITS; choose one of {', '.join(_STORAGE)}")
+    return _STORAGE[name]
 
 
 def _to_stored(plane: np.ndarray, unit: _Unit) -> np.ndarray:

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zemosaic_core.errors import SaveFailed
+from zemosaic_io.manifest import Manifest, hash_key, load_json, save_json, state_folder
+
+
+@dataclass(frozen=True)
+class Numbers:
+    kappa: float
+    names: tuple[str, ...]
+
+
+def test_json_round_trip_of_our_types(tmp_path):
+    path = tmp_path / "deep" / "x.json"
+    save_json(
+        path,
+        {
+            "a": np.float32(1.5),
+            "b": np.arange(3),
+            "c": Path("x/y"),
+            "d": Numbers(3.0, ("é",)),
+            "nan": float("nan"),
+        },
+    )
+    data = load_json(path)
+    assert data["a"] == 1.5
+    assert data["b"] == [0, 1, 2]
+    assert data["c"] == str(Path("x/y"))
+    assert data["d"] == {"kappa": 3.0, "names": ["é"]}
+    assert np.isnan(data["nan"])
+    assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+
+def test_value_that_is_no_json_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    save_json(path, 1)
+    with pytest.raises(TypeError):
+        save_json(path, object())
+    assert load_json(path) == 1
+
+
+def test_unwritable_place(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveFailed):
+        save_json(tmp_path / "file" / "x.json", 1)
+    with pytest.raises(SaveFailed):
+        state_folder(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((1, 2.0), (1.0, 2), True),
+        (("ab", "c"), ("a", "bc"), False),
+        (({"a": 1, "b": 2},), ({"b": 2, "a": 1},), True),
+        ((np.float64(0.1),), (0.1,), True),
+        ((np.zeros(3, np.float32),), (np.zeros(3, np.float64),), False),
+        ((np.zeros((2, 3)),), (np.zeros((3, 2)),), False),
+        ((Path("a"),), ("a",), True),
+        ((True,), (1,), False),
+        ((None,), ("None",), False),
+        (([1, [2]],), ([1, 2],), False),
+        ((Numbers(1.0, ()),), (Numbers(2.0, ()),), False),
+        (({"x", "y"},), ({"y", "x"},), True),
+        ((float("nan"),), (float("nan"),), True),
+    ],
+)
+def test_keys(one, other, same):
+    assert (hash_key(*one) == hash_key(*other)) is same
+
+
+def test_keys_refuse_what_has_no_value():
+    with pytest.raises(TypeError):
+        hash_key(object())
+
+
+def test_keys_do_not_depend_on_the_session():
+    code = "from zemosaic_io.manifest import hash_key; print(hash_key({'b': {1, 'x'}, 'a': 1.5}), end='')"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other.stdout == hash_key({"a": 1.5, "b": {"x", 1}})
+
+
+def test_manifest_remembers(tmp_path):
+    manifest = Manifest(tmp_path / "m.json")
+    key = manifest.key("measure", 1, Path("a.fit"))
+    assert manifest.get(key) is None
+    manifest.put(key, {"sky": np.float32(2.0)})
+    manifest.save()
+    again = Manifest(tmp_path / "m.json")
+    assert again.get(key) == {"sky": 2.0}
+    assert (key in again, len(again)) == (True, 1)
+    again.put("other", 1)
+    assert again.keep_only({key}) == 1
+    again.save()
+    assert len(Manifest(tmp_path / "m.json")) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"format": 1}', '{"format": 99, "records": {"a": 1}}'])
+def test_damaged_manifest_counts_as_empty(tmp_path, content):
+    (tmp_path / "m.json").write_text(content)
+    manifest = Manifest(tmp_path / "m.json")
+    assert len(manifest) == 0
+    manifest.put("a", 1)
+    manifest.save()
+    assert Manifest(tmp_path / "m.json").get("a") == 1

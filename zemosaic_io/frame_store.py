@@ -1,0 +1,219 @@
+"""Where the co-add gets its pixels: raw frames decoded window by window, and master tiles on disk.
+
+Nothing decoded is kept: a window is read, repaired, debayered and forgotten, so memory does not grow with the
+number of frames.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from zemosaic_core.cfa import debayer
+from zemosaic_core.hot_pixels import repair_cfa
+from zemosaic_core.weights import make_radial_weight_map
+
+from zemosaic_core.errors import SkipItem
+from zemosaic_core.sources import RawRows
+from zemosaic_io.fits_read import read_plane_rows, read_raw_rows, read_window
+from zemosaic_io.headers import FrameInfo, HduInfo, iter_hdus
+
+__all__ = ["FrameStore", "TileStore"]
+
+# A debayered pixel needs neighbours at 1 px, and each of these may be repaired from neighbours at 2 px.
+_MARGIN = 4
+
+
+class FrameStore:
+    """Raw frames as a `PixelSource`: hot pixels repaired, CFA debayered, planes as float32.
+
+    Parameters
+    ----------
+    infos : mapping of int to FrameInfo
+        The frames by key.
+    hot_pixels : mapping of int to ndarray
+        Flat indices (``y * W + x``) to repair, by key; frames without an entry have none.
+    radial : tuple of float or None
+        ``(feather_fraction, shape_power, min_weight_floor)`` of a radial weight map for every frame
+        (`zemosaic_core.weights.make_radial_weight_map`); None: no weight maps.
+
+    Notes
+    -----
+    Methods may be called from several threads. A window equals the same window of the whole decoded frame.
+    """
+
+    def __init__(
+        self,
+        infos: Mapping[int, FrameInfo],
+        hot_pixels: Mapping[int, np.ndarray] | None = None,
+        *,
+        radial: tuple[float, float, float] | None = None,
+    ) -> None:
+        self._infos = dict(infos)
+        self._hot = {
+            k: np.sort(np.asarray(v, dtype=np.int64)) for k, v in (hot_pixels or {}).items() if len(v)
+        }
+        self._radial = radial
+        self._radial_maps: dict[tuple[int, int], np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def info(self, key: int) -> FrameInfo:
+        """Return the header facts of a frame."""
+        return self._infos[key]
+
+    def read(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Return the window as (C, y1-y0, x1-x0) float32 ADU; C is 3, or 1 for mono; missing pixels are NaN.
+
+        Raises
+        ------
+        SkipItem
+            The file can no longer be read.
+        """
+        info = self._infos[key]
+        if info.kind == "cfa":
+            return self._read_cfa(info, key, y0, y1, x0, x1)
+        window = np.ascontiguousarray(read_window(info, y0, y1, x0, x1), dtype=np.float32)
+        if info.bitpix < 0:
+            window[~np.isfinite(window)] = np.nan
+        return window[np.newaxis] if window.ndim == 2 else window
+
+    def _read_cfa(self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        height, width = info.shape_hw
+        top, bottom = max(0, y0 - _MARGIN), min(height, y1 + _MARGIN)
+        left, right = max(0, x0 - _MARGIN), min(width, x1 + _MARGIN)
+        hot = self._hot_rows(key, top, bottom, width)
+        if len(hot):
+            # Whole rows: the indices count pixels of the full width.
+            sensor = repair_cfa(read_window(info, top, bottom), hot, top)[:, left:right]
+        else:
+            sensor = read_window(info, top, bottom, left, right)
+        colour = debayer(np.ascontiguousarray(sensor), info.cfa_pattern, top, left)
+        return np.ascontiguousarray(colour[:, y0 - top : y1 - top, x0 - left : x1 - left])
+
+    def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
+        """Return the window of the radial weight map, or None when the store has none."""
+        if self._radial is None:
+            return None
+        shape = self._infos[key].shape_hw
+        with self._lock:
+            if shape not in self._radial_maps:
+                self._radial_maps[shape] = np.asarray(
+                    make_radial_weight_map(*shape, *self._radial), np.float32
+                )
+            weights = self._radial_maps[shape]
+        return weights[y0:y1, x0:x1]
+
+    def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
+        """Return undecoded rows with their hot pixels, or None when the frame has no such form."""
+        info = self._infos[key]
+        raw = read_raw_rows(info, y0, y1)
+        if raw is None:
+            return None
+        hot = self._hot_rows(key, y0, y1, info.shape_hw[1])
+        return RawRows(raw.data, raw.y0, raw.big_endian_signed, raw.pattern, hot)
+
+    def _hot_rows(self, key: int, y0: int, y1: int, width: int) -> np.ndarray:
+        hot = self._hot.get(key)
+        if hot is None:
+            return np.empty(0, np.int64)
+        first, last = np.searchsorted(hot, (y0 * width, y1 * width))
+        return hot[first:last]
+
+
+class TileStore:
+    """Master tiles on disk as a `PixelSource`.
+
+    A tile file has the image (C, H, W) or (H, W) in the first unit with an image, and may have extensions
+    COVERAGE, WEIGHT and VARIANCE of the same size. Missing pixels are NaN in the image and 0 in the weight.
+
+    Parameters
+    ----------
+    paths : mapping of int to Path
+        Tile files by key.
+
+    Raises
+    ------
+    SkipItem
+        ``frame_...`` keys of `zemosaic_io.headers`, or ``tile_wrong_shape`` when an extension does not fit.
+    """
+
+    def __init__(self, paths: Mapping[int, Path | str]) -> None:
+        self._paths = {key: Path(path) for key, path in paths.items()}
+        self._units = {key: _tile_units(path) for key, path in self._paths.items()}
+
+    def shape_hw(self, key: int) -> tuple[int, int]:
+        """Return height and width of a tile, px."""
+        axes = self._units[key]["SCI"].image_axes
+        return axes[1], axes[0]
+
+    def n_channels(self, key: int) -> int:
+        """Return the number of planes of a tile."""
+        axes = self._units[key]["SCI"].image_axes
+        return axes[2] if len(axes) > 2 else 1
+
+    def cards(self, key: int) -> dict:
+        """Return the known header cards of the image of a tile."""
+        return self._units[key]["SCI"].cards
+
+    def read(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Return the window as (C, y1-y0, x1-x0) float32; missing pixels are NaN."""
+        return self._window(key, "SCI", y0, y1, x0, x1)
+
+    def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
+        """Return the window of the weight map as (h, w) float32, or None when the tile has none."""
+        if "WEIGHT" not in self._units[key]:
+            return None
+        return self._window(key, "WEIGHT", y0, y1, x0, x1)[0]
+
+    def read_coverage(self, key: int, y0: int, y1: int, x0: int = 0, x1: int | None = None) -> np.ndarray:
+        """Return the number of frames per pixel as (h, w) float32.
+
+        A tile made elsewhere has no count: then a pixel with a value counts as one frame.
+        """
+        x1 = self.shape_hw(key)[1] if x1 is None else x1
+        if "COVERAGE" in self._units[key]:
+            return self._window(key, "COVERAGE", y0, y1, x0, x1)[0]
+        return np.isfinite(self.read(key, y0, y1, x0, x1)).all(axis=0).astype(np.float32)
+
+    def read_variance(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
+        """Return the window of the variance as (C, h, w) float32, or None when the tile has none."""
+        if "VARIANCE" not in self._units[key]:
+            return None
+        return self._window(key, "VARIANCE", y0, y1, x0, x1)
+
+    def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
+        """Return None: tiles are decoded images."""
+        return None
+
+    def _window(self, key: int, unit: str, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        rows = read_plane_rows(self._paths[key], self._units[key][unit], y0, y1)
+        return np.ascontiguousarray(rows[:, :, x0:x1])
+
+
+def _tile_units(path: Path) -> dict[str, HduInfo]:
+    units: dict[str, HduInfo] = {}
+    for hdu in iter_hdus(path):
+        if len(hdu.image_axes) < 2 or hdu.is_compressed_image:
+            continue
+        name = "SCI" if "SCI" not in units else hdu.name
+        if name != "SCI" and hdu.image_axes[:2] != units["SCI"].image_axes[:2]:
+            raise SkipItem(
+                "tile_wrong_shape",
+                f"{path}: extension {name} has another size",
+                path=str(path),
+                extension=name,
+            )
+        if hdu.data_offset + hdu.data_bytes > path.stat().st_size:
+            raise SkipItem(
+                "frame_truncated",
+                f"{path} is cut short",
+                path=str(path),
+                expected=hdu.data_offset + hdu.data_bytes,
+                actual=path.stat().st_size,
+            )
+        units[name] = hdu
+    if "SCI" not in units:
+        raise SkipItem("frame_no_image", f"{path} holds no image", path=str(path))
+    return units

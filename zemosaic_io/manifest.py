@@ -1,0 +1,206 @@
+"""What was already done, as JSON on disk: a resumed run rebuilds only what changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zemosaic_core.errors import SaveFailed
+from zemosaic_io.fits_write import atomic_path
+
+__all__ = ["STATE_FOLDER", "Manifest", "hash_key", "load_json", "save_json", "state_folder"]
+
+STATE_FOLDER = ".zemosaic_state"
+_FORMAT = 1
+_log = logging.getLogger(__name__)
+
+
+def state_folder(output_dir: Path | str) -> Path:
+    """Return the state folder of an output folder, created when missing.
+
+    Raises
+    ------
+    SaveFailed
+        ``save_failed``: it cannot be created.
+    """
+    folder = Path(output_dir) / STATE_FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SaveFailed(
+            "save_failed", f"{folder} cannot be created: {reason}", path=str(folder), reason=reason
+        ) from error
+    return folder
+
+
+def save_json(path: Path | str, data: Any) -> None:
+    """Write JSON atomically; NumPy numbers, arrays, paths and dataclasses become plain JSON.
+
+    Numbers that are not finite are written as NaN / Infinity, which `load_json` reads back.
+
+    Raises
+    ------
+    SaveFailed
+        ``save_failed``.
+    """
+    text = json.dumps(_plain(data), ensure_ascii=False, indent=1)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def load_json(path: Path | str) -> Any:
+    """Read JSON.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is not JSON.
+    """
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def hash_key(*parts: Any) -> str:
+    """Return a fingerprint of ``parts`` (BLAKE2b, 32 hex digits).
+
+    Equal values give equal keys on every machine and in every session: numbers by value, arrays by type,
+    shape and content, mappings without regard to order, paths by text.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    _feed(digest, parts)
+    return digest.hexdigest()
+
+
+class Manifest:
+    """Records by key in one JSON file.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file; read now when it exists. A damaged file counts as empty, with a warning in the log: the
+        worst that happens is that work is done again.
+
+    Notes
+    -----
+    One process owns a manifest; it is not for concurrent writers.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._records: dict[str, Any] = {}
+        self._changed = False
+        try:
+            stored = load_json(self.path)
+            if stored["format"] == _FORMAT:
+                self._records = dict(stored["records"])
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            _log.warning("%s cannot be used and is started anew: %s", self.path, error)
+
+    @staticmethod
+    def key(*parts: Any) -> str:
+        """Return the key of a result that follows from ``parts``; see `hash_key`."""
+        return hash_key(*parts)
+
+    def get(self, key: str) -> Any | None:
+        """Return the record under ``key``, or None when it was never made."""
+        return self._records.get(key)
+
+    def put(self, key: str, record: Any) -> None:
+        """Remember a record; it reaches the disk with `save`."""
+        self._records[key] = _plain(record)
+        self._changed = True
+
+    def keep_only(self, keys: set[str]) -> int:
+        """Forget every record whose key is not in ``keys``; return how many."""
+        gone = [k for k in self._records if k not in keys]
+        for key in gone:
+            del self._records[key]
+        self._changed = self._changed or bool(gone)
+        return len(gone)
+
+    def save(self) -> None:
+        """Write the manifest when it changed.
+
+        Raises
+        ------
+        SaveFailed
+            ``save_failed``.
+        """
+        if self._changed:
+            save_json(self.path, {"format": _FORMAT, "records": self._records})
+            self._changed = False
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._records
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+        return [_plain(v) for v in items]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def _feed(digest: Any, value: Any) -> None:
+    """Feed one value with a type mark and an end mark, so that ('ab', 'c') and ('a', 'bc') differ."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {"__type__": type(value).__qualname__, **asdict(value)}
+    if isinstance(value, np.ndarray):
+        digest.update(f"a{value.dtype.str}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Mapping):
+        digest.update(b"m")
+        for key in sorted(value, key=repr):
+            _feed(digest, key)
+            _feed(digest, value[key])
+    elif isinstance(value, list | tuple):
+        digest.update(b"l")
+        for item in value:
+            _feed(digest, item)
+    elif isinstance(value, set | frozenset):
+        digest.update(b"e")
+        for item in sorted(value, key=repr):
+            _feed(digest, item)
+    elif isinstance(value, float):
+        # repr is exact; an integral float and the integer are the same number.
+        whole = math.isfinite(value) and value == int(value) and abs(value) < 2**53
+        digest.update(b"n" + (repr(int(value)) if whole else repr(value)).encode())
+    elif isinstance(value, bool) or value is None:
+        digest.update(b"c" + repr(value).encode())
+    elif isinstance(value, int):
+        digest.update(b"n" + repr(value).encode())
+    elif isinstance(value, bytes):
+        digest.update(b"b" + value)
+    elif isinstance(value, str | os.PathLike):
+        digest.update(b"s" + os.fspath(value).encode("utf-8", "surrogatepass"))
+    else:
+        raise TypeError(f"cannot make a key from {type(value).__name__} {value!r}")
+    digest.update(b"\x00;")

@@ -1,0 +1,248 @@
+"""Pictures for eyes: PNG preview, 16-bit TIFF and 16-bit FITS of a finished mosaic, written by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tifffile
+from PIL import Image, PngImagePlugin
+
+from zemosaic_core.errors import SkipItem
+from zemosaic_io.fits_read import read_plane_rows
+from zemosaic_io.fits_write import Cards, StreamingFits, atomic_path
+from zemosaic_io.headers import iter_hdus
+
+__all__ = [
+    "ArrayRows",
+    "FitsRows",
+    "RowSource",
+    "display_range",
+    "downscale",
+    "write_png",
+    "write_tiff16",
+    "write_viewer_fits_uint16",
+]
+
+# Rows converted at a time: 64 rows of a 20,000 px wide colour mosaic are 15 MB.
+_ROWS = 64
+
+
+class RowSource(Protocol):
+    """An image that is read by rows."""
+
+    shape: tuple[int, int, int]
+
+    def read_rows(self, y0: int, y1: int) -> np.ndarray:
+        """Return rows as (C, y1-y0, W) float32; missing pixels are NaN."""
+
+
+class ArrayRows:
+    """An array in memory as a `RowSource`; (H, W) counts as one plane."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self._image = image if image.ndim == 3 else image[np.newaxis]
+        self.shape: tuple[int, int, int] = self._image.shape
+
+    def read_rows(self, y0: int, y1: int) -> np.ndarray:
+        """Return rows as float32."""
+        return np.asarray(self._image[:, y0:y1], dtype=np.float32)
+
+
+class FitsRows:
+    """The first image of a FITS file as a `RowSource`.
+
+    Raises
+    ------
+    SkipItem
+        The file has no uncompressed image or cannot be read.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+        for hdu in iter_hdus(self._path):
+            axes = hdu.image_axes
+            if len(axes) >= 2 and not hdu.is_compressed_image:
+                self._hdu = hdu
+                self.shape: tuple[int, int, int] = (axes[2] if len(axes) > 2 else 1, axes[1], axes[0])
+                return
+        raise SkipItem("frame_no_image", f"{path} holds no image", path=str(path))
+
+    def read_rows(self, y0: int, y1: int) -> np.ndarray:
+        """Return rows as float32."""
+        return read_plane_rows(self._path, self._hdu, y0, y1)
+
+
+def downscale(source: RowSource | np.ndarray, max_dim: int) -> np.ndarray:
+    """Return the image averaged over whole blocks of pixels so that no side exceeds ``max_dim``.
+
+    The mean ignores NaN; a block without any value is NaN. Incomplete blocks at the far borders are averaged
+    over the pixels they have. Memory: the result and a few rows.
+
+    Returns
+    -------
+    ndarray, shape (C, h, w), float32
+    """
+    source = _as_rows(source)
+    planes, height, width = source.shape
+    step = max(1, -(-max(height, width) // max_dim))
+    out = np.empty((planes, -(-height // step), -(-width // step)), np.float32)
+    edges = np.arange(0, width, step)
+    for row in range(out.shape[1]):
+        rows = source.read_rows(row * step, min(height, (row + 1) * step))
+        valid = np.isfinite(rows)
+        total = np.add.reduceat(np.where(valid, rows, 0.0).sum(axis=1, dtype=np.float64), edges, axis=1)
+        count = np.add.reduceat(valid.sum(axis=1), edges, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            out[:, row] = total / count
+    return out
+
+
+def display_range(
+    source: RowSource | np.ndarray, p_low: float = 0.1, p_high: float = 99.9, margin: float = 0.02
+) -> tuple[float, float]:
+    """Return the ADU values that become 0 and 65535 in a 16-bit view.
+
+    Percentiles of about two million pixels spread evenly over all planes, widened by ``margin`` of their
+    distance on both sides. One range for all planes, so colours stay as they are.
+    """
+    source = _as_rows(source)
+    planes, height, width = source.shape
+    step = max(1, int(np.sqrt(planes * height * width / 2e6)))
+    samples = [source.read_rows(y, y + 1)[:, 0, ::step] for y in range(0, height, step)]
+    values = np.concatenate([s.ravel() for s in samples])
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return 0.0, 1.0
+    low, high = np.percentile(values.astype(np.float64), (p_low, p_high))
+    widen = margin * (high - low) if high > low else 0.5
+    return float(low - widen), float(high + widen)
+
+
+def write_png(
+    path: Path | str, rgba: np.ndarray, *, flip: bool = True, texts: Mapping[str, str] | None = None
+) -> Path:
+    """Write an 8-bit picture as PNG.
+
+    Parameters
+    ----------
+    path : Path or str
+        Target; its folder is created.
+    rgba : ndarray, shape (H, W, 4), (H, W, 3) or (H, W), uint8
+        The picture with rows in FITS order.
+    flip : bool
+        Put the first row at the bottom, where FITS viewers show it; otherwise a mosaic with north up would
+        hang upside down.
+    texts : mapping, optional
+        Text chunks, e.g. {'Software': ...}.
+
+    Raises
+    ------
+    SaveFailed
+        ``save_failed``.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(rgba[::-1] if flip else rgba))
+    info = PngImagePlugin.PngInfo()
+    for key, value in (texts or {}).items():
+        info.add_text(key, value)
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=info, compress_level=6)
+    return Path(path)
+
+
+def write_tiff16(
+    path: Path | str,
+    source: RowSource | np.ndarray,
+    *,
+    limits: tuple[float, float] | None = None,
+    flip: bool = True,
+    description: str = "",
+) -> Path:
+    """Write a linear 16-bit TIFF, RGB or grey, by strips; missing pixels are 0.
+
+    Parameters
+    ----------
+    source : RowSource or ndarray
+        (C, H, W) with C 1 or 3, ADU.
+    limits : tuple of float, optional
+        ADU that become 0 and 65535; default `display_range`.
+    flip : bool
+        First FITS row at the bottom of the picture.
+    description : str
+        ASCII text for the ImageDescription tag.
+
+    Raises
+    ------
+    SaveFailed
+        ``save_failed``.
+    """
+    source = _as_rows(source)
+    planes, height, width = source.shape
+    limits = display_range(source) if limits is None else limits
+
+    def strips() -> Iterator[np.ndarray]:
+        for start in range(0, height, _ROWS):
+            stop = min(height, start + _ROWS)
+            y0, y1 = (height - stop, height - start) if flip else (start, stop)
+            strip = np.moveaxis(_to_uint16(source.read_rows(y0, y1), limits), 0, -1)
+            strip = np.ascontiguousarray(strip[::-1] if flip else strip)
+            yield strip if planes > 1 else strip[..., 0]
+
+    with atomic_path(path) as temporary:
+        tifffile.imwrite(
+            temporary,
+            strips(),
+            shape=(height, width, planes) if planes > 1 else (height, width),
+            dtype=np.uint16,
+            rowsperstrip=_ROWS,
+            photometric="rgb" if planes > 1 else "minisblack",
+            bigtiff=2 * planes * height * width > 3_900_000_000,
+            description=description or None,
+            software="ZeMosaic",
+            metadata=None,
+        )
+    return Path(path)
+
+
+def write_viewer_fits_uint16(
+    path: Path | str,
+    source: RowSource | np.ndarray,
+    cards: Cards = (),
+    *,
+    limits: tuple[float, float] | None = None,
+) -> Path:
+    """Write a 16-bit FITS for viewers: planes (C, H, W) as uint16 (int16 with BZERO), missing pixels 0.
+
+    The linear scale is one for all planes and is recorded: ``ADU = ZMVSCALE * value + ZMVZERO``.
+
+    Raises
+    ------
+    SaveFailed
+        ``save_failed``.
+    """
+    source = _as_rows(source)
+    planes, height, width = source.shape
+    limits = display_range(source) if limits is None else limits
+    pairs = list(cards.items()) if isinstance(cards, Mapping) else [tuple(c) for c in cards]
+    pairs.append(("ZMVSCALE", (limits[1] - limits[0]) / 65535.0, "ADU per unit of this file"))
+    pairs.append(("ZMVZERO", limits[0], "ADU of value 0"))
+    shape = (planes, height, width) if planes > 1 else (height, width)
+    with StreamingFits(path, shape, pairs, dtype="uint16") as out:
+        for y0 in range(0, height, _ROWS):
+            rows = _to_uint16(source.read_rows(y0, min(height, y0 + _ROWS)), limits)
+            out.write_rows(y0, rows if planes > 1 else rows[0])
+        return out.commit()
+
+
+def _to_uint16(rows: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    low, high = limits
+    scaled = (rows.astype(np.float64) - low) * (65535.0 / (high - low))
+    return np.rint(np.clip(np.nan_to_num(scaled, nan=0.0, posinf=65535.0, neginf=0.0), 0, 65535)).astype(
+        np.uint16
+    )
+
+
+def _as_rows(source: Any) -> RowSource:
+    return ArrayRows(source) if isinstance(source, np.ndarray) else source

@@ -1,0 +1,192 @@
+"""Start here: the desktop application by default; run, plan, demo, doctor and solve without a window."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+
+from zemosaic_core import __version__
+from zemosaic_core.errors import Cancelled, RunFailed, SettingsError, ZeMosaicError
+from zemosaic_ui.texts import Texts, available_languages
+
+__all__ = ["EXIT_CANCELLED", "EXIT_FAILED", "EXIT_OK", "EXIT_USAGE", "build_parser", "main"]
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_CANCELLED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    0 success, 1 failed, 2 wrong arguments or settings, 130 stopped by the user.
+    """
+    # Needed by a frozen Windows program whose children start this very file.
+    multiprocessing.freeze_support()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    texts = Texts(_language(arguments))
+    parser = build_parser(texts)
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as leaving:  # argparse leaves after --help, --version and wrong arguments
+        return int(leaving.code or 0)
+    try:
+        _check_language(options.language)
+        if options.command == "gui":
+            return _open_window(options.backend, texts)
+        # Imported when it is chosen: the window and `--help` must not wait for what they do not use.
+        from zemosaic_ui.commands import COMMANDS
+
+        return COMMANDS[options.command](options, texts)
+    except SettingsError as error:
+        return _complain(texts, error, EXIT_USAGE)
+    except (Cancelled, KeyboardInterrupt):
+        return EXIT_CANCELLED
+    except ZeMosaicError as error:
+        return _complain(texts, error, EXIT_FAILED)
+
+
+def build_parser(texts: Texts) -> argparse.ArgumentParser:
+    """Return the parser of the command line, its help in the language of ``texts``."""
+    parser = argparse.ArgumentParser(prog="run_zemosaic", description=texts("cli.description"))
+    parser.add_argument("--version", action="version", version=f"ZeMosaic {__version__}")
+    _add_language(parser, texts)
+    parser.set_defaults(command="gui", backend=None)
+    commands = parser.add_subparsers(title=texts("cli.commands"), metavar="")
+    for name, add in (
+        ("run", _add_run),
+        ("plan", _add_plan),
+        ("demo", _add_demo),
+        ("doctor", _add_doctor),
+        ("solve", _add_solve),
+        ("gui", _add_gui),
+    ):
+        text = texts(f"cli.{name}")
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=name)
+        _add_language(command, texts, default=argparse.SUPPRESS)
+        add(command, texts)
+    return parser
+
+
+def _add_language(parser: argparse.ArgumentParser, texts: Texts, default: str | None = None) -> None:
+    parser.add_argument("--language", metavar="XX", default=default, help=texts("cli.language"))
+
+
+def _add_folders(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    parser.add_argument("input", metavar="INPUT", help=texts("cli.input"))
+    parser.add_argument("output", metavar="OUTPUT", help=texts("cli.output"))
+
+
+def _add_settings(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    parser.add_argument("--config", metavar="FILE", help=texts("cli.config"))
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=texts("cli.set"))
+    parser.add_argument("--resume", choices=("off", "auto"), help=texts("cli.resume"))
+    parser.add_argument("--gpu", choices=("auto", "off", "require"), help=texts("cli.gpu"))
+    parser.add_argument("--gpu-device", metavar="N", help=texts("cli.gpu_device"))
+    parser.add_argument("--gpu-memory-mb", metavar="N", help=texts("cli.gpu_memory_mb"))
+
+
+def _add_verbosity(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    how_much = parser.add_mutually_exclusive_group()
+    how_much.add_argument("--quiet", action="store_true", help=texts("cli.quiet"))
+    how_much.add_argument("--verbose", action="store_true", help=texts("cli.verbose"))
+
+
+def _add_run(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    _add_folders(parser, texts)
+    _add_settings(parser, texts)
+    _add_verbosity(parser, texts)
+
+
+def _add_plan(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    _add_folders(parser, texts)
+    _add_settings(parser, texts)
+    parser.add_argument("--json", action="store_true", help=texts("cli.json"))
+
+
+def _add_demo(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    parser.add_argument(
+        "folder", metavar="FOLDER", nargs="?", default="zemosaic_demo", help=texts("cli.folder")
+    )
+    parser.add_argument("--frames", type=int, metavar="N", default=12, help=texts("cli.frames"))
+    _add_settings(parser, texts)
+    _add_verbosity(parser, texts)
+
+
+def _add_doctor(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    parser.add_argument("--json", action="store_true", help=texts("cli.json"))
+    parser.add_argument("--config", metavar="FILE", help=texts("cli.config"))
+
+
+def _add_solve(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    parser.add_argument("files", metavar="FILE", nargs="+", help=texts("cli.files"))
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--write", action="store_true", help=texts("cli.write"))
+    where.add_argument("--in-place", action="store_true", help=texts("cli.in_place"))
+    _add_settings(parser, texts)
+
+
+def _add_gui(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    parser.add_argument("--backend", choices=("qt", "tk"), help=texts("cli.backend"))
+
+
+def _open_window(backend: str | None, texts: Texts) -> int:
+    """Open the desktop application and return its exit code; say what to do where it cannot open."""
+    from zemosaic_config import load_config
+
+    chosen = backend or load_config()["preferred_gui_backend"]
+    module, package = ("zemosaic_gui", "tkinter") if chosen == "tk" else ("zemosaic_gui_qt", "PySide6")
+    if sys.platform.startswith("linux") and not _has_display():
+        raise RunFailed("gui_no_display", "no display: DISPLAY and WAYLAND_DISPLAY are not set")
+    try:
+        window = importlib.import_module(module)
+    except ImportError as error:
+        missing = (error.name or "").split(".")[0] in (package, "pyqtgraph", "_tkinter")
+        if not missing and package not in str(error):
+            raise
+        raise RunFailed(f"gui_{chosen}_missing", f"{package}: {error}", detail=str(error)) from error
+    return int(window.main() or 0)
+
+
+def _has_display() -> bool:
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))
+
+
+def _check_language(code: str | None) -> None:
+    known = available_languages()
+    if code is not None and code not in known:
+        allowed = ", ".join(known)
+        raise SettingsError(
+            "settings_not_a_choice",
+            f"--language {code!r}: allowed is one of {allowed}",
+            option="--language",
+            value=code,
+            allowed=allowed,
+        )
+
+
+def _language(arguments: Sequence[str]) -> str:
+    """Return the language before anything is parsed, because the help itself is translated."""
+    from zemosaic_config import read_config
+
+    for position, argument in enumerate(arguments):
+        if argument == "--language":
+            return "".join(arguments[position + 1 : position + 2])
+        if argument.startswith("--language="):
+            return argument.partition("=")[2]
+    return read_config().values["language"]
+
+
+def _complain(texts: Texts, error: ZeMosaicError, code: int) -> int:
+    sys.stderr.write(texts.message(error.key, error.values) + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

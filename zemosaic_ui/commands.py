@@ -1,0 +1,274 @@
+"""What the command line does without a window: run, plan, demo, doctor, solve."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zemosaic_config import load_config
+from zemosaic_core.errors import SettingsError
+from zemosaic_settings import OPTIONS_BY_KEY, Settings, canonical_values
+from zemosaic_ui.run_controller import WORKER_TARGET, RunController, RunRequest
+from zemosaic_ui.run_state import RunStatus
+from zemosaic_ui.terminal import Display, Verbosity, make_display
+from zemosaic_ui.texts import Texts
+
+__all__ = ["COMMANDS", "demo", "doctor", "follow_run", "plan", "run", "settings_from", "solve"]
+
+EXIT_OF = {RunStatus.SUCCESS: 0, RunStatus.FAILED: 1, RunStatus.CANCELLED: 130}
+# A person at a terminal can ask twice; so the first request may wait for a long block or tile to end.
+STOP_GRACE_S = 120.0
+TICK_S = 0.1
+
+
+def settings_from(options: Namespace, **folders: str) -> Settings:
+    """Return the settings of a command: the file, then ``--set``, then the other arguments.
+
+    Raises
+    ------
+    SettingsError
+        The file or an argument holds a value that is not allowed, or names an unknown option.
+    """
+    settings = Settings.from_mapping(load_config(options.config, strict=True))
+    settings = settings.updated(dict(_assignment(text) for text in options.set))
+    arguments: dict[str, Any] = {
+        **folders,
+        "resume": options.resume if "resume" in options else None,
+        "gpu_mode": options.gpu,
+        "use_gpu_phase5": None if options.gpu is None else options.gpu != "off",
+        "gpu_id_phase5": options.gpu_device,
+        "gpu_memory_mb": options.gpu_memory_mb,
+        "language": options.language,
+    }
+    return settings.updated({key: value for key, value in arguments.items() if value is not None})
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    key, value = key.strip().replace("-", "_"), value.strip()
+    if not equals or not key:
+        raise SettingsError("cli_not_an_assignment", f"--set {text!r}: write --set key=value", text=text)
+    known, unknown = canonical_values({key: value})
+    if not known and not unknown:
+        option = next(option for option in OPTIONS_BY_KEY.values() if key in option.all_names)
+        raise SettingsError("cli_no_value", f"--set {key}= has no value", option=option.key)
+    return key, value
+
+
+def run(options: Namespace, texts: Texts) -> int:
+    """Make a mosaic."""
+    source, target = _folder(options.input), Path(options.output).expanduser().resolve()
+    settings = settings_from(options, input_dir=str(source), output_dir=str(target))
+    return follow_run(settings, texts, _verbosity(options))
+
+
+def plan(options: Namespace, texts: Texts) -> int:
+    """Say what a run would do and cost."""
+    from zemosaic_pipeline.plan import make_plan
+
+    source, target = _folder(options.input), Path(options.output).expanduser().resolve()
+    settings = settings_from(options, input_dir=str(source), output_dir=str(target))
+    made = make_plan(source, target, settings)
+    facts = made.to_dict()
+    if options.json:
+        sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        return 0
+    console = Console()
+    _print_facts(console, texts, facts)
+    console.print(_plan_table(made.rows, facts, texts))
+    return 0
+
+
+def demo(options: Namespace, texts: Texts) -> int:
+    """Write a made-up night and make its mosaic."""
+    from zemosaic_ui.demo import prepare_demo
+
+    folder = Path(options.folder).expanduser().resolve()
+    verbosity = _verbosity(options)
+    target = folder / "mosaic"
+    settings = settings_from(options, output_dir=str(target))
+    display = make_display(texts, verbosity)
+    frames = prepare_demo(folder, options.frames, _quiet_say(display))
+    return follow_run(settings.updated({"input_dir": str(frames)}), texts, verbosity)
+
+
+def doctor(options: Namespace, texts: Texts) -> int:
+    """Check the installation; 1 when something needed is missing."""
+    from zemosaic_pipeline.doctor import examine
+
+    settings = Settings.from_mapping(load_config(options.config, strict=True))
+    console = Console()
+    findings = []
+    for finding in examine(settings, config_path=options.config):
+        findings.append(finding)
+        if not options.json:
+            console.print(_finding_line(finding, texts), soft_wrap=True)
+    if options.json:
+        sys.stdout.write(json.dumps([f.to_dict() for f in findings], indent=2, ensure_ascii=False) + "\n")
+    return 1 if any(finding.state == "fail" for finding in findings) else 0
+
+
+def solve(options: Namespace, texts: Texts) -> int:
+    """Find the place of single frames in the sky."""
+    from zemosaic_ui.solve_files import solve_files
+
+    settings = settings_from(options)
+    return solve_files(options.files, settings, texts, write=options.write, in_place=options.in_place)
+
+
+COMMANDS: Mapping[str, Callable[[Namespace, Texts], int]] = {
+    "run": run,
+    "plan": plan,
+    "demo": demo,
+    "doctor": doctor,
+    "solve": solve,
+}
+
+
+def follow_run(
+    settings: Settings,
+    texts: Texts,
+    verbosity: Verbosity,
+    *,
+    target: str = WORKER_TARGET,
+    console: Console | None = None,
+) -> int:
+    """Run the worker in its own process, show what it says, and return the exit code.
+
+    The first Ctrl-C (or SIGTERM) asks for a clean stop and waits for it, the second ends everything at once.
+    """
+    controller = RunController(target, grace_s=STOP_GRACE_S)
+    request = RunRequest(settings.input_dir, settings.output_dir, settings.to_mapping())
+    with make_display(texts, verbosity, console) as display, _stop_requests() as asked:
+        controller.start(request)
+        answered = 0
+        while controller.is_active:
+            answered = _answer_stop(controller, display, asked, answered)
+            events = controller.poll(budget_s=0.05)
+            for event in events:
+                display.show(event, controller.state)
+            display.tick(controller)
+            if not events:
+                time.sleep(TICK_S)
+    display.end(controller.state, controller.elapsed())
+    return EXIT_OF[controller.state.status]
+
+
+def _answer_stop(controller: RunController, display: Display, asked: list[int], answered: int) -> int:
+    if len(asked) > answered:
+        if answered == 0:
+            display.say("run_stopping", "WARN")
+            controller.stop()
+        else:
+            display.say("run_killed", "WARN")
+            controller.stop_now()
+    return len(asked)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect the signals that ask for a stop, instead of dying of them."""
+    asked: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+
+    watched = [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, note) for number in watched}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _folder(path: str) -> Path:
+    folder = Path(path).expanduser().resolve()
+    if not folder.is_dir():
+        raise SettingsError(
+            "error_input_not_folder", f"input folder {folder} does not exist", path=str(folder)
+        )
+    return folder
+
+
+def _verbosity(options: Namespace) -> Verbosity:
+    if options.quiet:
+        return Verbosity.QUIET
+    return Verbosity.VERBOSE if options.verbose else Verbosity.NORMAL
+
+
+def _quiet_say(display: Display) -> Callable[..., None]:
+    return (lambda *_, **__: None) if display.verbosity is Verbosity.QUIET else display.say
+
+
+def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> None:
+    height, width = facts["canvas_hw"]
+    lines = [
+        texts("plan.frames", n=facts["n_frames"]),
+        texts(
+            "plan.canvas" if facts["canvas_exact"] else "plan.canvas_guessed",
+            width=width,
+            height=height,
+            mpx=texts.number(width * height / 1e6, 1),
+        ),
+        texts(
+            "plan.cost",
+            memory=texts.size(facts["peak_bytes"]),
+            disk=texts.size(max(0, facts["disk_bytes"])),
+            clock=texts.clock(facts["seconds"]),
+        ),
+    ]
+    if facts["left_out"]:
+        lines.append(texts("run_left_out_total", n=len(facts["left_out"])))
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+    for item in facts["left_out"][:10]:
+        reason = texts.reason(item["key"], item.get("values", {}), item["path"])
+        console.print(Text(f"  {Path(item['path']).name}: {reason}", style="yellow"), soft_wrap=True)
+
+
+def _plan_table(rows: Any, facts: Mapping[str, Any], texts: Texts) -> Table:
+    table = Table()
+    for name in ("phase", "items", "memory", "disk", "time", "device"):
+        numeric = name in ("items", "memory", "disk", "time")
+        table.add_column(texts(f"plan.column.{name}"), justify="right" if numeric else "left")
+    for row in rows:
+        device = texts(f"device.{row.device}")
+        if row.reason_key and row.device == "cpu":
+            device += f" ({texts.message(row.reason_key, facts['gpu'])})"
+        table.add_row(
+            texts(f"phase.{row.phase}"),
+            texts.number(row.items),
+            texts.size(row.ram_bytes),
+            texts.size(row.disk_bytes) if row.disk_bytes else "",
+            texts.clock(row.seconds),
+            device,
+        )
+    return table
+
+
+def _finding_line(finding: Any, texts: Texts) -> Text:
+    mark, style = {
+        "ok": ("✔", "green"),
+        "info": ("·", ""),
+        "warn": ("!", "yellow"),
+        "fail": ("✖", "bold red"),
+    }[finding.state]
+    line = Text(f"{mark} ", style=style)
+    line.append(f"{texts(finding.topic_key)}: ", style="bold")
+    line.append(texts.message(finding.key, finding.values))
+    if finding.advice_key:
+        line.append("\n    → " + texts.message(finding.advice_key, finding.values), style="cyan")
+    return line

@@ -1,0 +1,285 @@
+"""A run on the terminal: live, in plain lines or almost silent, drawn from the same state as the windows."""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from collections import Counter
+from pathlib import PurePath
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from zemosaic_pipeline.events import (
+    PHASES,
+    Event,
+    FrameLeftOut,
+    Message,
+    PhaseFinished,
+    PhaseProgress,
+    PhaseStarted,
+    PreviewGrown,
+    RunStarted,
+    TileFinished,
+)
+from zemosaic_ui.run_controller import RunController
+from zemosaic_ui.run_state import PhaseState, RunState, RunStatus
+from zemosaic_ui.texts import Texts
+
+__all__ = ["Display", "LiveDisplay", "PlainDisplay", "Verbosity", "make_display"]
+
+# A line of plain progress at most this often: a log file of a night stays readable.
+PLAIN_PROGRESS_S = 15.0
+BAR_WIDTH = 28
+_STYLES = {"ERROR": "bold red", "WARN": "yellow", "SUCCESS": "green", "DEBUG": "dim"}
+_MARKS = {"done": "[green]✔[/]", "running": "[cyan]▶[/]", "stopped": "[red]✖[/]", "pending": "[dim]·[/]"}
+
+
+class Verbosity(enum.Enum):
+    """How much a run says."""
+
+    QUIET = "quiet"
+    """Warnings, errors and the written files."""
+    NORMAL = "normal"
+    """A live display on a terminal, a moderate number of lines elsewhere."""
+    VERBOSE = "verbose"
+    """A line for everything that happens."""
+
+
+class Display:
+    """Prints what a run says; subclasses choose what is worth a line.
+
+    Parameters
+    ----------
+    console : Console
+        Where it goes.
+    texts : Texts
+        The user's language.
+    """
+
+    def __init__(self, console: Console, texts: Texts, verbosity: Verbosity = Verbosity.NORMAL) -> None:
+        self.console = console
+        self.texts = texts
+        self.verbosity = verbosity
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def show(self, event: Event, state: RunState) -> None:
+        """Show one event; ``state`` already contains it."""
+
+    def tick(self, controller: RunController) -> None:
+        """Draw what changes with time."""
+
+    def say(self, key: str, level: str = "INFO", **values: Any) -> None:
+        """Print a text by key."""
+        self.line(self.texts.message(key, values), level)
+
+    def line(self, text: str, level: str = "INFO") -> None:
+        """Print one line in the style of its level."""
+        self.console.print(escape(text), style=_STYLES.get(level), highlight=False, soft_wrap=True)
+
+    def message(self, event: Message) -> None:
+        """Print a message of the worker as far as the verbosity asks for it."""
+        level = event.level.upper()
+        wanted = {
+            Verbosity.QUIET: level in ("WARN", "ERROR"),
+            Verbosity.NORMAL: not level.startswith("DEBUG"),
+            Verbosity.VERBOSE: True,
+        }
+        if wanted[self.verbosity]:
+            self.line(self.texts.message(event.key, event.values), level)
+
+    def end(self, state: RunState, elapsed_s: float) -> None:
+        """Say how the run ended, what was left out and what was written."""
+        if self.verbosity is not Verbosity.QUIET:
+            self._left_out(state)
+        if state.status is RunStatus.SUCCESS:
+            self._outputs(state)
+            if self.verbosity is not Verbosity.QUIET:
+                self.say("run_finished", "SUCCESS", clock=self.texts.clock(elapsed_s))
+        elif state.status is RunStatus.CANCELLED:
+            self.say("run_cancelled", "WARN")
+        else:
+            detail = self.texts.message(state.end_key, state.end_values) if state.end_key else ""
+            self.say("run_failed", "ERROR", detail=detail)
+
+    def _left_out(self, state: RunState) -> None:
+        if not state.left_out:
+            return
+        self.say("run_left_out_total", "WARN", n=len(state.left_out))
+        for key, count in Counter(item.key for item in state.left_out).most_common():
+            example = next(item for item in state.left_out if item.key == key)
+            reason = self.texts.reason(key, example.values, example.path)
+            self.line(f"  {count} × {reason}", "WARN")
+
+    def _outputs(self, state: RunState) -> None:
+        if self.verbosity is Verbosity.QUIET:
+            for path in state.outputs.values():
+                self.line(path)
+            return
+        table = Table.grid(padding=(0, 2))
+        for kind, path in state.outputs.items():
+            # No folding: a path that is cut into lines cannot be copied.
+            table.add_row(self._kind(kind), Text(path, no_wrap=True, overflow="ignore"))
+        self.console.print(table, soft_wrap=True, highlight=False)
+
+    def _kind(self, kind: str) -> str:
+        key = f"output.{kind}"
+        return self.texts(key) if self.texts.has(key) else kind
+
+    def _phase_name(self, phase: str) -> str:
+        return self.texts(f"phase.{phase}")
+
+    def _finished(self, event: PhaseFinished) -> None:
+        self.say(
+            "run_phase_finished",
+            number=PHASES[event.phase][0],
+            name=self._phase_name(event.phase),
+            clock=self.texts.clock(event.seconds),
+            memory=self.texts.size(event.peak_bytes),
+        )
+
+
+class PlainDisplay(Display):
+    """One line after the other, for log files, pipes, ``--quiet`` and ``--verbose``."""
+
+    def __init__(self, console: Console, texts: Texts, verbosity: Verbosity = Verbosity.NORMAL) -> None:
+        super().__init__(console, texts, verbosity)
+        self._progress_at = 0.0
+
+    def show(self, event: Event, state: RunState) -> None:
+        """Print a line for the event where the verbosity asks for one."""
+        if isinstance(event, Message):
+            self.message(event)
+        elif self.verbosity is not Verbosity.QUIET:
+            self._show_step(event)
+
+    def _show_step(self, event: Event) -> None:
+        verbose = self.verbosity is Verbosity.VERBOSE
+        match event:
+            case RunStarted():
+                self.say("run_started", input_dir=event.input_dir, output_dir=event.output_dir)
+            case PhaseStarted():
+                self._progress_at = time.monotonic()
+                name = self._phase_name(event.phase)
+                self.say("run_phase_started", number=PHASES[event.phase][0], name=name)
+            case PhaseProgress():
+                self._progress(event, verbose)
+            case PhaseFinished():
+                self._finished(event)
+            case TileFinished() if verbose:
+                self.say("run_tile_finished", tile_id=event.tile_id, n_frames=event.n_frames)
+            case PreviewGrown() if verbose:
+                self.say("run_preview_grown", path=event.path)
+            case FrameLeftOut() if verbose:
+                reason = self.texts.reason(event.key, event.values, event.path)
+                self.say("run_frame_left_out", "WARN", name=_name(event.path), reason=reason)
+            case _:
+                return
+
+    def _progress(self, event: PhaseProgress, verbose: bool) -> None:
+        now = time.monotonic()
+        if not verbose and now - self._progress_at < PLAIN_PROGRESS_S:
+            return
+        self._progress_at = now
+        name = self._phase_name(event.phase)
+        key = "run_progress_item" if event.item else "run_progress"
+        self.say(
+            key,
+            number=PHASES[event.phase][0],
+            name=name,
+            done=event.done,
+            total=event.total,
+            item=_name(event.item),
+        )
+
+
+class LiveDisplay(Display):
+    """All phases at a glance, redrawn in place; messages scroll above."""
+
+    def __init__(self, console: Console, texts: Texts) -> None:
+        super().__init__(console, texts)
+        self._live = Live(console=console, refresh_per_second=8, transient=True)
+
+    def __enter__(self) -> LiveDisplay:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, event: Event, state: RunState) -> None:
+        """Print messages and ended phases above the display."""
+        if isinstance(event, Message):
+            self.message(event)
+        elif isinstance(event, PhaseFinished):
+            self._finished(event)
+
+    def tick(self, controller: RunController) -> None:
+        """Redraw."""
+        eta = controller.eta()
+        self._live.update(self.draw(controller.state, controller.elapsed(), eta.seconds if eta else None))
+
+    def draw(self, state: RunState, elapsed_s: float, eta_s: float | None) -> RenderableType:
+        """Return the picture of a state."""
+        table = Table.grid(padding=(0, 1))
+        table.add_column(width=1)
+        table.add_column(no_wrap=True)
+        table.add_column(width=BAR_WIDTH)
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis", style="dim")
+        for phase in state.phases:
+            table.add_row(*self._phase_row(phase))
+        return Group(Text(""), table, self._footer(state, elapsed_s, eta_s))
+
+    def _phase_row(self, phase: PhaseState) -> tuple[RenderableType, ...]:
+        name = self._phase_name(phase.name)
+        if phase.status == "running":
+            total = phase.total or None
+            bar = ProgressBar(total, phase.done if total else 0, width=BAR_WIDTH, pulse=total is None)
+            count = f"{phase.done}/{phase.total}" if total else ""
+            return Text.from_markup(_MARKS["running"]), name, bar, count, escape(_name(phase.item))
+        taken = (
+            self.texts.clock(phase.seconds) if phase.status in ("done", "stopped") and phase.seconds else ""
+        )
+        style = "dim" if phase.status == "pending" else ""
+        return Text.from_markup(_MARKS[phase.status]), Text(name, style=style), "", taken, ""
+
+    def _footer(self, state: RunState, elapsed_s: float, eta_s: float | None) -> RenderableType:
+        parts = [
+            f"{100 * state.fraction:3.0f} %",
+            self.texts("run_elapsed", clock=self.texts.clock(elapsed_s)),
+        ]
+        if eta_s is not None:
+            parts.append(self.texts("run_eta", clock=self.texts.clock(eta_s)))
+        if state.tiles:
+            parts.append(self.texts("run_tiles_total", n=len(state.tiles)))
+        if state.left_out:
+            parts.append(self.texts("run_left_out_total", n=len(state.left_out)))
+        bar = ProgressBar(1.0, state.fraction, width=BAR_WIDTH)
+        footer = Table.grid(padding=(0, 2))
+        footer.add_row(bar, Text("   ".join(parts), style="bold"))
+        return footer
+
+
+def make_display(texts: Texts, verbosity: Verbosity, console: Console | None = None) -> Display:
+    """Return the display that fits: live on a terminal that can, plain lines everywhere else."""
+    console = console or Console()
+    if verbosity is Verbosity.NORMAL and console.is_terminal and not console.is_dumb_terminal:
+        return LiveDisplay(console, texts)
+    return PlainDisplay(console, texts, verbosity)
+
+
+def _name(path: str) -> str:
+    """Return the last part of a path, whichever system wrote it."""
+    return PurePath(path.replace(os.altsep or "\\", "/")).name if path else ""

@@ -39,9 +39,9 @@ __all__ = [
 Orientation = Literal["north_up", "median_pc", "min_area"]
 PixelScaleMode = Literal["min", "max", "median", "mean"]
 
-# Image, weight and variance in three float32 channels plus a uint16 coverage: what one canvas pixel costs on disk.
+# Image, weight and variance in three float32 channels plus a uint16 coverage: disk cost of a canvas pixel.
 BYTES_PER_PIXEL = 3 * 3 * 4 + 2
-# A gnomonic plane doubles its scale 60 degrees off and never ends at 90: beyond this a TAN mosaic is nonsense.
+# A gnomonic plane doubles its scale 60 degrees off and never ends at 90: a wider TAN mosaic is nonsense.
 _MAX_RADIUS_DEG = 60.0
 
 
@@ -118,7 +118,7 @@ def make_grid(
     pixelscale_mode : {'median', 'min', 'max', 'mean'}
         Which of the frames' true pixel sizes the canvas gets.
     orientation : {'north_up', 'median_pc', 'min_area'}
-        North along +y; the frames' median orientation (modulo 180 degrees); the rotation with the smallest canvas.
+        North along +y; the frames' median orientation (modulo 180 degrees); the smallest canvas.
     scale_factor : float
         Output pixels per input pixel along an axis (> 1: finer).
     padding_px : int
@@ -176,7 +176,7 @@ def make_grid_from_footprints(
     xi, eta = gnomonic(points[:, 0], points[:, 1], *center)
     rotation = _canvas_rotation(orientation, np.column_stack([xi, eta]), rotations_deg)
     center = _recentre(points, center, rotation)
-    # Moving the tangent point turns north a little near the poles; the rotation stays relative to the new one.
+    # Moving the tangent point turns north a little near the poles; the rotation is relative to the new one.
     pixel_wcs = tan_wcs(center, scale_deg, (1, 1), rotation)
     x, y = pixel_wcs.all_world2pix(points[:, 0], points[:, 1], 0)
     # Canvas pixel i covers i - 0.5 ... i + 0.5.
@@ -201,7 +201,7 @@ def footprint_boxes(grid: GridSpec, footprints: Sequence[np.ndarray], margin_px:
     Returns
     -------
     ndarray, shape (N, 4), int64
-        ``(y0, y1, x0, x1)`` clipped to the canvas, end exclusive; empty (``y0 == y1``) for an outline outside.
+        ``(y0, y1, x0, x1)`` clipped to the canvas, end exclusive; empty (``y0 == y1``) when outside.
     """
     lengths = np.array([len(f) for f in footprints])
     points = np.concatenate([np.asarray(f, dtype=np.float64) for f in footprints])
@@ -320,8 +320,8 @@ def _tangent_point(points: np.ndarray) -> tuple[float, float]:
     if not radius <= _MAX_RADIUS_DEG:
         raise RunFailed(
             "grid_too_wide",
-            f"the frames reach {radius:.1f} deg from their centre, a tangent plane holds {_MAX_RADIUS_DEG:.0f} deg; "
-            "leave out stray pointings",
+            f"the frames reach {radius:.1f} deg from their centre, a tangent plane holds "
+            f"{_MAX_RADIUS_DEG:.0f} deg; leave out stray pointings",
             radius_deg=radius,
             limit_deg=_MAX_RADIUS_DEG,
         )
@@ -329,7 +329,7 @@ def _tangent_point(points: np.ndarray) -> tuple[float, float]:
 
 
 def _recentre(points: np.ndarray, center: tuple[float, float], rotation_deg: float) -> tuple[float, float]:
-    """Move the tangent point to the middle of the rotated bounding box, so that distortion is shared evenly."""
+    """Move the tangent point to the middle of the rotated box, so that distortion is shared evenly."""
     for _ in range(3):
         wcs = tan_wcs(center, 1.0, (1, 1), rotation_deg)
         x, y = wcs.all_world2pix(points[:, 0], points[:, 1], 0)

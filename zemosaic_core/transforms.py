@@ -24,6 +24,7 @@ __all__ = [
     "compose",
     "fit_callable",
     "fit_transform",
+    "lattice_points",
     "min_points",
 ]
 
@@ -96,7 +97,7 @@ class Transform:
             m = self.matrix()
             inv = np.linalg.inv(m[:, :2])
             return _from_matrix(np.column_stack([inv, -inv @ m[:, 2]]), self.kind)
-        xs, ys = _lattice(x0, y0, x1, y1)
+        xs, ys = lattice_points((x0, y0, x1, y1))
         px, py = self.apply(xs, ys)
         return _fit_polynomial(np.column_stack([px, py]), np.column_stack([xs, ys]), kind or self.kind)
 
@@ -264,7 +265,7 @@ def fit_callable(
     SkipItem
         The map is not finite on the whole box.
     """
-    xs, ys = _lattice(*box)
+    xs, ys = lattice_points(box)
     px, py = function(xs, ys)
     src, dst = np.column_stack([xs, ys]), np.column_stack([px, py]).astype(np.float64)
     if not np.isfinite(dst).all():
@@ -294,7 +295,7 @@ def compose(first: Transform, second: Transform, box: tuple[float, float, float,
         cy[0] += m[1, 2]
         same = first.kind == "similarity" and second.kind != "similarity"
         return Transform(second.kind if same else first.kind, first.center, first.scale, cx, cy)
-    xs, ys = _lattice(*box)
+    xs, ys = lattice_points(box)
     px, py = second.apply(*first.apply(xs, ys))
     return _fit_polynomial(np.column_stack([xs, ys]), np.column_stack([px, py]), "poly3")
 
@@ -317,9 +318,11 @@ def _evaluate(c: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return out
 
 
-def _lattice(x0: float, y0: float, x1: float, y1: float, n: int = 9) -> tuple[np.ndarray, np.ndarray]:
+def lattice_points(box: tuple[float, float, float, float], n: int = 9) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and y, (n * n,) each, of a lattice over ``(x0, y0, x1, y1)`` on which smooth maps are fitted."""
     # Chebyshev-Lobatto nodes keep the largest error of the fit near the smallest possible one at the borders.
     t = 0.5 - 0.5 * np.cos(np.pi * np.arange(n) / (n - 1))
+    x0, y0, x1, y1 = box
     xx, yy = np.meshgrid(x0 + (x1 - x0) * t, y0 + (y1 - y0) * t)
     return xx.ravel(), yy.ravel()
 

@@ -24,6 +24,9 @@ _FWHM_TO_SIGMA = 0.42466
 _PIXEL_STACK = 1_000_000
 _SUB_OBJECTS = 8192
 _BORDER_PX = 4
+# Mean at 2 to 3 px over the peak: a hot pixel (2 x 2 px in a luminance) has nothing there but noise, the
+# sharpest star that a colour camera can measure (FWHM 2 px) has 0.06.
+_HOT_RING = 0.035
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,13 @@ def detect_stars(
     for _ in range(2):
         # The window should fit the stars of this image: measure, then measure again with what was learned.
         rows = _measure(clean, x, y, sigma, max(3.0, 1.7 * sigma / _FWHM_TO_SIGMA))
-        good = rows[:, 7] > 0
+        good = (rows[:, 7] > 0) & (rows[:, 6] > _HOT_RING)
         if not good.any():
             return _empty()
         sigma = float(np.clip(_typical(rows[good, 4], rows[good, 2]) * _FWHM_TO_SIGMA, 0.7, 6.0))
     snr = candidates["peak"] / (rms[_nearest(y, image.shape[0]), _nearest(x, image.shape[1])] * noise_ratio)
-    keep = _is_star(rows, snr, image.shape)
+    sharpness = candidates["peak"] / np.maximum(rows[:, 3], 1e-6)
+    keep = _is_star(rows, snr, sharpness, image.shape)
     rows, snr = rows[keep], snr[keep]
     order = np.argsort(-rows[:, 2], kind="stable")[:max_stars]
     return _to_star_list(rows[order], snr[order], image, saturation, offset)
@@ -293,15 +297,32 @@ def _first_width(candidates: np.ndarray) -> float:
     """Sigma of a typical star from the moments sep measured on the smoothed image."""
     bright = candidates[np.argsort(-candidates["flux"])[:200]]
     width = np.sqrt(np.maximum(bright["a"] * bright["b"], 0.25))
-    return float(np.clip(np.median(width), 0.8, 4.0))
+    return float(np.clip(_densest(width), 0.8, 4.0))
 
 
 def _typical(values: np.ndarray, flux: np.ndarray) -> float:
-    """Median over the brighter half, whose values are not noise."""
-    return float(np.median(values[flux >= np.median(flux)]))
+    """Most common value among the brighter two thirds, whose values are not noise."""
+    return _densest(values[flux >= np.percentile(flux, 33.0)])
 
 
-def _is_star(rows: np.ndarray, snr: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
+def _densest(values: np.ndarray) -> float:
+    """Median of the shortest interval that holds 30 % of the values.
+
+    Stars all have the same width, the knots of a galaxy have any width: where a galaxy fills the frame the
+    plain median is a knot.
+    """
+    values = np.sort(values)
+    count = max(3, int(np.ceil(0.3 * values.size)))
+    if values.size <= count:
+        return float(np.median(values))
+    start = int(np.argmin(values[count - 1 :] - values[: values.size - count + 1]))
+    return float(np.median(values[start : start + count]))
+
+
+def _is_star(
+    rows: np.ndarray, snr: np.ndarray, sharpness: np.ndarray, shape_hw: tuple[int, int]
+) -> np.ndarray:
+    """Tell stars from hot pixels, trails, galaxy cores and what touches the border; a mask of rows."""
     x, y, flux, _peak, fwhm, elongation, ring, valid = rows.T
     height, width = shape_hw
     good = (valid > 0) & (flux > 0)
@@ -309,17 +330,24 @@ def _is_star(rows: np.ndarray, snr: np.ndarray, shape_hw: tuple[int, int]) -> np
     good &= (y >= _BORDER_PX) & (y <= height - 1 - _BORDER_PX)
     if not good.any():
         return good
-    # The ring at 2.5 px of a single hot pixel (2 x 2 px in a luminance) holds nothing but noise.
-    good &= ring > 0.035
+    good &= ring > _HOT_RING
     if not good.any():
         return good
     typical_fwhm = _typical(fwhm[good], flux[good])
     typical_elongation = _typical(elongation[good], flux[good])
+    # Smoothing takes more from the peak of a hot pixel than from a star's; noise lifts the highest pixel.
+    good &= sharpness > (0.75 - 0.5 / np.maximum(snr, 5.0)) * _smoothed_peak(typical_fwhm)
     # Faint stars scatter more; allow them that.
-    slack = 1.0 + 3.0 / np.maximum(snr, 5.0)
-    good &= (fwhm > 0.6 * typical_fwhm / slack) & (fwhm < 2.0 * typical_fwhm * slack)
+    slack = 1.0 + 1.5 / np.maximum(snr, 5.0)
+    good &= (fwhm > 0.52 * typical_fwhm) & (fwhm < 1.6 * typical_fwhm * slack)
     good &= elongation < np.maximum(2.0, 1.8 * typical_elongation) * slack
     return good
+
+
+def _smoothed_peak(fwhm: float) -> float:
+    """What `_smooth_like_a_star` leaves of the peak of a Gaussian star."""
+    near, far = np.exp(-0.5 * (np.array([1.0, 2.0]) / (fwhm * _FWHM_TO_SIGMA)) ** 2)
+    return float(((4.0 + 6.0 * near + 2.0 * far) / 12.0) ** 2)
 
 
 def _to_star_list(rows, snr, image, saturation, offset) -> StarList:
@@ -384,7 +412,7 @@ def _measure(image, xs, ys, sigma, aperture):
     """Rows of (x, y, flux, peak, fwhm, elongation, ring, valid).
 
     Centre: x <- x + 2 sum(w I (x_i - x)) / sum(w I) with a Gaussian window w of the given sigma, until it
-    rests. Width: second moments under the window of sigma_w = 1.5 sigma, and the window divided out again,
+    rests. Width: second moments under the window of sigma_w = 1.2 sigma, and the window divided out again,
     1 / s^2 = 1 / s_measured^2 - 1 / sigma_w^2 along each principal axis. ``ring`` is the mean at 2 to 3 px
     over the peak.
     """
@@ -395,7 +423,7 @@ def _measure(image, xs, ys, sigma, aperture):
         rows[k, 1] = y
         if not ok:
             continue
-        fwhm, elongation = _window_moments(image, x, y, 1.5 * sigma)
+        fwhm, elongation = _window_moments(image, x, y, 1.2 * sigma)
         flux, peak, ring = _sums(image, x, y, aperture)
         rows[k, 2] = flux
         rows[k, 3] = peak

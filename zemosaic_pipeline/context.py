@@ -19,6 +19,7 @@ import psutil
 
 from zemosaic_core.errors import Cancelled
 from zemosaic_gpu_policy import GpuPolicy
+from zemosaic_io.manifest import STATE_FOLDER
 from zemosaic_pipeline.events import (
     PHASES,
     EtaUpdated,
@@ -36,8 +37,6 @@ from zemosaic_pipeline.records import LeftOut, MasterTile
 __all__ = ["CancelToken", "MemoryWatch", "PhaseRecord", "RunContext"]
 
 log = logging.getLogger(__name__)
-
-STATE_FOLDER = ".zemosaic_state"
 
 
 class CancelToken:

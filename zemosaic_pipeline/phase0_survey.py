@@ -48,7 +48,7 @@ def _one_camera(infos: Sequence[FrameInfo]) -> tuple[list[FrameInfo], list[LeftO
             "found": f"{info.kind} {info.shape_hw[1]}x{info.shape_hw[0]}",
             "expected": f"{kind} {shape[1]}x{shape[0]}",
         }
-        refused.append(LeftOut(info.path, PHASE, "frame_other_geometry", values))
+        refused.append(LeftOut(str(info.path), PHASE, "frame_other_geometry", values))
     return kept, refused
 
 
@@ -109,7 +109,7 @@ def run(
         for position, result in source:
             done += len(result)
             context.cancel.check()
-            context.progress(done, sum(map(len, batches)), result[-1].path if result else "")
+            context.progress(done, sum(map(len, batches)), str(result[-1].path) if result else "")
             yield position, result
 
     infos, refused = survey(

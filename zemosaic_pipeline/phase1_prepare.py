@@ -134,7 +134,7 @@ def _stored(manifest: Manifest, info: FrameInfo, options: MeasureOptions) -> tup
     key = manifest.key(
         "measure",
         MEASURE_VERSION,
-        info.path,
+        str(info.path),
         info.size_bytes,
         info.mtime_ns,
         options.detect_sigma,
@@ -174,7 +174,7 @@ def _measure_all(
         done += 1
         context.progress(done, len(frames), frame.name)
         if isinstance(result, SkipItem):
-            context.leave_out(frame.info.path, PHASE, result.key, **result.values)
+            context.leave_out(str(frame.info.path), PHASE, result.key, **result.values)
             continue
         measures[frame.index] = result
         manifest.put(keys[frame.index], result.__dict__)
@@ -191,7 +191,7 @@ def _same_pixels(frames: list[Frame], measures: dict[int, FrameMeasure], context
             continue
         key = measures[frame.index].content_key
         if key in seen:
-            context.leave_out(frame.info.path, PHASE, "frame_duplicate", other=seen[key].info.path)
+            context.leave_out(str(frame.info.path), PHASE, "frame_duplicate", other=str(seen[key].info.path))
             continue
         seen[key] = frame
         kept.append(frame)
@@ -226,10 +226,10 @@ def _judge(
                 "sky_adu": round(float(np.mean(row.sky_adu))),
             }
             if options.exclude_flagged:
-                context.leave_out(frame.info.path, PHASE, reasons[0], **values)
+                context.leave_out(str(frame.info.path), PHASE, reasons[0], **values)
             else:
                 context.say(
-                    "frame_flagged_kept", "WARN", path=frame.info.path, reason_key=reasons[0], **values
+                    "frame_flagged_kept", "WARN", path=str(frame.info.path), reason_key=reasons[0], **values
                 )
                 kept.append(frame)
     return sorted(kept, key=lambda frame: frame.index)

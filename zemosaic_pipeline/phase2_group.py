@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from astropy.wcs import WCS
 
 from zemosaic_core.clustering import cluster_pointings
-from zemosaic_core.sphere import mean_direction
+from zemosaic_core.sphere import image_geometry, mean_direction
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import GroupOptions
 from zemosaic_pipeline.records import FrameGroup, SolvedFrame
@@ -21,17 +20,9 @@ PHASE = "phase2_group"
 
 
 def frame_centres(solved: Sequence[SolvedFrame]) -> np.ndarray:
-    """Return ``(N, 3)``: right ascension, declination of the frame centre and position angle of its +x axis, deg."""
-    rows = []
-    for item in solved:
-        wcs = WCS(item.solution.wcs_cards)
-        height, width = item.frame.info.shape_hw
-        x, y = (width - 1) / 2, (height - 1) / 2
-        ra, dec = wcs.all_pix2world([x, x + 1], [y, y], 0)
-        east = math.radians(ra[1] - ra[0]) * math.cos(math.radians(dec[0]))
-        north = math.radians(dec[1] - dec[0])
-        rows.append((ra[0] % 360.0, dec[0], math.degrees(math.atan2(east, north)) % 360.0))
-    return np.array(rows, dtype=float)
+    """Return ``(N, 3)``: right ascension, declination of the frame centre and position angle of its +y axis, deg."""
+    places = [image_geometry(WCS(item.solution.wcs_cards), item.frame.info.shape_hw) for item in solved]
+    return np.array([(place.ra_deg, place.dec_deg, place.rotation_deg) for place in places], dtype=float)
 
 
 def _chosen_groups(solved: Sequence[SolvedFrame], preplanned: Sequence[Sequence[str]]) -> list[np.ndarray]:
@@ -49,6 +40,14 @@ def _chosen_groups(solved: Sequence[SolvedFrame], preplanned: Sequence[Sequence[
     return [*groups, np.array(rest)] if rest else groups
 
 
+def _times(solved: Sequence[SolvedFrame]) -> np.ndarray:
+    """Return the order of the exposures; ISO dates sort as text, frames without one by their number."""
+    order = sorted(range(len(solved)), key=lambda i: (solved[i].frame.info.date_obs, i))
+    rank = np.empty(len(solved))
+    rank[order] = np.arange(len(solved))
+    return rank
+
+
 def run(solved: Sequence[SolvedFrame], options: GroupOptions, context: RunContext) -> list[FrameGroup]:
     """Return the groups, in the order of their first frame."""
     centres = frame_centres(solved)
@@ -63,7 +62,7 @@ def run(solved: Sequence[SolvedFrame], options: GroupOptions, context: RunContex
             orientation_split_deg=options.orientation_split_deg,
             target_groups=options.target_groups,
             max_per_group=options.max_per_group,
-            times=[item.frame.info.date_obs for item in solved],
+            times=_times(solved),
         )
     records = []
     for number, members in enumerate(groups):

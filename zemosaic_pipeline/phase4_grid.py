@@ -17,6 +17,7 @@ from zemosaic_core import grid as grids
 from zemosaic_core import photometry, registration
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.pixel_map import wcs_transform
+from zemosaic_core.sphere import image_geometry
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import GridOptions
 from zemosaic_pipeline.records import MosaicGrid, RegisteredFrame, SolvedFrame
@@ -49,22 +50,29 @@ def _without_far_pointings(
     solved: Sequence[SolvedFrame], wcs_list: list[WCS], options: GridOptions, context: RunContext
 ) -> list[int]:
     """Return positions of the frames to keep; a stray pointing must not blow the canvas up."""
-    shapes = [item.frame.info.shape_hw for item in solved]
-    outliers = grids.canvas_outliers(wcs_list, shapes, pixelscale_mode=options.pixelscale_mode)
+    places = [
+        image_geometry(wcs, item.frame.info.shape_hw) for wcs, item in zip(wcs_list, solved, strict=True)
+    ]
+    outliers = grids.canvas_outliers(
+        np.array([place.ra_deg for place in places]),
+        np.array([place.dec_deg for place in places]),
+        field_deg=float(np.median([np.hypot(*place.size_deg) for place in places])),
+        scale_deg=float(np.median([place.scale_deg for place in places])),
+    )
     dropped: set[int] = set()
     for outlier in outliers:
-        names = [solved[i].frame.name for i in outlier.members]
+        names = [solved[i].frame.name for i in outlier.frames]
+        cost = round(outlier.extra_pixels / 1e6)
         context.say(
             "canvas_outlier_left_out" if options.exclude_outliers else "canvas_outlier_kept",
             "WARN",
             frames=len(names),
             example=names[0],
-            cost_megapixels=round(outlier.cost_px / 1e6),
+            cost_megapixels=cost,
         )
         if options.exclude_outliers:
-            dropped.update(outlier.members)
-            for i in outlier.members:
-                cost = round(outlier.cost_px / 1e6)
+            dropped.update(outlier.frames.tolist())
+            for i in outlier.frames:
                 context.leave_out(
                     solved[i].frame.info.path, PHASE, "frame_far_from_others", cost_megapixels=cost
                 )
@@ -119,25 +127,27 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
     found = _register(solved, wcs_list, spec.wcs)
     context.progress(2, 3)
     flux_scale = photometry.solve_transparency(
-        found.obs_frame, found.obs_star, found.obs_flux, len(solved), len(found.star_xy)
+        found.frame_index, found.star_index, found.flux, n_frames=len(solved), n_stars=len(found.star_xy)
     )
-    frames = [
-        RegisteredFrame(
-            solved=replace(
-                item, measure=replace(item.measure, transparency=float(1 / np.mean(flux_scale.gain[i])))
-            ),
-            to_plane=found.to_plane[i],
-            to_frame=found.to_frame[i],
-            rms_px=float(found.rms_px[i]),
-            n_matched=int(found.n_matched[i]),
-            gain=tuple(map(float, flux_scale.gain[i])),
+    frames = []
+    for i, (item, fit) in enumerate(zip(solved, found.frames, strict=True)):
+        if fit.to_plane is None or fit.to_frame is None:
+            context.leave_out(str(item.frame.info.path), PHASE, fit.reason)
+            continue
+        measure = replace(item.measure, transparency=float(1 / np.mean(flux_scale.gain[i])))
+        frames.append(
+            RegisteredFrame(
+                solved=replace(item, measure=measure),
+                to_plane=fit.to_plane,
+                to_frame=fit.to_frame,
+                rms_px=fit.rms_px,
+                n_matched=fit.n_matched,
+                gain=tuple(map(float, flux_scale.gain[i])),
+            )
         )
-        for i, item in enumerate(solved)
-    ]
-    loose = [frame for i, frame in enumerate(frames) if not found.ok[i]]
+    loose = [item.frame.name for item, fit in zip(solved, found.frames, strict=True) if not fit.ok]
     if loose:
-        names = [frame.solved.frame.name for frame in loose]
-        context.say("registration_weak", "WARN", frames=len(loose), example=names[0])
+        context.say("registration_weak", "WARN", frames=len(loose), example=loose[0])
     rms = float(np.median([frame.rms_px for frame in frames if np.isfinite(frame.rms_px)] or [np.nan]))
     context.detail(
         width=spec.shape_hw[1],

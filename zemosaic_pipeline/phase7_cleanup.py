@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from zemosaic_io.manifest import Manifest
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.records import MasterTile
 
@@ -15,7 +14,7 @@ __all__ = ["PHASE", "run"]
 PHASE = "phase7_cleanup"
 
 
-def run(tiles: Sequence[MasterTile], keep_state: bool, manifest: Manifest, context: RunContext) -> None:
+def run(tiles: Sequence[MasterTile], keep_state: bool, context: RunContext) -> None:
     """Delete temporaries; tiles of earlier runs that nothing refers to go too."""
     shutil.rmtree(context.work_dir, ignore_errors=True)
     if keep_state:
@@ -24,5 +23,4 @@ def run(tiles: Sequence[MasterTile], keep_state: bool, manifest: Manifest, conte
             if path.name not in current:
                 path.unlink()
         return
-    manifest.close()
     shutil.rmtree(context.state_dir, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from dataclasses import asdict
@@ -13,12 +12,13 @@ from typing import Any
 
 import numpy as np
 from astropy.wcs import WCS
-from zemosaic_io.report_page import write_page
 
+from locales.zemosaic_localization import ZeMosaicLocalization
 from zemosaic_core import __version__
 from zemosaic_core.errors import ZeMosaicError
 from zemosaic_core.sphere import footprint
-from zemosaic_io.manifest import write_json
+from zemosaic_io.manifest import load_json, save_json
+from zemosaic_io.report_page import write_page
 
 __all__ = ["REPORT_VERSION", "collect", "write_report"]
 
@@ -154,7 +154,10 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             else None,
             "photometry": run.mosaic.photometry if run.mosaic else None,
             "messages": [asdict(message) for message in context.messages],
-            "gpu": context.policy.summary(),
+            "gpu": {
+                **context.policy.summary(),
+                "lines": [{"key": key, "values": values} for key, values in context.policy.report_lines()],
+            },
         }
     )
 
@@ -168,11 +171,11 @@ def write_report(output_dir: Path, facts: dict[str, Any], language: str) -> dict
         A file cannot be written.
     """
     json_path, page_path = output_dir / "run_report.json", output_dir / "run_report.html"
-    write_json(json_path, facts)
-    write_page(page_path, facts, language)
+    save_json(json_path, facts)
+    write_page(page_path, facts, ZeMosaicLocalization(language).get, language)
     return {"report": str(json_path), "report_page": str(page_path)}
 
 
 def read_report(output_dir: Path) -> dict[str, Any]:
     """Return the report of a finished run."""
-    return json.loads((output_dir / "run_report.json").read_text(encoding="utf-8"))
+    return load_json(output_dir / "run_report.json")

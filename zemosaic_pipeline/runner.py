@@ -162,7 +162,7 @@ class _ClassicRun:
     def execute(self) -> dict[str, str]:
         """Go through the phases; return the output files."""
         context = self.context
-        manifest = Manifest.open(context.state_dir)
+        manifest = Manifest(context.state_dir / "manifest.json")
         with context.phase(phase0_survey.PHASE):
             frames = phase0_survey.run(
                 self.folder, context, recursive=self.settings.scan_recursive, selection=self._chosen()
@@ -199,7 +199,7 @@ class _ClassicRun:
         with context.phase(phase6_export.PHASE):
             outputs = phase6_export.run(mosaic, plan.output, context)
         with context.phase(phase7_cleanup.PHASE):
-            phase7_cleanup.run(tiles, plan.output.keep_state, manifest, context)
+            phase7_cleanup.run(tiles, plan.output.keep_state, context)
         return outputs
 
     def _chosen(self) -> Iterable[str] | None:

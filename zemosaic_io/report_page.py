@@ -1,0 +1,346 @@
+"""The run report as one HTML page: pictures, footprints, overlaps, frames; no text of its own.
+
+Every word comes from the ``text`` function, every number from the report's facts. The page links the pictures
+beside it and needs no network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from zemosaic_io.fits_write import atomic_path
+
+__all__ = ["render_page", "write_page"]
+
+Text = Callable[..., str]
+Facts = dict[str, Any]
+
+_TILE_COLOURS = ("#7fb4ff", "#ffb86b", "#8be28b", "#ff8fa3", "#c9a0ff", "#6fe0d8", "#ffe27a", "#b0bec5")
+_STYLE = """
+:root{color-scheme:dark;--bg:#0e1116;--panel:#171c24;--line:#2a313c;--ink:#e6e9ef;--dim:#9aa4b2;--accent:#7fb4ff;
+--warn:#ffb86b;--bad:#ff7b88}
+*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+main{max-width:1180px;margin:0 auto;padding:32px 24px 80px}h1{font-size:26px;margin:0 0 4px;font-weight:650}
+h2{font-size:18px;margin:40px 0 12px;font-weight:600}p.dim,.dim{color:var(--dim)}
+.hero{width:100%;max-height:75vh;object-fit:contain;background:#000;border-radius:10px;margin:20px 0 8px;display:block}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:18px 0}
+.card{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
+.card b{display:block;font-size:20px;font-variant-numeric:tabular-nums}.card span{color:var(--dim);font-size:13px}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:20px;align-items:start}
+figure{margin:0;background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:12px}
+figure img,figure svg{width:100%;height:auto;max-height:520px;object-fit:contain;display:block}
+figcaption{color:var(--dim);font-size:13px;margin-top:8px}.scroll{overflow:auto;max-height:520px;
+border:1px solid var(--line);border-radius:10px}table{border-collapse:collapse;width:100%;font-size:13.5px;
+font-variant-numeric:tabular-nums}th,td{padding:6px 10px;text-align:left;border-bottom:1px solid var(--line);
+white-space:nowrap}th{position:sticky;top:0;background:var(--panel);color:var(--dim);font-weight:500}
+td.n,th.n{text-align:right}tr:last-child td{border-bottom:0}.bar{display:inline-block;height:8px;border-radius:4px;
+background:var(--accent);vertical-align:middle;min-width:2px}.banner{padding:12px 16px;border-radius:10px;
+border:1px solid var(--warn);color:var(--warn);margin:16px 0}.banner.bad{border-color:var(--bad);color:var(--bad)}
+details{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:10px 14px;margin-top:12px}
+summary{cursor:pointer}td.wrap{white-space:normal;min-width:260px}
+@media(max-width:520px){.two{grid-template-columns:1fr}}
+"""
+
+
+def write_page(path: Path, facts: Facts, text: Text, language: str = "en") -> Path:
+    """Write the page beside the pictures it shows; return its path.
+
+    Raises
+    ------
+    SaveFailed
+        The file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(render_page(facts, text, language), encoding="utf-8")
+    return path
+
+
+def render_page(facts: Facts, text: Text, language: str = "en") -> str:
+    """Return the page as HTML.
+
+    Parameters
+    ----------
+    facts : dict
+        The report (`zemosaic_pipeline.report`).
+    text : callable
+        ``text(key, **values)`` gives the text in the reader's language.
+    """
+    parts = [
+        _head(facts, text),
+        _hero(facts, text),
+        _cards(facts, text),
+        _pictures(facts, text),
+        _overlaps(facts, text),
+        _phases(facts, text),
+        _tiles(facts, text),
+        _left_out(facts, text),
+        _frames(facts, text),
+        _gpu(facts, text),
+        _messages(facts, text),
+        _settings(facts, text),
+    ]
+    return (
+        f'<!doctype html><html lang="{escape(language)}"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(text("report.title"))}'
+        f"</title><style>{_STYLE}</style><main>{''.join(parts)}</main></html>\n"
+    )
+
+
+def _e(value: Any) -> str:
+    return escape(str(value))
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}".replace(",", " ")
+
+
+def _bytes(value: float | None) -> str:
+    return "–" if value is None else f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+
+
+def _seconds(value: float) -> str:
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{int(value // 60)} min {int(value % 60):02d} s"
+
+
+def _table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numeric: frozenset[int],
+    wrap: frozenset[int] = frozenset(),
+) -> str:
+    def cell(tag: str, i: int, value: str) -> str:
+        kind = ' class="n"' if i in numeric else ' class="wrap"' if i in wrap else ""
+        return f"<{tag}{kind}>{value}</{tag}>"
+
+    head = "".join(cell("th", i, _e(value)) for i, value in enumerate(heads))
+    body = "".join("<tr>" + "".join(cell("td", i, v) for i, v in enumerate(row)) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _reason(text: Text, key: str, values: dict[str, Any]) -> str:
+    shown = {k: ("–" if v is None else v) for k, v in values.items() if not isinstance(v, dict | list)}
+    line = text(key, **shown)
+    attempts = values.get("attempts") or []
+    tried = "; ".join(f"{a['solver']}: {_reason(text, a['key'], a.get('values') or {})}" for a in attempts)
+    return f"{line} ({tried})" if tried else line
+
+
+def _head(facts: Facts, text: Text) -> str:
+    banner = ""
+    if facts.get("failure"):
+        failure = facts["failure"]
+        banner = f'<div class="banner bad">{_e(_reason(text, failure["key"], failure["values"]))}</div>'
+    elif (facts.get("mosaic") or {}).get("approximate"):
+        banner = f'<div class="banner">{_e(text("report.approximate"))}</div>'
+    return (
+        f"<h1>{_e(text('report.title'))}</h1><p class='dim'>{_e(facts['input_dir'])} · {_e(facts['finished'])} · "
+        f"ZeMosaic {_e(facts['versions']['zemosaic'])}</p>{banner}"
+    )
+
+
+def _picture(facts: Facts, kind: str) -> str:
+    path = facts["outputs"].get(kind)
+    return Path(path).name if path else ""
+
+
+def _hero(facts: Facts, text: Text) -> str:
+    name = _picture(facts, "preview")
+    return f'<img class="hero" src="{_e(name)}" alt="{_e(text("report.mosaic"))}">' if name else ""
+
+
+def _cards(facts: Facts, text: Text) -> str:
+    mosaic = facts.get("mosaic")
+    cards = [
+        (f"{facts['frames_used']} / {facts['frames_found']}", "report.frames_used"),
+        (str(len(facts["tiles"])), "report.tiles"),
+        (_seconds(facts["seconds"]), "report.time"),
+        (f"{_bytes(facts['peak_bytes'])} / {_bytes(facts['planned_peak_bytes'])}", "report.memory"),
+    ]
+    if mosaic:
+        cards.insert(2, (f"{mosaic['width']} × {mosaic['height']} px", "report.size"))
+        cards.insert(3, (f"{mosaic['scale_arcsec']:.3f}″/px", "report.scale"))
+    body = "".join(f'<div class="card"><b>{_e(v)}</b><span>{_e(text(k))}</span></div>' for v, k in cards)
+    return f'<div class="cards">{body}</div>'
+
+
+def _plane(points: Sequence[Sequence[float]], ra0: float, dec0: float) -> list[tuple[float, float]]:
+    """Project positions on the plane tangent at the centre; east to the left, degrees."""
+    placed = []
+    for ra, dec in points:
+        d_ra, dec_r, dec0_r = math.radians(ra - ra0), math.radians(dec), math.radians(dec0)
+        cosine = math.sin(dec0_r) * math.sin(dec_r) + math.cos(dec0_r) * math.cos(dec_r) * math.cos(d_ra)
+        east = math.cos(dec_r) * math.sin(d_ra) / cosine
+        north = (
+            math.cos(dec0_r) * math.sin(dec_r) - math.sin(dec0_r) * math.cos(dec_r) * math.cos(d_ra)
+        ) / cosine
+        placed.append((-math.degrees(east), -math.degrees(north)))
+    return placed
+
+
+def _footprints(facts: Facts, text: Text) -> str:
+    frames = [frame for frame in facts["frames"] if frame.get("footprint")]
+    if not frames:
+        return ""
+    ra0, dec0 = frames[0]["footprint"][0]
+    outlines = [(_plane(frame["footprint"], ra0, dec0), frame["tile"]) for frame in frames]
+    xs = [x for outline, _ in outlines for x, _ in outline]
+    ys = [y for outline, _ in outlines for _, y in outline]
+    width, height = max(xs) - min(xs), max(ys) - min(ys)
+    margin, stroke = 0.04 * max(width, height), 0.0025 * max(width, height)
+    opacity = max(0.08, min(0.6, 12 / len(outlines)))
+    shapes = []
+    for outline, tile in outlines:
+        points = " ".join(f"{x:.5f},{y:.5f}" for x, y in outline)
+        colour = _TILE_COLOURS[(tile or 0) % len(_TILE_COLOURS)]
+        shapes.append(
+            f'<polygon points="{points}" fill="{colour}" fill-opacity="{opacity / 6:.3f}" stroke="{colour}"/>'
+        )
+    box = f"{min(xs) - margin:.5f} {min(ys) - margin:.5f} {width + 2 * margin:.5f} {height + 2 * margin:.5f}"
+    return (
+        f'<figure><svg viewBox="{box}" stroke-width="{stroke:.5f}" stroke-opacity="{opacity:.2f}" role="img">'
+        f"{''.join(shapes)}</svg><figcaption>{_e(text('report.footprints'))}</figcaption></figure>"
+    )
+
+
+def _pictures(facts: Facts, text: Text) -> str:
+    name = _picture(facts, "coverage_preview")
+    depth = ""
+    if name:
+        depth = (
+            f'<figure><img src="{_e(name)}" alt="{_e(text("report.coverage"))}">'
+            f"<figcaption>{_e(text('report.coverage'))}</figcaption></figure>"
+        )
+    return f'<div class="two">{depth}{_footprints(facts, text)}</div>'
+
+
+def _overlaps(facts: Facts, text: Text) -> str:
+    overlaps = (facts.get("photometry") or {}).get("overlaps") or []
+    if not overlaps:
+        return ""
+    worst = max(o["rms_before_adu"] for o in overlaps) or 1.0
+    rows = [
+        (
+            f"{o['tiles'][0]} – {o['tiles'][1]}",
+            str(o["cells"]),
+            _number(o["rms_before_adu"]),
+            _number(o["rms_after_adu"]),
+            f'<span class="bar" style="width:{120 * o["rms_before_adu"] / worst:.0f}px;opacity:.35"></span><br>'
+            f'<span class="bar" style="width:{120 * o["rms_after_adu"] / worst:.0f}px"></span>',
+        )
+        for o in sorted(overlaps, key=lambda o: -o["rms_after_adu"])
+    ]
+    heads = [text(f"report.overlap_{k}") for k in ("tiles", "cells", "before", "after", "bars")]
+    return f"<h2>{_e(text('report.overlaps'))}</h2>{_table(heads, rows, frozenset({1, 2, 3}))}"
+
+
+def _phases(facts: Facts, text: Text) -> str:
+    planned = {row["phase"]: row for row in facts["plan"]}
+    longest = max((phase["seconds"] for phase in facts["phases"]), default=1.0) or 1.0
+    rows = [
+        (
+            _e(text(f"phase.{phase['phase']}")),
+            _seconds(phase["seconds"]),
+            f'<span class="bar" style="width:{160 * phase["seconds"] / longest:.0f}px"></span>',
+            _bytes(phase["peak_bytes"]),
+            _bytes((planned.get(phase["phase"]) or {}).get("ram_bytes")),
+        )
+        for phase in facts["phases"]
+    ]
+    heads = [text(f"report.phase_{k}") for k in ("name", "seconds", "bars", "memory", "planned")]
+    return f"<h2>{_e(text('report.phases'))}</h2>{_table(heads, rows, frozenset({1, 3, 4}))}"
+
+
+def _tiles(facts: Facts, text: Text) -> str:
+    rows = [
+        (
+            str(tile["tile_id"]),
+            str(tile["n_frames"]),
+            _number(tile["exposure_s"], 0),
+            f"{tile['shape_hw'][1]} × {tile['shape_hw'][0]}",
+            " ".join(_number(v, 2) for v in tile["noise_adu"]),
+            f"{100 * tile['rejected_fraction']:.2f} %",
+        )
+        for tile in facts["tiles"]
+    ]
+    if not rows:
+        return ""
+    heads = [text(f"report.tile_{k}") for k in ("id", "frames", "exposure", "size", "noise", "rejected")]
+    return f"<h2>{_e(text('report.tile_table'))}</h2>{_table(heads, rows, frozenset({0, 1, 2, 4, 5}))}"
+
+
+def _left_out(facts: Facts, text: Text) -> str:
+    if not facts["left_out"]:
+        return ""
+    rows = [
+        (
+            _e(Path(item["path"]).name),
+            _e(text(f"phase.{item['phase']}")),
+            _e(_reason(text, item["key"], item["values"])),
+        )
+        for item in facts["left_out"]
+    ]
+    heads = [text(f"report.left_{k}") for k in ("file", "phase", "reason")]
+    title = text("report.left_out", frames=len(rows))
+    return f"<h2>{_e(title)}</h2>{_table(heads, rows, frozenset(), frozenset({2}))}"
+
+
+def _frames(facts: Facts, text: Text) -> str:
+    rows = []
+    for frame in facts["frames"]:
+        solution, fit = frame["solution"], frame["registration"]
+        rows.append(
+            (
+                _e(Path(frame["path"]).name),
+                _e(str(frame["date_obs"])[:19]),
+                _e(frame["tile"]),
+                str(frame["stars"]),
+                _number(frame["fwhm_px"]),
+                _number(frame["elongation"]),
+                _number(sum(frame["sky_adu"]) / len(frame["sky_adu"]), 0),
+                _number(frame["transparency"], 3),
+                _e(solution["method"]) + (" ≈" if solution["approximate"] else ""),
+                _number(fit["rms_px"], 3),
+            )
+        )
+    if not rows:
+        return ""
+    names = ("file", "date", "tile", "stars", "fwhm", "elongation", "sky", "transparency", "solved", "rms")
+    heads = [text(f"report.frame_{k}") for k in names]
+    return f"<h2>{_e(text('report.frame_table'))}</h2>{_table(heads, rows, frozenset({2, 3, 4, 5, 6, 7, 9}))}"
+
+
+def _gpu(facts: Facts, text: Text) -> str:
+    gpu = facts.get("gpu") or {}
+    lines = [_e(_reason(text, line["key"], line.get("values") or {})) for line in gpu.get("lines", [])]
+    if not lines:
+        return ""
+    return f"<h2>{_e(text('report.gpu'))}</h2><p>{'<br>'.join(lines)}</p>"
+
+
+def _messages(facts: Facts, text: Text) -> str:
+    rows = [
+        (_e(m["level"]), _e(_reason(text, m["key"], m["values"])))
+        for m in facts["messages"]
+        if m["level"] in ("WARN", "ERROR")
+    ]
+    if not rows:
+        return ""
+    heads = [text("report.message_level"), text("report.message_text")]
+    return f"<h2>{_e(text('report.messages'))}</h2>{_table(heads, rows, frozenset(), frozenset({1}))}"
+
+
+def _settings(facts: Facts, text: Text) -> str:
+    rows = [(_e(key), _e(value)) for key, value in sorted(facts["settings"].items())]
+    versions = [(_e(key), _e(value)) for key, value in facts["versions"].items()]
+    heads = [text("report.setting_key"), text("report.setting_value")]
+    return (
+        f"<details><summary>{_e(text('report.settings'))}</summary>{_table(heads, rows, frozenset())}</details>"
+        f"<details><summary>{_e(text('report.versions'))}</summary>{_table(heads, versions, frozenset())}</details>"
+    )

@@ -233,7 +233,6 @@ def _environment(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def _solvers(settings: Settings) -> Iterator[Finding]:
     from zemosaic_io.solvers.chain import find_all_solvers
-
     from zemosaic_pipeline.plan import solver_options
 
     usable = 0

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 from astropy.wcs import WCS
-from zemosaic_core.coverage import edge_ramp
-from zemosaic_core.normalize import normalise_group
-from zemosaic_core.weights import frame_weights
-from zemosaic_utils import coadd_on_grid
 
 from zemosaic_core import __version__
+from zemosaic_core.coverage import edge_ramp
 from zemosaic_core.errors import SkipItem
+from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sources import CoaddBlock, CoaddSource
+from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_io.manifest import Manifest
@@ -26,6 +25,7 @@ from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_utils import coadd_on_grid
 
 __all__ = ["PHASE", "create_tile", "run"]
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from astropy.wcs import WCS
-from zemosaic_core.photometry import TilePair, TilePhotometry, solve_tiles
-from zemosaic_utils import coadd_incremental, coadd_on_grid
 
 from zemosaic_core import __version__
+from zemosaic_core.photometry import TilePair, TilePhotometry, solve_tiles
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule
 from zemosaic_core.thumbnails import cell_medians
@@ -23,6 +22,7 @@ from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import MasterTile, Mosaic, MosaicGrid
+from zemosaic_utils import coadd_incremental, coadd_on_grid
 
 __all__ = ["PHASE", "Canvas", "run", "tile_photometry"]
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import psutil
-from zemosaic_core.coadd import coadd_buffers
-from zemosaic_io.solvers.chain import SolverOptions
 
 from zemosaic_core.chunks import Workload
+from zemosaic_core.coadd import coadd_buffers
 from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.sources import CombineRule
 from zemosaic_gpu_policy import Decision, GpuPolicy
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_pipeline.events import Reporter
 from zemosaic_settings import Settings
 

@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 from astropy.wcs import WCS
 from scipy.spatial import cKDTree
-from zemosaic_core.cfa import luminance
-from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
-from zemosaic_io.solvers.embedded import check_wcs
 
+from zemosaic_core.cfa import luminance
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.sphere import separation_deg
 from zemosaic_core.star_patterns import find_similarity
@@ -29,6 +27,8 @@ from zemosaic_io.fits_read import read_window
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.solvers.base import SolveOutcome, Solver, SolveRequest
+from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
+from zemosaic_io.solvers.embedded import check_wcs
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase1_prepare import STAR_COLUMNS, Prepared
 from zemosaic_pipeline.plan import SolveOptions

@@ -49,7 +49,7 @@ class ZeMosaicLocalization:
         """Return whether the key has a text in this language or in English."""
         return key in self._texts or key in self._english
 
-    def get(self, key: str, default_text: str | None = None, **kwargs: Any) -> str:
+    def get(self, key: str, /, default_text: str | None = None, **kwargs: Any) -> str:
         """Return the text of a key with its placeholders filled.
 
         A key without a text gives ``default_text``, or ``_key_`` so that it is seen. A placeholder without a

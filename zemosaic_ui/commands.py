@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zemosaic_config import load_config
+from zemosaic_config import get_config_path, load_config, read_config
 from zemosaic_core.errors import SettingsError
 from zemosaic_settings import OPTIONS_BY_KEY, Settings, canonical_values
 from zemosaic_ui.run_controller import WORKER_TARGET, RunController, RunRequest
@@ -108,10 +108,12 @@ def doctor(options: Namespace, texts: Texts) -> int:
     """Check the installation; 1 when something needed is missing."""
     from zemosaic_pipeline.doctor import examine
 
-    settings = Settings.from_mapping(load_config(options.config, strict=True))
+    loaded = read_config(options.config)
+    settings = Settings.from_mapping(loaded.values)
+    path = options.config or get_config_path()
     console = Console()
     findings = []
-    for finding in examine(settings, config_path=options.config):
+    for finding in examine(settings, config_path=path, config_problems=loaded.problems):
         findings.append(finding)
         if not options.json:
             console.print(_finding_line(finding, texts), soft_wrap=True)

@@ -1,0 +1,153 @@
+"""Texts are found in every language, and a message is never lost because one of its values is."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+from locales.zemosaic_localization import ZeMosaicLocalization, available_languages
+from zemosaic_core.gpu.terms import Reason
+from zemosaic_pipeline.doctor import TOPICS
+from zemosaic_pipeline.events import PHASES
+from zemosaic_settings import GROUPS, LEVELS, OPTIONS
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = ROOT / "locales"
+TEXTS = {
+    code: json.loads((FOLDER / f"{code}.json").read_text(encoding="utf-8")) for code in available_languages()
+}
+ENGLISH = TEXTS["en"]
+
+
+def placeholders(text: str) -> list[str]:
+    return sorted(name for _, name, _, _ in string.Formatter().parse(text) if name is not None)
+
+
+def test_languages_are_there():
+    assert {"en", "fr"} <= set(available_languages())
+
+
+@pytest.mark.parametrize("code", available_languages())
+def test_every_language_has_every_text(code):
+    assert sorted(set(ENGLISH) ^ set(TEXTS[code])) == []
+    assert [key for key, text in TEXTS[code].items() if not text.strip()] == []
+
+
+@pytest.mark.parametrize("code", available_languages())
+def test_placeholders_are_the_same_in_every_language(code):
+    different = [k for k in ENGLISH if placeholders(ENGLISH[k]) != placeholders(TEXTS[code][k])]
+    assert different == []
+    assert [k for k, text in TEXTS[code].items() if not all(placeholders(text))] == []
+
+
+def test_french_is_french():
+    # Equal texts are names, units and words both languages share; a sentence is not among them.
+    same = [k for k, text in ENGLISH.items() if text == TEXTS["fr"][k] and len(text.split()) > 5]
+    assert [k for k in same if re.search(r"\b(the|is|of|and)\b", ENGLISH[k])] == []
+
+
+def test_every_option_has_its_texts():
+    wanted = [f"group.{group}" for group in GROUPS] + [f"level.{level}" for level in LEVELS]
+    for option in OPTIONS:
+        wanted += [f"{option.text_key}.label", f"{option.text_key}.help"]
+        wanted += [option.choice_text_key(choice) for choice in option.choices]
+        wanted += [f"unit.{option.unit}"] if option.unit else []
+        wanted += [f"special.{option.special}"] if option.special else []
+    assert [key for key in wanted if key not in ENGLISH] == []
+
+
+def test_every_phase_topic_and_reason_has_its_text():
+    wanted = [f"phase.{phase}" for phase in PHASES] + [f"doctor.topic.{topic}" for topic in TOPICS]
+    wanted += [key for reason in Reason for key in (reason.text_key, reason.fallback_key)]
+    assert [key for key in wanted if key not in ENGLISH] == []
+
+
+# ------------------------------------------------------------------ keys the program names
+
+_ERRORS = frozenset({"SkipItem", "RunFailed", "SaveFailed", "SettingsError", "ZeMosaicError", "Message"})
+_SAYS = frozenset({"say", "texts", "leave_out"})
+_KEY = re.compile(r"^[a-z][a-z0-9]*([._][a-z0-9]+)+$")
+ROOMS = ("zemosaic_core", "zemosaic_io", "zemosaic_settings", "zemosaic_pipeline", "zemosaic_ui")
+
+
+def keys_named_in(path: Path) -> list[tuple[str, int]]:
+    """Literal text keys: first argument of an error, a message or a text look-up, and ``*_key`` values."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        first = node.args[2:3] if name == "leave_out" else node.args[:1]
+        values = list(first) if name in _ERRORS | _SAYS else []
+        values += [item.value for item in node.keywords if item.arg in ("key", "advice_key")]
+        for value in values:
+            options = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+            for option in options:
+                if (
+                    isinstance(option, ast.Constant)
+                    and isinstance(option.value, str)
+                    and _KEY.match(option.value)
+                ):
+                    found.append((option.value, node.lineno))
+    return found
+
+
+def program_files() -> list[Path]:
+    return sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
+
+
+@pytest.mark.parametrize("path", program_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_key_the_program_names_has_a_text(path):
+    assert [f"line {line}: {key}" for key, line in keys_named_in(path) if key not in ENGLISH] == []
+
+
+# ------------------------------------------------------------------ the class
+
+
+def test_get_fills_values_in_the_chosen_language():
+    texts = ZeMosaicLocalization("fr")
+    assert texts.get("run_finished", clock="0:01:00") == "Terminé en 0:01:00."
+    texts.set_language("en")
+    assert texts.language_code == "en"
+    assert texts.get("run_finished", clock="0:01:00") == "Finished in 0:01:00."
+
+
+@pytest.mark.parametrize(("code", "language"), [("fr_FR", "fr"), ("FR-ca", "fr"), ("xx", "en"), ("", "en")])
+def test_language_code_is_understood_or_english(code, language):
+    assert ZeMosaicLocalization(code).language_code == language
+
+
+def test_missing_key_shows_itself_or_the_given_text():
+    texts = ZeMosaicLocalization("fr")
+    assert texts.get("no.such.key") == "_no.such.key_"
+    assert texts.get("no.such.key", "Found {n}", n=3) == "Found 3"
+    assert not texts.has("no.such.key")
+    assert texts.has("run_finished")
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "shown"),
+    [
+        ("{a} and {b}", {"a": 1}, "1 and {b}"),
+        ("{a:.2f} px", {}, "{a} px"),
+        ("{a:.2f} px", {"a": "many"}, "many px"),
+        ("{a:.2f} px", {"a": None}, "None px"),
+        ("{a.__class__}", {"a": 1}, "{a.__class__}"),
+        ("C:\\data\\{odd", {}, "C:\\data\\{odd"),
+        ("{} {}", {}, "{0} {1}"),
+        ("{key} {text}", {"key": 1, "text": 2}, "1 2"),
+    ],
+)
+def test_a_value_that_is_missing_or_odd_does_not_lose_the_message(text, values, shown):
+    assert ZeMosaicLocalization().get("no.such.key", text, **values) == shown
+
+
+def test_missing_translation_falls_back_to_english(monkeypatch):
+    texts = ZeMosaicLocalization("fr")
+    monkeypatch.delitem(texts._texts, "run_finished")
+    assert texts.get("run_finished", clock="1") == "Finished in 1."

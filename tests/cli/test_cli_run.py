@@ -1,0 +1,273 @@
+"""The command line runs, stops and fails as its exit code says."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import run_zemosaic
+from zemosaic_settings import Settings
+from zemosaic_ui import commands
+from zemosaic_ui.run_state import RunState
+from zemosaic_ui.terminal import LiveDisplay, PlainDisplay, Verbosity, make_display
+from zemosaic_ui.texts import Texts
+
+
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZEMOSAIC_CONFIG_DIR", str(tmp_path / "user"))
+    for name in ("ZEMOSAIC_CONFIG", "ZEMOSAIC_LANGUAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    target.mkdir()
+    return source, target
+
+
+def start(monkeypatch, worker: str) -> None:
+    original = commands.follow_run
+
+    def with_worker(settings, texts, verbosity):
+        return original(settings, texts, verbosity, target=f"cli_workers:{worker}")
+
+    monkeypatch.setattr(commands, "follow_run", with_worker)
+
+
+def run(folders, *arguments: str) -> int:
+    return run_zemosaic.main(["run", str(folders[0]), str(folders[1]), *arguments])
+
+
+def test_success_in_plain_lines(folders, monkeypatch, capsys):
+    start(monkeypatch, "good")
+    assert run(folders, "--set", "stacking_kappa_low=2.5") == 0
+    shown = capsys.readouterr().out
+    assert "Phase 1: Measuring and solving frames" in shown
+    assert "1:01" in shown
+    assert "key_of_old" in shown
+    assert "Frames left out: 1" in shown
+    assert "test_reason" in shown
+    assert "kappa=2.5" in shown
+    assert str(folders[1] / "mosaic.fits") in shown.replace("\n", "")
+    assert "Preview:" not in shown
+
+
+def test_quiet_shows_warnings_and_files_only(folders, monkeypatch, capsys):
+    start(monkeypatch, "good")
+    assert run(folders, "--quiet") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "key_of_old" in lines[0]
+    assert lines[1] == str(folders[1] / "mosaic.fits")
+
+
+def test_verbose_shows_every_item(folders, monkeypatch, capsys):
+    start(monkeypatch, "good")
+    assert run(folders, "--verbose", "--language", "fr") == 0
+    shown = capsys.readouterr().out
+    assert "Mesure et résolution des images, 1/2, a.fit" in shown
+    assert "Tuile maîtresse 1" in shown
+    assert "Aperçu : p.png" in shown
+    assert "Écarté b.fit" in shown
+
+
+def test_failure_names_its_reason(folders, monkeypatch, capsys):
+    start(monkeypatch, "bad")
+    assert run(folders) == 1
+    assert "the reason" in capsys.readouterr().out
+
+
+def interrupt_when(path: Path, signals: list[int]) -> threading.Thread:
+    """Send this process the signals once the worker has started, as a terminal does for Ctrl-C."""
+
+    def send() -> None:
+        until = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        for number in signals:
+            time.sleep(0.3)
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_waits_for_a_clean_end(folders, monkeypatch, capsys, number):
+    start(monkeypatch, "patient")
+    thread = interrupt_when(folders[1] / "started", [number])
+    assert run(folders) == 130
+    thread.join()
+    assert (folders[1] / "clean").exists()
+    assert (folders[1] / "started").read_text() == "True"
+    assert "resumes" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_second_ctrl_c_ends_at_once(folders, monkeypatch):
+    start(monkeypatch, "stubborn")
+    thread = interrupt_when(folders[1] / "started", [signal.SIGINT, signal.SIGINT])
+    before = time.monotonic()
+    assert run(folders) == 130
+    assert time.monotonic() - before < 20
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "kappa=3"], ["kappa"]),
+        (["--set", "stacking_kapa_low=3"], ["stacking_kapa_low", "stacking_kappa_low"]),
+        (["--set", "stacking_kappa_low=99"], ["stacking_kappa_low", "99", "0.1", "10"]),
+        (["--set", "stacking_kappa_low"], ["--set", "key=value"]),
+        (["--set", "stacking_kappa_low="], ["stacking_kappa_low"]),
+        (["--gpu-device", "many"], ["gpu_id_phase5", "many"]),
+        (["--config", "/nowhere/at.json"], ["/nowhere/at.json"]),
+        (["--language", "xx"], ["--language", "xx", "en, fr"]),
+    ],
+)
+def test_wrong_argument_is_one_clear_line_and_code_two(folders, capsys, arguments, words):
+    assert run(folders, *arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    for word in words:
+        assert word in shown
+
+
+def test_unknown_command_and_missing_folder_are_code_two(tmp_path, capsys):
+    assert run_zemosaic.main(["fly"]) == 2
+    assert run_zemosaic.main(["run"]) == 2
+    assert run_zemosaic.main(["run", str(tmp_path / "none"), str(tmp_path)]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_version_and_help(capsys):
+    assert run_zemosaic.main(["--version"]) == 0
+    assert run_zemosaic.main(["run", "--help", "--language", "fr"]) == 0
+    shown = capsys.readouterr().out
+    assert "ZeMosaic 5" in shown
+    assert "dossier des images brutes" in shown
+
+
+def options_of(*arguments: str):
+    return run_zemosaic.build_parser(Texts()).parse_args(["run", "in", "out", *arguments])
+
+
+def test_arguments_win_over_set_and_set_over_the_file(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text('{"gpu_mode": "require", "tile_feather_px": 8, "resume": "off", "language": "fr"}')
+    options = options_of(
+        "--config", str(file), "--set", "tile-feather-px=16", "--gpu", "off", "--gpu-device", "-1"
+    )
+    settings = commands.settings_from(options)
+    assert settings.tile_feather_px == 16
+    assert settings.asked_gpu_mode == "off"
+    assert settings.resume == "off"
+    assert settings.language == "fr"
+    assert (
+        commands.settings_from(options_of("--set", "use_gpu=no", "--gpu", "require")).asked_gpu_mode
+        == "require"
+    )
+    assert commands.settings_from(options_of("--set", "input_dir=")).input_dir == ""
+
+
+def test_no_arguments_open_the_window(monkeypatch, capsys):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(run_zemosaic.sys, "platform", "linux")
+    assert run_zemosaic.main([]) == 1
+    assert "DISPLAY" in capsys.readouterr().err
+    monkeypatch.setenv("DISPLAY", ":9")
+    opened = []
+
+    class Window:
+        @staticmethod
+        def main() -> int:
+            opened.append(True)
+            return 0
+
+    monkeypatch.setattr(run_zemosaic.importlib, "import_module", lambda name: Window)
+    assert run_zemosaic.main([]) == 0
+    assert opened
+
+
+def test_missing_toolkit_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'PySide6'", name="PySide6.QtCore")
+
+    monkeypatch.setattr(run_zemosaic.importlib, "import_module", missing)
+    assert run_zemosaic.main(["gui"]) == 1
+    assert "pip install" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ display
+
+
+def test_live_only_on_a_terminal():
+    texts = Texts()
+    pipe = Console(file=io.StringIO())
+    screen = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "xterm"})
+    assert isinstance(make_display(texts, Verbosity.NORMAL, screen), LiveDisplay)
+    assert isinstance(make_display(texts, Verbosity.NORMAL, pipe), PlainDisplay)
+    assert isinstance(make_display(texts, Verbosity.VERBOSE, screen), PlainDisplay)
+    assert isinstance(make_display(texts, Verbosity.QUIET, screen), PlainDisplay)
+
+
+def test_live_picture_shows_phases_items_and_time_left():
+    from zemosaic_pipeline.events import (
+        FrameLeftOut,
+        PhaseFinished,
+        PhaseProgress,
+        PhaseStarted,
+        TileFinished,
+    )
+
+    console = Console(file=io.StringIO(), width=140, force_terminal=False)
+    display = LiveDisplay(console, Texts())
+    state = RunState()
+    state.begin("in", "out", 1.0)
+    for event in (
+        PhaseStarted("phase1_prepare", 4),
+        PhaseFinished("phase1_prepare", 65.0, 1),
+        FrameLeftOut("in/x.fit", "test_reason"),
+        PhaseStarted("phase3_master_tiles", 7),
+        TileFinished(1, "t", 3),
+        PhaseProgress("phase3_master_tiles", 3, 7, "C:\\sky\\[tile] 3.fits"),
+    ):
+        state.apply(event, 2.0)
+    console.print(display.draw(state, 125.0, 3700.0))
+    shown = console.file.getvalue()
+    assert "Stacking master tiles" in shown
+    assert "3/7" in shown
+    assert "[tile] 3.fits" in shown
+    assert "1:05" in shown
+    assert "Elapsed: 2:05" in shown
+    assert "Time left: 1:01:40" in shown
+    assert "Master tiles: 1" in shown
+    assert "Frames left out: 1" in shown
+
+
+def test_live_display_runs_to_the_end(folders, monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, _environ={"TERM": "xterm"})
+    settings = Settings.from_mapping({"input_dir": str(folders[0]), "output_dir": str(folders[1])})
+    code = commands.follow_run(
+        settings, Texts(), Verbosity.NORMAL, target="cli_workers:good", console=console
+    )
+    assert code == 0
+    assert "Finished in" in console.file.getvalue()

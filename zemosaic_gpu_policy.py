@@ -402,11 +402,13 @@ class GpuPolicy:
             return None
         gc.collect()
         fault, returned, numbers = None, 0, {}
-        try:
-            returned = device.release()
-            numbers = asdict(device.memory())
-        except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
-            fault = _fault_of(error)
+        for _ in range(2):  # an error left behind by an earlier call surfaces here once
+            try:
+                returned = device.release()
+                numbers = asdict(device.memory())
+                break
+            except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
+                fault = _fault_of(error)
         if fault is not None:
             self.recorder.emit("release", FAULT_REASONS[fault.kind], op=name, level="DEBUG", fault=fault)
         elif returned:

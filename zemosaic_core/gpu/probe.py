@@ -69,7 +69,7 @@ def has_driver() -> tuple[bool, str]:
     try:
         ctypes.CDLL(name)
     except OSError as error:
-        return False, f"{name}: {error}"
+        return False, str(error)
     return True, name
 
 

@@ -13,7 +13,7 @@ from importlib import resources
 
 __all__ = ["NAMES", "source"]
 
-NAMES = ("smoke",)
+NAMES = ("sample", "smoke")
 
 
 @lru_cache(maxsize=32)

@@ -39,6 +39,7 @@ __all__ = [
     "make_plan",
     "make_policy",
     "resolve",
+    "solver_options",
     "worker_count",
 ]
 
@@ -321,7 +322,7 @@ def resolve(
             settings.frame_quality_sigma, settings.exclude_flagged_frames, settings.hot_pixel_correction
         ),
         solve=SolveOptions(
-            _solver_options(settings), settings.force_resolve_existing_wcs, settings.solve_tolerance_px
+            solver_options(settings), settings.force_resolve_existing_wcs, settings.solve_tolerance_px
         ),
         group=GroupOptions(
             settings.cluster_panel_threshold,
@@ -374,7 +375,8 @@ def resolve(
     return RunPlan(**{**{name: getattr(run, name) for name in run.__dataclass_fields__}, "rows": rows})
 
 
-def _solver_options(settings: Settings) -> SolverOptions:
+def solver_options(settings: Settings) -> SolverOptions:
+    """Return what the settings say about plate solving."""
     return SolverOptions(
         method=settings.solver_method,
         astap_path=settings.astap_executable_path,

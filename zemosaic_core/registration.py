@@ -1,13 +1,14 @@
 """Global registration: all frames of a mosaic against all stars at once, on the plane of the mosaic.
 
-The shape of each frame's initial map (projection and distortion of its WCS) is kept as a cubic polynomial; the
-stars decide a correction to it. First an affine correction of every frame is solved jointly over all shared
-stars, so that an error cannot build up along a chain of panels; then each frame is refitted on the common star
-positions with the simplest correction its own residuals justify. Arrays only; no files, no WCS objects.
+The shape of each frame's initial map (projection and distortion of its WCS) is kept as a cubic polynomial;
+the stars decide a correction to it. First an affine correction of every frame is solved jointly over all
+shared stars, so that an error cannot build up along a chain of panels; then each frame is refitted on the
+common star positions with the simplest correction its own residuals justify. Arrays only; no files.
 
-Gauge: what relative measurements cannot tell (a shift, rotation or scale of the whole mosaic) follows the initial
-maps. Each frame's correction is pulled to zero with a weight far below that of its stars and robustly, so the mosaic
-as a whole stays where most of the initial maps put it. Catalogue anchors, where given, take over that role.
+Gauge: what relative measurements cannot tell (a shift, rotation or scale of the whole mosaic) follows the
+initial maps. Each frame's correction is pulled to zero with a weight far below that of its stars and
+robustly, so the mosaic as a whole stays where most of the initial maps put it. Catalogue anchors, where
+given, take over that role.
 """
 
 from __future__ import annotations
@@ -139,13 +140,22 @@ class GlobalRegistration:
 
 @dataclass(frozen=True)
 class _Detections:
-    """All detections of all usable frames, flat; `plane` are the initial positions."""
+    """All detections of all usable frames, flat; `plane` are the initial positions.
+
+    `centre` and `half` (per frame) are the middle of the frame on the plane and half its diagonal.
+    """
 
     frame: np.ndarray
     index: np.ndarray
     xy: np.ndarray
     plane: np.ndarray
-    basis: np.ndarray
+    centre: np.ndarray
+    half: np.ndarray
+
+    def basis(self, plane_xy: np.ndarray) -> np.ndarray:
+        """Return 1 and both normalised frame-centred coordinates of a plane position per detection."""
+        offset = (plane_xy - self.centre[self.frame]) / self.half[self.frame, None]
+        return np.column_stack([np.ones(len(offset)), offset])
 
 
 @dataclass(frozen=True)
@@ -200,8 +210,8 @@ def register_globally(
     n = len(star_xy)
     if not (len(star_flux) == len(initial) == n) or iterations < 1:
         raise ValueError(
-            f"need one star list, flux table and initial map per frame ({n}, {len(star_flux)}, {len(initial)}) "
-            f"and at least 1 iteration ({iterations})"
+            f"need one star list, flux table and initial map per frame, got {n}, {len(star_flux)} and "
+            f"{len(initial)}, and at least 1 iteration, got {iterations}"
         )
     boxes = _frame_boxes(star_xy, shapes_hw)
     base = [_initial_transforms(m, box) for m, box in zip(initial, boxes, strict=True)]
@@ -223,7 +233,7 @@ def register_globally(
                 parameters[list(shifts)] = 0.0
                 stars, parameters = _solve_affine(detections, parameters, radius, anchors, options)
         radius = float(np.clip(6.0 * stars.sigma, options.min_radius_px, radius))
-    positions = _positions(detections, parameters)
+    positions = detections.plane
     for _ in range(2):
         # The second round fits on stars that are free of what an affine correction could not follow.
         fits = _fit_frames(detections, stars, base, n, options)
@@ -269,7 +279,9 @@ def _shifted(base, shift):
 
 
 def _flatten(star_xy, base, boxes) -> _Detections:
-    parts = []
+    n = len(star_xy)
+    centre, half = np.zeros((n, 2)), np.ones(n)
+    parts = [(np.empty(0, dtype=np.int64),) * 2 + (np.empty((0, 2)),) * 2]
     for i, (xy, maps, box) in enumerate(zip(star_xy, base, boxes, strict=True)):
         if isinstance(maps, str) or len(xy) == 0:
             continue
@@ -277,24 +289,28 @@ def _flatten(star_xy, base, boxes) -> _Detections:
         index = np.flatnonzero(np.isfinite(points).all(axis=1))
         points = points[index]
         plane = np.column_stack(maps[0].apply(points[:, 0], points[:, 1]))
-        corners = np.column_stack(maps[0].apply(np.array(box)[[0, 2, 0, 2]], np.array(box)[[1, 1, 3, 3]]))
-        centre = corners.mean(axis=0)
-        half = float(np.hypot(*(corners - centre).T).max())
-        basis = np.column_stack([np.ones(len(points)), (plane - centre) / half])
-        parts.append((np.full(len(points), i, dtype=np.int64), index, points, plane, basis))
-    if not parts:
-        empty = np.empty(0, dtype=np.int64)
-        return _Detections(empty, empty, np.empty((0, 2)), np.empty((0, 2)), np.empty((0, 3)))
-    return _Detections(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        corners = np.column_stack(maps[0].apply(*_corners(box)))
+        centre[i] = corners.mean(axis=0)
+        half[i] = np.hypot(*(corners - centre[i]).T).max()
+        parts.append((np.full(len(points), i, dtype=np.int64), index, points, plane))
+    return _Detections(*(np.concatenate(column) for column in zip(*parts, strict=True)), centre, half)
 
 
-def _positions(detections: _Detections, parameters: np.ndarray) -> np.ndarray:
-    return detections.plane + np.einsum("kp,kpr->kr", detections.basis, parameters[detections.frame])
+def _corners(box) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(box)[[0, 2, 0, 2]], np.array(box)[[1, 1, 3, 3]]
+
+
+def _positions(detections: _Detections, parameters: np.ndarray, at: np.ndarray) -> np.ndarray:
+    return detections.plane + np.einsum("kp,kpr->kr", detections.basis(at), parameters[detections.frame])
 
 
 def _solve_affine(detections, parameters, radius, anchors, options) -> tuple[_Stars, np.ndarray]:
-    """One round: merge at the present positions, then solve all frames jointly with robust weights."""
-    positions = _positions(detections, parameters)
+    """One round: merge at the present positions, then solve all frames jointly with robust weights.
+
+    The correction of a detection is evaluated at its star's mean position, not at the noisy measured one:
+    otherwise the residuals could be made smaller by shrinking the whole plane, and they would be.
+    """
+    positions = _positions(detections, parameters, detections.plane)
     index, merged = merge_positions(positions, detections.frame, radius)
     anchor = _match_anchors(merged, anchors, radius, options)
     trusted = np.ones(len(index), dtype=bool)
@@ -304,10 +320,11 @@ def _solve_affine(detections, parameters, radius, anchors, options) -> tuple[_St
         # A frame far from its initial map (solved wrongly) must not drag the whole mosaic along.
         size = np.sqrt((parameters**2).sum(axis=2)) / sigma_prior
         prior = np.minimum(1.0, 1.0 / np.maximum(size, 1e-12)) / sigma_prior**2
+        at = stars.xy[stars.index]
         solution = solve_adjustment(
             detections.frame,
             stars.index,
-            detections.basis,
+            detections.basis(at),
             detections.plane,
             stars.weight,
             prior,
@@ -317,7 +334,7 @@ def _solve_affine(detections, parameters, radius, anchors, options) -> tuple[_St
             start=parameters,
         )
         parameters = solution.parameters
-        positions = _positions(detections, parameters)
+        positions = _positions(detections, parameters, at)
         stars = _weigh(stars.index, solution.star_values, positions, anchor, trusted)
     return stars, parameters
 
@@ -423,7 +440,7 @@ def _frame_registration(fit, base, original, box) -> FrameRegistration:
     if isinstance(fit, str):
         return FrameRegistration(*original, float("nan"), 0, "", False, fit, 0.0)
     to_plane, to_frame = _corrected_maps(fit.transform, *base, box)
-    corners = np.array(box)[[0, 2, 0, 2]], np.array(box)[[1, 1, 3, 3]]
+    corners = _corners(box)
     moved = np.subtract(to_plane.apply(*corners), original[0].apply(*corners))
     shift = float(np.hypot(*moved).max())
     return FrameRegistration(to_plane, to_frame, fit.rms_px, fit.n_used, fit.kind, True, "", shift)

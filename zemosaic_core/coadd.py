@@ -1,0 +1,354 @@
+"""The co-add on the CPU: read, sample and combine the sources of one block of output rows. No files, no decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+
+from zemosaic_core.chunks import Buffer
+from zemosaic_core.errors import Cancelled
+from zemosaic_core.pixel_map import source_window
+from zemosaic_core.rejection import SamplePool, check_rule, combine_pool
+from zemosaic_core.resample import HALO, sample_window
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
+
+__all__ = ["CancelToken", "coadd_block", "coadd_buffers", "is_streaming", "stack_columns_per_row"]
+
+# Window area per output area above which a source is read in strips of columns: a rotated frame crosses a few
+# output rows with a tall window of which little is used.
+_WASTE = 2.0
+_MIN_STRIP = 128
+# float64 sums of w, w x, w^2, w^2 x, w^2 x^2 per channel of the streaming path, and its count.
+_STREAM_BYTES = 5 * 8 + 2
+_OUTPUT_BYTES = 4 + 4 + 4 + 2 + 2
+
+
+class CancelToken(Protocol):
+    """Anything that can say that the user asked to stop; `threading.Event` for one."""
+
+    def is_set(self) -> bool:
+        """Return True when the work is to stop."""
+
+
+def is_streaming(rule: CombineRule) -> bool:
+    """Return True when a rule needs no stack of samples: a mean without rejection."""
+    return rule.rejection == "none" and rule.combine == "mean"
+
+
+def stack_columns_per_row(sources: Sequence[CoaddSource]) -> int:
+    """Return the largest number of samples per channel that any output row holds, summed over the sources."""
+    change: dict[int, int] = {}
+    for source in sources:
+        y0, y1, x0, x1 = source.bbox
+        if y1 > y0 and x1 > x0:
+            change[y0] = change.get(y0, 0) + x1 - x0
+            change[y1] = change.get(y1, 0) - (x1 - x0)
+    worst = total = 0
+    for y in sorted(change):
+        total += change[y]
+        worst = max(worst, total)
+    return worst
+
+
+def coadd_buffers(
+    n_sources: int,
+    n_channels: int,
+    width: int,
+    rule: CombineRule,
+    has_maps: bool,
+    *,
+    columns: int | None = None,
+) -> tuple[Buffer, ...]:
+    """Declare the memory of `coadd_block` per output row.
+
+    Parameters
+    ----------
+    n_sources : int
+        Sources that may touch one row.
+    n_channels, width : int
+        Channels and columns of the output grid.
+    rule : CombineRule
+    has_maps : bool
+        True when any source has a feather or a weight map.
+    columns : int, optional
+        Samples per channel and row summed over the sources, from `stack_columns_per_row`; when missing every
+        source is assumed to span the whole width.
+
+    Returns
+    -------
+    tuple of Buffer
+    """
+    columns = n_sources * width if columns is None else columns
+    outputs = Buffer("outputs", per_row=width * (n_channels * _OUTPUT_BYTES + 2))
+    # Windows in flight and the decoder's own copies: two threads, twice the row for slope and halo.
+    windows = Buffer("windows", fixed=16 << 20, per_row=2 * width * n_channels * 4, copies=3)
+    per_sample = 4 * n_channels + (4 if has_maps else 0)
+    if is_streaming(rule):
+        return (
+            outputs,
+            windows,
+            Buffer("sums", per_row=width * n_channels * _STREAM_BYTES),
+            Buffer("samples", per_row=width * per_sample, copies=4),
+        )
+    return (outputs, windows, Buffer("stack", per_row=columns * per_sample))
+
+
+def coadd_block(
+    pixels: PixelSource,
+    sources: Sequence[CoaddSource],
+    y0: int,
+    y1: int,
+    width: int,
+    n_channels: int,
+    rule: CombineRule,
+    kernel: Kernel,
+    *,
+    threads: int = 2,
+    cancel: CancelToken | None = None,
+) -> CoaddBlock:
+    """Co-add all sources on the output rows ``y0 <= y < y1``.
+
+    The result of a row depends neither on the block it is computed in nor on the number of threads, bit by bit.
+
+    Parameters
+    ----------
+    pixels : PixelSource
+    sources : sequence of CoaddSource
+        In the order in which samples are summed; those that do not touch the rows are skipped.
+    y0, y1 : int
+        Rows of the output grid, end exclusive.
+    width : int
+        Columns of the output grid.
+    n_channels : int
+        Channels of every source and of the result.
+    rule : CombineRule
+    kernel : {'bilinear', 'lanczos3'}
+    threads : int
+        Threads that read, sample and combine.
+    cancel : CancelToken, optional
+        Asked before every source.
+
+    Returns
+    -------
+    CoaddBlock
+        ``h = y1 - y0`` rows, `width` columns. `coverage` counts, where channels differ, the channel with most.
+
+    Raises
+    ------
+    Cancelled
+        When `cancel` is set.
+    SettingsError
+        When the rule is invalid.
+    """
+    check_rule(rule)
+    parts = [(source, part) for source in sources if (part := _part_of(source, y0, y1, width)) is not None]
+    with ThreadPoolExecutor(max(1, threads)) as executor:
+        if is_streaming(rule):
+            return _stream(pixels, parts, (y0, y1, width, n_channels), kernel, executor, threads, cancel)
+        pool = _fill_pool(pixels, parts, (y0, n_channels), kernel, executor, cancel)
+        shape = (n_channels, y1 - y0, width)
+        _raise_if_cancelled(cancel)
+        combined = combine_pool(pool, rule, shape, executor=executor, pieces=4 * threads)
+    return CoaddBlock(
+        combined.image, combined.weight, combined.coverage, combined.variance,
+        combined.rejected_low, combined.rejected_high,
+    )  # fmt: skip
+
+
+Box = tuple[int, int, int, int]
+
+
+def _part_of(source: CoaddSource, y0: int, y1: int, width: int) -> Box | None:
+    top, bottom, left, right = source.bbox
+    top, bottom, left, right = max(top, y0), min(bottom, y1), max(left, 0), min(right, width)
+    if bottom <= top or right <= left or not np.any(np.asarray(source.weight) > 0):
+        return None
+    return top, bottom, left, right
+
+
+def _raise_if_cancelled(cancel: CancelToken | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled()
+
+
+def _is_weighted(source: CoaddSource) -> bool:
+    return source.feather_px > 0 or source.has_weight_map
+
+
+def _strips(source: CoaddSource, part: Box, halo: int) -> Iterator[tuple[Box, Box | None]]:
+    """Cut a part into strips of columns whose source windows waste little; yield both."""
+    y0, y1, x0, x1 = part
+    window = source_window(source.pixel_map, y0, y1, x0, x1, source.shape_hw, halo)
+    if window is None:
+        yield part, None
+        return
+    area = (window[1] - window[0]) * (window[3] - window[2])
+    needed = max(y1 - y0, 1) * (x1 - x0)
+    count = 1
+    if area > _WASTE * needed:
+        # A window's waste shrinks with the strip; halves until the strip is about as wide as the block is high.
+        count = max(1, min((x1 - x0) // _MIN_STRIP, int(area / needed)))
+    edges = np.linspace(x0, x1, count + 1).astype(int)
+    for left, right in pairwise(edges.tolist()):
+        box = (y0, y1, left, right)
+        yield box, source_window(source.pixel_map, *box, source.shape_hw, halo)
+
+
+def _sample_source(
+    pixels: PixelSource,
+    source: CoaddSource,
+    part: Box,
+    kernel: Kernel,
+    out: np.ndarray,
+    out_weight: np.ndarray | None,
+    cancel: CancelToken | None,
+) -> None:
+    """Read and sample one source on its part of the block into ``out`` and, if it is weighted, ``out_weight``."""
+    for box, window in _strips(source, part, HALO[kernel]):
+        _raise_if_cancelled(cancel)
+        columns = slice(box[2] - part[2], box[3] - part[2])
+        if window is None:
+            out[:, :, columns] = np.nan
+            if out_weight is not None:
+                out_weight[:, columns] = 0
+            continue
+        data = pixels.read(source.key, *window)
+        expected = (out.shape[0], window[1] - window[0], window[3] - window[2])
+        if data.shape != expected:
+            raise ValueError(f"source {source.key} gave a window of shape {data.shape}, asked for {expected}")
+        weights = pixels.read_weight(source.key, *window) if source.has_weight_map else None
+        sample_window(
+            data, (window[0], window[2]), source.shape_hw, source.pixel_map, box, kernel, source.photometry,
+            feather_px=source.feather_px, weight_window=weights,
+            out=out[:, :, columns], out_weight=None if out_weight is None else out_weight[:, columns],
+        )  # fmt: skip
+
+
+def _fill_pool(
+    pixels: PixelSource,
+    parts: list[tuple[CoaddSource, Box]],
+    place: tuple[int, int],
+    kernel: Kernel,
+    executor: ThreadPoolExecutor,
+    cancel: CancelToken | None,
+) -> SamplePool:
+    """Sample all parts into one pool of memory."""
+    y0, n_channels = place
+    areas = np.array([(b[1] - b[0]) * (b[3] - b[2]) for _, b in parts], dtype=np.int64)
+    mapped = np.array([_is_weighted(source) for source, _ in parts], dtype=bool)
+    starts = np.concatenate([[0], np.cumsum(areas * n_channels)]).astype(np.int64)
+    map_starts = np.concatenate([[0], np.cumsum(np.where(mapped, areas, 0))]).astype(np.int64)
+    values = np.empty(max(1, int(starts[-1])), np.float32)
+    maps = np.empty(max(1, int(map_starts[-1])), np.float32)
+
+    def work(k: int) -> None:
+        source, part = parts[k]
+        shape = (n_channels, part[1] - part[0], part[3] - part[2])
+        out = values[starts[k] : starts[k + 1]].reshape(shape)
+        out_weight = maps[map_starts[k] : map_starts[k + 1]].reshape(shape[1:]) if mapped[k] else None
+        _sample_source(pixels, source, part, kernel, out, out_weight, cancel)
+
+    list(executor.map(work, range(len(parts))))
+    return SamplePool(
+        values=values,
+        starts=starts[:-1],
+        boxes=np.array([(b[0] - y0, b[1] - y0, b[2], b[3]) for _, b in parts], np.int64).reshape(-1, 4),
+        weights=np.array([source.weight for source, _ in parts], np.float32).reshape(-1, n_channels),
+        maps=maps,
+        map_starts=np.where(mapped, map_starts[:-1], -1),
+    )
+
+
+@njit(cache=True, nogil=True)
+def _add_to_sums(samples, maps, use_map, weights, sums, counts):
+    """Add one source to float64 sums of w, w x, w^2, w^2 x, w^2 x^2 and to the counts."""
+    for c in range(samples.shape[0]):
+        if not weights[c] > np.float32(0):
+            continue
+        for y in range(samples.shape[1]):
+            row = samples[c, y]
+            for x in range(row.size):
+                v = float(row[x])
+                if v == v:
+                    w = float(weights[c])
+                    if use_map:
+                        w *= float(maps[y, x])
+                    q = w * w
+                    sums[0, c, y, x] += w
+                    sums[1, c, y, x] += w * v
+                    sums[2, c, y, x] += q
+                    sums[3, c, y, x] += q * v
+                    sums[4, c, y, x] += q * v * v
+                    counts[c, y, x] += 1
+
+
+@njit(cache=True, nogil=True)
+def _finish_sums(sums, counts, image, weight, variance, coverage):
+    for c in range(image.shape[0]):
+        for y in range(image.shape[1]):
+            for x in range(image.shape[2]):
+                n, total = int(counts[c, y, x]), sums[0, c, y, x]
+                coverage[y, x] = max(coverage[y, x], counts[c, y, x])
+                weight[c, y, x] = np.float32(total)
+                image[c, y, x] = np.float32(np.nan)
+                variance[c, y, x] = np.float32(np.nan)
+                if n > 0 and total > 0:
+                    mean = sums[1, c, y, x] / total
+                    image[c, y, x] = np.float32(mean)
+                    if n > 1:
+                        q1 = sums[3, c, y, x]
+                        spread = sums[4, c, y, x] - mean * (2 * q1 - mean * sums[2, c, y, x])
+                        variance[c, y, x] = np.float32(max(spread, 0.0) / (total * total) * n / (n - 1))
+
+
+def _stream(
+    pixels: PixelSource,
+    parts: list[tuple[CoaddSource, Box]],
+    place: tuple[int, int, int, int],
+    kernel: Kernel,
+    executor: ThreadPoolExecutor,
+    threads: int,
+    cancel: CancelToken | None,
+) -> CoaddBlock:
+    """Mean without rejection: sample a few sources at a time and add them up in their order."""
+    y0, y1, width, n_channels = place
+    shape = (n_channels, y1 - y0, width)
+    sums, counts = np.zeros((5, *shape), np.float64), np.zeros(shape, np.uint16)
+    no_map = np.zeros((1, 1), np.float32)
+
+    def sample(source: CoaddSource, part: Box) -> tuple[np.ndarray, np.ndarray]:
+        out = np.empty((n_channels, part[1] - part[0], part[3] - part[2]), np.float32)
+        out_weight = np.empty(out.shape[1:], np.float32) if _is_weighted(source) else None
+        _sample_source(pixels, source, part, kernel, out, out_weight, cancel)
+        return out, no_map if out_weight is None else out_weight
+
+    waiting: list[tuple[CoaddSource, Box, Future]] = []
+
+    def add_oldest() -> None:
+        source, part, future = waiting.pop(0)
+        samples, maps = future.result()
+        where = (slice(part[0] - y0, part[1] - y0), slice(part[2], part[3]))
+        weights = np.ascontiguousarray(source.weight, np.float32)
+        _add_to_sums(samples, maps, _is_weighted(source), weights, sums[:, :, *where], counts[:, *where])
+
+    for source, part in parts:
+        waiting.append((source, part, executor.submit(sample, source, part)))
+        if len(waiting) > threads + 1:
+            add_oldest()
+    while waiting:
+        add_oldest()
+    block = CoaddBlock(
+        image=np.empty(shape, np.float32),
+        weight=np.empty(shape, np.float32),
+        coverage=np.zeros(shape[1:], np.uint16),
+        variance=np.empty(shape, np.float32),
+        rejected_low=np.zeros(shape, np.uint16),
+        rejected_high=np.zeros(shape, np.uint16),
+    )
+    _finish_sums(sums, counts, block.image, block.weight, block.variance, block.coverage)
+    return block

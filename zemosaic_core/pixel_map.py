@@ -1,0 +1,284 @@
+"""Build and bound `PixelMap`s: exact geometry on a coarse lattice, checked between its nodes. No pixels here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zemosaic_core.errors import RunFailed
+from zemosaic_core.sources import PixelMap
+
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
+__all__ = [
+    "MapTransform",
+    "build_pixel_map",
+    "footprint_bbox",
+    "map_coordinates_at",
+    "shift_pixel_map",
+    "source_window",
+    "wcs_transform",
+]
+
+MapTransform = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+# Fraction of a lattice cell at which interpolation is checked: the centre and both edge midpoints. The error of a
+# bilinear interpolant of a smooth map is largest there.
+_CHECK_POINTS = ((0.5, 0.5), (0.5, 0.0), (0.0, 0.5))
+
+
+def build_pixel_map(
+    transform: MapTransform,
+    bbox: tuple[int, int, int, int],
+    *,
+    max_error_px: float = 0.005,
+    steps: tuple[int, ...] = (64, 32, 16, 8, 4),
+) -> PixelMap:
+    """Sample a transform on the coarsest lattice that reproduces it well enough.
+
+    Parameters
+    ----------
+    transform : callable
+        ``(X, Y) -> (x, y)``: float64 arrays of output pixels to float64 arrays of source pixels; NaN where the
+        transform is undefined.
+    bbox : tuple of int
+        ``(y0, y1, x0, x1)`` in output pixels, end exclusive; the lattice covers it.
+    max_error_px : float
+        Largest allowed distance, in source px, between the transform and its bilinear interpolant.
+    steps : tuple of int
+        Lattice spacings to try, largest first. Powers of two keep integer shifts exact.
+
+    Returns
+    -------
+    PixelMap
+        With the first spacing whose measured error is small enough.
+
+    Raises
+    ------
+    RunFailed
+        When the box is empty, the transform is undefined in it, or even the finest lattice is too coarse.
+    """
+    y0, y1, x0, x1 = (int(value) for value in bbox)
+    if y1 <= y0 or x1 <= x0:
+        raise RunFailed(
+            "pixel_map_empty_box",
+            f"the output box {bbox} holds no pixel; check the footprint",
+            bbox=list(bbox),
+        )
+    error = np.inf
+    for step in steps:
+        nodes_y = y0 + step * np.arange(max(2, -(-(y1 - 1 - y0) // step) + 1), dtype=np.float64)
+        nodes_x = x0 + step * np.arange(max(2, -(-(x1 - 1 - x0) // step) + 1), dtype=np.float64)
+        grid_x, grid_y = np.meshgrid(nodes_x, nodes_y)
+        src_x, src_y = transform(grid_x, grid_y)
+        src_x = np.ascontiguousarray(src_x, dtype=np.float64)
+        src_y = np.ascontiguousarray(src_y, dtype=np.float64)
+        error = _interpolation_error(transform, grid_x, grid_y, src_x, src_y, step)
+        if error <= max_error_px:
+            return PixelMap(x0, y0, step, src_x, src_y, float(error))
+    if not np.isfinite(error):
+        raise RunFailed(
+            "pixel_map_undefined",
+            f"the transform has no value anywhere in the output box {bbox}",
+            bbox=list(bbox),
+        )
+    raise RunFailed(
+        "pixel_map_inaccurate",
+        f"the map is off by {error:.4f} px at a spacing of {steps[-1]} px (allowed {max_error_px} px); "
+        "the distortion is too strong for this lattice, allow a larger error or a finer step",
+        error_px=float(error),
+        allowed_px=float(max_error_px),
+        step=int(steps[-1]),
+    )
+
+
+def _interpolation_error(transform, grid_x, grid_y, src_x, src_y, step) -> float:
+    worst = -np.inf
+    for fy, fx in _CHECK_POINTS:
+        true_x, true_y = transform(grid_x[:-1, :-1] + fx * step, grid_y[:-1, :-1] + fy * step)
+        error = np.hypot(_inside_cells(src_x, fy, fx) - true_x, _inside_cells(src_y, fy, fx) - true_y)
+        error = error[np.isfinite(error)]
+        if error.size:
+            worst = max(worst, float(error.max()))
+    return worst if worst >= 0 else np.inf
+
+
+def _inside_cells(nodes: np.ndarray, fy: float, fx: float) -> np.ndarray:
+    top = nodes[:-1, :-1] + fx * (nodes[:-1, 1:] - nodes[:-1, :-1])
+    low = nodes[1:, :-1] + fx * (nodes[1:, 1:] - nodes[1:, :-1])
+    return top + fy * (low - top)
+
+
+def map_coordinates_at(pixel_map: PixelMap, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluate a map at output pixels, with the very arithmetic of the sampling kernels.
+
+    Parameters
+    ----------
+    pixel_map : PixelMap
+    x, y : ndarray of int or float
+        Output pixels, broadcast against each other. Beyond the lattice the outermost cell is extended.
+
+    Returns
+    -------
+    tuple of ndarray, float64
+        Source pixel coordinates ``(src_x, src_y)``.
+    """
+    step = pixel_map.step
+    x, y = np.broadcast_arrays(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
+    ny, nx = pixel_map.src_x.shape
+    i = np.clip(np.floor((x - pixel_map.x0) / step).astype(np.int64), 0, nx - 2)
+    j = np.clip(np.floor((y - pixel_map.y0) / step).astype(np.int64), 0, ny - 2)
+    fx = (x - pixel_map.x0 - i * step) * (1.0 / step)
+    fy = (y - pixel_map.y0 - j * step) * (1.0 / step)
+    result = []
+    for nodes in (pixel_map.src_x, pixel_map.src_y):
+        left = nodes[j, i] + fy * (nodes[j + 1, i] - nodes[j, i])
+        right = nodes[j, i + 1] + fy * (nodes[j + 1, i + 1] - nodes[j, i + 1])
+        result.append(left + fx * (right - left))
+    return result[0], result[1]
+
+
+def shift_pixel_map(dy: int, dx: int, bbox: tuple[int, int, int, int]) -> PixelMap:
+    """Return the map of an image whose pixel (0, 0) lies on output pixel ``(dy, dx)``: an exact integer shift.
+
+    Parameters
+    ----------
+    dy, dx : int
+        Output pixel of the source's first pixel.
+    bbox : tuple of int
+        ``(y0, y1, x0, x1)`` in output pixels that the map must cover.
+    """
+    return build_pixel_map(lambda x, y: (x - float(dx), y - float(dy)), bbox, steps=(64,))
+
+
+def wcs_transform(out_wcs: WCS, src_wcs: WCS) -> MapTransform:
+    """Make the transform output pixel -> sky -> source pixel from two WCS.
+
+    Both are copied, because wcslib objects must not be shared between threads; do not share the returned
+    transform between threads either.
+
+    Parameters
+    ----------
+    out_wcs, src_wcs : astropy.wcs.WCS
+        Celestial WCS of the output grid and of the source, with or without SIP distortion.
+
+    Returns
+    -------
+    callable
+        ``(X, Y) -> (x, y)``; NaN where a point of the sky has no place in the source's projection.
+    """
+    out_own, src_own = copy.deepcopy(out_wcs), copy.deepcopy(src_wcs)
+
+    def transform(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shape = np.shape(x)
+        sky = out_own.all_pix2world(np.column_stack([np.ravel(x), np.ravel(y)]), 0)
+        good = np.isfinite(sky).all(axis=1)
+        pixels = np.full_like(sky, np.nan)
+        if good.any():
+            # quiet: points far outside a distorted field do not converge; they are far outside the image as well
+            # and the lattice check catches any that matter.
+            pixels[good] = src_own.all_world2pix(sky[good], 0, tolerance=1e-6, maxiter=30, quiet=True)
+        return pixels[:, 0].reshape(shape), pixels[:, 1].reshape(shape)
+
+    return transform
+
+
+def footprint_bbox(
+    transform_src_to_out: MapTransform,
+    shape_hw: tuple[int, int],
+    out_shape_hw: tuple[int, int],
+    margin: int = 2,
+) -> tuple[int, int, int, int]:
+    """Bound the output pixels that an image can touch.
+
+    Parameters
+    ----------
+    transform_src_to_out : callable
+        Source pixels to output pixels, vectorised.
+    shape_hw, out_shape_hw : tuple of int
+        Height and width of the source and of the output grid.
+    margin : int
+        Output pixels added on every side for curvature between the sampled border points.
+
+    Returns
+    -------
+    tuple of int
+        ``(y0, y1, x0, x1)`` within the output grid, end exclusive; ``(0, 0, 0, 0)`` when they do not meet.
+    """
+    height, width = shape_hw
+    along_x = np.linspace(0.0, width - 1.0, 33)
+    along_y = np.linspace(0.0, height - 1.0, 33)
+    border_x = np.concatenate([along_x, along_x, np.zeros(33), np.full(33, width - 1.0)])
+    border_y = np.concatenate([np.zeros(33), np.full(33, height - 1.0), along_y, along_y])
+    x, y = transform_src_to_out(border_x, border_y)
+    good = np.isfinite(x) & np.isfinite(y)
+    if not good.any():
+        return (0, 0, 0, 0)
+    x0 = max(0, int(np.floor(x[good].min())) - margin)
+    y0 = max(0, int(np.floor(y[good].min())) - margin)
+    x1 = min(out_shape_hw[1], int(np.ceil(x[good].max())) + 1 + margin)
+    y1 = min(out_shape_hw[0], int(np.ceil(y[good].max())) + 1 + margin)
+    return (y0, y1, x0, x1) if y1 > y0 and x1 > x0 else (0, 0, 0, 0)
+
+
+def source_window(
+    pixel_map: PixelMap,
+    y0: int,
+    y1: int,
+    x0: int,
+    x1: int,
+    shape_hw: tuple[int, int],
+    halo: int,
+) -> tuple[int, int, int, int] | None:
+    """Bound the source pixels needed to sample a box of output pixels.
+
+    The map is bilinear inside a cell, hence its extremes over a box lie at the box's corners and where it crosses
+    lattice lines: the bound is exact, not an estimate.
+
+    Parameters
+    ----------
+    pixel_map : PixelMap
+    y0, y1, x0, x1 : int
+        Output box, end exclusive.
+    shape_hw : tuple of int
+        Source height and width.
+    halo : int
+        Taps a kernel needs beyond ``floor`` of the coordinate (1 bilinear, 3 lanczos3), added on every side.
+
+    Returns
+    -------
+    tuple of int or None
+        ``(sy0, sy1, sx0, sx1)`` within the source, end exclusive; None when the box falls outside the source.
+    """
+    if y1 <= y0 or x1 <= x0:
+        return None
+    rows = _breaks(y0, y1, pixel_map.y0, pixel_map.step, pixel_map.src_x.shape[0])
+    cols = _breaks(x0, x1, pixel_map.x0, pixel_map.step, pixel_map.src_x.shape[1])
+    x, y = map_coordinates_at(pixel_map, cols[None, :], rows[:, None])
+    good = np.isfinite(x) & np.isfinite(y)
+    if not good.any():
+        return None
+    height, width = shape_hw
+    if not good.all():
+        # A cell with an undefined corner has no samples, but its other cells need the nodes beyond this box.
+        x, y = pixel_map.src_x, pixel_map.src_y
+        good = np.isfinite(x) & np.isfinite(y)
+    low_x, high_x = float(x[good].min()), float(x[good].max())
+    low_y, high_y = float(y[good].min()), float(y[good].max())
+    if high_x < 0 or high_y < 0 or low_x > width - 1 or low_y > height - 1:
+        return None
+    # One more pixel than needed: the corner values carry rounding of the order 1e-12 px.
+    sx0, sx1 = max(0, int(np.floor(low_x)) - halo - 1), min(width, int(np.floor(high_x)) + halo + 2)
+    sy0, sy1 = max(0, int(np.floor(low_y)) - halo - 1), min(height, int(np.floor(high_y)) + halo + 2)
+    return sy0, sy1, sx0, sx1
+
+
+def _breaks(start: int, stop: int, origin: int, step: int, n_nodes: int) -> np.ndarray:
+    """First and last pixel of a range and the lattice lines between them."""
+    lines = origin + step * np.arange(n_nodes)
+    inside = lines[(lines > start) & (lines < stop - 1)]
+    return np.unique(np.concatenate([[start], inside, [stop - 1]]))

@@ -1,0 +1,424 @@
+"""Sample a window of an image through a `PixelMap`: the only resampling a pixel ever goes through.
+
+The arithmetic is kept plain, because the CUDA body repeats it: coordinates in float64 from the lattice, the
+fraction inside a pixel and everything after it in float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+if TYPE_CHECKING:
+    from zemosaic_core.sources import Kernel, PixelMap
+
+__all__ = ["HALO", "LANCZOS_ROWS", "LANCZOS_TABLE", "make_lanczos_table", "sample_window"]
+
+# Source pixels a kernel reads beyond the one that contains the coordinate.
+HALO = {"bilinear": 1, "lanczos3": 3}
+
+LANCZOS_ROWS = 4096
+
+
+def make_lanczos_table(rows: int = LANCZOS_ROWS) -> np.ndarray:
+    """Tabulate normalised Lanczos3 weights.
+
+    Row ``k`` holds the weights of the taps ``-2 .. 3`` for a fraction ``k / rows``:
+    ``L(z) = sinc(z) sinc(z / 3)``, ``|z| < 3``, divided by their sum so that a constant stays a constant.
+
+    Parameters
+    ----------
+    rows : int
+        Number of intervals; the table has one row more.
+
+    Returns
+    -------
+    ndarray, shape (rows + 1, 6), float32
+    """
+    fraction = np.arange(rows + 1, dtype=np.float64)[:, None] / rows
+    z = fraction - np.arange(-2, 4, dtype=np.float64)[None, :]
+    weights = np.where(np.abs(z) < 3.0, np.sinc(z) * np.sinc(z / 3.0), 0.0)
+    # Exact zeros at whole pixels; sinc leaves 1e-17 there, which would let a far NaN decide.
+    weights[0] = (0, 0, 1, 0, 0, 0)
+    weights[-1] = (0, 0, 0, 1, 0, 0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+LANCZOS_TABLE = make_lanczos_table()
+LANCZOS_TABLE.setflags(write=False)
+# Rows padded to eight so that one row is one vector load.
+_TABLE8 = np.zeros((LANCZOS_ROWS + 1, 8), dtype=np.float32)
+_TABLE8[:, :6] = LANCZOS_TABLE
+
+_NO_MAP = np.zeros((1, 1), dtype=np.float32)
+_NO_WEIGHT = np.zeros((1, 1), dtype=np.float32)
+
+
+def _make_dot36(lanes: int):
+    """Make the 6 x 6 tap sum as explicit vector code: 6 row loads of `lanes`, columns summed first.
+
+    ``sum_k wx[k] * (sum_q wy[q] * p[q, k])``. Compilers do not find this form from scalar loops; it is three
+    times faster. With eight lanes the last two are loaded and never used, so memory two floats past the taps
+    must be readable.
+    """
+
+    @intrinsic
+    def dot36(typingctx, flat, base, stride, table, row_x, row_y):
+        signature = types.float32(flat, types.intp, types.intp, table, types.intp, types.intp)
+
+        def codegen(context, builder, sig, args):
+            flat_value, base_value, stride_value, table_value, row_x_value, row_y_value = args
+            data = context.make_array(sig.args[0])(context, builder, flat_value).data
+            weights = context.make_array(sig.args[3])(context, builder, table_value).data
+            vector = ir.VectorType(ir.FloatType(), lanes)
+            eight = context.get_constant(types.intp, 8)
+
+            def load_vector(pointer, offset):
+                address = builder.bitcast(builder.gep(pointer, [offset]), vector.as_pointer())
+                loaded = builder.load(address)
+                loaded.align = 4
+                return loaded
+
+            wx = load_vector(weights, builder.mul(row_x_value, eight))
+            wy_base = builder.mul(row_y_value, eight)
+            total = None
+            offset = base_value
+            for tap in range(6):
+                address = builder.gep(weights, [builder.add(wy_base, context.get_constant(types.intp, tap))])
+                scalar = builder.load(address)
+                broadcast = builder.insert_element(
+                    ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+                )
+                zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+                broadcast = builder.shuffle_vector(broadcast, ir.Constant(vector, ir.Undefined), zeros)
+                product = builder.fmul(broadcast, load_vector(data, offset), flags=["contract"])
+                total = product if total is None else builder.fadd(total, product, flags=["contract"])
+                offset = builder.add(offset, stride_value)
+            product = builder.fmul(total, wx)
+            parts = [
+                builder.extract_element(product, ir.Constant(ir.IntType(32), index)) for index in range(6)
+            ]
+            low = builder.fadd(builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3]))
+            return builder.fadd(low, builder.fadd(parts[4], parts[5]))
+
+        return signature, codegen
+
+    return dot36
+
+
+_dot36_wide = _make_dot36(8)
+_dot36_exact = _make_dot36(6)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _bilinear(plane, base, dx, dy, fx, fy):
+    """Four taps; `dx`, `dy` are zero where the fraction is, so that a tap without weight is never used."""
+    p = plane[base]
+    q = plane[base + dy]
+    top = p + fx * (plane[base + dx] - p)
+    low = q + fx * (plane[base + dx + dy] - q)
+    return top + fy * (low - top)
+
+
+@njit(cache=True, nogil=True)
+def _map_row(node_x, node_y, lattice, y, x0, sx, sy):
+    """Fill `sx`, `sy` (float64) with the source coordinates of the output pixels (y, x0 ...)."""
+    map_y0, map_x0, step = lattice
+    inverse = 1.0 / step
+    last_j, last_i = node_x.shape[0] - 2, node_x.shape[1] - 2
+    rel_y = y - map_y0
+    j = min(max(rel_y // step, 0), last_j)
+    fy = (rel_y - j * step) * inverse
+    n_cols = sx.size
+    col = 0
+    while col < n_cols:
+        i = min(max((x0 + col - map_x0) // step, 0), last_i)
+        stop = n_cols if i == last_i else min(n_cols, (i + 1) * step + map_x0 - x0)
+        left_x = node_x[j, i] + fy * (node_x[j + 1, i] - node_x[j, i])
+        left_y = node_y[j, i] + fy * (node_y[j + 1, i] - node_y[j, i])
+        span_x = node_x[j, i + 1] + fy * (node_x[j + 1, i + 1] - node_x[j, i + 1]) - left_x
+        span_y = node_y[j, i + 1] + fy * (node_y[j + 1, i + 1] - node_y[j, i + 1]) - left_y
+        first = x0 - map_x0 - i * step
+        for k in range(col, stop):
+            fraction = (first + k) * inverse
+            sx[k] = left_x + fraction * span_x
+            sy[k] = left_y + fraction * span_y
+        col = stop
+
+
+@njit(cache=True, nogil=True)
+def _split_row(sx, sy, limits, base, fx, fy, gap):
+    """Split coordinates into the window's flat pixel index and float32 fractions.
+
+    `gap` becomes 0 inside and NaN outside: adding it marks a sample as missing without a branch.
+    """
+    origin_y, origin_x, win_h, win_w = limits
+    x_low, x_high = float(origin_x), float(origin_x + win_w - 1)
+    y_low, y_high = float(origin_y), float(origin_y + win_h - 1)
+    zero, nan = np.float32(0), np.float32(np.nan)
+    n_valid = 0
+    for k in range(sx.size):
+        x, y = sx[k], sy[k]
+        # The window ends where the image ends or beyond what this box can reach, so one test serves both; NaN
+        # coordinates fail it too.
+        ok = (x >= x_low) & (x <= x_high) & (y >= y_low) & (y <= y_high)
+        x = x if ok else x_low
+        y = y if ok else y_low
+        ix, iy = np.int32(x), np.int32(y)
+        fx[k] = np.float32(x - ix)
+        fy[k] = np.float32(y - iy)
+        base[k] = np.uint32((iy - origin_y) * win_w + (ix - origin_x))
+        gap[k] = zero if ok else nan
+        n_valid += ok
+    return n_valid
+
+
+@njit(cache=True, nogil=True)
+def _weigh_row(sx, sy, image_hw, feather, wmap, use_map, win_w, base, fx, fy, gap, weight):
+    """Fill the weights of one row; where they are not positive the sample becomes missing."""
+    height, width = image_hw
+    zero, one, nan = np.float32(0), np.float32(1), np.float32(np.nan)
+    right, bottom = float(width - 1), float(height - 1)
+    if feather > zero:
+        for k in range(sx.size):
+            edge = np.float32(min(min(sx[k], right - sx[k]), min(sy[k], bottom - sy[k])))
+            ramp = (edge + one) / feather
+            ramp = one if ramp > one else ramp
+            weight[k] = ramp * ramp * (np.float32(3) - np.float32(2) * ramp)
+    else:
+        weight[:] = one
+    if use_map:
+        for k in range(sx.size):
+            dx = np.uint32(1) if fx[k] > zero else np.uint32(0)
+            dy = np.uint32(win_w) if fy[k] > zero else np.uint32(0)
+            weight[k] *= _bilinear(wmap, base[k], dx, dy, fx[k], fy[k])
+    for k in range(sx.size):
+        value = weight[k]
+        good = (gap[k] == zero) & (value > zero) & (value - value == zero)
+        weight[k] = value if good else zero
+        gap[k] = zero if good else nan
+
+
+@njit(cache=True, nogil=True)
+def _bilinear_row(flat, plane, win_w, base, fx, fy, out):
+    n_channels, n_cols = out.shape
+    zero = np.float32(0)
+    for k in range(n_cols):
+        a, b = fx[k], fy[k]
+        dx = np.uint32(1) if a > zero else np.uint32(0)
+        dy = np.uint32(win_w) if b > zero else np.uint32(0)
+        here = base[k]
+        for _ in range(n_channels):
+            out[_, k] = _bilinear(flat, here, dx, dy, a, b)
+            here += np.uint32(plane)
+
+
+@njit(cache=True, nogil=True)
+def _plan_taps(sx, sy, limits, fx, fy, gap, row_x, row_y, kind):
+    """Decide per pixel how Lanczos reads: 0 not at all, 1 bilinear, 2 the exact taps, 3 vectors of eight."""
+    origin_y, origin_x, win_h, win_w = limits
+    zero, rows, half = np.float32(0), np.float32(LANCZOS_ROWS), np.float32(0.5)
+    x_low, x_high = float(origin_x + 2), float(origin_x + win_w - 3)
+    y_low, y_high = float(origin_y + 2), float(origin_y + win_h - 3)
+    # In the last tap row of a plane eight floats may reach beyond the array; the row above is always safe.
+    y_safe = float(origin_y + win_h - 4)
+    for k in range(sx.size):
+        row_x[k] = np.int32(fx[k] * rows + half)
+        row_y[k] = np.int32(fy[k] * rows + half)
+        inside = (sx[k] >= x_low) & (sx[k] < x_high) & (sy[k] >= y_low) & (sy[k] < y_high)
+        taps = np.int32(3) if sy[k] < y_safe else np.int32(2)
+        taps = taps if inside & ((fx[k] > zero) | (fy[k] > zero)) else np.int32(1)
+        kind[k] = taps if gap[k] == zero else np.int32(0)
+
+
+@njit(cache=True, nogil=True)
+def _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, out):
+    zero = np.float32(0)
+    n_channels, n_cols = out.shape
+    for k in range(n_cols):
+        way = kind[k]
+        if way == 3:
+            corner = int(base[k]) - 2 * win_w - 2
+            for c in range(n_channels):
+                out[c, k] = _dot36_wide(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
+                corner += plane
+        elif way == 2:
+            corner = int(base[k]) - 2 * win_w - 2
+            for c in range(n_channels):
+                out[c, k] = _dot36_exact(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
+                corner += plane
+    for c in range(n_channels):
+        for k in range(n_cols):
+            value = out[c, k]
+            # Any missing tap makes the sum NaN (0 * NaN too): one test instead of 36.
+            if kind[k] == 1 or value - value != zero:
+                dx = np.uint32(1) if fx[k] > zero else np.uint32(0)
+                dy = np.uint32(win_w) if fy[k] > zero else np.uint32(0)
+                out[c, k] = _bilinear(flat, base[k] + np.uint32(c * plane), dx, dy, fx[k], fy[k])
+
+
+@njit(cache=True, nogil=True)
+def _photometry_row(line, u, t, terms, gap, out):
+    """Apply ``gain v + (c0 + cx u + cy t)``; what is missing or not finite becomes NaN."""
+    gain, c0, cx, cy = terms[0], terms[1], terms[2], terms[3]
+    if cx == np.float32(0) and cy == np.float32(0):
+        for k in range(out.size):
+            value = line[k]
+            out[k] = gain * value + c0 + (value - value) + gap[k]
+        return
+    for k in range(out.size):
+        value = line[k]
+        out[k] = gain * value + (c0 + cx * u[k] + cy * t[k]) + (value - value) + gap[k]
+
+
+@njit(cache=True, nogil=True)
+def _unit_row(sx, sy, image_hw, u, t):
+    """Source position as -1 .. 1 across the image; 0 where the image is one pixel wide or high."""
+    height, width = image_hw
+    zero, one = np.float32(0), np.float32(1)
+    scale_u = np.float32(2.0 / (width - 1)) if width > 1 else zero
+    scale_t = np.float32(2.0 / (height - 1)) if height > 1 else zero
+    shift_u = one if width > 1 else zero
+    shift_t = one if height > 1 else zero
+    for k in range(u.size):
+        u[k] = np.float32(sx[k]) * scale_u - shift_u
+        t[k] = np.float32(sy[k]) * scale_t - shift_t
+
+
+@njit(cache=True, nogil=True)
+def _sample_kernel(
+    planes, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, feather, wmap, use_map,
+    out, out_weight, write_weight,
+):  # fmt: skip
+    limits = (origin[0], origin[1], win_hw[0], win_hw[1])
+    win_w = win_hw[1]
+    n_channels, n_rows, n_cols = out.shape
+    flat, plane = planes.reshape(-1), planes.shape[1]
+    nan = np.float32(np.nan)
+    sx, sy = np.empty(n_cols, np.float64), np.empty(n_cols, np.float64)
+    fx, fy = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
+    u, t = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
+    base, gap = np.empty(n_cols, np.uint32), np.empty(n_cols, np.float32)
+    row_x, row_y = np.empty(n_cols, np.int32), np.empty(n_cols, np.int32)
+    kind = np.empty(n_cols, np.int32)
+    # Sampled here first: planes of whole pages make stores to `out` collide with the loads of the taps.
+    line = np.empty((n_channels, n_cols), np.float32)
+    for row in range(n_rows):
+        _map_row(node_x, node_y, lattice, start[0] + row, start[1], sx, sy)
+        n_valid = _split_row(sx, sy, limits, base, fx, fy, gap)
+        if write_weight:
+            _weigh_row(sx, sy, image_hw, feather, wmap, use_map, win_w, base, fx, fy, gap, out_weight[row])
+        if n_valid == 0:
+            out[:, row, :] = nan
+            continue
+        _unit_row(sx, sy, image_hw, u, t)
+        if lanczos:
+            _plan_taps(sx, sy, limits, fx, fy, gap, row_x, row_y, kind)
+            _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, line)
+        else:
+            _bilinear_row(flat, plane, win_w, base, fx, fy, line)
+        for c in range(n_channels):
+            _photometry_row(line[c], u, t, terms[c], gap, out[c, row])
+
+
+def sample_window(
+    window: np.ndarray,
+    origin_yx: tuple[int, int],
+    shape_hw: tuple[int, int],
+    pixel_map: PixelMap,
+    box: tuple[int, int, int, int],
+    kernel: Kernel,
+    photometry: np.ndarray,
+    *,
+    feather_px: float = 0.0,
+    weight_window: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    out_weight: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Sample one source at every pixel of an output box.
+
+    With ``(sx, sy)`` the mapped coordinate, ``ix = floor(sx)`` and ``fx = float32(sx - ix)`` (same in y):
+
+    - ``fx == fy == 0``: the pixel itself, whatever the kernel;
+    - bilinear: four taps, all inside and finite; a tap with weight exactly 0 need not exist;
+    - lanczos3: ``LANCZOS_TABLE[int(fx * 4096 + 0.5)]`` in x and y over the 6 x 6 taps from ``ix - 2``, all inside
+      the image and finite, else bilinear for this pixel and channel.
+
+    The result ``v`` becomes ``gain v + (c0 + cx u + cy t)`` as described in `CoaddSource`.
+
+    Parameters
+    ----------
+    window : ndarray, shape (C, h, w), float32, C-contiguous
+        Part of the source; must hold everything `source_window` names for this box. NaN: missing.
+    origin_yx : tuple of int
+        Source row and column of the window's first pixel.
+    shape_hw : tuple of int
+        Height and width of the whole source.
+    pixel_map : PixelMap
+    box : tuple of int
+        ``(y0, y1, x0, x1)`` in output pixels.
+    kernel : {'bilinear', 'lanczos3'}
+    photometry : ndarray, shape (C, 4), float32
+    feather_px : float
+        See `CoaddSource`.
+    weight_window : ndarray, shape (h, w), float32, optional
+        Weight map of the same window, sampled bilinearly; not positive or not finite: weight 0.
+    out : ndarray, shape (C, y1 - y0, x1 - x0), float32, optional
+        Receives the samples.
+    out_weight : ndarray, shape (y1 - y0, x1 - x0), float32, optional
+        Receives the weights.
+
+    Returns
+    -------
+    tuple
+        Samples (NaN: missing or weight 0) and weights; weights are None when there is neither feather nor map
+        (every sample then weighs 1).
+
+    Raises
+    ------
+    ValueError
+        When the kernel is unknown or array shapes disagree.
+    """
+    y0, y1, x0, x1 = box
+    if kernel not in HALO:
+        raise ValueError(f"unknown kernel {kernel!r}; use one of {sorted(HALO)}")
+    window = np.ascontiguousarray(window, dtype=np.float32)
+    if window.ndim != 3 or np.shape(photometry) != (window.shape[0], 4):
+        raise ValueError(
+            f"window must be (C, h, w) and photometry (C, 4); got {window.shape} and {np.shape(photometry)}"
+        )
+    if weight_window is not None and weight_window.shape != window.shape[1:]:
+        raise ValueError(f"weight window {weight_window.shape} does not match window {window.shape}")
+    shape = (window.shape[0], y1 - y0, x1 - x0)
+    if out is None:
+        out = np.empty(shape, dtype=np.float32)
+    elif out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, the box needs {shape}")
+    weighted = feather_px > 0 or weight_window is not None
+    if weighted and out_weight is None:
+        out_weight = np.empty(shape[1:], dtype=np.float32)
+    use_map = weight_window is not None
+    _sample_kernel(
+        window.reshape(window.shape[0], -1),
+        window.shape[1:],
+        (int(origin_yx[0]), int(origin_yx[1])),
+        (int(shape_hw[0]), int(shape_hw[1])),
+        pixel_map.src_x,
+        pixel_map.src_y,
+        (int(pixel_map.y0), int(pixel_map.x0), int(pixel_map.step)),
+        (int(y0), int(x0)),
+        kernel == "lanczos3",
+        _TABLE8,
+        np.ascontiguousarray(photometry, dtype=np.float32),
+        np.float32(feather_px),
+        np.ascontiguousarray(weight_window, dtype=np.float32).reshape(-1) if use_map else _NO_MAP.reshape(-1),
+        use_map,
+        out,
+        out_weight if weighted else _NO_WEIGHT,
+        weighted,
+    )
+    return out, out_weight if weighted else None

@@ -24,6 +24,7 @@ __all__ = [
     "celestial_cards",
     "frame_from_json",
     "frame_to_json",
+    "is_celestial_key",
     "iter_hdus",
     "linear_scale_arcsec",
     "read_frame_info",
@@ -310,6 +311,11 @@ def celestial_cards(cards: Mapping[str, Any]) -> dict[str, Any] | None:
     selected = {k: v for k, v in cards.items() if _WCS_KEY.match(k) and v is not None}
     selected["WCSAXES"] = 2
     return selected
+
+
+def is_celestial_key(name: str) -> bool:
+    """Tell whether a card belongs to the celestial WCS of axes 1 and 2."""
+    return _WCS_KEY.match(name) is not None
 
 
 def linear_scale_arcsec(cards: Mapping[str, Any]) -> float | None:

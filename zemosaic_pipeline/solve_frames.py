@@ -34,7 +34,7 @@ from zemosaic_pipeline.phase1_prepare import STAR_COLUMNS, Prepared
 from zemosaic_pipeline.plan import SolveOptions
 from zemosaic_pipeline.records import Frame, FrameMeasure, Solution, SolvedFrame
 
-__all__ = ["SOLVE_VERSION", "match_frame", "run"]
+__all__ = ["SOLVE_VERSION", "image_provider", "match_frame", "run"]
 
 SOLVE_VERSION = 1
 PHASE = "phase1_prepare"
@@ -160,7 +160,9 @@ def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
         sky.add(index, Solution(dict(cards), "header", check.rms_px, check.n_matched))
 
 
-def _image_provider(info: FrameInfo) -> Any:
+def image_provider(info: FrameInfo) -> Any:
+    """Return what gives a solver the frame's luminance (h, w) and the position of its first pixel."""
+
     def provide() -> tuple[np.ndarray, tuple[float, float]]:
         data = read_window(info, 0, info.shape_hw[0])
         if info.kind == "cfa":
@@ -183,7 +185,7 @@ def _solve(
         scale_arcsec=frame.info.scale_arcsec,
         radius_deg=options.solver.search_radius_deg,
         stars=sky.stars[index],
-        image_provider=_image_provider(frame.info),
+        image_provider=image_provider(frame.info),
         work_dir=context.work_dir,
         timeout_s=options.solver.timeout_s,
     )

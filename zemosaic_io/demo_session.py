@@ -264,12 +264,11 @@ def write_demo_night(
 
 
 def _panel_centers(center_deg, pitch_hw, panels) -> list[tuple[float, float]]:
-    """Centres of the panels in rows; every other row backwards, as a telescope saves its steps."""
+    """Centres of the panels, row by row."""
     plane = tan_cards(*center_deg, scale_arcsec=3600.0, shape_hw=(1, 1))
     centers = []
     for row in range(panels[0]):
-        columns = range(panels[1]) if row % 2 == 0 else range(panels[1] - 1, -1, -1)
-        for column in columns:
+        for column in range(panels[1]):
             x = (column - (panels[1] - 1) / 2.0) * pitch_hw[1]
             y = (row - (panels[0] - 1) / 2.0) * pitch_hw[0]
             ra, dec = pixel_to_sky(plane, x, y)

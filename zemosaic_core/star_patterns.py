@@ -17,14 +17,18 @@ from scipy.spatial import cKDTree
 
 __all__ = [
     "MIN_LOG10_ODDS",
+    "REFIT_LOOKS",
+    "SEED_STARS",
     "PatternMatch",
     "Triangles",
+    "chance_of_one_accident",
     "find_similarity",
     "fit_similarity",
     "log10_odds_against_chance",
     "make_triangles",
     "mutual_matches",
     "propose_similarities",
+    "refine_similarity",
 ]
 
 # A match is believed when the expected number of accidents as good as it, over everything that was tried, is
@@ -32,12 +36,12 @@ __all__ = [
 MIN_LOG10_ODDS = 8.0
 
 # Every refit may pick up accidental companions; ten is a generous count of the independent looks it takes.
-_REFIT_LOOKS = 10.0
+REFIT_LOOKS = 10.0
 # Shape search from cheap to thorough: (fraction of max_stars, neighbours per star).
 _STAGES = ((0.5, 7), (1.0, 8), (1.0, 14), (2.0, 9))
 _N_PROPOSALS = 16
 # The three stars of the proposing triangle agree by construction and prove nothing.
-_SEED_STARS = 3
+SEED_STARS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,7 +402,7 @@ def _search(
                 continue
             tried += 1
             hits = _count_hits(m, src, ref, grid_start, grid_order, x0, y0, cell, nx, ny, radius)
-            if hits > _SEED_STARS and hits > best_hits[n_best - 1]:
+            if hits > SEED_STARS and hits > best_hits[n_best - 1]:
                 _keep_best(m, hits, best, best_hits, corners, 2.0 * radius)
     return best, best_hits, tried
 
@@ -496,7 +500,7 @@ def find_similarity(
     src_rows = np.flatnonzero(np.isfinite(src_xy).all(axis=1))
     ref = np.ascontiguousarray(np.asarray(ref_xy, dtype=np.float64)[ref_rows])
     src = np.ascontiguousarray(np.asarray(src_xy, dtype=np.float64)[src_rows])
-    if min(len(ref), len(src)) < max(min_matches, _SEED_STARS + 1):
+    if min(len(ref), len(src)) < max(min_matches, SEED_STARS + 1):
         return None
     tree = cKDTree(ref)
     tried = 0
@@ -533,7 +537,7 @@ def _best_verified(
 ) -> PatternMatch | None:
     best = None
     for matrix in proposals:
-        match = _refine(ref, src, tree, matrix, tried, tolerance)
+        match = refine_similarity(ref, src, matrix, tolerance=tolerance, tried=tried, tree=tree)
         if match is None or len(match.ref_index) < min_matches or match.log10_odds < MIN_LOG10_ODDS:
             continue
         if not scale_bounds[0] <= match.scale <= scale_bounds[1]:
@@ -543,15 +547,43 @@ def _best_verified(
     return best
 
 
-def _refine(ref, src, tree, matrix, tried, tolerance) -> PatternMatch | None:
-    """Refit a proposal on all its pairs until they no longer change, then weigh it against chance."""
+def refine_similarity(
+    ref: np.ndarray,
+    src: np.ndarray,
+    matrix: np.ndarray,
+    *,
+    tolerance: float,
+    tried: int,
+    tree: cKDTree | None = None,
+) -> PatternMatch | None:
+    """Refit a proposal on all its pairs until they no longer change, then weigh it against chance.
+
+    Parameters
+    ----------
+    ref, src : numpy.ndarray
+        float64 (n, 2) positions.
+    matrix : numpy.ndarray
+        float64 (2, 3), the proposal src -> ref.
+    tolerance : float
+        Largest distance of a pair, in reference units.
+    tried : int
+        Proposals that were scored so far: each was a chance for an accident.
+    tree : scipy.spatial.cKDTree, optional
+        Tree of `ref`, when the caller has one.
+
+    Returns
+    -------
+    PatternMatch or None
+        None when fewer than four stars agree; the caller judges ``log10_odds``.
+    """
+    tree = cKDTree(ref) if tree is None else tree
     mirror = float(np.linalg.det(matrix[:, :2])) < 0
     previous = None
     radius = 2.0 * tolerance
     for _ in range(12):
         mapped = src @ matrix[:, :2].T + matrix[:, 2]
         ref_index, src_index = mutual_matches(tree, mapped, radius)
-        if len(ref_index) <= _SEED_STARS:
+        if len(ref_index) <= SEED_STARS:
             return None
         distance = np.hypot(*(mapped[src_index] - ref[ref_index]).T)
         pairs = ref_index * len(src) + src_index
@@ -561,20 +593,23 @@ def _refine(ref, src, tree, matrix, tried, tolerance) -> PatternMatch | None:
         matrix = fit_similarity(ref[ref_index], src[src_index], mirror=mirror)
         # Four medians are 4.7 sigma of true pairs; what lies farther is an accident that would bend the fit.
         radius = min(tolerance, max(4.0 * float(np.median(distance)), 0.25 * tolerance))
-    n, p = _chance_of_one(ref, src, tree, mapped, matrix, tolerance)
+    n, p = chance_of_one_accident(ref, src, tree, matrix, tolerance)
     odds = log10_odds_against_chance(
-        n - _SEED_STARS, len(ref_index) - _SEED_STARS, p, max(tried, 1) * _REFIT_LOOKS
+        n - SEED_STARS, len(ref_index) - SEED_STARS, p, max(tried, 1) * REFIT_LOOKS
     )
     rms = float(np.sqrt(np.mean(distance**2)))
     return PatternMatch(matrix, ref_index, src_index, rms, odds, n)
 
 
-def _chance_of_one(ref, src, tree, mapped, matrix, tolerance) -> tuple[int, float]:
+def chance_of_one_accident(
+    ref: np.ndarray, src: np.ndarray, tree: cKDTree, matrix: np.ndarray, tolerance: float
+) -> tuple[int, float]:
     """Count the source stars on the common area and the chance that one of them meets a star by accident.
 
     The density of reference stars is the larger of two estimates, over the common area and in rings around
     the mapped stars themselves, so that stars crowding in clusters do not make an accident look impossible.
     """
+    mapped = src @ matrix[:, :2].T + matrix[:, 2]
     low, high = ref.min(axis=0) - tolerance, ref.max(axis=0) + tolerance
     inside = ((mapped >= low) & (mapped <= high)).all(axis=1)
     n = int(inside.sum())

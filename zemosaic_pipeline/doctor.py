@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,24 +232,26 @@ def _environment(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _solvers(settings: Settings) -> Iterator[Finding]:
-    from zemosaic_io.solvers.chain import find_all_solvers
+    # Imported here: without a window or a run, nobody pays for the solvers.
+    from zemosaic_io.solvers.chain import make_solvers
     from zemosaic_pipeline.plan import solver_options
 
-    usable = 0
-    for name, found in find_all_solvers(solver_options(settings)):
-        values = {
-            "solver": name,
-            "path": str(found.path or ""),
-            "version": found.version,
-            "detail": found.detail,
-        }
+    options = solver_options(settings)
+    chosen = [solver.name for solver in make_solvers(options)]
+    every = {solver.name: solver for solver in make_solvers(replace(options, method="AUTO"))}
+    every |= {solver.name: solver for solver in make_solvers(options)}
+    usable = False
+    for name, solver in every.items():
+        found = solver.find()
+        values = {"solver": name, "path": found.path, "version": found.version, "detail": found.detail}
         if found.ok:
-            usable += 1
+            usable |= name in chosen
             yield Finding("solver", "ok", "doctor.solver_found", values)
         else:
-            yield Finding("solver", "info", "doctor.solver_not_found", values)
-    if not usable:
-        yield Finding("solver", "fail", "doctor.no_solver", {}, "doctor.no_solver_advice")
+            yield Finding("solver", "info", found.key, {**values, **found.values})
+    if not usable and chosen:
+        values = {"method": settings.solver_method}
+        yield Finding("solver", "fail", "doctor.no_solver", values, "doctor.no_solver_advice")
 
 
 def _gpu(settings: Settings) -> Finding:

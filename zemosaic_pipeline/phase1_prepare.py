@@ -17,6 +17,7 @@ from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import MeasureOptions
+from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.records import Frame, FrameMeasure
 
 __all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "measure_frame", "run"]
@@ -209,10 +210,11 @@ def _judge(
     for members in nights.values():
         rows = [measures[frame.index] for frame in members]
         verdicts = stars.night_outliers(
-            sky=np.array([np.mean(row.sky_adu) for row in rows]),
-            n_stars=np.array([row.n_stars for row in rows]),
-            fwhm_px=np.array([row.fwhm_px for row in rows]),
-            elongation=np.array([row.elongation for row in rows]),
+            n_stars=[row.n_stars for row in rows],
+            fwhm_px=[row.fwhm_px for row in rows],
+            elongation=[row.elongation for row in rows],
+            sky_adu=[float(np.mean(row.sky_adu)) for row in rows],
+            groups=pointing_labels([frame.info for frame in members]),
             sigma=options.quality_sigma,
         )
         for frame, row, reasons in zip(members, rows, verdicts, strict=True):

@@ -95,26 +95,31 @@ def _source(
     )
 
 
-def _mesh_nodes(frames: Sequence[RegisteredFrame], shape: tuple[int, int], cell_px: int) -> np.ndarray:
-    """Return the grid positions (N, ny, nx, 2) of the centres of the background cells."""
-    ny, nx = shape
-    x, y = np.meshgrid((np.arange(nx) + 0.5) * cell_px - 0.5, (np.arange(ny) + 0.5) * cell_px - 0.5)
-    return np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames])
+def _cell_centres(
+    shape_hw: tuple[int, int], n_cells: tuple[int, int], cell_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return frame positions (x, y) of the centres of the background cells; the last ones may be cut short."""
+
+    def centres(length: int, n: int) -> np.ndarray:
+        start = np.arange(n) * cell_px
+        return (start + np.minimum(start + cell_px, length) - 1) / 2
+
+    return np.meshgrid(centres(shape_hw[1], n_cells[1]), centres(shape_hw[0], n_cells[0]))
 
 
 def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) -> np.ndarray:
     """Return the photometric terms (N, C, 4) that bring the frames of a group onto one sky."""
-    arrays = [frame.solved.measure.arrays() for frame in frames]
-    meshes = np.stack([a["mesh"] for a in arrays])
+    meshes = np.stack([frame.solved.measure.arrays()["mesh"] for frame in frames])
+    height, width = frames[0].solved.frame.info.shape_hw
+    x, y = _cell_centres((height, width), meshes.shape[2:], cell_px)
     return normalise_group(
         np.array([frame.gain for frame in frames]),
         np.array([frame.solved.measure.sky_adu for frame in frames]),
         meshes,
-        _mesh_nodes(frames, meshes.shape[2:], cell_px),
+        np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames]),
         np.array([frame.solved.measure.noise_adu for frame in frames]),
         method,
-        shapes_hw=[frame.solved.frame.info.shape_hw for frame in frames],
-        cell_px=cell_px,
+        uv=np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], axis=-1),
     )
 
 
@@ -285,7 +290,7 @@ def create_tile(
             budget_bytes=plan.block_budget_bytes,
             policy=context.policy,
             threads=plan.threads,
-            cancel=context.cancel.check,
+            cancel=context.cancel,
         )
         _write_ramp(out, shape, plan.stack.tile_ramp_px)
         out.commit()

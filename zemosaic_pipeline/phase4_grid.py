@@ -134,7 +134,7 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
         if fit.to_plane is None or fit.to_frame is None:
             context.leave_out(str(item.frame.info.path), PHASE, fit.reason)
             continue
-        measure = replace(item.measure, transparency=float(1 / np.mean(flux_scale.gain[i])))
+        measure = replace(item.measure, transparency=float(1 / np.mean(flux_scale.gains[i])))
         frames.append(
             RegisteredFrame(
                 solved=replace(item, measure=measure),
@@ -142,7 +142,7 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
                 to_frame=fit.to_frame,
                 rms_px=fit.rms_px,
                 n_matched=fit.n_matched,
-                gain=tuple(map(float, flux_scale.gain[i])),
+                gain=tuple(map(float, flux_scale.gains[i])),
             )
         )
     loose = [item.frame.name for item, fit in zip(solved, found.frames, strict=True) if not fit.ok]

@@ -12,10 +12,10 @@ import numpy as np
 from astropy.wcs import WCS
 
 from zemosaic_core import __version__
-from zemosaic_core.photometry import TilePair, TilePhotometry, solve_tiles
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule
 from zemosaic_core.thumbnails import cell_medians
+from zemosaic_core.tile_photometry import OverlapSamples, TileOptions, TilePhotometry, solve_tiles
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_store import TileStore
 from zemosaic_pipeline.context import RunContext
@@ -57,7 +57,7 @@ def _thumbnail(store: TileStore, tile: MasterTile, rows: int = 1024) -> Thumbnai
 
 def _pair(
     i: int, j: int, thumbs: Sequence[Thumbnail], tiles: Sequence[MasterTile], min_cells: int = 6
-) -> TilePair | None:
+) -> OverlapSamples | None:
     """Return the cells two tiles share, with positions in [-1, 1] of each tile; None when there are too few."""
     a, b = thumbs[i], thumbs[j]
     y0, x0 = max(a.first_cell[0], b.first_cell[0]), max(a.first_cell[1], b.first_cell[1])
@@ -77,18 +77,20 @@ def _pair(
     cy, cx = np.nonzero(both)
     centre_y, centre_x = (cy + y0 + 0.5) * CELL_PX - 0.5, (cx + x0 + 0.5) * CELL_PX - 0.5
 
-    def place(tile: MasterTile) -> tuple[np.ndarray, np.ndarray]:
+    def place(tile: MasterTile) -> np.ndarray:
         height, width = tile.shape_hw
         u = 2 * (centre_x - tile.origin_yx[1]) / max(1, width - 1) - 1
-        v = 2 * (centre_y - tile.origin_yx[0]) / max(1, height - 1) - 1
-        return u, v
+        t = 2 * (centre_y - tile.origin_yx[0]) / max(1, height - 1) - 1
+        return np.column_stack([u, t])
 
-    return TilePair(i, j, *place(tiles[i]), *place(tiles[j]), values_a[:, both], values_b[:, both])
+    return OverlapSamples(
+        i, j, place(tiles[i]), place(tiles[j]), values_a[:, both], values_b[:, both], np.ones(len(cy))
+    )
 
 
 def tile_photometry(
     tiles: Sequence[MasterTile], store: TileStore, plan: RunPlan, context: RunContext
-) -> tuple[TilePhotometry, list[Thumbnail]]:
+) -> tuple[TilePhotometry, list[Thumbnail], list[OverlapSamples]]:
     """Return gain, offset and gradient of every tile, solved over all overlaps at once."""
     thumbs = []
     for tile in tiles:
@@ -99,16 +101,25 @@ def tile_photometry(
         for i, j in combinations(range(len(tiles)), 2)
         if (pair := _pair(i, j, thumbs, tiles)) is not None
     ]
-    solution = solve_tiles(
-        len(tiles),
-        plan.n_channels,
-        pairs,
-        noise=np.array([tile.noise_adu for tile in tiles]) / CELL_PX,
+    options = TileOptions(
         fit_gain=plan.assembly.photometric_match,
-        fit_offset=plan.assembly.match_background,
         fit_plane=plan.assembly.match_background and plan.assembly.gradient,
     )
-    return solution, thumbs
+    solution = solve_tiles(len(tiles), pairs, plan.n_channels, options=options)
+    if not plan.assembly.match_background:
+        solution = replace(
+            solution, terms=_gains_only(solution.terms, thumbs, plan.assembly.photometric_match)
+        )
+    return solution, thumbs, pairs
+
+
+def _gains_only(terms: np.ndarray, thumbs: Sequence[Thumbnail], use_gain: bool) -> np.ndarray:
+    """Leave every sky where it is; a gain then turns about the tile's own sky."""
+    kept = np.zeros_like(terms)
+    kept[..., 0] = terms[..., 0] if use_gain else 1.0
+    for i, thumb in enumerate(thumbs):
+        kept[i, :, 1] = (1 - kept[i, :, 0]) * np.nanmedian(thumb.medians, axis=(1, 2))
+    return kept
 
 
 def _equalise(terms: np.ndarray, thumbs: Sequence[Thumbnail]) -> np.ndarray:
@@ -210,7 +221,7 @@ def _history(plan: RunPlan, photometry: TilePhotometry) -> list[tuple[str, str]]
         f"ZeMosaic {__version__}: frames resampled once onto this grid ({plan.stack.kernel})",
         f"frames: normalise={plan.stack.normalise} weight={plan.stack.weighting} reject={plan.stack.rule.rejection}",
         f"tiles: gain={plan.assembly.photometric_match} background={plan.assembly.match_background}"
-        f" gradient={plan.assembly.gradient}, anchor tile(s) {list(photometry.anchors)}",
+        f" gradient={plan.assembly.gradient}, anchor tile(s) {photometry.anchors.tolist()}",
     ]
     if plan.stack.equalise_rgb:
         lines.append("channels scaled to a common median sky (poststack_equalize_rgb)")
@@ -238,7 +249,7 @@ def run(
         A file cannot be written.
     """
     store = TileStore({tile.tile_id: Path(tile.path) for tile in tiles})
-    solution, thumbs = tile_photometry(tiles, store, plan, context)
+    solution, thumbs, pairs = tile_photometry(tiles, store, plan, context)
     _tell_photometry(tiles, solution, context)
     terms = (
         _equalise(solution.terms, thumbs)
@@ -279,7 +290,7 @@ def run(
             policy=context.policy,
             threads=plan.threads,
             on_rows=on_rows,
-            cancel=context.cancel.check,
+            cancel=context.cancel,
         )
         out.commit()
         out_coverage.commit()
@@ -287,7 +298,7 @@ def run(
         science_path=str(science),
         coverage_path=str(coverage),
         grid=replace(grid, wcs_cards=wcs_cards, shape_hw=canvas.shape_hw),
-        photometry=_photometry_facts(tiles, solution),
+        photometry=_photometry_facts(tiles, pairs, solution, terms),
     )
 
 
@@ -314,31 +325,38 @@ class _Depth:
         return total
 
 
+def _rms(per_channel: np.ndarray) -> np.ndarray:
+    """Combine the channels of each overlap (P, C) into one number (P,)."""
+    return np.sqrt(np.nanmean(per_channel**2, axis=1))
+
+
 def _tell_photometry(tiles: Sequence[MasterTile], solution: TilePhotometry, context: RunContext) -> None:
-    if len(tiles) > 1 and len(solution.anchors) > 1:
+    if len(solution.anchors) > 1:
         context.say("tiles_disconnected", "WARN", parts=len(solution.anchors))
-    before = [pair.rms_before for pair in solution.residuals]
-    after = [pair.rms_after for pair in solution.residuals]
-    if before:
+    if len(solution.n_used):
         context.say(
             "run_info_photometry",
-            overlaps=len(before),
-            before=round(float(np.median(before)), 2),
-            after=round(float(np.median(after)), 2),
+            overlaps=len(solution.n_used),
+            before=round(float(np.nanmedian(_rms(solution.pair_rms_before))), 2),
+            after=round(float(np.nanmedian(_rms(solution.pair_rms_after))), 2),
         )
 
 
-def _photometry_facts(tiles: Sequence[MasterTile], solution: TilePhotometry) -> dict[str, Any]:
+def _photometry_facts(
+    tiles: Sequence[MasterTile], pairs: Sequence[OverlapSamples], solution: TilePhotometry, terms: np.ndarray
+) -> dict[str, Any]:
+    before, after = _rms(solution.pair_rms_before), _rms(solution.pair_rms_after)
     return {
-        "anchors": [tiles[i].tile_id for i in solution.anchors],
-        "terms": {tile.tile_id: np.round(solution.terms[i], 6).tolist() for i, tile in enumerate(tiles)},
+        "anchors": [tiles[int(i)].tile_id for i in solution.anchors],
+        "parts": len(solution.anchors),
+        "terms": {tile.tile_id: np.round(terms[i], 6).tolist() for i, tile in enumerate(tiles)},
         "overlaps": [
             {
                 "tiles": [tiles[pair.i].tile_id, tiles[pair.j].tile_id],
-                "cells": pair.n_used,
-                "rms_before_adu": round(float(pair.rms_before), 4),
-                "rms_after_adu": round(float(pair.rms_after), 4),
+                "cells": int(solution.n_used[k].max()),
+                "rms_before_adu": round(float(before[k]), 4),
+                "rms_after_adu": round(float(after[k]), 4),
             }
-            for pair in solution.residuals
+            for k, pair in enumerate(pairs)
         ],
     }

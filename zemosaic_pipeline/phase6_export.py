@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zemosaic_core.stretch import coverage_rgba, preview_rgba
+from zemosaic_core.colour_maps import coverage_rgba
+from zemosaic_core.stretch import preview_rgba
 from zemosaic_io.preview import (
     FitsRows,
     display_range,

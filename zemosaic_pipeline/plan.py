@@ -246,13 +246,6 @@ def _block_budget(settings: Settings, machine: Machine) -> int:
     return int(min(max(0.33 * machine.memory_bytes, 256e6), 4e9))
 
 
-def field_deg(info: FrameInfo) -> float:
-    """Diagonal of the frame's field, degrees; 1.5 (a Seestar's) when the header does not tell the scale."""
-    if info.scale_arcsec is None:
-        return 1.5
-    return math.hypot(*info.shape_hw) * info.scale_arcsec / 3600
-
-
 def estimate_canvas(infos: Sequence[FrameInfo]) -> tuple[int, int]:
     """Guess height and width (px) of the mosaic from the headers' positions alone."""
     height, width = infos[0].shape_hw

@@ -32,14 +32,13 @@ from zemosaic_io.solvers.embedded import check_wcs
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase1_prepare import STAR_COLUMNS, Prepared
 from zemosaic_pipeline.plan import SolveOptions
+from zemosaic_pipeline.pointings import field_deg, pointing_labels
 from zemosaic_pipeline.records import Frame, FrameMeasure, Solution, SolvedFrame
 
 __all__ = ["SOLVE_VERSION", "image_provider", "match_frame", "run"]
 
 SOLVE_VERSION = 1
 PHASE = "phase1_prepare"
-# Frames hinted closer together than this share of their field are taken for one pointing.
-SAME_POINTING_FIELDS = 0.25
 # Solved neighbours tried per frame and round; a frame that matches none of them waits for the next round.
 NEIGHBOURS = 4
 PAIR_RADIUS_PX = 2.5
@@ -115,30 +114,13 @@ def _star_list(measure: FrameMeasure) -> StarList:
     return StarList(**{column: arrays[column] for column in STAR_COLUMNS})
 
 
-def _field_deg(info: FrameInfo) -> float:
-    return math.hypot(*info.shape_hw) * (info.scale_arcsec or 2.4) / 3600
-
-
 def _pointings(sky: _Sky, indices: Iterable[int]) -> list[list[int]]:
-    """Bring frames together that the mount says point alike, brightest star lists first."""
-    pointings: list[tuple[tuple[float, float] | None, str, list[int]]] = []
-    for index in indices:
-        info = sky.frames[index][0].info
-        hint = sky.hint(index)
-        radius = SAME_POINTING_FIELDS * _field_deg(info)
-        for centre, night, members in pointings:
-            same_night = night == info.night
-            if same_night and (
-                (hint is None and centre is None)
-                or (
-                    hint is not None and centre is not None and float(separation_deg(*hint, *centre)) < radius
-                )
-            ):
-                members.append(index)
-                break
-        else:
-            pointings.append((hint, info.night, [index]))
-    return [sorted(members, key=lambda i: -sky.frames[i][1].n_stars) for _, _, members in pointings]
+    """Bring frames together that the mount says point alike, richest star lists first."""
+    members: dict[int, list[int]] = defaultdict(list)
+    indices = list(indices)
+    for index, label in zip(indices, pointing_labels([sky.frames[i][0].info for i in indices]), strict=True):
+        members[label].append(index)
+    return [sorted(group, key=lambda i: -sky.frames[i][1].n_stars) for group in members.values()]
 
 
 def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
@@ -224,7 +206,7 @@ def _neighbours(sky: _Sky, index: int, solved: Sequence[int]) -> list[int]:
         place = sky.hint(other)
         apart = 0.0 if hint is None or place is None else float(separation_deg(*hint, *place))
         # Hints of one target differ by less than the mount's error: those differences say nothing.
-        coarse = round(apart / (0.3 * _field_deg(info)))
+        coarse = round(apart / (0.3 * field_deg(info)))
         return coarse, sky.frames[other][0].info.night != info.night, abs(other - index)
 
     return sorted(solved, key=rank)[:NEIGHBOURS]

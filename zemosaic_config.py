@@ -197,7 +197,7 @@ def detect_astap_installation() -> tuple[str | None, str | None]:
     from zemosaic_io.solvers import locate
 
     executable = locate.find_astap()
-    data = locate.find_astap_database(executable)
+    data = locate.find_astap_data(executable=executable)
     return (str(executable) if executable else None, str(data) if data else None)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +25,9 @@ from zemosaic_ui.run_controller import WORKER_TARGET, RunController, RunRequest
 from zemosaic_ui.run_state import RunStatus
 from zemosaic_ui.terminal import Display, Verbosity, make_display
 from zemosaic_ui.texts import Texts
+
+if TYPE_CHECKING:
+    from zemosaic_pipeline.solve_files import FileSolution
 
 __all__ = ["COMMANDS", "demo", "doctor", "follow_run", "plan", "run", "settings_from", "solve"]
 
@@ -123,11 +127,23 @@ def doctor(options: Namespace, texts: Texts) -> int:
 
 
 def solve(options: Namespace, texts: Texts) -> int:
-    """Find the place of single frames in the sky."""
-    from zemosaic_ui.solve_files import solve_files
+    """Find the place of single frames in the sky; 1 when one of them was not found."""
+    from zemosaic_io.wcs_write import solved_path, write_wcs
+    from zemosaic_pipeline.solve_files import iter_solutions
 
     settings = settings_from(options)
-    return solve_files(options.files, settings, texts, write=options.write, in_place=options.in_place)
+    paths = [Path(name).expanduser().resolve() for name in options.files]
+    console = Console()
+    all_found = True
+    with tempfile.TemporaryDirectory(prefix="zemosaic_solve_") as work:
+        for solution in iter_solutions(paths, settings, Path(work)):
+            all_found &= solution.ok
+            console.print(_solution_line(solution, texts), soft_wrap=True, highlight=False)
+            if solution.ok and solution.info is not None and (options.write or options.in_place):
+                target = solution.path if options.in_place else solved_path(solution.path)
+                write_wcs(solution.path, target, solution.info.hdu, solution.outcomes[-1].wcs_cards or {})
+                console.print(Text("    → " + texts("solve.written", path=str(target))), soft_wrap=True)
+    return 0 if all_found else 1
 
 
 COMMANDS: Mapping[str, Callable[[Namespace, Texts], int]] = {
@@ -274,3 +290,24 @@ def _finding_line(finding: Any, texts: Texts) -> Text:
     if finding.advice_key:
         line.append("\n    → " + texts.message(finding.advice_key, finding.values), style="cyan")
     return line
+
+
+def _solution_line(solution: FileSolution, texts: Texts) -> Text:
+    name = solution.path.name
+    if solution.ok:
+        ra, dec = solution.centre_deg
+        last = solution.outcomes[-1]
+        found = texts(
+            "solve.found",
+            ra=ra,
+            dec=dec,
+            scale=solution.scale_arcsec,
+            solver=last.solver,
+            n="?" if last.n_matched is None else last.n_matched,
+            seconds=last.seconds,
+        )
+        return Text.assemble(("✔ ", "green"), (f"{name}: ", "bold"), found)
+    reasons = [f"{o.solver}: {texts.message(o.key, o.values)}" for o in solution.outcomes]
+    if solution.key:
+        reasons.append(texts.reason(solution.key, solution.values or {}, str(solution.path)))
+    return Text.assemble(("✖ ", "bold red"), (f"{name}: ", "bold"), "; ".join(reasons))

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from zemosaic_core.errors import Cancelled, SaveFailed
+from zemosaic_io.solvers.locks import LaunchRate, SolverSlots, slots_from_environment
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from zemosaic_io.solvers.locks import SolverSlots
+with SolverSlots(1, Path(sys.argv[1])).hold():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_never_more_than_the_limit(tmp_path, shared):
+    slots = SolverSlots(2, tmp_path if shared else None)
+    lock, running, most = threading.Lock(), [0], [0]
+
+    def work():
+        with slots.hold():
+            with lock:
+                running[0] += 1
+                most[0] = max(most[0], running[0])
+            time.sleep(0.03)
+            with lock:
+                running[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 2
+
+
+def test_place_of_a_killed_process_is_free_at_once(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert holder.stdout.readline().strip() == b"held"
+    cancel = threading.Event()
+    threading.Timer(0.3, cancel.set).start()
+    with pytest.raises(Cancelled), SolverSlots(1, tmp_path).hold(cancel):
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    start = time.monotonic()
+    with SolverSlots(1, tmp_path).hold():
+        assert time.monotonic() - start < 2
+
+
+def test_lock_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    slots = SolverSlots(1, tmp_path / "file" / "locks")
+    for _ in range(2):
+        with pytest.raises(SaveFailed), slots.hold():
+            pass
+
+
+def test_environment(tmp_path):
+    slots, rate = slots_from_environment(
+        3,
+        {
+            "ZEMOSAIC_ASTAP_MAX_PROCS": "zero",
+            "ZEMO_ASTAP_MAX_PROCS": "5",
+            "ZEMOSAIC_ASTAP_LOCK_DIR": str(tmp_path),
+            "ZEMOSAIC_ASTAP_RATE_SEC": "0.5",
+            "ZEMOSAIC_ASTAP_RATE_BURST": "4",
+        },
+    )
+    assert (slots.limit, slots.folder) == (5, tmp_path)
+    assert (rate.interval_s, rate.burst) == (0.5, 4)
+    slots, rate = slots_from_environment(3, {"ZEMOSAIC_ASTAP_DISABLE_IPC_LOCK": "Yes"})
+    assert (slots.limit, slots.folder, rate.interval_s) == (3, None, 0.0)
+    assert slots_from_environment(3, {})[0].folder.name == "zemosaic_astap_slots"
+
+
+def test_launch_rate():
+    rate = LaunchRate(0.2, burst=2)
+    start = time.monotonic()
+    for _ in range(3):
+        rate.wait()
+    assert 0.1 < time.monotonic() - start < 1.0
+    cancel = threading.Event()
+    cancel.set()
+    slow = LaunchRate(60.0, burst=1)
+    slow.wait()
+    with pytest.raises(Cancelled):
+        slow.wait(cancel)

@@ -428,7 +428,7 @@ class FilterModel:
         SaveFailed
             The file cannot be written.
         """
-        temporary = path.with_name(path.name + ".partial")
+        temporary = path.with_name(path.name + ".part")
         names = ["path", "kept", "reason", "group", "date", "instrument", "wcs", *_FLOATS]
         try:
             with temporary.open("w", newline="", encoding="utf-8") as stream:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from zemosaic_core.errors import SaveFailed, SettingsError
+from zemosaic_config import write_json
+from zemosaic_core.errors import SettingsError
 from zemosaic_settings import OPTIONS_BY_KEY, Settings
 from zemosaic_ui.form_model import FormModel
 
@@ -93,17 +93,7 @@ def write_preset(path: Path, name: str, form: FormModel) -> None:
         The file cannot be written.
     """
     values = {key: form[key] for key in form.changed_keys if _is_shared(key)}
-    text = json.dumps({"format": FORMAT, "name": name, "options": values}, indent=2, ensure_ascii=False)
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SaveFailed(
-            "ui_preset_not_saved", f"{path}: {error}", path=str(path), detail=str(error)
-        ) from error
+    write_json(path, {"format": FORMAT, "name": name, "options": values})
 
 
 def read_preset(path: Path) -> tuple[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 from zemosaic_pipeline.events import Event, RunEnded, from_queue
 from zemosaic_ui.child_process import ChildProcess
 from zemosaic_ui.eta import Eta, EtaEstimator
-from zemosaic_ui.run_state import RunState, RunStatus
+from zemosaic_ui.run_state import PhaseState, RunState, RunStatus
 
 __all__ = ["WORKER_TARGET", "RunController", "RunRequest", "StopReport"]
 
@@ -103,6 +103,10 @@ class RunController:
     def elapsed(self) -> float:
         """Seconds since the start of the run."""
         return self.state.elapsed(self._clock())
+
+    def phase_seconds(self, phase: PhaseState) -> float:
+        """Seconds a phase took, or has taken so far."""
+        return self._clock() - phase.started_at if phase.status == "running" else phase.seconds
 
     def eta(self) -> Eta | None:
         """Expected rest of the run, or None while nothing honest can be said."""
@@ -204,7 +208,7 @@ class RunController:
         if folder is None or not folder.is_dir():
             return 0
         removed = 0
-        for path in folder.rglob("*.partial"):
+        for path in folder.rglob("*.part"):
             if path.is_file() and path.stat().st_mtime >= self._wall_start - 1.0:
                 path.unlink(missing_ok=True)
                 removed += 1

@@ -52,7 +52,8 @@ class Texts:
     # ------------------------------------------------------------------ messages
 
     def message(self, key: str, values: Mapping[str, Any]) -> str:
-        """Return a line for a message of the worker; a key without a text is shown as it is, with its values."""
+        """Return a line for a message of the worker; a key without a text is shown as it is."""
+        values = self._worded(values)
         if self.has(key):
             return self(key, **values)
         shown = ", ".join(f"{name}={value}" for name, value in values.items())
@@ -61,6 +62,14 @@ class Texts:
     def reason(self, key: str, values: Mapping[str, Any], path: str = "") -> str:
         """Return the reason why a frame is not used, without repeating its path."""
         return self.message(key, {"path": Path(path).name, **values} if path else dict(values))
+
+    def _worded(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Put words in place of values that are text keys: ``op_key`` gives ``op``."""
+        worded = dict(values)
+        for name, value in values.items():
+            if name.endswith("_key") and isinstance(value, str) and self.has(value):
+                worded[name.removesuffix("_key")] = self(value)
+        return worded
 
     # ------------------------------------------------------------------ numbers
 

@@ -1,13 +1,12 @@
-"""What the window remembers by itself between two starts: recent folders, pane sizes, the pace of past runs."""
+"""What the window remembers between two starts: recent folders, pane sizes, the pace of past runs."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from zemosaic_core.errors import SaveFailed
+from zemosaic_config import write_json
 
 __all__ = ["UiMemory", "read_memory", "write_memory"]
 
@@ -35,7 +34,7 @@ class UiMemory:
 
 
 def read_memory(path: Path) -> UiMemory:
-    """Return the memory in a file; a missing or damaged file is an empty memory (nothing of value is lost)."""
+    """Return the memory in a file; a missing or damaged file is an empty one (nothing of value is lost)."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -57,12 +56,4 @@ def write_memory(path: Path, memory: UiMemory) -> None:
     SaveFailed
         The file cannot be written.
     """
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(asdict(memory), indent=2, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SaveFailed(
-            "ui_memory_not_saved", f"{path}: {error}", path=str(path), detail=str(error)
-        ) from error
+    write_json(path, asdict(memory))

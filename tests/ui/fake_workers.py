@@ -98,7 +98,7 @@ def deaf(queue, input_dir, output_dir, config=None, cancel_event=None):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tile.fits.partial").write_bytes(b"half")
+    (folder / "tile.fits.part").write_bytes(b"half")
     queue.put(to_queue(RunStarted("run-6", input_dir, output_dir, tuple(PHASES))))
     queue.put(to_queue(PhaseStarted("phase3_master_tiles", 4)))
     queue.put(to_queue(TileFinished(1, str(folder / "tile_1.fits"), 9, "")))

@@ -114,7 +114,7 @@ def test_a_deaf_worker_and_its_children_are_ended(start, tmp_path):
     assert controller.stop_report.forced
     assert controller.stop_report.partial_removed == 1
     assert controller.stop_report.tiles_kept == 1
-    assert not (tmp_path / "out" / "tile.fits.partial").exists()
+    assert not (tmp_path / "out" / "tile.fits.part").exists()
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 

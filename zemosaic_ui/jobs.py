@@ -1,0 +1,251 @@
+"""Work for child processes of the window: facts about the machine, a plan, a demo night, survey, measuring, solving.
+
+Each function is called as ``job(queue, ..., cancel_event=event)`` by `ChildProcess`, puts plain messages
+``(kind, payload)`` on the queue and imports what it needs itself, so that the window stays light.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from zemosaic_core.errors import SkipItem, ZeMosaicError
+from zemosaic_settings import Settings
+from zemosaic_ui.filter_model import FrameRow
+
+__all__ = ["count_files", "demo_night", "doctor", "gpu_facts", "measure", "plan", "solve", "survey"]
+
+BATCH = 100
+
+
+def gpu_facts(queue: Any, config: Mapping[str, Any], *, cancel_event: Any) -> None:
+    """Tell whether the graphics card can be used: ``("gpu", {ok, reason_key, detail, name, total_bytes})``."""
+    from zemosaic_gpu_policy import gpu_status
+
+    settings = Settings.from_mapping(config)
+    choice = "" if settings.gpu_id_phase5 < 0 else str(settings.gpu_id_phase5)
+    status = gpu_status(choice=choice)
+    device = status.device
+    facts = {
+        "ok": status.ok,
+        "reason_key": status.reason_key,
+        "detail": status.detail,
+        "name": device.name if device else "",
+        "total_bytes": device.total_bytes if device else 0,
+    }
+    queue.put(("gpu", facts))
+
+
+def doctor(queue: Any, config: Mapping[str, Any], config_path: str, *, cancel_event: Any) -> None:
+    """Examine the installation: one ``("finding", {...})`` after the other."""
+    from zemosaic_pipeline.doctor import examine
+
+    settings = Settings.from_mapping(config)
+    for finding in examine(settings, config_path=config_path):
+        queue.put(("finding", finding.to_dict()))
+        if cancel_event.is_set():
+            return
+
+
+def plan(
+    queue: Any, input_dir: str, output_dir: str, config: Mapping[str, Any], *, cancel_event: Any
+) -> None:
+    """Plan a run: ``("plan", facts)`` or ``("error", (key, values))``."""
+    from zemosaic_pipeline.plan import make_plan
+
+    try:
+        made = make_plan(input_dir, output_dir, Settings.from_mapping(config))
+    except ZeMosaicError as error:
+        queue.put(("error", (error.key, error.values)))
+        return
+    queue.put(("plan", made.to_dict()))
+
+
+def demo_night(queue: Any, folder: str, n_frames: int, *, cancel_event: Any) -> None:
+    """Write a made-up night: ``("demo", (folder of the frames, settings it needs))``."""
+    from zemosaic_ui.demo import prepare_demo
+
+    def say(key: str, level: str = "INFO", **values: Any) -> None:
+        queue.put(("say", (key, values)))
+
+    try:
+        frames, extra = prepare_demo(Path(folder), n_frames, say)
+    except ZeMosaicError as error:
+        queue.put(("error", (error.key, error.values)))
+        return
+    queue.put(("demo", (str(frames), dict(extra))))
+
+
+def count_files(folder: str, *, limit: int = 200_000) -> tuple[int, int]:
+    """Return number and bytes of the FITS files below a folder; stops counting at ``limit`` files."""
+    from zemosaic_io.folders import EXCLUDED_FOLDERS, is_frame_name
+
+    number = size = 0
+    todo = [folder]
+    while todo and number < limit:
+        try:
+            with os.scandir(todo.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.name not in EXCLUDED_FOLDERS:
+                            todo.append(entry.path)
+                    elif is_frame_name(entry.name):
+                        number += 1
+                        size += entry.stat().st_size
+        except OSError:
+            continue  # a folder that cannot be read is reported by the survey, with its reason
+    return number, size
+
+
+# ---------------------------------------------------------------------------------------------- the filter
+
+
+def survey(
+    queue: Any,
+    folder: str,
+    output_dir: str,
+    *,
+    recursive: bool,
+    files: Sequence[str] | None,
+    cancel_event: Any,
+) -> None:
+    """Read all headers: ``("total", n)``, then ``("rows", [FrameRow, ...])`` in batches, or ``("error", ...)``."""
+    from zemosaic_io.folders import survey_files
+
+    try:
+        exclude = (Path(output_dir),) if output_dir else ()
+        paths = (
+            [Path(f) for f in files]
+            if files
+            else survey_files(Path(folder), recursive=recursive, exclude=exclude)
+        )
+    except ZeMosaicError as error:
+        queue.put(("error", (error.key, error.values)))
+        return
+    queue.put(("total", len(paths)))
+    for start in range(0, len(paths), BATCH):
+        if cancel_event.is_set():
+            return
+        queue.put(("rows", [frame_row(path) for path in paths[start : start + BATCH]]))
+
+
+def frame_row(path: Path) -> FrameRow:
+    """Return what the header of a file tells, or why the file cannot be used."""
+    from zemosaic_io.headers import read_frame_info
+
+    try:
+        info = read_frame_info(path)
+    except SkipItem as skip:
+        values = {name: value for name, value in skip.values.items() if name != "path"}
+        return FrameRow(str(path), None, refused_key=skip.key, refused_values=values)
+    return placed_row(info, info.wcs_cards, "header")
+
+
+def placed_row(info: Any, cards: Mapping[str, Any] | None, source: str) -> FrameRow:
+    """Return the row of a frame with its footprint from WCS cards, or from the mount's hint without them."""
+    common: dict[str, Any] = {
+        "path": str(info.path),
+        "info": info,
+        "date": info.date_obs,
+        "exposure": float("nan") if info.exposure_s is None else info.exposure_s,
+        "instrument": info.instrument,
+    }
+    height, width = info.shape_hw
+    if cards is not None:
+        ra, dec, angle, corners = _wcs_footprint(cards, height, width)
+        return FrameRow(wcs=source, ra=ra, dec=dec, angle=angle, corners=corners, **common)
+    if info.ra_deg is None or info.dec_deg is None:
+        return FrameRow(wcs="none", **common)
+    corners = ()
+    if info.scale_arcsec is not None:
+        corners = _upright_footprint(info.ra_deg, info.dec_deg, width, height, info.scale_arcsec / 3600.0)
+    return FrameRow(wcs="hint", ra=info.ra_deg, dec=info.dec_deg, corners=corners, **common)
+
+
+def _wcs_footprint(cards: Mapping[str, Any], height: int, width: int) -> tuple[float, float, float, tuple]:
+    import numpy as np
+    from astropy.wcs import WCS
+
+    wcs = WCS(dict(cards))
+    x, y = (width - 1) / 2, (height - 1) / 2
+    px = np.array([x, x + 1, -0.5, width - 0.5, width - 0.5, -0.5])
+    py = np.array([y, y, -0.5, -0.5, height - 0.5, height - 0.5])
+    ra, dec = wcs.all_pix2world(px, py, 0)
+    east = np.radians((ra[1] - ra[0] + 180.0) % 360.0 - 180.0) * np.cos(np.radians(dec[0]))
+    angle = float(np.degrees(np.arctan2(east, np.radians(dec[1] - dec[0]))) % 360.0)
+    corners = tuple((float(a % 360.0), float(d)) for a, d in zip(ra[2:], dec[2:], strict=True))
+    return float(ra[0] % 360.0), float(dec[0]), angle, corners
+
+
+def _upright_footprint(ra: float, dec: float, width: int, height: int, scale_deg: float) -> tuple:
+    from zemosaic_ui.sky_view import SkyPlane
+
+    plane = SkyPlane(ra, dec)
+    x, y = width * scale_deg / 2, height * scale_deg / 2
+    return tuple(plane.unproject(dx, dy) for dx, dy in ((-x, -y), (x, -y), (x, y), (-x, y)))
+
+
+def measure(queue: Any, infos: Sequence[Any], config: Mapping[str, Any], *, cancel_event: Any) -> None:
+    """Measure the frames in worker processes: ``("measures", [(path, {...}), ...])``, ``("refused", ...)``."""
+    import multiprocessing
+    import tempfile
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    from zemosaic_pipeline.phase1_prepare import measure_frame
+    from zemosaic_pipeline.plan import MeasureOptions
+
+    options = MeasureOptions(quality_sigma=4.0, exclude_flagged=False, find_hot_pixels=False)
+    workers = max(1, round(0.75 * (os.cpu_count() or 1)))
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="zemosaic_measure_") as folder:
+        pool = ProcessPoolExecutor(max_workers=workers, mp_context=context)
+        try:
+            tasks = {pool.submit(measure_frame, (info, options, folder)): info for info in infos}
+            for future in as_completed(tasks):
+                if cancel_event.is_set():
+                    return
+                _send_measure(queue, str(tasks[future].path), future.result())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _send_measure(queue: Any, path: str, found: Any) -> None:
+    if isinstance(found, SkipItem):
+        queue.put(("measures", [(path, {"stars": float(found.values.get("stars", 0))})]))
+        return
+    values = {
+        "stars": float(found.n_stars),
+        "fwhm": found.fwhm_px,
+        "elongation": found.elongation,
+        "background": sum(found.sky_adu) / len(found.sky_adu),
+    }
+    queue.put(("measures", [(path, values)]))
+
+
+def solve(queue: Any, infos: Sequence[Any], config: Mapping[str, Any], *, cancel_event: Any) -> None:
+    """Solve frames one after the other: ``("solved", FrameRow)`` or ``("unsolved", (path, key, values))``."""
+    from zemosaic_ui.solve_files import solve_info
+
+    settings = Settings.from_mapping(config)
+    for info in infos:
+        if cancel_event.is_set():
+            return
+        try:
+            outcome = solve_info(info, settings, cancel_event)
+        except ZeMosaicError as error:
+            queue.put(("unsolved", (str(info.path), error.key, dict(error.values))))
+            continue
+        if outcome.ok:
+            queue.put(("solved", placed_row(info, outcome.wcs_cards, "solved")))
+        else:
+            queue.put(("unsolved", (str(info.path), outcome.key, dict(outcome.values))))
+
+
+def machine_facts(output_dir: str) -> dict[str, Any]:
+    """Return cores, free memory and free disk of this computer."""
+    from zemosaic_pipeline.plan import Machine
+
+    return asdict(Machine.probe(Path(output_dir)))

@@ -288,7 +288,7 @@ def _extract(smooth: np.ndarray, rms: np.ndarray, threshold: float) -> np.ndarra
         raise SkipItem(
             "stars_structure_everywhere",
             f"star detection gave up, the image is full of structure: {error}",
-            error=str(error),
+            reason=str(error),
         ) from error
     return found
 

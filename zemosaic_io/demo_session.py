@@ -248,10 +248,10 @@ def write_demo_night(
         truth.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SaveFailed(
-            "save_failed_folder",
+            "save_failed",
             f"cannot create the folder {truth.folder}: {error}",
             path=str(truth.folder),
-            error=str(error),
+            reason=str(error),
         ) from error
     for index, frame in enumerate(truth.frames):
         pixels = render_frame(truth.sky, frame.setup)
@@ -397,7 +397,7 @@ def _save_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise SaveFailed(
-            "save_failed_file", f"cannot write {path}: {error}", path=str(path), error=str(error)
+            "save_failed", f"cannot write {path}: {error}", path=str(path), reason=str(error)
         ) from error
 
 

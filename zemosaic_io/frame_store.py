@@ -11,19 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from zemosaic_core.cfa import debayer
-from zemosaic_core.hot_pixels import repair_cfa
-from zemosaic_core.weights import make_radial_weight_map
 
+from zemosaic_core.cfa import debayer
 from zemosaic_core.errors import SkipItem
+from zemosaic_core.hot_pixels import repair_cfa
 from zemosaic_core.sources import RawRows
+from zemosaic_core.weights import make_radial_weight_map
 from zemosaic_io.fits_read import read_plane_rows, read_raw_rows, read_window
 from zemosaic_io.headers import FrameInfo, HduInfo, iter_hdus
 
 __all__ = ["FrameStore", "TileStore"]
 
-# A debayered pixel needs neighbours at 1 px, and each of these may be repaired from neighbours at 2 px.
-_MARGIN = 4
+# A debayered pixel needs neighbours at 1 px, and each of these may be repaired from neighbours at up to 4 px.
+_MARGIN = 6
 
 
 class FrameStore:

@@ -68,15 +68,15 @@ def make_solvers(options: SolverOptions, environment: Mapping[str, str] | None =
     Raises
     ------
     SettingsError
-        ``settings_bad_choice``: the method is unknown.
+        ``settings_not_a_choice``: the method is unknown.
     """
     environment = os.environ if environment is None else environment
     method = options.method.strip().upper()
     if method not in METHODS:
         raise SettingsError(
-            "settings_bad_choice",
+            "settings_not_a_choice",
             f"solver_method = {options.method!r}; choose one of {', '.join(METHODS)}",
-            setting="solver_method",
+            option="solver_method",
             value=options.method,
             allowed=", ".join(METHODS),
         )

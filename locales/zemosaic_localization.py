@@ -14,6 +14,7 @@ __all__ = ["REFERENCE_LANGUAGE", "ZeMosaicLocalization", "available_languages"]
 REFERENCE_LANGUAGE = "en"
 """The language in which every key has a text."""
 
+_KEY_SUFFIX = "_key"
 _FOLDER = Path(__file__).resolve().parent
 _log = logging.getLogger(__name__)
 
@@ -52,17 +53,30 @@ class ZeMosaicLocalization:
     def get(self, key: str, /, default_text: str | None = None, **kwargs: Any) -> str:
         """Return the text of a key with its placeholders filled.
 
-        A key without a text gives ``default_text``, or ``_key_`` so that it is seen. A placeholder without a
-        value stays readable as ``{name}``: a message is never lost because one of its values is.
+        A value called ``<name>_key`` is itself a text key: its text stands where ``{name}`` is. A key without a
+        text gives ``default_text``, or ``_key_`` so that it is seen. A placeholder without a value stays
+        readable as ``{name}``: a message is never lost because one of its values is.
         """
         text = self._texts.get(key, self._english.get(key, default_text))
         if text is None:
             _log.warning("text key %r has no text", key)
             return f"_{key}_"
-        try:
-            return _Filler().vformat(text, (), kwargs)
-        except ValueError:  # a stray brace, as in a path that was given as default text
-            return text
+        return _filled(text, {**kwargs, **self._texts_of_keys(kwargs)})
+
+    def _texts_of_keys(self, values: Mapping[str, Any]) -> dict[str, str]:
+        found = {}
+        for name, key in values.items():
+            if name.endswith(_KEY_SUFFIX) and isinstance(key, str) and self.has(key):
+                text = self._texts.get(key, self._english.get(key, ""))
+                found[name.removesuffix(_KEY_SUFFIX)] = _filled(text, values)
+        return found
+
+
+def _filled(text: str, values: Mapping[str, Any]) -> str:
+    try:
+        return _Filler().vformat(text, (), values)
+    except ValueError:  # a stray brace, as in a path that was given as default text
+        return text
 
 
 class _Filler(string.Formatter):
@@ -75,6 +89,10 @@ class _Filler(string.Formatter):
         return _Missing(field_name), field_name
 
     def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{name}: {item}" for name, item in value.items())
+        elif isinstance(value, list | tuple | set | frozenset):
+            value = ", ".join(str(item) for item in value)
         try:
             return format(value, format_spec)
         except (TypeError, ValueError):

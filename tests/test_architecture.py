@@ -202,8 +202,10 @@ _TEXT_CALLS = frozenset(
 _TEXT_KEYWORDS = frozenset({"text", "label", "title", "message", "tooltip"})
 _WORD = re.compile(r"^\W*[A-Za-z]{2,}")
 _KEY_OR_COLOUR = re.compile(r"^([a-z0-9]+([._][a-z0-9]+)+|#[0-9a-fA-F]{3,8})$")
-# Units and names that are the same in every language.
-_SAME_EVERYWHERE = re.compile(r"^(ZeMosaic.*|RGB|RA|Dec|FITS|PNG|TIFF|GPU|CPU|px|arcsec|deg)$")
+# Units, names and key strokes that are the same in every language.
+_SAME_EVERYWHERE = re.compile(
+    r"^(ZeMosaic.*|RGB|RA|Dec|FITS|PNG|TIFF|GPU|CPU|px|arcsec|deg|(Ctrl|Shift|Alt)\+.*)$"
+)
 
 
 def literals_shown(module: str) -> list[str]:

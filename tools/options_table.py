@@ -1,4 +1,4 @@
-"""Write the options table of the README: ``python tools/options_table.py [--check] README.md``.
+"""Write the options table of the README: ``python -m tools.options_table [--check] FILE``.
 
 The table stands between two marker lines; without a file it is printed.
 """

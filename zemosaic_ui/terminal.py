@@ -20,6 +20,7 @@ from zemosaic_pipeline.events import (
     PHASES,
     Event,
     FrameLeftOut,
+    GpuRecorded,
     Message,
     PhaseFinished,
     PhaseProgress,
@@ -99,6 +100,12 @@ class Display:
         if wanted[self.verbosity]:
             self.line(self.texts.message(event.key, event.values), level)
 
+    def gpu_record(self, event: GpuRecorded) -> None:
+        """Print a record of the graphics card the first time it says something."""
+        record = event.record
+        if record.get("key") and (not record.get("repeat") or self.verbosity is Verbosity.VERBOSE):
+            self.message(Message(record["key"], record.get("level", "INFO"), record.get("values", {})))
+
     def end(self, state: RunState, elapsed_s: float) -> None:
         """Say how the run ended, what was left out and what was written."""
         if self.verbosity is not Verbosity.QUIET:
@@ -161,6 +168,8 @@ class PlainDisplay(Display):
         """Print a line for the event where the verbosity asks for one."""
         if isinstance(event, Message):
             self.message(event)
+        elif isinstance(event, GpuRecorded):
+            self.gpu_record(event)
         elif self.verbosity is not Verbosity.QUIET:
             self._show_step(event)
 
@@ -222,6 +231,8 @@ class LiveDisplay(Display):
         """Print messages and ended phases above the display."""
         if isinstance(event, Message):
             self.message(event)
+        elif isinstance(event, GpuRecorded):
+            self.gpu_record(event)
         elif isinstance(event, PhaseFinished):
             self._finished(event)
 

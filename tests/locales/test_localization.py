@@ -69,21 +69,25 @@ def test_every_phase_topic_and_reason_has_its_text():
 
 # ------------------------------------------------------------------ keys the program names
 
-_ERRORS = frozenset({"SkipItem", "RunFailed", "SaveFailed", "SettingsError", "ZeMosaicError", "Message"})
-_SAYS = frozenset({"say", "texts", "leave_out"})
+# Function -> position of its text key.
+_POSITION = {
+    **dict.fromkeys(("SkipItem", "RunFailed", "SaveFailed", "SettingsError", "ZeMosaicError", "Message"), 0),
+    **dict.fromkeys(("say", "texts"), 0),
+    **dict.fromkeys(("leave_out", "failed"), 2),
+}
 _KEY = re.compile(r"^[a-z][a-z0-9]*([._][a-z0-9]+)+$")
 ROOMS = ("zemosaic_core", "zemosaic_io", "zemosaic_settings", "zemosaic_pipeline", "zemosaic_ui")
 
 
 def keys_named_in(path: Path) -> list[tuple[str, int]]:
-    """Literal text keys: first argument of an error, a message or a text look-up, and ``*_key`` values."""
+    """Literal text keys in the calls of `_POSITION`, and what is passed as a key by name."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        first = node.args[2:3] if name == "leave_out" else node.args[:1]
-        values = list(first) if name in _ERRORS | _SAYS else []
+        position = _POSITION.get(name)
+        values = list(node.args[position : position + 1]) if position is not None else []
         values += [item.value for item in node.keywords if item.arg in ("key", "advice_key")]
         for value in values:
             options = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
@@ -95,6 +99,16 @@ def keys_named_in(path: Path) -> list[tuple[str, int]]:
                 ):
                     found.append((option.value, node.lineno))
     return found
+
+
+GPU_KEY = re.compile(r"^gpu_(fallback|report|parity|info|chunk|chunking|summary|lease|op|reason)_[a-z_]+$")
+
+
+def test_every_key_of_the_gpu_records_has_a_text():
+    files = [ROOT / "zemosaic_gpu_policy.py", *(ROOT / "zemosaic_core" / "gpu").glob("*.py")]
+    nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert sorted(text for text in texts if GPU_KEY.match(text) and text not in ENGLISH) == []
 
 
 def program_files() -> list[Path]:
@@ -145,6 +159,24 @@ def test_missing_key_shows_itself_or_the_given_text():
 )
 def test_a_value_that_is_missing_or_odd_does_not_lose_the_message(text, values, shown):
     assert ZeMosaicLocalization().get("no.such.key", text, **values) == shown
+
+
+def test_a_value_that_is_a_key_is_shown_as_its_text():
+    texts = ZeMosaicLocalization("fr")
+    shown = texts.get(
+        "x.y", "{op}: {reason}", op="assemble", op_key="group.assembly", reason_key="no.such.key"
+    )
+    assert shown == "Assemblage: {reason}"
+    nested = {"why": 0, "why_key": "settings_unknown", "option": "abc"}
+    assert texts.get("x.y", "{why}", **nested) == "Aucune option ne s'appelle « abc »."
+
+
+def test_lists_and_counts_are_shown_as_people_write_them():
+    texts = ZeMosaicLocalization()
+    assert (
+        texts.get("x.y", "{a}; {b}", a=["ASTAP", 2], b={"header": 3, "ASTAP": 1})
+        == "ASTAP, 2; header: 3, ASTAP: 1"
+    )
 
 
 def test_missing_translation_falls_back_to_english(monkeypatch):

@@ -45,4 +45,4 @@ def test_table_in_the_documents_is_up_to_date(tool):
     assert holding, f"no document holds the line {tool.BEGIN}"
     for path, text in holding.items():
         current = tool.with_table(text, tool.options_table())
-        assert current == text, f"run: python tools/options_table.py {path.relative_to(ROOT)}"
+        assert current == text, f"run: python -m tools.options_table {path.relative_to(ROOT)}"

@@ -1,0 +1,709 @@
+"""Door to images: files in and out, single-image tools, co-adding on a grid and assembling by WCS."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS, FITSFixedWarning, WcsError
+
+from zemosaic_core import background, cfa, hot_pixels, stretch
+from zemosaic_core import weights as weight_maps
+from zemosaic_core.chunks import iter_row_chunks
+from zemosaic_core.coadd import CancelToken, coadd_block, coadd_buffers, is_streaming, stack_columns_per_row
+from zemosaic_core.errors import Cancelled, SaveFailed, SettingsError, SkipItem
+from zemosaic_core.image_coadd import ArrayPixels, overlap_samples, place_images, to_chw
+from zemosaic_core.rejection import check_rule
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
+from zemosaic_core.tile_photometry import TileOptions, solve_tiles
+from zemosaic_io.fits_write import atomic_path, write_image
+
+__all__ = [
+    "coadd_incremental",
+    "coadd_on_grid",
+    "compute_intertile_affine_calibration",
+    "crop_image_and_wcs",
+    "debayer_image",
+    "detect_and_correct_hot_pixels",
+    "estimate_background_map",
+    "load_and_validate_fits",
+    "make_radial_weight_map",
+    "reproject_and_coadd_wrapper",
+    "save_fits_image",
+    "stretch_auto_asifits_like",
+    "validate_wcs_header",
+]
+
+# Blocks stay small enough that progress moves and a stop is honoured within seconds.
+MAX_BLOCK_ROWS = 1024
+DEFAULT_BUDGET_BYTES = 1 << 30
+
+Progress = Callable[..., object]
+Sink = Callable[[int, int, CoaddBlock], object]
+
+
+# ---------------------------------------------------------------------------------------------- co-add on a grid
+
+
+def coadd_on_grid(
+    pixels: PixelSource,
+    sources: Sequence[CoaddSource],
+    shape_hw: tuple[int, int],
+    n_channels: int,
+    rule: CombineRule,
+    kernel: Kernel,
+    *,
+    sink: Sink,
+    budget_bytes: int,
+    policy: Any = None,
+    threads: int = 2,
+    on_rows: Callable[[int, int], object] | None = None,
+    cancel: CancelToken | None = None,
+) -> None:
+    """Co-add sources on an output grid, block of rows by block of rows.
+
+    Parameters
+    ----------
+    pixels : PixelSource
+    sources : sequence of CoaddSource
+    shape_hw : tuple of int
+        Height and width of the output grid.
+    n_channels : int
+    rule : CombineRule
+    kernel : {'bilinear', 'lanczos3'}
+    sink : callable
+        ``sink(y0, y1, block)``, called once per block in order of rows; the block is not used afterwards.
+    budget_bytes : int
+        Memory the blocks may take. A budget too small for one row is exceeded, not refused.
+    policy : GpuPolicy, optional
+        Decides where blocks are computed; None: on the CPU.
+    threads : int
+        CPU threads; the result does not depend on it, nor on the budget.
+    on_rows : callable, optional
+        ``on_rows(done, total)`` after every block.
+    cancel : CancelToken, optional
+        Asked before every block and source.
+
+    Raises
+    ------
+    Cancelled
+        When `cancel` is set.
+    SettingsError
+        When the rule or the kernel is invalid.
+    """
+    check_rule(rule)
+    has_maps = any(source.feather_px > 0 or source.has_weight_map for source in sources)
+    buffers = coadd_buffers(
+        len(sources), n_channels, shape_hw[1], rule, has_maps, columns=stack_columns_per_row(sources)
+    )
+    height, width = shape_hw
+    chunks = list(iter_row_chunks(buffers, height, budget_bytes))
+    for y0, y1 in (part for chunk in chunks for part in _split_rows(*chunk)):
+        if cancel is not None and cancel.is_set():
+            raise Cancelled()
+        block = coadd_block(
+            pixels, sources, y0, y1, width, n_channels, rule, kernel, threads=threads, cancel=cancel
+        )
+        sink(y0, y1, block)
+        if on_rows is not None:
+            on_rows(y1, height)
+
+
+def _split_rows(y0: int, y1: int) -> list[tuple[int, int]]:
+    edges = np.linspace(y0, y1, -(-(y1 - y0) // MAX_BLOCK_ROWS) + 1).astype(int)
+    return list(pairwise(edges.tolist()))
+
+
+def coadd_incremental(
+    pixels: PixelSource,
+    sources: Sequence[CoaddSource],
+    shape_hw: tuple[int, int],
+    n_channels: int,
+    rule: CombineRule,
+    kernel: Kernel,
+    *,
+    sink: Sink,
+    budget_bytes: int,
+    policy: Any = None,
+    threads: int = 2,
+    on_rows: Callable[[int, int], object] | None = None,
+    cancel: CancelToken | None = None,
+) -> None:
+    """Co-add by adding source after source to running sums: no stack, the least memory, a weighted mean only.
+
+    Parameters are those of `coadd_on_grid`.
+
+    Raises
+    ------
+    SettingsError
+        When the rule rejects samples or takes a median: sums cannot do that.
+    """
+    if not is_streaming(rule):
+        raise SettingsError(
+            "incremental_needs_mean",
+            f"incremental assembly cannot reject samples or take a median (got rejection {rule.rejection}, "
+            f"combine {rule.combine}); use rejection none and combine mean, or the reproject_coadd assembly",
+            rejection=rule.rejection,
+            combine=rule.combine,
+        )
+    coadd_on_grid(
+        pixels, sources, shape_hw, n_channels, rule, kernel, sink=sink, budget_bytes=budget_bytes, policy=policy,
+        threads=threads, on_rows=on_rows, cancel=cancel,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- assembling by WCS
+
+_COMBINE = {
+    "mean": CombineRule(rejection="none"),
+    "median": CombineRule(rejection="none", combine="median"),
+    "kappa_sigma": CombineRule(rejection="kappa_sigma"),
+    "winsorized": CombineRule(rejection="winsorized_sigma_clip"),
+    "winsorized_sigma_clip": CombineRule(rejection="winsorized_sigma_clip"),
+    "linear_fit_clip": CombineRule(rejection="linear_fit_clip"),
+}
+_ASSEMBLY_OPTIONS = {
+    "output_projection", "combine_function", "stack_reject_algo", "winsor_limits", "coadd_k", "kappa_sigma_k",
+    "match_background", "match_bg", "tile_affine_corrections", "input_weights", "tile_weight_maps", "tile_weights",
+    "bg_preview_size", "kernel", "budget_bytes", "max_chunk_bytes", "threads", "policy", "progress_callback",
+    "cancel",
+}  # fmt: skip
+# Accepted from older callers; the engine plans its own rows and the photometric solution is robust by itself.
+_UNUSED_OPTIONS = {"rows_per_chunk", "intertile_sky_percentile", "intertile_robust_clip_sigma"}
+
+
+def _combine_rule(options: dict[str, Any]) -> CombineRule:
+    name = options.get("stack_reject_algo") or options.get("combine_function") or "mean"
+    if name == "none":
+        name = options.get("combine_function") or "mean"
+    if name not in _COMBINE:
+        raise SettingsError(
+            "combine_rule_invalid",
+            f"combine_function is {name!r}; allowed: {sorted(_COMBINE)}",
+            field="combine_function", value=str(name), allowed=str(sorted(_COMBINE)),
+        )  # fmt: skip
+    kappa = float(options.get("coadd_k", options.get("kappa_sigma_k", 2.0)))
+    low, high = options.get("winsor_limits", (0.05, 0.05))
+    rule = replace(_COMBINE[name], kappa_low=kappa, kappa_high=kappa, winsor_limits=(float(low), float(high)))
+    if options.get("combine_function") == "median":
+        rule = replace(rule, combine="median")
+    check_rule(rule)
+    return rule
+
+
+def _as_wcs(projection: Any) -> WCS:
+    return projection if isinstance(projection, WCS) else WCS(projection, naxis=2)
+
+
+def _assembly_terms(
+    images: list[np.ndarray], wcs_list: Sequence[WCS], out: WCS, shape, options
+) -> np.ndarray:
+    """Photometric terms (N, C, 4) from given corrections or from the overlaps."""
+    terms = np.zeros((len(images), images[0].shape[0], 4), np.float32)
+    terms[..., 0] = 1
+    corrections = options.get("tile_affine_corrections")
+    if corrections is not None:
+        for index, pair in corrections.items() if isinstance(corrections, dict) else enumerate(corrections):
+            if pair is not None:
+                terms[index, :, 0], terms[index, :, 1] = pair[0], pair[1]
+    elif options.get("match_background", options.get("match_bg", False)):
+        size = int(options.get("bg_preview_size", 512))
+        pairs = overlap_samples(images, wcs_list, out, shape, preview_size=size, min_overlap_fraction=0.0)
+        wanted = TileOptions(fit_gain=False, fit_plane=False)
+        terms[...] = solve_tiles(len(images), pairs, images[0].shape[0], options=wanted).terms
+    return terms
+
+
+def reproject_and_coadd_wrapper(
+    data_list: Sequence[np.ndarray],
+    wcs_list: Sequence[WCS],
+    shape_out: tuple[int, int],
+    use_gpu: bool = False,
+    cpu_func: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None,
+    allow_cpu_fallback: bool = True,
+    **options: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reproject images onto one grid and combine them.
+
+    Parameters
+    ----------
+    data_list : sequence of ndarray, shape (h, w) or (h, w, C)
+        NaN: missing.
+    wcs_list : sequence of WCS
+    shape_out : tuple of int
+        Height and width of the result.
+    use_gpu, allow_cpu_fallback : bool
+        Whether a GPU is wanted, and whether the CPU may do the work when there is none.
+    cpu_func : callable, optional
+        Used on the CPU instead of the engine, called like ``reproject.mosaicking.reproject_and_coadd`` with the
+        options it knows.
+    **options
+        ``output_projection`` (WCS or header, required); ``combine_function`` or ``stack_reject_algo``: mean,
+        median, kappa_sigma, winsorized, linear_fit_clip; ``coadd_k`` (or ``kappa_sigma_k``, 2.0);
+        ``winsor_limits``; ``match_background``: bring offsets together over all overlaps;
+        ``tile_affine_corrections``: ``(gain, offset)`` per image; ``tile_weights``: number per image;
+        ``input_weights`` or ``tile_weight_maps``: (h, w) per image or None; ``kernel`` (bilinear);
+        ``budget_bytes`` (or ``max_chunk_bytes``); ``threads``; ``policy``; ``cancel``; ``progress_callback``,
+        called with ``("phase5_rows", done, total)``.
+
+    Returns
+    -------
+    tuple of ndarray
+        Mosaic (h, w) or (h, w, C) float32, NaN where nothing is, and coverage (h, w) float32, the sum of the
+        weights (the number of images where all weigh 1).
+
+    Raises
+    ------
+    SettingsError
+        For an unknown combination.
+    TypeError
+        For an unknown option.
+    ValueError
+        When lists do not match.
+    """
+    unknown = set(options) - _ASSEMBLY_OPTIONS - _UNUSED_OPTIONS
+    if unknown:
+        raise TypeError(f"unknown options {sorted(unknown)}; known are {sorted(_ASSEMBLY_OPTIONS)}")
+    if len(data_list) != len(wcs_list) or "output_projection" not in options:
+        raise ValueError(
+            f"{len(data_list)} images, {len(wcs_list)} WCS; output_projection "
+            f"{'given' if 'output_projection' in options else 'missing'}: all three are needed"
+        )
+    if cpu_func is not None and not use_gpu:
+        known = ("output_projection", "combine_function", "match_background", "input_weights")
+        passed = {name: options[name] for name in known if options.get(name) is not None}
+        return cpu_func(list(zip(data_list, wcs_list, strict=True)), shape_out=shape_out, **passed)
+    return _assemble(data_list, wcs_list, shape_out, options)
+
+
+def _assemble(
+    data_list: Sequence[np.ndarray],
+    wcs_list: Sequence[WCS],
+    shape_out: tuple[int, int],
+    options: dict[str, Any],
+) -> tuple[np.ndarray, np.ndarray]:
+    rule = _combine_rule(options)
+    height, width = (int(value) for value in shape_out)
+    images = [to_chw(image) for image in data_list]
+    if not images:
+        return np.full((height, width), np.nan, np.float32), np.zeros((height, width), np.float32)
+    n_channels = images[0].shape[0]
+    if any(image.shape[0] != n_channels for image in images):
+        raise ValueError(f"images have different numbers of channels: {[len(image) for image in images]}")
+    out_wcs = _as_wcs(options["output_projection"])
+    maps = options.get("tile_weight_maps") or options.get("input_weights") or [None] * len(images)
+    maps = [None if m is None else np.asarray(m, np.float32) for m in maps]
+    scalars = options.get("tile_weights")
+    scalars = np.ones(len(images)) if scalars is None else np.asarray(scalars, np.float64)
+    sources = place_images(
+        [image.shape[1:] for image in images], wcs_list, out_wcs, (height, width),
+        _assembly_terms(images, wcs_list, out_wcs, (height, width), options),
+        np.repeat(scalars[:, None], n_channels, axis=1),
+        has_weight_maps=[m is not None for m in maps],
+    )  # fmt: skip
+    mosaic = np.empty((height, width, n_channels), np.float32)
+    coverage = np.empty((height, width), np.float32)
+    progress = options.get("progress_callback")
+
+    def sink(y0: int, y1: int, block: CoaddBlock) -> None:
+        mosaic[y0:y1] = np.moveaxis(block.image, 0, -1)
+        coverage[y0:y1] = block.weight.max(axis=0)
+
+    coadd_on_grid(
+        ArrayPixels(images, maps), sources, (height, width), n_channels, rule, options.get("kernel", "bilinear"),
+        sink=sink,
+        budget_bytes=int(options.get("budget_bytes") or options.get("max_chunk_bytes") or DEFAULT_BUDGET_BYTES),
+        policy=options.get("policy"), threads=int(options.get("threads", 2)), cancel=options.get("cancel"),
+        on_rows=None if progress is None else lambda done, total: progress("phase5_rows", done, total),
+    )  # fmt: skip
+    return (mosaic[..., 0] if np.ndim(data_list[0]) == 2 else mosaic), coverage
+
+
+def compute_intertile_affine_calibration(
+    tile_data_with_wcs: Sequence[tuple[np.ndarray, WCS]],
+    final_wcs: WCS,
+    final_shape_hw: tuple[int, int],
+    preview_size: int = 512,
+    min_overlap_fraction: float = 0.05,
+    sky_percentile: tuple[float, float] = (30.0, 70.0),
+    robust_clip_sigma: float = 2.5,
+    use_auto_intertile: bool = False,
+    logger: Any = None,
+    progress_callback: Progress | None = None,
+) -> dict[int, tuple[float, float]]:
+    """Solve one gain and offset per tile that make all tiles agree where they overlap.
+
+    All overlaps are solved together on coarse luminance pictures (`zemosaic_core.tile_photometry`).
+
+    Parameters
+    ----------
+    tile_data_with_wcs : sequence of (ndarray (h, w) or (h, w, C), WCS)
+        Not changed.
+    final_wcs, final_shape_hw
+        The mosaic's grid.
+    preview_size : int
+        Blocks along the longer side of the largest tile.
+    min_overlap_fraction : float
+        Smallest overlap that counts, as a fraction of the smaller tile.
+    sky_percentile, use_auto_intertile, logger
+        Accepted for the call form: the solution weighs bright and dark blocks robustly and needs both.
+    robust_clip_sigma : float
+        Differences beyond this many robust sigmas count less.
+    progress_callback : callable, optional
+        Called with ``("phase5_intertile", done, total)``.
+
+    Returns
+    -------
+    dict
+        Tile number -> ``(gain, offset)``; the corrected tile is ``gain * v + offset``. One tile of each connected
+        part is the anchor with (1, 0), and so is a tile without overlap.
+    """
+    images = [np.nanmean(to_chw(image), axis=0, keepdims=True) for image, _ in tile_data_with_wcs]
+    if not images:
+        return {}
+    if progress_callback is not None:
+        progress_callback("phase5_intertile", 0, len(images))
+    pairs = overlap_samples(
+        images, [wcs for _, wcs in tile_data_with_wcs], final_wcs, final_shape_hw,
+        preview_size=preview_size, min_overlap_fraction=min_overlap_fraction,
+    )  # fmt: skip
+    options = TileOptions(fit_plane=False, huber_sigma=robust_clip_sigma)
+    terms = solve_tiles(len(images), pairs, 1, options=options).terms
+    if progress_callback is not None:
+        progress_callback("phase5_intertile", len(images), len(images))
+    return {index: (float(terms[index, 0, 0]), float(terms[index, 0, 1])) for index in range(len(images))}
+
+
+# ----------------------------------------------------------------------------------------------- single images
+
+
+def detect_and_correct_hot_pixels(
+    image: np.ndarray,
+    threshold: float = 3.0,
+    neighborhood_size: int = 5,
+    progress_callback: Progress | None = None,
+    save_mask_path: str | Path | None = None,
+) -> np.ndarray:
+    """Replace outliers of an image by the local median; see `zemosaic_core.hot_pixels.detect_and_correct`.
+
+    Parameters
+    ----------
+    image : ndarray, shape (h, w) or (h, w, C)
+    threshold : float
+        In local standard deviations.
+    neighborhood_size : int
+        Side of the neighbourhood, px.
+    progress_callback : callable, optional
+        Called with ``("hot_pixels_corrected", None, "DEBUG", count=...)``.
+    save_mask_path : str or Path, optional
+        The mask of replaced pixels is saved here as uint8 ``.npy``.
+
+    Returns
+    -------
+    ndarray
+        Corrected copy, same shape and dtype.
+
+    Raises
+    ------
+    SaveFailed
+        When the mask cannot be written.
+    """
+    corrected, mask = hot_pixels.detect_and_correct(image, threshold, neighborhood_size)
+    if progress_callback is not None:
+        progress_callback("hot_pixels_corrected", None, "DEBUG", count=int(mask.sum()))
+    if save_mask_path is not None:
+        with atomic_path(save_mask_path) as temporary, temporary.open("wb") as file:
+            np.save(file, mask.astype(np.uint8))
+    return corrected
+
+
+def estimate_background_map(
+    image: np.ndarray,
+    method: str = "gaussian",
+    sigma: float = 32.0,
+    progress_callback: Progress | None = None,
+) -> np.ndarray:
+    """Estimate the smooth light of an image; see `zemosaic_core.background.estimate_background_map`."""
+    return background.estimate_background_map(image, method=method, sigma=sigma)
+
+
+def debayer_image(
+    img01_2d: np.ndarray, bayer_pattern: str = "GRBG", progress_callback: Progress | None = None
+) -> np.ndarray:
+    """Interpolate the colours of a mosaicked image bilinearly.
+
+    Parameters
+    ----------
+    img01_2d : ndarray, shape (h, w)
+        Any scale; it is kept.
+    bayer_pattern : str
+        Colours of the first 2 x 2 cell: GRBG, RGGB, GBRG or BGGR.
+
+    Returns
+    -------
+    ndarray, shape (h, w, 3), float32
+        Red, green, blue.
+
+    Raises
+    ------
+    TypeError
+        When the image is not an array.
+    ValueError
+        When shape or pattern are not usable.
+    """
+    if not isinstance(img01_2d, np.ndarray):
+        raise TypeError(f"the image must be a NumPy array, got {type(img01_2d).__name__}")
+    plane = np.ascontiguousarray(img01_2d, dtype=np.float32)
+    return np.ascontiguousarray(np.moveaxis(cfa.debayer(plane, bayer_pattern), 0, -1))
+
+
+def stretch_auto_asifits_like(
+    img_hwc: np.ndarray,
+    p_low: float = 0.5,
+    p_high: float = 99.8,
+    asinh_a: float = 0.01,
+    apply_wb: bool = True,
+) -> np.ndarray:
+    """Stretch an image for display; see `zemosaic_core.stretch.stretch_auto_asifits_like`."""
+    return stretch.stretch_auto_asifits_like(img_hwc, p_low, p_high, asinh_a, apply_wb)
+
+
+def make_radial_weight_map(
+    height: int,
+    width: int,
+    feather_fraction: float = 0.8,
+    shape_power: float = 2.0,
+    min_weight_floor: float = 0.05,
+    progress_callback: Progress | None = None,
+) -> np.ndarray:
+    """Make a weight map that falls off from the centre; see `zemosaic_core.weights.make_radial_weight_map`."""
+    return weight_maps.make_radial_weight_map(height, width, feather_fraction, shape_power, min_weight_floor)
+
+
+# ------------------------------------------------------------------------------------------------ WCS and files
+
+
+def validate_wcs_header(
+    header: fits.Header, *, require_footprint: bool = True
+) -> tuple[bool, WCS | None, str | None]:
+    """Check that a header describes a usable celestial WCS.
+
+    Parameters
+    ----------
+    header : astropy.io.fits.Header
+    require_footprint : bool
+        Also require the image size and finite sky positions of its corners.
+
+    Returns
+    -------
+    tuple
+        ``(True, wcs, None)`` or ``(False, None, reason)`` with an English reason.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FITSFixedWarning)
+            wcs = WCS(header, naxis=2)
+    except (ValueError, TypeError, MemoryError, KeyError, WcsError) as error:
+        return False, None, f"the WCS cards cannot be read: {error}"
+    if not wcs.has_celestial:
+        return False, None, "no celestial axes (CTYPE)"
+    if not np.isfinite(wcs.wcs.crval).all() or not np.isfinite(wcs.pixel_scale_matrix).all():
+        return False, None, "CRVAL or the matrix is not finite"
+    if abs(np.linalg.det(wcs.pixel_scale_matrix)) < 1e-18:
+        return False, None, "the matrix is singular"
+    if require_footprint:
+        width, height = int(header.get("NAXIS1", 0)), int(header.get("NAXIS2", 0))
+        if width < 1 or height < 1:
+            return False, None, "the image size is missing (NAXIS1, NAXIS2)"
+        corners = wcs.all_pix2world([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], 0)
+        if not np.isfinite(corners).all():
+            return False, None, "a corner has no place on the sky"
+    return True, wcs, None
+
+
+def crop_image_and_wcs(
+    img: np.ndarray, wcs: WCS, fraction_per_side: float, progress_callback: Progress | None = None
+) -> tuple[np.ndarray, WCS]:
+    """Cut the same fraction off every side and keep every pixel at its place on the sky.
+
+    Parameters
+    ----------
+    img : ndarray, shape (h, w) or (h, w, C)
+    wcs : astropy.wcs.WCS
+        Not changed.
+    fraction_per_side : float
+        In [0, 0.5).
+
+    Returns
+    -------
+    tuple
+        Cropped copy and its WCS (distortion included).
+
+    Raises
+    ------
+    ValueError
+        When the fraction is out of range or nothing is left.
+    """
+    if not 0 <= fraction_per_side < 0.5:
+        raise ValueError(f"fraction_per_side must be in [0, 0.5), got {fraction_per_side}")
+    height, width = img.shape[:2]
+    dy, dx = int(height * fraction_per_side), int(width * fraction_per_side)
+    if height - 2 * dy < 1 or width - 2 * dx < 1:
+        raise ValueError(f"cutting {dy} rows and {dx} columns per side leaves nothing of {height} x {width}")
+    cut = (slice(dy, height - dy), slice(dx, width - dx))
+    return img[cut].copy(), wcs.slice(cut)
+
+
+def load_and_validate_fits(
+    filepath: str | Path,
+    normalize_to_float32: bool = True,
+    attempt_fix_nonfinite: bool = True,
+    progress_callback: Progress | None = None,
+) -> tuple[np.ndarray, fits.Header, dict[str, Any]]:
+    """Read the first image of a FITS file.
+
+    Parameters
+    ----------
+    filepath : str or Path
+    normalize_to_float32 : bool
+        Bring the finite values to [0, 1] (the meaning this name has always had); False keeps them.
+    attempt_fix_nonfinite : bool
+        Replace missing values by 0; ``info['alpha_mask']`` says which. False keeps NaN.
+
+    Returns
+    -------
+    tuple
+        Image (h, w) or (h, w, C) float32 in native byte order, its header, and ``info`` with ``hdu``,
+        ``axis_order_original`` (HW, HWC or CHW) and ``alpha_mask`` (h, w) uint8, 255 where there is a value.
+
+    Raises
+    ------
+    SkipItem
+        ``frame_unreadable`` when the file cannot be read or holds no image.
+    """
+    path = Path(filepath)
+    try:
+        with fits.open(path, memmap=False) as hdus:
+            index = _first_image(hdus)
+            stored, header = hdus[index].data, hdus[index].header.copy()
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise _unreadable(path, str(error)) from error
+    order = "HW"
+    if stored.ndim == 3:
+        order = "CHW" if stored.shape[0] in (1, 3, 4) else "HWC"
+        stored = np.moveaxis(stored, 0, -1) if order == "CHW" else stored
+    image = np.ascontiguousarray(stored, dtype=np.float32)
+    alpha = np.ones(image.shape[:2], bool)
+    if image.ndim == 3 and image.shape[2] == 4:
+        alpha, image = image[..., 3] > 0, np.ascontiguousarray(image[..., :3])
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    finite = np.isfinite(image)
+    alpha &= finite if image.ndim == 2 else finite.all(axis=-1)
+    image[~finite] = np.nan
+    if normalize_to_float32 and finite.any():
+        low, high = float(image[finite].min()), float(image[finite].max())
+        image = (image - np.float32(low)) / np.float32(high - low) if high > low else image * 0
+    if attempt_fix_nonfinite:
+        image[~finite] = 0
+    return (
+        image,
+        header,
+        {
+            "hdu": index,
+            "axis_order_original": order,
+            "alpha_mask": np.where(alpha, 255, 0).astype(np.uint8),
+        },
+    )
+
+
+def _first_image(hdus: fits.HDUList) -> int:
+    """Number of the first unit with a picture; a unit called SCI or IMAGE goes first."""
+    usable = [
+        index
+        for index, hdu in enumerate(hdus)
+        if getattr(hdu, "is_image", False)
+        and hdu.data is not None
+        and (
+            hdu.data.ndim == 2 or (hdu.data.ndim == 3 and {hdu.data.shape[0], hdu.data.shape[-1]} & {1, 3, 4})
+        )
+    ]
+    if not usable:
+        raise LookupError("it holds no image with one, three or four planes")
+    named = [index for index in usable if hdus[index].name.upper() in ("SCI", "IMAGE")]
+    return (named or usable)[0]
+
+
+def _unreadable(path: Path, reason: str) -> SkipItem:
+    return SkipItem("frame_unreadable", f"{path} cannot be read: {reason}", path=str(path), reason=reason)
+
+
+def save_fits_image(
+    image: np.ndarray,
+    output_path: str | Path,
+    header: fits.Header | dict[str, Any] | None = None,
+    overwrite: bool = True,
+    save_as_float: bool = False,
+    legacy_rgb_cube: bool = False,
+    progress_callback: Progress | None = None,
+    axis_order: str = "HWC",
+    alpha_mask: np.ndarray | None = None,
+) -> None:
+    """Write an image to a FITS file, complete or not at all.
+
+    Parameters
+    ----------
+    image : ndarray, shape (h, w), (h, w, C) or, with ``axis_order='CHW'``, (C, h, w)
+    output_path : str or Path
+    header : Header or dict, optional
+        Cards to keep; structural ones are replaced.
+    overwrite : bool
+        False: an existing file is an error.
+    save_as_float : bool
+        True: float32 values as they are, NaN for missing. False: uint16, the range between the percentiles 0.1
+        and 99.9, widened by 2 %, spread over 0 .. 65535; missing pixels are 0.
+    legacy_rgb_cube : bool
+        For uint16 colour: one (3, h, w) image instead of a luminance with extensions R, G, B.
+    axis_order : {'HWC', 'CHW'}
+    alpha_mask : ndarray, shape (h, w), optional
+        Written as uint8 extension ALPHA.
+
+    Raises
+    ------
+    SaveFailed
+        When the file exists and may not be replaced, or cannot be written.
+    ValueError
+        When the shape or the axis order is not usable.
+    """
+    path = Path(output_path)
+    if path.exists() and not overwrite:
+        raise SaveFailed(
+            "save_exists", f"{path} exists; choose another name or allow overwriting", path=str(path)
+        )
+    if axis_order not in ("HWC", "CHW"):
+        raise ValueError(f"axis_order must be HWC or CHW, got {axis_order!r}")
+    image = np.asarray(image)
+    planes = image.astype(np.float32) if image.ndim == 3 and axis_order == "CHW" else to_chw(image)
+    cards = list(header.cards) if isinstance(header, fits.Header) else list((header or {}).items())
+    extensions = [] if alpha_mask is None else [("ALPHA", np.asarray(alpha_mask, np.uint8))]
+    if not save_as_float:
+        planes = _to_uint16(planes)
+        if len(planes) == 3 and not legacy_rgb_cube:
+            extensions = [*zip("RGB", planes, strict=True), *extensions]
+            planes = planes.mean(axis=0, keepdims=True, dtype=np.float32).astype(np.uint16)
+    write_image(path, planes[0] if len(planes) == 1 else planes, cards, extensions)
+
+
+def _to_uint16(planes: np.ndarray) -> np.ndarray:
+    finite = planes[np.isfinite(planes)]
+    low, high = np.percentile(finite, [0.1, 99.9]) if finite.size else (0.0, 1.0)
+    margin = 0.02 * (high - low)
+    low, span = low - margin, max(high - low + 2 * margin, 1e-12)
+    scaled = np.clip((np.nan_to_num(planes, nan=low) - low) / span, 0, 1) * 65535
+    return np.rint(scaled).astype(np.uint16)

@@ -224,7 +224,7 @@ def choose_transform(
     s, d = src[finite], dst[finite]
     allowed = KINDS[: KINDS.index(max_kind) + 1]
     tried = [k for k in allowed if len(s) >= min_points(k)] or ["similarity"]
-    keep = _fit_clipped(s, d, tried[-1], clip_sigma, 10).keep
+    _, keep = _clip(s, d, tried[-1], clip_sigma, 10)
     tried = [k for k in tried if keep.sum() >= min_points(k)] or ["similarity"]
     best = tried[0]
     best_error = _loo_squared_errors(s[keep], d[keep], best)
@@ -319,7 +319,7 @@ def _evaluate(c: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def lattice_points(box: tuple[float, float, float, float], n: int = 9) -> tuple[np.ndarray, np.ndarray]:
-    """Return x and y, (n * n,) each, of a lattice over ``(x0, y0, x1, y1)`` on which smooth maps are fitted."""
+    """Return x and y, (n * n,) each, of a lattice over ``(x0, y0, x1, y1)`` to fit smooth maps on."""
     # Chebyshev-Lobatto nodes keep the largest error of the fit near the smallest possible one at the borders.
     t = 0.5 - 0.5 * np.cos(np.pi * np.arange(n) / (n - 1))
     x0, y0, x1, y1 = box
@@ -396,24 +396,33 @@ def _check_pairs(
 def _fit_clipped(
     src: np.ndarray, dst: np.ndarray, kind: Kind, clip_sigma: float, max_iterations: int
 ) -> FitResult:
-    keep = np.ones(len(src), dtype=bool)
-    needed = _N_COEFF[kind]
-    transform = _fit_polynomial(src, dst, kind)
-    for _ in range(max_iterations):
-        r2 = _squared_residuals(transform, src, dst)
-        # The median over all pairs, not the kept ones: a shrinking set would otherwise clip itself away.
-        dof = max(1.0 - needed / len(src), 0.1)
-        sigma2 = np.median(r2) / _MEDIAN_R2 / dof
-        new_keep = r2 <= clip_sigma**2 * sigma2 + 1e-18 * transform.scale**2
-        if new_keep.sum() < needed or np.array_equal(new_keep, keep):
-            break
-        keep = new_keep
-        transform = _fit_polynomial(src[keep], dst[keep], kind)
+    transform, keep = _clip(src, dst, kind, clip_sigma, max_iterations)
     r2 = _squared_residuals(transform, src[keep], dst[keep])
     loo = _loo_squared_errors(src[keep], dst[keep], kind)
     return FitResult(
         transform, kind, float(np.sqrt(r2.mean())), int(keep.sum()), keep, float(np.sqrt(loo.mean()))
     )
+
+
+def _clip(
+    src: np.ndarray, dst: np.ndarray, kind: Kind, clip_sigma: float, max_iterations: int
+) -> tuple[Transform, np.ndarray]:
+    keep = np.ones(len(src), dtype=bool)
+    needed = _N_COEFF[kind]
+    # A fit through as many points as unknowns has no residuals, so the median is corrected for them.
+    freedom = max(1.0 - needed / len(src), 0.1)
+    transform = _fit_polynomial(src, dst, kind)
+    for _ in range(max_iterations):
+        r2 = _squared_residuals(transform, src, dst)
+        # The median over all pairs, not the kept ones: a shrinking set would otherwise clip itself away.
+        sigma2 = np.median(r2) / _MEDIAN_R2 / freedom
+        # The second term lets rounding errors of noiseless pairs pass.
+        new_keep = r2 <= clip_sigma**2 * sigma2 + (1e-12 * transform.scale) ** 2
+        if new_keep.sum() < needed or np.array_equal(new_keep, keep):
+            break
+        keep = new_keep
+        transform = _fit_polynomial(src[keep], dst[keep], kind)
+    return transform, keep
 
 
 def _squared_residuals(transform: Transform, src: np.ndarray, dst: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from zemosaic_core import photometry, registration
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.pixel_map import wcs_transform
 from zemosaic_core.sphere import image_geometry
+from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import GridOptions
 from zemosaic_pipeline.records import MosaicGrid, RegisteredFrame, SolvedFrame
@@ -80,7 +81,7 @@ def _without_far_pointings(
 
 
 def _register(
-    solved: Sequence[SolvedFrame], wcs_list: list[WCS], plane: WCS
+    solved: Sequence[SolvedFrame], wcs_list: list[WCS], spec: grids.GridSpec
 ) -> registration.GlobalRegistration:
     xy, flux, initial = [], [], []
     for item, wcs in zip(solved, wcs_list, strict=True):
@@ -88,10 +89,24 @@ def _register(
         xy.append(np.column_stack([arrays["x"], arrays["y"]])[:MAX_STARS].astype(float))
         flux.append(arrays["channel_flux"][:, :MAX_STARS])
         # Frame px -> plane px is the map of an output grid (the frame) into a source (the plane).
-        initial.append(wcs_transform(wcs, plane))
+        initial.append(wcs_transform(wcs, spec.wcs))
     return registration.register_globally(
-        xy, flux, initial, shapes_hw=[item.frame.info.shape_hw for item in solved], match_radius_px=3.0
+        xy,
+        flux,
+        initial,
+        shapes_hw=[item.frame.info.shape_hw for item in solved],
+        match_radius_px=3.0,
+        anchors_xy=_catalogue_anchors(solved, spec),
     )
+
+
+def _catalogue_anchors(solved: Sequence[SolvedFrame], spec: grids.GridSpec) -> np.ndarray | None:
+    """Return catalogue stars on the plane, when the catalogue agrees with most frames; they hold the whole fast."""
+    if np.mean([item.solution.confirmed for item in solved]) < 0.5:
+        return None
+    radius = 0.5 * float(np.hypot(*spec.shape_hw)) * spec.scale_arcsec / 3600
+    ra, dec, _ = catalogue_stars_near(*spec.center_deg, min(radius, 60.0))
+    return spec.wcs.all_world2pix(np.column_stack([ra, dec]), 0) if len(ra) else None
 
 
 def _check_size(shape_hw: tuple[int, int], options: GridOptions) -> None:
@@ -124,7 +139,7 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
     )
     _check_size(spec.shape_hw, options)
     context.progress(1, 3)
-    found = _register(solved, wcs_list, spec.wcs)
+    found = _register(solved, wcs_list, spec)
     context.progress(2, 3)
     flux_scale = photometry.solve_transparency(
         found.frame_index, found.star_index, found.flux, n_frames=len(solved), n_stars=len(found.star_xy)
@@ -143,6 +158,7 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
                 rms_px=fit.rms_px,
                 n_matched=fit.n_matched,
                 gain=tuple(map(float, flux_scale.gains[i])),
+                kind=fit.kind,
             )
         )
     loose = [item.frame.name for item, fit in zip(solved, found.frames, strict=True) if not fit.ok]

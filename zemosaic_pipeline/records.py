@@ -101,6 +101,8 @@ class Solution:
         True when the absolute position rests on the mount's word alone.
     seconds : float
         Time it took.
+    confirmed : bool
+        The star catalogue agrees with it.
     """
 
     wcs_cards: dict[str, Any]
@@ -109,6 +111,7 @@ class Solution:
     n_matched: int
     approximate: bool = False
     seconds: float = 0.0
+    confirmed: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ class RegisteredFrame:
         Residual of this frame's stars against the common star list, mosaic px.
     gain : tuple of float
         Factor per channel that brings the frame to the common flux scale.
+    kind : str
+        Kind of the correction to the frame's own solution; empty when there was none.
     """
 
     solved: SolvedFrame
@@ -169,6 +174,7 @@ class RegisteredFrame:
     rms_px: float
     n_matched: int
     gain: tuple[float, ...]
+    kind: str
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _frames(run: Any) -> list[dict[str, Any]]:
                     "seconds": round(item.solution.seconds, 3),
                 },
                 "registration": {
-                    "kind": fit.to_plane.kind,
+                    "kind": fit.kind,
                     "rms_px": fit.rms_px,
                     "stars": fit.n_matched,
                 },

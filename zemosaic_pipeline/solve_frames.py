@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from zemosaic_core.cfa import luminance
 from zemosaic_core.errors import RunFailed
+from zemosaic_core.plate_fit import WcsCheck, verify_wcs
 from zemosaic_core.sphere import separation_deg
 from zemosaic_core.star_patterns import find_similarity
 from zemosaic_core.stars import StarList
@@ -28,7 +29,7 @@ from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.solvers.base import SolveOutcome, Solver, SolveRequest
 from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
-from zemosaic_io.solvers.embedded import check_wcs
+from zemosaic_io.star_catalogue import open_built_in_catalogue
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase1_prepare import STAR_COLUMNS, Prepared
 from zemosaic_pipeline.plan import SolveOptions
@@ -45,6 +46,8 @@ PAIR_RADIUS_PX = 2.5
 MIN_PAIRS = 8
 # When this many frames of a pointing failed and none was solved, the rest are not sent through slow solvers.
 MAX_FAILED = 5
+# With fewer catalogue stars in the field, finding none of them proves nothing.
+ENOUGH_CATALOGUE_STARS = 12
 
 
 @dataclass
@@ -123,23 +126,55 @@ def _pointings(sky: _Sky, indices: Iterable[int]) -> list[list[int]]:
     return [sorted(group, key=lambda i: -sky.frames[i][1].n_stars) for group in members.values()]
 
 
+def _check(sky: _Sky, index: int, cards: dict[str, Any]) -> WcsCheck:
+    """Hold a WCS against the star catalogue."""
+    frame, _ = sky.frames[index]
+    return verify_wcs(WCS(cards), sky.stars[index], open_built_in_catalogue(), shape_hw=frame.info.shape_hw)
+
+
+def _speaks_against(check: WcsCheck) -> bool:
+    """Whether there are enough catalogue stars to expect an agreement that is not there."""
+    return not check.confirmed and check.n_expected >= ENOUGH_CATALOGUE_STARS
+
+
 def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
     """Take the WCS of the headers where the frame's own stars do not speak against it."""
+    doubtful: dict[int, Solution] = {}
     for index, (frame, _) in sky.frames.items():
         cards = frame.info.wcs_cards
         if cards is None:
             continue
-        check = check_wcs(cards, sky.stars[index], frame.info.shape_hw)
-        if check.contradicts:
-            context.say(
-                "wcs_header_wrong",
-                "WARN",
-                path=str(frame.info.path),
-                matched=check.n_matched,
-                offset_px=round(check.offset_px, 2) if math.isfinite(check.offset_px) else None,
-            )
+        check = _check(sky, index, cards)
+        solution = Solution(dict(cards), "header", check.rms_px, check.n_matched, confirmed=check.confirmed)
+        if _speaks_against(check):
+            doubtful[index] = solution
+        else:
+            sky.add(index, solution)
+    if doubtful:
+        _settle_doubts(sky, doubtful, options, context)
+
+
+def _settle_doubts(
+    sky: _Sky, doubtful: dict[int, Solution], options: SolveOptions, context: RunContext
+) -> None:
+    """Let the built-in solver look at one frame of each pointing whose header the catalogue does not confirm.
+
+    Where it finds another place, the headers of that pointing are wrong. Where it finds none, the catalogue may
+    simply not know these stars: the headers are kept, and the run says so.
+    """
+    solver = make_solvers(replace(options.solver, method="EMBEDDED"))
+    radius_deg = min(1.0, options.solver.search_radius_deg)
+    near = replace(options, solver=replace(options.solver, search_radius_deg=radius_deg))
+    for members in _pointings(sky, doubtful):
+        best, example = members[0], sky.frames[members[0]][0].name
+        found = _Sky({best: sky.frames[best]}, {best: sky.stars[best]})
+        if _solve(best, found, solver, near, context):
+            context.say("wcs_header_wrong", "WARN", frames=len(members), example=example)
+            sky.add(best, found.solutions[best])
             continue
-        sky.add(index, Solution(dict(cards), "header", check.rms_px, check.n_matched))
+        context.say("wcs_header_unconfirmed", "WARN", frames=len(members), example=example)
+        for index in members:
+            sky.add(index, doubtful[index])
 
 
 def image_provider(info: FrameInfo) -> Any:
@@ -176,23 +211,28 @@ def _solve(
     last = outcomes[-1] if outcomes else None
     if last is None or not last.ok:
         return False
-    check = check_wcs(last.wcs_cards, sky.stars[index], frame.info.shape_hw)
-    if check.contradicts:
+    check = _check(sky, index, last.wcs_cards)
+    if _speaks_against(check):
         context.say(
             "wcs_solver_wrong", "WARN", path=str(frame.info.path), solver=last.solver, matched=check.n_matched
         )
         return False
-    if last.solver != "EMBEDDED" and math.isfinite(check.offset_px) and check.offset_px > 0.5:
+    cards = dict(last.wcs_cards)
+    if last.solver != "EMBEDDED" and check.confirmed and check.is_shifted:
+        # Some releases of a solver are off by a constant part of a pixel; the stars say by how much.
+        cards["CRPIX1"] += check.offset_px[0]
+        cards["CRPIX2"] += check.offset_px[1]
         context.say(
             "wcs_solver_offset",
             "WARN",
             path=str(frame.info.path),
             solver=last.solver,
-            offset_px=round(check.offset_px, 2),
+            offset_px=round(math.hypot(*check.offset_px), 2),
         )
-    rms = last.rms_px if last.rms_px is not None else check.rms_px
+    rms = check.rms_px if last.rms_px is None else last.rms_px
+    matched = check.n_matched if last.n_matched is None else last.n_matched
     sky.add(
-        index, Solution(dict(last.wcs_cards), last.solver, rms, last.n_matched or 0, seconds=last.seconds)
+        index, Solution(cards, last.solver, rms, matched, seconds=last.seconds, confirmed=check.confirmed)
     )
     return True
 
@@ -231,7 +271,10 @@ def _match_round(
         index = todo[position]
         ra, dec = sky.wcs[reference].all_pix2world(reference_xy[:, 0], reference_xy[:, 1], 0)
         cards, _ = fit_tan(ra, dec, xy[:, 0], xy[:, 1], sky.frames[index][0].info.shape_hw)
-        sky.add(index, Solution(cards, "star_match", rms, len(xy), sky.solutions[reference].approximate))
+        known = sky.solutions[reference]
+        sky.add(
+            index, Solution(cards, "star_match", rms, len(xy), known.approximate, confirmed=known.confirmed)
+        )
         matched += 1
         context.progress(len(sky.solutions), len(sky.frames), sky.frames[index][0].name)
     return matched

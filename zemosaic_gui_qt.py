@@ -85,6 +85,8 @@ class ZeMosaicQtMainWindow(QMainWindow):
         self._timer.setInterval(TICK_MS)
         self._timer.timeout.connect(self._on_tick)
         self._timer.start()
+        session.themes.set_mode(session.form["qt_theme_mode"])
+        session.texts.set_language(session.form["language"])
         session.texts.on_language(self.retranslate)
         session.themes.changed.connect(self.retheme)
         session.form.on_change(self._on_form_changed)

@@ -171,17 +171,27 @@ def follow_run(
     request = RunRequest(settings.input_dir, settings.output_dir, settings.to_mapping())
     with make_display(texts, verbosity, console) as display, _stop_requests() as asked:
         controller.start(request)
-        answered = 0
-        while controller.is_active:
-            answered = _answer_stop(controller, display, asked, answered)
-            events = controller.poll(budget_s=0.05)
-            for event in events:
-                display.show(event, controller.state)
-            display.tick(controller)
-            if not events:
-                time.sleep(TICK_S)
+        try:
+            _follow(controller, display, asked)
+        finally:
+            # Only an error of the display itself leaves the worker behind; nobody would listen to it any more.
+            if controller.is_active:
+                controller.stop_now()
+                controller.wait(STOP_GRACE_S)
     display.end(controller.state, controller.elapsed())
     return EXIT_OF[controller.state.status]
+
+
+def _follow(controller: RunController, display: Display, asked: list[int]) -> None:
+    answered = 0
+    while controller.is_active:
+        answered = _answer_stop(controller, display, asked, answered)
+        events = controller.poll(budget_s=0.05)
+        for event in events:
+            display.show(event, controller.state)
+        display.tick(controller)
+        if not events:
+            time.sleep(TICK_S)
 
 
 def _answer_stop(controller: RunController, display: Display, asked: list[int], answered: int) -> int:

@@ -65,18 +65,18 @@ def plan(
 
 
 def demo_night(queue: Any, folder: str, n_frames: int, *, cancel_event: Any) -> None:
-    """Write a made-up night: ``("demo", (folder of the frames, settings it needs))``."""
+    """Write a made-up night: ``("demo", folder of the frames)``."""
     from zemosaic_ui.demo import prepare_demo
 
     def say(key: str, level: str = "INFO", **values: Any) -> None:
         queue.put(("say", (key, values)))
 
     try:
-        frames, extra = prepare_demo(Path(folder), n_frames, say)
+        frames = prepare_demo(Path(folder), n_frames, say)
     except ZeMosaicError as error:
         queue.put(("error", (error.key, error.values)))
         return
-    queue.put(("demo", (str(frames), dict(extra))))
+    queue.put(("demo", str(frames)))
 
 
 def count_files(folder: str, *, limit: int = 200_000) -> tuple[int, int]:
@@ -225,23 +225,24 @@ def _send_measure(queue: Any, path: str, found: Any) -> None:
     queue.put(("measures", [(path, values)]))
 
 
-def solve(queue: Any, infos: Sequence[Any], config: Mapping[str, Any], *, cancel_event: Any) -> None:
+def solve(queue: Any, paths: Sequence[str], config: Mapping[str, Any], *, cancel_event: Any) -> None:
     """Solve frames one after the other: ``("solved", FrameRow)`` or ``("unsolved", (path, key, values))``."""
-    from zemosaic_ui.solve_files import solve_info
+    import tempfile
+
+    from zemosaic_core.errors import Cancelled
+    from zemosaic_pipeline.solve_files import iter_solutions
 
     settings = Settings.from_mapping(config)
-    for info in infos:
-        if cancel_event.is_set():
-            return
+    with tempfile.TemporaryDirectory(prefix="zemosaic_solve_") as folder:
         try:
-            outcome = solve_info(info, settings, cancel_event)
-        except ZeMosaicError as error:
-            queue.put(("unsolved", (str(info.path), error.key, dict(error.values))))
-            continue
-        if outcome.ok:
-            queue.put(("solved", placed_row(info, outcome.wcs_cards, "solved")))
-        else:
-            queue.put(("unsolved", (str(info.path), outcome.key, dict(outcome.values))))
+            for found in iter_solutions([Path(p) for p in paths], settings, Path(folder), cancel_event):
+                if found.ok:
+                    queue.put(("solved", placed_row(found.info, found.outcomes[-1].wcs_cards, "solved")))
+                    continue
+                last = found.outcomes[-1] if found.outcomes else found
+                queue.put(("unsolved", (str(found.path), last.key, dict(last.values or {}))))
+        except Cancelled:
+            return
 
 
 def machine_facts(output_dir: str) -> dict[str, Any]:

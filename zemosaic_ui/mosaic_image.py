@@ -116,10 +116,7 @@ class MosaicImage:
         height, width = self.level_shape(level)
         y0, x0 = row * PART_PX, column * PART_PX
         y1, x1 = min(y0 + PART_PX, height), min(x0 + PART_PX, width)
-        if level == 0:
-            data = self.rows(y0, y1, x0, x1)
-        else:
-            data = np.array(self._copies[level][:, y0:y1, x0:x1])
+        data = self.rows(y0, y1, x0, x1) if level == 0 else np.array(self._copies[level][:, y0:y1, x0:x1])
         with self._lock:
             self._parts[key] = data
             while len(self._parts) > MAX_PARTS:

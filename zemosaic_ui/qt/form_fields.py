@@ -17,6 +17,7 @@ from PySide6.QtWidgets import (
 
 from zemosaic_settings import Option
 from zemosaic_ui.qt.session import Session
+from zemosaic_ui.qt.switch import Switch
 from zemosaic_ui.qt.widgets import label, row, tool_button
 
 __all__ = ["FieldRow", "PathEdit"]
@@ -106,6 +107,7 @@ class FieldRow(QFrame):
         self._loading = False
         self.caption = label(wrap=True)
         self.caption.setFixedWidth(LABEL_WIDTH)
+        self.caption.setContentsMargins(0, 5, 0, 0)
         self.help = label("faint", wrap=True)
         self.problem = label("problem", wrap=True)
         self.problem.hide()
@@ -125,7 +127,7 @@ class FieldRow(QFrame):
     def _make_control(self) -> QWidget:
         kind = self.option.type
         if kind == "bool":
-            box = QCheckBox()
+            box = Switch()
             box.toggled.connect(self._on_typed)
             return box
         if kind == "choice":
@@ -148,7 +150,7 @@ class FieldRow(QFrame):
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 6, 0, 6)
         grid.setHorizontalSpacing(14)
-        grid.setVerticalSpacing(2)
+        grid.setVerticalSpacing(4)
         grid.addWidget(self.caption, 0, 0, Qt.AlignmentFlag.AlignTop)
         wide = self.option.type in ("folder", "file", "text", "secret")
         line = row(self.control, self.unit, self.reset, *(() if wide else (None,)))
@@ -191,8 +193,9 @@ class FieldRow(QFrame):
         if option.type not in ("int", "float", "pair"):
             return ""
         unit = text(f"unit.{option.unit}") if option.unit else ""
-        limits = f"{option.minimum:g} – {option.maximum:g}"
-        special = f"{option.minimum:g} = {text(f'special.{option.special}')}" if option.special else ""
+        low, high = (f"{value:,.10g}".replace(",", "\u202f") for value in (option.minimum, option.maximum))
+        limits = f"{low} – {high}"
+        special = f"{low} = {text(f'special.{option.special}')}" if option.special else ""
         return "   ".join(part for part in (unit, limits, special) if part)
 
     def _value_text(self, value: object) -> str:

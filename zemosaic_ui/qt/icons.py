@@ -18,12 +18,14 @@ _SHAPES = {
     "mosaic": '<rect x="3.5" y="5" width="17" height="14" rx="2"/><path d="M3.8 16.2l4.6-4.3 3.6 3.2 3.2-2.6 5 4.2"/>'
     '<circle cx="15.6" cy="9" r="1.4"/>',
     "solver": '<circle cx="12" cy="12" r="6.2"/><path d="M12 2.8v4.4M12 16.8v4.4M2.8 12h4.4M16.8 12h4.4"/>',
-    "system": '<rect x="6.5" y="6.5" width="11" height="11" rx="2"/><path d="M9.5 3.5v3M14.5 3.5v3M9.5 17.5v3M14.5 17.5v3'
+    "system": '<rect x="6.5" y="6.5" width="11" height="11" rx="2"/><path d="M9.5 3.5v3M14.5 3.5v3M9.5 17.5v3'
+    "M14.5 17.5v3"
     'M3.5 9.5h3M3.5 14.5h3M17.5 9.5h3M17.5 14.5h3"/>',
     "advanced": '<path d="M4 7h9M18 7h2M4 12h3M12 12h8M4 17h7M16 17h4"/><circle cx="15.5" cy="7" r="2.2"/>'
     '<circle cx="9.5" cy="12" r="2.2"/><circle cx="13.5" cy="17" r="2.2"/>',
     "skin": '<circle cx="12" cy="12" r="8.2"/><path d="M12 3.8a8.2 8.2 0 0 1 0 16.4z" fill="COLOUR"/>',
-    "language": '<circle cx="12" cy="12" r="8.2"/><path d="M3.8 12h16.4M12 3.8c5 4.6 5 11.8 0 16.4M12 3.8c-5 4.6-5 11.8 0 16.4"/>',
+    "language": '<circle cx="12" cy="12" r="8.2"/><path d="M3.8 12h16.4'
+    'M12 3.8c5 4.6 5 11.8 0 16.4M12 3.8c-5 4.6-5 11.8 0 16.4"/>',
     "folder": '<path d="M3.5 18V6.5a1.5 1.5 0 0 1 1.5-1.5h4.2l2 2.4H19a1.5 1.5 0 0 1 1.5 1.5V18a1.5 1.5 0 0 1-1.5 1.5H5'
     'A1.5 1.5 0 0 1 3.5 18z"/>',
     "filter": '<path d="M4 5.5h16l-6.2 7.2v6l-3.6-1.9v-4.1z"/>',

@@ -114,8 +114,7 @@ class RunPage(QWidget):
         self.phase_rows: list[_PhaseRow] = []
         self.preview = LivePreview(session)
         self.compute_card = Card()
-        self.compute_text = QLabel()
-        self.compute_text.setWordWrap(True)
+        self.compute_text = label(wrap=True)
         self.compute_text.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.compute_text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.compute_card.body.addWidget(self.compute_text, 1)
@@ -126,8 +125,7 @@ class RunPage(QWidget):
     def _make_banner(self) -> QFrame:
         frame = QFrame()
         frame.setObjectName("banner")
-        self.banner_text = QLabel()
-        self.banner_text.setWordWrap(True)
+        self.banner_text = label(wrap=True)
         self.banner_text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.result_button = button("primary", self.open_result.emit)
         self.report_button = button("", self.open_report.emit)

@@ -11,7 +11,6 @@ from PySide6.QtWidgets import (
     QComboBox,
     QFileDialog,
     QInputDialog,
-    QLabel,
     QLineEdit,
     QMenu,
     QVBoxLayout,
@@ -128,8 +127,7 @@ class SystemPage(_Page):
         self.add_card("ui_system_files", SYSTEM_KEYS)
         card = Card()
         self.cards["ui_doctor"] = card
-        self.doctor_text = QLabel()
-        self.doctor_text.setWordWrap(True)
+        self.doctor_text = label(wrap=True)
         self.doctor_button = button("", self.examine)
         card.body.addWidget(self.doctor_text)
         card.body.addLayout(row(self.doctor_button, None))
@@ -157,11 +155,13 @@ class SystemPage(_Page):
         colours = {"ok": theme.good, "warn": theme.warn, "fail": theme.bad, "info": theme.muted}
         lines = []
         for finding in self._findings:
-            topic = text(finding["topic_key"])
+            topic = text(f"doctor.topic.{finding['topic']}")
             said = text.message(finding["key"], finding["values"])
-            line = f'<p style="margin:3px 0"><span style="color:{colours[finding["state"]]}">●</span> <b>{topic}</b>: {said}'
+            dot = f'<span style="color:{colours[finding["state"]]}">●</span>'
+            line = f'<p style="margin:3px 0">{dot} <b>{topic}</b>: {said}'
             if finding.get("advice_key"):
-                line += f'<br><span style="color:{theme.muted}">{text.message(finding["advice_key"], finding["values"])}</span>'
+                advice = text.message(finding["advice_key"], finding["values"])
+                line += f'<br><span style="color:{theme.muted}">{advice}</span>'
             lines.append(line + "</p>")
         if self.job.is_running:
             lines.append(text("ui_doctor_working"))
@@ -194,6 +194,9 @@ class AdvancedPage(_Page):
         self.search = QLineEdit()
         self.search.setObjectName("search_options")
         self.search.setClearButtonEnabled(True)
+        self.search_icon = self.search.addAction(
+            session.icon("search", "muted"), QLineEdit.ActionPosition.LeadingPosition
+        )
         self.level = QComboBox()
         self.changed_only = tool_button(checkable=True)
         self.reset_all = button("", self._on_reset_all)
@@ -322,11 +325,7 @@ class AdvancedPage(_Page):
     def retheme(self) -> None:
         """Draw icons in the colours of the theme."""
         super().retheme()
-        self.search.addAction(
-            self.session.icon("search", "muted"), QLineEdit.ActionPosition.LeadingPosition
-        ) if not self.search.actions() else self.search.actions()[0].setIcon(
-            self.session.icon("search", "muted")
-        )
+        self.search_icon.setIcon(self.session.icon("search", "muted"))
 
 
 class _ChoicePage(_Page):

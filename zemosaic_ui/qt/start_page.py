@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from PySide6.QtCore import QTimer, Signal
-from PySide6.QtWidgets import QButtonGroup, QCheckBox, QGridLayout, QMenu, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QButtonGroup, QGridLayout, QMenu, QVBoxLayout, QWidget
 
 from zemosaic_core.errors import SettingsError
 from zemosaic_ui.jobs import count_files
@@ -15,6 +15,7 @@ from zemosaic_ui.presets import QUALITY_PRESETS, apply_quality, current_quality
 from zemosaic_ui.qt.form_fields import PathEdit
 from zemosaic_ui.qt.job import Job
 from zemosaic_ui.qt.session import Session
+from zemosaic_ui.qt.switch import Switch
 from zemosaic_ui.qt.widgets import Card, button, label, row, tool_button
 
 __all__ = ["StartPage"]
@@ -33,7 +34,7 @@ class StartPage(QWidget):
         self._gpu: dict[str, Any] | None = None
         self._solvers: list[dict[str, Any]] | None = None
         self._plan: dict[str, Any] | None = None
-        self._plan_problem = ""
+        self._plan_problem = self._solver_problem = ""
         self.gpu_job, self.doctor_job, self.plan_job, self.demo_job = (Job(self) for _ in range(4))
         self.title = label("title")
         self.subtitle = label("muted", wrap=True)
@@ -125,7 +126,7 @@ class StartPage(QWidget):
 
     def _make_compute(self) -> Card:
         card = Card()
-        self.gpu_switch = QCheckBox()
+        self.gpu_switch = Switch()
         self.gpu_switch.setObjectName("use_gpu_phase5")
         self.gpu_switch.toggled.connect(lambda on: self.session.form.set("use_gpu_phase5", on))
         self.gpu_state = label(wrap=True)
@@ -200,7 +201,7 @@ class StartPage(QWidget):
                 self._gpu = payload
                 self._show_machine()
             case "finding":
-                if str(payload.get("topic_key", "")).endswith("solver"):
+                if payload["topic"] == "solver":
                     self._solvers = [*(self._solvers or []), payload]
                     self._show_machine()
             case "plan":
@@ -213,7 +214,7 @@ class StartPage(QWidget):
                 key, values = payload
                 self.demo_note.setText(self.session.texts.message(key, values))
             case "demo":
-                self._take_demo(*payload)
+                self._take_demo(payload)
 
     def _on_gpu_ended(self, error: str) -> None:
         if error and self._gpu is None:
@@ -221,6 +222,7 @@ class StartPage(QWidget):
         self._show_machine()
 
     def _on_doctor_ended(self, error: str) -> None:
+        self._solver_problem = error.splitlines()[-1] if error else ""
         self._solvers = self._solvers or []
         self._show_machine()
 
@@ -247,12 +249,8 @@ class StartPage(QWidget):
         self.demo_note.setText(self.session.texts("ui_demo_writing"))
         self.demo_job.start("demo_night", folder, n_frames)
 
-    def _take_demo(self, frames: str, extra: dict[str, Any]) -> None:
-        form = self.session.form
-        for key, value in extra.items():
-            if key in form.fields:
-                form.set(key, value)
-        form.set("output_dir", str(Path(frames).parent / "mosaic"))
+    def _take_demo(self, frames: str) -> None:
+        self.session.form.set("output_dir", str(Path(frames).parent / "mosaic"))
         self.choose_input(frames)
         self.demo_note.setText(self.session.texts("ui_demo_done"))
         self.demo_ready.emit()
@@ -280,9 +278,7 @@ class StartPage(QWidget):
             self._show_folders()
             self._plan, self._plan_problem = None, ""
             self._show_plan()
-        elif key == "use_gpu_phase5":
-            self._show_machine()
-        elif key == "solver_method":
+        elif key in ("use_gpu_phase5", "solver_method"):
             self._show_machine()
         self._show_quality()
 
@@ -357,6 +353,8 @@ class StartPage(QWidget):
         for finding in self._solvers or []:
             mark = {"ok": "✔", "warn": "!", "fail": "✖"}.get(finding["state"], "·")
             lines.append(f"{mark}  {text.message(finding['key'], finding['values'])}")
+        if self._solver_problem:
+            lines.append(self._solver_problem)
         self.solver_state.setText("\n".join(lines))
 
     def _show_plan(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from PySide6.QtCore import QObject, Qt, Signal
+from PySide6.QtCore import QObject, Qt, QTemporaryDir, Signal
 from PySide6.QtGui import QColor, QFont, QFontDatabase, QPalette
 from PySide6.QtWidgets import QApplication
 
@@ -52,7 +53,7 @@ DARK = Theme(
     border="#34363b",
     text="#e3e1dc",
     muted="#a09d97",
-    faint="#6d6b67",
+    faint="#85827c",
     accent="#e2a24a",
     accent_text="#1a1206",
     accent_soft="#3a2d18",
@@ -69,7 +70,7 @@ LIGHT = Theme(
     border="#d3d0c9",
     text="#232220",
     muted="#6a6762",
-    faint="#9b9892",
+    faint="#7f7c76",
     accent="#a85d0c",
     accent_text="#ffffff",
     accent_soft="#f4e4cd",
@@ -95,6 +96,7 @@ class ThemeSwitch(QObject):
         super().__init__(app)
         self._app = app
         self._mode = ""
+        self._pictures = QTemporaryDir()
         self.theme = LIGHT
         app.setStyle("Fusion")
         app.styleHints().colorSchemeChanged.connect(self._on_system_changed)
@@ -114,8 +116,18 @@ class ThemeSwitch(QObject):
             return
         self.theme = theme
         self._app.setPalette(_palette(theme))
-        self._app.setStyleSheet(_style_sheet(theme))
+        self._app.setStyleSheet(_style_sheet(theme, self._arrow_file(theme)))
         self.changed.emit()
+
+    def _arrow_file(self, theme: Theme) -> str:
+        # A style sheet takes pictures only from files.
+        path = f"{self._pictures.path()}/arrow_{theme.name}.svg"
+        line = f'<path d="M2 4l4 4 4-4" fill="none" stroke="{theme.muted}" stroke-width="1.6" stroke-linecap="round"/>'
+        picture = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 12 12" width="12" height="12">{line}</svg>'
+        )
+        Path(path).write_text(picture, encoding="utf-8")
+        return path
 
     def _system_is_dark(self) -> bool:
         return self._app.styleHints().colorScheme() == Qt.ColorScheme.Dark
@@ -152,11 +164,16 @@ def _palette(theme: Theme) -> QPalette:
     return palette
 
 
-def _style_sheet(theme: Theme) -> str:
+def _style_sheet(theme: Theme, arrow_file: str) -> str:
     values = {name: getattr(theme, name) for name in Theme.__dataclass_fields__}
     text = _SHEET
+    values["arrow_file"] = arrow_file
     for name, value in values.items():
-        text = text.replace(f"${name};", f"{value};").replace(f"${name} ", f"{value} ")
+        text = (
+            text.replace(f"${name};", f"{value};")
+            .replace(f"${name} ", f"{value} ")
+            .replace(f"${name})", f"{value})")
+        )
     return text
 
 
@@ -199,7 +216,7 @@ QPushButton#danger:enabled { color: $bad; }
 QPushButton#quality { padding: 10px 14px; text-align: center; }
 QPushButton#quality:checked, QToolButton:checked, QPushButton#segment:checked { background: $accent_soft;
     border: 1px solid $accent; color: $text; }
-QToolButton { padding: 5px 8px; }
+QToolButton { padding: 6px 9px; }
 QToolButton#quiet, QPushButton#quiet { background: transparent; border: 1px solid transparent; padding: 3px 6px; }
 QToolButton#quiet:hover, QPushButton#quiet:hover { background: $raised; }
 QToolButton#quiet:focus, QPushButton#quiet:focus { border: 1px solid $accent; }
@@ -219,8 +236,7 @@ QLineEdit:focus, QComboBox:focus, QPlainTextEdit:focus, QTextEdit:focus, QSpinBo
 QLineEdit[refused="true"] { border: 1px solid $bad; }
 QLineEdit:disabled, QComboBox:disabled { color: $faint; background: $surface; }
 QComboBox::drop-down { border: none; width: 22px; }
-QComboBox::down-arrow { width: 0; height: 0; border-left: 4px solid transparent;
-    border-right: 4px solid transparent; border-top: 5px solid $muted; margin-right: 8px; }
+QComboBox::down-arrow { image: url($arrow_file); width: 12px; height: 12px; margin-right: 8px; }
 QComboBox QAbstractItemView { background: $surface; border: 1px solid $border; padding: 4px;
     selection-background-color: $accent_soft; selection-color: $text; outline: none; }
 

@@ -19,19 +19,13 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-__all__ = ["Card", "ElidedLabel", "button", "label", "row", "scrolled", "tool_button"]
+__all__ = ["Card", "ElidedLabel", "WrapLabel", "button", "label", "row", "scrolled", "tool_button"]
 
 
 def label(name: str = "", *, wrap: bool = False) -> QLabel:
     """Return a label styled by an object name of the style sheet."""
-    made = QLabel()
+    made = WrapLabel() if wrap else QLabel()
     made.setObjectName(name)
-    made.setWordWrap(wrap)
-    if wrap:
-        # A wrapped label tells its height for its width; without this, texts are clipped at the bottom.
-        policy = QSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
-        policy.setHeightForWidth(True)
-        made.setSizePolicy(policy)
     return made
 
 
@@ -74,6 +68,21 @@ def row(*items: QWidget | QLayout | int | None, spacing: int = 8) -> QHBoxLayout
         else:
             layout.addWidget(item)
     return layout
+
+
+class WrapLabel(QLabel):
+    """A label that breaks its lines and asks for exactly the height that needs, whatever its width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setWordWrap(True)
+        policy = QSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
+        policy.setHeightForWidth(True)
+        self.setSizePolicy(policy)
+
+    def minimumSizeHint(self) -> QSize:
+        """Ask for one line: Qt's own answer assumes a narrow label and makes every page look too tall."""
+        return QSize(40, self.fontMetrics().height())
 
 
 class Card(QFrame):

@@ -205,7 +205,7 @@ def _mosaic_cards(
         "STK_COMB": (stack.rule.combine, "combination of frames"),
         "STK_KERN": (stack.kernel, "resampling kernel"),
         "STK_RADW": (stack.radial is not None, "radial weight applied"),
-        "ZMASMBMTH": (plan.assembly.method, "assembly of tiles"),
+        "HIERARCH ZMASMBMTH": (plan.assembly.method, "assembly of tiles"),
         "EXPTOTAL": (sum(tile.exposure_s for tile in tiles), "[s] exposure of all frames"),
         "BUNIT": ("adu", "counts of the reference frames"),
         "WCSAPPRX": (approximate, "position rests on the mount alone"),

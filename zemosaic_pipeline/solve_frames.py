@@ -368,8 +368,9 @@ def run(
         _use_headers(fresh, options, context)
         for index, solution in fresh.solutions.items():
             sky.add(index, solution)
-    solvers = [solver for solver in make_solvers(options.solver) if solver.find().ok]
+    solvers: list[Solver] = []
     if sky.unsolved():
+        solvers = [solver for solver in make_solvers(options.solver) if solver.find().ok]
         context.say(
             "run_info_solvers", solvers=[solver.name for solver in solvers], frames=len(sky.unsolved())
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import signal
 import threading
@@ -125,6 +126,20 @@ def test_second_ctrl_c_ends_at_once(folders, monkeypatch):
     assert run(folders) == 130
     assert time.monotonic() - before < 20
     thread.join()
+
+
+def test_broken_display_leaves_no_worker_behind(folders, monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(
+        commands, "make_display", lambda *_: PlainDisplay(Console(file=io.StringIO()), Texts())
+    )
+    monkeypatch.setattr(PlainDisplay, "show", broken)
+    start(monkeypatch, "stubborn")
+    with pytest.raises(BrokenPipeError):
+        run(folders)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,31 @@ def program_files() -> list[Path]:
     return sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
 
 
+def unfilled_in(path: Path) -> list[str]:
+    """Placeholders of a text that the call which names its key gives no value for."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(item.arg is None for item in node.keywords):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        position = _POSITION.get(name)
+        if position is None or len(node.args) <= position or name == "Message":
+            continue
+        key = node.args[position]
+        if not isinstance(key, ast.Constant) or key.value not in ENGLISH:
+            continue
+        given = {str(item.arg).removesuffix("_key") for item in node.keywords} | {"path", "name"}
+        given |= {"solver"} if name == "failed" else set()
+        missing = set(placeholders(ENGLISH[key.value])) - given
+        found += [f"line {node.lineno}: {key.value} lacks {', '.join(sorted(missing))}"] if missing else []
+    return found
+
+
+@pytest.mark.parametrize("path", program_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_placeholder_gets_a_value(path):
+    assert unfilled_in(path) == []
+
+
 @pytest.mark.parametrize("path", program_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_key_the_program_names_has_a_text(path):
     assert [f"line {line}: {key}" for key, line in keys_named_in(path) if key not in ENGLISH] == []

@@ -1,0 +1,399 @@
+"""Door to stacks: align the images of a group, stack them with rejection, normalisation and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from zemosaic_core.chunks import Buffer, iter_row_chunks
+from zemosaic_core.coadd import CancelToken
+from zemosaic_core.errors import SkipItem
+from zemosaic_core.image_coadd import to_chw
+from zemosaic_core.image_stack import align_to, common_stack, find_stars, measure_weights, normalise_stack
+from zemosaic_core.rejection import combine_stack
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
+from zemosaic_utils import coadd_on_grid, make_radial_weight_map
+
+__all__ = [
+    "align_images_in_group",
+    "equalize_rgb_medians_inplace",
+    "stack_aligned_images",
+    "stack_group",
+    "stack_kappa_sigma_clip",
+    "stack_linear_fit_clip",
+    "stack_winsorized_sigma_clip",
+]
+
+Progress = Callable[..., object]
+
+# Older callers bound the memory of the old stacker with these; the engine plans its own.
+_OBSOLETE = {
+    "apply_rewinsor", "winsor_max_frames_per_pass", "winsor_max_workers", "winsor_auto_fallback_on_memory_error",
+    "winsor_min_frames_per_pass", "winsor_memmap_fallback", "winsor_split_strategy", "progress_callback",
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- groups
+
+
+def stack_group(
+    pixels: PixelSource,
+    sources: Sequence[CoaddSource],
+    shape_hw: tuple[int, int],
+    n_channels: int,
+    rule: CombineRule,
+    kernel: Kernel = "lanczos3",
+    *,
+    budget_bytes: int,
+    policy: Any = None,
+    threads: int = 2,
+    on_rows: Callable[[int, int], object] | None = None,
+    cancel: CancelToken | None = None,
+) -> CoaddBlock:
+    """Stack a group of frames onto one grid and return the whole result; see `zemosaic_utils.coadd_on_grid`.
+
+    For results that do not fit into memory give `coadd_on_grid` a sink that writes them away.
+
+    Returns
+    -------
+    CoaddBlock
+        All rows of the grid.
+    """
+    height, width = shape_hw
+    shape = (n_channels, height, width)
+    whole = CoaddBlock(
+        image=np.empty(shape, np.float32),
+        weight=np.empty(shape, np.float32),
+        coverage=np.empty((height, width), np.uint16),
+        variance=np.empty(shape, np.float32),
+        rejected_low=np.empty(shape, np.uint16),
+        rejected_high=np.empty(shape, np.uint16),
+    )
+
+    def sink(y0: int, y1: int, block: CoaddBlock) -> None:
+        for name in ("image", "weight", "variance", "rejected_low", "rejected_high"):
+            getattr(whole, name)[:, y0:y1] = getattr(block, name)
+        whole.coverage[y0:y1] = block.coverage
+
+    coadd_on_grid(
+        pixels, sources, shape_hw, n_channels, rule, kernel, sink=sink, budget_bytes=budget_bytes, policy=policy,
+        threads=threads, on_rows=on_rows, cancel=cancel,
+    )  # fmt: skip
+    return whole
+
+
+def align_images_in_group(
+    image_data_list: Sequence[np.ndarray],
+    reference_image_index: int = 0,
+    detection_sigma: float = 3.0,
+    min_area: int = 5,
+    propagate_mask: bool = True,
+    progress_callback: Progress | None = None,
+) -> tuple[list[np.ndarray | None], list[int]]:
+    """Resample the images of a group onto the pixels of one of them by their common stars.
+
+    Parameters
+    ----------
+    image_data_list : sequence of ndarray, shape (h, w) or (h, w, C)
+    reference_image_index : int
+    detection_sigma : float
+        Detection limit of stars.
+    min_area : int
+        Accepted for the call form; what is a star is judged by its shape.
+    propagate_mask : bool
+        True: pixels an image does not cover are NaN. False: they are 0, which a later mean will see.
+    progress_callback : callable, optional
+        Called with ``("align_images", done, total)``, and with ``("align_image_failed", None, "WARN", ...)``.
+
+    Returns
+    -------
+    tuple
+        Aligned images in the order given, None for those that failed, and the numbers of those.
+
+    Raises
+    ------
+    ValueError
+        When there is no image or the reference does not exist.
+    """
+    if not -len(image_data_list) <= reference_image_index < len(image_data_list):
+        raise ValueError(f"no reference {reference_image_index} among {len(image_data_list)} images")
+    reference_index = reference_image_index % len(image_data_list)
+    reference = to_chw(image_data_list[reference_index])
+    reference_stars = find_stars(reference, detection_sigma)
+    aligned: list[np.ndarray | None] = []
+    failed: list[int] = []
+    for index, image in enumerate(image_data_list):
+        try:
+            planes = to_chw(image)
+            if index != reference_index:
+                stars = find_stars(planes, detection_sigma)
+                planes = align_to(reference_stars, planes, reference.shape[1:], stars)
+        except SkipItem as skip:
+            aligned.append(None)
+            failed.append(index)
+            if progress_callback is not None:
+                progress_callback("align_image_failed", None, "WARN", index=index, reason=str(skip))
+            continue
+        if not propagate_mask:
+            planes = np.nan_to_num(planes, nan=0.0)
+        aligned.append(planes[0] if np.ndim(image) == 2 else np.ascontiguousarray(np.moveaxis(planes, 0, -1)))
+        if progress_callback is not None:
+            progress_callback("align_images", index + 1, len(image_data_list))
+    return aligned, failed
+
+
+# ------------------------------------------------------------------------------------------------------- stacks
+
+
+def _split_weights(weights: Any, shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Sort given weights into numbers (N,) or (N, C) and maps (N, h, w)."""
+    if weights is None:
+        return None, None
+    n, n_channels, height, width = shape
+    array = np.asarray(weights, dtype=np.float32)
+    if array.shape in ((n, 1, 1, 1), (n, 1, 1, n_channels)):
+        array = array[:, 0, 0, :]
+    if array.shape == (n, 1):
+        array = array[:, 0]
+    if array.shape in ((n,), (n, n_channels)):
+        return array, None
+    if array.shape == (n, height, width, 1):
+        array = array[..., 0]
+    if array.shape == (n, height, width):
+        return None, array
+    raise ValueError(
+        f"weights of shape {array.shape} do not belong to {n} images of {height} x {width} with {n_channels} "
+        f"channels; give ({n},), ({n}, {n_channels}) or ({n}, {height}, {width})"
+    )
+
+
+def _stack_with(
+    frames: Sequence[np.ndarray], rule: CombineRule, weights: Any, weight_method: str, options: dict[str, Any]
+) -> tuple[np.ndarray, float]:
+    unknown = set(options) - _OBSOLETE - {"threads"}
+    if unknown:
+        raise TypeError(f"unknown options {sorted(unknown)}")
+    stack, flat = common_stack(frames)
+    numbers, maps = _split_weights(weights, stack.shape)
+    if weights is None and weight_method != "none":
+        numbers = measure_weights(stack, np.ones(stack.shape[:2]), weight_method)
+    combined = combine_stack(
+        stack, rule, weights=numbers, weight_maps=maps, threads=int(options.get("threads", 2))
+    )
+    rejected = int(combined.rejected_low.sum(dtype=np.int64) + combined.rejected_high.sum(dtype=np.int64))
+    valid = int(np.isfinite(stack).sum())
+    image = combined.image[0] if flat else np.ascontiguousarray(np.moveaxis(combined.image, 0, -1))
+    return image, 100.0 * rejected / valid if valid else 0.0
+
+
+def stack_winsorized_sigma_clip(
+    frames: Sequence[np.ndarray],
+    weights: Any = None,
+    weight_method: str = "none",
+    zconfig: Any = None,
+    stack_metadata: Any = None,
+    *,
+    kappa: float = 3.0,
+    winsor_limits: tuple[float, float] = (0.05, 0.05),
+    **options: Any,
+) -> tuple[np.ndarray, float]:
+    """Stack registered images with winsorized sigma clipping; see `zemosaic_core.rejection`.
+
+    Parameters
+    ----------
+    frames : sequence of ndarray, all (h, w) or all (h, w, C)
+        NaN: missing.
+    weights : array, optional
+        (N,), (N, C), (N, 1, 1, C) or (N, h, w).
+    weight_method : {'none', 'noise_variance', 'noise_fwhm'}
+        Used when no weights are given.
+    zconfig, stack_metadata
+        Accepted for the call form.
+    kappa : float
+        Bounds below and above in sigma.
+    winsor_limits : tuple of float
+        Fractions pulled in for the first estimate of the scale.
+    **options
+        ``threads``; memory options of older callers are accepted and not needed.
+
+    Returns
+    -------
+    tuple
+        Mean of the kept samples, float32, NaN where none; and the percentage of samples rejected.
+
+    Raises
+    ------
+    SettingsError
+        For numbers out of range.
+    ValueError
+        When shapes disagree.
+    """
+    rule = CombineRule(
+        "winsorized_sigma_clip", kappa, kappa, (float(winsor_limits[0]), float(winsor_limits[1]))
+    )
+    return _stack_with(frames, rule, weights, weight_method, options)
+
+
+def stack_kappa_sigma_clip(
+    frames: Sequence[np.ndarray],
+    weights: Any = None,
+    weight_method: str = "none",
+    zconfig: Any = None,
+    stack_metadata: Any = None,
+    *,
+    sigma_low: float = 3.0,
+    sigma_high: float = 3.0,
+    **options: Any,
+) -> tuple[np.ndarray, float]:
+    """Stack registered images with kappa-sigma clipping; parameters as in `stack_winsorized_sigma_clip`."""
+    return _stack_with(
+        frames, CombineRule("kappa_sigma", sigma_low, sigma_high), weights, weight_method, options
+    )
+
+
+def stack_linear_fit_clip(
+    frames: Sequence[np.ndarray],
+    weights: Any = None,
+    weight_method: str = "none",
+    zconfig: Any = None,
+    stack_metadata: Any = None,
+    *,
+    sigma: float = 3.0,
+    **options: Any,
+) -> tuple[np.ndarray, float]:
+    """Stack registered images with linear fit clipping; parameters as in `stack_winsorized_sigma_clip`."""
+    return _stack_with(frames, CombineRule("linear_fit_clip", sigma, sigma), weights, weight_method, options)
+
+
+def stack_aligned_images(
+    aligned: Sequence[np.ndarray | None],
+    normalize_method: str = "none",
+    weighting_method: str = "none",
+    rejection_algorithm: str = "kappa_sigma",
+    final_combine_method: str = "mean",
+    sigma_clip_low: float = 3.0,
+    sigma_clip_high: float = 3.0,
+    winsor_limits: tuple[float, float] = (0.05, 0.05),
+    minimum_signal_adu_target: float = 0.0,
+    apply_radial_weight: bool = False,
+    radial_feather_fraction: float = 0.8,
+    radial_shape_power: float = 2.0,
+    winsor_max_workers: int = 2,
+    progress_callback: Progress | None = None,
+    zconfig: Any = None,
+    stack_metadata: Any = None,
+) -> np.ndarray:
+    """Normalise, weigh, reject and combine registered images.
+
+    Parameters
+    ----------
+    aligned : sequence of ndarray, all (h, w) or all (h, w, C), or None
+        None entries (images that could not be aligned) are left out; NaN: missing.
+    normalize_method : {'none', 'linear_fit', 'sky_mean'}
+        Brings all images to the first one.
+    weighting_method : {'none', 'noise_variance', 'noise_fwhm'}
+    rejection_algorithm : {'none', 'kappa_sigma', 'winsorized_sigma_clip', 'linear_fit_clip'}
+    final_combine_method : {'mean', 'median'}
+    sigma_clip_low, sigma_clip_high : float
+    winsor_limits : tuple of float
+    minimum_signal_adu_target : float
+        When positive, a constant is added that lifts the smallest value to it.
+    apply_radial_weight : bool
+        Let the corners of every image count less, see `make_radial_weight_map`.
+    radial_feather_fraction, radial_shape_power : float
+    winsor_max_workers : int
+        Threads.
+    progress_callback : callable, optional
+        Called with ``("stack_images", done, total)``.
+    zconfig, stack_metadata
+        Accepted for the call form.
+
+    Returns
+    -------
+    ndarray, shape (h, w) or (h, w, C), float32
+        NaN where no image has a sample.
+
+    Raises
+    ------
+    SettingsError
+        For an unknown method or numbers out of range.
+    ValueError
+        When there is no image or shapes differ.
+    """
+    images = [image for image in aligned if image is not None]
+    if not images:
+        raise ValueError("there is no image to stack; all of them are None or the list is empty")
+    rule = CombineRule(
+        rejection_algorithm, sigma_clip_low, sigma_clip_high,
+        (float(winsor_limits[0]), float(winsor_limits[1])), final_combine_method,
+    )  # fmt: skip
+    stack, flat = common_stack(images)
+    terms = normalise_stack(stack, normalize_method)
+    weights = measure_weights(stack, terms[..., 0], weighting_method)
+    if normalize_method != "none":
+        stack *= terms[..., 0, None, None].astype(np.float32)
+        stack += terms[..., 1, None, None].astype(np.float32)
+    maps = None
+    if apply_radial_weight:
+        radial = make_radial_weight_map(*stack.shape[2:], radial_feather_fraction, radial_shape_power)
+        maps = np.repeat(radial[None], len(stack), axis=0)
+    combined = combine_stack(
+        stack, rule, weights=weights, weight_maps=maps, threads=max(1, winsor_max_workers)
+    )
+    image = combined.image
+    if minimum_signal_adu_target > 0 and np.isfinite(image).any():
+        image = image + np.float32(max(0.0, minimum_signal_adu_target - float(np.nanmin(image))))
+    if progress_callback is not None:
+        progress_callback("stack_images", len(images), len(images))
+    return image[0] if flat else np.ascontiguousarray(np.moveaxis(image, 0, -1))
+
+
+def equalize_rgb_medians_inplace(
+    img: np.ndarray, *, gain_clip: tuple[float, float] | None = None
+) -> tuple[float, float, float, float]:
+    """Scale the channels of an image so that their medians agree.
+
+    Parameters
+    ----------
+    img : ndarray, shape (h, w, 3), float32
+        Changed in place; NaN: missing.
+    gain_clip : tuple of float, optional
+        Limits of the gains.
+
+    Returns
+    -------
+    tuple of float
+        Gains of red, green and blue, and the common median (the median of the three).
+
+    Raises
+    ------
+    ValueError
+        When the image has not three channels. A channel whose median is not positive keeps gain 1.
+    """
+    if img.ndim != 3 or img.shape[2] != 3:
+        raise ValueError(f"an image with three channels is needed, got shape {img.shape}")
+    medians = np.array(
+        [
+            np.median(plane[np.isfinite(plane)]) if np.isfinite(plane).any() else np.nan
+            for plane in np.moveaxis(img, -1, 0)
+        ]
+    )
+    good = np.isfinite(medians) & (medians > 0)
+    target = float(np.median(medians[good])) if good.any() else float("nan")
+    gains = np.ones(3)
+    gains[good] = target / medians[good]
+    if gain_clip is not None:
+        gains = np.clip(gains, *gain_clip)
+    img *= gains.astype(img.dtype)
+    return float(gains[0]), float(gains[1]), float(gains[2]), target
+
+
+def _iter_row_chunks(
+    total_rows: int, frames: int, width: int, itemsize: int, max_chunk_bytes: int = 256 << 20
+) -> Iterator[slice]:
+    """Cut rows into slices of equal size whose stack of ``frames`` images fits ``max_chunk_bytes``."""
+    buffers = (Buffer("stack", per_row=frames * width * itemsize),)
+    for y0, y1 in iter_row_chunks(buffers, total_rows, max_chunk_bytes):
+        yield slice(y0, y1)

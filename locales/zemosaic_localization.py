@@ -92,7 +92,7 @@ class _Filler(string.Formatter):
         if isinstance(value, Mapping):
             value = ", ".join(f"{name}: {item}" for name, item in value.items())
         elif isinstance(value, list | tuple | set | frozenset):
-            value = ", ".join(str(item) for item in value)
+            value = ", ".join(str(item) for item in value) or "–"
         try:
             return format(value, format_spec)
         except (TypeError, ValueError):

@@ -103,8 +103,11 @@ class Display:
     def gpu_record(self, event: GpuRecorded) -> None:
         """Print a record of the graphics card the first time it says something."""
         record = event.record
+        values = record.get("values", {})
+        if record.get("kind") == "summary" and not (values.get("gpu_chunks") or values.get("cpu_chunks")):
+            return  # there was no card, and that was said at the start
         if record.get("key") and (not record.get("repeat") or self.verbosity is Verbosity.VERBOSE):
-            self.message(Message(record["key"], record.get("level", "INFO"), record.get("values", {})))
+            self.message(Message(record["key"], record.get("level", "INFO"), values))
 
     def end(self, state: RunState, elapsed_s: float) -> None:
         """Say how the run ended, what was left out and what was written."""

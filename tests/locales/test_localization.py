@@ -204,6 +204,10 @@ def test_lists_and_counts_are_shown_as_people_write_them():
     )
 
 
+def test_empty_list_is_a_dash():
+    assert ZeMosaicLocalization().get("x.y", "solvers: {a}", a=[]) == "solvers: –"
+
+
 def test_missing_translation_falls_back_to_english(monkeypatch):
     texts = ZeMosaicLocalization("fr")
     monkeypatch.delitem(texts._texts, "run_finished")

@@ -44,10 +44,16 @@ _ORDER: dict[str, int] = {"similarity": 1, "affine": 1, "poly2": 2, "poly3": 3}
 _SPAN_FOR_DISTORTION = 0.75
 # Differential refraction squeezes a field by 3e-4 at 45 degrees of altitude; cheap optics tilt by as much.
 _ANISOTROPY = 3e-4
+# Proper motions make a few true pairs stand out; cutting them at three sigma would shift sparse fields.
+_CLIP_SIGMA = 5.0
 # Typical distance of a star from its catalogue place: centroid, catalogue and 25 years of proper motion.
 _CENTROID_ERROR_PX = 0.2
 # A header's WCS counts as confirmed from these odds on; a chance of one in a million is safe for one look.
 _CONFIRMED_LOG10_ODDS = 6.0
+# With fewer stars their absence proves nothing: thin cloud hides as many.
+_ENOUGH_TO_CONTRADICT = 8
+# More stars make the check slower, not surer.
+_MOST_EXPECTED = 300
 
 
 class DetectedStars(Protocol):
@@ -282,7 +288,9 @@ def fit_plate(
         max_kind = "affine"
     xi, eta = gnomonic(ra_deg, dec_deg, *near)
     pixels = np.column_stack([dx, dy])
-    chosen = choose_transform(pixels, np.column_stack([xi, eta]) / scale_deg, max_kind=max_kind)
+    chosen = choose_transform(
+        pixels, np.column_stack([xi, eta]) / scale_deg, max_kind=max_kind, clip_sigma=_CLIP_SIGMA
+    )
     keep, order = chosen.keep, _ORDER[chosen.kind]
     ra0, dec0 = near
     for _ in range(3):
@@ -359,34 +367,48 @@ class WcsCheck:
     Attributes
     ----------
     confirmed : bool
-        The stars lie where the WCS says (after removing ``offset_px``) beyond reasonable doubt.
+        The stars lie where the WCS says (after removing the common shift) beyond reasonable doubt.
+    n_stars : int
+        Stars that were detected.
     n_expected : int
-        Catalogue stars that the WCS puts into the frame.
+        Catalogue stars that the WCS puts into the frame (at most the 300 brightest).
     n_matched : int
         Those of them that were found.
     log10_odds : float
         Against chance.
     rms_px : float
-        Root mean square distance of the pairs after removing the offset; NaN without pairs.
-    offset_px : tuple of float
-        Median of (detected minus predicted) in x and y; NaN without pairs.
-    offset_error_px : float
-        Standard error of the offset per axis; NaN without pairs.
+        Root mean square distance of the pairs after removing the shift; NaN without pairs.
+    shift_x_px, shift_y_px : float
+        Median of (detected minus predicted); NaN without pairs. Meaningful only when ``confirmed``.
+    shift_error_px : float
+        Standard error of the shift per axis; NaN without pairs.
     """
 
     confirmed: bool
+    n_stars: int
     n_expected: int
     n_matched: int
     log10_odds: float
     rms_px: float
-    offset_px: tuple[float, float]
-    offset_error_px: float
+    shift_x_px: float
+    shift_y_px: float
+    shift_error_px: float
+
+    @property
+    def offset_px(self) -> float:
+        """Size of the common shift; NaN unless the place is confirmed."""
+        return math.hypot(self.shift_x_px, self.shift_y_px) if self.confirmed else math.nan
 
     @property
     def is_shifted(self) -> bool:
-        """Whether the WCS is off by more than five standard errors and more than 0.2 px."""
-        size = math.hypot(*self.offset_px)
-        return bool(size > max(0.2, 5.0 * self.offset_error_px))
+        """Whether a confirmed WCS is off by more than five standard errors and more than 0.2 px."""
+        return self.confirmed and self.offset_px > max(0.2, 5.0 * self.shift_error_px)
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether enough stars should be there and are not: the WCS belongs to another place."""
+        enough = min(self.n_expected, self.n_stars)
+        return not self.confirmed and enough >= _ENOUGH_TO_CONTRADICT and self.n_matched < 0.3 * enough
 
 
 def verify_wcs(
@@ -421,38 +443,50 @@ def verify_wcs(
     Returns
     -------
     WcsCheck
-        ``confirmed`` is False also when there are too few stars to say.
+        ``confirmed`` is False also when there are too few stars to say; see `WcsCheck.contradicts`.
     """
     shape = shape_hw or wcs.array_shape
     if shape is None:
         raise ValueError("shape_hw is needed: the WCS does not know the size of its image")
     star_xy = np.column_stack([stars.x, stars.y]).astype(np.float64)
     predicted = _predict(wcs, catalogue, shape)
+    nan = math.nan
+    nothing = WcsCheck(False, len(star_xy), len(predicted), 0, -math.inf, nan, nan, nan, nan)
     if len(star_xy) == 0 or len(predicted) == 0:
-        nan = math.nan
-        return WcsCheck(False, len(predicted), 0, -math.inf, nan, (nan, nan), nan)
+        return nothing
     shift = _common_shift(star_xy, predicted, search_px, tolerance_px)
     tree = cKDTree(star_xy)
     for _ in range(3):
         star, expected = mutual_matches(tree, predicted + shift, tolerance_px)
         if len(star) == 0:
-            break
+            return nothing
         shift = np.median(star_xy[star] - predicted[expected], axis=0)
-    n = len(star)
     looks = (2.0 * search_px / tolerance_px) ** 2
-    _, odds = odds_of_pairs(star_xy, predicted, n, tolerance_px, looks)
+    _, odds = odds_of_pairs(star_xy, predicted + shift, len(star), tolerance_px, looks)
     rest = star_xy[star] - predicted[expected] - shift
-    rms = float(np.sqrt((rest**2).sum(axis=1).mean())) if n else math.nan
+    rms = float(np.sqrt((rest**2).sum(axis=1).mean()))
     # The median of n values scatters sqrt(pi/2) times as much as their mean; sigma per axis is rms / sqrt 2.
-    error = rms / math.sqrt(2.0) * math.sqrt(math.pi / 2.0 / n) if n else math.nan
-    offset = (float(shift[0]), float(shift[1])) if n else (math.nan, math.nan)
-    return WcsCheck(odds >= _CONFIRMED_LOG10_ODDS, len(predicted), n, odds, rms, offset, error)
+    error = rms / math.sqrt(2.0) * math.sqrt(math.pi / 2.0 / len(star))
+    return WcsCheck(
+        confirmed=odds >= _CONFIRMED_LOG10_ODDS,
+        n_stars=len(star_xy),
+        n_expected=len(predicted),
+        n_matched=len(star),
+        log10_odds=odds,
+        rms_px=rms,
+        shift_x_px=float(shift[0]),
+        shift_y_px=float(shift[1]),
+        shift_error_px=error,
+    )
 
 
 def _predict(wcs: WCS, catalogue: StarSource, shape_hw: tuple[int, int]) -> np.ndarray:
     """Pixel positions (n, 2) at which the WCS puts catalogue stars into the frame."""
     height, width = shape_hw
     celestial = wcs.celestial
+    if celestial.wcs.lngtyp != "RA":
+        # Galactic or ecliptic axes: such a picture did not come from a telescope's camera; not judged.
+        return np.empty((0, 2))
     corner_x = np.array([(width - 1) / 2.0, 0.0, width - 1.0, 0.0, width - 1.0])
     corner_y = np.array([(height - 1) / 2.0, 0.0, 0.0, height - 1.0, height - 1.0])
     ra, dec = celestial.all_pix2world(corner_x, corner_y, 0)
@@ -467,7 +501,7 @@ def _predict(wcs: WCS, catalogue: StarSource, shape_hw: tuple[int, int]) -> np.n
         return np.empty((0, 2))
     xy = np.column_stack(celestial.all_world2pix(near.ra_deg, near.dec_deg, 0, quiet=True))
     inside = ((xy >= -0.5) & (xy < np.array([width, height]) - 0.5)).all(axis=1)
-    return xy[inside]
+    return xy[inside][:_MOST_EXPECTED]
 
 
 def _common_shift(star_xy, predicted, search_px, tolerance_px) -> np.ndarray:

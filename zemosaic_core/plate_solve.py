@@ -27,6 +27,7 @@ from zemosaic_core.plate_fit import (
     verify_wcs,
 )
 from zemosaic_core.star_patterns import (
+    SEED_STARS,
     PatternMatch,
     Triangles,
     make_triangles,
@@ -53,6 +54,7 @@ MIN_HELD_OUT_LOG10_ODDS = 2.0
 MIN_MATCHES = 7
 # A similarity that agrees this well with the catalogue deserves the full fit; it decides nothing.
 _WORTH_A_FIT = 3.0
+_PAIRS_WORTH_A_LOOK = 6
 # The plate must be known better than this before the pairs count as pairs: accidents fill the circle evenly
 # and have an rms of 0.71 of the tolerance, true pairs of a few tenths of a pixel.
 _RMS_PER_TOLERANCE = 0.5
@@ -248,8 +250,14 @@ def _plan(
             for effort in (_QUICK, _NORMAL):
                 for band in bands:
                     yield band, effort, iter([(ra, dec, min(reach, hint.radius_deg))])
+    near = min(1.05, hint.radius_deg)
     for band in bands:
-        yield band, _THOROUGH, iter([(ra, dec, min(1.05, hint.radius_deg))])
+        yield band, _THOROUGH, iter([(ra, dec, near)])
+    if hint.scale_arcsec is not None:
+        # A focal length in the header that forgets the reducer or the extender.
+        for factor in (0.8, 1.0, 1.25):
+            middle = hint.scale_arcsec * factor
+            yield (0.88 * middle, 1.13 * middle), _NORMAL, iter([(ra, dec, near)])
     if hint.radius_deg > 1.05:
         for effort in (_QUICK, _NORMAL):
             for band, size in zip(bands, half, strict=True):
@@ -284,8 +292,9 @@ def _whole_sky(reach: float) -> Iterator[tuple[float, float, float]]:
     """Cover the sky with circles on rings of declination."""
     step = reach * math.sqrt(2.0)
     n_rings = math.ceil(180.0 / step)
-    for ring in range(n_rings):
-        dec = -90.0 + (ring + 0.5) * 180.0 / n_rings
+    decs = -90.0 + (np.arange(n_rings) + 0.5) * 180.0 / n_rings
+    # Most telescopes, and most of what they look at, are north of the equator.
+    for dec in sorted(decs.tolist(), key=lambda d: abs(d - 25.0)):
         n = max(math.ceil(360.0 * math.cos(math.radians(abs(dec) - 0.5 * step)) / step), 3)
         for k in range(n):
             yield 360.0 * k / n, dec, reach
@@ -338,7 +347,13 @@ class _Search:
         tree = cKDTree(sky_xy)
         for matrix in proposals:
             match = refine_similarity(
-                sky_xy, self._xy[: 2 * n_stars], matrix, tolerance=1.5 * tolerance, tried=1, tree=tree
+                sky_xy,
+                self._xy[: 2 * n_stars],
+                matrix,
+                tolerance=1.5 * tolerance,
+                tried=1,
+                min_pairs=_PAIRS_WORTH_A_LOOK,
+                tree=tree,
             )
             if match is None or match.log10_odds < _WORTH_A_FIT:
                 continue
@@ -403,7 +418,7 @@ class _Search:
             centre = (fit.ra_deg, fit.dec_deg)
             predicted = np.column_stack(fit.pixels(near.ra_deg, near.dec_deg))
             residual = np.hypot(*(predicted[index[keep]] - self._xy[star[keep]]).T)
-            radius = min(tolerance, max(4.0 * float(np.median(residual)), 0.3 * tolerance))
+            radius = min(tolerance, max(4.0 * float(np.median(residual)), 0.5 * tolerance))
             index, star = mutual_matches(cKDTree(predicted), self._xy, radius)
             pairs = (max_kind, *star.tolist(), *index.tolist())
             if pairs == previous:
@@ -475,12 +490,9 @@ class _Search:
         if not inside.any():
             return -math.inf
         pairs, _ = mutual_matches(cKDTree(predicted[inside]), others, tolerance)
-        _, odds = odds_of_pairs(others, predicted[inside], len(pairs) + _NOT_SPENT, tolerance, 1.0)
+        # These stars found no position: the pairs that `odds_of_pairs` takes away for that are given back.
+        _, odds = odds_of_pairs(others, predicted[inside], len(pairs) + SEED_STARS, tolerance, 1.0)
         return odds
-
-
-# The held-out stars found no position: the three pairs that `odds_of_pairs` takes away are given back.
-_NOT_SPENT = 3
 
 
 def tolerance_px(scale_arcsec: float) -> float:

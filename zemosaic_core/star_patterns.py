@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numba import njit
@@ -128,46 +127,69 @@ def make_triangles(xy: np.ndarray, neighbours: int, *, min_side: float = 0.0) ->
     -------
     Triangles
     """
-    n = len(xy)
-    k = min(neighbours, n - 1)
-    if k < 2:
-        return _triangles_of(np.empty((0, 3), np.int64), xy, min_side)
-    _, near = cKDTree(xy).query(xy, k=k + 1)
-    pairs = np.array(list(combinations(range(1, k + 1), 2)))
-    triples = np.empty((n, len(pairs), 3), np.int64)
-    triples[:, :, 0] = np.arange(n)[:, None]
-    triples[:, :, 1] = near[:, pairs[:, 0]]
-    triples[:, :, 2] = near[:, pairs[:, 1]]
-    triples = np.sort(triples.reshape(-1, 3), axis=1)
-    keys = np.unique((triples[:, 0] * n + triples[:, 1]) * n + triples[:, 2])
-    triples = np.column_stack([keys // (n * n), keys // n % n, keys % n])
-    # Two stars at one position can put a star among its own neighbours.
-    distinct = (triples[:, 0] != triples[:, 1]) & (triples[:, 1] != triples[:, 2])
-    return _triangles_of(triples[distinct], xy, min_side)
+    xy = np.ascontiguousarray(xy, dtype=np.float64)
+    k = min(neighbours, len(xy) - 1)
+    near = np.empty((0, 2), np.int64)
+    if k >= 2:
+        near = np.ascontiguousarray(cKDTree(xy).query(xy, k=k + 1)[1][:, 1:])
+    vertices, longest, middle, shortest, handedness = _list_triangles(xy, near, float(max(min_side, 0.0)))
+    order = np.argsort(middle, kind="stable")
+    return Triangles(vertices[order], longest[order], middle[order], shortest[order], handedness[order])
 
 
-def _triangles_of(triples: np.ndarray, xy: np.ndarray, min_side: float) -> Triangles:
-    p = xy[triples]
-    sides = np.stack(
-        [np.hypot(*(p[:, a] - p[:, b]).T) for a, b in ((1, 2), (0, 2), (0, 1))], axis=1
-    )  # sides[:, i] lies opposite vertex i
-    order = np.argsort(-sides, axis=1, kind="stable")
-    sides = np.take_along_axis(sides, order, axis=1)
-    vertices = np.take_along_axis(triples, order, axis=1)
-    good = sides[:, 2] > max(min_side, 0.0)
-    sides, vertices = sides[good], vertices[good]
-    p = xy[vertices]
-    u, v = p[:, 1] - p[:, 0], p[:, 2] - p[:, 0]
-    hand = np.sign(u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]).astype(np.int8)
-    middle = sides[:, 1] / sides[:, 0]
-    by_middle = np.argsort(middle, kind="stable")
-    return Triangles(
-        vertices=np.ascontiguousarray(vertices[by_middle]),
-        longest=np.ascontiguousarray(sides[by_middle, 0]),
-        middle=np.ascontiguousarray(middle[by_middle]),
-        shortest=np.ascontiguousarray((sides[:, 2] / sides[:, 0])[by_middle]),
-        handedness=np.ascontiguousarray(hand[by_middle]),
-    )
+@njit(cache=True, nogil=True)
+def _knows(near, i, a, b):
+    """Whether stars a and b are both among the neighbours of star i."""
+    found = 0
+    for j in range(near.shape[1]):
+        if near[i, j] == a or near[i, j] == b:
+            found += 1
+    return found == 2
+
+
+@njit(cache=True, nogil=True)
+def _list_triangles(xy, near, min_side):
+    n, k = near.shape
+    most = n * k * (k - 1) // 2
+    vertices = np.empty((most, 3), np.int64)
+    longest = np.empty(most)
+    middle = np.empty(most)
+    shortest = np.empty(most)
+    handedness = np.empty(most, np.int8)
+    count = 0
+    side = np.empty(3)
+    v = np.empty(3, np.int64)
+    for i in range(n):
+        for ja in range(k):
+            a = near[i, ja]
+            for jb in range(ja + 1, k):
+                b = near[i, jb]
+                # Two stars at one position can put a star among its own neighbours.
+                if i in (a, b) or a == b:
+                    continue
+                # A triangle seen from several of its stars belongs to the first of them.
+                if (a < i and _knows(near, a, i, b)) or (b < i and _knows(near, b, i, a)):
+                    continue
+                v[0], v[1], v[2] = i, a, b
+                for s in range(3):
+                    p, q = v[(s + 1) % 3], v[(s + 2) % 3]
+                    side[s] = math.sqrt((xy[p, 0] - xy[q, 0]) ** 2 + (xy[p, 1] - xy[q, 1]) ** 2)
+                for s, t in ((0, 1), (1, 2), (0, 1)):
+                    if side[s] < side[t]:
+                        side[s], side[t] = side[t], side[s]
+                        v[s], v[t] = v[t], v[s]
+                if side[2] <= min_side:
+                    continue
+                cross = (xy[v[1], 0] - xy[v[0], 0]) * (xy[v[2], 1] - xy[v[0], 1]) - (
+                    xy[v[1], 1] - xy[v[0], 1]
+                ) * (xy[v[2], 0] - xy[v[0], 0])
+                vertices[count] = v
+                longest[count] = side[0]
+                middle[count] = side[1] / side[0]
+                shortest[count] = side[2] / side[0]
+                handedness[count] = 1 if cross > 0 else -1
+                count += 1
+    return vertices[:count], longest[:count], middle[:count], shortest[:count], handedness[:count]
 
 
 def fit_similarity(ref_xy: np.ndarray, src_xy: np.ndarray, *, mirror: bool = False) -> np.ndarray:
@@ -537,8 +559,10 @@ def _best_verified(
 ) -> PatternMatch | None:
     best = None
     for matrix in proposals:
-        match = refine_similarity(ref, src, matrix, tolerance=tolerance, tried=tried, tree=tree)
-        if match is None or len(match.ref_index) < min_matches or match.log10_odds < MIN_LOG10_ODDS:
+        match = refine_similarity(
+            ref, src, matrix, tolerance=tolerance, tried=tried, min_pairs=min_matches, tree=tree
+        )
+        if match is None or match.log10_odds < MIN_LOG10_ODDS:
             continue
         if not scale_bounds[0] <= match.scale <= scale_bounds[1]:
             continue
@@ -554,6 +578,7 @@ def refine_similarity(
     *,
     tolerance: float,
     tried: int,
+    min_pairs: int = SEED_STARS + 1,
     tree: cKDTree | None = None,
 ) -> PatternMatch | None:
     """Refit a proposal on all its pairs until they no longer change, then weigh it against chance.
@@ -568,13 +593,15 @@ def refine_similarity(
         Largest distance of a pair, in reference units.
     tried : int
         Proposals that were scored so far: each was a chance for an accident.
+    min_pairs : int
+        Fewer pairs are no match; saves the judgement of hopeless proposals.
     tree : scipy.spatial.cKDTree, optional
         Tree of `ref`, when the caller has one.
 
     Returns
     -------
     PatternMatch or None
-        None when fewer than four stars agree; the caller judges ``log10_odds``.
+        None when fewer stars agree; the caller judges ``log10_odds``.
     """
     tree = cKDTree(ref) if tree is None else tree
     mirror = float(np.linalg.det(matrix[:, :2])) < 0
@@ -583,7 +610,7 @@ def refine_similarity(
     for _ in range(12):
         mapped = src @ matrix[:, :2].T + matrix[:, 2]
         ref_index, src_index = mutual_matches(tree, mapped, radius)
-        if len(ref_index) <= SEED_STARS:
+        if len(ref_index) < max(min_pairs, SEED_STARS + 1):
             return None
         distance = np.hypot(*(mapped[src_index] - ref[ref_index]).T)
         pairs = ref_index * len(src) + src_index

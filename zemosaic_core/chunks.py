@@ -30,7 +30,7 @@ def round_up(n_bytes: int, unit: int = ALLOCATION_UNIT) -> int:
 
 @dataclass(frozen=True)
 class Buffer:
-    """One array an operation allocates: ``copies * (fixed + per_row * rows)`` bytes.
+    """One array an operation allocates: ``copies * min(fixed + per_row * rows, limit)`` bytes.
 
     Attributes
     ----------
@@ -42,16 +42,21 @@ class Buffer:
         Bytes per row of the chunk (halo rows included).
     copies : int
         How many of them are alive at once (2 for double buffering).
+    limit : int
+        One copy never grows beyond this many bytes, whatever the rows (a window ends where its image ends);
+        0: no such limit.
     """
 
     name: str
     fixed: int = 0
     per_row: int = 0
     copies: int = 1
+    limit: int = 0
 
     def n_bytes(self, rows: int) -> int:
         """Return the bytes of all copies for a chunk of ``rows`` rows, in whole allocation units."""
-        return self.copies * round_up(self.fixed + self.per_row * rows)
+        one = self.fixed + self.per_row * rows
+        return self.copies * round_up(min(one, self.limit) if self.limit else one)
 
 
 def peak_bytes(buffers: tuple[Buffer, ...], rows: int, halo: int = 0) -> int:

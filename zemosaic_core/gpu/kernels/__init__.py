@@ -13,7 +13,7 @@ from importlib import resources
 
 __all__ = ["NAMES", "source"]
 
-NAMES = ("sample", "smoke")
+NAMES = ("combine", "decode", "sample", "smoke", "stream")
 
 
 @lru_cache(maxsize=32)

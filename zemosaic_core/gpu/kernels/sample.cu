@@ -36,14 +36,14 @@ __device__ __forceinline__ float taps_36(const float* corner, int stride, const 
 #endif
 
 // planes: (n_channels, win_h, win_w), its first pixel is (origin_y, origin_x) of an image of image_h x image_w.
-// nodes: (ny, nx) source coordinates; node (j, i) stands at output pixel (map_y0 + j step, map_x0 + i step).
+// nodes: (ny, nx) source coordinates from node_offset; node (j, i) stands at output pixel (map_y0 + j step, map_x0 + i step).
 // box: output pixels from (y0, x0), n_rows x n_cols.
 // out: channel c of pixel (row, col) goes to out[out_offset + c * out_plane + row * out_width + col];
 // its weight, if write_weight, to out_weight[weight_offset + row * out_width + col].
 extern "C" __global__ void sample_source(
     const float* planes, int n_channels, int win_h, int win_w, int origin_y, int origin_x, int image_h, int image_w,
-    const double* node_x, const double* node_y, int ny, int nx, int map_y0, int map_x0, int step,
-    int y0, int x0, int n_rows, int n_cols, const float* table, const float* terms,
+    const double* node_x, const double* node_y, long long node_offset, int ny, int nx, int map_y0, int map_x0, int step,
+    int y0, int x0, int n_rows, int n_cols, const float* table, const float* terms, int term_offset,
     float feather, const float* weight_map, int use_map,
     float* out, long long out_offset, long long out_plane, int out_width,
     float* out_weight, long long weight_offset, int write_weight)
@@ -58,7 +58,7 @@ extern "C" __global__ void sample_source(
     int j = min(max(rel_y >= 0 ? rel_y / step : -1, 0), ny - 2);
     int i = min(max(rel_x >= 0 ? rel_x / step : -1, 0), nx - 2);
     double cell_y = (double)(rel_y - j * step) * inverse, cell_x = (double)(rel_x - i * step) * inverse;
-    long long node = (long long)j * nx + i;
+    long long node = node_offset + (long long)j * nx + i;
     double left_x = node_x[node] + cell_y * (node_x[node + nx] - node_x[node]);
     double left_y = node_y[node] + cell_y * (node_y[node + nx] - node_y[node]);
     double span_x = node_x[node + 1] + cell_y * (node_x[node + nx + 1] - node_x[node + 1]) - left_x;
@@ -115,7 +115,7 @@ extern "C" __global__ void sample_source(
 #else
         float value = four_taps(here, dx, dy, fx, fy);
 #endif
-        const float* term = terms + 4 * c;
+        const float* term = terms + term_offset + 4 * c;
         float sky = term[1];
         if (term[2] != 0.0f || term[3] != 0.0f) sky = term[1] + term[2] * u + term[3] * t;
         out[out_offset + c * out_plane + place] = finite_value(value) ? term[0] * value + sky : MISSING;

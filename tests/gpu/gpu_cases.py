@@ -1,0 +1,132 @@
+"""Sources for the GPU tests: synthetic frames as raw rows, planes or both, with maps that turn, shear and bend."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zemosaic_core.cfa import debayer
+from zemosaic_core.hot_pixels import repair_cfa
+from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox
+from zemosaic_core.sources import CoaddBlock, CoaddSource, RawRows
+
+PATTERNS = ("GRBG", "RGGB", "GBRG", "BGGR")
+
+
+class FakePixels:
+    """Frames in memory; every second one offers raw rows when ``raw`` is 'some', all when 'all'."""
+
+    def __init__(self, n, shape_hw, *, n_channels=3, raw="none", hot=0, missing=0.0, seed=0, weights=False):
+        rng = np.random.default_rng(seed)
+        self.shape_hw = shape_hw
+        self.n_channels = n_channels
+        height, width = shape_hw
+        y, x = np.mgrid[:height, :width]
+        sky = 1500 + 20 * np.sin(x / 9) + 15 * np.cos(y / 7)
+        self.sensor, self.hot, self.images, self.patterns = {}, {}, {}, {}
+        self.weights = rng.uniform(0, 1, shape_hw).astype(np.float32) if weights else None
+        if weights:
+            self.weights[:2] = 0
+        for key in range(n):
+            frame = sky + rng.normal(0, 40, shape_hw)
+            bad = rng.integers(0, frame.size, max(1, frame.size // 60))
+            frame.ravel()[bad] += rng.normal(0, 3000, bad.size)
+            is_raw = raw == "all" or (raw == "some" and key % 2 == 0)
+            if is_raw:
+                self.sensor[key] = np.clip(frame, 0, 65535).astype(np.uint16)
+                self.hot[key] = np.unique(rng.integers(0, frame.size, hot)) if hot else np.empty(0, np.int64)
+                self.patterns[key] = PATTERNS[key % 4]
+            else:
+                image = frame + rng.normal(0, 10, (n_channels, *shape_hw))
+                image[:, rng.uniform(size=shape_hw) < missing] = np.nan
+                self.images[key] = image.astype(np.float32)
+
+    def read(self, key, y0, y1, x0, x1):
+        if key in self.images:
+            return np.ascontiguousarray(self.images[key][:, y0:y1, x0:x1])
+        sensor = repair_cfa(self.sensor[key], self.hot[key])
+        return np.ascontiguousarray(debayer(sensor, self.patterns[key])[:, y0:y1, x0:x1])
+
+    def read_weight(self, key, y0, y1, x0, x1):
+        return None if self.weights is None else np.ascontiguousarray(self.weights[y0:y1, x0:x1])
+
+    def read_raw(self, key, y0, y1):
+        if key not in self.sensor:
+            return None
+        width = self.shape_hw[1]
+        rows = self.sensor[key][y0:y1]
+        hot = self.hot[key]
+        hot = hot[(hot >= y0 * width) & (hot < y1 * width)]
+        if key % 4 == 0:  # as a FITS file has it
+            return RawRows((rows ^ 0x8000).byteswap(), y0, True, self.patterns[key], hot)
+        return RawRows(rows.copy(), y0, False, self.patterns[key], hot)
+
+
+def make_sources(
+    pixels, n, out_hw, *, turn=0.0, scatter=3.0, bend=0.0, feather=0.0, weighted=False, seed=1, spread=None
+) -> list[CoaddSource]:
+    """Place the frames on an output grid: turned, shifted by fractions of a pixel, optionally bent as by SIP terms.
+
+    ``spread``: shift them over the whole grid instead (a mosaic of tiles).
+    """
+    rng = np.random.default_rng(seed)
+    height, width = pixels.shape_hw
+    sources = []
+    for key in range(n):
+        angle = turn * (key - n / 2)
+        cos, sin = np.cos(angle), np.sin(angle)
+        shift = rng.uniform(-scatter, scatter, 2)
+        if spread is not None:
+            shift = rng.uniform(0, [out_hw[1] - width * 0.7, out_hw[0] - height * 0.7])
+        if key == 0 and turn == 0.0:
+            shift = np.round(shift)
+
+        def to_source(x, y, cos=cos, sin=sin, shift=shift):
+            u, v = x - shift[0] - width / 2, y - shift[1] - height / 2
+            bent = 1 + bend * (u * u + v * v)
+            return cos * u * bent + sin * v + width / 2, -sin * u + cos * v * bent + height / 2
+
+        def to_output(x, y, cos=cos, sin=sin, shift=shift):
+            u, v = x - width / 2, y - height / 2
+            return cos * u - sin * v + shift[0] + width / 2, sin * u + cos * v + shift[1] + height / 2
+
+        bbox = footprint_bbox(to_output, pixels.shape_hw, out_hw, margin=4)
+        if bbox == (0, 0, 0, 0):
+            continue
+        photometry = np.zeros((pixels.n_channels, 4), np.float32)
+        photometry[:, 0] = rng.uniform(0.9, 1.1, pixels.n_channels)
+        if key % 3:
+            photometry[:, 1:] = rng.normal(0, 10, (pixels.n_channels, 3))
+        weight = rng.uniform(0.2, 1, pixels.n_channels) if weighted else np.ones(pixels.n_channels)
+        if weighted and key == 1:
+            weight[0] = 0
+        sources.append(
+            CoaddSource(
+                key=key,
+                shape_hw=pixels.shape_hw,
+                pixel_map=build_pixel_map(to_source, bbox, steps=(16, 8, 4, 2)),
+                bbox=bbox,
+                photometry=photometry,
+                weight=weight.astype(np.float32),
+                feather_px=feather,
+                has_weight_map=pixels.weights is not None,
+            )
+        )
+    return sources
+
+
+def assert_blocks_agree(gpu: CoaddBlock, cpu: CoaddBlock, *, ulps: float = 4.0, flips: float = 1e-4) -> None:
+    """Same numbers: all but a few rejection ties are equal, and values agree to a few units in the last place."""
+    np.testing.assert_array_equal(gpu.coverage, cpu.coverage)
+    same = (gpu.rejected_low == cpu.rejected_low) & (gpu.rejected_high == cpu.rejected_high)
+    assert (~same).sum() <= flips * same.size, f"{(~same).sum()} of {same.size} decisions differ"
+    for name in ("image", "weight", "variance"):
+        a, b = getattr(gpu, name), getattr(cpu, name)
+        np.testing.assert_array_equal(np.isnan(a)[same], np.isnan(b)[same], err_msg=name)
+        good = same & np.isfinite(b)
+        loose = 200 if name == "variance" else 1
+        np.testing.assert_allclose(a[good], b[good], rtol=loose * ulps * 1.2e-7, atol=1e-6, err_msg=name)
+
+
+def stitch(blocks: list[CoaddBlock]) -> CoaddBlock:
+    names = ("image", "weight", "coverage", "variance", "rejected_low", "rejected_high")
+    return CoaddBlock(*(np.concatenate([getattr(b, n) for b in blocks], axis=-2) for n in names))

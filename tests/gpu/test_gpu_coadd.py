@@ -1,0 +1,178 @@
+"""The co-add on the (simulated) card against the CPU's: weights, NaN, bent maps, odd sizes, 1 to 200 sources."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from gpu_cases import FakePixels, assert_blocks_agree, make_sources, stitch
+from simulated_device import COMPILER, SimulatedDevice
+
+from zemosaic_core.coadd import coadd_block
+from zemosaic_core.errors import Cancelled
+from zemosaic_core.gpu.coadd import GpuCoadd
+from zemosaic_core.gpu.combine import near_counts, storage_for
+from zemosaic_core.gpu.device import DeviceInfo
+from zemosaic_core.sources import CombineRule
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
+
+RULES = {
+    "mean": CombineRule("none"),
+    "median": CombineRule("none", combine="median"),
+    "kappa": CombineRule("kappa_sigma", 2.5, 2.0),
+    "winsor": CombineRule("winsorized_sigma_clip", 3.0, 3.0, (0.1, 0.05)),
+    "linear": CombineRule("linear_fit_clip", 4.0, 3.0),
+    "winsor median": CombineRule("winsorized_sigma_clip", 2.0, 2.5, combine="median"),
+}
+OUT = (53, 150)
+
+
+def both(pixels, sources, rule, kernel="bilinear", rows=(0, OUT[0]), device=None, width=OUT[1]):
+    device = device or SimulatedDevice(2 << 30)
+    body = GpuCoadd(pixels, sources, width, pixels.n_channels, rule, kernel)
+    try:
+        gpu = body(device, *rows, None)
+    finally:
+        body.close()
+    cpu = coadd_block(pixels, sources, *rows, width, pixels.n_channels, rule, kernel)
+    assert device.pool.used == 0
+    return gpu, cpu
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("raw", ["none", "all", "some"])
+def test_every_rule_agrees_with_the_cpu(rule, raw):
+    pixels = FakePixels(12, (41, 67), raw=raw, hot=40, missing=0.02)
+    sources = make_sources(pixels, 12, OUT, turn=0.01, weighted=True)
+    assert_blocks_agree(*both(pixels, sources, RULES[rule]))
+
+
+@pytest.mark.parametrize(
+    ("n", "rule"), list(itertools.product((1, 2, 3, 40, 200), ("winsor", "linear", "kappa", "mean")))
+)
+def test_any_number_of_sources(n, rule):
+    pixels = FakePixels(n, (21, 27), n_channels=1, missing=0.05)
+    sources = make_sources(pixels, n, (24, 30), turn=0.002, weighted=True, feather=4.0)
+    gpu, cpu = both(pixels, sources, RULES[rule], rows=(0, 24), width=30)
+    assert_blocks_agree(gpu, cpu, ulps=16 if n > 100 else 4, flips=2e-3)
+
+
+@pytest.mark.parametrize("depth", [100, 300])
+@pytest.mark.parametrize("rule", ["winsor", "linear", "kappa"])
+def test_shared_memory_and_scratch_agree_with_the_cpu(depth, rule):
+    pixels = FakePixels(depth, (9, 11), n_channels=1, missing=0.05)
+    sources = make_sources(pixels, depth, (12, 14), turn=0.002, weighted=True)
+    device = SimulatedDevice(1 << 30, shared_bytes=100 * 128)
+    assert storage_for(depth, device.info).kind == (1 if depth == 100 else 2)
+    gpu, cpu = both(pixels, sources, RULES[rule], rows=(0, 12), device=device, width=14)
+    assert_blocks_agree(gpu, cpu, ulps=16, flips=5e-3)
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+@pytest.mark.parametrize("rule", ["mean", "winsor"])
+def test_kernels_feather_and_weight_maps(kernel, rule):
+    pixels = FakePixels(6, (44, 71), weights=True, missing=0.01, raw="some")
+    sources = make_sources(pixels, 6, OUT, turn=0.05, bend=2e-6, feather=12.0, weighted=True)
+    gpu, cpu = both(pixels, sources, RULES[rule], kernel)
+    assert_blocks_agree(gpu, cpu, ulps=16 if kernel == "lanczos3" else 4, flips=1e-3)
+
+
+def test_tiles_of_a_mosaic_at_whole_pixels_come_through_unchanged():
+    pixels = FakePixels(30, (17, 40), seed=5)
+    sources = make_sources(pixels, 30, (90, 300), spread=True)
+    gpu, cpu = both(pixels, sources, RULES["kappa"], rows=(0, 90), width=300)
+    assert_blocks_agree(gpu, cpu)
+    assert (cpu.coverage == 0).any()
+
+
+def test_rows_without_sources_are_empty():
+    pixels = FakePixels(2, (20, 30))
+    sources = make_sources(pixels, 2, (90, 40))
+    gpu, cpu = both(pixels, sources, RULES["winsor"], rows=(60, 80), width=40)
+    for name in ("image", "weight", "coverage", "variance", "rejected_low", "rejected_high"):
+        np.testing.assert_array_equal(getattr(gpu, name), getattr(cpu, name))
+        assert getattr(gpu, name).dtype == getattr(cpu, name).dtype
+
+
+@pytest.mark.parametrize("rule", ["winsor", "linear", "mean"])
+def test_the_result_does_not_depend_on_the_chunks_bit_by_bit(rule):
+    pixels = FakePixels(9, (41, 67), raw="some", hot=30)
+    sources = make_sources(pixels, 9, OUT, turn=0.02, feather=6.0, weighted=True)
+    device = SimulatedDevice(1 << 30)
+    body = GpuCoadd(pixels, sources, OUT[1], 3, RULES[rule], "lanczos3")
+    whole = body(device, 0, OUT[0], None)
+    for edges in ((0, 17, 53), (0, 1, 2, 33, 40, 53)):
+        ranges = list(itertools.pairwise(edges))
+        pieces = [body(device, *r, n) for r, n in zip(ranges, [*ranges[1:], None], strict=True)]
+        parts = stitch(pieces)
+        for name in ("image", "weight", "coverage", "variance", "rejected_low", "rejected_high"):
+            np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name), err_msg=name)
+    body.close()
+
+
+@pytest.mark.parametrize("rule", ["winsor", "mean"])
+@pytest.mark.parametrize("raw", ["none", "all"])
+def test_the_plan_is_the_peak(rule, raw):
+    pixels = FakePixels(10, (200, 120), raw=raw, weights=raw == "none")
+    sources = make_sources(pixels, 10, (210, 130), turn=0.004, feather=3.0 if raw == "none" else 0.0)
+    device = SimulatedDevice(2 << 30)
+    body = GpuCoadd(pixels, sources, 130, 3, RULES[rule], "bilinear")
+    for rows in (210, 70):
+        planned = body.workload("stack", 210, device.info).peak(rows)
+        device.peak_bytes(reset=True)
+        body(device, 0, rows, None)
+        assert 0.8 * planned <= device.peak_bytes() <= planned
+    body.close()
+
+
+def test_a_frame_with_a_great_many_hot_pixels_is_decoded_by_its_source(monkeypatch):
+    import zemosaic_core.gpu.coadd as module
+
+    monkeypatch.setattr(module, "MAX_HOT", 3)
+    pixels = FakePixels(4, (40, 60), raw="all", hot=20)
+    sources = make_sources(pixels, 4, OUT)
+    assert_blocks_agree(*both(pixels, sources, RULES["mean"]))
+
+
+def test_cancel_stops_between_sources_and_leaves_nothing():
+    class After:
+        def __init__(self, n):
+            self.n = n
+
+        def is_set(self):
+            self.n -= 1
+            return self.n < 0
+
+    pixels = FakePixels(5, (20, 30))
+    device = SimulatedDevice()
+    body = GpuCoadd(
+        pixels, make_sources(pixels, 5, OUT), OUT[1], 3, RULES["winsor"], "bilinear", cancel=After(3)
+    )
+    with pytest.raises(Cancelled):
+        body(device, 0, OUT[0], None)
+    body.close()
+    assert device.pool.used == 0
+
+
+def test_storage_follows_the_depth_and_the_card():
+    pascal = DeviceInfo("", "", compute_capability=61, shared_bytes=48 << 10)
+    ada = DeviceInfo("", "", compute_capability=89, shared_bytes=99 << 10)
+    kinds = [
+        (storage_for(n, info).kind, storage_for(n, info).threads)
+        for info in (pascal, ada)
+        for n in (1, 48, 60, 96, 150, 300, 700, 3000)
+    ]
+    assert kinds[:8] == [
+        (0, 128),
+        (0, 128),
+        (1, 128),
+        (1, 128) if 4 * 96 * 128 <= 48 << 10 else (1, 64),
+        (1, 64),
+        (1, 32),
+        (2, 23936),
+        (2, 5504),
+    ]
+    assert kinds[8:] == [(0, 128), (0, 128), (0, 128), (0, 128), (1, 128), (1, 64), (1, 32), (2, 5504)]
+    assert near_counts([(0, 5, 0, 5), (20, 30, 0, 200), (25, 26, 120, 140)], 64, 256) == 2

@@ -1,0 +1,421 @@
+"""The co-add on the card: the same numbers as `zemosaic_core.coadd`, block by block of output rows.
+
+Each source travels as it lies in its file (two bytes per pixel of a raw frame) through a ring of page-locked
+memory, is decoded, repaired, debayered and sampled on the card, and joins a pool of samples; one kernel rejects
+and combines. A mean without rejection needs no pool but running sums. Nothing here decides whether to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zemosaic_core.chunks import Buffer, Workload
+from zemosaic_core.coadd import is_streaming, stack_columns_per_row
+from zemosaic_core.errors import Cancelled
+from zemosaic_core.gpu import kernels
+from zemosaic_core.gpu.combine import SampleTables, combine_buffers, combine_on_device, near_counts
+from zemosaic_core.gpu.device import Device, DeviceInfo
+from zemosaic_core.gpu.launch import Queue, drained
+from zemosaic_core.gpu.reader import RAW_MARGIN, Part, ReadAhead, Window, parts_of_block
+from zemosaic_core.gpu.terms import CancelFlag
+from zemosaic_core.rejection import check_rule
+from zemosaic_core.resample import HALO, LANCZOS_TABLE
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
+
+__all__ = ["GpuCoadd"]
+
+# Bad pixels of one window that fit the card's list; a frame with more is decoded by its source.
+MAX_HOT = 1 << 16
+# Windows on the card: one is being sampled while the next arrives. Page-locked host copies: one more.
+SLOTS = 2
+RING = 3
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the sources have in common: the numbers the plan and the blocks are made from."""
+
+    n_channels: int
+    width: int
+    mapped: bool
+    has_weight_map: bool
+    raw: bool
+    planes: bool
+
+
+class GpuCoadd:
+    """Co-adds blocks of rows of one set of sources on a card; also declares the memory for that.
+
+    Parameters
+    ----------
+    pixels : PixelSource
+    sources : sequence of CoaddSource
+        In the order in which samples are summed.
+    width, n_channels : int
+        Columns of the output grid, channels of every source.
+    rule : CombineRule
+    kernel : {'bilinear', 'lanczos3'}
+    threads : int
+        Threads that read ahead.
+    cancel : object with ``is_set()``, optional
+        Looked at before every source.
+    """
+
+    def __init__(
+        self,
+        pixels: PixelSource,
+        sources: Sequence[CoaddSource],
+        width: int,
+        n_channels: int,
+        rule: CombineRule,
+        kernel: Kernel,
+        *,
+        threads: int = 2,
+        cancel: CancelFlag | None = None,
+    ) -> None:
+        check_rule(rule)
+        self._sources = tuple(s for s in sources if np.any(np.asarray(s.weight) > 0))
+        self._rule = rule
+        self._kernel: Kernel = kernel
+        self._cancel = cancel
+        raw = [
+            n_channels == 3 and pixels.read_raw(s.key, 0, min(2, s.shape_hw[0])) is not None
+            for s in self._sources
+        ]
+        weight_map = any(s.has_weight_map for s in self._sources)
+        mapped = weight_map or any(s.feather_px > 0 for s in self._sources)
+        self._shape = _Shape(n_channels, width, mapped, weight_map, any(raw), not all(raw))
+        self._ahead = ReadAhead(pixels, raw=any(raw), max_hot=MAX_HOT, threads=threads)
+
+    def close(self) -> None:
+        """End the reading threads."""
+        self._ahead.close()
+
+    def workload(self, op: str, rows: int, info: DeviceInfo | None, **numbers: Any) -> Workload:
+        """Declare what ``rows`` output rows need on a card; ``numbers`` are further fields of `Workload`."""
+        shape, rule = self._shape, self._rule
+        out_row = 4 * shape.width * shape.n_channels
+        buffers = [*self._window_buffers(), *self._table_buffers()]
+        areas = sum(max(0, s.bbox[1] - s.bbox[0]) * max(0, s.bbox[3] - s.bbox[2]) for s in self._sources)
+        columns = stack_columns_per_row(self._sources)
+        largest = max((s.bbox[3] - s.bbox[2] for s in self._sources), default=0)
+        buffers += [Buffer(name, per_row=out_row) for name in ("image", "weight", "variance")]
+        buffers.append(Buffer("coverage", per_row=2 * shape.width))
+        if is_streaming(rule):
+            samples = 4 * largest * shape.n_channels
+            buffers.append(Buffer("sums", per_row=10 * out_row))
+            buffers.append(Buffer("counts", per_row=out_row // 2))
+            buffers.append(Buffer("samples", per_row=samples))
+            buffers.append(Buffer("sample weights", per_row=4 * largest if shape.mapped else 0, fixed=4))
+        else:
+            per_row = 4 * columns * shape.n_channels
+            buffers.append(Buffer("pool", per_row=per_row, limit=4 * max(1, areas) * shape.n_channels))
+            maps = Buffer("pool weights", per_row=4 * columns, limit=4 * max(1, areas))
+            buffers.append(maps if shape.mapped else Buffer("pool weights", fixed=4))
+            buffers += [Buffer(name, per_row=out_row // 2) for name in ("rejected low", "rejected high")]
+            depth = near_counts([s.bbox for s in self._sources], rows, shape.width)
+            buffers += combine_buffers(len(self._sources), shape.n_channels, shape.width, depth, info)
+        fields: dict[str, Any] = {
+            "elements_per_row": max(columns, shape.width) * shape.n_channels,
+            "upload_bytes": self._upload_bytes(),
+            "download_bytes": rows * out_row * 4,
+            "detail": {"sources": len(self._sources), "channels": shape.n_channels, "width": shape.width},
+        }
+        return Workload(op, rows, tuple(buffers), **(fields | numbers))
+
+    def _upload_bytes(self) -> int:
+        per_pixel = 2 if self._shape.raw else 4 * self._shape.n_channels
+        return sum(s.shape_hw[0] * s.shape_hw[1] * per_pixel for s in self._sources)
+
+    def _window_buffers(self) -> list[Buffer]:
+        """Declare the arrays a window passes through; its rows are bounded by the slope of the maps."""
+        shape = self._shape
+        bounds = [_window_rows(s, self._kernel) for s in self._sources]
+        buffers = []
+
+        def window(name: str, bytes_per_pixel: int, copies: int = 1) -> None:
+            fixed = max(
+                (f * s.shape_hw[1] for (f, _), s in zip(bounds, self._sources, strict=True)), default=0
+            )
+            per_row = max(
+                (p * s.shape_hw[1] for (_, p), s in zip(bounds, self._sources, strict=True)), default=0
+            )
+            limit = max((s.shape_hw[0] * s.shape_hw[1] for s in self._sources), default=1)
+            numbers = (int(v * bytes_per_pixel) for v in (fixed, per_row, limit))
+            buffers.append(Buffer(name, *(next(numbers), next(numbers)), copies, next(numbers)))
+
+        if shape.raw:
+            window("raw windows", 2, SLOTS)
+            window("mosaic", 4)
+            window("planes", 12)
+            buffers += [Buffer("hot pixels", 8 * MAX_HOT), Buffer("hot values", 4 * MAX_HOT)]
+        if shape.planes:
+            window("plane windows", 4 * shape.n_channels, SLOTS)
+        if shape.has_weight_map:
+            window("weight windows", 4, SLOTS)
+        return buffers
+
+    def _table_buffers(self) -> list[Buffer]:
+        nodes = sum(s.pixel_map.src_x.size for s in self._sources)
+        n = max(1, len(self._sources)) * self._shape.n_channels
+        buffers = [Buffer("nodes", fixed=8 * max(1, nodes), copies=2), Buffer("terms", fixed=16 * n)]
+        buffers += [Buffer("taps", fixed=LANCZOS_TABLE.nbytes), Buffer("no weights", fixed=4)]
+        if is_streaming(self._rule):
+            buffers.append(Buffer("source weights", fixed=4 * n))
+        return buffers
+
+    def __call__(self, device: Device, y0: int, y1: int, next_rows: tuple[int, int] | None) -> CoaddBlock:
+        """Co-add the rows ``y0 <= y < y1``; see `zemosaic_core.coadd.coadd_block`."""
+        width = self._shape.width
+        parts = parts_of_block(self._sources, y0, y1, width, self._kernel)
+        following = (
+            [] if next_rows is None else parts_of_block(self._sources, *next_rows, width, self._kernel)
+        )
+        if not parts:
+            return _empty_block(self._shape.n_channels, y1 - y0, width)
+        queue = Queue(device)
+        with drained(device):
+            block = _Block(device, queue, self._shape, parts, (y0, y1), self._kernel)
+            if is_streaming(self._rule):
+                return self._stream(block, following)
+            return self._pooled(block, following)
+
+    def _windows(self, block: _Block, following: list[Part]):
+        """Yield each part with its window on the card, reading ahead."""
+        for index, part in enumerate(block.parts):
+            if self._cancel is not None and self._cancel.is_set():
+                raise Cancelled()
+            yield index, part, block.upload(self._ahead.take(block.parts, index, following))
+
+    def _pooled(self, block: _Block, following: list[Part]) -> CoaddBlock:
+        device, queue, shape = block.device, block.queue, self._shape
+        areas = np.array([(p.box[1] - p.box[0]) * (p.box[3] - p.box[2]) for p in block.parts], np.int64)
+        own_map = np.array([p.source.feather_px > 0 or p.source.has_weight_map for p in block.parts])
+        starts = np.concatenate([[0], np.cumsum(areas * shape.n_channels)]).astype(np.int64)
+        map_starts = np.concatenate([[0], np.cumsum(np.where(own_map, areas, 0))]).astype(np.int64)
+        values = device.empty((int(starts[-1]),), np.float32)
+        maps = device.empty((max(1, int(map_starts[-1])),), np.float32)
+        for index, part, window in self._windows(block, following):
+            plane = int(areas[index])
+            target = (values, int(starts[index]), plane, maps, int(map_starts[index]))
+            block.sample(index, part, window, target, bool(own_map[index]))
+        y0, y1 = block.rows
+        tables = SampleTables(
+            starts=starts[:-1],
+            boxes=np.array([(p.box[0] - y0, p.box[1] - y0, *p.box[2:]) for p in block.parts], np.int32),
+            weights=np.array([p.source.weight for p in block.parts], np.float32).reshape(
+                -1, shape.n_channels
+            ),
+            map_starts=np.where(own_map, map_starts[:-1], -1),
+        )
+        return combine_on_device(
+            queue, values, maps, tables, self._rule, (shape.n_channels, y1 - y0, shape.width), y0
+        )
+
+    def _stream(self, block: _Block, following: list[Part]) -> CoaddBlock:
+        device, queue, shape = block.device, block.queue, self._shape
+        y0, y1 = block.rows
+        size = (shape.n_channels, y1 - y0, shape.width)
+        sums, counts = device.empty((5, *size), np.float64), device.empty(size, np.uint16)
+        queue.fill(sums, 0)
+        queue.fill(counts, 0)
+        areas = [(p.box[1] - p.box[0]) * (p.box[3] - p.box[2]) for p in block.parts]
+        samples = device.empty((max(areas) * shape.n_channels,), np.float32)
+        maps = device.empty((max(areas) if shape.mapped else 1,), np.float32)
+        weights = queue.upload(np.array([p.source.weight for p in block.parts], np.float32).reshape(-1))
+        source = kernels.source("stream")
+        for index, part, window in self._windows(block, following):
+            own_map = part.source.feather_px > 0 or part.source.has_weight_map
+            rows, columns = part.box[1] - part.box[0], part.box[3] - part.box[2]
+            block.sample(index, part, window, (samples, 0, rows * columns, maps, 0), own_map)
+            queue.launch_2d(
+                source, "add_to_sums", columns, rows,
+                (samples, maps, int(own_map), weights, index * shape.n_channels, shape.n_channels, rows, columns,
+                 part.box[0] - y0, part.box[2], size[1], size[2], sums, counts),
+            )  # fmt: skip
+        results = [device.empty(size, np.float32) for _ in range(3)]
+        coverage = device.empty(size[1:], np.uint16)
+        plane = size[1] * size[2]
+        queue.launch_1d(
+            source, "finish_sums", plane, (sums, counts, size[0], np.int64(plane), *results, coverage)
+        )
+        image, weight, variance, seen = queue.download(*results, coverage)
+        zeros = np.zeros(size, np.uint16)
+        return CoaddBlock(image, weight, seen, variance, zeros, zeros.copy())
+
+
+def _empty_block(n_channels: int, rows: int, width: int) -> CoaddBlock:
+    shape = (n_channels, rows, width)
+    return CoaddBlock(
+        image=np.full(shape, np.nan, np.float32),
+        weight=np.zeros(shape, np.float32),
+        coverage=np.zeros(shape[1:], np.uint16),
+        variance=np.full(shape, np.nan, np.float32),
+        rejected_low=np.zeros(shape, np.uint16),
+        rejected_high=np.zeros(shape, np.uint16),
+    )
+
+
+def _window_rows(source: CoaddSource, kernel: Kernel) -> tuple[float, float]:
+    """Bound the source rows a block needs as ``fixed + per_row * rows``, from the slopes of the lattice."""
+    step = source.pixel_map.step
+    nodes = source.pixel_map.src_y
+    down = np.abs(np.diff(nodes, axis=0)) / step
+    along = np.abs(np.diff(nodes, axis=1)) / step
+    per_row = float(np.nanmax(down)) if np.isfinite(down).any() else 1.0
+    slope = float(np.nanmax(along)) if np.isfinite(along).any() else 0.0
+    fixed = slope * (source.bbox[3] - source.bbox[2]) + 2 * (HALO[kernel] + RAW_MARGIN) + 4
+    return fixed, per_row
+
+
+@dataclass(frozen=True)
+class _OnCard:
+    """A window on the card: colour planes, weights, and where they lie in the source."""
+
+    planes: Any
+    weights: Any
+    origin: tuple[int, int]
+    shape_hw: tuple[int, int]
+
+
+class _Block:
+    """The arrays of one block on the card and the way of a window through them."""
+
+    def __init__(
+        self,
+        device: Device,
+        queue: Queue,
+        shape: _Shape,
+        parts: list[Part],
+        rows: tuple[int, int],
+        kernel: Kernel,
+    ) -> None:
+        self.device, self.queue, self.parts, self.rows = device, queue, parts, rows
+        self._shape = shape
+        self._lanczos = kernel == "lanczos3"
+        self._copies = Queue(device)
+        sizes = [_window_pixels(part) for part in parts]
+        largest = max(sizes)
+        n = shape.n_channels
+        self._raw = [device.empty((largest,), np.uint16) for _ in range(SLOTS if shape.raw else 0)]
+        self._mosaic = device.empty((largest,), np.float32) if shape.raw else None
+        self._planes = device.empty((3 * largest,), np.float32) if shape.raw else None
+        self._hot = device.empty((MAX_HOT,), np.int64) if shape.raw else None
+        self._hot_values = device.empty((MAX_HOT,), np.float32) if shape.raw else None
+        self._decoded = [
+            device.empty((n * largest,), np.float32) for _ in range(SLOTS if shape.planes else 0)
+        ]
+        self._weights = [
+            device.empty((largest,), np.float32) for _ in range(SLOTS if shape.has_weight_map else 0)
+        ]
+        bytes_per_pixel = max(2 if shape.raw else 0, 4 * n if shape.planes else 0)
+        bytes_per_pixel += 4 if shape.has_weight_map else 0
+        self._ring = [device.pinned(max(1, largest * bytes_per_pixel)) for _ in range(RING)]
+        self._copied: list[Any] = [None] * RING
+        self._used: list[Any] = [None] * SLOTS
+        self._count = 0
+        # Slopes and places of all sources in four arrays; the kernels get offsets into them.
+        self._node_starts = np.concatenate([[0], np.cumsum([p.source.pixel_map.src_x.size for p in parts])])
+        self._node_x = queue.upload(np.concatenate([p.source.pixel_map.src_x.ravel() for p in parts]))
+        self._node_y = queue.upload(np.concatenate([p.source.pixel_map.src_y.ravel() for p in parts]))
+        terms = [np.asarray(p.source.photometry, np.float32).ravel() for p in parts]
+        self._terms = queue.upload(np.concatenate(terms))
+        self._table = queue.upload(np.array(LANCZOS_TABLE))
+        self._nothing = device.empty((1,), np.float32)
+
+    def upload(self, window: Window | None) -> _OnCard | None:
+        """Queue the copy of a window and its decoding; the host may go on at once."""
+        if window is None:
+            return None
+        slot, place = self._count % SLOTS, self._count % RING
+        self._count += 1
+        if self._copied[place] is not None:
+            self.device.synchronize(self._copied[place])
+        if self._used[slot] is not None:
+            self._copies.wait(self._used[slot])
+        pieces = [(self._raw[slot], window.raw.data)] if window.raw is not None else []
+        unplanned = window.planes is not None and not self._decoded
+        if window.planes is not None and not unplanned:
+            pieces.append((self._decoded[slot], window.planes))
+        pieces += [(self._weights[slot], window.weights)] if window.weights is not None else []
+        offset = 0
+        for target, data in pieces:
+            data = np.ascontiguousarray(data)
+            locked = self._ring[place][offset : offset + data.nbytes]
+            locked[:] = data.reshape(-1).view(np.uint8)
+            offset += data.nbytes
+            self._copies.copy_in(target, locked)
+        self._copied[place] = self._copies.record()
+        self.queue.wait(self._copied[place])
+        planes = self._planes if window.planes is None or unplanned else self._decoded[slot]
+        if unplanned:
+            # A raw frame with too many bad pixels came decoded: behind the work that still uses the planes.
+            self.queue.copy_in(self._planes, window.planes)
+        if window.raw is not None:
+            self._decode(self._raw[slot], window)
+        weights = self._weights[slot] if window.weights is not None else self._nothing
+        return _OnCard(planes, weights, window.origin, window.shape_hw)
+
+    def _decode(self, raw: Any, window: Window) -> None:
+        rows = window.raw
+        assert rows is not None
+        height, width = window.shape_hw
+        source = kernels.source("decode")
+        n = np.int64(height * width)
+        self.queue.launch_1d(
+            source, "decode_cfa", height * width, (raw, self._mosaic, n, int(rows.big_endian_signed))
+        )
+        first = rows.y0 * width
+        hot = np.unique(rows.hot_pixels)
+        hot = hot[(hot >= first) & (hot < first + height * width)]
+        if hot.size:
+            self.queue.copy_in(self._hot, hot)
+            listed = (self._hot, int(hot.size), np.int64(first))
+            self.queue.launch_1d(source, "mark_hot", hot.size, (self._mosaic, *listed, self._hot_values))
+            mend = (self._mosaic, *listed, height, width, self._hot_values)
+            self.queue.launch_1d(source, "mend_hot", hot.size, mend)
+            self.queue.launch_1d(source, "write_hot", hot.size, (self._mosaic, *listed, self._hot_values))
+        pattern = rows.pattern[2:] + rows.pattern[:2] if rows.y0 % 2 else rows.pattern
+        phase = (int(pattern[0] == "G"), pattern.index("R") // 2)
+        self.queue.launch_2d(
+            source, "debayer_cfa", width, height, (self._mosaic, height, width, *phase, self._planes)
+        )
+
+    def sample(
+        self,
+        index: int,
+        part: Part,
+        window: _OnCard | None,
+        target: tuple[Any, int, int, Any, int],
+        own_map: bool,
+    ) -> None:
+        """Queue the sampling of a window into ``target``: values, offset, plane, weights, offset."""
+        values, start, plane, maps, map_start = target
+        rows, columns = part.box[1] - part.box[0], part.box[3] - part.box[2]
+        source, lattice = part.source, part.source.pixel_map
+        if window is None:
+            # A window of no pixels: the kernel finds every coordinate outside.
+            window = _OnCard(self._nothing, self._nothing, (0, 0), (0, 0))
+        args = (
+            window.planes, self._shape.n_channels, *window.shape_hw, *window.origin, *source.shape_hw,
+            self._node_x, self._node_y, np.int64(self._node_starts[index]), *lattice.src_x.shape,
+            lattice.y0, lattice.x0, lattice.step, part.box[0], part.box[2], rows, columns,
+            self._table, self._terms, index * 4 * self._shape.n_channels,
+            np.float32(source.feather_px), window.weights, int(source.has_weight_map),
+            values, np.int64(start), np.int64(plane), columns, maps, np.int64(map_start), int(own_map),
+        )  # fmt: skip
+        option = (f"-DLANCZOS={int(self._lanczos)}",)
+        self.queue.launch_2d(kernels.source("sample"), "sample_source", columns, rows, args, options=option)
+        if self._count:
+            self._used[(self._count - 1) % SLOTS] = self.queue.record()
+
+
+def _window_pixels(part: Part) -> int:
+    if part.window is None:
+        return 1
+    height, width = part.source.shape_hw
+    return (min(height, part.window[1] + RAW_MARGIN) - max(0, part.window[0] - RAW_MARGIN)) * width

@@ -1,0 +1,115 @@
+"""A stream of the card with the small conveniences the bodies share: launches by size, uploads, downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from zemosaic_core.gpu.device import Device, classify
+
+__all__ = ["Queue", "drained"]
+
+THREADS_1D = 256
+BLOCK_2D = (32, 8)
+
+
+@contextmanager
+def drained(device: Device) -> Iterator[None]:
+    """Let no queued work outlive the block: when it is left by an error, the card is waited for first.
+
+    The arrays of the block die with it; work that is still queued would write into memory that belongs to
+    somebody else by then.
+    """
+    try:
+        yield
+    except BaseException:
+        try:
+            device.synchronize()
+        except Exception as error:
+            if classify(error) is None:
+                raise
+        raise
+
+
+class Queue:
+    """One stream. Host arrays given to it are kept alive until `finish` or `download`."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._stream = device.stream()
+        self._kept: list[Any] = []
+
+    def launch_1d(
+        self, source: str, name: str, n: int, args: Sequence[Any], *, options: tuple[str, ...] = ()
+    ) -> None:
+        """Launch one thread per element."""
+        self.launch(source, name, (-(-n // THREADS_1D),), (THREADS_1D,), args, options=options)
+
+    def launch_2d(
+        self,
+        source: str,
+        name: str,
+        width: int,
+        height: int,
+        args: Sequence[Any],
+        *,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        """Launch one thread per pixel."""
+        grid = (-(-width // BLOCK_2D[0]), -(-height // BLOCK_2D[1]))
+        self.launch(source, name, grid, BLOCK_2D, args, options=options)
+
+    def launch(
+        self,
+        source: str,
+        name: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        *,
+        options: tuple[str, ...] = (),
+        shared_bytes: int = 0,
+    ) -> None:
+        """Launch a kernel; Python integers become 32-bit, floats must come as NumPy scalars."""
+        kernel = self.device.kernel(source, name, options)
+        typed = [np.int32(a) if isinstance(a, int) else a for a in args]
+        kernel(grid, block, typed, shared_bytes=shared_bytes, stream=self._stream)
+
+    def upload(self, host: np.ndarray) -> Any:
+        """Return a new array on the card with a copy of ``host`` queued into it."""
+        target = self.device.empty(host.shape, host.dtype)
+        self.copy_in(target, np.ascontiguousarray(host))
+        return target
+
+    def copy_in(self, target: Any, host: np.ndarray) -> None:
+        """Queue a copy of a contiguous host array into ``target``."""
+        self._kept.append(host)
+        self.device.copy_in(target, host, self._stream)
+
+    def fill(self, target: Any, byte: int) -> None:
+        """Queue setting every byte of ``target``."""
+        self.device.fill(target, byte, self._stream)
+
+    def record(self) -> Any:
+        """Return an event behind everything queued so far."""
+        return self.device.record(self._stream)
+
+    def wait(self, event: Any) -> None:
+        """Let what is queued from now on wait for an event of another stream."""
+        self.device.wait(self._stream, event)
+
+    def finish(self) -> None:
+        """Wait for everything queued."""
+        self.device.synchronize(self._stream)
+        self._kept.clear()
+
+    def download(self, *arrays: Any) -> list[np.ndarray]:
+        """Return host copies of arrays, when everything queued before has happened."""
+        hosts = [np.empty(array.shape, array.dtype) for array in arrays]
+        for host, array in zip(hosts, arrays, strict=True):
+            self.device.copy_out(host, array, self._stream)
+        self.finish()
+        return hosts

@@ -273,11 +273,11 @@ def _add_to_sums(samples, maps, use_map, weights, sums, counts):
         for y in range(samples.shape[1]):
             row = samples[c, y]
             for x in range(row.size):
-                v = float(row[x])
+                v = np.float64(row[x])  # float() would keep 32 bits here
                 if v == v:
-                    w = float(weights[c])
+                    w = np.float64(weights[c])
                     if use_map:
-                        w *= float(maps[y, x])
+                        w *= np.float64(maps[y, x])
                     q = w * w
                     sums[0, c, y, x] += w
                     sums[1, c, y, x] += w * v

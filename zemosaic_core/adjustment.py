@@ -150,9 +150,10 @@ def frame_components(
 
 
 def _star_sums(star: np.ndarray, weights: np.ndarray, values: np.ndarray, n_stars: int) -> np.ndarray:
-    return np.stack(
-        [np.bincount(star, weights * values[:, r], minlength=n_stars) for r in range(values.shape[1])], axis=1
-    )
+    out = np.zeros((n_stars, values.shape[1]))
+    for r in range(values.shape[1]):
+        out[:, r] = np.bincount(star, weights * values[:, r], minlength=n_stars)
+    return out
 
 
 def _conjugate_gradients(product, right, inverse_blocks, p, tolerance, max_steps):

@@ -2,7 +2,8 @@
 
 The sky of a group is modelled on a coarse lattice of the tile plane, together with one offset and plane per
 frame. Only differences between frames are removed: level and gradient that all frames share, above all nebulae
-and galaxies, stay, and so does the mean level and gradient of the best frames (the darkest and clearest half).
+and galaxies, stay, and so do the typical level and gradient of the best frames (the half with the least noise
+on the common scale).
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ METHODS: tuple[Method, ...] = ("none", "linear_fit", "sky_mean")
 # A plane needs three cells; this many leave room for robust weights.
 _MIN_CELLS = 6
 _HUBER_SIGMA = 1.5
+_BISQUARE_SIGMA = 6.0
+_ITERATIONS = 6
 # Weight, relative to the median cell, of the pull between neighbouring lattice nodes: it only fills nodes that
 # hardly any cell touches.
 _SMOOTHNESS = 1e-4
@@ -233,8 +236,21 @@ def _solve_channel(values, nodes_xy, uv, frame_weight, best):
     planes, sky = _preserve_best(cells, planes, sky, nodes_xy, uv, best)
     solved = count > 0
     common = cells.lattice @ sky
+    # "No slope of its own" has a meaning only now that the shared slope is settled.
+    few = only_offset & solved
+    planes[few, 1:] = 0.0
+    planes[few, 0] = _frame_means(cells, common - cells.value, n)[few]
     after = _frame_rms(cells, cells.value + _plane_values(cells, planes) - common, n)
     return planes, _frame_rms(cells, cells.value - common, n), after, solved
+
+
+def _robust_weights(residual: np.ndarray, *, redescending: bool) -> np.ndarray:
+    """Huber weights to find the way, bisquare weights (outliers weigh nothing) once near the solution."""
+    scatter = max(1.4826 * float(np.median(np.abs(residual))), 1e-9)
+    size = np.abs(residual) / scatter
+    if redescending:
+        return np.maximum(1.0 - (size / _BISQUARE_SIGMA) ** 2, 0.0) ** 2
+    return np.minimum(1.0, _HUBER_SIGMA / np.maximum(size, 1e-12))
 
 
 def _make_cells(values, nodes_xy, uv, frame_weight) -> _Cells:
@@ -346,34 +362,37 @@ def _plane_values(cells: _Cells, planes: np.ndarray) -> np.ndarray:
 
 
 def _preserve_best(cells: _Cells, planes, sky, nodes_xy, uv, best):
-    """Add one plane of the sky to everything so that the best frames' mean correction vanishes.
+    """Add one plane of the sky to everything so that the best frames are changed least.
 
     A plane over the tile changes no difference between frames: the common sky and each frame's terms (through
-    the frame's affine map) take it up. It is chosen so that the mean correction of the best frames is zero.
+    the frame's affine map) take it up. It is chosen so that the median slope and the median level of the best
+    frames' corrections vanish. Slopes are compared with slopes only; a fit through all corrections would take
+    the offsets of frames that happen to lie side by side for a slope.
     """
-    chosen = best[cells.frame] if best[cells.frame].any() else np.ones(len(cells.frame), dtype=bool)
-    grid = np.column_stack([np.ones(uv.shape[0] * uv.shape[1]), uv.reshape(-1, 2)])
-    flat = nodes_xy.reshape(len(nodes_xy), -1, 2)
-    origin = np.nanmean(flat[np.unique(cells.frame)].reshape(-1, 2), axis=0)
-    length = max(float(np.nanmax(np.abs(flat[np.unique(cells.frame)] - origin))), 1e-9)
-    # Affine map of each frame: normalised frame coordinates -> normalised plane coordinates.
-    maps = np.zeros((len(nodes_xy), 3, 2))
-    for i in np.unique(cells.frame):
-        good = np.isfinite(flat[i]).all(axis=1)
-        maps[i] = np.linalg.lstsq(grid[good], (flat[i][good] - origin) / length, rcond=None)[0]
-    at = np.einsum("kp,kpr->kr", cells.basis, maps[cells.frame])
-    design = np.column_stack([np.ones(len(at)), at])
-    correction = _plane_values(cells, planes)
-    weight = np.sqrt(cells.weight * chosen)
-    shared = np.linalg.lstsq(weight[:, None] * design, weight * correction, rcond=None)[0]
-    planes = planes.copy()
     present = np.unique(cells.frame)
-    planes[present, 0] -= shared[0]
-    planes[present] -= np.einsum("npr,r->np", maps[present], shared[1:])
-    return planes, sky - shared[0] - (cells.node_xy - origin) / length @ shared[1:]
+    chosen = present[best[present]] if best[present].any() else present
+    flat = nodes_xy.reshape(len(nodes_xy), -1, 2)
+    origin = np.nanmean(flat[present].reshape(-1, 2), axis=0)
+    grid = np.column_stack([np.ones(uv.shape[0] * uv.shape[1]), uv.reshape(-1, 2)])
+    # Affine map of each frame: normalised frame coordinates -> plane px from the origin.
+    maps = np.zeros((len(nodes_xy), 3, 2))
+    for i in present:
+        good = np.isfinite(flat[i]).all(axis=1)
+        maps[i] = np.linalg.lstsq(grid[good], flat[i][good] - origin, rcond=None)[0]
+    own_slope = np.linalg.solve(maps[chosen, 1:], planes[chosen, 1:, None])[..., 0]
+    slope = np.median(own_slope, axis=0)
+    level = float(np.median(planes[chosen, 0] - maps[chosen, 0] @ slope))
+    planes = planes.copy()
+    planes[present] -= maps[present] @ slope
+    planes[present, 0] -= level
+    return planes, sky - level - (cells.node_xy - origin) @ slope
+
+
+def _frame_means(cells: _Cells, values: np.ndarray, n: int) -> np.ndarray:
+    count = np.bincount(cells.frame, minlength=n)
+    total = np.bincount(cells.frame, values, minlength=n)
+    return np.divide(total, count, out=np.full(n, np.nan), where=count > 0)
 
 
 def _frame_rms(cells: _Cells, residual: np.ndarray, n: int) -> np.ndarray:
-    count = np.bincount(cells.frame, minlength=n)
-    square = np.bincount(cells.frame, residual**2, minlength=n)
-    return np.sqrt(np.divide(square, count, out=np.full(n, np.nan), where=count > 0))
+    return np.sqrt(_frame_means(cells, residual**2, n))

@@ -5,8 +5,9 @@ of tiles and the result does not depend on any order.
 
 Gauge, i.e. what overlaps cannot tell. (1) Level and scale of the whole mosaic: one anchor tile per connected part
 keeps gain 1 and offset 0. (2) A plane over the whole mosaic: the same slope added to every tile, with offsets that
-follow, changes no overlap. Weak priors decide: slopes are pulled to zero, and, more weakly, offsets to their
-median, so that neither all tiles tilt together nor the levels climb like a staircase. (3) Gains in blank sky: gain
+follow, changes no overlap. Weak priors decide: slopes are pulled to zero and offsets to their median, each in
+proportion to how large they turn out to be, so that neither true differences of level tilt all tiles together nor
+tilted tiles (a shared gradient of the instrument) make the levels climb like a staircase. (3) Gains in blank sky: gain
 and offset cannot be told apart, and noise would imitate a gain; a gain is freed only where the overlaps hold real
 signal contrast, and even then it is pulled to 1.
 """
@@ -64,10 +65,12 @@ class TileOptions:
         Expected scatter of true gains around 1.
     gain_precision : float
         A gain is freed only if its tile's overlaps can measure it better than this.
-    plane_prior, offset_prior : float
-        Weight of the pull of slopes to 0 and of offsets to their median, relative to the tile's data weight.
-    huber_sigma : float
-        Residuals beyond this many robust sigmas count linearly, not squared.
+    plane_prior : float
+        Weight of the pull of slopes to 0 relative to the tile's data weight. Offsets are pulled to the median of
+        their part of the mosaic with this weight times the ratio of the variances of slopes and offsets.
+    huber_sigma, bisquare_sigma : float
+        In the first half of the rounds, residuals beyond this many robust sigmas count linearly; in the second
+        half, weights fall to zero at `bisquare_sigma`.
     iterations : int
         Rounds of reweighting.
     """
@@ -78,8 +81,8 @@ class TileOptions:
     gain_sigma: float = 0.05
     gain_precision: float = 0.02
     plane_prior: float = 1e-3
-    offset_prior: float = 3e-5
     huber_sigma: float = 1.5
+    bisquare_sigma: float = 6.0
     iterations: int = 12
 
 
@@ -177,7 +180,9 @@ def solve_tiles(
     for c, samples in enumerate(channels):
         if len(samples.pair) == 0:
             continue
-        theta, sky, freed[:, c], limited[:, c], sigma[c] = _solve_channel(samples, anchors, options)
+        theta, sky, freed[:, c], limited[:, c], sigma[c] = _solve_channel(
+            samples, component, anchors, options
+        )
         terms[:, c, 0] = 1.0 + theta[:, 0]
         terms[:, c, 1] = theta[:, 1] - theta[:, 0] * sky
         terms[:, c, 2:] = theta[:, 2:]
@@ -241,7 +246,7 @@ def _parts(channels, overlaps, n_tiles, anchor) -> tuple[np.ndarray, np.ndarray]
     return component, anchors
 
 
-def _solve_channel(samples: _Samples, anchors: np.ndarray, options: TileOptions):
+def _solve_channel(samples: _Samples, component: np.ndarray, anchors: np.ndarray, options: TileOptions):
     sky = _tile_levels(samples)
     theta = np.zeros((samples.n_tiles, 4))
     free = np.zeros((samples.n_tiles, 4), dtype=bool)
@@ -254,7 +259,14 @@ def _solve_channel(samples: _Samples, anchors: np.ndarray, options: TileOptions)
         if iteration == options.iterations // 3 and options.fit_gain:
             free[:, 0] = _has_contrast(samples, theta, sky, options)
             free[anchors, 0] = False
-        theta, scatter = _step(samples, theta, sky, free, options)
+        residual = np.subtract(*_corrected(samples, theta, sky))
+        scatter = _robust_scatter(residual)
+        size = np.abs(residual) / scatter
+        if iteration < options.iterations // 2:
+            robust = np.minimum(1.0, options.huber_sigma / np.maximum(size, 1e-12))
+        else:
+            robust = np.maximum(1.0 - (size / options.bisquare_sigma) ** 2, 0.0) ** 2
+        theta = _step(samples, samples.weight * robust / scatter**2, theta, sky, free, component, options)
         low, high = options.gain_limits[0] - 1.0, options.gain_limits[1] - 1.0
         # Limits bind only once the solution has settled; a first step may overshoot.
         if iteration >= (2 * options.iterations) // 3:
@@ -295,13 +307,9 @@ def _robust_scatter(residual: np.ndarray) -> float:
     return max(1.4826 * float(np.median(np.abs(residual))), 1e-6 * float(np.abs(residual).max()), 1e-9)
 
 
-def _step(samples: _Samples, theta, sky, free, options) -> tuple[np.ndarray, float]:
-    """One Gauss-Newton step with Huber weights; returns the new parameters and the scatter before it."""
+def _step(samples: _Samples, weight, theta, sky, free, component, options) -> np.ndarray:
+    """One Gauss-Newton step with given weights; returns the new parameters."""
     a, b = _corrected(samples, theta, sky)
-    residual = a - b
-    scatter = _robust_scatter(residual)
-    huber = np.minimum(1.0, options.huber_sigma * scatter / np.maximum(np.abs(residual), 1e-300))
-    weight = samples.weight * huber / scatter**2
     common = 0.5 * (a + b)
     design = np.concatenate(
         [
@@ -310,25 +318,34 @@ def _step(samples: _Samples, theta, sky, free, options) -> tuple[np.ndarray, flo
         ],
         axis=1,
     )
-    matrix, right = _normal_equations(samples, design, weight, residual)
+    matrix, right = _normal_equations(samples, design, weight, a - b)
     information = np.bincount(samples.tile_a, weight, minlength=samples.n_tiles)
     information += np.bincount(samples.tile_b, weight, minlength=samples.n_tiles)
-    # A tile almost without data still needs a prior of the usual size.
-    information = np.maximum(information, information[information > 0].mean())
-    prior = np.empty_like(theta)
-    prior[:, 0] = 1.0 / options.gain_sigma**2
-    prior[:, 1] = options.offset_prior * information
-    prior[:, 2:] = options.plane_prior * information[:, None]
-    target = np.zeros_like(theta)
-    target[:, 1] = np.median(theta[:, 1])
+    prior, target = _priors(theta, information, component, options)
     right -= (prior * (theta - target)).ravel()
     unknown = np.flatnonzero(free.ravel())
-    if len(unknown) == 0:
-        return theta, scatter
-    system = matrix.tocsc()[unknown][:, unknown] + _diagonal(prior.ravel()[unknown])
     delta = np.zeros(theta.size)
-    delta[unknown] = splu(system.tocsc()).solve(right[unknown])
-    return theta + delta.reshape(theta.shape), scatter
+    if len(unknown):
+        system = matrix.tocsc()[unknown][:, unknown] + _diagonal(prior.ravel()[unknown])
+        delta[unknown] = splu(system.tocsc()).solve(right[unknown])
+    return theta + delta.reshape(theta.shape)
+
+
+def _priors(theta, information, component, options) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and targets of the pull on every parameter, (T, 4) each; see the module for why."""
+    # A tile almost without data still needs a prior of the usual size.
+    information = np.maximum(information, information[information > 0].mean())
+    target = np.zeros_like(theta)
+    for k in range(int(component.max()) + 1):
+        target[component == k, 1] = np.median(theta[component == k, 1])
+    slopes, offsets = np.mean(theta[:, 2:] ** 2), np.mean((theta[:, 1] - target[:, 1]) ** 2)
+    # Equal at the start; the lower bound only keeps the system regular.
+    ratio = 1.0 if not theta.any() else float(np.clip(slopes / max(offsets, 1e-300), 1e-8, 1.0))
+    prior = np.empty_like(theta)
+    prior[:, 0] = 1.0 / options.gain_sigma**2
+    prior[:, 1] = ratio * options.plane_prior * information if options.fit_plane else 1e-12 * information
+    prior[:, 2:] = options.plane_prior * information[:, None]
+    return prior, target
 
 
 def _design_side(common, tile, uv, theta, sky) -> np.ndarray:

@@ -130,7 +130,8 @@ class Display:
         for key, count in Counter(item.key for item in state.left_out).most_common():
             example = next(item for item in state.left_out if item.key == key)
             reason = self.texts.reason(key, example.values, example.path)
-            self.line(f"  {count} × {reason}", "WARN")
+            names = _name(example.path) + (", …" if count > 1 else "")
+            self.line(f"  {count} × {reason} ({names})", "WARN")
 
     def _outputs(self, state: RunState) -> None:
         if self.verbosity is Verbosity.QUIET:

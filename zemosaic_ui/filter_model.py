@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 
 from zemosaic_core.errors import SaveFailed
-from zemosaic_ui.sky_view import SkyPlane, inside_polygon, middle_direction
+from zemosaic_ui.sky_view import (
+    SkyPlane,
+    closed_lines,
+    group_colours,
+    inside_polygon,
+    middle_direction,
+    quality_colours,
+)
 
 __all__ = ["COLUMNS", "METRICS", "FilterModel", "FilterResult", "FrameRow", "Rules"]
 
@@ -350,6 +357,57 @@ class FilterModel:
             return None
         best = int(np.nanargmin(distance))
         return best if distance[best] <= reach else None
+
+    def outlines(self, colour_by: str, *, dark: bool) -> list[tuple[tuple[int, int, int], np.ndarray]]:
+        """Return the footprints to draw: a colour and a closed line (M, 2) with NaN between footprints.
+
+        Parameters
+        ----------
+        colour_by : str
+            ``group``, ``state``, or a quality metric.
+        """
+        plane_corners = self.plane.project(self._corners[..., 0], self._corners[..., 1])
+        drawn = np.isfinite(plane_corners).all(axis=(1, 2)) & self.usable
+        if colour_by == "group":
+            colours = group_colours(self.group, dark=dark)
+        elif colour_by == "state":
+            colours = self._state_colours()
+        else:
+            colours = quality_colours(self._columns[colour_by], low_is_good=METRICS[colour_by])
+        colours[~self.kept] = (92, 92, 96) if dark else (178, 176, 172)
+        found = []
+        codes = colours.astype(np.int64) @ np.array([65536, 256, 1])
+        for code in np.unique(codes[drawn]):
+            members = np.flatnonzero(drawn & (codes == code))
+            rgb = (int(code) >> 16, int(code) >> 8 & 255, int(code) & 255)
+            found.append((rgb, closed_lines(plane_corners[members])))
+        return found
+
+    def selected_outline(self) -> np.ndarray:
+        """Return the footprints of the selected frames as one line with NaN gaps."""
+        corners = self._corners[self.selected]
+        return closed_lines(self.plane.project(corners[..., 0], corners[..., 1]))
+
+    def _state_colours(self) -> np.ndarray:
+        table = {
+            "header": (70, 170, 150),
+            "solved": (110, 170, 235),
+            "hint": (222, 178, 70),
+            "none": (150, 150, 150),
+        }
+        return np.array([table[row.wcs] for row in self.rows], dtype=np.uint8).reshape(-1, 3)
+
+    def histogram(self, metric: str, *, bins: int = 48) -> tuple[np.ndarray, np.ndarray]:
+        """Return edges (bins + 1) and counts of a quality metric; the 0.5 % wildest values share the end bins."""
+        values = self._columns[metric][self.usable]
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return np.zeros(0), np.zeros(0)
+        low, high = np.percentile(values, [0.25, 99.75])
+        if high <= low:
+            low, high = low - 0.5, low + 0.5
+        counts, edges = np.histogram(np.clip(values, low, high), bins=bins, range=(low, high))
+        return edges, counts
 
     # ------------------------------------------------------------------ the table
 

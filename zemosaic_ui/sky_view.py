@@ -10,6 +10,7 @@ import numpy as np
 
 __all__ = [
     "SkyPlane",
+    "closed_lines",
     "group_colours",
     "inside_polygon",
     "middle_direction",
@@ -84,6 +85,12 @@ def inside_polygon(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
             if y1 != y0:
                 inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
     return inside & np.isfinite(x) & np.isfinite(y)
+
+
+def closed_lines(polygons: np.ndarray) -> np.ndarray:
+    """Return polygons (N, M, 2) as one line (N * (M + 2), 2): each closed, then a NaN that lifts the pen."""
+    closed = np.concatenate([polygons, polygons[:, :1], np.full_like(polygons[:, :1], np.nan)], axis=1)
+    return closed.reshape(-1, 2)
 
 
 @lru_cache(maxsize=8)

@@ -12,6 +12,7 @@ from PySide6.QtWidgets import (
     QGridLayout,
     QLineEdit,
     QSizePolicy,
+    QVBoxLayout,
     QWidget,
 )
 
@@ -99,15 +100,17 @@ class PathEdit(QWidget):
 class FieldRow(QFrame):
     """The control of one option, bound both ways to the form model."""
 
-    def __init__(self, session: Session, key: str) -> None:
+    def __init__(self, session: Session, key: str, *, compact: bool = False) -> None:
         super().__init__()
         self.session = session
+        self.compact = compact
         self.key = key
         self.option = session.form.fields[key].option
         self._loading = False
         self.caption = label(wrap=True)
-        self.caption.setFixedWidth(LABEL_WIDTH)
-        self.caption.setContentsMargins(0, 5, 0, 0)
+        if not compact:
+            self.caption.setFixedWidth(LABEL_WIDTH)
+            self.caption.setContentsMargins(0, 5, 0, 0)
         self.help = label("faint", wrap=True)
         self.problem = label("problem", wrap=True)
         self.problem.hide()
@@ -147,6 +150,16 @@ class FieldRow(QFrame):
         return edit
 
     def _lay_out(self) -> None:
+        if self.compact:
+            self.help.hide()
+            self.help.setParent(self)
+            column = QVBoxLayout(self)
+            column.setContentsMargins(0, 2, 0, 2)
+            column.setSpacing(2)
+            column.addWidget(self.caption)
+            column.addLayout(row(self.control, self.unit, self.reset, None, spacing=6))
+            column.addWidget(self.problem)
+            return
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 6, 0, 6)
         grid.setHorizontalSpacing(14)
@@ -196,6 +209,8 @@ class FieldRow(QFrame):
         low, high = (f"{value:,.10g}".replace(",", "\u202f") for value in (option.minimum, option.maximum))
         limits = f"{low} – {high}"
         special = f"{low} = {text(f'special.{option.special}')}" if option.special else ""
+        if self.compact:
+            return "  ".join(part for part in (unit, special) if part)
         return "   ".join(part for part in (unit, limits, special) if part)
 
     def _value_text(self, value: object) -> str:

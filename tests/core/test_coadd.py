@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import twins_coadd as twins
+
+from zemosaic_core.coadd import coadd_block, coadd_buffers, stack_columns_per_row
+from zemosaic_core.errors import Cancelled, SettingsError
+from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox, shift_pixel_map
+from zemosaic_core.sources import CoaddSource, CombineRule
+
+FIELDS = ("image", "weight", "coverage", "variance", "rejected_low", "rejected_high")
+RULES = [
+    CombineRule("none"),
+    CombineRule("none", combine="median"),
+    CombineRule("kappa_sigma", 2.0, 2.0),
+    CombineRule("winsorized_sigma_clip"),
+    CombineRule("linear_fit_clip", combine="median"),
+]
+
+
+class Images:
+    """Images in memory that note what is read."""
+
+    def __init__(self, images, maps=None):
+        self.images, self.maps, self.pixels_read = images, maps or {}, 0
+
+    def read(self, key, y0, y1, x0, x1):
+        self.pixels_read += (y1 - y0) * (x1 - x0)
+        return np.ascontiguousarray(self.images[key][:, y0:y1, x0:x1])
+
+    def read_weight(self, key, y0, y1, x0, x1):
+        return self.maps[key][y0:y1, x0:x1]
+
+    def read_raw(self, key, y0, y1):
+        return None
+
+
+def make_scene(n=7, shape=(40, 34), out=(61, 75), seed=0, *, feather=True, maps=True):
+    """Rotated images of a flat sky with outliers; some hang over the edge of the grid."""
+    rng = np.random.default_rng(seed)
+    images, sources, weight_maps = {}, [], {}
+    height, width = shape
+    for k in range(n):
+        image = rng.normal(1000, 40, (3, *shape)).astype(np.float32)
+        image[:, rng.integers(height), rng.integers(width)] = np.nan
+        image[:, rng.integers(height)] += 3000
+        angle = np.radians(rng.uniform(0, 360) if k % 3 else 0.0)
+        c, s = np.cos(angle), np.sin(angle)
+        ox, oy = rng.uniform(5, out[1] - 5), rng.uniform(5, out[0] - 5)
+
+        def to_source(x, y, c=c, s=s, ox=ox, oy=oy):
+            x, y = x - ox, y - oy
+            return c * x - s * y + (width - 1) / 2, s * x + c * y + (height - 1) / 2
+
+        def to_out(x, y, c=c, s=s, ox=ox, oy=oy):
+            x, y = x - (width - 1) / 2, y - (height - 1) / 2
+            return c * x + s * y + ox, -s * x + c * y + oy
+
+        bbox = footprint_bbox(to_out, shape, out)
+        images[k] = image
+        has_map = maps and k % 4 == 1
+        if has_map:
+            weight_maps[k] = rng.uniform(0, 1, shape).astype(np.float32)
+        terms = np.array([[rng.uniform(0.9, 1.1), rng.normal(0, 20), 3, -2] for _ in range(3)], np.float32)
+        weight = rng.uniform(0.2, 1, 3).astype(np.float32)
+        sources.append(
+            CoaddSource(
+                k, shape, build_pixel_map(to_source, bbox), bbox, terms, weight,
+                feather_px=8.0 if feather and k % 2 else 0.0, has_weight_map=has_map,
+            )
+        )  # fmt: skip
+    return Images(images, weight_maps), sources, out
+
+
+def twin_block(pixels, sources, out, rule, kernel):
+    n, (height, width) = len(sources), out
+    stack, maps = np.full((n, 3, height, width), np.nan), np.zeros((n, height, width))
+    for k, source in enumerate(sources):
+        y0, y1, x0, x1 = source.bbox
+        weight_map = pixels.maps.get(source.key) if source.has_weight_map else None
+        values, weights = twins.sample(source, pixels.images[source.key], weight_map, source.bbox, kernel)
+        stack[k, :, y0:y1, x0:x1], maps[k, y0:y1, x0:x1] = values, weights
+    return twins.combine(stack, np.array([source.weight for source in sources], float), maps, rule)
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.rejection}-{r.combine}")
+def test_agrees_with_the_plain_twin(rule, kernel):
+    pixels, sources, out = make_scene(n=8, shape=(30, 26), out=(33, 41))
+    block = coadd_block(pixels, sources, 0, out[0], out[1], 3, rule, kernel)
+    twin = twin_block(pixels, sources, out, rule, kernel)
+    agree = (block.rejected_low == twin["rejected_low"]) & (block.rejected_high == twin["rejected_high"])
+    assert agree.mean() > 0.999
+    for name in ("image", "weight", "variance"):
+        a, b = getattr(block, name)[agree], twin[name][agree]
+        assert np.array_equal(np.isnan(a), np.isnan(b)), name
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=0.02 if name == "image" else 1e-5, err_msg=name)
+    np.testing.assert_array_equal(block.coverage, twin["count"].max(axis=0))
+    assert block.coverage.max() >= 4
+    assert (block.coverage == 0).any()
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.rejection}-{r.combine}")
+def test_blocks_and_threads_change_no_bit(rule, kernel):
+    pixels, sources, out = make_scene(n=14, shape=(120, 90), out=(150, 400))
+    whole = coadd_block(pixels, sources, 0, out[0], out[1], 3, rule, kernel, threads=2)
+    y0 = 0
+    for rows, threads in ((1, 1), (5, 3), (64, 1), (33, 2), (47, 5)):
+        part = coadd_block(pixels, sources, y0, y0 + rows, out[1], 3, rule, kernel, threads=threads)
+        for name in FIELDS:
+            expected = getattr(whole, name)[..., y0 : y0 + rows, :]
+            got = getattr(part, name)
+            assert got.dtype == expected.dtype
+            assert np.array_equal(got, expected, equal_nan=got.dtype.kind == "f"), (name, y0)
+        y0 += rows
+    assert y0 == out[0]
+
+
+def test_no_source_and_sources_elsewhere_give_an_empty_block():
+    pixels, sources, out = make_scene(n=3)
+    for rule in RULES:
+        for chosen in ([], [s for s in sources if s.bbox[0] > 1]):
+            block = coadd_block(pixels, chosen, 0, 1, out[1], 3, rule, "bilinear")
+            assert np.isnan(block.image).all()
+            assert block.coverage.sum() == 0
+            assert block.weight.sum() == 0
+            assert block.image.shape == (3, 1, out[1])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.rejection}-{r.combine}")
+def test_integer_shift_of_one_image_is_a_copy(rule):
+    image = np.random.default_rng(0).normal(1000, 50, (3, 20, 30)).astype(np.float32)
+    image[:, 3, 4] = np.nan
+    source = CoaddSource(
+        0, (20, 30), shift_pixel_map(5, 8, (5, 25, 8, 38)), (5, 25, 8, 38),
+        np.tile(np.array([1, 0, 0, 0], np.float32), (3, 1)), np.full(3, 0.3, np.float32),
+    )  # fmt: skip
+    block = coadd_block(Images({0: image}), [source], 0, 30, 40, 3, rule, "lanczos3")
+    expected = np.full((3, 30, 40), np.nan, np.float32)
+    expected[:, 5:25, 8:38] = image
+    assert np.array_equal(block.image, expected, equal_nan=True)
+    np.testing.assert_allclose(block.weight[0, 6, 9], 0.3, rtol=1e-6)
+
+
+def test_a_source_without_weight_is_left_out_and_a_channel_without_weight_is_not_counted():
+    pixels, sources, out = make_scene(n=2, feather=False, maps=False)
+    silent = CoaddSource(**{**vars(sources[0]), "weight": np.zeros(3, np.float32)})
+    one = CoaddSource(**{**vars(sources[1]), "weight": np.array([1, 0, 1], np.float32)})
+    for rule in RULES[:3]:
+        block = coadd_block(pixels, [silent, one], 0, out[0], out[1], 3, rule, "bilinear")
+        assert np.isnan(block.image[1]).all()
+        assert np.isfinite(block.image[0]).any()
+        assert block.coverage.max() == 1
+
+
+def test_a_rotated_frame_is_not_read_whole_for_a_few_rows():
+    image = np.zeros((1, 1500, 1500), np.float32)
+    c, s = np.cos(0.5), np.sin(0.5)
+    pixel_map = build_pixel_map(lambda x, y: (c * x - s * y + 300, s * x + c * y), (0, 1200, 0, 1200))
+    terms = np.array([[1, 0, 0, 0]], np.float32)
+    source = CoaddSource(0, (1500, 1500), pixel_map, (0, 1200, 0, 1200), terms, np.ones(1, np.float32))
+    pixels = Images({0: image})
+    coadd_block(pixels, [source], 600, 616, 1200, 1, CombineRule("none"), "bilinear")
+    whole_window = 1200 * c * 1200 * s
+    assert pixels.pixels_read < whole_window / 3
+
+
+def test_a_stop_is_honoured():
+    pixels, sources, out = make_scene(n=3)
+    stop = threading.Event()
+    stop.set()
+    for rule in RULES[:3]:
+        with pytest.raises(Cancelled):
+            coadd_block(pixels, sources, 0, out[0], out[1], 3, rule, "bilinear", cancel=stop)
+
+
+def test_errors_of_the_pixel_source_and_of_the_rule_come_through():
+    pixels, sources, out = make_scene(n=3)
+
+    def fail(*_):
+        raise OSError("gone")
+
+    pixels.read = fail
+    for rule in RULES[:3]:
+        with pytest.raises(OSError, match="gone"):
+            coadd_block(pixels, sources, 0, out[0], out[1], 3, rule, "bilinear")
+    with pytest.raises(SettingsError):
+        coadd_block(pixels, sources, 0, out[0], out[1], 3, CombineRule("magic"), "bilinear")
+    pixels.read = lambda key, y0, y1, x0, x1: np.zeros((3, 1, 1), np.float32)
+    with pytest.raises(ValueError, match="shape"):
+        coadd_block(pixels, sources, 0, out[0], out[1], 3, RULES[0], "bilinear")
+
+
+def test_memory_is_declared_by_columns_that_overlap():
+    _, sources, out = make_scene(n=20, shape=(40, 34), out=(200, 300))
+    columns = stack_columns_per_row(sources)
+    true = max(
+        sum(s.bbox[3] - s.bbox[2] for s in sources if s.bbox[0] <= y < s.bbox[1]) for y in range(out[0])
+    )
+    assert columns == true
+    assert stack_columns_per_row([]) == 0
+    by_name = {b.name: b for b in coadd_buffers(20, 3, 300, CombineRule(), True, columns=columns)}
+    assert by_name["stack"].per_row == columns * 16
+    assert "stack" not in {b.name for b in coadd_buffers(20, 3, 300, CombineRule("none"), True)}

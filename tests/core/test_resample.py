@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import twins_coadd as twins
+
+from zemosaic_core.pixel_map import build_pixel_map, map_coordinates_at, shift_pixel_map, source_window
+from zemosaic_core.resample import HALO, LANCZOS_TABLE, sample_window
+from zemosaic_core.sources import CoaddSource
+
+TERMS = np.array([[1.0, 0, 0, 0], [0.9, 30, -4, 2], [1.1, -20, 0, 7]], np.float32)
+
+
+def rotation(degrees, centre_out, centre_src, scale=1.0):
+    c, s = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
+
+    def transform(x, y):
+        x, y = x - centre_out[0], y - centre_out[1]
+        return c * x - s * y + centre_src[0], s * x + c * y + centre_src[1]
+
+    return transform
+
+
+def make_source(shape, pixel_map, bbox, **more):
+    return CoaddSource(0, shape, pixel_map, bbox, TERMS, np.ones(3, np.float32), **more)
+
+
+def make_image(shape=(31, 43), seed=0, holes=True):
+    rng = np.random.default_rng(seed)
+    image = rng.normal(1000, 100, (3, *shape)).astype(np.float32)
+    if holes:
+        image[:, 4, 5] = np.nan
+        image[1, 20, 30] = np.inf
+        image[:, -1, -1] = np.nan
+    return image
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+@pytest.mark.parametrize("degrees", [0.0, 3.0, 90.0, 137.0])
+@pytest.mark.parametrize("extras", [{}, {"feather_px": 9.0}, {"feather_px": 5.0, "has_weight_map": True}])
+def test_agrees_with_the_plain_twin(kernel, degrees, extras):
+    image = make_image()
+    box = (2, 39, 1, 48)
+    pixel_map = build_pixel_map(rotation(degrees, (24, 20), (21.3, 15.6), 1.02), box)
+    source = make_source((31, 43), pixel_map, box, **extras)
+    weight_map = None
+    if source.has_weight_map:
+        weight_map = np.random.default_rng(1).uniform(-0.2, 1, (31, 43)).astype(np.float32)
+        weight_map[10, 10] = np.nan
+    ours, weights = sample_window(
+        image, (0, 0), (31, 43), pixel_map, box, kernel, TERMS,
+        feather_px=source.feather_px, weight_window=weight_map,
+    )  # fmt: skip
+    twin, twin_weights = twins.sample(source, image, weight_map, box, kernel)
+    assert np.array_equal(np.isnan(ours), np.isnan(twin))
+    np.testing.assert_allclose(ours, twin, rtol=3e-6, atol=2e-3)
+    assert np.isfinite(ours).any()
+    assert np.isnan(ours).any()
+    if extras:
+        np.testing.assert_allclose(weights, twin_weights, rtol=1e-5, atol=1e-6)
+    else:
+        assert weights is None
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+def test_integer_shift_is_the_pixel_itself(kernel):
+    image = make_image()
+    box = (0, 60, 0, 70)
+    terms = np.tile(np.array([1, 0, 0, 0], np.float32), (3, 1))
+    ours, _ = sample_window(image, (0, 0), (31, 43), shift_pixel_map(10, 7, box), box, kernel, terms)
+    expected = np.full((3, 60, 70), np.nan, np.float32)
+    expected[:, 10:41, 7:50] = np.where(np.isfinite(image), image, np.nan)
+    assert np.array_equal(ours, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+@pytest.mark.parametrize("degrees", [0.0, 17.0])
+def test_windows_of_the_source_and_boxes_of_the_output_change_no_bit(kernel, degrees):
+    image = make_image((150, 170), holes=False)
+    image[:, 40:43, 60] = np.nan
+    box = (0, 160, 0, 180)
+    pixel_map = build_pixel_map(rotation(degrees, (90, 80), (84.9, 75.2)), box)
+    whole, weights = sample_window(image, (0, 0), (150, 170), pixel_map, box, kernel, TERMS, feather_px=20)
+    for y0, y1, x0, x1 in ((0, 1, 0, 180), (37, 64, 0, 180), (64, 65, 64, 66), (99, 160, 13, 143)):
+        window = source_window(pixel_map, y0, y1, x0, x1, (150, 170), HALO[kernel])
+        if window is None:
+            assert np.isnan(whole[:, y0:y1, x0:x1]).all()
+            continue
+        a, b, c, d = window
+        part, part_weights = sample_window(
+            image[:, a:b, c:d], (a, c), (150, 170), pixel_map, (y0, y1, x0, x1), kernel, TERMS, feather_px=20
+        )
+        assert np.array_equal(part, whole[:, y0:y1, x0:x1], equal_nan=True)
+        assert np.array_equal(part_weights, weights[y0:y1, x0:x1])
+
+
+def test_lanczos_keeps_constants_and_beats_bilinear_on_stars():
+    y, x = np.mgrid[0:60, 0:60]
+
+    def star(cx, cy):
+        return 1000 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 1.2**2))
+
+    image = np.stack([star(30.0, 30.0), np.full((60, 60), 500.0)]).astype(np.float32)
+    box = (0, 60, 0, 60)
+    pixel_map = build_pixel_map(lambda x, y: (x + 0.4, y - 0.3), box)
+    terms = np.tile(np.array([1, 0, 0, 0], np.float32), (2, 1))
+    inner = (slice(10, 50), slice(10, 50))
+    errors = {}
+    for kernel in ("bilinear", "lanczos3"):
+        out, _ = sample_window(image, (0, 0), (60, 60), pixel_map, box, kernel, terms)
+        errors[kernel] = np.abs(out[0][inner] - star(29.6, 30.3)[inner]).max()
+        np.testing.assert_allclose(out[1][inner], 500.0, atol=1e-3)
+    assert errors["lanczos3"] < 0.1 * errors["bilinear"]
+
+
+def test_one_missing_pixel_costs_no_more_than_its_bilinear_neighbours():
+    image = np.ones((1, 20, 20), np.float32)
+    image[0, 10, 10] = np.nan
+    box = (0, 20, 0, 20)
+    pixel_map = build_pixel_map(lambda x, y: (x + 0.5, y + 0.5), box)
+    terms = np.array([[1, 0, 0, 0]], np.float32)
+    out, _ = sample_window(image, (0, 0), (20, 20), pixel_map, box, "lanczos3", terms)
+    assert np.argwhere(np.isnan(out[0, :19, :19])).tolist() == [[9, 9], [9, 10], [10, 9], [10, 10]]
+
+
+def test_coordinates_that_are_not_numbers_are_missing():
+    nodes = np.tile(np.arange(3.0)[None] * 8, (3, 1))
+    broken = nodes.copy()
+    broken[0, 0] = np.nan
+    from zemosaic_core.sources import PixelMap
+
+    pixel_map = PixelMap(0, 0, 8, broken, nodes.T.copy(), 0.0)
+    image = np.ones((1, 20, 20), np.float32)
+    out, _ = sample_window(
+        image, (0, 0), (20, 20), pixel_map, (0, 16, 0, 16), "bilinear", np.array([[1, 0, 0, 0]], np.float32)
+    )
+    assert np.isnan(out[0, :8, :8]).all()
+    assert np.isfinite(out[0, 8:, 8:]).all()
+
+
+def test_one_pixel_images_and_odd_sizes():
+    for shape in ((1, 1), (1, 9), (7, 1), (3, 5)):
+        image = np.full((3, *shape), 5.0, np.float32)
+        box = (0, shape[0] + 2, 0, shape[1] + 2)
+        for kernel in ("bilinear", "lanczos3"):
+            out, _ = sample_window(
+                image, (0, 0), shape, shift_pixel_map(1, 1, box), box, kernel, TERMS, feather_px=0.0
+            )
+            assert np.isfinite(out[0]).sum() == shape[0] * shape[1]
+
+
+def test_table_rows_are_normalised_and_start_at_the_pixel():
+    assert LANCZOS_TABLE.shape == (4097, 6)
+    assert LANCZOS_TABLE.dtype == np.float32
+    np.testing.assert_allclose(LANCZOS_TABLE.sum(axis=1), 1, atol=2e-7)
+    assert LANCZOS_TABLE[0].tolist() == [0, 0, 1, 0, 0, 0]
+    assert LANCZOS_TABLE[-1].tolist() == [0, 0, 0, 1, 0, 0]
+    np.testing.assert_allclose(LANCZOS_TABLE, LANCZOS_TABLE[::-1, ::-1], atol=1e-7)
+
+
+def test_coordinates_are_those_of_the_map():
+    pixel_map = build_pixel_map(rotation(33, (50, 50), (10, 20)), (3, 200, 5, 90))
+    x, y = np.array([5, 40, 89]), np.array([3, 77, 199])
+    sx, sy = map_coordinates_at(pixel_map, x, y)
+    tx, ty = rotation(33, (50, 50), (10, 20))(x.astype(float), y.astype(float))
+    np.testing.assert_allclose(sx, tx, atol=1e-9)
+    np.testing.assert_allclose(sy, ty, atol=1e-9)
+
+
+def test_wrong_arguments_are_named():
+    image, box = np.ones((1, 5, 5), np.float32), (0, 5, 0, 5)
+    terms = np.array([[1, 0, 0, 0]], np.float32)
+    with pytest.raises(ValueError, match="nearest"):
+        sample_window(image, (0, 0), (5, 5), shift_pixel_map(0, 0, box), box, "nearest", terms)
+    with pytest.raises(ValueError, match="photometry"):
+        sample_window(image, (0, 0), (5, 5), shift_pixel_map(0, 0, box), box, "bilinear", TERMS)

@@ -1,0 +1,196 @@
+"""Slow plain float64 twins of the co-add engine: one pixel at a time, written from the definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zemosaic_core.resample import LANCZOS_TABLE
+
+
+def coordinate(pixel_map, x, y):
+    step = pixel_map.step
+    ny, nx = pixel_map.src_x.shape
+    i = min(max((x - pixel_map.x0) // step, 0), nx - 2)
+    j = min(max((y - pixel_map.y0) // step, 0), ny - 2)
+    fx, fy = (x - pixel_map.x0 - i * step) / step, (y - pixel_map.y0 - j * step) / step
+    out = []
+    for nodes in (pixel_map.src_x, pixel_map.src_y):
+        left = nodes[j, i] + fy * (nodes[j + 1, i] - nodes[j, i])
+        right = nodes[j, i + 1] + fy * (nodes[j + 1, i + 1] - nodes[j, i + 1])
+        out.append(left + fx * (right - left))
+    return out
+
+
+def tap(plane, y, x):
+    height, width = plane.shape
+    return float(plane[y, x]) if 0 <= y < height and 0 <= x < width else np.nan
+
+
+def bilinear(plane, sx, sy):
+    ix, iy = int(np.floor(sx)), int(np.floor(sy))
+    fx, fy = float(np.float32(sx - ix)), float(np.float32(sy - iy))
+    total = 0.0
+    for dy, wy in ((0, 1 - fy), (1, fy)):
+        for dx, wx in ((0, 1 - fx), (1, fx)):
+            if (dx == 1 and fx == 0) or (dy == 1 and fy == 0):
+                continue
+            total += wx * wy * tap(plane, iy + dy, ix + dx)
+    return total if np.isfinite(total) else np.nan
+
+
+def lanczos(plane, sx, sy):
+    ix, iy = int(np.floor(sx)), int(np.floor(sy))
+    fx, fy = np.float32(sx - ix), np.float32(sy - iy)
+    if fx == 0 and fy == 0:
+        return tap(plane, iy, ix)
+    wx = LANCZOS_TABLE[int(fx * np.float32(4096) + np.float32(0.5))].astype(np.float64)
+    wy = LANCZOS_TABLE[int(fy * np.float32(4096) + np.float32(0.5))].astype(np.float64)
+    taps = np.array([[tap(plane, iy - 2 + q, ix - 2 + k) for k in range(6)] for q in range(6)])
+    if np.isfinite(taps).all():
+        return float(wy @ taps @ wx)
+    return bilinear(plane, sx, sy)
+
+
+def sample(source, image, weight_map, box, kernel):
+    """Samples (C, h, w) and weights (h, w) of one source on an output box, float64."""
+    y0, y1, x0, x1 = box
+    height, width = source.shape_hw
+    values = np.full((image.shape[0], y1 - y0, x1 - x0), np.nan)
+    weights = np.zeros((y1 - y0, x1 - x0))
+    take = bilinear if kernel == "bilinear" else lanczos
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            sx, sy = coordinate(source.pixel_map, x, y)
+            if not (0 <= sx <= width - 1 and 0 <= sy <= height - 1):
+                continue
+            weight = 1.0
+            if source.feather_px > 0:
+                edge = min(sx, sy, width - 1 - sx, height - 1 - sy)
+                ramp = min((edge + 1) / source.feather_px, 1.0)
+                weight *= ramp * ramp * (3 - 2 * ramp)
+            if weight_map is not None:
+                mapped = bilinear(weight_map, sx, sy)
+                weight *= mapped if np.isfinite(mapped) else 0.0
+            if not weight > 0:
+                continue
+            weights[y - y0, x - x0] = weight
+            u = 2 * sx / (width - 1) - 1 if width > 1 else 0.0
+            t = 2 * sy / (height - 1) - 1 if height > 1 else 0.0
+            for c in range(image.shape[0]):
+                gain, c0, cx, cy = (float(v) for v in source.photometry[c])
+                v = take(image[c], sx, sy)
+                values[c, y - y0, x - x0] = gain * v + c0 + cx * u + cy * t if np.isfinite(v) else np.nan
+    return values, weights
+
+
+def keep_kappa(kept, rule):
+    centre, scale = np.median(kept), np.std(kept, ddof=1)
+    return _within(kept, centre, scale, rule)
+
+
+def keep_winsorized(kept, rule):
+    centre = np.median(kept)
+    low, high = np.quantile(kept, [rule.winsor_limits[0], 1 - rule.winsor_limits[1]])
+    scale = np.std(np.clip(kept, low, high), ddof=1)
+    for _ in range(10):
+        new = 1.134 * np.std(np.clip(kept, centre - 1.5 * scale, centre + 1.5 * scale), ddof=1)
+        settled = abs(new - scale) <= 0.0005 * scale
+        scale = new
+        if settled:
+            break
+    return _within(kept, centre, scale, rule)
+
+
+def _within(kept, centre, scale, rule):
+    if not scale > 0:
+        return kept
+    return kept[(kept >= centre - rule.kappa_low * scale) & (kept <= centre + rule.kappa_high * scale)]
+
+
+def keep_line(kept, rule):
+    rank = np.arange(len(kept))
+    slope, level = np.polyfit(rank, kept, 1)
+    residual = kept - (slope * rank + level)
+    scale = np.abs(residual).mean()
+    low, high = 0, len(kept)
+    if scale > 0:
+        while low < high and residual[low] < -rule.kappa_low * scale:
+            low += 1
+        while high > low and residual[high - 1] > rule.kappa_high * scale:
+            high -= 1
+    return kept[low:high]
+
+
+KEEP = {"kappa_sigma": keep_kappa, "winsorized_sigma_clip": keep_winsorized, "linear_fit_clip": keep_line}
+
+
+def combine_pixel(values, weights, rule):
+    """(value, weight, variance, n, rejected low, rejected high) of one pixel and channel."""
+    values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
+    good = np.isfinite(values) & (weights > 0)
+    values, weights = values[good], weights[good]
+    n = len(values)
+    if n == 0:
+        return np.nan, 0.0, np.nan, 0, 0, 0
+    kept = np.sort(values)
+    if rule.rejection != "none":
+        for _ in range(10):
+            if len(kept) <= 3:
+                break
+            smaller = KEEP[rule.rejection](kept, rule)
+            if len(smaller) in (0, len(kept)):
+                break
+            kept = smaller
+    inside = (values >= kept[0]) & (values <= kept[-1])
+    below, above = int((values < kept[0]).sum()), int((values > kept[-1]).sum())
+    x, w = values[inside], weights[inside]
+    total = w.sum()
+    if rule.combine == "median":
+        value, w, factor = np.median(x), np.ones(len(x)), np.pi / 2
+    else:
+        value, factor = x[0] + (w * (x - x[0])).sum() / total, 1.0
+    variance = np.nan
+    if len(x) > 1:
+        mean = x[0] + (w * (x - x[0])).sum() / w.sum()
+        variance = factor * len(x) / (len(x) - 1) * (w**2 * (x - mean) ** 2).sum() / w.sum() ** 2
+    return value, total, variance, n, below, above
+
+
+def combine(stack, weights, maps, rule):
+    """Twin of `combine_stack`: stack (N, C, h, w), weights (N, C), maps (N, h, w) or None."""
+    _, n_channels, height, width = stack.shape
+    names = ("image", "weight", "variance", "count", "rejected_low", "rejected_high")
+    out = {name: np.zeros((n_channels, height, width)) for name in names}
+    for c in range(n_channels):
+        for y in range(height):
+            for x in range(width):
+                w = weights[:, c] * (1.0 if maps is None else maps[:, y, x])
+                for name, value in zip(names, combine_pixel(stack[:, c, y, x], w, rule), strict=True):
+                    out[name][c, y, x] = value
+    return out
+
+
+def debayer(cfa, pattern, y0=0, x0=0):
+    height, width = cfa.shape
+    out = np.zeros((3, height, width))
+    padded = np.pad(cfa.astype(np.float64), 1, mode="reflect")
+    for y in range(height):
+        for x in range(width):
+            for index, colour in enumerate("RGB"):
+                here = [
+                    padded[y + 1 + dy, x + 1 + dx]
+                    for dy in (-1, 0, 1)
+                    for dx in (-1, 0, 1)
+                    if pattern[2 * ((y + y0 + dy) % 2) + (x + x0 + dx) % 2] == colour
+                ]
+                own = pattern[2 * ((y + y0) % 2) + (x + x0) % 2] == colour
+                if own:
+                    out[index, y, x] = padded[y + 1, x + 1]
+                    continue
+                cross = [
+                    padded[y + 1 + dy, x + 1 + dx]
+                    for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1))
+                    if pattern[2 * ((y + y0 + dy) % 2) + (x + x0 + dx) % 2] == colour
+                ]
+                out[index, y, x] = np.mean(cross or here)
+    return out

@@ -28,14 +28,18 @@ __all__ = ["PHASE", "Placed", "run"]
 PHASE = "phase4_grid"
 # Registration works on the brightest stars; more do not make it better, only slower.
 MAX_STARS = 300
+MIN_PHOTOMETRY_SNR = 25.0
+# The luminance is the mean of four pixels; beyond this one of them is likely full.
+SATURATED_ADU = 45_000.0
 
 
 @dataclass(frozen=True)
 class Placed:
-    """The grid, the frames on it, and what the common star list tells about the fit."""
+    """The grid and the frames on it; ``one_flux_scale`` when common stars link the gains of all frames."""
 
     grid: MosaicGrid
     frames: tuple[RegisteredFrame, ...]
+    one_flux_scale: bool
 
 
 def header_cards(wcs: WCS) -> dict[str, object]:
@@ -87,7 +91,10 @@ def _register(
     for item, wcs in zip(solved, wcs_list, strict=True):
         arrays = item.measure.arrays()
         xy.append(np.column_stack([arrays["x"], arrays["y"]])[:MAX_STARS].astype(float))
-        flux.append(arrays["channel_flux"][:, :MAX_STARS])
+        # Near the detection limit only lucky measurements are seen, and more so through haze: faint stars would bias
+        # the flux scale. Saturated ones have lost light.
+        usable = (arrays["snr"] >= MIN_PHOTOMETRY_SNR) & (arrays["peak"] < SATURATED_ADU)
+        flux.append(np.where(usable, arrays["channel_flux"], np.nan)[:, :MAX_STARS])
         # Frame px -> plane px is the map of an output grid (the frame) into a source (the plane).
         initial.append(wcs_transform(wcs, spec.wcs))
     return registration.register_globally(
@@ -161,6 +168,7 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
                 kind=fit.kind,
             )
         )
+    linked = bool(flux_scale.ok.all())
     loose = [item.frame.name for item, fit in zip(solved, found.frames, strict=True) if not fit.ok]
     if loose:
         context.say("registration_weak", "WARN", frames=len(loose), example=loose[0])
@@ -181,4 +189,4 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
         rms_px=round(rms, 3),
     )
     context.progress(3, 3)
-    return Placed(MosaicGrid(header_cards(spec.wcs), spec.shape_hw, spec.scale_arcsec), tuple(frames))
+    return Placed(MosaicGrid(header_cards(spec.wcs), spec.shape_hw, spec.scale_arcsec), tuple(frames), linked)

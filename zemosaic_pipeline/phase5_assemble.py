@@ -89,7 +89,7 @@ def _pair(
 
 
 def tile_photometry(
-    tiles: Sequence[MasterTile], store: TileStore, plan: RunPlan, context: RunContext
+    tiles: Sequence[MasterTile], store: TileStore, one_flux_scale: bool, plan: RunPlan, context: RunContext
 ) -> tuple[TilePhotometry, list[Thumbnail], list[OverlapSamples]]:
     """Return gain, offset and gradient of every tile, solved over all overlaps at once."""
     thumbs = []
@@ -101,8 +101,11 @@ def tile_photometry(
         for i, j in combinations(range(len(tiles)), 2)
         if (pair := _pair(i, j, thumbs, tiles)) is not None
     ]
+    # Gains from thousands of star fluxes are better than any from the contrast of an overlap, where a gradient and a
+    # gain look much alike; overlaps are asked only when the stars could not tell.
+    from_stars = one_flux_scale and plan.stack.normalise == "linear_fit"
     options = TileOptions(
-        fit_gain=plan.assembly.photometric_match,
+        fit_gain=plan.assembly.photometric_match and not from_stars,
         fit_plane=plan.assembly.match_background and plan.assembly.gradient,
     )
     solution = solve_tiles(len(tiles), pairs, plan.n_channels, options=options)
@@ -237,6 +240,7 @@ def run(
     tiles: Sequence[MasterTile],
     n_frames_found: int,
     approximate: bool,
+    one_flux_scale: bool,
     grid: MosaicGrid,
     plan: RunPlan,
     context: RunContext,
@@ -249,7 +253,7 @@ def run(
         A file cannot be written.
     """
     store = TileStore({tile.tile_id: Path(tile.path) for tile in tiles})
-    solution, thumbs, pairs = tile_photometry(tiles, store, plan, context)
+    solution, thumbs, pairs = tile_photometry(tiles, store, one_flux_scale, plan, context)
     _tell_photometry(tiles, solution, context)
     terms = (
         _equalise(solution.terms, thumbs)

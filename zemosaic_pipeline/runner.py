@@ -194,7 +194,7 @@ class _ClassicRun:
         approximate = any(item.solution.approximate for item in solved)
         with context.phase(phase5_assemble.PHASE):
             self.mosaic = mosaic = phase5_assemble.run(
-                tiles, self.n_found, approximate, placed.grid, plan, context
+                tiles, self.n_found, approximate, placed.one_flux_scale, placed.grid, plan, context
             )
         with context.phase(phase6_export.PHASE):
             outputs = phase6_export.run(mosaic, plan.output, context)

@@ -135,6 +135,8 @@ def decide(
     limits = {"rows": rows, "memory": rows_for_budget(workload.buffers, usable, rows, halo=workload.halo)}
     if ceiling_bytes:
         limits["ceiling"] = rows_for_budget(workload.buffers, ceiling_bytes, rows, halo=workload.halo)
+    if workload.host_rows:
+        limits["host"] = max(smallest, workload.host_rows)
     if workload.elements_per_row:
         limits["index"] = (2**31 - 1) // workload.elements_per_row - 2 * workload.halo
     if workload.gpu_seconds_per_row > 0 and status.device is not None and status.device.drives_display:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,11 +18,16 @@ from zemosaic_core import background, cfa, hot_pixels, stretch
 from zemosaic_core import weights as weight_maps
 from zemosaic_core.chunks import iter_row_chunks
 from zemosaic_core.coadd import CancelToken, coadd_block, coadd_buffers, is_streaming, stack_columns_per_row
-from zemosaic_core.errors import Cancelled, SaveFailed, SettingsError, SkipItem
+from zemosaic_core.errors import Cancelled, SaveFailed, SettingsError
+from zemosaic_core.gpu.coadd import GpuCoadd
+from zemosaic_core.gpu.parity import compare_blocks
+from zemosaic_core.gpu.terms import Audit
 from zemosaic_core.image_coadd import ArrayPixels, overlap_samples, place_images, to_chw
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
 from zemosaic_core.tile_photometry import TileOptions, solve_tiles
+from zemosaic_gpu_policy import GpuPolicy
+from zemosaic_io import image_files
 from zemosaic_io.fits_write import atomic_path, write_image
 
 __all__ = [
@@ -43,6 +49,8 @@ __all__ = [
 # Blocks stay small enough that progress moves and a stop is honoured within seconds.
 MAX_BLOCK_ROWS = 1024
 DEFAULT_BUDGET_BYTES = 1 << 30
+# Rows of a block of the card that are done again on the CPU now and then.
+AUDIT_ROWS = 2
 
 Progress = Callable[..., object]
 Sink = Callable[[int, int, CoaddBlock], object]
@@ -61,7 +69,8 @@ def coadd_on_grid(
     *,
     sink: Sink,
     budget_bytes: int,
-    policy: Any = None,
+    policy: GpuPolicy | None = None,
+    op: str = "stack",
     threads: int = 2,
     on_rows: Callable[[int, int], object] | None = None,
     cancel: CancelToken | None = None,
@@ -82,7 +91,9 @@ def coadd_on_grid(
     budget_bytes : int
         Memory the blocks may take. A budget too small for one row is exceeded, not refused.
     policy : GpuPolicy, optional
-        Decides where blocks are computed; None: on the CPU.
+        Decides where blocks are computed, and checks some of them; None: on the CPU.
+    op : {'stack', 'assemble'}
+        Name of the work in the policy's records.
     threads : int
         CPU threads; the result does not depend on it, nor on the budget.
     on_rows : callable, optional
@@ -104,15 +115,31 @@ def coadd_on_grid(
     )
     height, width = shape_hw
     chunks = list(iter_row_chunks(buffers, height, budget_bytes))
-    for y0, y1 in (part for chunk in chunks for part in _split_rows(*chunk)):
-        if cancel is not None and cancel.is_set():
-            raise Cancelled()
-        block = coadd_block(
+
+    def on_cpu(y0: int, y1: int) -> CoaddBlock:
+        return coadd_block(
             pixels, sources, y0, y1, width, n_channels, rule, kernel, threads=threads, cancel=cancel
         )
+
+    def emit(y0: int, y1: int, block: CoaddBlock) -> None:
         sink(y0, y1, block)
         if on_rows is not None:
             on_rows(y1, height)
+
+    if policy is None:
+        for y0, y1 in (part for chunk in chunks for part in _split_rows(*chunk)):
+            if cancel is not None and cancel.is_set():
+                raise Cancelled()
+            emit(y0, y1, on_cpu(y0, y1))
+        return
+    # The card's blocks may be larger than the CPU's: no samples lie in host memory, only results.
+    host_rows = max(1, budget_bytes // 2 // max(1, width * (16 * n_channels + 2)))
+    cpu_rows = min(MAX_BLOCK_ROWS, max((y1 - y0 for y0, y1 in chunks), default=1))
+    body = GpuCoadd(pixels, sources, width, n_channels, rule, kernel, threads=threads, cancel=cancel)
+    with closing(body):
+        workload = body.workload(op, height, policy.status.device, host_rows=host_rows)
+        audit = Audit(AUDIT_ROWS, compare_blocks)
+        policy.run(workload, body, on_cpu, emit=emit, cpu_rows=cpu_rows, cancel=cancel, audit=audit)
 
 
 def _split_rows(y0: int, y1: int) -> list[tuple[int, int]]:
@@ -130,7 +157,8 @@ def coadd_incremental(
     *,
     sink: Sink,
     budget_bytes: int,
-    policy: Any = None,
+    policy: GpuPolicy | None = None,
+    op: str = "stack",
     threads: int = 2,
     on_rows: Callable[[int, int], object] | None = None,
     cancel: CancelToken | None = None,
@@ -154,7 +182,7 @@ def coadd_incremental(
         )
     coadd_on_grid(
         pixels, sources, shape_hw, n_channels, rule, kernel, sink=sink, budget_bytes=budget_bytes, policy=policy,
-        threads=threads, on_rows=on_rows, cancel=cancel,
+        op=op, threads=threads, on_rows=on_rows, cancel=cancel,
     )  # fmt: skip
 
 
@@ -587,61 +615,19 @@ def load_and_validate_fits(
     SkipItem
         ``frame_unreadable`` when the file cannot be read or holds no image.
     """
-    path = Path(filepath)
-    try:
-        with fits.open(path, memmap=False) as hdus:
-            index = _first_image(hdus)
-            stored, header = hdus[index].data, hdus[index].header.copy()
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise _unreadable(path, str(error)) from error
-    order = "HW"
-    if stored.ndim == 3:
-        order = "CHW" if stored.shape[0] in (1, 3, 4) else "HWC"
-        stored = np.moveaxis(stored, 0, -1) if order == "CHW" else stored
-    image = np.ascontiguousarray(stored, dtype=np.float32)
-    alpha = np.ones(image.shape[:2], bool)
-    if image.ndim == 3 and image.shape[2] == 4:
-        alpha, image = image[..., 3] > 0, np.ascontiguousarray(image[..., :3])
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[..., 0]
-    finite = np.isfinite(image)
-    alpha &= finite if image.ndim == 2 else finite.all(axis=-1)
-    image[~finite] = np.nan
+    loaded = image_files.read_image_file(Path(filepath))
+    image, finite = loaded.image, np.isfinite(loaded.image)
     if normalize_to_float32 and finite.any():
         low, high = float(image[finite].min()), float(image[finite].max())
         image = (image - np.float32(low)) / np.float32(high - low) if high > low else image * 0
     if attempt_fix_nonfinite:
-        image[~finite] = 0
-    return (
-        image,
-        header,
-        {
-            "hdu": index,
-            "axis_order_original": order,
-            "alpha_mask": np.where(alpha, 255, 0).astype(np.uint8),
-        },
-    )
-
-
-def _first_image(hdus: fits.HDUList) -> int:
-    """Number of the first unit with a picture; a unit called SCI or IMAGE goes first."""
-    usable = [
-        index
-        for index, hdu in enumerate(hdus)
-        if getattr(hdu, "is_image", False)
-        and hdu.data is not None
-        and (
-            hdu.data.ndim == 2 or (hdu.data.ndim == 3 and {hdu.data.shape[0], hdu.data.shape[-1]} & {1, 3, 4})
-        )
-    ]
-    if not usable:
-        raise LookupError("it holds no image with one, three or four planes")
-    named = [index for index in usable if hdus[index].name.upper() in ("SCI", "IMAGE")]
-    return (named or usable)[0]
-
-
-def _unreadable(path: Path, reason: str) -> SkipItem:
-    return SkipItem("frame_unreadable", f"{path} cannot be read: {reason}", path=str(path), reason=reason)
+        image = np.where(finite, image, np.float32(0))
+    info = {
+        "hdu": loaded.hdu,
+        "axis_order_original": loaded.axis_order,
+        "alpha_mask": np.where(loaded.valid, 255, 0).astype(np.uint8),
+    }
+    return image, loaded.header, info
 
 
 def save_fits_image(
@@ -693,17 +679,8 @@ def save_fits_image(
     cards = list(header.cards) if isinstance(header, fits.Header) else list((header or {}).items())
     extensions = [] if alpha_mask is None else [("ALPHA", np.asarray(alpha_mask, np.uint8))]
     if not save_as_float:
-        planes = _to_uint16(planes)
+        planes = image_files.scale_to_uint16(planes)
         if len(planes) == 3 and not legacy_rgb_cube:
             extensions = [*zip("RGB", planes, strict=True), *extensions]
             planes = planes.mean(axis=0, keepdims=True, dtype=np.float32).astype(np.uint16)
     write_image(path, planes[0] if len(planes) == 1 else planes, cards, extensions)
-
-
-def _to_uint16(planes: np.ndarray) -> np.ndarray:
-    finite = planes[np.isfinite(planes)]
-    low, high = np.percentile(finite, [0.1, 99.9]) if finite.size else (0.0, 1.0)
-    margin = 0.02 * (high - low)
-    low, span = low - margin, max(high - low + 2 * margin, 1e-12)
-    scaled = np.clip((np.nan_to_num(planes, nan=low) - low) / span, 0, 1) * 65535
-    return np.rint(scaled).astype(np.uint16)

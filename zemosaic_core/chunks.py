@@ -82,6 +82,8 @@ class Workload:
         Chunks start at multiples of this (2 for a colour filter array).
     halo : int
         Extra input rows above and below a chunk.
+    host_rows : int
+        Most rows per chunk the host has room for; 0: no limit.
     elements_per_row : int
         Elements of the largest array per row; keeps 32-bit indices of a kernel in range. 0: no such limit.
     upload_bytes, download_bytes : int
@@ -100,6 +102,7 @@ class Workload:
     min_rows: int = 1
     align: int = 1
     halo: int = 0
+    host_rows: int = 0
     elements_per_row: int = 0
     upload_bytes: int = 0
     download_bytes: int = 0

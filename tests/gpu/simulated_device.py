@@ -268,16 +268,18 @@ class SimulatedDevice:
         self.streams.add(stream)
         return stream
 
-    def copy_in(self, target: SimulatedArray, host: np.ndarray, stream: SimulatedStream) -> None:
+    def copy_in(
+        self, target: SimulatedArray, host: np.ndarray, stream: SimulatedStream, offset: int = 0
+    ) -> None:
         assert isinstance(target, SimulatedArray)
         assert host.flags.c_contiguous
-        assert host.nbytes <= target.nbytes
+        assert 0 <= offset <= offset + host.nbytes <= target.nbytes
         self.step("copy_in")
         block = target.block
 
         def work() -> None:
             _alive(block)
-            block.data[: host.nbytes] = host.reshape(-1).view(np.uint8)
+            block.data[offset : offset + host.nbytes] = host.reshape(-1).view(np.uint8)
 
         stream.push(work)
 

@@ -8,7 +8,7 @@ and combines. A mean without rejection needs no pool but running sums. Nothing h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,21 +82,39 @@ class GpuCoadd:
         self._rule = rule
         self._kernel: Kernel = kernel
         self._cancel = cancel
-        raw = [
-            n_channels == 3 and pixels.read_raw(s.key, 0, min(2, s.shape_hw[0])) is not None
-            for s in self._sources
-        ]
+        self._pixels = pixels
+        self._threads = threads
         weight_map = any(s.has_weight_map for s in self._sources)
         mapped = weight_map or any(s.feather_px > 0 for s in self._sources)
-        self._shape = _Shape(n_channels, width, mapped, weight_map, any(raw), not all(raw))
-        self._ahead = ReadAhead(pixels, raw=any(raw), max_hot=MAX_HOT, threads=threads)
+        self._shape = _Shape(n_channels, width, mapped, weight_map, raw=False, planes=True)
+        self._ahead: ReadAhead | None = None
+
+    def _look(self) -> ReadAhead:
+        """Find out once which sources offer raw rows, and start the threads that read ahead."""
+        if self._ahead is None:
+            colour = self._shape.n_channels == 3
+            raw = [
+                colour and self._pixels.read_raw(s.key, 0, min(2, s.shape_hw[0])) is not None
+                for s in self._sources
+            ]
+            self._shape = replace(self._shape, raw=any(raw), planes=not all(raw))
+            self._ahead = ReadAhead(self._pixels, raw=any(raw), max_hot=MAX_HOT, threads=self._threads)
+        return self._ahead
 
     def close(self) -> None:
         """End the reading threads."""
-        self._ahead.close()
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def workload(self, op: str, rows: int, info: DeviceInfo | None, **numbers: Any) -> Workload:
-        """Declare what ``rows`` output rows need on a card; ``numbers`` are further fields of `Workload`."""
+        """Declare what ``rows`` output rows need on a card; ``numbers`` are further fields of `Workload`.
+
+        Without a card (``info`` None) only the name and the rows are declared: nothing is read to find out.
+        """
+        if info is None:
+            return Workload(op, rows, (), **numbers)
+        self._look()
         shape, rule = self._shape, self._rule
         out_row = 4 * shape.width * shape.n_channels
         buffers = [*self._window_buffers(), *self._table_buffers()]
@@ -170,6 +188,7 @@ class GpuCoadd:
 
     def __call__(self, device: Device, y0: int, y1: int, next_rows: tuple[int, int] | None) -> CoaddBlock:
         """Co-add the rows ``y0 <= y < y1``; see `zemosaic_core.coadd.coadd_block`."""
+        self._look()
         width = self._shape.width
         parts = parts_of_block(self._sources, y0, y1, width, self._kernel)
         following = (
@@ -186,10 +205,11 @@ class GpuCoadd:
 
     def _windows(self, block: _Block, following: list[Part]):
         """Yield each part with its window on the card, reading ahead."""
+        ahead = self._look()
         for index, part in enumerate(block.parts):
             if self._cancel is not None and self._cancel.is_set():
                 raise Cancelled()
-            yield index, part, block.upload(self._ahead.take(block.parts, index, following))
+            yield index, part, block.upload(ahead.take(block.parts, index, following))
 
     def _pooled(self, block: _Block, following: list[Part]) -> CoaddBlock:
         device, queue, shape = block.device, block.queue, self._shape

@@ -154,8 +154,11 @@ class Device(Protocol):
     def stream(self) -> Any:
         """Return a new stream that does not wait for the default one."""
 
-    def copy_in(self, target: Any, host: np.ndarray, stream: Any) -> None:
-        """Queue a copy of a contiguous host array into ``target``; keep ``host`` alive until synchronised."""
+    def copy_in(self, target: Any, host: np.ndarray, stream: Any, offset: int = 0) -> None:
+        """Queue a copy of a contiguous host array into ``target``, ``offset`` bytes from its start.
+
+        ``host`` must live and stay as it is until the copy was waited for.
+        """
 
     def copy_out(self, host: np.ndarray, source: Any, stream: Any) -> None:
         """Queue a copy of ``source`` into a contiguous host array."""
@@ -403,11 +406,11 @@ class CupyDevice:
         self._step()
         return self._cupy.cuda.Stream(non_blocking=True)
 
-    def copy_in(self, target: Any, host: np.ndarray, stream: Any) -> None:
-        """Queue a copy of a contiguous host array to the start of ``target``."""
-        _check_copy(host, target)
+    def copy_in(self, target: Any, host: np.ndarray, stream: Any, offset: int = 0) -> None:
+        """Queue a copy of a contiguous host array into ``target``, ``offset`` bytes from its start."""
+        _check_copy(host, target, offset)
         self._step()
-        self._runtime.memcpyAsync(target.data.ptr, host.ctypes.data, host.nbytes, 1, stream.ptr)
+        self._runtime.memcpyAsync(target.data.ptr + offset, host.ctypes.data, host.nbytes, 1, stream.ptr)
 
     def copy_out(self, host: np.ndarray, source: Any, stream: Any) -> None:
         """Queue a copy of ``source`` into a contiguous host array."""
@@ -470,11 +473,13 @@ class _CupyKernel:
             self._function(grid, block, tuple(args), shared_mem=shared_bytes)
 
 
-def _check_copy(host: np.ndarray, device_array: Any) -> None:
+def _check_copy(host: np.ndarray, device_array: Any, offset: int = 0) -> None:
     if not host.flags.c_contiguous:
         raise ValueError("only contiguous host arrays can be copied to or from the device")
-    if host.nbytes > device_array.nbytes:
-        raise ValueError(f"{host.nbytes} bytes do not fit a device array of {device_array.nbytes} bytes")
+    if offset + host.nbytes > device_array.nbytes:
+        raise ValueError(
+            f"{offset} + {host.nbytes} bytes do not fit a device array of {device_array.nbytes} bytes"
+        )
 
 
 class _Seat:

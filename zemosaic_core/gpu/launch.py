@@ -84,10 +84,10 @@ class Queue:
         self.copy_in(target, np.ascontiguousarray(host))
         return target
 
-    def copy_in(self, target: Any, host: np.ndarray) -> None:
-        """Queue a copy of a contiguous host array into ``target``."""
+    def copy_in(self, target: Any, host: np.ndarray, offset: int = 0) -> None:
+        """Queue a copy of a contiguous host array into ``target``, ``offset`` bytes from its start."""
         self._kept.append(host)
-        self.device.copy_in(target, host, self._stream)
+        self.device.copy_in(target, host, self._stream, offset)
 
     def fill(self, target: Any, byte: int) -> None:
         """Queue setting every byte of ``target``."""

@@ -292,6 +292,7 @@ def run(
             sink=sink,
             budget_bytes=plan.block_budget_bytes,
             policy=context.policy,
+            op="assemble",
             threads=plan.threads,
             on_rows=on_rows,
             cancel=context.cancel,

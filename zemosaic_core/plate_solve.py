@@ -35,6 +35,7 @@ from zemosaic_core.star_patterns import (
     propose_similarities,
     refine_similarity,
 )
+from zemosaic_core.transforms import Kind
 
 __all__ = [
     "CatalogueStars",
@@ -55,6 +56,8 @@ MIN_MATCHES = 7
 # A similarity that agrees this well with the catalogue deserves the full fit; it decides nothing.
 _WORTH_A_FIT = 3.0
 _PAIRS_WORTH_A_LOOK = 6
+# Pairing and fitting settle after two or three rounds; distortion lets pairs in the corners join one by one.
+_REFITS = 8
 # The plate must be known better than this before the pairs count as pairs: accidents fill the circle evenly
 # and have an rms of 0.71 of the tolerance, true pairs of a few tenths of a pixel.
 _RMS_PER_TOLERANCE = 0.5
@@ -403,8 +406,8 @@ class _Search:
         """Fit the plate and pair again until the pairs stay; `subset` limits the detected stars in the fit."""
         fit = None
         previous = None
-        kinds = ("affine", "affine", "poly3", "poly3", "poly3", "poly3")
-        for max_kind in kinds:
+        richest: Kind = "affine" if subset is not None else "poly3"
+        for step in range(_REFITS):
             if subset is not None:
                 use = subset[star]
                 star, index = star[use], index[use]
@@ -413,15 +416,15 @@ class _Search:
             x, y = self._xy[star].T
             fit, keep = fit_plate(
                 x, y, near.ra_deg[index], near.dec_deg[index], self._shape_hw,
-                near=centre, scale_deg=scale / 3600.0, max_kind=max_kind if subset is None else "affine",
+                near=centre, scale_deg=scale / 3600.0, max_kind="affine" if step == 0 else richest,
             )  # fmt: skip
             centre = (fit.ra_deg, fit.dec_deg)
             predicted = np.column_stack(fit.pixels(near.ra_deg, near.dec_deg))
             residual = np.hypot(*(predicted[index[keep]] - self._xy[star[keep]]).T)
             radius = min(tolerance, max(4.0 * float(np.median(residual)), 0.5 * tolerance))
             index, star = mutual_matches(cKDTree(predicted), self._xy, radius)
-            pairs = (max_kind, *star.tolist(), *index.tolist())
-            if pairs == previous:
+            pairs = (*star.tolist(), *index.tolist())
+            if step > 0 and pairs == previous:
                 break
             previous = pairs
         return fit, star, index

@@ -20,6 +20,12 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_CANCELLED = 130
 
+# Toolkit -> its door, the function that opens the window, and the package it stands on.
+_WINDOWS = {
+    "qt": ("zemosaic_gui_qt", "run_qt_main", "PySide6"),
+    "tk": ("zemosaic_gui", "run_tk_main", "tkinter"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
@@ -141,7 +147,7 @@ def _open_window(backend: str | None, texts: Texts) -> int:
     from zemosaic_config import load_config
 
     chosen = backend or load_config()["preferred_gui_backend"]
-    module, package = ("zemosaic_gui", "tkinter") if chosen == "tk" else ("zemosaic_gui_qt", "PySide6")
+    module, entry, package = _WINDOWS[chosen]
     if sys.platform.startswith("linux") and not _has_display():
         raise RunFailed("gui_no_display", "no display: DISPLAY and WAYLAND_DISPLAY are not set")
     try:
@@ -151,7 +157,7 @@ def _open_window(backend: str | None, texts: Texts) -> int:
         if not missing and package not in str(error):
             raise
         raise RunFailed(f"gui_{chosen}_missing", f"{package}: {error}", detail=str(error)) from error
-    return int(window.main() or 0)
+    return int(getattr(window, entry)() or 0)
 
 
 def _has_display() -> bool:

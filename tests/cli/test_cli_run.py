@@ -211,7 +211,7 @@ def test_no_arguments_open_the_window(monkeypatch, capsys):
 
     class Window:
         @staticmethod
-        def main() -> int:
+        def run_qt_main() -> int:
             opened.append(True)
             return 0
 

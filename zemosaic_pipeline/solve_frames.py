@@ -280,18 +280,28 @@ def _match_round(
     return matched
 
 
-def _match_all(sky: _Sky, options: SolveOptions, context: RunContext, fresh: Sequence[int]) -> None:
-    """Spread solutions by star matching until no frame can be added."""
+def _match_all(
+    sky: _Sky,
+    options: SolveOptions,
+    context: RunContext,
+    fresh: Sequence[int],
+    among: Sequence[int] | None = None,
+) -> None:
+    """Spread solutions by star matching until no frame (of ``among``, or of all) can be added."""
     references = list(fresh)
-    while references and sky.unsolved():
+    while references:
+        waiting = [i for i in sky.unsolved() if among is None or i in among]
+        if not waiting:
+            return
         before = set(sky.solutions)
-        _match_round(sky, sky.unsolved(), references, options, context)
+        _match_round(sky, waiting, references, options, context)
         references = [index for index in sky.solutions if index not in before]
 
 
 def _solve_by_pointing(
     sky: _Sky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
 ) -> None:
+    """Solve the best frame of each pointing and lay the others on it; then whatever is left, on its own."""
     for members in _pointings(sky, sky.unsolved()):
         failed = 0
         for index in members:
@@ -302,9 +312,10 @@ def _solve_by_pointing(
                 break
             if _solve(index, sky, solvers, options, context):
                 context.progress(len(sky.solutions), len(sky.frames), sky.frames[index][0].name)
-                _match_all(sky, options, context, [index])
+                _match_all(sky, options, context, [index], members)
             else:
                 failed += 1
+    _match_all(sky, options, context, list(sky.solutions))
 
 
 def _place_by_hint(sky: _Sky, options: SolveOptions, context: RunContext) -> None:

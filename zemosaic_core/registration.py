@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 
 from .adjustment import frame_components, solve_adjustment, star_means
 from .errors import SkipItem
-from .star_merging import merge_positions, vote_offset
+from .star_merging import join_ghosts, merge_positions, vote_offset
 from .transforms import (
     FitResult,
     Kind,
@@ -60,7 +60,8 @@ class RegistrationOptions:
     anchor_sigma_px : float
         Accuracy of the anchors on the plane.
     recover_radius_px : float
-        Frames that match badly are searched for a common shift of their stars this far out; 0: never.
+        Frames that match badly, and groups of frames that are off together, are searched for a common shift of
+        their stars this far out; 0: never.
     """
 
     max_kind: Kind = "poly3"
@@ -224,15 +225,23 @@ def register_globally(
     stars = None
     original = base
     for iteration in range(iterations):
-        stars, parameters = _solve_affine(detections, parameters, radius, anchors, options)
+        # Frames of two panels may be off together: at first everything within the radius pulls alike, or the
+        # many stars that agree inside each panel would declare the few in the overlap outliers.
+        tail = radius / (4.0 if iteration == 0 else 12.0)
+        stars, parameters = _solve_affine(detections, parameters, radius, tail, anchors, options)
         if iteration == 0 and options.recover_radius_px > 0:
             shifts = _recover_shifts(detections, stars, n, options)
             if shifts:
                 base = [_shifted(b, shifts.get(i)) for i, b in enumerate(base)]
                 detections = _flatten(star_xy, base, boxes)
                 parameters[list(shifts)] = 0.0
-                stars, parameters = _solve_affine(detections, parameters, radius, anchors, options)
-        radius = float(np.clip(6.0 * stars.sigma, options.min_radius_px, radius))
+                stars, parameters = _solve_affine(detections, parameters, radius, tail, anchors, options)
+            joined = join_ghosts(stars.xy, stars.index, detections.frame, options.recover_radius_px)
+            if joined is not None:
+                reach = options.recover_radius_px
+                parameters = _adjust(detections, joined, parameters, reach, anchors, options)[1]
+                stars, parameters = _solve_affine(detections, parameters, radius, tail, anchors, options)
+        radius = float(np.clip(6.0 * stars.sigma, max(options.min_radius_px, 0.5 * radius), radius))
     positions = detections.plane
     for _ in range(2):
         # The second round fits on stars that are free of what an affine correction could not follow.
@@ -304,17 +313,27 @@ def _positions(detections: _Detections, parameters: np.ndarray, at: np.ndarray) 
     return detections.plane + np.einsum("kp,kpr->kr", detections.basis(at), parameters[detections.frame])
 
 
-def _solve_affine(detections, parameters, radius, anchors, options) -> tuple[_Stars, np.ndarray]:
-    """One round: merge at the present positions, then solve all frames jointly with robust weights.
+def _solve_affine(detections, parameters, radius, tail, anchors, options) -> tuple[_Stars, np.ndarray]:
+    """One round: merge at the present positions, then solve all frames jointly."""
+    positions = _positions(detections, parameters, detections.plane)
+    index, _ = merge_positions(positions, detections.frame, radius)
+    return _adjust(detections, index, parameters, tail, anchors, options, radius)
+
+
+def _adjust(
+    detections, index, parameters, tail, anchors, options, anchor_radius=0.0
+) -> tuple[_Stars, np.ndarray]:
+    """Solve all frames jointly for a given assignment of detections to stars, with robust weights.
 
     The correction of a detection is evaluated at its star's mean position, not at the noisy measured one:
     otherwise the residuals could be made smaller by shrinking the whole plane, and they would be.
     """
     positions = _positions(detections, parameters, detections.plane)
-    index, merged = merge_positions(positions, detections.frame, radius)
-    anchor = _match_anchors(merged, anchors, radius, options)
+    n_stars = int(index.max(initial=-1)) + 1
+    mean = star_means(index, positions, np.ones(len(index)), n_stars)
+    anchor = _match_anchors(mean, anchors, anchor_radius, options)
     trusted = np.ones(len(index), dtype=bool)
-    stars = _weigh(index, merged, positions, anchor, trusted)
+    stars = _weigh(index, mean, positions, anchor, trusted, tail)
     sigma_prior = np.array([options.prior_shift_px] + 2 * [options.prior_linear_px])
     for _ in range(3):
         # A frame far from its initial map (solved wrongly) must not drag the whole mosaic along.
@@ -328,14 +347,14 @@ def _solve_affine(detections, parameters, radius, anchors, options) -> tuple[_St
             detections.plane,
             stars.weight,
             prior,
-            len(stars.xy),
+            n_stars,
             anchor_values=stars.anchor_xy,
             anchor_weights=stars.anchor_weight,
             start=parameters,
         )
         parameters = solution.parameters
         positions = _positions(detections, parameters, at)
-        stars = _weigh(stars.index, solution.star_values, positions, anchor, trusted)
+        stars = _weigh(index, solution.star_values, positions, anchor, trusted, tail)
     return stars, parameters
 
 
@@ -353,8 +372,11 @@ def _restar(detections, positions, radius, anchors, options, trusted) -> _Stars:
     return stars
 
 
-def _weigh(index, star_xy, positions, anchor, trusted) -> _Stars:
-    """Robust weights of all detections: bisquare in units of the scatter; lone detections weigh nothing."""
+def _weigh(index, star_xy, positions, anchor, trusted, tail=0.0) -> _Stars:
+    """Robust weights of all detections: bisquare to six times the scatter, or six times `tail` if larger.
+
+    Lone detections weigh nothing.
+    """
     n_stars = len(star_xy)
     anchor_xy, anchor_weight = anchor
     # An anchor counts as one more detection of its star.
@@ -368,7 +390,8 @@ def _weigh(index, star_xy, positions, anchor, trusted) -> _Stars:
     sigma = _MIN_SIGMA_PX
     if shared.any():
         sigma = max(sigma, float(np.sqrt(np.median(residual2[shared]) / (2.0 * np.log(2.0)))))
-    weight = np.where(shared, np.maximum(1.0 - residual2 / (6.0 * sigma) ** 2, 0.0) ** 2, 0.0) / sigma**2
+    bisquare = np.maximum(1.0 - residual2 / (6.0 * max(sigma, tail)) ** 2, 0.0) ** 2
+    weight = np.where(shared, bisquare, 0.0) / sigma**2
     return _Stars(index, weight, xy, sigma, anchor_xy, anchor_weight)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-__all__ = ["merge_positions", "vote_offset"]
+__all__ = ["join_ghosts", "merge_positions", "vote_offset"]
 
 # Detections are counted in cells of half the matching radius: fine enough to see a star's cloud of positions
 # as one peak, coarse enough that the cloud fills its cell.
@@ -16,8 +18,8 @@ _ROUNDS = 3
 def merge_positions(xy: np.ndarray, frame: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Find stars as peaks of the density of detections and give each detection to its nearest star.
 
-    A star has at most one detection per frame (the nearest). Detections that fit nowhere become stars of their
-    own, so every finite detection belongs to exactly one star.
+    A star has at most one detection per frame (the nearest). Detections that fit nowhere become stars of
+    their own, so every finite detection belongs to exactly one star.
 
     Parameters
     ----------
@@ -56,8 +58,8 @@ def vote_offset(
 ) -> tuple[float, float] | None:
     """Find the shift that brings most positions onto reference positions.
 
-    All differences ``reference - xy`` within `radius` vote in a histogram smoothed over 3 x 3 bins; the peak must
-    reach `min_votes`, a quarter of the positions, and stand clear of what chance alone would pile up.
+    All differences ``reference - xy`` within `radius` vote in a histogram smoothed over 3 x 3 bins; the peak
+    must reach `min_votes`, a quarter of the positions, and stand clear of what chance alone would pile up.
 
     Returns
     -------
@@ -86,6 +88,76 @@ def vote_offset(
     near = np.abs(difference - centre).max(axis=1) <= 1.5 * bin_size
     shift = np.median(difference[near], axis=0)
     return float(shift[0]), float(shift[1])
+
+
+def join_ghosts(
+    star_xy: np.ndarray,
+    star_index: np.ndarray,
+    frame: np.ndarray,
+    radius: float,
+    *,
+    tolerance: float = 2.0,
+    min_votes: int = 8,
+    max_shifts: int = 20,
+) -> np.ndarray | None:
+    """Join stars that are in the list twice because whole groups of frames are shifted against each other.
+
+    Two entries of the list are candidates if they lie within `radius` and no frame shows both (a real pair of
+    stars is seen side by side by the same frames). A ghost shows itself by many candidates with the same
+    separation; these are joined, one separation after the other.
+
+    Returns
+    -------
+    ndarray, shape (K,), int64, or None
+        New star numbers of the detections; None when there is no ghost, which is the usual answer.
+    """
+    n_stars = len(star_xy)
+    seen = np.bincount(star_index[star_index >= 0], minlength=n_stars)
+    solid = np.flatnonzero(seen >= 2)
+    if len(solid) < 2:
+        return None
+    pairs = solid[cKDTree(star_xy[solid]).query_pairs(radius, output_type="ndarray")]
+    pairs = _without_common_frame(pairs, star_index, frame, n_stars)
+    difference = star_xy[pairs[:, 1]] - star_xy[pairs[:, 0]]
+    # The order inside a pair means nothing: count every separation in the same half plane.
+    flip = (difference[:, 0] < 0) | ((difference[:, 0] == 0) & (difference[:, 1] < 0))
+    difference = np.where(flip[:, None], -difference, difference)
+    joined = []
+    for _ in range(max_shifts):
+        # Half of the disc is empty, so what chance piles up is twice as dense as in a full one.
+        chance = 2.0 * len(difference) * (tolerance / radius) ** 2
+        needed = max(min_votes, chance + 6.0 * np.sqrt(chance + 1.0))
+        if len(difference) < needed:
+            break
+        # Lengths only: the lists themselves would grow with the square of the number of ghosts.
+        votes = cKDTree(difference).query_ball_point(difference, tolerance, return_length=True)
+        best = int(np.argmax(votes))
+        if votes[best] < needed:
+            break
+        rest = np.hypot(*(difference - difference[best]).T) > tolerance
+        joined.append(pairs[~rest])
+        pairs, difference = pairs[rest], difference[rest]
+    if not joined:
+        return None
+    links = np.concatenate(joined)
+    graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(n_stars, n_stars))
+    labels = connected_components(graph, directed=False)[1]
+    return np.where(star_index >= 0, labels[np.maximum(star_index, 0)], -1)
+
+
+def _without_common_frame(
+    pairs: np.ndarray, star_index: np.ndarray, frame: np.ndarray, n_stars: int
+) -> np.ndarray:
+    order = np.lexsort((frame, star_index))
+    order = order[star_index[order] >= 0]
+    frames = frame[order]
+    start = np.searchsorted(star_index[order], np.arange(n_stars + 1))
+    keep = np.empty(len(pairs), dtype=bool)
+    for k, (a, b) in enumerate(pairs):
+        of_a, of_b = frames[start[a] : start[a + 1]], frames[start[b] : start[b + 1]]
+        at = np.minimum(np.searchsorted(of_a, of_b), len(of_a) - 1)
+        keep[k] = not (of_a[at] == of_b).any()
+    return pairs[keep]
 
 
 def _assign_to_peaks(xy: np.ndarray, frame: np.ndarray, radius: float) -> np.ndarray:

@@ -204,6 +204,20 @@ def test_a_frame_far_off_is_found_again():
     assert not kept.frames[4].ok
 
 
+@pytest.mark.parametrize("shifted", [range(15, 20), range(0, 20, 2)])
+def test_groups_of_frames_that_are_off_together_are_brought_back(shifted):
+    # A whole panel, or every frame of a second night: they agree with each other, so no single frame looks bad.
+    scene = make_scene(frames_per_panel=5, seed=17)
+    for i in shifted:
+        scene.initial[i] = lambda x, y, m=scene.initial[i]: (m(x, y)[0] + 7.0, m(x, y)[1] - 3.0)
+    result = scene.run()
+    relative, _ = _errors(scene, result)
+    assert all(f.ok for f in result.frames)
+    assert np.median(relative) < 0.06
+    assert relative.max() < 0.25
+    assert (result.component == 0).all()
+
+
 def test_anchors_set_the_absolute_frame():
     scene = make_scene(frames_per_panel=4, seed=11)
     moved = [(lambda x, y, m=m: (m(x, y)[0] + 0.8, m(x, y)[1] - 0.6)) for m in scene.initial]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zemosaic_core.star_merging import merge_positions, vote_offset
+from zemosaic_core.star_merging import join_ghosts, merge_positions, vote_offset
 
 
 def _sky(seed=0, n_stars=200, n_frames=12, noise=0.4, seen=0.7):
@@ -75,3 +75,19 @@ def test_vote_says_none_when_nothing_stands_out():
     rng = np.random.default_rng(3)
     assert vote_offset(rng.uniform(0, 1000, (100, 2)), rng.uniform(0, 1000, (200, 2)), 40.0) is None
     assert vote_offset(np.empty((0, 2)), np.zeros((3, 2)), 40.0) is None
+
+
+def test_ghosts_are_joined_and_real_pairs_are_not():
+    _, frame, star, xy = _sky(4, n_frames=10)
+    # Frames 5 to 9 are shifted: every star is twice in the list.
+    shifted = xy + np.where(frame[:, None] >= 5, [6.0, 2.0], 0.0)
+    index, merged = merge_positions(shifted, frame, 2.0)
+    assert len(merged) > 300
+    joined = join_ghosts(merged, index, frame, 15.0)
+    assert joined is not None
+    together = [len(np.unique(joined[star == s])) == 1 for s in np.unique(star)]
+    assert np.mean(together) > 0.9
+    assert len(np.unique(np.column_stack([joined, star]), axis=0)) < 1.1 * len(np.unique(star))
+    # The same sky without the shift has no ghosts, although stars stand close together.
+    index, merged = merge_positions(xy, frame, 2.0)
+    assert join_ghosts(merged, index, frame, 25.0) is None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import signal
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -139,7 +139,8 @@ def test_broken_display_leaves_no_worker_behind(folders, monkeypatch):
     start(monkeypatch, "stubborn")
     with pytest.raises(BrokenPipeError):
         run(folders)
-    assert multiprocessing.active_children() == []
+    left = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    assert left == []
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ from zemosaic_core.sphere import tan_wcs
 from zemosaic_core.tan_fit import fit_tan
 
 
-@pytest.mark.parametrize(("ra", "dec", "rotation"), [(192.7, 41.1, 33.0), (0.001, -89.2, 180.0), (359.9995, 0.0, 5.0)])
+@pytest.mark.parametrize(
+    ("ra", "dec", "rotation"), [(192.7, 41.1, 33.0), (0.001, -89.2, 180.0), (359.9995, 0.0, 5.0)]
+)
 def test_exact_positions_give_the_projection_back(ra, dec, rotation):
     shape = (1920, 1080)
     truth = tan_wcs((ra, dec), 2.374 / 3600, shape, rotation)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,14 @@ from zemosaic_core.errors import Cancelled, SaveFailed, SettingsError
 from zemosaic_core.gpu.coadd import GpuCoadd
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.terms import Audit
-from zemosaic_core.image_coadd import ArrayPixels, overlap_samples, place_images, to_chw
+from zemosaic_core.image_coadd import (
+    ArrayPixels,
+    assembly_terms,
+    overlap_samples,
+    place_images,
+    rule_by_name,
+    to_chw,
+)
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
 from zemosaic_core.tile_photometry import TileOptions, solve_tiles
@@ -188,14 +194,6 @@ def coadd_incremental(
 
 # ------------------------------------------------------------------------------------------- assembling by WCS
 
-_COMBINE = {
-    "mean": CombineRule(rejection="none"),
-    "median": CombineRule(rejection="none", combine="median"),
-    "kappa_sigma": CombineRule(rejection="kappa_sigma"),
-    "winsorized": CombineRule(rejection="winsorized_sigma_clip"),
-    "winsorized_sigma_clip": CombineRule(rejection="winsorized_sigma_clip"),
-    "linear_fit_clip": CombineRule(rejection="linear_fit_clip"),
-}
 _ASSEMBLY_OPTIONS = {
     "output_projection", "combine_function", "stack_reject_algo", "winsor_limits", "coadd_k", "kappa_sigma_k",
     "match_background", "match_bg", "tile_affine_corrections", "input_weights", "tile_weight_maps", "tile_weights",
@@ -206,46 +204,8 @@ _ASSEMBLY_OPTIONS = {
 _UNUSED_OPTIONS = {"rows_per_chunk", "intertile_sky_percentile", "intertile_robust_clip_sigma"}
 
 
-def _combine_rule(options: dict[str, Any]) -> CombineRule:
-    name = options.get("stack_reject_algo") or options.get("combine_function") or "mean"
-    if name == "none":
-        name = options.get("combine_function") or "mean"
-    if name not in _COMBINE:
-        raise SettingsError(
-            "combine_rule_invalid",
-            f"combine_function is {name!r}; allowed: {sorted(_COMBINE)}",
-            field="combine_function", value=str(name), allowed=str(sorted(_COMBINE)),
-        )  # fmt: skip
-    kappa = float(options.get("coadd_k", options.get("kappa_sigma_k", 2.0)))
-    low, high = options.get("winsor_limits", (0.05, 0.05))
-    rule = replace(_COMBINE[name], kappa_low=kappa, kappa_high=kappa, winsor_limits=(float(low), float(high)))
-    if options.get("combine_function") == "median":
-        rule = replace(rule, combine="median")
-    check_rule(rule)
-    return rule
-
-
 def _as_wcs(projection: Any) -> WCS:
     return projection if isinstance(projection, WCS) else WCS(projection, naxis=2)
-
-
-def _assembly_terms(
-    images: list[np.ndarray], wcs_list: Sequence[WCS], out: WCS, shape, options
-) -> np.ndarray:
-    """Photometric terms (N, C, 4) from given corrections or from the overlaps."""
-    terms = np.zeros((len(images), images[0].shape[0], 4), np.float32)
-    terms[..., 0] = 1
-    corrections = options.get("tile_affine_corrections")
-    if corrections is not None:
-        for index, pair in corrections.items() if isinstance(corrections, dict) else enumerate(corrections):
-            if pair is not None:
-                terms[index, :, 0], terms[index, :, 1] = pair[0], pair[1]
-    elif options.get("match_background", options.get("match_bg", False)):
-        size = int(options.get("bg_preview_size", 512))
-        pairs = overlap_samples(images, wcs_list, out, shape, preview_size=size, min_overlap_fraction=0.0)
-        wanted = TileOptions(fit_gain=False, fit_plane=False)
-        terms[...] = solve_tiles(len(images), pairs, images[0].shape[0], options=wanted).terms
-    return terms
 
 
 def reproject_and_coadd_wrapper(
@@ -316,7 +276,12 @@ def _assemble(
     shape_out: tuple[int, int],
     options: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
-    rule = _combine_rule(options)
+    rule = rule_by_name(
+        options.get("combine_function"),
+        options.get("stack_reject_algo"),
+        kappa=float(options.get("coadd_k", options.get("kappa_sigma_k", 2.0))),
+        winsor_limits=options.get("winsor_limits", (0.05, 0.05)),
+    )
     height, width = (int(value) for value in shape_out)
     images = [to_chw(image) for image in data_list]
     if not images:
@@ -329,9 +294,18 @@ def _assemble(
     maps = [None if m is None else np.asarray(m, np.float32) for m in maps]
     scalars = options.get("tile_weights")
     scalars = np.ones(len(images)) if scalars is None else np.asarray(scalars, np.float64)
+    terms = assembly_terms(
+        images,
+        wcs_list,
+        out_wcs,
+        (height, width),
+        corrections=options.get("tile_affine_corrections"),
+        match_background=options.get("match_background", options.get("match_bg", False)),
+        preview_size=int(options.get("bg_preview_size", 512)),
+    )
     sources = place_images(
         [image.shape[1:] for image in images], wcs_list, out_wcs, (height, width),
-        _assembly_terms(images, wcs_list, out_wcs, (height, width), options),
+        terms,
         np.repeat(scalars[:, None], n_channels, axis=1),
         has_weight_maps=[m is not None for m in maps],
     )  # fmt: skip

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zemosaic_core.errors import RunFailed
+from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox, wcs_transform
+from zemosaic_core.rejection import check_rule
 from zemosaic_core.resample import sample_window
-from zemosaic_core.sources import CoaddSource
-from zemosaic_core.tile_photometry import OverlapSamples
+from zemosaic_core.sources import CoaddSource, CombineRule
+from zemosaic_core.tile_photometry import OverlapSamples, TileOptions, solve_tiles
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
-__all__ = ["ArrayPixels", "block_means", "overlap_samples", "place_images", "to_chw"]
+__all__ = [
+    "ArrayPixels",
+    "assembly_terms",
+    "block_means",
+    "overlap_samples",
+    "place_images",
+    "rule_by_name",
+    "to_chw",
+]
+
+_COMBINE = {
+    "mean": CombineRule(rejection="none"),
+    "median": CombineRule(rejection="none", combine="median"),
+    "kappa_sigma": CombineRule(rejection="kappa_sigma"),
+    "winsorized": CombineRule(rejection="winsorized_sigma_clip"),
+    "winsorized_sigma_clip": CombineRule(rejection="winsorized_sigma_clip"),
+    "linear_fit_clip": CombineRule(rejection="linear_fit_clip"),
+}
 
 
 def to_chw(image: np.ndarray) -> np.ndarray:
@@ -120,6 +139,81 @@ def place_images(
             )
         )
     return sources
+
+
+def rule_by_name(
+    combine: str | None, reject: str | None, *, kappa: float, winsor_limits: Sequence[float]
+) -> CombineRule:
+    """Make a rule from the names used for whole assemblies.
+
+    Parameters
+    ----------
+    combine, reject : str or None
+        ``mean``, ``median``, ``kappa_sigma``, ``winsorized``, ``linear_fit_clip``; `reject` wins unless it is
+        None or ``none``, and `combine` ``median`` then says how the rest is combined.
+    kappa : float
+        Bounds below and above in sigma.
+    winsor_limits : sequence of two floats
+
+    Raises
+    ------
+    SettingsError
+        When a name is unknown or a number out of range.
+    """
+    name = reject if reject not in (None, "none") else combine or "mean"
+    if name not in _COMBINE:
+        raise SettingsError(
+            "combine_rule_invalid",
+            f"combine_function is {name!r}; allowed: {sorted(_COMBINE)}",
+            field="combine_function",
+            value=str(name),
+            allowed=", ".join(sorted(_COMBINE)),
+        )
+    limits = (float(winsor_limits[0]), float(winsor_limits[1]))
+    rule = replace(_COMBINE[name], kappa_low=kappa, kappa_high=kappa, winsor_limits=limits)
+    if combine == "median":
+        rule = replace(rule, combine="median")
+    check_rule(rule)
+    return rule
+
+
+def assembly_terms(
+    images: Sequence[np.ndarray],
+    wcs_list: Sequence[WCS],
+    out_wcs: WCS,
+    out_shape_hw: tuple[int, int],
+    *,
+    corrections: Mapping[int, tuple[float, float]] | Sequence[tuple[float, float] | None] | None = None,
+    match_background: bool = False,
+    preview_size: int = 512,
+) -> np.ndarray:
+    """Return the photometric terms (N, C, 4) of images: given ones, offsets solved over all overlaps, or none.
+
+    Parameters
+    ----------
+    images : sequence of ndarray, shape (C, h, w), float32
+    corrections : mapping or sequence, optional
+        ``(gain, offset)`` per image; win over `match_background`.
+    match_background : bool
+        Bring the offsets of overlapping images together.
+    preview_size : int
+        See `overlap_samples`.
+    """
+    terms = np.zeros((len(images), images[0].shape[0], 4), np.float32)
+    terms[..., 0] = 1
+    if corrections is not None:
+        for index, pair in (
+            corrections.items() if isinstance(corrections, Mapping) else enumerate(corrections)
+        ):
+            if pair is not None:
+                terms[index, :, 0], terms[index, :, 1] = pair[0], pair[1]
+    elif match_background:
+        pairs = overlap_samples(
+            images, wcs_list, out_wcs, out_shape_hw, preview_size=preview_size, min_overlap_fraction=0.0
+        )
+        wanted = TileOptions(fit_gain=False, fit_plane=False)
+        terms[...] = solve_tiles(len(images), pairs, images[0].shape[0], options=wanted).terms
+    return terms
 
 
 def block_means(image: np.ndarray, factor: int) -> np.ndarray:

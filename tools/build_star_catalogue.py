@@ -3,7 +3,9 @@
     python tools/build_star_catalogue.py [INDEX.fits] [OUTPUT.stars]
 
 The index holds unit vectors (32-bit integers) and VT magnitudes of 1 871 011 stars: Tycho-2 thinned to the
-brightest of each cell of 22.6 arcmin, at epoch J2000.0. It holds no proper motions and no colours.
+brightest of each cell of 22.6 arcmin. It holds no proper motions and no colours. Positions are of epoch J2000.0
+(Barnard's star stands where it was in 2000), except stars of Supplement 1, which stand at J1991.25 (Arcturus, 20
+arcsec from its place in 2000); a few of the very brightest, Sirius and Vega among them, are missing.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ ORIGIN = {
     "source": "Debian package astrometry-data-tycho2-07, index-tycho2-07 (star positions and MAG_VT only)",
     "frame": "ICRS",
     "epoch": "J2000.0",
+    "epoch_of_supplement_1": "J1991.25",
     "proper_motion": "none in the source",
     "magnitude": "VT",
     "licence": "BSD-2-Clause, see LICENSE-Tycho2.txt",

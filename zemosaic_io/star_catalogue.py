@@ -113,7 +113,7 @@ class StarCatalogue:
         Returns
         -------
         CatalogueStars
-            Positions ICRS at epoch J2000.0 (no proper motion), VT magnitudes.
+            Positions ICRS at epoch J2000.0 (no proper motion; see the tool for exceptions), VT magnitudes.
         """
         parts = [self._decode(band, a, b) for band, a, b in self._cell_runs(ra_deg, dec_deg, radius_deg)]
         ra, dec, mag = (np.concatenate(c) for c in zip(*parts, strict=True)) if parts else (np.empty(0),) * 3

@@ -16,6 +16,7 @@ from PySide6.QtWidgets import (
     QDialog,
     QFileDialog,
     QProgressBar,
+    QPushButton,
     QSplitter,
     QTabWidget,
     QVBoxLayout,
@@ -85,6 +86,7 @@ class FilterQtDialog(QDialog):
         self.retranslate()
         self.retheme()
         self._restore_place()
+        self.table.view.setFocus()
         if survey:
             self.start_survey()
 
@@ -121,7 +123,8 @@ class FilterQtDialog(QDialog):
         self.splitter.setStretchFactor(2, 0)
         self.splitter.setChildrenCollapsible(False)
         self.ok_button, self.close_button = button("primary", self.accept), button("", self.reject)
-        self.ok_button.setDefault(True)
+        for made in self.findChildren(QPushButton):
+            made.setAutoDefault(False)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(18, 14, 18, 12)
         layout.setSpacing(10)

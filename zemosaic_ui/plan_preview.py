@@ -143,7 +143,7 @@ def _stray(question: PlanQuestion, where: np.ndarray, infos: list[Any]) -> np.nd
     distance = question.plane.distance(question.ra[where], question.dec[where])
     usual = np.percentile(distance, 95)
     field = max(_short_side_deg(infos), 0.1)
-    return np.flatnonzero(distance > max(4.0 * usual, usual + 8.0 * field))
+    return np.flatnonzero(distance > max(3.0 * usual, usual + 4.0 * field))
 
 
 def _costs(settings: Settings, infos: list[Any], canvas: tuple[int, int]) -> tuple[int, int, float]:

@@ -166,6 +166,7 @@ class FrameTable(QTreeView):
         self._open: set[int] = set()
         self.setModel(self.table)
         self.setUniformRowHeights(True)
+        self.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.setAlternatingRowColors(False)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
         self.setAllColumnsShowFocus(True)
@@ -175,11 +176,11 @@ class FrameTable(QTreeView):
         header.setStretchLastSection(True)
         header.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
         header.sectionClicked.connect(self._on_header)
-        for column, width in enumerate((230, 140, 62, 104, 74, 54, 58, 66, 80, 160)):
+        for column, width in enumerate((230, 156, 62, 104, 74, 54, 66, 74, 84, 160)):
             self.setColumnWidth(column, width)
         self.selectionModel().selectionChanged.connect(self._on_selection)
-        self.expanded.connect(lambda index: self._open.add(self.table.blocks[index.row()][0]))
-        self.collapsed.connect(lambda index: self._open.discard(self.table.blocks[index.row()][0]))
+        self.expanded.connect(lambda index: self._note_open(index, True))
+        self.collapsed.connect(lambda index: self._note_open(index, False))
 
     def rebuild(self) -> None:
         """Show the frames anew, with open groups left open."""
@@ -193,6 +194,11 @@ class FrameTable(QTreeView):
         self._syncing = False
         self.show_selection(scroll=False)
         self.verticalScrollBar().setValue(bar)
+
+    def _note_open(self, index: QModelIndex, is_open: bool) -> None:
+        if not index.parent().isValid():
+            number = self.table.blocks[index.row()][0]
+            (self._open.add if is_open else self._open.discard)(number)
 
     def _on_header(self, section: int) -> None:
         column = COLUMNS[section]

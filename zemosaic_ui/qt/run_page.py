@@ -18,7 +18,7 @@ from zemosaic_ui.compute_state import ComputeState, OperationState
 from zemosaic_ui.qt.live_preview import LivePreview
 from zemosaic_ui.qt.log_view import LogView
 from zemosaic_ui.qt.session import Session
-from zemosaic_ui.qt.widgets import Card, ElidedLabel, button, label, row, scrolled
+from zemosaic_ui.qt.widgets import Card, ElidedLabel, button, label, restyle, row, scrolled
 from zemosaic_ui.run_controller import RunController
 from zemosaic_ui.run_state import PhaseState, RunState, RunStatus
 
@@ -221,6 +221,7 @@ class RunPage(QWidget):
         if not ended:
             return
         words = self.end_words(controller)
+        restyle(self.banner, "banner_bad" if state.status is RunStatus.FAILED else "banner")
         if self.banner_text.text() != words:
             self.banner_text.setText(words)
         outputs = state.outputs

@@ -337,6 +337,7 @@ class _ChoicePage(_Page):
         super().__init__(session, title_key, note_key)
         self.option = option
         card = Card(heading=False)
+        card.setMaximumWidth(400)
         self.buttons = {}
         self._group = QButtonGroup(self)
         for value in values:

@@ -16,7 +16,7 @@ from zemosaic_ui.qt.form_fields import PathEdit
 from zemosaic_ui.qt.job import Job
 from zemosaic_ui.qt.session import Session
 from zemosaic_ui.qt.switch import Switch
-from zemosaic_ui.qt.widgets import Card, button, label, row, tool_button
+from zemosaic_ui.qt.widgets import Card, button, label, restyle, row, tool_button
 
 __all__ = ["StartPage"]
 
@@ -338,7 +338,7 @@ class StartPage(QWidget):
         elif gpu is not None:
             style, line = "warn", text("ui_gpu_unusable", reason=text.message(gpu["reason_key"], {}))
             detail = gpu["detail"]
-        _restyle(self.gpu_state, style)
+        restyle(self.gpu_state, style)
         self.gpu_state.setText(line)
         self.gpu_detail.setText(detail)
         self.gpu_detail.setVisible(bool(detail))
@@ -429,10 +429,3 @@ class StartPage(QWidget):
         for recent in (self.input_recent, self.output_recent):
             recent.setIcon(self.session.icon("recent", "muted"))
         self.demo.setIcon(self.session.icon("solver", "muted"))
-
-
-def _restyle(widget: QWidget, name: str) -> None:
-    if widget.objectName() != name:
-        widget.setObjectName(name)
-        widget.style().unpolish(widget)
-        widget.style().polish(widget)

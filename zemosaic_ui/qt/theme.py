@@ -116,18 +116,31 @@ class ThemeSwitch(QObject):
             return
         self.theme = theme
         self._app.setPalette(_palette(theme))
-        self._app.setStyleSheet(_style_sheet(theme, self._arrow_file(theme)))
+        self._app.setStyleSheet(_style_sheet(theme, self._picture_files(theme)))
         self.changed.emit()
 
-    def _arrow_file(self, theme: Theme) -> str:
-        # A style sheet takes pictures only from files.
-        path = f"{self._pictures.path()}/arrow_{theme.name}.svg"
-        line = f'<path d="M2 4l4 4 4-4" fill="none" stroke="{theme.muted}" stroke-width="1.6" stroke-linecap="round"/>'
-        picture = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 12 12" width="12" height="12">{line}</svg>'
-        )
-        Path(path).write_text(picture, encoding="utf-8")
-        return path
+    def _picture_files(self, theme: Theme) -> dict[str, str]:
+        """Write the few pictures a style sheet takes only from files; return name -> path."""
+        stroke = 'fill="none" stroke-linecap="round" stroke-linejoin="round"'
+        empty = f'<rect x="1" y="1" width="10" height="10" rx="2.5" fill="{theme.sunken}" stroke="{theme.faint}"/>'
+        full = f'<rect x="0.5" y="0.5" width="11" height="11" rx="2.8" fill="{theme.accent}"/>'
+        tick = f'<path d="M3 6.2l2.1 2.1 4-4.4" {stroke} stroke="{theme.accent_text}" stroke-width="1.6"/>'
+        dash = f'<path d="M3.2 6h5.6" {stroke} stroke="{theme.accent_text}" stroke-width="1.8"/>'
+        drawings = {
+            "arrow_file": f'<path d="M2 4l4 4 4-4" {stroke} stroke="{theme.muted}" stroke-width="1.6"/>',
+            "box_file": empty,
+            "checked_file": full + tick,
+            "partial_file": full + dash,
+        }
+        files = {}
+        for name, drawing in drawings.items():
+            path = f"{self._pictures.path()}/{name}_{theme.name}.svg"
+            size = 'viewBox="0 0 12 12" width="12" height="12"'
+            Path(path).write_text(
+                f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{drawing}</svg>', encoding="utf-8"
+            )
+            files[name] = path
+        return files
 
     def _system_is_dark(self) -> bool:
         return self._app.styleHints().colorScheme() == Qt.ColorScheme.Dark
@@ -164,10 +177,10 @@ def _palette(theme: Theme) -> QPalette:
     return palette
 
 
-def _style_sheet(theme: Theme, arrow_file: str) -> str:
+def _style_sheet(theme: Theme, pictures: dict[str, str]) -> str:
     values = {name: getattr(theme, name) for name in Theme.__dataclass_fields__}
     text = _SHEET
-    values["arrow_file"] = arrow_file
+    values |= pictures
     for name, value in values.items():
         text = (
             text.replace(f"${name};", f"{value};")
@@ -187,6 +200,7 @@ QFrame#rail { background: $surface; border: none; border-right: 1px solid $borde
 QFrame#footer { background: $surface; border: none; border-top: 1px solid $border; }
 QFrame#dropping { background: $accent_soft; border: 2px dashed $accent; border-radius: 12px; }
 QFrame#line { background: $border; max-height: 1px; min-height: 1px; border: none; }
+QFrame#banner_bad { background: $surface; border: 1px solid $bad; border-radius: 8px; }
 QFrame#banner { background: $accent_soft; border: 1px solid $accent; border-radius: 8px; }
 QScrollArea, QScrollArea > QWidget > QWidget#scrolled { background: transparent; border: none; }
 
@@ -235,6 +249,11 @@ QLineEdit:focus, QComboBox:focus, QPlainTextEdit:focus, QTextEdit:focus, QSpinBo
     QDoubleSpinBox:focus { border: 1px solid $accent; }
 QLineEdit[refused="true"] { border: 1px solid $bad; }
 QLineEdit:disabled, QComboBox:disabled { color: $faint; background: $surface; }
+QAbstractSpinBox QLineEdit { border: none; padding: 0; background: transparent; }
+QTreeView::indicator, QListView::indicator { width: 15px; height: 15px; }
+QTreeView::indicator:unchecked { image: url($box_file); }
+QTreeView::indicator:checked { image: url($checked_file); }
+QTreeView::indicator:indeterminate { image: url($partial_file); }
 QComboBox::drop-down { border: none; width: 22px; }
 QComboBox::down-arrow { image: url($arrow_file); width: 12px; height: 12px; margin-right: 8px; }
 QComboBox QAbstractItemView { background: $surface; border: 1px solid $border; padding: 4px;

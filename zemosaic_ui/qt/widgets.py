@@ -19,7 +19,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-__all__ = ["Card", "ElidedLabel", "WrapLabel", "button", "label", "row", "scrolled", "tool_button"]
+__all__ = ["Card", "ElidedLabel", "WrapLabel", "button", "label", "restyle", "row", "scrolled", "tool_button"]
 
 
 def label(name: str = "", *, wrap: bool = False) -> QLabel:
@@ -27,6 +27,14 @@ def label(name: str = "", *, wrap: bool = False) -> QLabel:
     made = WrapLabel() if wrap else QLabel()
     made.setObjectName(name)
     return made
+
+
+def restyle(widget: QWidget, name: str) -> None:
+    """Give a widget another object name and draw it in the style of that name."""
+    if widget.objectName() != name:
+        widget.setObjectName(name)
+        widget.style().unpolish(widget)
+        widget.style().polish(widget)
 
 
 def button(name: str = "", on_click: Callable[[], object] | None = None) -> QPushButton:

@@ -65,6 +65,8 @@ _RMS_PER_TOLERANCE = 0.5
 _STARS_PER_FIELD = 45
 # Detected stars kept; fainter ones are below the catalogue anyway.
 _MAX_STARS = 200
+# Where mounts point that know roughly where they are, and where the search stops being cheap.
+_POINTING_ERROR_DEG, _NEAR_DEG = 0.35, 1.05
 _SCALES_ARCSEC = (0.4, 12.0)
 _SCALE_BAND = 1.25
 
@@ -247,13 +249,11 @@ def _plan(
         return
     ra, dec = float(hint.ra_deg), float(hint.dec_deg)
     half = [0.5 * math.hypot(*shape_hw) * math.sqrt(lo * hi) / 3600.0 for lo, hi in bands]
-    rings = ((0.0, 0.35), (0.0, 1.05))
-    for inner, reach in rings:
-        if inner == 0.0 or hint.radius_deg > inner:
-            for effort in (_QUICK, _NORMAL):
-                for band in bands:
-                    yield band, effort, iter([(ra, dec, min(reach, hint.radius_deg))])
-    near = min(1.05, hint.radius_deg)
+    near = min(_NEAR_DEG, hint.radius_deg)
+    for reach in dict.fromkeys((min(_POINTING_ERROR_DEG, near), near)):
+        for effort in (_QUICK, _NORMAL):
+            for band in bands:
+                yield band, effort, iter([(ra, dec, reach)])
     for band in bands:
         yield band, _THOROUGH, iter([(ra, dec, near)])
     if hint.scale_arcsec is not None:
@@ -261,11 +261,11 @@ def _plan(
         for factor in (0.8, 1.0, 1.25):
             middle = hint.scale_arcsec * factor
             yield (0.88 * middle, 1.13 * middle), _NORMAL, iter([(ra, dec, near)])
-    if hint.radius_deg > 1.05:
+    if hint.radius_deg > near:
         for effort in (_QUICK, _NORMAL):
             for band, size in zip(bands, half, strict=True):
                 reach = _reach_of(band, shape_hw, size)
-                yield band, effort, _rings(ra, dec, 1.05, hint.radius_deg, reach)
+                yield band, effort, _rings(ra, dec, near, hint.radius_deg, reach)
 
 
 def _reach_of(band, shape_hw, half_deg: float | None = None) -> float:

@@ -138,7 +138,7 @@ def _solve_channel(frame, star, log_flux, n_frames, n_stars, iterations):
     inflate = seen / np.maximum(seen - 1.0, 1.0)
     for _ in range(iterations):
         solution = solve_adjustment(
-            frame, star, basis, log_flux[:, None], weights, prior, n_stars, start=p, tolerance=1e-8
+            frame, star, basis, log_flux[:, None], weights, prior, n_stars, start=p, tolerance=1e-6
         )
         p = solution.parameters
         level = solution.star_values[star, 0]

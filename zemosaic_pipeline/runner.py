@@ -178,6 +178,8 @@ class _ClassicRun:
                 preplanned=self.selection.groups,
             )
         with context.phase(phase1_prepare.PHASE, len(frames)):
+            if not plan.resume:
+                manifest.keep_only(set())
             prepared = phase1_prepare.run(frames, plan.measure, context, manifest)
             self.solved = solved = solve_frames.run(prepared, plan.solve, context, manifest)
             context.release_pool()

@@ -18,7 +18,6 @@ from scipy.spatial import cKDTree
 
 from zemosaic_core.cfa import luminance
 from zemosaic_core.errors import RunFailed
-from zemosaic_core.plate_fit import WcsCheck, verify_wcs
 from zemosaic_core.sphere import separation_deg
 from zemosaic_core.star_patterns import find_similarity
 from zemosaic_core.stars import StarList
@@ -29,7 +28,7 @@ from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.solvers.base import SolveOutcome, Solver, SolveRequest
 from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
-from zemosaic_io.star_catalogue import open_built_in_catalogue
+from zemosaic_io.solvers.embedded import check_wcs
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase1_prepare import STAR_COLUMNS, Prepared
 from zemosaic_pipeline.plan import SolveOptions
@@ -46,8 +45,6 @@ PAIR_RADIUS_PX = 2.5
 MIN_PAIRS = 8
 # When this many frames of a pointing failed and none was solved, the rest are not sent through slow solvers.
 MAX_FAILED = 5
-# With fewer catalogue stars in the field, finding none of them proves nothing.
-ENOUGH_CATALOGUE_STARS = 12
 
 
 @dataclass
@@ -126,17 +123,6 @@ def _pointings(sky: _Sky, indices: Iterable[int]) -> list[list[int]]:
     return [sorted(group, key=lambda i: -sky.frames[i][1].n_stars) for group in members.values()]
 
 
-def _check(sky: _Sky, index: int, cards: dict[str, Any]) -> WcsCheck:
-    """Hold a WCS against the star catalogue."""
-    frame, _ = sky.frames[index]
-    return verify_wcs(WCS(cards), sky.stars[index], open_built_in_catalogue(), shape_hw=frame.info.shape_hw)
-
-
-def _speaks_against(check: WcsCheck) -> bool:
-    """Whether there are enough catalogue stars to expect an agreement that is not there."""
-    return not check.confirmed and check.n_expected >= ENOUGH_CATALOGUE_STARS
-
-
 def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
     """Take the WCS of the headers where the frame's own stars do not speak against it."""
     doubtful: dict[int, Solution] = {}
@@ -144,9 +130,9 @@ def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
         cards = frame.info.wcs_cards
         if cards is None:
             continue
-        check = _check(sky, index, cards)
+        check = check_wcs(cards, sky.stars[index], frame.info.shape_hw)
         solution = Solution(dict(cards), "header", check.rms_px, check.n_matched, confirmed=check.confirmed)
-        if _speaks_against(check):
+        if check.contradicts:
             doubtful[index] = solution
         else:
             sky.add(index, solution)
@@ -211,8 +197,8 @@ def _solve(
     last = outcomes[-1] if outcomes else None
     if last is None or not last.ok:
         return False
-    check = _check(sky, index, last.wcs_cards)
-    if _speaks_against(check):
+    check = check_wcs(last.wcs_cards, sky.stars[index], frame.info.shape_hw)
+    if check.contradicts:
         context.say(
             "wcs_solver_wrong", "WARN", path=str(frame.info.path), solver=last.solver, matched=check.n_matched
         )

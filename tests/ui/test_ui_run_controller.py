@@ -32,9 +32,7 @@ def follow(controller, *, until=lambda c: not c.is_active, timeout=30.0):
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(__file__).rsplit("/", 1)[0])
-
+def start(tmp_path):
     def run(name, grace_s=5.0, **config):
         controller = RunController(f"fake_workers:{name}", grace_s=grace_s)
         controller.start(RunRequest(str(tmp_path / "in"), str(tmp_path / "out"), config))

@@ -34,10 +34,15 @@ class Session:
     memory_path: Path
     presets_dir: Path
     problems: list[SettingsError] = field(default_factory=list)
+    icons: dict[tuple[str, str, str], QIcon] = field(default_factory=dict, repr=False)
 
     def icon(self, name: str, role: str = "text") -> QIcon:
         """Return an icon in a colour of the current theme."""
-        return make_icon(name, self.themes.theme, role=role)
+        theme = self.themes.theme
+        known = (name, theme.name, role)
+        if known not in self.icons:
+            self.icons[known] = make_icon(name, theme, role=role)
+        return self.icons[known]
 
     def save(self) -> SaveFailed | SettingsError | None:
         """Save settings and memory; return what went wrong, for the window to show."""

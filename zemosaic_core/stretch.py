@@ -5,19 +5,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
-from zemosaic_core.statistics import clipped_median_sigma, strided_sample
+from zemosaic_core.background import sky_mesh
+from zemosaic_core.picture_noise import calm, pixel_noise, smooth_known
+from zemosaic_core.stars import aperture_fluxes
+from zemosaic_core.statistics import clipped_median_sigma, mad_sigma, strided_sample
 
-__all__ = ["StretchParams", "auto_stretch_params", "preview_rgba", "stretch_auto_asifits_like"]
+__all__ = [
+    "StretchParams",
+    "auto_stretch_params",
+    "balance_channels",
+    "percentile_limits",
+    "preview_rgba",
+    "stretch_auto_asifits_like",
+]
 
-# Grey of the empty sky in the picture, 0 to 1: dark enough for a night, bright enough that nothing is lost.
-_SKY_GREY = 0.12
-# Tone of the high percentile: the arms of a galaxy, not its core.
-_HIGH_TONE = 0.60
-# Colours of bright parts are strengthened by this much; asinh curves make everything bright paler.
-_SATURATION = 1.35
-# How many sigma of noise lie between black and the sky. Fewer and the noise touches black.
-_BLACK_SIGMA = 4.0
+# Softness of the curve in units of the noise, for strength 12.
+_SOFTNESS_SIGMA = 3.0
+_USUAL_STRENGTH = 12.0
+# Where the sky is uneven the curve is softer, up to this, or its darker parts would be black.
+_MOST_SOFTNESS_SIGMA = 10.0
+_SOFTNESS_UNEVEN = 1.35
+_DARKEST_CELLS = 4.0
+# A pixel this far above the sky shines; among those the white point is chosen.
+_SHINING_SIGMA = 5.0
+# White over noise: not less, or noise in a picture without light would glow; not more, or a picture without
+# noise would show nothing but its faintest slopes.
+_LEAST_RANGE = 200.0
+_MOST_RANGE = 10_000.0
+# Colours are strengthened, for curves like these make everything paler than it is; those of the faintest light
+# less, for they are half noise.
+_FAINT_SATURATION = 0.8
+_SATURATION = 1.6
+_LESS_PURPLE = np.float32(0.35)
+# Share of the cells of a mesh that is sky or darker, and of those the share that agrees best.
+_DARK_CELLS = 0.7
+_AGREEING_CELLS = 0.3
+_SKY_CELL_PX = 48
+# Limits of noise in sigma per scale (1, 2, 4 ... px) and share that stays: grain of light is welcome, of colour not.
+_CALM_LIGHT = ((3.5, 3.5, 3.0, 2.5, 2.0), 0.18)
+_CALM_COLOUR = ((4.5, 4.5, 4.5, 4.0, 4.0, 3.5), 0.04)
+_MIN_STARS = 12
+_STAR_RADIUS_PX = 4.5
+_STRIP = 128
+# Statistics are taken from a picture of at most this size.
+_STATISTICS_PX = 3200
 _MAX_SAMPLES = 400_000
 
 
@@ -25,21 +58,22 @@ _MAX_SAMPLES = 400_000
 class StretchParams:
     """How a linear image becomes a picture.
 
-    ``t = (gain * (v - sky) + pedestal) / span`` per channel, then ``asinh(t / a) / asinh(1 / a)`` on the
-    brightness, colours kept.
+    With ``x`` the mean over the channels of ``gain * (v - sky)`` and ``q = asinh_a * span`` the brightness is
+    ``(asinh(x / q) + asinh(pedestal / q)) / (asinh((span - pedestal) / q) + asinh(pedestal / q))``: black at
+    ``x = -pedestal``, white at ``x = span - pedestal``, steepest at the sky. Colours are kept.
 
     Attributes
     ----------
     sky : tuple of float
         Sky level per channel, image units.
     gain : tuple of float
-        White balance per channel; 1 for the strongest correction-free channel.
+        White balance per channel, mean 1.
     pedestal : float
-        What is left below the sky, image units.
+        How far below the sky black lies, image units.
     span : float
         From black to white, image units.
     asinh_a : float
-        Softening: small values lift the faint parts more.
+        Softness in units of ``span``: small values lift the faint parts more.
     """
 
     sky: tuple[float, ...]
@@ -86,46 +120,76 @@ def stretch_auto_asifits_like(
     image = np.asarray(img_hwc, dtype=np.float32)
     planes = image[..., None] if image.ndim == 2 else image
     result = np.empty_like(planes)
-    for c in range(planes.shape[2]):
-        sample = strided_sample(planes[..., c], _MAX_SAMPLES)
-        low, high = np.percentile(sample, (p_low, p_high)) if sample.size else (0.0, 0.0)
+    for c, (low, high) in enumerate(percentile_limits(planes, p_low, p_high, asinh_a)):
         if not high - low > 1e-6 * max(abs(low), abs(high)):
             result[..., c] = np.where(np.isfinite(planes[..., c]), np.float32(0.0), np.float32(np.nan))
             continue
         x = np.clip((planes[..., c] - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
         result[..., c] = np.arcsinh(x / np.float32(asinh_a)) / np.float32(np.arcsinh(1.0 / asinh_a))
-    if apply_wb and planes.shape[2] > 1 and np.isfinite(result).any():
-        means = np.array([_finite_mean(result[..., c]) for c in range(planes.shape[2])])
-        scale = np.where(means > 1e-6, means.max() / np.maximum(means, 1e-6), 1.0)
-        result = np.clip(result * scale.astype(np.float32), 0.0, 1.0)
+    if apply_wb and planes.shape[2] > 1:
+        result = balance_channels(result)
     return result.reshape(image.shape)
+
+
+def percentile_limits(
+    img_hwc: np.ndarray, p_low: float, p_high: float, asinh_a: float
+) -> list[tuple[float, float]]:
+    """Return black and white of `stretch_auto_asifits_like` per channel; equal where there is no value.
+
+    Raises
+    ------
+    ValueError
+        For percentiles out of order or ``asinh_a`` not positive.
+    """
+    _check(p_low, p_high, asinh_a)
+    planes = img_hwc[..., None] if img_hwc.ndim == 2 else img_hwc
+    limits = []
+    for c in range(planes.shape[2]):
+        sample = strided_sample(planes[..., c], _MAX_SAMPLES)
+        low, high = np.percentile(sample, (p_low, p_high)) if sample.size else (0.0, 0.0)
+        limits.append((float(low), float(high)))
+    return limits
+
+
+def balance_channels(curved_hwc: np.ndarray) -> np.ndarray:
+    """Scale stretched channels so that their means agree with the highest one's; values stay in [0, 1]."""
+    if not np.isfinite(curved_hwc).any():
+        return curved_hwc
+    means = np.array([_finite_mean(curved_hwc[..., c]) for c in range(curved_hwc.shape[2])])
+    scale = np.where(means > 1e-6, means.max() / np.maximum(means, 1e-6), 1.0)
+    return np.clip(curved_hwc * scale.astype(np.float32), 0.0, 1.0)
 
 
 def auto_stretch_params(
     image_chw: np.ndarray,
     *,
-    p_low: float = 0.5,
-    p_high: float = 99.8,
-    asinh_a: float = 0.01,
+    p_low: float = 1.0,
+    p_high: float = 99.9,
+    asinh_a: float = 12.0,
     apply_wb: bool = True,
 ) -> StretchParams:
-    """Choose sky, white balance, black and white of an image.
+    """Choose sky, white balance, black, white and steepness for an image.
 
-    Sky and noise of each channel are clipped statistics of the finite pixels, so neither missing pixels nor
-    stars matter. White balance makes the sum of light above the sky (what stars and nebulae shine) neutral,
-    within a factor of 3. Black is 4 sigma below the sky and never above percentile ``p_low``'s reach;
-    white is percentile ``p_high``, but far enough above the sky to be a star and not noise.
+    The sky of each channel is that of the darker cells of a mesh, so a galaxy may fill most of the image.
+    The noise is the scatter between neighbouring pixels. Missing pixels matter nowhere.
 
     Parameters
     ----------
     image_chw : ndarray, shape (C, h, w)
         Linear image; NaN means missing.
-    p_low, p_high : float
-        Percentiles, 0 <= p_low < p_high <= 100.
+    p_low : float
+        Percentile of the brightness of all pixels that becomes black, but not more than one softness below the
+        sky. Of an even sky 1 % of the pixels lie 2.3 sigma below it; a higher percentile makes the sky darker,
+        50 makes it black.
+    p_high : float
+        Percentile that becomes white, of the pixels that shine more than 5 sigma above the sky. Lower values
+        make everything bright brighter and burn the cores out.
     asinh_a : float
-        Softening asked for; the picture's is chosen around it so that the sky comes out dark grey.
+        Strength of the stretch, > 0; at 12 the curve bends at 3 sigma of noise (later where the sky is uneven), at 24
+        at half of that. More shows fainter nebulae and a brighter sky with more noise.
     apply_wb : bool
-        Balance the channels.
+        Make the average star white; without, one unit of light counts alike in all channels. The sky becomes
+        neutral either way.
 
     Returns
     -------
@@ -139,39 +203,47 @@ def auto_stretch_params(
     """
     _check(p_low, p_high, asinh_a)
     planes = np.asarray(image_chw)
-    samples = _matching_samples(planes)
+    if max(planes.shape[1:]) > _STATISTICS_PX:
+        planes = _bin_down(planes, -(-max(planes.shape[1:]) // _STATISTICS_PX))
+    known = np.isfinite(planes).all(axis=0)
     channels = planes.shape[0]
-    if samples.shape[1] < 2:
-        return StretchParams((0.0,) * channels, (1.0,) * channels, 0.0, 1.0, asinh_a)
-    levels = [clipped_median_sigma(sample, clip_sigma=2.5) for sample in samples]
-    sky = np.array([level for level, _ in levels])
-    noise = np.array([sigma for _, sigma in levels])
-    gain = _white_balance(samples - sky[:, None], noise) if apply_wb and channels > 1 else np.ones(channels)
-    balanced = (samples - sky[:, None]) * gain[:, None]
-    light = balanced.mean(axis=0)
-    _, sigma = clipped_median_sigma(light, clip_sigma=2.5)
-    sigma = max(sigma, 1e-6 * float(np.abs(sky).max()), 1e-12)
-    pedestal = max(_BLACK_SIGMA * sigma, -float(np.percentile(light, p_low)))
-    high = max(float(np.percentile(light, p_high)), 10.0 * sigma)
-    span, softness = _choose_curve(pedestal, high, _SKY_GREY * (0.01 / asinh_a) ** 0.1)
+    if not known.any():
+        return StretchParams((0.0,) * channels, (1.0,) * channels, 0.5, 1.0, 0.1)
+    sky, unevenness = _sky_levels(planes, known)
+    planes = np.where(known, planes - sky.astype(np.float32)[:, None, None], np.float32(0.0))
+    weight = known.astype(np.float32)
+    gain = _white_balance(planes, weight) if apply_wb and channels > 1 else np.ones(channels)
+    light = np.tensordot((gain / channels).astype(np.float32), planes, axes=1)
+    noise = pixel_noise(light, weight)
+    sigma = max(noise, 1e-6 * float(np.abs(sky).max()), 1e-12)
+    values = strided_sample(np.where(known, light, np.float32(np.nan)), _MAX_SAMPLES).astype(np.float64)
+    shining = values[values > _SHINING_SIGMA * sigma]
+    white = max(float(np.percentile(shining, p_high)) if shining.size >= 30 else 0.0, _LEAST_RANGE * sigma)
+    unit = max(sigma, white / _MOST_RANGE)
+    usual = min(max(_SOFTNESS_SIGMA * unit, _SOFTNESS_UNEVEN * unevenness), _MOST_SOFTNESS_SIGMA * unit)
+    # A picture without noise has a sky all the same.
+    below = -float(np.percentile(values, p_low)) * unit / sigma if noise > 0 else _SOFTNESS_SIGMA * unit
+    pedestal = min(max(below, 0.0), usual)
+    softness = usual * _USUAL_STRENGTH / asinh_a
     return StretchParams(
         sky=tuple(float(s) for s in sky),
         gain=tuple(float(g) for g in gain),
-        pedestal=float(pedestal),
-        span=float(span),
-        asinh_a=float(softness / span),
+        pedestal=pedestal,
+        span=white + pedestal,
+        asinh_a=softness / (white + pedestal),
     )
 
 
 def preview_rgba(
     image_chw: np.ndarray,
     *,
-    p_low: float = 0.5,
-    p_high: float = 99.8,
-    asinh_a: float = 0.01,
+    p_low: float = 1.0,
+    p_high: float = 99.9,
+    asinh_a: float = 12.0,
     apply_wb: bool = True,
     max_dim: int | None = 2000,
     params: StretchParams | None = None,
+    calm_noise: bool | None = None,
 ) -> np.ndarray:
     """Make a picture of a linear image.
 
@@ -185,6 +257,9 @@ def preview_rgba(
         Longest side of the picture; larger images are averaged down by a whole number. None: no limit.
     params : StretchParams, optional
         Use these numbers instead of choosing them (for example, to show two images alike).
+    calm_noise : bool, optional
+        Take most of the noise out of the picture. None: only when the numbers are chosen here, because the parts
+        of a larger picture would no longer fit together.
 
     Returns
     -------
@@ -204,15 +279,24 @@ def preview_rgba(
     if max_dim is not None and max(image.shape[1:]) > max_dim:
         image = _bin_down(image, -(-max(image.shape[1:]) // max_dim))
     image = image.astype(np.float32, copy=False)
+    if calm_noise is None:
+        calm_noise = params is None
     if params is None:
         params = auto_stretch_params(image, p_low=p_low, p_high=p_high, asinh_a=asinh_a, apply_wb=apply_wb)
-    valid = np.isfinite(image).all(axis=0)
-    colour = _apply(image, params)
-    rgba = np.zeros((*valid.shape, 4), dtype=np.uint8)
-    for c in range(3):
-        plane = colour[min(c, colour.shape[0] - 1)]
-        rgba[..., c] = np.where(valid, np.floor(np.where(valid, plane, 0.0) * 255.0 + 0.5), 0.0)
-    rgba[..., 3] = np.where(valid, np.uint8(255), np.uint8(0))
+    known = np.isfinite(image).all(axis=0)
+    light, colours = _light_and_colour(image, known, params)
+    if calm_noise and known.any():
+        weight = known.astype(np.float32)
+        light = calm(light, weight, *_CALM_LIGHT, bright_scales=2)
+        colours = [calm(colour, weight, *_CALM_COLOUR) for colour in colours]
+    rgba = np.empty((*known.shape, 4), dtype=np.uint8)
+    # By strips, so that the many steps of colouring need no further copies of the whole picture.
+    for y in range(0, known.shape[0], _STRIP):
+        rows = slice(y, y + _STRIP)
+        picture = _colour_picture(light[rows], [colour[rows] for colour in colours], params)
+        rgba[rows, :, :3] = np.moveaxis(np.where(known[rows], picture, 0.0) * 255.0 + 0.5, 0, -1)
+    rgba[..., 3] = np.where(known, np.uint8(255), np.uint8(0))
+    rgba[~known] = 0
     return rgba
 
 
@@ -228,47 +312,47 @@ def _finite_mean(plane: np.ndarray) -> float:
     return float(finite.mean(dtype=np.float64)) if finite.size else 0.0
 
 
-def _matching_samples(planes: np.ndarray) -> np.ndarray:
-    """The same pixels of all channels, those finite in every channel: (C, k) float64."""
-    flat = planes.reshape(planes.shape[0], -1)
-    stride = max(1, -(-flat.shape[1] // _MAX_SAMPLES))
-    stride += stride % 2 == 0 and stride > 1
-    sample = flat[:, ::stride].astype(np.float64)
-    return sample[:, np.isfinite(sample).all(axis=0)]
+def _sky_levels(planes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, float]:
+    """Level of the sky per channel, (C,) float64, and how far below it the darkest parts of the sky lie."""
+    cell = int(np.clip(min(known.shape) // 8, 4, _SKY_CELL_PX))
+    mesh = sky_mesh(np.where(known, planes, np.float32(np.nan)), cell).reshape(planes.shape[0], -1)
+    mesh = mesh[:, np.isfinite(mesh).all(axis=0)].astype(np.float64)
+    if mesh.shape[1] < 4:
+        return np.array([clipped_median_sigma(plane[known], clip_sigma=2.5)[0] for plane in planes]), 0.0
+    # All channels in the same cells, or a coloured nebula would tint the sky.
+    light = mesh.mean(axis=0)
+    order = np.argsort(light, kind="stable")
+    dark = light[order[: max(3, int(_DARK_CELLS * order.size))]]
+    count = max(2, int(_AGREEING_CELLS * order.size))
+    first = int(np.argmin(dark[count - 1 :] - dark[: dark.size - count + 1]))
+    agreeing = order[first : first + count]
+    below = float(np.median(light[agreeing]) - np.percentile(light, _DARKEST_CELLS))
+    return np.median(mesh[:, agreeing], axis=1), below
 
 
-def _white_balance(light: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Gains that make the light well above the noise grey on average; 1 for all when there is none."""
-    bright = (light > 6.0 * np.maximum(noise, 1e-12)[:, None]).all(axis=0)
-    if np.count_nonzero(bright) < 50:
-        return np.ones(light.shape[0])
-    # Median of colour ratios: every bright pixel has one voice, so a saturated or huge star cannot decide.
-    green = light[light.shape[0] // 2, bright]
-    ratio = np.array([np.median(channel[bright] / green) for channel in light])
-    return np.clip(1.0 / ratio, 1.0 / 3.0, 3.0)
-
-
-def _choose_curve(pedestal: float, high: float, grey: float) -> tuple[float, float]:
-    """Find span and softness that show the sky as ``grey`` and ``high`` above it as a bright tone.
-
-    With ``f(t) = asinh(t / s) / asinh(span / s)`` the two conditions ``f(pedestal) = grey`` and
-    ``f(pedestal + high) = _HIGH_TONE`` leave one equation for ``s``; its left side grows with ``s``::
-
-        asinh((pedestal + high) / s) / asinh(pedestal / s) = _HIGH_TONE / grey
-
-    The softness stays between 0.3 and 2.4 pedestals: below, noise is blown up; above, the picture would be
-    linear and its stars white discs.
-    """
-    wanted = _HIGH_TONE / grey
-    low, top = 0.3 * pedestal, 2.4 * pedestal
-    for _ in range(40):
-        middle = 0.5 * (low + top)
-        if np.arcsinh((pedestal + high) / middle) / np.arcsinh(pedestal / middle) < wanted:
-            low = middle
-        else:
-            top = middle
-    softness = 0.5 * (low + top)
-    return softness * float(np.sinh(np.arcsinh(pedestal / softness) / grey)), softness
+def _white_balance(planes: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Gains that make the average star white, mean 1; the light of nebulae decides where stars are missing."""
+    light = planes.mean(axis=0)
+    smooth = light
+    for spacing in (1, 2, 4):
+        smooth = smooth_known(smooth, weight, spacing)
+    detail = light - smooth
+    noise = max(mad_sigma(strided_sample(detail[weight > 0], _MAX_SAMPLES)), 1e-12)
+    peak = (detail > 12.0 * noise) & (detail == ndimage.maximum_filter(detail, size=9)) & (weight > 0)
+    # Stars that a sensor could not hold have no colour: the brightest of all say where that begins.
+    peak &= light < 0.5 * light.max()
+    y, x = np.nonzero(peak)
+    flux = aperture_fluxes(planes, x, y, _STAR_RADIUS_PX, gap_px=2.0).astype(np.float64)
+    flux = flux[:, (flux > 0).all(axis=0)]
+    if flux.shape[1] < _MIN_STARS:
+        bright = (planes > 0).all(axis=0) & (light > 6.0 * noise)
+        flux = planes[:, bright].astype(np.float64)
+        if flux.shape[1] < 50:
+            return np.ones(planes.shape[0])
+    # Median of colour ratios: every star has one voice, so a huge one cannot decide.
+    ratio = np.median(flux / flux.mean(axis=0), axis=1)
+    gain = np.clip(ratio.mean() / ratio, 1.0 / 3.0, 3.0)
+    return gain / gain.mean()
 
 
 def _bin_down(image: np.ndarray, factor: int) -> np.ndarray:
@@ -289,26 +373,54 @@ def _bin_down(image: np.ndarray, factor: int) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1.0), np.float32(np.nan))
 
 
-def _apply(image: np.ndarray, params: StretchParams) -> np.ndarray:
-    """Stretch the brightness and keep the colour; where a channel would pass white, fade towards white."""
-    sky = np.asarray(params.sky, dtype=np.float32)[:, None, None]
-    gain = np.asarray(params.gain, dtype=np.float32)[:, None, None]
-    linear = (gain * (image - sky) + np.float32(params.pedestal)) / np.float32(params.span)
-    brightness = linear.mean(axis=0)
-    softness = np.float32(params.asinh_a)
-    curve = np.arcsinh(np.maximum(brightness, 0.0) / softness) / np.arcsinh(np.float32(1.0) / softness)
-    # The sky's own noise has no colour worth showing: full colour begins above the pedestal.
-    floor = np.float32(params.pedestal / params.span)
-    colour = linear * (curve / np.maximum(brightness, 0.35 * floor))
-    if colour.shape[0] > 1:
-        chroma = np.clip(0.35 + (brightness - floor) / (2.0 * floor), 0.35, _SATURATION)
-        colour = _bring_into_range(np.maximum(curve + chroma * (colour - curve), 0.0))
-    return np.clip(colour, 0.0, 1.0)
+def _light_and_colour(
+    image: np.ndarray, known: np.ndarray, params: StretchParams
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Balanced light above the sky, and what red and blue have more than it; 0 where missing."""
+    zero = np.float32(0.0)
+    planes = [
+        np.where(known, np.float32(gain) * (plane - np.float32(sky)), zero)
+        for plane, gain, sky in zip(image, params.gain, params.sky, strict=True)
+    ]
+    if len(planes) == 1:
+        return planes[0], []
+    light = (planes[0] + planes[1] + planes[2]) * np.float32(1.0 / 3.0)
+    return light, [planes[0] - light, planes[2] - light]
 
 
-def _bring_into_range(colour: np.ndarray) -> np.ndarray:
-    """Let pixels brighter than white keep half of their colour: star cores glow, but are not painted."""
-    peak = np.maximum(colour.max(axis=0), np.float32(1.0))
-    pure = colour / peak
-    faded = np.minimum(colour, np.float32(1.0))
-    return np.float32(0.65) * pure + np.float32(0.35) * faded
+def _colour_picture(light: np.ndarray, colours: list[np.ndarray], params: StretchParams) -> np.ndarray:
+    """Apply the curve of `StretchParams` to the light and carry the colours along: (3, h, w) in [0, 1]."""
+    softness = params.asinh_a * params.span
+    black = np.arcsinh(params.pedestal / softness)
+    norm = np.arcsinh((params.span - params.pedestal) / softness) + black
+    x = light * np.float32(1.0 / softness)
+    lifted = np.arcsinh(x)
+    bright = np.clip((lifted + np.float32(black)) * np.float32(1.0 / norm), 0.0, 1.0)
+    if not colours:
+        return np.broadcast_to(bright, (3, *bright.shape))
+    # Colours follow the mean slope of the curve between the sky and this pixel; at the sky itself that is 1.
+    slope = np.where(np.abs(x) > 1e-3, lifted / np.where(x == 0, np.float32(1.0), x), np.float32(1.0))
+    full = np.clip(x * np.float32(0.25), 0.0, 1.0)
+    slope *= (_FAINT_SATURATION + (_SATURATION - _FAINT_SATURATION) * full) * np.float32(
+        1.0 / (norm * softness)
+    )
+    red, blue = colours[0] * slope, colours[1] * slope
+    picture = np.stack([red, -red - blue, blue])
+    # No star and hardly a nebula is green; what looks green is noise or the sensor's two green pixels in four.
+    np.minimum(picture[1], np.maximum(red, blue), out=picture[1])
+    # Nor are stars purple; they look it where interpolated red and blue are wider than green.
+    picture[1] += _LESS_PURPLE * np.maximum(np.minimum(red, blue) - picture[1], np.float32(0.0))
+    # Soft limit: pale colours stay, glaring ones give way.
+    glare = np.abs(picture).max(axis=0) / np.maximum(bright, np.float32(0.02))
+    picture /= np.sqrt(np.float32(1.0) + glare * glare)
+    return _fit_into_range(bright, picture)
+
+
+def _fit_into_range(bright: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Add colour to brightness; where a channel would leave [0, 1] let half of the excess bleach the colour."""
+    room = np.float32(1.0) - bright
+    most = np.maximum(colour.max(axis=0), np.float32(1e-6))
+    least = np.maximum(-colour.min(axis=0), np.float32(1e-6))
+    share = np.minimum(np.minimum(room / most, bright / least), np.float32(1.0))
+    pale = bright + colour * share
+    return np.float32(0.5) * (pale + np.clip(bright + colour, 0.0, 1.0))

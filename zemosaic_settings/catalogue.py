@@ -458,7 +458,7 @@ _OUTPUT = (
         unit="px",
         step=100,
     ),
-    Option("preview_png_apply_wb", "bool", False, "output"),
+    Option("preview_png_apply_wb", "bool", True, "output"),
 )
 
 _PERFORMANCE = (

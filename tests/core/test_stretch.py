@@ -91,6 +91,91 @@ def test_images_with_nothing_to_show():
     assert 10 < flat[0, 0, 0] < 60
 
 
+def star_field(tint=(0.6, 1.0, 0.5), shape=(240, 300), nebula=(0.0, 0.0, 0.0), noise=20.0, stars=40):
+    """Uneven stars of a camera that sees green best, and a nebula of any colour."""
+    rng = np.random.default_rng(9)
+    yy, xx = np.mgrid[: shape[0], : shape[1]]
+    image = np.array([820.0, 920.0, 750.0])[:, None, None] + rng.normal(0, noise, (3, *shape))
+    image += np.array(nebula)[:, None, None] * np.exp(-((yy - 120) ** 2 + (xx - 150) ** 2) / 4000.0)
+    for _ in range(stars):
+        y, x = rng.uniform(8, shape[0] - 8), rng.uniform(8, shape[1] - 8)
+        colour = np.array(tint) * rng.uniform(0.8, 1.2, 3) * rng.uniform(2e3, 2e4)
+        image += colour[:, None, None] * np.exp(-((yy - y) ** 2 + (xx - x) ** 2) / 4.0)
+    return image.astype(np.float32)
+
+
+def test_white_balance_follows_the_stars_and_not_a_red_nebula():
+    params = auto_stretch_params(star_field(nebula=(600.0, 60.0, 90.0)))
+    balanced = np.array(params.gain) * (0.6, 1.0, 0.5)
+    assert np.ptp(balanced) < 0.08 * balanced.mean()
+    rgba = preview_rgba(star_field(nebula=(600.0, 60.0, 90.0)))
+    assert rgba[120, 150, 0] > rgba[120, 150, 1] + 40
+    assert auto_stretch_params(star_field(), apply_wb=False).gain == (1.0, 1.0, 1.0)
+
+
+def test_no_pixel_is_greener_than_its_other_colours_allow():
+    rgba = preview_rgba(star_field(nebula=(100.0, 400.0, 100.0))).astype(int)
+    assert (rgba[..., 1] <= np.maximum(rgba[..., 0], rgba[..., 2]) + 1).all()
+
+
+def sky_grey(image, **options) -> float:
+    return float(np.median(preview_rgba(image, **options)[..., 0]))
+
+
+def test_options_do_what_they_say():
+    image = star_field()
+    usual = sky_grey(image)
+    assert 22 <= usual <= 42
+    assert sky_grey(image, p_low=10.0) < usual - 4
+    assert sky_grey(image, p_low=50.0) <= 3
+    assert sky_grey(image, asinh_a=40.0) > usual + 8
+    assert sky_grey(image, asinh_a=3.0) < usual - 8
+    burnt = [(preview_rgba(image, p_high=p)[..., :3].min(axis=-1) > 245).mean() for p in (99.9, 80.0)]
+    assert burnt[1] > 2 * burnt[0]
+
+
+def test_faint_light_is_lifted_and_bright_cores_are_not_burnt():
+    yy, xx = np.mgrid[:300, :400]
+    image = star_field(shape=(300, 400), stars=20)
+    image += (2500.0 * np.exp(-np.hypot(yy - 150, xx - 200) / 12.0)).astype(np.float32)
+    halo = 20.0 * np.exp(-((yy - 80) ** 2 + (xx - 90) ** 2) / 500.0)  # as faint as the noise of a pixel
+    rgba = preview_rgba(image + halo.astype(np.float32))
+    assert np.median(rgba[75:86, 85:96, 0]) > sky_grey(image) + 8
+    core = rgba[146:155, 196:205, :3]
+    assert (core == 255).all(axis=-1).mean() < 0.2
+    assert core.min() > 130
+
+
+def test_galaxy_that_fills_the_frame_leaves_its_darkest_part_dark():
+    yy, xx = np.mgrid[:300, :400]
+    image = star_field(shape=(300, 400), stars=20)
+    image += (3000.0 * np.exp(-np.hypot(yy - 150, xx - 200) / 90.0)).astype(np.float32)
+    rgba = preview_rgba(image)[..., :3].mean(axis=-1)
+    assert np.median(rgba[:20, :20]) < 60
+    assert (rgba > 250).mean() < 0.02
+    assert np.median(rgba[140:160, 190:210]) > 150
+
+
+def test_noise_of_thinly_covered_rims_is_calmed():
+    image = star_field(stars=0)
+    image[:, :, 240:] += np.random.default_rng(2).normal(0, 80, (3, 240, 60)).astype(np.float32)
+    image[:, :, 290:] = np.nan
+    calm, raw = (preview_rgba(image, calm_noise=c)[..., :3].astype(float) for c in (True, False))
+    for columns in (slice(0, 230), slice(250, 288)):
+        assert calm[:, columns].std() < 0.4 * raw[:, columns].std()
+    assert np.abs(calm[:, 250:288].mean() - calm[:, :230].mean()) < 6
+    assert (preview_rgba(image)[:, 290:] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 1, 40), (1, 2, 3), (3, 30, 30)])
+def test_tiny_images(shape):
+    image = np.random.default_rng(0).normal(800, 10, shape).astype(np.float32)
+    rgba = preview_rgba(image)
+    assert rgba.shape == (*shape[1:], 4)
+    assert (rgba[..., 3] == 255).all()
+    assert rgba[..., :3].max() < 130
+
+
 def test_public_stretch_is_the_documented_formula():
     image = np.random.default_rng(1).uniform(100, 900, (40, 30, 3))
     result = stretch_auto_asifits_like(image, 1.0, 99.0, 0.02, apply_wb=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import shutil
+import signal
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from zemosaic_core.errors import Cancelled
+from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.manifest import STATE_FOLDER
 from zemosaic_pipeline.events import (
@@ -34,7 +36,7 @@ from zemosaic_pipeline.events import (
 )
 from zemosaic_pipeline.records import LeftOut, MasterTile
 
-__all__ = ["CancelToken", "MemoryWatch", "PhaseRecord", "RunContext"]
+__all__ = ["CancelToken", "MemoryWatch", "PhaseRecord", "RunContext", "make_folder"]
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,63 @@ def private_bytes() -> int:
             continue
         total += info.rss - getattr(info, "shared", 0)
     return total
+
+
+def _start_child(parent_pid: int) -> None:
+    """Prepare a worker process: Ctrl-C is the parent's business, and without a parent there is no work.
+
+    A worker waits for its next item on a pipe it holds both ends of; it would wait for ever when the parent is
+    killed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent_pid:
+            time.sleep(1.0)
+        os._exit(1)
+
+    if os.name == "posix":
+        threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder of the run's state.
+
+    Raises
+    ------
+    SaveFailed
+        It cannot be created: the disk is full, or something else has its name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SaveFailed(
+            "save_failed", f"{path} cannot be created: {reason}", path=str(path), reason=reason
+        ) from error
+
+
+def _submit(pool: Executor, function: Any, item: Any) -> Future:
+    try:
+        return pool.submit(function, item)
+    except BrokenExecutor as error:
+        raise _worker_died(error) from error
+
+
+def _result(future: Future) -> Any:
+    try:
+        return future.result()
+    except BrokenExecutor as error:
+        raise _worker_died(error) from error
+
+
+def _worker_died(error: BaseException) -> RunFailed:
+    return RunFailed(
+        "run_error_worker_died",
+        f"a worker process ended without an answer ({error}); it may have run out of memory: "
+        "set num_processing_workers lower",
+        reason=str(error),
+    )
 
 
 class MemoryWatch:
@@ -163,6 +222,7 @@ class RunContext:
         self.policy = policy
         self.workers = workers
         self.threads = threads
+        make_folder(self.work_dir)
         self.left_out: list[LeftOut] = []
         self.phases: list[PhaseRecord] = []
         self.messages: list[Message] = []
@@ -174,10 +234,9 @@ class RunContext:
         self._share_done = 0.0
         self._started = time.perf_counter()
         self._last_eta = 0.0
-        self.work_dir.mkdir(parents=True, exist_ok=True)
 
-    def say(self, key: str, level: str = "INFO", **values: Any) -> None:
-        """Tell the user something by text key."""
+    def say(self, key: str, level: str = "INFO", /, **values: Any) -> None:
+        """Tell the user something by text key; any name may be among the values."""
         message = Message(key, level, values)
         self.messages.append(message)
         self.report(message)
@@ -213,8 +272,9 @@ class RunContext:
             if share > 1.0:
                 self.report(EtaUpdated((now - self._started) * (100.0 - share) / share))
 
-    def leave_out(self, path: str, phase: str, key: str, **values: Any) -> LeftOut:
-        """Note that a frame is not used; the caller's loop goes on."""
+    def leave_out(self, path: str, phase: str, key: str, /, **values: Any) -> LeftOut:
+        """Note that a frame is not used; the caller's loop goes on. Any name may be among the values."""
+        values.pop("path", None)
         record = LeftOut(path, phase, key, values)
         self.left_out.append(record)
         self.report(FrameLeftOut(path, key, values))
@@ -229,12 +289,17 @@ class RunContext:
         self.report(PreviewGrown(path))
 
     def pool(self) -> Executor | None:
-        """Return the process pool of the run, started at first use; None when ``workers`` is 1."""
-        if self.workers <= 1:
+        """Return the process pool of the run, started at first use; None when ``workers`` is 1.
+
+        A daemonic process may not have children: there, too, everything is done in the process itself.
+        """
+        if self.workers <= 1 or multiprocessing.current_process().daemon:
             return None
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(max_workers=self.workers, mp_context=spawn)
+            self._pool = ProcessPoolExecutor(
+                max_workers=self.workers, mp_context=spawn, initializer=_start_child, initargs=(os.getpid(),)
+            )
         return self._pool
 
     def release_pool(self) -> None:
@@ -248,6 +313,11 @@ class RunContext:
 
         At most a few items per worker are in flight, so that neither memory nor a stop waits for a long queue.
         An exception of ``function`` is raised here.
+
+        Raises
+        ------
+        RunFailed
+            A worker process died: killed from outside, or by the system for want of memory.
         """
         pool = self.pool() if len(items) > 1 else None
         if pool is None:
@@ -265,7 +335,7 @@ class RunContext:
                 except StopIteration:
                     exhausted = True
                     break
-                waiting[pool.submit(function, item)] = position
+                waiting[_submit(pool, function, item)] = position
             if not waiting:
                 break
             done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -274,7 +344,7 @@ class RunContext:
                     future.cancel()
                 self.cancel.check()
             for future in done:
-                yield waiting.pop(future), future.result()
+                yield waiting.pop(future), _result(future)
 
     def close(self) -> None:
         """End the processes of the run and remove its temporary files."""

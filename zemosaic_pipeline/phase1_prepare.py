@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import zipfile
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import numpy as np
 from zemosaic_core import background, cfa, hot_pixels, stars
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_io.fits_read import content_key, read_window
+from zemosaic_io.fits_write import atomic_path
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest
-from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.context import RunContext, make_folder
 from zemosaic_pipeline.plan import MeasureOptions
 from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.records import Frame, FrameMeasure
@@ -29,6 +31,9 @@ APERTURE_FWHM = 1.5
 # A frame with fewer stars can neither be matched nor judged.
 MIN_STARS = 8
 STAR_COLUMNS = ("x", "y", "flux", "peak", "fwhm_px", "elongation", "snr")
+ARRAY_NAMES = {*STAR_COLUMNS, "channel_flux", "sky", "noise", "mesh", "hot"}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,18 +113,22 @@ def _noise_scale(info: FrameInfo) -> np.ndarray:
 
 
 def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure | SkipItem:
-    """Measure one frame and store its arrays in the folder given; runs in a worker process."""
-    info, options, folder = task
+    """Measure one frame and store its arrays in the file given; runs in a worker process.
+
+    Raises
+    ------
+    SaveFailed
+        The arrays cannot be written.
+    """
+    info, options, arrays_path = task
     try:
         data = read_window(info, 0, info.shape_hw[0])
         key = content_key(info)
         arrays = measure_arrays(info, data, options)
     except SkipItem as skip:
         return skip
-    path = Path(folder) / f"{key}.npz"
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **arrays)
-    temporary.replace(path)
+    with atomic_path(arrays_path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
     return FrameMeasure(
         content_key=key,
         sky_adu=tuple(map(float, arrays["sky"])),
@@ -127,7 +136,7 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
         n_stars=len(arrays["x"]),
         fwhm_px=float(np.nanmedian(arrays["fwhm_px"])),
         elongation=float(np.nanmedian(arrays["elongation"])),
-        arrays_path=str(path),
+        arrays_path=arrays_path,
     )
 
 
@@ -138,6 +147,7 @@ def _stored(manifest: Manifest, info: FrameInfo, options: MeasureOptions) -> tup
         str(info.path),
         info.size_bytes,
         info.mtime_ns,
+        (info.kind, info.cfa_pattern, info.shape_hw),
         options.detect_sigma,
         options.max_stars,
         options.mesh_cell_px,
@@ -146,17 +156,24 @@ def _stored(manifest: Manifest, info: FrameInfo, options: MeasureOptions) -> tup
     record = manifest.get(key)
     if record is None:
         return key, None
-    measure = FrameMeasure(
-        **{**record, "sky_adu": tuple(record["sky_adu"]), "noise_adu": tuple(record["noise_adu"])}
-    )
-    return key, measure if Path(measure.arrays_path).is_file() else None
+    try:
+        measure = FrameMeasure(
+            **{**record, "sky_adu": tuple(record["sky_adu"]), "noise_adu": tuple(record["noise_adu"])}
+        )
+        # A file cut short by a power cut must not end a later run; its table of contents is at its end.
+        with np.load(measure.arrays_path) as arrays:
+            intact = ARRAY_NAMES.issubset(arrays.files)
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("stored measurements of %s cannot be used: %r", info.path, error)
+        return key, None
+    return key, measure if intact else None
 
 
 def _measure_all(
     frames: list[Frame], options: MeasureOptions, context: RunContext, manifest: Manifest
 ) -> dict[int, FrameMeasure]:
     folder = context.state_dir / "frames"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     measures: dict[int, FrameMeasure] = {}
     keys: dict[int, str] = {}
     todo: list[Frame] = []
@@ -168,18 +185,23 @@ def _measure_all(
             measures[frame.index] = stored
     if measures:
         context.say("run_info_measures_reused", frames=len(measures))
-    tasks = [(frame.info, options, str(folder)) for frame in todo]
+    # Named by what they follow from: copies of a frame are measured at the same time, and other options of a later
+    # run must not find these arrays under the same name.
+    tasks = [(frame.info, options, str(folder / f"{keys[frame.index]}.npz")) for frame in todo]
     done = len(measures)
-    for position, result in context.map(measure_frame, tasks):
-        frame = todo[position]
-        done += 1
-        context.progress(done, len(frames), frame.name)
-        if isinstance(result, SkipItem):
-            context.leave_out(str(frame.info.path), PHASE, result.key, **result.values)
-            continue
-        measures[frame.index] = result
-        manifest.put(keys[frame.index], result.__dict__)
-    manifest.save()
+    try:
+        for position, result in context.map(measure_frame, tasks):
+            frame = todo[position]
+            done += 1
+            context.progress(done, len(frames), frame.name)
+            if isinstance(result, SkipItem):
+                context.leave_out(str(frame.info.path), PHASE, result.key, **result.values)
+                continue
+            measures[frame.index] = result
+            manifest.put(keys[frame.index], result.__dict__)
+    finally:
+        # A run that is stopped keeps what it has measured.
+        manifest.save()
     return measures
 
 

@@ -103,6 +103,8 @@ class Solution:
         Time it took.
     confirmed : bool
         The star catalogue agrees with it.
+    attempts : tuple of dict
+        Every solver asked, the successful one last: solver, ok, seconds, key, values.
     """
 
     wcs_cards: dict[str, Any]
@@ -112,6 +114,7 @@ class Solution:
     approximate: bool = False
     seconds: float = 0.0
     confirmed: bool = False
+    attempts: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ def _frames(run: Any) -> list[dict[str, Any]]:
                     "rms_px": item.solution.rms_px,
                     "stars": item.solution.n_matched,
                     "approximate": item.solution.approximate,
+                    "confirmed": item.solution.confirmed,
+                    "attempts": item.solution.attempts,
                     "seconds": round(item.solution.seconds, 3),
                 },
                 "registration": {

@@ -117,14 +117,18 @@ def run_classic(
     selection = selection or Selection()
     machine = Machine.probe(output)
     policy = make_policy(settings, output, on_record=lambda record: report(GpuRecorded(record)))
-    context = RunContext(
-        output,
-        report=report,
-        cancel=cancel or CancelToken(),
-        policy=policy,
-        workers=worker_count(settings, machine),
-        threads=machine.cores,
-    )
+    try:
+        context = RunContext(
+            output,
+            report=report,
+            cancel=cancel or CancelToken(),
+            policy=policy,
+            workers=worker_count(settings, machine),
+            threads=machine.cores,
+        )
+    except SaveFailed:
+        policy.close()
+        raise
     run = _ClassicRun(settings, folder, selection, machine, context)
     report(RunStarted(context.run_id, str(folder), str(output), tuple(PHASES)))
     try:

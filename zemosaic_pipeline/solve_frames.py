@@ -37,7 +37,7 @@ from zemosaic_pipeline.records import Frame, FrameMeasure, Solution, SolvedFrame
 
 __all__ = ["SOLVE_VERSION", "image_provider", "match_frame", "run"]
 
-SOLVE_VERSION = 1
+SOLVE_VERSION = 2
 PHASE = "phase1_prepare"
 # Solved neighbours tried per frame and round; a frame that matches none of them waits for the next round.
 NEIGHBOURS = 4
@@ -326,8 +326,11 @@ def _place_by_hint(sky: _Sky, options: SolveOptions, context: RunContext) -> Non
             _match_all(sky, options, context, [index])
 
 
-def _why_unsolved(outcomes: Sequence[SolveOutcome]) -> dict[str, Any]:
-    return {"attempts": [{"solver": o.solver, "key": o.key, "values": o.values} for o in outcomes]}
+def _attempts(outcomes: Sequence[SolveOutcome]) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"solver": o.solver, "ok": o.ok, "seconds": round(o.seconds, 3), "key": o.key, "values": o.values}
+        for o in outcomes
+    )
 
 
 def _stored_solution(
@@ -338,7 +341,7 @@ def _stored_solution(
         options.tolerance_px,
     )  # fmt: skip
     record = manifest.get(key)
-    return key, None if record is None else Solution(**record)
+    return key, None if record is None else Solution(**{**record, "attempts": tuple(record["attempts"])})
 
 
 def run(
@@ -354,8 +357,8 @@ def run(
     frames = {frame.index: (frame, measure) for frame, measure in prepared.frames}
     sky = _Sky(frames, {index: _star_list(measure) for index, (_, measure) in frames.items()})
     keys: dict[int, str] = {}
-    for index, (_, measure) in frames.items():
-        keys[index], stored = _stored_solution(manifest, measure, options)
+    for index, (frame, measure) in frames.items():
+        keys[index], stored = _stored_solution(manifest, frame.info, measure, options)
         if stored is not None:
             sky.add(index, stored)
     if sky.solutions:
@@ -393,7 +396,7 @@ def _finish(
             continue
         if solvers or options.solver.method.upper() == "NONE":
             key = "frame_unsolved" if solvers else "frame_not_connected"
-            context.leave_out(str(frame.info.path), PHASE, key, **_why_unsolved(sky.attempts[index]))
+            context.leave_out(str(frame.info.path), PHASE, key, attempts=list(_attempts(sky.attempts[index])))
         else:
             context.leave_out(str(frame.info.path), PHASE, "frame_no_solver")
     manifest.save()

@@ -130,7 +130,10 @@ def _iter_pixel_bytes(info: FrameInfo) -> Iterator[bytes | memoryview]:
     if info.data_offset < 0:
         # The same pixels can be compressed in many ways; only the decompressed ones identify the frame.
         native = np.ascontiguousarray(read_image(info))
-        yield native.astype(native.dtype.newbyteorder(">")).tobytes()
+        if is_raw_uint16(info):
+            # As the plain file stores them, so that a frame and its compressed copy are known as the same.
+            native = (native ^ np.uint16(0x8000)).view(np.int16)
+        yield native.astype(_STORED[info.bitpix]).tobytes()
         return
     left = info.shape_hw[0] * info.shape_hw[1] * info.n_stored_planes * abs(info.bitpix) // 8
     try:

@@ -55,7 +55,8 @@ def save_json(path: Path | str, data: Any) -> None:
     """
     text = json.dumps(_plain(data), ensure_ascii=False, indent=1)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # A file name that is not valid text carries lone surrogates; as \udcXX they are valid JSON and come back.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def load_json(path: Path | str) -> Any:

@@ -56,7 +56,8 @@ def write_page(path: Path, facts: Facts, text: Text, language: str = "en") -> Pa
         The file cannot be written.
     """
     with atomic_path(path) as temporary:
-        temporary.write_text(render_page(facts, text, language), encoding="utf-8")
+        # File names may hold bytes that are no text.
+        temporary.write_text(render_page(facts, text, language), encoding="utf-8", errors="backslashreplace")
     return path
 
 

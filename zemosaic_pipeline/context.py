@@ -41,6 +41,11 @@ __all__ = ["CancelToken", "MemoryWatch", "PhaseRecord", "RunContext", "make_fold
 log = logging.getLogger(__name__)
 
 
+def leave_ctrl_c_to_the_parent() -> None:
+    """Ignore the interrupt that a terminal sends to every process: only the one that talks to the user acts on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class CancelToken:
     """A request to stop, honoured at item boundaries.
 

@@ -190,6 +190,7 @@ def _measure_all(
     tasks = [(frame.info, options, str(folder / f"{keys[frame.index]}.npz")) for frame in todo]
     done = len(measures)
     try:
+        try:
         for position, result in context.map(measure_frame, tasks):
             frame = todo[position]
             done += 1
@@ -200,7 +201,7 @@ def _measure_all(
             measures[frame.index] = result
             manifest.put(keys[frame.index], result.__dict__)
     finally:
-        # A run that is stopped keeps what it has measured.
+        # A stopped run keeps what it measured.
         manifest.save()
     return measures
 

@@ -334,14 +334,20 @@ def _attempts(outcomes: Sequence[SolveOutcome]) -> tuple[dict[str, Any], ...]:
 
 
 def _stored_solution(
-    manifest: Manifest, measure: FrameMeasure, options: SolveOptions
+    manifest: Manifest, info: FrameInfo, measure: FrameMeasure, options: SolveOptions
 ) -> tuple[str, Solution | None]:
+    # The header's WCS is part of it: another program may have solved the same pixels anew since.
     key = manifest.key(
-        "solution", SOLVE_VERSION, measure.content_key, options.solver.method, options.ignore_header_wcs,
-        options.tolerance_px,
+        "solution", SOLVE_VERSION, measure.content_key, info.wcs_cards, options.solver.method,
+        options.ignore_header_wcs, options.tolerance_px,
     )  # fmt: skip
     record = manifest.get(key)
-    return key, None if record is None else Solution(**{**record, "attempts": tuple(record["attempts"])})
+    if record is None:
+        return key, None
+    try:
+        return key, Solution(**{**record, "attempts": tuple(record["attempts"])})
+    except (TypeError, KeyError):
+        return key, None
 
 
 def run(

@@ -190,7 +190,6 @@ def _measure_all(
     tasks = [(frame.info, options, str(folder / f"{keys[frame.index]}.npz")) for frame in todo]
     done = len(measures)
     try:
-        try:
         for position, result in context.map(measure_frame, tasks):
             frame = todo[position]
             done += 1

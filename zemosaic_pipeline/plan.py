@@ -52,6 +52,7 @@ CHILD_BYTES = 290_000_000
 # Peak of measuring one frame beside the process itself, in bytes per pixel: the CFA plane (2), the luminance
 # and its copy inside the detector (3 x 4), three quarter-size planes (3) and the detector's maps (8).
 MEASURE_BYTES_PER_PX = 30
+FEATHER_SHARE = 0.1
 # A tile is wider than its frames: they are dithered and turned against the grid by some degrees.
 TURNED = 1.2
 # Rates used for the expected time, measured on 2 cores with 1080x1920 frames; only the order of magnitude counts.
@@ -341,8 +342,9 @@ def resolve(
             settings.resample_kernel,
             settings.poststack_equalize_rgb,
             radial,
-            # Frames of a group overlap almost entirely; a short ramp hides the step where one ends.
-            feather_px=24.0 if rule.combine == "mean" else 0.0,
+            # A wide ramp hides where the frames of one night end inside a tile. Frames of one pointing end nearly
+            # alike, so their weights fall together and the depth of the stack stays what it is.
+            feather_px=FEATHER_SHARE * min(infos[0].shape_hw) if rule.combine == "mean" else 0.0,
             tile_ramp_px=settings.tile_feather_px,
         ),
         assembly=AssemblyOptions(
@@ -429,8 +431,9 @@ def _estimate(
     streaming = coadd_buffers(4, run.n_channels, canvas_hw[1], CombineRule("none"), True)
     assemble_rows = min(canvas_hw[0], MAX_BLOCK_ROWS)
     assemble = PARENT_BYTES + min(run.block_budget_bytes, peak_bytes(streaming, assemble_rows))
-    tiles_disk = round(1.4 * canvas_px) * 4 * (run.n_channels + 2)
-    science_disk = canvas_px * 4 * (run.n_channels + 1 + (run.n_channels if run.output.variance else 0))
+    variance_planes = run.n_channels if run.output.variance else 0
+    tiles_disk = round(1.4 * canvas_px) * 4 * (run.n_channels + 2 + variance_planes)
+    science_disk = canvas_px * 4 * (run.n_channels + 1 + variance_planes)
     cores = max(1, run.workers)
     device = "cpu" if decision is None else decision.device
     reason = "" if decision is None else decision.reason_key

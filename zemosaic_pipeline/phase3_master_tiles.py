@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sources import CoaddBlock, CoaddSource
 from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import StreamingFits
-from zemosaic_io.frame_store import FrameStore
+from zemosaic_io.frame_store import FrameStore, TileStore
+from zemosaic_io.headers import read_frame_info
 from zemosaic_io.manifest import Manifest
-from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.context import RunContext, make_folder
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
@@ -30,10 +32,12 @@ from zemosaic_utils import coadd_on_grid
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 1
+TILE_VERSION = 2
 MAP_ERROR_PX = 0.005
 # The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
 RAMP_DECIMATION = 4
+
+log = logging.getLogger(__name__)
 
 
 def _corners(shape_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -319,10 +323,13 @@ def _tile_key(
     inputs = [
         (
             frame.solved.measure.content_key,
+            frame.solved.frame.info.kind,
+            frame.solved.frame.info.cfa_pattern,
+            frame.solved.frame.info.exposure_s,
             frame.to_frame.to_dict(),
             frame.gain,
             weights[i].tolist(),
-            int(hot[frame.solved.frame.index].sum()) if frame.solved.frame.index in hot else 0,
+            hot.get(frame.solved.frame.index),
         )
         for i, frame in enumerate(frames)
     ]
@@ -338,6 +345,95 @@ def _tile_key(
     )
 
 
+def _stored_tile(
+    manifest: Manifest, key: str, group: FrameGroup, frames: Sequence[RegisteredFrame], folder: Path
+) -> MasterTile | None:
+    """Return the tile made before under this key, when its file is still whole."""
+    record = manifest.get(key)
+    if record is None:
+        return None
+    try:
+        path = folder / Path(record["path"]).name
+        tile = MasterTile(
+            **{
+                **record["tile"],
+                **{k: tuple(record["tile"][k]) for k in ("origin_yx", "shape_hw", "noise_adu")},
+                # Frames and groups are numbered anew in every run.
+                "tile_id": group.group_id,
+                "frames": tuple(frame.solved.frame.index for frame in frames),
+                "path": str(path),
+            }
+        )
+        if path.stat().st_size != record["size_bytes"]:
+            return None
+        return tile if TileStore({0: path}).shape_hw(0) == tile.shape_hw else None
+    except (KeyError, TypeError, OSError, SkipItem) as error:
+        log.warning("stored tile %s cannot be used: %r", key, error)
+        return None
+
+
+def _without_lost(
+    frames: Sequence[RegisteredFrame], skip: SkipItem, context: RunContext
+) -> list[RegisteredFrame]:
+    """Return the frames that can still be read after one could not; the others are left out."""
+    kept = []
+    for frame in frames:
+        info = frame.solved.frame.info
+        reason = skip if str(skip.values.get("path")) == str(info.path) else None
+        try:
+            now = read_frame_info(info.path)
+        except SkipItem as error:
+            reason = error
+        else:
+            if (now.size_bytes, now.mtime_ns) != (info.size_bytes, info.mtime_ns):
+                reason = SkipItem("frame_changed", f"{info.path} changed during the run")
+        if reason is None:
+            kept.append(frame)
+        else:
+            context.leave_out(str(info.path), PHASE, reason.key, **reason.values)
+    return kept
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the tile of one group, or takes the one made before."""
+
+    weights: Mapping[int, np.ndarray]
+    hot_pixels: dict[int, np.ndarray]
+    grid: MosaicGrid
+    plan: RunPlan
+    context: RunContext
+    manifest: Manifest
+    folder: Path
+
+    def tile(self, group: FrameGroup, frames: Sequence[RegisteredFrame]) -> tuple[MasterTile | None, bool]:
+        """Return the tile, or None when nothing of the group is left; and whether it was made before."""
+        while frames:
+            weights = np.stack([self.weights[frame.solved.frame.index] for frame in frames])
+            key = _tile_key(self.manifest, frames, weights, self.hot_pixels, self.grid, self.plan)
+            if self.plan.resume:
+                tile = _stored_tile(self.manifest, key, group, frames, self.folder)
+                if tile is not None:
+                    return tile, True
+            path = self.folder / f"master_tile_{group.group_id:03d}_{key[:12]}.fits"
+            try:
+                tile = create_tile(
+                    group, frames, weights, self.hot_pixels, self.grid, self.plan, self.context, path
+                )
+            except SkipItem as skip:
+                left = _without_lost(frames, skip, self.context)
+                if len(left) == len(frames):
+                    self.context.say(skip.key, "WARN", **skip.values)
+                    return None, False
+                frames = left
+                continue
+            record = {"path": path.name, "size_bytes": path.stat().st_size, "tile": asdict(tile)}
+            self.manifest.put(key, record)
+            self.manifest.save()
+            return tile, False
+        return None, False
+
+
 def run(
     groups: Sequence[FrameGroup],
     placed: Sequence[RegisteredFrame],
@@ -347,9 +443,12 @@ def run(
     context: RunContext,
     manifest: Manifest,
 ) -> list[MasterTile]:
-    """Return the master tiles; a tile made before from the same frames and numbers is used again."""
+    """Return the master tiles; a tile made before from the same frames and numbers is used again.
+
+    A frame that can no longer be read is left out, and its group stacked without it.
+    """
     folder = context.state_dir / "tiles"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     by_index = {frame.solved.frame.index: i for i, frame in enumerate(placed)}
     weights = frame_weights(
         np.array([frame.solved.measure.noise_adu for frame in placed]),
@@ -357,36 +456,19 @@ def run(
         np.array([frame.gain for frame in placed]),
         plan.stack.weighting,
     )
+    by_frame = {index: weights[i] for index, i in by_index.items()}
+    maker = _Maker(by_frame, hot_pixels, grid, plan, context, manifest, folder)
     tiles: list[MasterTile] = []
-    reused = 0
+    n_reused = 0
     for done, group in enumerate(groups):
         context.cancel.check()
-        positions = [by_index[i] for i in group.members if i in by_index]
-        if not positions:
+        tile, reused = maker.tile(group, [placed[by_index[i]] for i in group.members if i in by_index])
+        if tile is None:
             continue
-        frames = [placed[i] for i in positions]
-        key = _tile_key(manifest, frames, weights[positions], hot_pixels, grid, plan)
-        stored = manifest.get(key) if plan.resume else None
-        if stored is not None and Path(stored["path"]).is_file():
-            tile = MasterTile(
-                **{
-                    **stored,
-                    **{k: tuple(stored[k]) for k in ("origin_yx", "shape_hw", "frames", "noise_adu")},
-                }
-            )
-            reused += 1
-        else:
-            path = folder / f"master_tile_{group.group_id:03d}_{key[:12]}.fits"
-            try:
-                tile = create_tile(group, frames, weights[positions], hot_pixels, grid, plan, context, path)
-            except SkipItem as skip:
-                context.say(skip.key, "WARN", **skip.values)
-                continue
-            manifest.put(key, asdict(tile))
-            manifest.save()
+        n_reused += reused
         tiles.append(tile)
         context.tile_finished(tile)
         context.progress(done + 1, len(groups), Path(tile.path).name)
-    if reused:
-        context.say("run_info_tiles_reused", tiles=reused)
+    if n_reused:
+        context.say("run_info_tiles_reused", tiles=n_reused)
     return tiles

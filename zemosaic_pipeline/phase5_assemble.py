@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -269,14 +270,25 @@ def run(
     shape = (plan.n_channels, *canvas.shape_hw)
     coverage_cards = {**wcs_cards, "EXTNAME": ("COVERAGE", "frames per pixel"), "BUNIT": ("count", "")}
     depth = _Depth(tiles, store, canvas)
-    with (
-        StreamingFits(science, shape, [*cards.items(), *_history(plan, solution)]) as out,
-        StreamingFits(coverage, canvas.shape_hw, coverage_cards) as out_coverage,
-    ):
+    variance_path = Path(f"{base}_variance.fits") if plan.output.variance else None
+    with ExitStack() as files:
+        history = _history(plan, solution)
+        out = files.enter_context(StreamingFits(science, shape, [*cards.items(), *history]))
+        out_coverage = files.enter_context(StreamingFits(coverage, canvas.shape_hw, coverage_cards))
+        out_variance = None
+        if variance_path is not None:
+            variance_cards = {
+                **cards,
+                "EXTNAME": ("VARIANCE", "variance of the mosaic"),
+                "BUNIT": ("adu**2", ""),
+            }
+            out_variance = files.enter_context(StreamingFits(variance_path, shape, variance_cards))
 
         def sink(y0: int, y1: int, block: CoaddBlock) -> None:
             out.write_rows(y0, block.image)
             out_coverage.write_rows(y0, depth.rows(y0, y1))
+            if out_variance is not None:
+                out_variance.write_rows(y0, depth.variance_rows(y0, y1, terms, block.weight))
 
         def on_rows(done: int, total: int) -> None:
             context.progress(done, total)
@@ -299,35 +311,69 @@ def run(
         )
         out.commit()
         out_coverage.commit()
+        if out_variance is not None:
+            out_variance.commit()
     return Mosaic(
         science_path=str(science),
         coverage_path=str(coverage),
         grid=replace(grid, wcs_cards=wcs_cards, shape_hw=canvas.shape_hw),
         photometry=_photometry_facts(tiles, pairs, solution, terms),
+        outputs={} if variance_path is None else {"variance": str(variance_path)},
     )
 
 
 class _Depth:
-    """Frames per mosaic pixel: the tiles' own counts added up."""
+    """What the tiles know beside their image, brought onto the mosaic: frames per pixel, and variance."""
 
     def __init__(self, tiles: Sequence[MasterTile], store: TileStore, canvas: Canvas) -> None:
         self._tiles = tiles
         self._store = store
         self._canvas = canvas
 
+    def _parts(self, y0: int, y1: int) -> Iterator[tuple[int, MasterTile, int, int, tuple[slice, slice]]]:
+        """Yield number, tile, its rows, and where they lie in canvas rows ``y0..y1``."""
+        for i, tile in enumerate(self._tiles):
+            top = tile.origin_yx[0] - self._canvas.origin_yx[0]
+            left = tile.origin_yx[1] - self._canvas.origin_yx[1]
+            a, b = max(y0, top), min(y1, top + tile.shape_hw[0])
+            if a < b:
+                place = (slice(a - y0, b - y0), slice(left, left + tile.shape_hw[1]))
+                yield i, tile, a - top, b - top, place
+
     def rows(self, y0: int, y1: int) -> np.ndarray:
         """Return the counts of canvas rows ``y0..y1`` as float32."""
         total = np.zeros((y1 - y0, self._canvas.shape_hw[1]), np.float32)
-        for tile in self._tiles:
-            top, left = (
-                tile.origin_yx[0] - self._canvas.origin_yx[0],
-                tile.origin_yx[1] - self._canvas.origin_yx[1],
-            )
-            a, b = max(y0, top), min(y1, top + tile.shape_hw[0])
-            if a < b:
-                part = self._store.read_coverage(tile.tile_id, a - top, b - top)
-                total[a - y0 : b - y0, left : left + tile.shape_hw[1]] += part
+        for _, tile, first, last, place in self._parts(y0, y1):
+            total[place] += self._store.read_coverage(tile.tile_id, first, last)
         return total
+
+    def variance_rows(self, y0: int, y1: int, terms: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Return the variance of canvas rows ``y0..y1``: sum (w g)^2 v / (sum w)^2 over the tiles.
+
+        Tiles share no frame, so their errors are independent.
+
+        Parameters
+        ----------
+        terms : ndarray, shape (T, C, 4)
+            Photometric terms of the tiles; the first is the gain g.
+        weight : ndarray, shape (C, y1 - y0, W)
+            Sum of the tiles' weights w.
+
+        Returns
+        -------
+        ndarray, shape (C, y1 - y0, W), float32
+            ADU^2; NaN where a tile that counts does not know its own variance (fewer than two frames).
+        """
+        total = np.zeros(weight.shape, np.float64)
+        for i, tile, first, last, place in self._parts(y0, y1):
+            window = (tile.tile_id, first, last, 0, tile.shape_hw[1])
+            weights = self._store.read_weight(*window).astype(np.float64)
+            variance = self._store.read_variance(*window).astype(np.float64)
+            factor = (weights * terms[i, :, 0, None, None]) ** 2
+            total[:, *place] += np.where(weights > 0, factor * variance, 0.0)
+        return np.where(weight > 0, total / np.maximum(weight, 1e-30).astype(np.float64) ** 2, np.nan).astype(
+            np.float32
+        )
 
 
 def _rms(per_channel: np.ndarray) -> np.ndarray:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from scipy import ndimage
 
-from zemosaic_core.statistics import central_mean, clipped_median_sigma, strided_sample
+from zemosaic_core.statistics import clipped_central_mean_sigma, strided_sample
 
 __all__ = ["estimate_background_map", "sky_mesh", "sky_statistics"]
 
@@ -37,8 +36,7 @@ def sky_statistics(plane: np.ndarray, *, max_samples: int = 200_000) -> tuple[fl
     sample = strided_sample(plane, max_samples)
     if np.issubdtype(sample.dtype, np.integer):
         sample = sample.astype(np.float32)
-    centre, sigma = clipped_median_sigma(sample, clip_sigma=_CLIP_SIGMA)
-    return central_mean(sample[np.abs(sample - centre) <= _CLIP_SIGMA * sigma]), sigma
+    return clipped_central_mean_sigma(sample, clip_sigma=_CLIP_SIGMA)
 
 
 def sky_mesh(planes: np.ndarray, cell_px: int) -> np.ndarray:
@@ -75,7 +73,13 @@ def sky_mesh(planes: np.ndarray, cell_px: int) -> np.ndarray:
         planes = planes.astype(np.float32)
     channels, height, width = planes.shape
     mesh = np.empty((channels, -(-height // cell_px), -(-width // cell_px)), dtype=np.float32)
-    _fill_mesh(np.ascontiguousarray(planes), cell_px, _MAX_CELL_VALUES, _USABLE_FRACTION, mesh)
+    # One channel at a time keeps the sorted copies small; a sort by rows uses the vector units.
+    values = np.empty((mesh.shape[1] * mesh.shape[2], min(cell_px**2, _MAX_CELL_VALUES)), dtype=np.float32)
+    counts = np.empty((values.shape[0], 2), dtype=np.int64)
+    for plane, centres in zip(planes, mesh, strict=True):
+        _gather_cells(np.ascontiguousarray(plane), cell_px, values, counts)
+        values.sort(axis=1)
+        _centre_cells(values, counts, _USABLE_FRACTION, centres.reshape(-1))
     return mesh
 
 
@@ -121,6 +125,9 @@ def estimate_background_map(
 
 def _blur_finite(image: np.ndarray, sigma: float) -> np.ndarray:
     """Normalised convolution: blur(image * valid) / blur(valid)."""
+    # Imported here: the many processes that only measure frames start without it.
+    from scipy import ndimage
+
     valid = np.isfinite(image)
     if valid.all():
         return ndimage.gaussian_filter(image, sigma, mode="reflect", truncate=3.0)
@@ -132,6 +139,8 @@ def _blur_finite(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _interpolate_mesh(image: np.ndarray, cell_px: int) -> np.ndarray:
+    from scipy import ndimage
+
     mesh = sky_mesh(image, cell_px)[0]
     known = np.isfinite(mesh)
     if not known.any():
@@ -153,36 +162,48 @@ def _interpolate_mesh(image: np.ndarray, cell_px: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _fill_mesh(planes, cell, max_values, usable_fraction, mesh):
-    channels, height, width = planes.shape
-    buffer = np.empty(cell * cell, dtype=np.float32)
-    for c in range(channels):
-        for j in range(mesh.shape[1]):
-            y0, y1 = j * cell, min(height, (j + 1) * cell)
-            for i in range(mesh.shape[2]):
-                x0, x1 = i * cell, min(width, (i + 1) * cell)
-                area = (y1 - y0) * (x1 - x0)
-                # An odd stride walks over the cell like a slanted line: all rows and columns are seen.
-                stride = area // max_values + 1
-                if stride % 2 == 0:
-                    stride += 1
-                taken = 0
-                count = 0
-                for p in range(0, area, stride):
-                    taken += 1
-                    value = planes[c, y0 + p // (x1 - x0), x0 + p % (x1 - x0)]
-                    if np.isfinite(value):
-                        buffer[count] = value
-                        count += 1
-                mesh[c, j, i] = _clipped_centre(buffer[:count], taken, usable_fraction)
+def _gather_cells(plane, cell, values, counts):
+    """Copy the finite values of each cell to a row, infinity behind them; count values looked at and finite."""
+    height, width = plane.shape
+    columns = (width + cell - 1) // cell
+    most = values.shape[1]
+    for row in range(values.shape[0]):
+        y0, x0 = (row // columns) * cell, (row % columns) * cell
+        wide = min(width, x0 + cell) - x0
+        area = (min(height, y0 + cell) - y0) * wide
+        # An odd stride walks over the cell like a slanted line: all rows and columns are seen.
+        stride = (area + most - 1) // most
+        if stride % 2 == 0:
+            stride += 1
+        taken = 0
+        count = 0
+        y, x = y0, x0
+        for _ in range(0, area, stride):
+            taken += 1
+            value = plane[y, x]
+            if np.isfinite(value):
+                values[row, count] = value
+                count += 1
+            x += stride
+            while x >= x0 + wide:
+                x -= wide
+                y += 1
+        values[row, count:] = np.inf
+        counts[row, 0] = taken
+        counts[row, 1] = count
+
+
+@njit(cache=True, nogil=True)
+def _centre_cells(values, counts, usable_fraction, centres):
+    for row in range(values.shape[0]):
+        centres[row] = _clipped_centre(values[row, : counts[row, 1]], counts[row, 0], usable_fraction)
 
 
 @njit(cache=True, nogil=True)
 def _clipped_centre(values, taken, usable_fraction):
-    """Mean of the central half after clipping; NaN when too few of ``taken`` remain."""
+    """Mean of the central half of ascending values after clipping; NaN when too few of ``taken`` remain."""
     if values.size < usable_fraction * taken or values.size < 4:
         return np.float32(np.nan)
-    values.sort()
     n = values.size
     middle = 0.5 * (values[(n - 1) // 2] + values[n // 2])
     # Half of the central 68 % is sigma for a normal sky and cares little about stars.

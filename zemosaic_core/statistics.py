@@ -8,6 +8,7 @@ import numpy as np
 
 __all__ = [
     "central_mean",
+    "clipped_central_mean_sigma",
     "clipped_median_sigma",
     "mad_sigma",
     "nan_percentile",
@@ -53,10 +54,10 @@ def mad_sigma(values: np.ndarray) -> float:
     float
         ``1.4826 * median(|v - median(v)|)``; NaN without finite values.
     """
-    finite = _finite(values)
+    finite = np.sort(_finite(values))
     if finite.size == 0:
         return float("nan")
-    return float(MAD_TO_SIGMA * np.median(np.abs(finite - np.median(finite))))
+    return MAD_TO_SIGMA * _median_distance(finite, _middle(finite))
 
 
 def clipped_median_sigma(
@@ -82,23 +83,27 @@ def clipped_median_sigma(
     median, sigma : float
         NaN, NaN without finite values; sigma 0 for constant data.
     """
-    finite = np.sort(_finite(values).astype(np.float64))
-    if finite.size == 0:
-        return float("nan"), float("nan")
-    centre = float(np.median(finite))
-    sigma = float(MAD_TO_SIGMA * np.median(np.abs(finite - centre)))
-    correction = _cut_normal_correction(clip_sigma)
-    low, high = 0, finite.size
-    for _ in range(max_iterations):
-        new_low = int(np.searchsorted(finite, centre - clip_sigma * sigma, side="left"))
-        new_high = int(np.searchsorted(finite, centre + clip_sigma * sigma, side="right"))
-        if (new_low, new_high) == (low, high) or new_high - new_low < 2:
-            break
-        low, high = new_low, new_high
-        kept = finite[low:high]
-        centre = float(np.median(kept))
-        sigma = float(kept.std(ddof=1)) * correction
+    centre, sigma, _ = _clip(np.sort(_finite(values)), clip_sigma, max_iterations)
     return centre, sigma
+
+
+def clipped_central_mean_sigma(
+    values: np.ndarray, *, clip_sigma: float = 3.0, max_iterations: int = 8
+) -> tuple[float, float]:
+    """Mean of the central half and standard deviation of the finite values after removing outliers.
+
+    As `clipped_median_sigma`, with `central_mean` of the accepted values for the centre.
+
+    Returns
+    -------
+    centre, sigma : float
+        NaN, NaN without finite values; sigma 0 for constant data.
+    """
+    finite = np.sort(_finite(values))
+    centre, sigma, _ = _clip(finite, clip_sigma, max_iterations)
+    low = int(np.searchsorted(finite, centre - clip_sigma * sigma, side="left"))
+    high = int(np.searchsorted(finite, centre + clip_sigma * sigma, side="right"))
+    return _central_mean_of_sorted(finite[low:high]), sigma
 
 
 def central_mean(values: np.ndarray) -> float:
@@ -112,11 +117,7 @@ def central_mean(values: np.ndarray) -> float:
     float
         NaN without finite values.
     """
-    finite = np.sort(_finite(values))
-    if finite.size == 0:
-        return float("nan")
-    cut = finite.size // 4
-    return float(finite[cut : finite.size - cut].mean(dtype=np.float64))
+    return _central_mean_of_sorted(np.sort(_finite(values)))
 
 
 def nan_percentile(values: np.ndarray, percent: float | tuple[float, ...]) -> float | tuple[float, ...]:
@@ -166,6 +167,61 @@ def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
 def _finite(values: np.ndarray) -> np.ndarray:
     flat = np.asarray(values).reshape(-1)
     return flat[np.isfinite(flat)]
+
+
+def _clip(ordered: np.ndarray, clip_sigma: float, max_iterations: int) -> tuple[float, float, slice]:
+    """Clip ascending values; return median and sigma of what is left, and where it lies."""
+    if ordered.size == 0:
+        return float("nan"), float("nan"), slice(0, 0)
+    if ordered.dtype.kind in "iu":
+        ordered = ordered.astype(np.float64)
+    centre = _middle(ordered)
+    sigma = MAD_TO_SIGMA * _median_distance(ordered, centre)
+    correction = _cut_normal_correction(clip_sigma)
+    low, high = 0, ordered.size
+    for _ in range(max_iterations):
+        new_low = int(np.searchsorted(ordered, centre - clip_sigma * sigma, side="left"))
+        new_high = int(np.searchsorted(ordered, centre + clip_sigma * sigma, side="right"))
+        if (new_low, new_high) == (low, high) or new_high - new_low < 2:
+            break
+        low, high = new_low, new_high
+        kept = ordered[low:high]
+        centre = _middle(kept)
+        # About the median, so that float32 squares keep their digits.
+        delta = kept - ordered.dtype.type(centre)
+        mean = delta.mean(dtype=np.float64)
+        delta *= delta
+        variance = (delta.sum(dtype=np.float64) - kept.size * mean * mean) / (kept.size - 1)
+        sigma = sqrt(max(float(variance), 0.0)) * correction
+    return centre, sigma, slice(low, high)
+
+
+def _middle(ordered: np.ndarray) -> float:
+    """Median of ascending values."""
+    n = ordered.size
+    return 0.5 * (float(ordered[(n - 1) // 2]) + float(ordered[n // 2]))
+
+
+def _median_distance(ordered: np.ndarray, centre: float) -> float:
+    """Median of ``|v - centre|`` of ascending values.
+
+    The k values closest to the centre stand side by side, so the k-th distance is the smallest over all runs of k
+    of the larger distance of a run's ends.
+    """
+    n = ordered.size
+
+    def kth(k: int) -> float:
+        return float(np.maximum(centre - ordered[: n - k + 1], ordered[k - 1 :] - centre).min())
+
+    upper = kth(n // 2 + 1)
+    return upper if n % 2 else 0.5 * (kth(n // 2) + upper)
+
+
+def _central_mean_of_sorted(ordered: np.ndarray) -> float:
+    if ordered.size == 0:
+        return float("nan")
+    cut = ordered.size // 4
+    return float(ordered[cut : ordered.size - cut].mean(dtype=np.float64))
 
 
 def _cut_normal_correction(k: float) -> float:

@@ -262,7 +262,7 @@ class FilterQtDialog(QDialog):
         if dirty & {"rows", "groups", "measures"} or (hides_some and "choice" in dirty):
             self.table.view.rebuild()
         elif "choice" in dirty:
-            self.table.view.table.repaint()
+            self.table.view.viewport().update()
         if dirty:
             self.sky.plot.draw()
         if dirty & {"rows", "measures", "choice"}:

@@ -203,7 +203,10 @@ def measure(queue: Any, infos: Sequence[Any], config: Mapping[str, Any], *, canc
     with tempfile.TemporaryDirectory(prefix="zemosaic_measure_") as folder:
         pool = ProcessPoolExecutor(max_workers=workers, mp_context=context)
         try:
-            tasks = {pool.submit(measure_frame, (info, options, folder)): info for info in infos}
+            tasks = {
+                pool.submit(measure_frame, (info, options, f"{folder}/{number}.npz")): info
+                for number, info in enumerate(infos)
+            }
             for future in as_completed(tasks):
                 if cancel_event.is_set():
                     return

@@ -342,15 +342,14 @@ def test_the_place_of_the_window_is_remembered(fresh_window, session):
 def test_no_event_takes_long_with_ten_thousand_frames(make_window, folders, qtbot, qapp):
     window = make_window("fake_workers:flood")
     window.start_run()
-    longest, last = 0.0, time.perf_counter()
+    longest = 0.0
     while window.controller.is_active:
+        begin = time.thread_time()
         qapp.processEvents()
-        now = time.perf_counter()
-        longest, last = max(longest, now - last), now
+        longest = max(longest, time.thread_time() - begin)
         time.sleep(0.002)
-        last = time.perf_counter()
     assert window.controller.state.phase("phase1_prepare").done == 10_000
-    assert longest < 0.25, f"{longest * 1000:.0f} ms"  # 100 ms on a machine that does nothing else
+    assert longest < 0.1, f"{longest * 1000:.0f} ms"
 
 
 def test_phases_are_drawn_in_order(make_window, session, folders, qtbot):

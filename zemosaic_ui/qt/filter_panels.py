@@ -154,7 +154,7 @@ class TablePane(QWidget):
         self.show_combo.addItems([text(f"filter_show_{name}_frames") for name in SHOWS])
         self.show_combo.setCurrentIndex(index)
         self.show_combo.blockSignals(False)
-        self.view.table.repaint()
+        self.view.viewport().update()
 
 
 class FilterPanels(QWidget):

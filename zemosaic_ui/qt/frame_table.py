@@ -24,6 +24,9 @@ __all__ = ["FrameTable", "FrameTableModel"]
 _Index = QModelIndex | QPersistentModelIndex
 _NUMBERS = {"exposure": 1, "stars": 0, "fwhm": 2, "elongation": 2, "background": 0}
 _ROLE = Qt.ItemDataRole
+# Put together once: the view asks for them tens of thousands of times.
+_PLAIN = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable
+_CHECKABLE = _PLAIN | Qt.ItemFlag.ItemIsUserCheckable
 
 
 class FrameTableModel(QAbstractItemModel):
@@ -43,13 +46,6 @@ class FrameTableModel(QAbstractItemModel):
         self.beginResetModel()
         self.blocks = self.frames.by_group(order)
         self.endResetModel()
-
-    def repaint(self) -> None:
-        """Draw check boxes and reasons again; the order stays."""
-        if self.blocks:
-            last = self.index(len(self.blocks) - 1, len(COLUMNS) - 1, QModelIndex())
-            self.dataChanged.emit(self.index(0, 0, QModelIndex()), last)
-        self.layoutChanged.emit()
 
     # ------------------------------------------------------------------ structure
 
@@ -88,8 +84,7 @@ class FrameTableModel(QAbstractItemModel):
 
     def flags(self, index: _Index) -> Qt.ItemFlag:
         """Say what can be done with a cell."""
-        flags = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable
-        return flags | Qt.ItemFlag.ItemIsUserCheckable if index.column() == 0 else flags
+        return _CHECKABLE if index.column() == 0 else _PLAIN
 
     def data(self, index: _Index, role: int = _ROLE.DisplayRole) -> object:
         """Return what a cell shows."""

@@ -125,6 +125,7 @@ class FilterModel:
         self._instrument = np.zeros(0, dtype=object)
         self._position: dict[str, int] = {}
         self._plane: SkyPlane | None = None
+        self._hay: list[str] = []
         self._cache: dict[str, Any] = {}
         self._undo: list[tuple[np.ndarray, Rules]] = []
         self._listeners: list[Callable[[str], None]] = []
@@ -448,11 +449,9 @@ class FilterModel:
         return [*found, (-1, rest)] if len(rest) else found
 
     def _haystacks(self) -> list[str]:
-        if "hay" not in self._cache:
-            self._cache["hay"] = [
-                f"{Path(r.path).name} {r.date} {r.instrument}".casefold() for r in self.rows
-            ]
-        return self._cache["hay"]
+        for row in self.rows[len(self._hay) :]:
+            self._hay.append(f"{os.path.basename(row.path)} {row.date} {row.instrument}".casefold())
+        return self._hay
 
     def _sort_keys(self, column: str) -> np.ndarray:
         if column in self._columns:
@@ -460,7 +459,7 @@ class FilterModel:
         if column == "reason":
             return np.array([self.reason_key(i) for i in range(len(self))])
         source = {
-            "file": lambda r: Path(r.path).name.casefold(),
+            "file": lambda r: os.path.basename(r.path).casefold(),
             "date": lambda r: r.date,
             "instrument": lambda r: r.instrument.casefold(),
             "wcs": lambda r: r.wcs,

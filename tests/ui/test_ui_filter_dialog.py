@@ -284,4 +284,4 @@ def test_ten_thousand_frames_stay_fluid(session, qtbot, qapp, tmp_path):
         "text": longest(lambda: made.table.search.setText("0012")),
     }
     made.reject()
-    assert max(times.values()) < 0.015, times  # 100 ms, and half of it again for a slow machine
+    assert max(times.values()) < 0.15, times  # 100 ms, and half of it again for a slow machine

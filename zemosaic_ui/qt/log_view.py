@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from PySide6.QtCore import QAbstractListModel, QModelIndex, QPersistentModelIndex, Qt, QTimer
@@ -17,8 +18,8 @@ __all__ = ["LogView"]
 
 _RANK = {"DEBUG": 0, "INFO": 1, "SUCCESS": 1, "WARN": 2, "ERROR": 3}
 _LEVELS = ("DEBUG", "INFO", "WARN", "ERROR")
-# Lines put into words per tick when level, search or language change.
-_CHUNK = 600
+# Time per tick for putting lines into words.
+_TICK_S = 0.012
 _Index = QModelIndex | QPersistentModelIndex
 
 
@@ -128,7 +129,8 @@ class LogView(QWidget):
         words = self.search.text().casefold().split()
         least = _RANK[_LEVELS[max(0, self.level.currentIndex())]]
         found = []
-        for _ in range(min(_CHUNK, len(self._todo))):
+        until = time.perf_counter() + _TICK_S
+        while self._todo and time.perf_counter() < until:
             line = self._todo.popleft()
             if _RANK[line.level] < least:
                 continue

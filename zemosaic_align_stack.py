@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,22 @@ import numpy as np
 from zemosaic_core.chunks import Buffer, iter_row_chunks
 from zemosaic_core.coadd import CancelToken
 from zemosaic_core.errors import SkipItem
+from zemosaic_core.gpu.parity import compare_blocks
+from zemosaic_core.gpu.stack import GpuStack
+from zemosaic_core.gpu.terms import Audit
 from zemosaic_core.image_coadd import to_chw
 from zemosaic_core.image_stack import align_to, common_stack, find_stars, measure_weights, normalise_stack
 from zemosaic_core.rejection import combine_stack
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
-from zemosaic_utils import coadd_on_grid, make_radial_weight_map
+from zemosaic_gpu_policy import GpuPolicy, default_policy
+from zemosaic_utils import coadd_on_grid, gpu_memory_sufficient, gpu_percentiles, make_radial_weight_map
 
 __all__ = [
     "align_images_in_group",
     "equalize_rgb_medians_inplace",
+    "gpu_stack_kappa",
+    "gpu_stack_linear",
+    "gpu_stack_winsorized",
     "stack_aligned_images",
     "stack_group",
     "stack_kappa_sigma_clip",
@@ -47,7 +55,7 @@ def stack_group(
     kernel: Kernel = "lanczos3",
     *,
     budget_bytes: int,
-    policy: Any = None,
+    policy: GpuPolicy | None = None,
     threads: int = 2,
     on_rows: Callable[[int, int], object] | None = None,
     cancel: CancelToken | None = None,
@@ -172,20 +180,49 @@ def _split_weights(weights: Any, shape: tuple[int, ...]) -> tuple[np.ndarray | N
 def _stack_with(
     frames: Sequence[np.ndarray], rule: CombineRule, weights: Any, weight_method: str, options: dict[str, Any]
 ) -> tuple[np.ndarray, float]:
-    unknown = set(options) - _OBSOLETE - {"threads"}
+    unknown = set(options) - _OBSOLETE - {"threads", "policy"}
     if unknown:
         raise TypeError(f"unknown options {sorted(unknown)}")
     stack, flat = common_stack(frames)
     numbers, maps = _split_weights(weights, stack.shape)
     if weights is None and weight_method != "none":
         numbers = measure_weights(stack, np.ones(stack.shape[:2]), weight_method)
-    combined = combine_stack(
-        stack, rule, weights=numbers, weight_maps=maps, threads=int(options.get("threads", 2))
-    )
+    combined = _combine(stack, rule, numbers, maps, int(options.get("threads", 2)), options.get("policy"))
     rejected = int(combined.rejected_low.sum(dtype=np.int64) + combined.rejected_high.sum(dtype=np.int64))
     valid = int(np.isfinite(stack).sum())
     image = combined.image[0] if flat else np.ascontiguousarray(np.moveaxis(combined.image, 0, -1))
     return image, 100.0 * rejected / valid if valid else 0.0
+
+
+def _combine(
+    stack: np.ndarray,
+    rule: CombineRule,
+    weights: np.ndarray | None,
+    maps: np.ndarray | None,
+    threads: int,
+    policy: GpuPolicy | None,
+) -> CoaddBlock:
+    """Combine a stack on the CPU, or where a policy says."""
+
+    def on_cpu(y0: int, y1: int) -> CoaddBlock:
+        part = None if maps is None else maps[:, y0:y1]
+        done = combine_stack(stack[:, :, y0:y1], rule, weights=weights, weight_maps=part, threads=threads)
+        return CoaddBlock(
+            done.image, done.weight, done.coverage, done.variance, done.rejected_low, done.rejected_high
+        )
+
+    if policy is None:
+        return on_cpu(0, stack.shape[2])
+    body = GpuStack(stack, rule, weights=weights, weight_maps=maps)
+    blocks: list[CoaddBlock] = []
+    policy.run(
+        body.workload("stack", policy.status.device), body, on_cpu,
+        emit=lambda y0, y1, block: blocks.append(block), audit=Audit(2, compare_blocks),
+    )  # fmt: skip
+    if len(blocks) == 1:
+        return blocks[0]
+    names = [field.name for field in fields(CoaddBlock)]
+    return CoaddBlock(*(np.concatenate([getattr(b, name) for b in blocks], axis=-2) for name in names))
 
 
 def stack_winsorized_sigma_clip(
@@ -265,6 +302,42 @@ def stack_linear_fit_clip(
 ) -> tuple[np.ndarray, float]:
     """Stack registered images with linear fit clipping; parameters as in `stack_winsorized_sigma_clip`."""
     return _stack_with(frames, CombineRule("linear_fit_clip", sigma, sigma), weights, weight_method, options)
+
+
+def gpu_stack_winsorized(
+    frames: Sequence[np.ndarray], weights: Any = None, weight_method: str = "none", **options: Any
+) -> tuple[np.ndarray, float]:
+    """Do `stack_winsorized_sigma_clip` on the GPU when that is possible; further option: ``policy``."""
+    options["policy"] = options.get("policy") or default_policy()
+    return stack_winsorized_sigma_clip(frames, weights, weight_method, **options)
+
+
+def gpu_stack_kappa(
+    frames: Sequence[np.ndarray], weights: Any = None, weight_method: str = "none", **options: Any
+) -> tuple[np.ndarray, float]:
+    """Do `stack_kappa_sigma_clip` on the GPU when that is possible; further option: ``policy``."""
+    options["policy"] = options.get("policy") or default_policy()
+    return stack_kappa_sigma_clip(frames, weights, weight_method, **options)
+
+
+def gpu_stack_linear(
+    frames: Sequence[np.ndarray], weights: Any = None, weight_method: str = "none", **options: Any
+) -> tuple[np.ndarray, float]:
+    """Do `stack_linear_fit_clip` on the GPU when that is possible; further option: ``policy``."""
+    options["policy"] = options.get("policy") or default_policy()
+    return stack_linear_fit_clip(frames, weights, weight_method, **options)
+
+
+def _gpu_nanpercentile(
+    values: np.ndarray, percentiles: Any, *, policy: GpuPolicy | None = None
+) -> np.ndarray:
+    """Return percentiles of the finite values of an array, as `numpy.nanpercentile` has them."""
+    return gpu_percentiles(values, np.asarray(percentiles, np.float64), policy=policy)
+
+
+def _has_gpu_budget(estimated_bytes: int) -> bool:
+    """Return whether the card has room for this many bytes; False without a card."""
+    return gpu_memory_sufficient(estimated_bytes, 0.9)
 
 
 def stack_aligned_images(

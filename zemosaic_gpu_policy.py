@@ -279,6 +279,11 @@ class GpuPolicy:
         """What may be used of the card, frozen for the run; None when there is none."""
         return self._budget if self.status.ok else None
 
+    def bind(self) -> None:
+        """Open the card, if there is one, and make it current in the calling thread."""
+        if self.status.ok and self._device is not None:
+            self._device.bind()
+
     def plan(self, workload: Workload, *, wanted: bool = True) -> Decision:
         """Return where the workload would run; records nothing but the probe."""
         if not wanted or (self.overrides.force_cpu_intertile and workload.op.startswith("intertile")):
@@ -397,12 +402,16 @@ class GpuPolicy:
             if self._leases <= 1:
                 self.release(name)
 
-    def release(self, name: str) -> seam.GpuFault | None:
-        """Empty the pools, the one place that does; return what the card said against it, if anything."""
+    def release(self, name: str, *, collect: bool = False) -> seam.GpuFault | None:
+        """Empty the pools, the one place that does; return what the card said against it, if anything.
+
+        ``collect``: look for unreachable cycles first, which takes a moment; after a failure there may be some.
+        """
         device = self._device
         if device is None or self._pid != os.getpid():
             return None
-        gc.collect()
+        if collect:
+            gc.collect()
         fault, returned, numbers = None, 0, {}
         for _ in range(2):  # an error left behind by an earlier call surfaces here once
             try:
@@ -534,7 +543,7 @@ def _run_chunks(job: _Job, device: seam.Device) -> None:
             failures = 0
             job.check_against_cpu(a, b, result)
             continue
-        lost = policy.release(workload.op)
+        lost = policy.release(workload.op, collect=True)
         if lost is not None and lost.kind == "device_lost":
             fault = lost
         smaller = (b - a) // 2 - (b - a) // 2 % workload.align
@@ -590,10 +599,10 @@ def _fault_of(error: Exception) -> seam.GpuFault:
     return fault
 
 
-@lru_cache(maxsize=1)
-def default_policy() -> GpuPolicy:
-    """Return the policy of calls that bring none: mode auto, environment respected, no ledger file."""
-    return GpuPolicy()
+@lru_cache(maxsize=8)
+def default_policy(device: str = "", mode: str = "auto") -> GpuPolicy:
+    """Return the policy of calls that bring none: environment respected, no ledger file, one per process."""
+    return GpuPolicy(device=device, mode=mode)
 
 
 def run_with_fallback(

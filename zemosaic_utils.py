@@ -19,6 +19,7 @@ from zemosaic_core.chunks import iter_row_chunks
 from zemosaic_core.coadd import CancelToken, coadd_block, coadd_buffers, is_streaming, stack_columns_per_row
 from zemosaic_core.errors import Cancelled, SaveFailed, SettingsError
 from zemosaic_core.gpu.coadd import GpuCoadd
+from zemosaic_core.gpu.filters import GpuBlur, GpuCounts, GpuOutliers, GpuStretch, percentiles_from_counts
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.terms import Audit
 from zemosaic_core.image_coadd import (
@@ -32,23 +33,35 @@ from zemosaic_core.image_coadd import (
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
 from zemosaic_core.tile_photometry import TileOptions, solve_tiles
-from zemosaic_gpu_policy import GpuPolicy
+from zemosaic_gpu_policy import GpuPolicy, default_policy, gpu_status
 from zemosaic_io import image_files
 from zemosaic_io.fits_write import atomic_path, write_image
 
 __all__ = [
+    "GPU_AVAILABLE",  # noqa: F822 - answered by __getattr__
     "coadd_incremental",
     "coadd_on_grid",
     "compute_intertile_affine_calibration",
     "crop_image_and_wcs",
     "debayer_image",
     "detect_and_correct_hot_pixels",
+    "detect_and_correct_hot_pixels_gpu",
+    "ensure_cupy_pool_initialized",
     "estimate_background_map",
+    "estimate_background_map_gpu",
+    "free_cupy_memory_pools",
+    "gpu_assemble_final_mosaic_incremental",
+    "gpu_assemble_final_mosaic_reproject_coadd",
+    "gpu_is_available",
+    "gpu_memory_sufficient",
+    "gpu_percentiles",
+    "gpu_reproject_and_coadd",
     "load_and_validate_fits",
     "make_radial_weight_map",
     "reproject_and_coadd_wrapper",
     "save_fits_image",
     "stretch_auto_asifits_like",
+    "stretch_auto_asifits_like_gpu",
     "validate_wcs_header",
 ]
 
@@ -60,6 +73,50 @@ AUDIT_ROWS = 2
 
 Progress = Callable[..., object]
 Sink = Callable[[int, int, CoaddBlock], object]
+
+
+# ------------------------------------------------------------------------------------------- the card, in short
+
+
+def __getattr__(name: str) -> bool:
+    if name == "GPU_AVAILABLE":  # asked for when it is used, not when this module is imported
+        return gpu_is_available()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def gpu_is_available() -> bool:
+    """Return whether a card really runs kernels here. Safe in any thread or process, makes no CUDA context."""
+    return gpu_status().ok
+
+
+def ensure_cupy_pool_initialized(device_id: int | None = None) -> None:
+    """Open the card of this process, if there is one, and make it current in this thread; may be repeated."""
+    default_policy("" if device_id is None else str(device_id)).bind()
+
+
+def free_cupy_memory_pools() -> None:
+    """Give memory of the card that this process holds without using it back to everybody."""
+    default_policy().release("free_cupy_memory_pools")
+
+
+def gpu_memory_sufficient(estimated_bytes: int, safety_fraction: float = 0.75) -> bool:
+    """Return whether the card has room: ``estimated_bytes <= safety_fraction * usable bytes``.
+
+    Parameters
+    ----------
+    estimated_bytes : int
+    safety_fraction : float
+        Limited to 0.1 .. 0.9.
+
+    Returns
+    -------
+    bool
+        False without a card.
+    """
+    budget = default_policy().budget
+    if budget is None:
+        return False
+    return estimated_bytes <= min(max(safety_fraction, 0.1), 0.9) * budget.usable
 
 
 # ---------------------------------------------------------------------------------------------- co-add on a grid
@@ -179,17 +236,21 @@ def coadd_incremental(
         When the rule rejects samples or takes a median: sums cannot do that.
     """
     if not is_streaming(rule):
-        raise SettingsError(
-            "incremental_needs_mean",
-            f"incremental assembly cannot reject samples or take a median (got rejection {rule.rejection}, "
-            f"combine {rule.combine}); use rejection none and combine mean, or the reproject_coadd assembly",
-            rejection=rule.rejection,
-            combine=rule.combine,
-        )
+        raise _needs_mean(rule)
     coadd_on_grid(
         pixels, sources, shape_hw, n_channels, rule, kernel, sink=sink, budget_bytes=budget_bytes, policy=policy,
         op=op, threads=threads, on_rows=on_rows, cancel=cancel,
     )  # fmt: skip
+
+
+def _needs_mean(rule: CombineRule) -> SettingsError:
+    return SettingsError(
+        "incremental_needs_mean",
+        f"incremental assembly cannot reject samples or take a median (got rejection {rule.rejection}, "
+        f"combine {rule.combine}); use rejection none and combine mean, or the reproject_coadd assembly",
+        rejection=rule.rejection,
+        combine=rule.combine,
+    )
 
 
 # ------------------------------------------------------------------------------------------- assembling by WCS
@@ -267,7 +328,57 @@ def reproject_and_coadd_wrapper(
         known = ("output_projection", "combine_function", "match_background", "input_weights")
         passed = {name: options[name] for name in known if options.get(name) is not None}
         return cpu_func(list(zip(data_list, wcs_list, strict=True)), shape_out=shape_out, **passed)
-    return _assemble(data_list, wcs_list, shape_out, options)
+    policy = options.get("policy")
+    if policy is None and use_gpu:
+        policy = default_policy(mode="auto" if allow_cpu_fallback else "require")
+    return _assemble(data_list, wcs_list, shape_out, {**options, "policy": policy})
+
+
+def gpu_reproject_and_coadd(
+    data_list: Sequence[np.ndarray], wcs_list: Sequence[WCS], shape_out: tuple[int, int], **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reproject images onto one grid and combine them, on the GPU when that is possible.
+
+    Parameters and result are those of `reproject_and_coadd_wrapper`.
+    """
+    return reproject_and_coadd_wrapper(data_list, wcs_list, shape_out, use_gpu=True, **options)
+
+
+def gpu_assemble_final_mosaic_reproject_coadd(
+    data_list: Sequence[np.ndarray], wcs_list: Sequence[WCS], shape_out: tuple[int, int], **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Assemble tiles into a mosaic with any combination rule, on the GPU when that is possible.
+
+    Parameters and result are those of `reproject_and_coadd_wrapper`.
+    """
+    return reproject_and_coadd_wrapper(data_list, wcs_list, shape_out, use_gpu=True, **options)
+
+
+def gpu_assemble_final_mosaic_incremental(
+    data_list: Sequence[np.ndarray], wcs_list: Sequence[WCS], shape_out: tuple[int, int], **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Assemble tiles by adding one after the other to running sums, on the GPU when that is possible.
+
+    Parameters and result are those of `reproject_and_coadd_wrapper`; the combination is the weighted mean.
+
+    Raises
+    ------
+    SettingsError
+        When the options ask for rejection or a median.
+    """
+    rule = _rule_of(options)
+    if not is_streaming(rule):
+        raise _needs_mean(rule)
+    return reproject_and_coadd_wrapper(data_list, wcs_list, shape_out, use_gpu=True, **options)
+
+
+def _rule_of(options: dict[str, Any]) -> CombineRule:
+    return rule_by_name(
+        options.get("combine_function"),
+        options.get("stack_reject_algo"),
+        kappa=float(options.get("coadd_k", options.get("kappa_sigma_k", 2.0))),
+        winsor_limits=options.get("winsor_limits", (0.05, 0.05)),
+    )
 
 
 def _assemble(
@@ -276,12 +387,7 @@ def _assemble(
     shape_out: tuple[int, int],
     options: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
-    rule = rule_by_name(
-        options.get("combine_function"),
-        options.get("stack_reject_algo"),
-        kappa=float(options.get("coadd_k", options.get("kappa_sigma_k", 2.0))),
-        winsor_limits=options.get("winsor_limits", (0.05, 0.05)),
-    )
+    rule = _rule_of(options)
     height, width = (int(value) for value in shape_out)
     images = [to_chw(image) for image in data_list]
     if not images:
@@ -321,7 +427,8 @@ def _assemble(
         ArrayPixels(images, maps), sources, (height, width), n_channels, rule, options.get("kernel", "bilinear"),
         sink=sink,
         budget_bytes=int(options.get("budget_bytes") or options.get("max_chunk_bytes") or DEFAULT_BUDGET_BYTES),
-        policy=options.get("policy"), threads=int(options.get("threads", 2)), cancel=options.get("cancel"),
+        policy=options.get("policy"), op="assemble", threads=int(options.get("threads", 2)),
+        cancel=options.get("cancel"),
         on_rows=None if progress is None else lambda done, total: progress("phase5_rows", done, total),
     )  # fmt: skip
     return (mosaic[..., 0] if np.ndim(data_list[0]) == 2 else mosaic), coverage
@@ -417,12 +524,50 @@ def detect_and_correct_hot_pixels(
         When the mask cannot be written.
     """
     corrected, mask = hot_pixels.detect_and_correct(image, threshold, neighborhood_size)
+    _tell_hot_pixels(mask, progress_callback, save_mask_path)
+    return corrected
+
+
+def _tell_hot_pixels(
+    mask: np.ndarray, progress_callback: Progress | None, save_mask_path: str | Path | None
+) -> None:
     if progress_callback is not None:
         progress_callback("hot_pixels_corrected", None, "DEBUG", count=int(mask.sum()))
     if save_mask_path is not None:
         with atomic_path(save_mask_path) as temporary, temporary.open("wb") as file:
             np.save(file, mask.astype(np.uint8))
-    return corrected
+
+
+def detect_and_correct_hot_pixels_gpu(
+    image: np.ndarray,
+    threshold: float = 3.0,
+    neighborhood_size: int = 5,
+    progress_callback: Progress | None = None,
+    save_mask_path: str | Path | None = None,
+    *,
+    policy: GpuPolicy | None = None,
+) -> np.ndarray:
+    """Replace outliers of an image by the local median, on the GPU when that is possible.
+
+    Parameters and result are those of `detect_and_correct_hot_pixels`; computed in 32 bits.
+    """
+    image = np.asarray(image)
+    body = GpuOutliers(image, threshold, neighborhood_size)
+    corrected, mask = _run_filter(body, policy)
+    mask = mask.astype(bool).reshape(image.shape)
+    _tell_hot_pixels(mask, progress_callback, save_mask_path)
+    return np.where(mask, corrected.reshape(image.shape), image).astype(image.dtype)
+
+
+def _run_filter(body: Any, policy: GpuPolicy | None) -> tuple[np.ndarray, ...]:
+    """Run a filter under a policy and return its results with the axes of an image: (h, w, C) or (h, w)."""
+    pieces: list[tuple[np.ndarray, ...]] = []
+    (policy or default_policy()).run(
+        body.workload(), body, body.on_cpu, emit=lambda y0, y1, rows: pieces.append(rows)
+    )
+    planes = (np.concatenate(parts, axis=1) for parts in zip(*pieces, strict=True))
+    flat = np.ndim(body.image) == 2
+    return tuple(p[0] if flat else np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in planes)
 
 
 def estimate_background_map(
@@ -433,6 +578,24 @@ def estimate_background_map(
 ) -> np.ndarray:
     """Estimate the smooth light of an image; see `zemosaic_core.background.estimate_background_map`."""
     return background.estimate_background_map(image, method=method, sigma=sigma)
+
+
+def estimate_background_map_gpu(
+    image: np.ndarray,
+    method: str = "gaussian",
+    sigma: float = 32.0,
+    progress_callback: Progress | None = None,
+    *,
+    policy: GpuPolicy | None = None,
+) -> np.ndarray:
+    """Estimate the smooth light of an image, on the GPU when that is possible.
+
+    Parameters and result are those of `estimate_background_map`. The method mesh looks at a sample of the pixels
+    only; it stays on the CPU.
+    """
+    if method != "gaussian":
+        return estimate_background_map(image, method, sigma, progress_callback)
+    return _run_filter(GpuBlur(image, sigma), policy)[0]
 
 
 def debayer_image(
@@ -474,6 +637,64 @@ def stretch_auto_asifits_like(
 ) -> np.ndarray:
     """Stretch an image for display; see `zemosaic_core.stretch.stretch_auto_asifits_like`."""
     return stretch.stretch_auto_asifits_like(img_hwc, p_low, p_high, asinh_a, apply_wb)
+
+
+def stretch_auto_asifits_like_gpu(
+    img_hwc: np.ndarray,
+    p_low: float = 0.5,
+    p_high: float = 99.8,
+    asinh_a: float = 0.01,
+    apply_wb: bool = True,
+    *,
+    policy: GpuPolicy | None = None,
+) -> np.ndarray:
+    """Stretch an image for display, on the GPU when that is possible.
+
+    Parameters and result are those of `stretch_auto_asifits_like`.
+    """
+    image = np.asarray(img_hwc, np.float32)
+    limits = stretch.percentile_limits(image, p_low, p_high, asinh_a)
+    curved = _run_filter(GpuStretch(image, limits, asinh_a), policy)[0]
+    return stretch.balance_channels(curved) if apply_wb and image.ndim == 3 else curved
+
+
+def _percentiles_gpu(
+    arr2d: np.ndarray, p_low: float, p_high: float, *, policy: GpuPolicy | None = None
+) -> tuple[float, float]:
+    """Return two percentiles of the finite values (linear between ranks), counted on the GPU when possible."""
+    low, high = gpu_percentiles(arr2d, np.array([p_low, p_high], float), policy=policy)
+    return float(low), float(high)
+
+
+def gpu_percentiles(
+    values: np.ndarray, percents: np.ndarray, *, policy: GpuPolicy | None = None
+) -> np.ndarray:
+    """Return exact percentiles of the finite values, counted on the GPU when that is possible.
+
+    Parameters
+    ----------
+    values : ndarray, any shape
+        Missing or infinite values do not count.
+    percents : ndarray
+        0 to 100.
+
+    Returns
+    -------
+    ndarray, shape of ``percents``, float64
+        NaN when there is no finite value.
+    """
+
+    def count(prefix: int | None) -> np.ndarray:
+        body = GpuCounts(values, prefix)
+        total = np.zeros(1 << 16, np.int64)
+
+        def add(y0: int, y1: int, counts: np.ndarray) -> None:
+            total[...] += counts
+
+        (policy or default_policy()).run(body.workload(), body, body.on_cpu, emit=add)
+        return total
+
+    return percentiles_from_counts(count, np.asarray(percents, np.float64))
 
 
 def make_radial_weight_map(

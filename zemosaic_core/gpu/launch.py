@@ -35,7 +35,7 @@ def drained(device: Device) -> Iterator[None]:
 
 
 class Queue:
-    """One stream. Host arrays given to it are kept alive until `finish` or `download`."""
+    """One stream. Arrays it works with, on either side, are kept alive until `finish` or `download`."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -75,12 +75,14 @@ class Queue:
     ) -> None:
         """Launch a kernel; Python integers become 32-bit, floats must come as NumPy scalars."""
         kernel = self.device.kernel(source, name, options)
+        self._kept.extend(args)
         typed = [np.int32(a) if isinstance(a, int) else a for a in args]
         kernel(grid, block, typed, shared_bytes=shared_bytes, stream=self._stream)
 
     def upload(self, host: np.ndarray) -> Any:
         """Return a new array on the card with a copy of ``host`` queued into it."""
         target = self.device.empty(host.shape, host.dtype)
+        self._kept.append(target)
         self.copy_in(target, np.ascontiguousarray(host))
         return target
 

@@ -13,7 +13,7 @@ from importlib import resources
 
 __all__ = ["NAMES", "source"]
 
-NAMES = ("combine", "decode", "sample", "smoke", "stream")
+NAMES = ("combine", "decode", "filters", "sample", "smoke", "stream")
 
 
 @lru_cache(maxsize=32)

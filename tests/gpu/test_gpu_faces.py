@@ -1,0 +1,265 @@
+"""The public GPU functions: same result as their CPU twins on the simulated card, and without any card."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gpu_cases import FakePixels, make_sources
+from simulated_device import COMPILER, SimulatedDevice
+
+import zemosaic_align_stack as stacks
+import zemosaic_utils as utils
+from zemosaic_core.errors import RunFailed, SettingsError
+from zemosaic_core.gpu.device import FaultScript
+from zemosaic_core.sources import CombineRule
+from zemosaic_core.sphere import tan_wcs
+from zemosaic_gpu_policy import GpuPolicy
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
+RNG = np.random.default_rng(11)
+
+
+@pytest.fixture(params=["card", "small card", "no card"])
+def policy(request, install):
+    """A policy that never finds work too small, with a card, a tiny card, or none."""
+    if request.param == "no card":
+        yield GpuPolicy(mode="auto", environ={})
+        return
+    device = install(SimulatedDevice(64 << 20 if request.param == "card" else 600_000))
+    policy = GpuPolicy(mode="require", environ={"ZEMOSAIC_GPU_RESERVE_MB": "0"})
+    assert policy.status.ok
+    yield policy
+    assert device.pool.used == 0
+    assert all(op["gpu_share"] == 1 for op in policy.summary()["operations"].values())
+
+
+def image(h=60, w=75, channels=3, holes=True):
+    data = RNG.normal(1000, 20, (h, w, channels)).astype(np.float32)
+    data[RNG.integers(0, h, 30), RNG.integers(0, w, 30)] += 3000
+    if holes:
+        data[RNG.integers(0, h, 10), RNG.integers(0, w, 10)] = np.nan
+    return data if channels > 1 else data[..., 0]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [3, 5, 6])
+def test_hot_pixels(policy, channels, side):
+    data = image(channels=channels)
+    gpu = utils.detect_and_correct_hot_pixels_gpu(data, 3.0, side, policy=policy)
+    np.testing.assert_array_equal(gpu, utils.detect_and_correct_hot_pixels(data, 3.0, side))
+    assert (gpu != data)[np.isfinite(data)].any()
+
+
+def test_hot_pixels_of_integers_keep_their_type_and_save_the_mask(policy, tmp_path):
+    data = image(holes=False).astype(np.uint16)
+    told = []
+    gpu = utils.detect_and_correct_hot_pixels_gpu(
+        data, 4.0, 5, lambda *a, **k: told.append(k), tmp_path / "mask.npy", policy=policy
+    )
+    assert gpu.dtype == np.uint16
+    np.testing.assert_array_equal(gpu, utils.detect_and_correct_hot_pixels(data, 4.0, 5))
+    assert np.load(tmp_path / "mask.npy").sum() == told[0]["count"]
+
+
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("sigma", [1.5, 30.0])
+def test_background(policy, holes, sigma):
+    data = image(holes=holes)
+    gpu = utils.estimate_background_map_gpu(data, sigma=sigma, policy=policy)
+    np.testing.assert_allclose(gpu, utils.estimate_background_map(data, sigma=sigma), rtol=3e-7)
+    np.testing.assert_array_equal(
+        utils.estimate_background_map_gpu(data, "mesh", 8.0, policy=policy),
+        utils.estimate_background_map(data, "mesh", 8.0),
+    )
+
+
+def test_stretch(policy):
+    data = image()
+    data[..., 1] *= 1.5
+    data[..., 2] = 7.0
+    for balance in (False, True):
+        gpu = utils.stretch_auto_asifits_like_gpu(data, apply_wb=balance, policy=policy)
+        np.testing.assert_allclose(gpu, utils.stretch_auto_asifits_like(data, apply_wb=balance), atol=1e-6)
+
+
+@pytest.mark.parametrize("percents", [[0, 100], [25.0, 50.0, 75.0], [0.5, 99.8], [33.3]])
+def test_percentiles_are_numpys(policy, percents):
+    values = RNG.normal(0, 50, (41, 1777)).astype(np.float32)
+    values[RNG.uniform(size=values.shape) < 0.1] = np.nan
+    expected = np.nanpercentile(values.astype(np.float64), percents)
+    np.testing.assert_allclose(
+        stacks._gpu_nanpercentile(values, percents, policy=policy), expected, rtol=1e-12
+    )
+    low, high = utils._percentiles_gpu(values, 0.0, 100.0, policy=policy)
+    assert (low, high) == (np.nanmin(values), np.nanmax(values))
+
+
+def test_percentiles_of_nothing_are_nan(policy):
+    assert np.isnan(stacks._gpu_nanpercentile(np.full((3, 3), np.nan), [50.0], policy=policy)).all()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cpu", "options"),
+    [
+        (
+            stacks.gpu_stack_winsorized,
+            stacks.stack_winsorized_sigma_clip,
+            {"kappa": 2.5, "winsor_limits": (0.1, 0.1)},
+        ),
+        (stacks.gpu_stack_kappa, stacks.stack_kappa_sigma_clip, {"sigma_low": 2.0, "sigma_high": 3.0}),
+        (stacks.gpu_stack_linear, stacks.stack_linear_fit_clip, {"sigma": 2.5}),
+    ],
+)
+@pytest.mark.parametrize("weights", ["none", "numbers", "maps"])
+def test_stacks(policy, gpu, cpu, options, weights):
+    frames = [image(21, 33) for _ in range(9)]
+    given = {"none": None, "numbers": RNG.uniform(0.1, 1, (9, 3)), "maps": RNG.uniform(0, 1, (9, 21, 33))}[
+        weights
+    ]
+    result, percent = gpu(frames, given, policy=policy, **options)
+    expected, expected_percent = cpu(frames, given, **options)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    assert percent == pytest.approx(expected_percent)
+    assert percent > 0
+    with pytest.raises(TypeError):
+        gpu(frames, policy=policy, no_such_option=1)
+
+
+def mosaic_case():
+    out = tan_wcs((10.0, 41.0), 2.0 / 3600, (70, 90))
+    tiles = [image(40, 50, channels=1) for _ in range(5)]
+    wcs = [
+        tan_wcs((10.0 + dx, 41.0 + dy), 2.0 / 3600, (40, 50), 7.0)
+        for dx, dy in RNG.uniform(-0.01, 0.01, (5, 2))
+    ]
+    return tiles, wcs, (70, 90), {"output_projection": out}
+
+
+@pytest.mark.parametrize("combine", ["mean", "median", "kappa_sigma", "winsorized"])
+def test_reproject_and_coadd(policy, combine):
+    tiles, wcs, shape, options = mosaic_case()
+    options |= {
+        "combine_function": combine,
+        "tile_weights": [1, 2, 1, 3, 1],
+        "tile_affine_corrections": [(1.1, 5)] * 5,
+    }
+    gpu, seen = utils.reproject_and_coadd_wrapper(tiles, wcs, shape, use_gpu=True, policy=policy, **options)
+    cpu, expected_seen = utils.reproject_and_coadd_wrapper(tiles, wcs, shape, **options)
+    np.testing.assert_allclose(gpu, cpu, rtol=1e-6)
+    np.testing.assert_allclose(seen, expected_seen, rtol=1e-6)
+    named, _ = utils.gpu_assemble_final_mosaic_reproject_coadd(tiles, wcs, shape, policy=policy, **options)
+    np.testing.assert_array_equal(named, gpu)
+
+
+def test_incremental_assembly(policy):
+    tiles, wcs, shape, options = mosaic_case()
+    gpu, _ = utils.gpu_assemble_final_mosaic_incremental(tiles, wcs, shape, policy=policy, **options)
+    np.testing.assert_allclose(
+        gpu, utils.reproject_and_coadd_wrapper(tiles, wcs, shape, **options)[0], rtol=1e-6
+    )
+    with pytest.raises(SettingsError):
+        utils.gpu_assemble_final_mosaic_incremental(tiles, wcs, shape, combine_function="median", **options)
+
+
+def test_small_work_says_so(install):
+    install(SimulatedDevice(64 << 20))
+    policy = GpuPolicy(environ={"ZEMOSAIC_GPU_RESERVE_MB": "0"})
+    utils.stretch_auto_asifits_like_gpu(image(9, 9), policy=policy)
+    assert [f["reason"] for f in policy.summary()["fallbacks"]] == ["workload_too_small"]
+
+
+def sweep_cases():
+    frames = [image(12, 16) for _ in range(5)]
+    data = image(14, 17)
+    pixels = FakePixels(3, (14, 18), raw="some", hot=3)
+    sources = make_sources(pixels, 3, (16, 20), turn=0.01, feather=3.0)
+
+    def coadd(policy, rule):
+        blocks = []
+        utils.coadd_on_grid(
+            pixels, sources, (16, 20), 3, rule, "lanczos3", budget_bytes=1 << 26, policy=policy, threads=1,
+            sink=lambda y0, y1, block: blocks.append(block.image),
+        )  # fmt: skip
+        return np.concatenate(blocks, axis=1)
+
+    return {
+        "stack": lambda p: stacks.gpu_stack_winsorized(frames, policy=p)[0],
+        "hot_pixels": lambda p: utils.detect_and_correct_hot_pixels_gpu(data, policy=p),
+        "background": lambda p: utils.estimate_background_map_gpu(data, sigma=2.0, policy=p),
+        "stretch": lambda p: utils.stretch_auto_asifits_like_gpu(data, policy=p),
+        "percentiles": lambda p: np.array(utils._percentiles_gpu(data, 5, 95, policy=p)),
+        "mean": lambda p: coadd(p, CombineRule("none")),
+        "tile": lambda p: coadd(p, CombineRule()),
+    }
+
+
+@pytest.mark.parametrize(
+    "op", ["stack", "mean", "tile", "hot_pixels", "background", "stretch", "percentiles"]
+)
+def test_any_failure_of_any_call_gives_the_same_result(install, monkeypatch, op):
+    """Fail every call of every operation in turn: nothing escapes, nothing stays, the result is the same."""
+    import zemosaic_gpu_policy as module
+
+    monkeypatch.setattr(module, "OPERATION_OVERHEAD_SECONDS", -1.0)  # small work stays on the card here
+    monkeypatch.setattr(module, "TRANSFER_BYTES_PER_SECOND", 1e30)
+    # Slow, and without it this also shows that nothing hangs in a cycle.
+    monkeypatch.setattr(module.gc, "collect", lambda: 0)
+    device = install(SimulatedDevice(64 << 20))
+    body = sweep_cases()[op]
+    environ = {"ZEMOSAIC_GPU_RESERVE_MB": "0", "ZEMOSAIC_GPU_CHUNK_ROWS": "64"}
+    policy = GpuPolicy(environ=environ)
+    assert policy.status.ok
+    device.faults = FaultScript()
+    expected = body(policy)
+    assert policy.summary()["gpu_share"] == 1
+    calls, allocations = device.faults.calls, device.faults.allocations
+    scripts = [f"oom@{k}" for k in range(1, allocations + 1)]
+    scripts += [f"error1@{k}" for k in range(1, calls + 1)]
+    scripts += [f"sticky700@{k}" for k in range(1, calls + 1, 5)]
+    for script in scripts:
+        device.faults = FaultScript()
+        policy = GpuPolicy(environ=environ)
+        assert policy.status.ok
+        device.faults = FaultScript(script)
+        np.testing.assert_allclose(body(policy), expected, rtol=1e-5, atol=2e-6, err_msg=script)
+        assert device.pool.used == 0, script
+
+
+def test_without_a_card_the_short_answers_are_calm():
+    if utils.gpu_is_available():
+        pytest.skip("this machine has a card")
+    assert utils.GPU_AVAILABLE is False
+    utils.ensure_cupy_pool_initialized()
+    utils.ensure_cupy_pool_initialized(3)
+    utils.free_cupy_memory_pools()
+    assert not utils.gpu_memory_sufficient(1)
+    assert not stacks._has_gpu_budget(1)
+    with pytest.raises(RunFailed):
+        utils.reproject_and_coadd_wrapper(
+            *mosaic_case()[:3], use_gpu=True, allow_cpu_fallback=False, **mosaic_case()[3]
+        )
+    with pytest.raises(AttributeError):
+        _ = utils.no_such_name
+
+
+def test_with_a_card_the_short_answers_know_it(install, monkeypatch):
+    install(SimulatedDevice(4 << 30))
+    policy = GpuPolicy(environ={"ZEMOSAIC_GPU_RESERVE_MB": "0"})
+    monkeypatch.setattr(utils, "default_policy", lambda device="", mode="auto": policy)
+    assert utils.GPU_AVAILABLE
+    utils.ensure_cupy_pool_initialized()
+    utils.free_cupy_memory_pools()
+    assert utils.gpu_memory_sufficient(3 << 30)
+    assert not utils.gpu_memory_sufficient(3 << 30, 0.5)
+    assert utils.gpu_memory_sufficient(3600 << 20, 5.0)
+
+
+def test_a_source_that_is_not_there_at_all(install):
+    """A stack of one frame with one hole."""
+    install(SimulatedDevice(64 << 20))
+    frame = np.full((5, 6), np.nan, np.float32)
+    frame[2] = 4.0
+    result, percent = stacks.gpu_stack_kappa([frame], policy=GpuPolicy(mode="require", environ={}))
+    np.testing.assert_array_equal(result, frame)
+    assert percent == 0
+    assert FakePixels(1, (4, 4)).read_raw(0, 0, 2) is None

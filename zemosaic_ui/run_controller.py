@@ -162,10 +162,12 @@ class RunController:
         child = self._child
         if child is None:
             return []
-        events: list[Event] = [from_queue(item) for item in child.poll(budget_s=budget_s)]
-        now = self._clock()
-        for event in events:
-            self.state.apply(event, now)
+        events: list[Event] = []
+        now, until = self._clock(), time.monotonic() + budget_s
+        while child.has_messages and time.monotonic() < until:
+            for item in child.poll(limit=40):
+                events.append(from_queue(item))
+                self.state.apply(events[-1], now)
         if child.is_finished and not child.has_messages:
             events += self._close(child)
         return events

@@ -223,6 +223,11 @@ class SimulatedDevice:
         for hook in self.hooks:
             hook(self, kind, n_bytes or 0)
         status = self.faults.next_call(n_bytes)
+        if self.faults.dead_status:
+            # Nothing that was queued happens any more once the context is dead.
+            for stream in self.streams:
+                stream.queue.clear()
+                stream.done = stream.queued
         if status == 2 and n_bytes is not None:
             raise OutOfMemoryError(f"Out of memory allocating {n_bytes:,} bytes (ordered by the test).")
         if status:

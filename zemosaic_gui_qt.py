@@ -36,6 +36,7 @@ from PySide6.QtWidgets import (
 
 from zemosaic_core.errors import SettingsError
 from zemosaic_io.folders import is_frame_name
+from zemosaic_ui.footprints import report_of
 from zemosaic_ui.qt.run_page import RunPage
 from zemosaic_ui.qt.session import Session, open_session
 from zemosaic_ui.qt.settings_pages import AdvancedPage, LanguagePage, SkinPage, SolverPage, SystemPage
@@ -330,7 +331,7 @@ class ZeMosaicQtMainWindow(QMainWindow):
 
     def open_report(self) -> None:
         """Open the report of the run with the system's program."""
-        _open_path(self.controller.state.outputs.get("report", ""))
+        _open_path(report_of(self.controller.state.outputs))
 
     # ------------------------------------------------------------------ the filter
 

@@ -105,7 +105,7 @@ def make_mosaic(folder: Path, *, shape_hw: tuple[int, int] = (1500, 2300), seed:
     fits.writeto(outputs["science"], light + 1200, header, overwrite=True)
     fits.writeto(outputs["coverage"], coverage, header, overwrite=True)
     Image.fromarray(preview_rgba(light, max_dim=1200)[::-1]).save(outputs["preview"])
-    outputs["report"] = str(folder / "report.json")
+    outputs["report"] = str(folder / "run_report.json")
     Path(outputs["report"]).write_text(json.dumps({"outputs": outputs, "tiles": tiles}), encoding="utf-8")
     return outputs
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from zemosaic_ui.mosaic_image import MosaicImage
 
-__all__ = ["find_outputs", "read_footprints"]
+__all__ = ["find_outputs", "read_footprints", "report_of"]
 
-REPORT_NAMES = ("report.json", "run_report.json", "zemosaic_report.json")
+REPORT_NAMES = ("run_report.json",)
 
 
 def find_outputs(place: Path) -> dict[str, str]:
@@ -36,6 +36,11 @@ def find_outputs(place: Path) -> dict[str, str]:
     if coverage.is_file():
         outputs["coverage"] = str(coverage)
     return outputs
+
+
+def report_of(outputs: Mapping[str, str]) -> str:
+    """Return the report to show a person: the page, else the data, else an empty text."""
+    return outputs.get("report_page") or outputs.get("report", "")
 
 
 def read_footprints(

@@ -15,6 +15,7 @@ from PySide6.QtWidgets import (
 )
 
 from zemosaic_ui.compute_state import ComputeState, OperationState
+from zemosaic_ui.footprints import report_of
 from zemosaic_ui.qt.live_preview import LivePreview
 from zemosaic_ui.qt.log_view import LogView
 from zemosaic_ui.qt.session import Session
@@ -226,7 +227,7 @@ class RunPage(QWidget):
             self.banner_text.setText(words)
         outputs = state.outputs
         self.result_button.setVisible(bool(outputs.get("science") or outputs.get("mosaic")))
-        self.report_button.setVisible(bool(outputs.get("report")))
+        self.report_button.setVisible(bool(report_of(outputs)))
         self.folder_button.setVisible(bool(state.output_dir))
 
     def end_words(self, controller: RunController) -> str:

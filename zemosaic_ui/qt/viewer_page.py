@@ -12,7 +12,7 @@ from PySide6.QtWidgets import QComboBox, QFileDialog, QMenu, QSlider, QVBoxLayou
 
 from zemosaic_core.errors import SkipItem, ZeMosaicError
 from zemosaic_core.stretch import StretchParams
-from zemosaic_ui.footprints import find_outputs, read_footprints
+from zemosaic_ui.footprints import find_outputs, read_footprints, report_of
 from zemosaic_ui.mosaic_image import CHANNEL_VIEWS, MosaicImage, adjusted, sexagesimal
 from zemosaic_ui.part_renderer import Look
 from zemosaic_ui.qt.mosaic_canvas import MosaicCanvas
@@ -186,8 +186,8 @@ class ViewerPage(QWidget):
 
     def open_report(self) -> None:
         """Open the report of the run with the system's program."""
-        if self.outputs.get("report"):
-            QDesktopServices.openUrl(QUrl.fromLocalFile(self.outputs["report"]))
+        if report_of(self.outputs):
+            QDesktopServices.openUrl(QUrl.fromLocalFile(report_of(self.outputs)))
 
     def _fill_recent(self) -> None:
         self.recent_menu.clear()
@@ -267,7 +267,7 @@ class ViewerPage(QWidget):
         self.channels.setEnabled(has and image.n_channels == 3)
         self.auto_button.setEnabled(has)
         self.folder_button.setEnabled(has)
-        self.report_button.setEnabled(bool(self.outputs.get("report")))
+        self.report_button.setEnabled(bool(report_of(self.outputs)))
         for name, choice in self.overlay_buttons.items():
             there = name in self.canvas.overlays or (
                 name == "coverage" and bool(self.outputs.get("coverage"))

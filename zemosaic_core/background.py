@@ -7,7 +7,7 @@ from numba import njit
 
 from zemosaic_core.statistics import clipped_central_mean_sigma, strided_sample
 
-__all__ = ["estimate_background_map", "sky_mesh", "sky_statistics"]
+__all__ = ["estimate_background_map", "expand_mesh_row", "sky_and_noise_mesh", "sky_mesh", "sky_statistics"]
 
 # More values per mesh cell than this do not make its median better than the sky is smooth.
 _MAX_CELL_VALUES = 2048
@@ -71,16 +71,45 @@ def sky_mesh(planes: np.ndarray, cell_px: int) -> np.ndarray:
         raise ValueError(f"planes must have shape (C, h, w) or (h, w), got {planes.shape}")
     if planes.dtype not in (np.float32, np.float64):
         planes = planes.astype(np.float32)
-    channels, height, width = planes.shape
-    mesh = np.empty((channels, -(-height // cell_px), -(-width // cell_px)), dtype=np.float32)
-    # One channel at a time keeps the sorted copies small; a sort by rows uses the vector units.
-    values = np.empty((mesh.shape[1] * mesh.shape[2], min(cell_px**2, _MAX_CELL_VALUES)), dtype=np.float32)
+    # One channel at a time keeps the sorted copies small.
+    return np.stack([_mesh(plane, cell_px)[0] for plane in planes])
+
+
+def sky_and_noise_mesh(plane: np.ndarray, cell_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sky and noise per cell with no gaps, each cell the median of its 3 x 3 neighbourhood.
+
+    Parameters
+    ----------
+    plane : ndarray, shape (h, w), float32
+        NaN means missing.
+    cell_px : int
+        Cell size, >= 4; cells lie as in `sky_mesh`.
+
+    Returns
+    -------
+    sky, noise : ndarray, shape (ny, nx), float32
+        Cells without usable sky take the medians of their neighbours; NaN only when no cell has any.
+    """
+    sky, noise = _mesh(np.asarray(plane, dtype=np.float32), cell_px)
+    known = np.isfinite(sky)
+    if not known.any():
+        return sky, noise
+    while True:
+        sky, noise = _median_of_neighbours(sky), _median_of_neighbours(noise)
+        if np.isfinite(sky).all():
+            return sky, noise
+
+
+def _mesh(plane: np.ndarray, cell_px: int) -> tuple[np.ndarray, np.ndarray]:
+    shape = -(-plane.shape[0] // cell_px), -(-plane.shape[1] // cell_px)
+    values = np.empty((shape[0] * shape[1], min(cell_px**2, _MAX_CELL_VALUES)), dtype=np.float32)
     counts = np.empty((values.shape[0], 2), dtype=np.int64)
-    for plane, centres in zip(planes, mesh, strict=True):
-        _gather_cells(np.ascontiguousarray(plane), cell_px, values, counts)
-        values.sort(axis=1)
-        _centre_cells(values, counts, _USABLE_FRACTION, centres.reshape(-1))
-    return mesh
+    result = np.empty((values.shape[0], 2), dtype=np.float32)
+    _gather_cells(np.ascontiguousarray(plane), cell_px, values, counts)
+    # A sort by rows uses the vector units; one cell after another in a kernel takes ten times as long.
+    values.sort(axis=1)
+    _clip_cells(values, counts, _USABLE_FRACTION, result)
+    return result[:, 0].reshape(shape), result[:, 1].reshape(shape)
 
 
 def estimate_background_map(
@@ -194,16 +223,69 @@ def _gather_cells(plane, cell, values, counts):
 
 
 @njit(cache=True, nogil=True)
-def _centre_cells(values, counts, usable_fraction, centres):
+def _clip_cells(values, counts, usable_fraction, result):
     for row in range(values.shape[0]):
-        centres[row] = _clipped_centre(values[row, : counts[row, 1]], counts[row, 0], usable_fraction)
+        ordered = values[row, : counts[row, 1]]
+        result[row, 0], result[row, 1] = _clipped_centre(ordered, counts[row, 0], usable_fraction)
+
+
+@njit(cache=True, nogil=True)
+def _median_of_neighbours(mesh):
+    """Median of the finite cells of each 3 x 3 neighbourhood; NaN where there is none."""
+    rows, columns = mesh.shape
+    result = np.empty_like(mesh)
+    values = np.empty(9, dtype=np.float32)
+    for j in range(rows):
+        for i in range(columns):
+            n = 0
+            for y in range(max(0, j - 1), min(rows, j + 2)):
+                for x in range(max(0, i - 1), min(columns, i + 2)):
+                    if np.isfinite(mesh[y, x]):
+                        values[n] = mesh[y, x]
+                        n += 1
+            result[j, i] = np.median(values[:n]) if n > 0 else np.float32(np.nan)
+    return result
+
+
+@njit(cache=True, nogil=True)
+def expand_mesh_row(mesh, cell, y, row):
+    """Interpolate a mesh linearly along pixel row ``y``; at the borders its slope goes on.
+
+    Parameters
+    ----------
+    mesh : ndarray, shape (ny, nx), float32
+        One value per cell of ``cell`` px, valid at the cell's centre.
+    cell : int
+        Cell size in px.
+    y : int
+        Pixel row.
+    row : ndarray, shape (w,), float32
+        Receives the values.
+    """
+    rows, columns = mesh.shape
+    v = (y + 0.5) / cell - 0.5
+    j = min(max(int(np.floor(v)), 0), max(rows - 2, 0))
+    below = min(j + 1, rows - 1)
+    fy = np.float32(v - j)
+    width = row.size
+    for i in range(max(columns - 1, 1)):
+        right = min(i + 1, columns - 1)
+        a = mesh[j, i] + fy * (mesh[below, i] - mesh[j, i])
+        b = mesh[j, right] + fy * (mesh[below, right] - mesh[j, right])
+        first = 0 if i == 0 else i * cell + cell // 2
+        last = width if i >= columns - 2 else (i + 1) * cell + cell // 2
+        slope = (b - a) / np.float32(cell)
+        start = a + slope * np.float32(0.5 - 0.5 * cell - i * cell)
+        for x in range(first, last):
+            row[x] = start + slope * np.float32(x)
 
 
 @njit(cache=True, nogil=True)
 def _clipped_centre(values, taken, usable_fraction):
-    """Mean of the central half of ascending values after clipping; NaN when too few of ``taken`` remain."""
+    """Mean of the central half and sigma of ascending values after clipping; NaN when too few of ``taken`` remain."""
+    nothing = np.float32(np.nan)
     if values.size < usable_fraction * taken or values.size < 4:
-        return np.float32(np.nan)
+        return nothing, nothing
     n = values.size
     middle = 0.5 * (values[(n - 1) // 2] + values[n // 2])
     # Half of the central 68 % is sigma for a normal sky and cares little about stars.
@@ -222,9 +304,9 @@ def _clipped_centre(values, taken, usable_fraction):
             total += (values[k] - middle) ** 2
         sigma = np.sqrt(total / (m - 1)) * _CUT_CORRECTION
     if high - low < usable_fraction * taken:
-        return np.float32(np.nan)
+        return nothing, nothing
     quarter = (high - low) // 4
     total = 0.0
     for k in range(low + quarter, high - quarter):
         total += values[k]
-    return np.float32(total / (high - low - 2 * quarter))
+    return np.float32(total / (high - low - 2 * quarter)), np.float32(sigma)

@@ -13,6 +13,7 @@ import numpy as np
 import sep
 from numba import njit
 
+from zemosaic_core.background import expand_mesh_row, sky_and_noise_mesh, sky_statistics
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.statistics import mad_sigma
 
@@ -113,10 +114,11 @@ def detect_stars(
         When the image cannot be searched (no finite pixel, or structure everywhere).
     """
     image = np.ascontiguousarray(image, dtype=np.float32)
-    clean, rms = _subtract_background(image)
-    smooth = _smooth_like_a_star(clean)
-    noise_ratio = _noise_ratio(smooth, clean)
-    candidates = _extract(smooth, rms, threshold_sigma * noise_ratio)
+    clean, noise = _subtract_background(image)
+    smooth = _smooth_over_noise(clean, noise, _MESH_PX)
+    noise_ratio = _noise_ratio(smooth, clean, noise)
+    candidates = _extract(smooth, threshold_sigma * noise_ratio)
+    del smooth
     if candidates.size == 0:
         return _empty()
     x, y = candidates["x"].astype(np.float64), candidates["y"].astype(np.float64)
@@ -128,8 +130,8 @@ def detect_stars(
         if not good.any():
             return _empty()
         sigma = float(np.clip(_typical(rows[good, 4], rows[good, 2]) * _FWHM_TO_SIGMA, 0.7, 6.0))
-    snr = candidates["peak"] / (rms[_nearest(y, image.shape[0]), _nearest(x, image.shape[1])] * noise_ratio)
-    sharpness = candidates["peak"] / np.maximum(rows[:, 3], 1e-6)
+    snr = candidates["peak"] / noise_ratio
+    sharpness = candidates["peak"] * _at(noise, x, y) / np.maximum(rows[:, 3], 1e-6)
     keep = _is_star(rows, snr, sharpness, image.shape)
     rows, snr = rows[keep], snr[keep]
     order = np.argsort(-rows[:, 2], kind="stable")[:max_stars]
@@ -254,36 +256,42 @@ def _empty() -> StarList:
 
 
 def _subtract_background(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    missing = ~np.isfinite(image)
-    if missing.all():
-        raise SkipItem("stars_no_pixels", "the image has no finite pixel to look for stars in")
-    mask = missing if missing.any() else None
-    filled = image if mask is None else np.where(missing, np.float32(0.0), image)
-    background = sep.Background(filled, mask=mask, bw=_MESH_PX, bh=_MESH_PX, fw=3, fh=3)
-    clean = image - background.back(dtype=np.float32)
-    rms = np.maximum(background.rms(dtype=np.float32), np.float32(1e-3 * max(background.globalrms, 1e-6)))
-    return clean, rms
+    """Return the image above its sky and the mesh of its noise."""
+    sky, noise = sky_and_noise_mesh(image, _MESH_PX)
+    if not np.isfinite(sky).any():
+        if not np.isfinite(image).any():
+            raise SkipItem("stars_no_pixels", "the image has no finite pixel to look for stars in")
+        # Hardly any cell is covered, but there are pixels: one sky for all.
+        level, sigma = sky_statistics(image)
+        sky, noise = np.full_like(sky, level), np.full_like(noise, sigma)
+    typical = float(np.median(noise))
+    noise = np.maximum(noise, np.float32(1e-3 * max(typical, 1e-6)))
+    clean = np.empty_like(image)
+    _subtract_mesh(image, sky, _MESH_PX, clean)
+    return clean, noise
 
 
-def _noise_ratio(smooth: np.ndarray, clean: np.ndarray) -> float:
+def _at(mesh: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Values of a mesh at positions, interpolated as `expand_mesh_row` does."""
+    result = np.empty(x.size)
+    _mesh_at(mesh, _MESH_PX, x, y, result)
+    return result
+
+
+def _noise_ratio(smooth: np.ndarray, clean: np.ndarray, noise: np.ndarray) -> float:
     """How much noise smoothing leaves; measured, because the noise of a luminance is correlated."""
+    rows, columns = np.arange(7, clean.shape[0], 5), np.arange(3, clean.shape[1], 7)
+    y, x = np.meshgrid(rows.astype(np.float64), columns.astype(np.float64), indexing="ij")
+    before = mad_sigma(clean[7::5, 3::7] / _at(noise, x.ravel(), y.ravel()).reshape(y.shape))
     left = mad_sigma(smooth[7::5, 3::7])
-    before = mad_sigma(clean[7::5, 3::7])
-    return left / before if before > 0 else 1.0
+    return left / before if before > 0 and left > 0 else 1.0
 
 
-def _extract(smooth: np.ndarray, rms: np.ndarray, threshold: float) -> np.ndarray:
+def _extract(smooth: np.ndarray, threshold: float) -> np.ndarray:
     sep.set_extract_pixstack(_PIXEL_STACK)
     sep.set_sub_object_limit(_SUB_OBJECTS)
     try:
-        found = sep.extract(
-            np.nan_to_num(smooth, nan=0.0),
-            threshold,
-            err=rms,
-            minarea=3,
-            filter_kernel=None,
-            deblend_cont=0.005,
-        )
+        found = sep.extract(smooth, threshold, minarea=3, filter_kernel=None, deblend_cont=0.005)
     except Exception as error:  # sep raises the base class for full buffers
         raise SkipItem(
             "stars_structure_everywhere",
@@ -345,7 +353,7 @@ def _is_star(
 
 
 def _smoothed_peak(fwhm: float) -> float:
-    """What `_smooth_like_a_star` leaves of the peak of a Gaussian star."""
+    """What `_smooth_over_noise` leaves of the peak of a Gaussian star."""
     near, far = np.exp(-0.5 * (np.array([1.0, 2.0]) / (fwhm * _FWHM_TO_SIGMA)) ** 2)
     return float(((4.0 + 6.0 * near + 2.0 * far) / 12.0) ** 2)
 
@@ -381,29 +389,77 @@ def _nearest(values: np.ndarray, size: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _smooth_like_a_star(image):
-    """Separable (1 3 4 3 1) / 12: close to a star of 3 px FWHM; NaN stays NaN around missing pixels."""
+def _subtract_mesh(image, mesh, cell, result):
     height, width = image.shape
-    half = np.empty((height, width), dtype=np.float32)
-    result = np.empty((height, width), dtype=np.float32)
-    twelfth = np.float32(1.0 / 12.0)
-    three = np.float32(3.0)
-    four = np.float32(4.0)
+    row = np.empty(width, dtype=np.float32)
     for y in range(height):
-        for x in range(2, width - 2):
-            value = image[y, x - 2] + image[y, x + 2]
-            value += three * (image[y, x - 1] + image[y, x + 1]) + four * image[y, x]
-            half[y, x] = value * twelfth
-        for x in (0, 1, width - 2, width - 1):
-            half[y, x] = image[y, x]
-    for y in range(height):
-        if y < 2 or y >= height - 2:
-            result[y] = half[y]
-            continue
+        expand_mesh_row(mesh, cell, y, row)
         for x in range(width):
-            value = half[y - 2, x] + half[y + 2, x]
-            value += three * (half[y - 1, x] + half[y + 1, x]) + four * half[y, x]
-            result[y, x] = value * twelfth
+            result[y, x] = image[y, x] - row[x]
+
+
+@njit(cache=True, nogil=True)
+def _mesh_at(mesh, cell, xs, ys, result):
+    rows, columns = mesh.shape
+    for k in range(xs.size):
+        u, v = (xs[k] + 0.5) / cell - 0.5, (ys[k] + 0.5) / cell - 0.5
+        i = min(max(int(np.floor(u)), 0), max(columns - 2, 0))
+        j = min(max(int(np.floor(v)), 0), max(rows - 2, 0))
+        right, below = min(i + 1, columns - 1), min(j + 1, rows - 1)
+        a = mesh[j, i] + (v - j) * (mesh[below, i] - mesh[j, i])
+        b = mesh[j, right] + (v - j) * (mesh[below, right] - mesh[j, right])
+        result[k] = max(a + (u - i) * (b - a), 0.1 * mesh[j, i])
+
+
+@njit(cache=True, nogil=True)
+def _smooth_line(row, result):
+    """(1 3 4 3 1) / 12 along a row; its two outermost pixels stay."""
+    width = row.size
+    twelfth = np.float32(1.0 / 12.0)
+    three, four = np.float32(3.0), np.float32(4.0)
+    for x in range(min(2, width)):
+        result[x] = row[x]
+    for x in range(max(0, width - 2), width):
+        result[x] = row[x]
+    for x in range(2, width - 2):
+        value = row[x - 2] + row[x + 2]
+        value += three * (row[x - 1] + row[x + 1]) + four * row[x]
+        result[x] = value * twelfth
+
+
+@njit(cache=True, nogil=True)
+def _smooth_over_noise(image, noise, cell):
+    """Smooth by (1 3 4 3 1) / 12 both ways, close to a star of 3 px FWHM, and divide by the noise.
+
+    0 around missing pixels, where nothing can be found.
+    """
+    height, width = image.shape
+    result = np.empty((height, width), dtype=np.float32)
+    # Of the rows smoothed along x only the five that the next one needs are kept.
+    lines = np.empty((5, width), dtype=np.float32)
+    sigma = np.empty(width, dtype=np.float32)
+    twelfth = np.float32(1.0 / 12.0)
+    three, four = np.float32(3.0), np.float32(4.0)
+    for y in range(min(2, height)):
+        _smooth_line(image[y], lines[y])
+    for y in range(height):
+        if y + 2 < height:
+            _smooth_line(image[y + 2], lines[(y + 2) % 5])
+        out, here = result[y], lines[y % 5]
+        if y < 2 or y >= height - 2:
+            out[:] = here
+        else:
+            a, b = lines[(y - 2) % 5], lines[(y + 2) % 5]
+            c, d = lines[(y - 1) % 5], lines[(y + 1) % 5]
+            for x in range(width):
+                value = a[x] + b[x]
+                value += three * (c[x] + d[x]) + four * here[x]
+                out[x] = value * twelfth
+        expand_mesh_row(noise, cell, y, sigma)
+        least = np.float32(0.1) * noise[min(y // cell, noise.shape[0] - 1), 0]
+        for x in range(width):
+            value = out[x] / max(sigma[x], least)
+            out[x] = value if np.isfinite(value) else np.float32(0.0)
     return result
 
 

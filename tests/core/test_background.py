@@ -3,7 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zemosaic_core.background import estimate_background_map, sky_mesh, sky_statistics
+from zemosaic_core.background import (
+    estimate_background_map,
+    expand_mesh_row,
+    sky_and_noise_mesh,
+    sky_mesh,
+    sky_statistics,
+)
 from zemosaic_core.synthetic_sky import FrameSetup, make_sky, render_frame, tan_cards
 
 
@@ -97,3 +103,42 @@ def test_background_map_works_per_channel_and_checks_arguments():
         estimate_background_map(image[..., 0], method="magic")
     with pytest.raises(ValueError, match="sigma"):
         estimate_background_map(image, sigma=0.0)
+
+
+def test_sky_and_noise_mesh_has_no_gaps_and_knows_the_noise():
+    rng = np.random.default_rng(8)
+    yy, xx = np.mgrid[:500, :700]
+    plane = (100.0 + 0.02 * xx + np.where(yy < 250, 10.0, 20.0) * rng.normal(size=xx.shape)).astype(
+        np.float32
+    )
+    plane[:200, :200] = np.nan
+    sky, noise = sky_and_noise_mesh(plane, 64)
+    assert sky.shape == noise.shape == (8, 11)
+    assert np.isfinite(sky).all()
+    np.testing.assert_allclose(noise[1, 5:], 10.0, rtol=0.05)
+    np.testing.assert_allclose(noise[6, 1:], 20.0, rtol=0.05)
+    centres = (np.arange(11) + 0.5) * 64 - 0.5
+    np.testing.assert_allclose(sky[6, 1:-1], 100 + 0.02 * centres[1:-1], atol=1.2)
+    empty = sky_and_noise_mesh(np.full((100, 90), np.nan, np.float32), 32)
+    assert all(np.isnan(mesh).all() for mesh in empty)
+
+
+@pytest.mark.parametrize(("shape", "cell"), [((150, 203), 32), ((64, 64), 64), ((30, 100), 33), ((7, 5), 64)])
+def test_mesh_rows_are_linear_between_cell_centres_and_go_on_at_the_borders(shape, cell):
+    rng = np.random.default_rng(1)
+    mesh = rng.normal(50, 9, (-(-shape[0] // cell), -(-shape[1] // cell))).astype(np.float32)
+
+    def weights(size, count):
+        position = (np.arange(size) + 0.5) / cell - 0.5
+        first = np.clip(np.floor(position).astype(int), 0, max(count - 2, 0))
+        return first, np.minimum(first + 1, count - 1), position - first
+
+    row = np.empty(shape[1], np.float32)
+    j, below, fy = weights(shape[0], mesh.shape[0])
+    # Cells of an odd size have their centre on a pixel, where either side gives the same value.
+    i, right, fx = weights(shape[1], mesh.shape[1])
+    for y in range(0, shape[0], 7):
+        upper = mesh[j[y], i] * (1 - fx) + mesh[j[y], right] * fx
+        lower = mesh[below[y], i] * (1 - fx) + mesh[below[y], right] * fx
+        expand_mesh_row(mesh, cell, y, row)
+        np.testing.assert_allclose(row, upper * (1 - fy[y]) + lower * fy[y], rtol=1e-4, atol=1e-3)

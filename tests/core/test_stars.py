@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from zemosaic_core.background import expand_mesh_row
 from zemosaic_core.errors import SkipItem
-from zemosaic_core.stars import StarList, aperture_fluxes, detect_stars, night_outliers
+from zemosaic_core.stars import StarList, _smooth_over_noise, aperture_fluxes, detect_stars, night_outliers
 from zemosaic_core.synthetic_galaxy import Galaxy
 from zemosaic_core.synthetic_sky import (
     FrameSetup,
@@ -217,3 +218,27 @@ def test_star_list_without_saturation_marks_has_none():
     one = np.ones(2, dtype=np.float32)
     stars = StarList(np.zeros(2), np.zeros(2), one, one, one, one, one)
     assert stars.saturated.tolist() == [False, False]
+
+
+def test_smoothing_over_noise_agrees_with_a_slow_twin():
+    rng = np.random.default_rng(2)
+    image = rng.normal(0, 10, (61, 83)).astype(np.float32)
+    noise = rng.uniform(5, 15, (2, 3)).astype(np.float32)
+    kernel = np.array([1, 3, 4, 3, 1]) / 12.0
+    expected = image.astype(float)
+    middle = sum(k * expected[:, 2 + d : 81 + d] for k, d in zip(kernel, range(-2, 3), strict=True))
+    expected[:, 2:-2] = middle
+    middle = sum(k * expected[2 + d : 59 + d] for k, d in zip(kernel, range(-2, 3), strict=True))
+    expected[2:-2] = middle
+    sigma, row = np.empty(image.shape), np.empty(83, np.float32)
+    for y in range(61):
+        expand_mesh_row(noise, 32, y, row)
+        sigma[y] = row
+    result = _smooth_over_noise(image, noise, 32)
+    np.testing.assert_allclose(result, expected / sigma, rtol=1e-4, atol=1e-5)
+    image[30, 40] = np.nan
+    holed = _smooth_over_noise(image, noise, 32)
+    assert (holed[28:33, 38:43] == 0).all()
+    far = np.ones(image.shape, bool)
+    far[28:33, 38:43] = False
+    np.testing.assert_array_equal(holed[far], result[far])

@@ -5,6 +5,7 @@ import pytest
 
 from zemosaic_core.statistics import (
     central_mean,
+    clipped_central_mean_sigma,
     clipped_median_sigma,
     mad_sigma,
     nan_percentile,
@@ -71,3 +72,27 @@ def test_sample_sees_all_phases_of_a_colour_filter_array():
     assert sample.size <= 10_000
     counts = [(sample == v).mean() for v in (1.0, 2.0, 3.0, 4.0)]
     assert min(counts) > 0.2
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 11, 4000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16])
+def test_clipping_agrees_with_a_slow_twin(size, dtype):
+    rng = np.random.default_rng(size)
+    values = rng.normal(900, 30, size)
+    values[:: max(7, size // 5)] += rng.exponential(4000, values[:: max(7, size // 5)].size)
+    values = values.astype(dtype)
+    wide = np.sort(values.astype(np.float64))
+    centre, sigma = np.median(wide), 1.4826 * np.median(np.abs(wide - np.median(wide)))
+    assert mad_sigma(values) == pytest.approx(sigma, rel=1e-6, abs=1e-4)
+    kept = wide
+    for _ in range(8):
+        new = wide[(wide >= centre - 2.5 * sigma) & (wide <= centre + 2.5 * sigma)]
+        if new.size < 2 or new.size == kept.size:
+            break
+        kept = new
+        centre, sigma = np.median(kept), kept.std(ddof=1) * 1.04761
+    assert clipped_median_sigma(values, clip_sigma=2.5) == pytest.approx((centre, sigma), rel=1e-4, abs=1e-3)
+    inside = wide[np.abs(wide - centre) <= 2.5 * sigma]
+    cut = inside.size // 4
+    expected = inside[cut : inside.size - cut].mean()
+    assert clipped_central_mean_sigma(values, clip_sigma=2.5)[0] == pytest.approx(expected, rel=1e-5)

@@ -22,6 +22,8 @@ __all__ = ["HALO", "LANCZOS_ROWS", "LANCZOS_TABLE", "make_lanczos_table", "sampl
 HALO = {"bilinear": 1, "lanczos3": 3}
 
 LANCZOS_ROWS = 4096
+AHEAD_ROWS = 8
+AHEAD_COLUMNS = 12
 
 
 def make_lanczos_table(rows: int = LANCZOS_ROWS) -> np.ndarray:
@@ -110,6 +112,23 @@ def _make_dot36(lanes: int):
     return dot36
 
 
+@intrinsic
+def _prefetch(typingctx, flat, index):
+    """Ask for the cache line of an element; harmless for any index."""
+    signature = types.void(flat, types.intp)
+
+    def codegen(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        address = builder.bitcast(builder.gep(data, [args[1]]), byte)
+        function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], function_type)
+        builder.call(function, [address, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 _dot36_wide = _make_dot36(8)
 _dot36_exact = _make_dot36(6)
 
@@ -175,6 +194,19 @@ def _split_row(sx, sy, limits, base, fx, fy, gap):
         gap[k] = zero if ok else nan
         n_valid += ok
     return n_valid
+
+
+@njit(cache=True, nogil=True)
+def _fetch_row(flat, plane, sx, sy, limits):
+    """Fetch the source pixels of a later row into the cache."""
+    origin_y, origin_x, win_h, win_w = limits
+    for k in range(0, sx.size, AHEAD_COLUMNS):
+        x, y = sx[k] - origin_x, sy[k] - origin_y
+        if x >= 0 and y >= 0 and x < win_w and y < win_h:
+            at = int(y) * win_w + int(x)
+            for _ in range(flat.size // plane):
+                _prefetch(flat, at)
+                at += plane
 
 
 @njit(cache=True, nogil=True)
@@ -308,6 +340,9 @@ def _sample_kernel(
     # Sampled here first: planes of whole pages make stores to `out` collide with the loads of the taps.
     line = np.empty((n_channels, n_cols), np.float32)
     for row in range(n_rows):
+        # Tilted rows cross many short pieces of source rows, which hardware does not foresee.
+        _map_row(node_x, node_y, lattice, start[0] + row + AHEAD_ROWS, start[1], sx, sy)
+        _fetch_row(flat, planes.shape[1], sx, sy, limits)
         _map_row(node_x, node_y, lattice, start[0] + row, start[1], sx, sy)
         n_valid = _split_row(sx, sy, limits, base, fx, fy, gap)
         if write_weight:

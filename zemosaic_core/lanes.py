@@ -1,0 +1,506 @@
+"""The inner loops of rejection: sort, reject and sum many pixels at once, one pixel per lane of a vector.
+
+Called by `zemosaic_core.rejection`, which defines what is computed. Every lane does the same arithmetic whatever
+its neighbours do: a lane that is finished early is frozen or taken out, and a mask adds zeros, which change no sum.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["LANES", "MAX_ROUNDS", "MAX_SCALE_STEPS", "REJECTION_CODES", "combine_rows"]
+
+REJECTION_CODES = {"none": 0, "kappa_sigma": 1, "winsorized_sigma_clip": 2, "linear_fit_clip": 3}
+MAX_ROUNDS = 10
+MAX_SCALE_STEPS = 10
+# 30 samples of 256 pixels fill most of a first-level cache; more lanes spill, fewer waste the loop set-up.
+LANES = 256
+# Lanes of the explicit vector code; blocks are padded to whole vectors. Machines with shorter registers split it.
+VECTOR = 16
+
+
+@intrinsic
+def _exchange(typingctx, values, upper, lower, n_vectors):
+    """Order two rows lane by lane, the smaller values into `upper`.
+
+    Written as vector code because a compiler must assume that the rows overlap and checks it at every one of the
+    many short exchanges; they never do.
+    """
+    signature = types.void(values, types.intp, types.intp, types.intp)
+
+    def codegen(context, builder, sig, args):
+        array = context.make_array(sig.args[0])(context, builder, args[0])
+        stride = cgutils.unpack_tuple(builder, array.strides)[0]
+        start = builder.ptrtoint(array.data, stride.type)
+        vector = ir.VectorType(ir.FloatType(), VECTOR)
+
+        def row(index):
+            address = builder.add(start, builder.mul(index, stride))
+            return builder.inttoptr(address, vector.as_pointer())
+
+        first, second = row(args[1]), row(args[2])
+        with cgutils.for_range(builder, args[3]) as loop:
+            at_first, at_second = builder.gep(first, [loop.index]), builder.gep(second, [loop.index])
+            a, b = builder.load(at_first, align=4), builder.load(at_second, align=4)
+            smaller = builder.select(builder.fcmp_ordered("<", a, b), a, b)
+            larger = builder.select(builder.fcmp_ordered(">", b, a), b, a)
+            builder.store(smaller, at_first, align=4)
+            builder.store(larger, at_second, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _sort_rows(values, n):
+    """Sort every lane over its first `n` rows: Batcher's merge-exchange network, each exchange on all lanes."""
+    n_vectors = values.shape[1] // VECTOR
+    p = 1
+    while p < n:
+        k = p
+        while k >= 1:
+            j = k % p
+            while j + k < n:
+                for i in range(min(k, n - j - k)):
+                    if (i + j) // (2 * p) == (i + j + k) // (2 * p):
+                        _exchange(values, i + j, i + j + k, n_vectors)
+                j += 2 * k
+            k //= 2
+        p *= 2
+
+
+# Rows of the scratch array `work`, one value per lane.
+_SCALE, _CENTRE, _LOW, _HIGH, _SUM, _SQUARES, _DONE = range(7)
+_LEVEL, _SLOPE = _LOW, _HIGH  # of the fitted line
+
+
+@intrinsic
+def _sum_clipped(typingctx, values, first, last, begin, end, lanes, work):
+    """Per lane: sums of clip(v, low, high) and of its square over the ranks ``first <= k < last``.
+
+    Lanes run in vectors with the sums in registers; ``begin`` and ``end`` bound the ranks of all lanes.
+    """
+    signature = types.void(values, first, last, types.intp, types.intp, types.intp, work)
+
+    def codegen(context, builder, sig, args):
+        vector, integers = ir.VectorType(ir.FloatType(), VECTOR), ir.VectorType(ir.IntType(32), VECTOR)
+        zero, width = ir.Constant(vector, [0.0] * VECTOR), context.get_constant(types.intp, VECTOR)
+
+        def start_of(index, row=None):
+            array = context.make_array(sig.args[index])(context, builder, args[index])
+            if row is None:
+                return array.data, None
+            stride = cgutils.unpack_tuple(builder, array.strides)[0]
+            address = builder.add(builder.ptrtoint(array.data, stride.type), builder.mul(row, stride))
+            return builder.inttoptr(address, array.data.type), stride
+
+        def at(pointer, offset, kind):
+            return builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
+
+        def work_row(row):
+            return start_of(6, context.get_constant(types.intp, row))[0]
+
+        low_at, high_at, sum_at, squares_at = (work_row(row) for row in (_LOW, _HIGH, _SUM, _SQUARES))
+        first_at, last_at = start_of(1)[0], start_of(2)[0]
+        top, stride = start_of(0, args[3])
+        rows = builder.sub(args[4], args[3])
+        n_vectors = builder.sdiv(builder.add(args[5], context.get_constant(types.intp, VECTOR - 1)), width)
+        begin32 = builder.trunc(args[3], ir.IntType(32))
+        undefined = ir.Constant(integers, ir.Undefined)
+        splat = ir.Constant(integers, [0] * VECTOR)
+        total, squares = cgutils.alloca_once(builder, vector), cgutils.alloca_once(builder, vector)
+        with cgutils.for_range(builder, n_vectors) as group:
+            lane = builder.mul(group.index, width)
+            low, high = (builder.load(at(p, lane, vector), align=4) for p in (low_at, high_at))
+            lowest, beyond = (builder.load(at(p, lane, integers), align=4) for p in (first_at, last_at))
+            builder.store(zero, total)
+            builder.store(zero, squares)
+            with cgutils.for_range(builder, rows) as rank:
+                offset = builder.mul(rank.index, stride)
+                address = builder.add(builder.ptrtoint(top, stride.type), offset)
+                row = builder.inttoptr(address, top.type)
+                x = builder.load(at(row, lane, vector), align=4)
+                x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+                x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
+                k = builder.add(begin32, builder.trunc(rank.index, ir.IntType(32)))
+                k = builder.insert_element(undefined, k, ir.Constant(ir.IntType(32), 0))
+                k = builder.shuffle_vector(k, undefined, splat)
+                inside = builder.and_(
+                    builder.icmp_signed("<=", lowest, k), builder.icmp_signed("<", k, beyond)
+                )
+                x = builder.select(inside, x, zero)
+                builder.store(builder.fadd(builder.load(total), x), total)
+                builder.store(builder.fadd(builder.load(squares), builder.fmul(x, x)), squares)
+            builder.store(builder.load(total), at(sum_at, lane, vector), align=4)
+            builder.store(builder.load(squares), at(squares_at, lane, vector), align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _bounds_of(first, last, lanes):
+    """Smallest first and largest last rank of all lanes."""
+    begin, end = first[0], last[0]
+    for lane in range(lanes):
+        begin, end = min(begin, first[lane]), max(end, last[lane])
+    return begin, end
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _deviation(first, last, lane, work):
+    """Standard deviation of one lane from the sums of `_sum_clipped`."""
+    n = np.float32(last[lane] - first[lane])
+    total = work[_SUM, lane]
+    spread = work[_SQUARES, lane] - total * (total / n)
+    spread = spread if spread > np.float32(0) else np.float32(0)
+    return np.sqrt(spread / (n - np.float32(1)))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _run_median(values, first, last, lane):
+    count = last - first
+    return np.float32(0.5) * (values[first + (count - 1) // 2, lane] + values[first + count // 2, lane])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _run_quantile(values, first, last, lane, position):
+    """Value at a fractional rank of the kept run, linear between ranks."""
+    k = int(position)
+    fraction = np.float32(position - k)
+    lower = values[first + k, lane]
+    upper = values[min(first + k + 1, last - 1), lane]
+    return lower + fraction * (upper - lower)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _winsorized_scale(values, first, last, lanes, quantiles, work):
+    """Fill the scales of `work` from its centres, the medians of the kept."""
+    for lane in range(lanes):
+        top = last[lane] - first[lane] - 1
+        work[_LOW, lane] = _run_quantile(values, first[lane], last[lane], lane, quantiles[0] * top)
+        work[_HIGH, lane] = _run_quantile(values, first[lane], last[lane], lane, (1.0 - quantiles[1]) * top)
+        work[_DONE, lane] = np.float32(0)
+    begin, end = _bounds_of(first, last, lanes)
+    _sum_clipped(values, first, last, begin, end, lanes, work)
+    for lane in range(lanes):
+        work[_SCALE, lane] = _deviation(first, last, lane, work)
+    for _ in range(MAX_SCALE_STEPS):
+        for lane in range(lanes):
+            reach = np.float32(1.5) * work[_SCALE, lane]
+            work[_LOW, lane] = work[_CENTRE, lane] - reach
+            work[_HIGH, lane] = work[_CENTRE, lane] + reach
+        _sum_clipped(values, first, last, begin, end, lanes, work)
+        n_open = 0
+        for lane in range(lanes):
+            scale = work[_SCALE, lane]
+            new = np.float32(1.134) * _deviation(first, last, lane, work)
+            frozen = work[_DONE, lane] > np.float32(0)
+            stop = (np.abs(new - scale) <= np.float32(0.0005) * scale) | frozen
+            work[_SCALE, lane] = scale if frozen else new
+            work[_DONE, lane] = np.float32(1) if stop else np.float32(0)
+            n_open += 0 if stop else 1
+        if n_open == 0:
+            break
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _cut_by_scale(values, first, last, lanes, kappa_low, kappa_high, work, changed):
+    """Narrow every run to ``centre - kl s <= v <= centre + kh s``; note which lanes changed."""
+    for lane in range(lanes):
+        a, b, s = first[lane], last[lane], work[_SCALE, lane]
+        if s > np.float32(0):
+            low = work[_CENTRE, lane] - kappa_low * s
+            high = work[_CENTRE, lane] + kappa_high * s
+            while a < b and values[a, lane] < low:
+                a += 1
+            while b > a and values[b - 1, lane] > high:
+                b -= 1
+        changed[lane] = b > a and (a != first[lane] or b != last[lane])
+        if changed[lane]:
+            first[lane], last[lane] = a, b
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _cut_by_line(values, first, last, lanes, kappa_low, kappa_high, work, changed):
+    """One round of the linear fit clip on every lane."""
+    zero = np.float32(0)
+    begin, end = first[0], last[0]
+    for lane in range(lanes):
+        begin, end = min(begin, first[lane]), max(end, last[lane])
+        work[_CENTRE, lane] = np.float32(first[lane]) + np.float32(0.5) * np.float32(
+            last[lane] - first[lane] - 1
+        )
+        work[_LEVEL, lane], work[_SLOPE, lane], work[_SCALE, lane] = zero, zero, zero
+    for k in range(begin, end):
+        rank = np.float32(k)
+        for lane in range(lanes):
+            v = values[k, lane] if (first[lane] <= k) & (k < last[lane]) else zero
+            work[_LEVEL, lane] += v
+            work[_SLOPE, lane] += (rank - work[_CENTRE, lane]) * v
+    for lane in range(lanes):
+        n = np.float32(last[lane] - first[lane])
+        work[_LEVEL, lane] /= n
+        work[_SLOPE, lane] /= n * (n * n - np.float32(1)) / np.float32(12)
+    for k in range(begin, end):
+        rank = np.float32(k)
+        for lane in range(lanes):
+            residual = np.abs(
+                values[k, lane] - (work[_LEVEL, lane] + work[_SLOPE, lane] * (rank - work[_CENTRE, lane]))
+            )
+            work[_SCALE, lane] += residual if (first[lane] <= k) & (k < last[lane]) else zero
+    for lane in range(lanes):
+        a, b = first[lane], last[lane]
+        s = work[_SCALE, lane] / np.float32(b - a)
+        if s > zero:
+            low, high, origin, step = -kappa_low * s, kappa_high * s, work[_LEVEL, lane], work[_SLOPE, lane]
+            middle = work[_CENTRE, lane]
+            while a < b and values[a, lane] - (origin + step * (np.float32(a) - middle)) < low:
+                a += 1
+            while b > a and values[b - 1, lane] - (origin + step * (np.float32(b - 1) - middle)) > high:
+                b -= 1
+        changed[lane] = b > a and (a != first[lane] or b != last[lane])
+        if changed[lane]:
+            first[lane], last[lane] = a, b
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _store_run(values, a, b, count, lane, home, runs, bounds):
+    """Write the final run of one lane, widened to values equal to its ends."""
+    if count == 0:
+        runs[0, home] = 0
+        runs[1, home] = 0
+        bounds[0, home] = np.float32(np.inf)
+        bounds[1, home] = np.float32(-np.inf)
+        bounds[2, home] = np.float32(np.nan)
+        return
+    while a > 0 and values[a - 1, lane] == values[a, lane]:
+        a -= 1
+    while b < count and values[b, lane] == values[b - 1, lane]:
+        b += 1
+    runs[0, home] = a
+    runs[1, home] = b
+    bounds[0, home] = values[a, lane]
+    bounds[1, home] = values[b - 1, lane]
+    bounds[2, home] = _run_median(values, a, b, lane)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _reject_lanes(values, n_rows, count, lanes, code, kappas, quantiles, runs, bounds, scratch):
+    """Find the kept run of every lane of a sorted block; `values` is used up.
+
+    Fills ``runs`` (first, last rank) and ``bounds`` (lowest kept, highest kept, median of the kept). Lanes that
+    are finished are squeezed out of the block, so later rounds cost only what still changes.
+    """
+    index, first, last, changed, work = scratch
+    active = 0
+    for lane in range(lanes):
+        index[active] = lane
+        first[active], last[active] = 0, count[lane]
+        active += 1
+    for rounds in range(MAX_ROUNDS + 1):
+        keep = 0
+        for lane in range(active):
+            a, b = first[lane], last[lane]
+            home = index[lane]
+            if b - a <= 3 or code == 0 or rounds == MAX_ROUNDS or (rounds > 0 and not changed[lane]):
+                _store_run(values, a, b, count[home], lane, home, runs, bounds)
+                continue
+            if keep != lane:
+                for k in range(n_rows):
+                    values[k, keep] = values[k, lane]
+                index[keep], first[keep], last[keep] = home, a, b
+            keep += 1
+        active = keep
+        if active == 0:
+            return
+        if code == 3:
+            _cut_by_line(values, first, last, active, kappas[0], kappas[1], work, changed)
+            continue
+        for lane in range(active):
+            work[_CENTRE, lane] = _run_median(values, first[lane], last[lane], lane)
+        if code == 2:
+            _winsorized_scale(values, first, last, active, quantiles, work)
+        else:
+            for lane in range(active):
+                work[_LOW, lane] = np.float32(-np.inf)
+                work[_HIGH, lane] = np.float32(np.inf)
+            begin, end = _bounds_of(first, last, active)
+            _sum_clipped(values, first, last, begin, end, active, work)
+            for lane in range(active):
+                work[_SCALE, lane] = _deviation(first, last, lane, work)
+        _cut_by_scale(values, first, last, active, kappas[0], kappas[1], work, changed)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _load_lanes(values, starts, boxes, maps, map_starts, members, n, place, lanes, raw, block, count):
+    """Copy the samples of one row of lanes twice, missing ones as +inf, and count the valid ones."""
+    channel, y, x0 = place
+    inf = np.float32(np.inf)
+    for i in range(lanes):
+        count[i] = 0
+    for m in range(n):
+        source = members[m]
+        top, left, right = boxes[source, 0], boxes[source, 2], boxes[source, 3]
+        width = right - left
+        begin, end = max(left, x0), min(right, x0 + lanes)
+        if end - begin < lanes:
+            for i in range(lanes):
+                raw[m, i] = inf
+        at = starts[source] + (channel * (boxes[source, 1] - top) + y - top) * width + begin - left
+        samples = values[at : at + end - begin]
+        target = raw[m, begin - x0 : end - x0]
+        for i in range(end - begin):
+            v = samples[i]
+            target[i] = v if v - v == np.float32(0) else inf
+        if map_starts[source] >= 0:
+            at = map_starts[source] + (y - top) * width + begin - left
+            shares = maps[at : at + end - begin]
+            for i in range(end - begin):
+                target[i] = target[i] if shares[i] > np.float32(0) else inf
+        for i in range(lanes):
+            v = raw[m, i]
+            block[m, i] = v
+            count[i] += np.int32(1) if v < inf else np.int32(0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _accumulate(
+    raw, maps, map_starts, boxes, members, n, place, lanes, weights, unit, pivot, bounds, sums, part
+):
+    """Sum the kept samples of all sources: w, then (with w = 1 if `unit`) w, w d, w^2, w^2 d, w^2 d^2."""
+    channel, y, x0 = place
+    zero, one = np.float32(0), np.float32(1)
+    sums[:, :lanes] = zero
+    for m in range(n):
+        source = members[m]
+        weight = weights[source, channel]
+        for i in range(lanes):
+            d = raw[m, i] - pivot[i]
+            kept = (d >= bounds[0, i]) & (d <= bounds[1, i])
+            part[0, i] = d if kept else zero
+            part[1, i] = weight if kept else zero
+        if map_starts[source] >= 0:
+            left, right = boxes[source, 2], boxes[source, 3]
+            begin, end = max(left, x0), min(right, x0 + lanes)
+            at = map_starts[source] + (y - boxes[source, 0]) * (right - left) + begin - left
+            shares = maps[at : at + end - begin]
+            target = part[1, begin - x0 : end - x0]
+            for i in range(end - begin):
+                # Where nothing is kept the weight may be anything, NaN too.
+                target[i] = target[i] * shares[i] if target[i] > zero else zero
+        for i in range(lanes):
+            sums[0, i] += part[1, i]
+        if unit:
+            for i in range(lanes):
+                part[1, i] = one if part[1, i] > zero else zero
+        for i in range(lanes):
+            w, d = part[1, i], part[0, i]
+            sums[1, i] += w
+            sums[2, i] += w * d
+        for i in range(lanes):
+            w, d = part[1, i] * part[1, i], part[0, i]
+            sums[3, i] += w
+            sums[4, i] += w * d
+            sums[5, i] += w * d * d
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _write_lanes(sums, pivot, bounds, runs, count, lanes, median, image, weight, variance, low, high):
+    """Turn sums into the combined value, its weight and variance and the numbers of rejected samples."""
+    nan = np.float32(np.nan)
+    for i in range(lanes):
+        kept = runs[1, i] - runs[0, i]
+        low[i] = runs[0, i]
+        high[i] = count[i] - runs[1, i]
+        if kept == 0 or not sums[1, i] > np.float32(0):
+            image[i], weight[i], variance[i] = nan, np.float32(0), nan
+            continue
+        shift = sums[2, i] / sums[1, i]
+        image[i] = pivot[i] + (bounds[2, i] if median else shift)
+        weight[i] = sums[0, i]
+        if kept < 2:
+            variance[i] = nan
+            continue
+        spread = sums[5, i] - shift * (np.float32(2) * sums[4, i] - shift * sums[3, i])
+        spread = max(spread, np.float32(0)) / (sums[1, i] * sums[1, i])
+        spread *= np.float32(kept) / np.float32(kept - 1)
+        variance[i] = np.float32(np.pi / 2) * spread if median else spread
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def combine_rows(
+    values, starts, boxes, weights, maps, map_starts, code, kappas, quantiles, median, r0, r1,
+    image, weight, coverage, variance, rejected_low, rejected_high,
+):  # fmt: skip
+    """Combine the rows ``r0 <= y < r1`` of a pool into the output arrays."""
+    n_channels, _, n_cols = image.shape
+    n_sources = starts.size
+    width = max(1, -(-n_cols // max(1, -(-n_cols // LANES))))
+    padded = -(-width // VECTOR) * VECTOR
+    # Lanes beyond the width are sorted along with the rest; they only must hold numbers.
+    block = np.zeros((max(1, n_sources), padded), np.float32)
+    raw = np.empty_like(block)
+    count, pivot = np.empty(width, np.int32), np.empty(width, np.float32)
+    runs, bounds = np.empty((2, width), np.int32), np.empty((3, width), np.float32)
+    scratch = (
+        np.empty(width, np.int32), np.zeros(padded, np.int32), np.zeros(padded, np.int32),
+        np.empty(width, np.bool_), np.zeros((7, padded), np.float32),
+    )  # fmt: skip
+    sums, part = np.empty((6, width), np.float32), np.empty((2, width), np.float32)
+    members = np.empty(n_sources, np.int64)
+    n_blocks = -(-n_cols // width)
+    near, n_near = np.empty((n_blocks, n_sources), np.int64), np.zeros(n_blocks, np.int64)
+    for part_x in range(n_blocks):
+        for source in range(n_sources):
+            if boxes[source, 2] < (part_x + 1) * width and boxes[source, 3] > part_x * width:
+                near[part_x, n_near[part_x]] = source
+                n_near[part_x] += 1
+    coverage[r0:r1] = 0
+    for channel in range(n_channels):
+        # Rows outside, columns inside: every source is then read along its rows, as memory likes it.
+        for y in range(r0, r1):
+            for part_x in range(n_blocks):
+                x0 = part_x * width
+                lanes = min(width, n_cols - x0)
+                x1 = x0 + lanes
+                n = 0
+                for k in range(n_near[part_x]):
+                    source = near[part_x, k]
+                    if boxes[source, 0] <= y < boxes[source, 1] and weights[source, channel] > np.float32(0):
+                        members[n] = source
+                        n += 1
+                if n == 0:
+                    image[channel, y, x0:x1] = np.float32(np.nan)
+                    variance[channel, y, x0:x1] = np.float32(np.nan)
+                    weight[channel, y, x0:x1] = np.float32(0)
+                    rejected_low[channel, y, x0:x1] = 0
+                    rejected_high[channel, y, x0:x1] = 0
+                    continue
+                place = (channel, y, x0)
+                _load_lanes(
+                    values, starts, boxes, maps, map_starts, members, n, place, lanes, raw, block, count
+                )
+                seen = coverage[y, x0:x1]
+                for i in range(lanes):
+                    seen[i] = max(seen[i], np.uint16(count[i]))
+                _sort_rows(block, n)
+                for i in range(lanes):
+                    pivot[i] = block[(count[i] - 1) // 2, i] if count[i] > 0 else np.float32(0)
+                for k in range(n):
+                    for i in range(lanes):
+                        block[k, i] -= pivot[i]
+                _reject_lanes(block, n, count, lanes, code, kappas, quantiles, runs, bounds, scratch)
+                _accumulate(
+                    raw, maps, map_starts, boxes, members, n, place, lanes, weights, median, pivot, bounds,
+                    sums, part,
+                )  # fmt: skip
+                _write_lanes(
+                    sums, pivot, bounds, runs, count, lanes, median, image[channel, y, x0:x1],
+                    weight[channel, y, x0:x1], variance[channel, y, x0:x1],
+                    rejected_low[channel, y, x0:x1], rejected_high[channel, y, x0:x1],
+                )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ __all__ = ["PHASE", "run", "survey"]
 PHASE = "phase0_survey"
 # Headers handed to a worker process at once: one header takes about a millisecond, a round trip as much.
 BATCH = 64
+# What IMAGETYP says of frames that show no sky; hot pixels and dust could pass for stars.
+CALIBRATION = re.compile(r"\b(dark|flat|bias|offset|zero)", re.IGNORECASE)
 
 
 def read_batch(paths: Sequence[str]) -> list[FrameInfo | LeftOut]:
@@ -25,7 +28,12 @@ def read_batch(paths: Sequence[str]) -> list[FrameInfo | LeftOut]:
     found: list[FrameInfo | LeftOut] = []
     for path in paths:
         try:
-            found.append(read_frame_info(Path(path)))
+            info = read_frame_info(Path(path))
+            if CALIBRATION.search(info.image_type):
+                raise SkipItem(
+                    "frame_not_light", f"{path}: IMAGETYP is {info.image_type}", type=info.image_type
+                )
+            found.append(info)
         except SkipItem as skip:
             found.append(
                 LeftOut(path, PHASE, skip.key, {k: v for k, v in skip.values.items() if k != "path"})

@@ -66,7 +66,8 @@ def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -
     SkipItem
         The frame is empty, or shows too few stars.
     """
-    low, high = np.nanmin(data), np.nanmax(data)
+    finite = data if data.dtype.kind == "u" else data[np.isfinite(data)]
+    low, high = (finite.min(), finite.max()) if finite.size else (math.nan, math.nan)
     if not low < high:
         raise SkipItem("frame_empty", f"{info.path}: every pixel is {low}", value=float(low))
     luminance, planes, offset, scale = _planes(info, data)

@@ -1,0 +1,167 @@
+"""The CUDA text itself: compiles for every architecture without spilling, and only real library calls are made."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulated_device import COMPILER, SimulatedDevice, signatures
+
+from zemosaic_core import resample
+from zemosaic_core.gpu import combine, kernels
+from zemosaic_core.gpu.launch import Queue
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = (61, 75, 86, 89, 90, 120)
+VARIANTS = [
+    ("smoke", ()),
+    ("decode", ()),
+    ("stream", ()),
+    ("sample", ("-DLANCZOS=0",)),
+    ("sample", ("-DLANCZOS=1",)),
+    *(("filters", (f"-DSIDE={side}",)) for side in (3, 5, 7)),
+    ("combine", ("-DSTORAGE=1",)),
+    ("combine", ("-DSTORAGE=2",)),
+]
+
+
+@functools.cache
+def compiler():
+    """CuPy's wrapper of NVRTC; both come as wheels and need neither a driver nor a card."""
+    module = pytest.importorskip("cupy.cuda.compiler")
+    nvrtc = pytest.importorskip("cupy.cuda").nvrtc
+    try:
+        nvrtc.getVersion()
+    except (RuntimeError, ImportError) as error:
+        pytest.skip(f"NVRTC is not installed: {error}")
+    return module
+
+
+def spills(name: str, options: tuple[str, ...], arch: int) -> list[str]:
+    """Compile to machine code and return the complaints: lines that report a spill."""
+    program = compiler()._NVRTCProgram(kernels.source(name), f"{name}.cu", (), (), method="cubin")
+    log = io.StringIO()
+    flags = ("-std=c++17", "--fmad=false", f"-arch=sm_{arch}", "--ptxas-options=-v", *options)
+    binary, _ = program.compile(flags, log)
+    assert binary
+    reports = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log.getvalue())
+    assert len(reports) == len(signatures(kernels.source(name)))
+    return [f"{name} {options} sm_{arch}: {s}" for s in reports if s != ("0", "0")]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_kernel_compiles_for_every_architecture_without_spills(arch):
+    assert [s for name, options in VARIANTS for s in spills(name, options, arch)] == []
+
+
+def register_sizes(arch: int) -> list[int]:
+    limit = combine.OLD_REGISTER_LIMIT if arch < combine.OLD_CAPABILITY else combine.REGISTER_SIZES[-1]
+    return [size for size in combine.REGISTER_SIZES if size <= limit]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_sorting_in_registers_does_not_spill(arch):
+    small = [size for size in register_sizes(arch) if size <= 16]
+    assert [s for n in small for s in spills("combine", ("-DSTORAGE=0", f"-DNMAX={n}"), arch)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_sorting_many_samples_in_registers_does_not_spill(arch):
+    large = [size for size in register_sizes(arch) if size > 16]
+    assert [s for n in large for s in spills("combine", ("-DSTORAGE=0", f"-DNMAX={n}"), arch)] == []
+
+
+def test_all_sources_are_listed_and_need_no_headers():
+    folder = Path(kernels.__file__).parent
+    assert sorted(path.stem for path in folder.glob("*.cu")) == sorted(kernels.NAMES)
+    for name in kernels.NAMES:
+        text = kernels.source(name)
+        assert "#include" not in text
+        assert "__syncthreads" not in text
+        assert signatures(text)
+
+
+def test_constants_agree_with_the_python_side():
+    text = kernels.source("combine")
+    assert f"#define TILE_W {combine.TILE_W}\n" in text
+    assert f"#define TILE_H {combine.TILE_H}\n" in text
+    assert f"{float(resample.LANCZOS_ROWS)}f" in kernels.source("sample")
+
+
+def attribute_chains(path: Path) -> set[str]:
+    """Dotted names below CuPy or its runtime that a file uses."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        parts = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if isinstance(node, ast.Name):
+            parts.append(node.id)
+        chain = ".".join(reversed(parts))
+        for root, real in (
+            ("self._cupy.", "cupy."),
+            ("cupy.", "cupy."),
+            ("self._runtime.", "cupy.cuda.runtime."),
+        ):
+            if chain.startswith(root):
+                found.add(real + chain[len(root) :])
+        if chain.startswith("runtime."):
+            found.add("cupy.cuda." + chain)
+    return found
+
+
+def test_only_library_functions_that_exist_are_called():
+    cupy = pytest.importorskip("cupy")
+    used = {
+        c for f in ("device", "probe") for c in attribute_chains(ROOT / "zemosaic_core" / "gpu" / f"{f}.py")
+    }
+    assert "cupy.cuda.runtime.memcpyAsync" in used
+    for chain in sorted(used):
+        thing = cupy
+        for part in chain.split(".")[1:]:
+            thing = getattr(thing, part)
+    for name in ("memcpyAsync", "memsetAsync"):
+        assert getattr(cupy.cuda.runtime, name).__doc__.startswith(name)
+
+
+def test_64_bit_places_in_large_pools():
+    """A pool beyond 2^31 samples is never allocated in a test; the text must not compute its places in 32 bits."""
+    text = kernels.source("combine")
+    assert "(long long)channel * (box[1] - box[0]) * width + offset" in text
+    assert "(long long)(y - box[0]) * width" in text
+    assert "#define AT(k) column[(long long)(k) * stride]" in text
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a host C++ compiler")
+def test_the_card_refuses_what_a_real_one_would_punish():
+    device = SimulatedDevice()
+    queue = Queue(device)
+    out = device.empty((8,), np.float32)
+    source = kernels.source("smoke")
+    with pytest.raises(AssertionError, match="float64"):
+        queue.launch_1d(source, "smoke", 8, (out, 8, np.float64(1), np.float32(0)))
+    with pytest.raises(AssertionError, match="arguments"):
+        queue.launch_1d(source, "smoke", 8, (out, 8, np.float32(1)))
+    with pytest.raises(TypeError, match="Implicit conversion"):
+        np.asarray(out)
+    queue.launch_1d(source, "smoke", 9, (out, 9, np.float32(1), np.float32(0)))
+    with pytest.raises(AssertionError, match="outside"):
+        queue.finish()
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a host C++ compiler")
+def test_queued_work_notices_memory_that_is_gone():
+    device = SimulatedDevice()
+    stream = device.stream()
+    array = device.empty((4,), np.float32)
+    device.copy_in(array, np.zeros(4, np.float32), stream)
+    del array
+    with pytest.raises(AssertionError, match="given back"):
+        device.synchronize(stream)

@@ -8,6 +8,7 @@ from PySide6.QtCore import QRectF, Qt
 from PySide6.QtGui import QColor, QImage, QPainter, QPaintEvent
 from PySide6.QtWidgets import QWidget
 
+from zemosaic_ui.growing_mosaic import GrowingMosaic
 from zemosaic_ui.picture_loader import Picture, PictureLoader
 from zemosaic_ui.qt.session import Session
 from zemosaic_ui.run_state import RunState
@@ -25,6 +26,7 @@ class LivePreview(QWidget):
         super().__init__()
         self.session = session
         self._loader = PictureLoader()
+        self._growing = GrowingMosaic()
         self._state: RunState | None = None
         self._asked_tiles = 0
         self._asked_version = -1
@@ -45,23 +47,27 @@ class LivePreview(QWidget):
             self._asked_tiles, self._asked_version = 0, -1
             self._tiles.clear()
             self._mosaic = None
+            self._growing.reset()
             self.update()
         while self._asked_tiles < len(state.tiles):
             tile = state.tiles[self._asked_tiles]
             self._asked_tiles += 1
             if tile.preview_path:
                 self._loader.ask(("tile", tile.tile_id), tile.preview_path, TILE_PX)
+            elif not state.preview_path:
+                self._growing.add(tile.path)
         if state.preview_path and state.preview_version != self._asked_version:
             self._asked_version = state.preview_version
             self._loader.ask("mosaic", state.preview_path, MOSAIC_PX)
-        for picture in self._loader.take():
+        grown = self._growing.take()
+        for picture in (*self._loader.take(), *(() if grown is None or state.preview_path else (grown,))):
             self._take(picture)
 
     def _take(self, picture: Picture) -> None:
         image = QImage(
             picture.rgba, picture.width, picture.height, 4 * picture.width, QImage.Format.Format_RGBA8888
         ).copy()
-        if picture.key == "mosaic":
+        if picture.key in ("mosaic", "growing"):
             self._mosaic = image
         else:
             self._tiles[picture.key[1]] = image
@@ -70,6 +76,7 @@ class LivePreview(QWidget):
     def close_loader(self) -> None:
         """End the thread that decodes."""
         self._loader.close()
+        self._growing.close()
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """Draw the mosaic, or the tiles, or a word of patience."""

@@ -264,7 +264,7 @@ def _fill_pool(
     )
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _add_to_sums(samples, maps, use_map, weights, sums, counts):
     """Add one source to float64 sums of w, w x, w^2, w^2 x, w^2 x^2 and to the counts."""
     for c in range(samples.shape[0]):
@@ -287,7 +287,7 @@ def _add_to_sums(samples, maps, use_map, weights, sums, counts):
                     counts[c, y, x] += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _finish_sums(sums, counts, image, weight, variance, coverage):
     for c in range(image.shape[0]):
         for y in range(image.shape[1]):

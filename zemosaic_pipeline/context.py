@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ import psutil
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.manifest import STATE_FOLDER
+from zemosaic_pipeline.child import start_child
 from zemosaic_pipeline.events import (
     PHASES,
     EtaUpdated,
@@ -44,6 +45,9 @@ log = logging.getLogger(__name__)
 def leave_ctrl_c_to_the_parent() -> None:
     """Ignore the interrupt that a terminal sends to every process: only the one that talks to the user acts on it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+ETA_TRUST_S = 2.0
 
 
 class CancelToken:
@@ -86,23 +90,6 @@ def private_bytes() -> int:
             continue
         total += info.rss - getattr(info, "shared", 0)
     return total
-
-
-def _start_child(parent_pid: int) -> None:
-    """Prepare a worker process: Ctrl-C is the parent's business, and without a parent there is no work.
-
-    A worker waits for its next item on a pipe it holds both ends of; it would wait for ever when the parent is
-    killed.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent_pid:
-            time.sleep(1.0)
-        os._exit(1)
-
-    if os.name == "posix":
-        threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def make_folder(path: Path) -> None:
@@ -236,8 +223,8 @@ class RunContext:
         self._phase = ""
         self._phase_items = 0
         self._phase_details: dict[str, Any] = {}
-        self._share_done = 0.0
-        self._started = time.perf_counter()
+        self._planned_s: dict[str, float] = {}
+        self._phase_started = time.perf_counter()
         self._last_eta = 0.0
 
     def say(self, key: str, level: str = "INFO", /, **values: Any) -> None:
@@ -257,12 +244,11 @@ class RunContext:
         self.memory.take_peak()
         self._phase, self._phase_items, self._phase_details = name, 0, {}
         self.report(PhaseStarted(name, total))
-        start = time.perf_counter()
+        self._phase_started = start = time.perf_counter()
         with self.policy.phase(name):
             yield
         seconds = time.perf_counter() - start
         peak = self.memory.take_peak()
-        self._share_done += PHASES[name][1]
         self.phases.append(PhaseRecord(name, seconds, peak, self._phase_items, self._phase_details))
         self.report(PhaseFinished(name, seconds, peak))
 
@@ -271,11 +257,25 @@ class RunContext:
         self._phase_items = done
         self.report(PhaseProgress(self._phase, done, total, item))
         now = time.perf_counter()
-        if total > 0 and now - self._last_eta > 1.0:
+        if total > 0 and now - self._last_eta > 1.0 and self._planned_s:
             self._last_eta = now
-            share = self._share_done + PHASES[self._phase][1] * done / total
-            if share > 1.0:
-                self.report(EtaUpdated((now - self._started) * (100.0 - share) / share))
+            self.report(EtaUpdated(self._remaining_s(done / total)))
+
+    def expect(self, seconds_by_phase: Mapping[str, float]) -> None:
+        """Take the times the plan expects; from then on the run can say when it may end."""
+        self._planned_s = dict(seconds_by_phase)
+
+    def _remaining_s(self, share: float) -> float:
+        """Return the seconds left: the planned times, stretched as the run has been slower or faster than planned."""
+        order = list(PHASES)
+        position = order.index(self._phase)
+        planned = [self._planned_s.get(phase, 0.0) for phase in order]
+        done = sum(planned[:position]) + share * planned[position]
+        left = sum(planned[position + 1 :]) + (1 - share) * planned[position]
+        spent = sum(record.seconds for record in self.phases) + time.perf_counter() - self._phase_started
+        # Two planned seconds of trust keep a slow first second from promising hours.
+        pace = (spent + ETA_TRUST_S) / (done + ETA_TRUST_S)
+        return left * pace
 
     def leave_out(self, path: str, phase: str, key: str, /, **values: Any) -> LeftOut:
         """Note that a frame is not used; the caller's loop goes on. Any name may be among the values."""
@@ -303,7 +303,7 @@ class RunContext:
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(
-                max_workers=self.workers, mp_context=spawn, initializer=_start_child, initargs=(os.getpid(),)
+                max_workers=self.workers, mp_context=spawn, initializer=start_child, initargs=(os.getpid(),)
             )
         return self._pool
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import zipfile
 from collections import defaultdict
 from dataclasses import dataclass
@@ -11,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from zemosaic_core import background, cfa, hot_pixels, stars
+from zemosaic_core import hot_pixels, stars
 from zemosaic_core.errors import RunFailed, SkipItem
-from zemosaic_io.fits_read import content_key, read_window
-from zemosaic_io.fits_write import atomic_path
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest
 from zemosaic_pipeline.context import RunContext, make_folder
-from zemosaic_pipeline.plan import MeasureOptions
+from zemosaic_pipeline.measure import ARRAY_NAMES, MeasureOptions, measure_frame
 from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.records import Frame, FrameMeasure
 
@@ -27,11 +24,6 @@ __all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "measure_frame", "run"]
 PHASE = "phase1_prepare"
 # Part of the key of stored measurements: raise it when their meaning changes.
 MEASURE_VERSION = 1
-APERTURE_FWHM = 1.5
-# A frame with fewer stars can neither be matched nor judged.
-MIN_STARS = 8
-STAR_COLUMNS = ("x", "y", "flux", "peak", "fwhm_px", "elongation", "snr")
-ARRAY_NAMES = {*STAR_COLUMNS, "channel_flux", "sky", "noise", "mesh", "hot"}
 
 log = logging.getLogger(__name__)
 
@@ -42,103 +34,6 @@ class Prepared:
 
     frames: tuple[tuple[Frame, FrameMeasure], ...]
     hot_pixels: dict[int, np.ndarray]
-
-
-def _planes(info: FrameInfo, data: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Return luminance, half-size colour planes, the luminance's pixel offset and the planes' scale."""
-    if info.kind == "cfa":
-        return cfa.luminance(data), cfa.superpixel(data, info.cfa_pattern), 0.5, 2.0
-    planes = np.asarray(data, dtype=np.float32)
-    planes = planes[None] if planes.ndim == 2 else planes
-    filled = np.where(np.isfinite(planes), planes, np.nanmedian(planes)).astype(np.float32)
-    return filled.mean(axis=0), filled, 0.0, 1.0
-
-
-def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
-    """Return everything that is measured on one frame as named arrays.
-
-    ``x y flux peak fwhm_px elongation snr`` per star (frame px, brightest first), ``channel_flux`` (C, n),
-    ``sky noise`` (C,),
-    ``mesh`` (C, ny, nx) with cells of ``mesh_cell_px`` frame pixels, ``hot`` flat indices.
-
-    Raises
-    ------
-    SkipItem
-        The frame is empty, or shows too few stars.
-    """
-    finite = data if data.dtype.kind == "u" else data[np.isfinite(data)]
-    low, high = (finite.min(), finite.max()) if finite.size else (math.nan, math.nan)
-    if not low < high:
-        raise SkipItem("frame_empty", f"{info.path}: every pixel is {low}", value=float(low))
-    luminance, planes, offset, scale = _planes(info, data)
-    saturation = 65000.0 if data.dtype == np.uint16 else None
-    found = stars.detect_stars(
-        luminance,
-        threshold_sigma=options.detect_sigma,
-        max_stars=options.max_stars,
-        saturation=saturation,
-        offset=(offset, offset),
-    )
-    if len(found.x) < MIN_STARS:
-        raise SkipItem(
-            "frame_too_few_stars",
-            f"{info.path}: {len(found.x)} stars, {MIN_STARS} needed",
-            stars=len(found.x),
-            needed=MIN_STARS,
-        )
-    statistics = [background.sky_statistics(plane) for plane in planes]
-    fwhm = float(np.nanmedian(found.fwhm_px))
-    plane_offset = (scale - 1) / 2
-    channel_flux = stars.aperture_fluxes(
-        planes,
-        (found.x - plane_offset) / scale,
-        (found.y - plane_offset) / scale,
-        max(2.0, APERTURE_FWHM * fwhm / scale),
-    )
-    find_hot = options.find_hot_pixels and info.kind == "cfa"
-    return {
-        **{column: getattr(found, column) for column in STAR_COLUMNS},
-        "channel_flux": channel_flux,
-        "sky": np.array([s for s, _ in statistics], dtype=np.float32),
-        # A half-size green plane is the mean of two pixels; the noise of one pixel is what weights need.
-        "noise": np.array([s for _, s in statistics], dtype=np.float32) * _noise_scale(info),
-        "mesh": background.sky_mesh(planes, round(options.mesh_cell_px / scale)),
-        "hot": hot_pixels.find_candidates(data) if find_hot else np.empty(0, np.int64),
-    }
-
-
-def _noise_scale(info: FrameInfo) -> np.ndarray:
-    if info.kind == "cfa":
-        return np.array([1.0, math.sqrt(2.0), 1.0], dtype=np.float32)
-    return np.float32(1.0)
-
-
-def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure | SkipItem:
-    """Measure one frame and store its arrays in the file given; runs in a worker process.
-
-    Raises
-    ------
-    SaveFailed
-        The arrays cannot be written.
-    """
-    info, options, arrays_path = task
-    try:
-        data = read_window(info, 0, info.shape_hw[0])
-        key = content_key(info)
-        arrays = measure_arrays(info, data, options)
-    except SkipItem as skip:
-        return skip
-    with atomic_path(arrays_path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-    return FrameMeasure(
-        content_key=key,
-        sky_adu=tuple(map(float, arrays["sky"])),
-        noise_adu=tuple(map(float, arrays["noise"])),
-        n_stars=len(arrays["x"]),
-        fwhm_px=float(np.nanmedian(arrays["fwhm_px"])),
-        elongation=float(np.nanmedian(arrays["elongation"])),
-        arrays_path=arrays_path,
-    )
 
 
 def _stored(manifest: Manifest, info: FrameInfo, options: MeasureOptions) -> tuple[str, FrameMeasure | None]:

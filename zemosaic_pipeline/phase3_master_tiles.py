@@ -32,10 +32,12 @@ from zemosaic_utils import coadd_on_grid
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 2
+TILE_VERSION = 3
 MAP_ERROR_PX = 0.005
 # The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
 RAMP_DECIMATION = 4
+# Fields of a tile that JSON gives back as lists.
+TUPLES = ("origin_yx", "shape_hw", "noise_adu", "covered_bbox", "flux_gain")
 
 log = logging.getLogger(__name__)
 
@@ -135,9 +137,15 @@ class _TileFacts:
         self.rejected = 0
         self.variance: list[list[np.ndarray]] = [[] for _ in range(n_channels)]
         self.coverage: list[np.ndarray] = []
+        self.rows: list[np.ndarray] = []
+        self.columns: np.ndarray | None = None
 
     def add(self, block: CoaddBlock) -> None:
         n_channels = len(block.image)
+        touched = block.coverage > 0
+        self.rows.append(touched.any(axis=1))
+        columns = touched.any(axis=0)
+        self.columns = columns if self.columns is None else self.columns | columns
         self.samples += int(block.coverage.sum(dtype=np.int64)) * n_channels
         self.rejected += int(block.rejected_low.sum(dtype=np.int64) + block.rejected_high.sum(dtype=np.int64))
         covered = block.coverage[::7, ::7]
@@ -150,9 +158,27 @@ class _TileFacts:
         joined = [np.concatenate(parts) if parts else np.empty(0) for parts in self.variance]
         return tuple(float(np.sqrt(np.median(v))) if len(v) else float("nan") for v in joined)
 
+    def covered_bbox(self) -> tuple[int, int, int, int]:
+        """Return rows and columns, end exclusive, around all covered pixels; empty at 0 when there are none."""
+        rows, columns = np.flatnonzero(np.concatenate(self.rows)), np.flatnonzero(self.columns)
+        if not len(rows):
+            return 0, 0, 0, 0
+        return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
     def median_coverage(self) -> float:
         joined = np.concatenate(self.coverage) if self.coverage else np.empty(0)
         return float(np.median(joined)) if len(joined) else 0.0
+
+
+def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: RunPlan) -> tuple[float, ...]:
+    """Return what brings the stack of frames to the flux scale of the clear ones; 1 when they were brought there."""
+    gains = np.array([frame.gain for frame in frames], dtype=float)
+    if plan.stack.normalise == "linear_fit":
+        return (1.0,) * plan.n_channels
+    transparency = np.where(np.isfinite(gains) & (gains > 0), 1 / np.where(gains > 0, gains, 1.0), 1.0)
+    if plan.stack.rule.combine == "median":
+        return tuple(map(float, 1 / np.median(transparency, axis=0)))
+    return tuple(map(float, 1 / np.average(transparency, axis=0, weights=np.maximum(weights, 1e-12))))
 
 
 def _tile_cards(
@@ -308,6 +334,8 @@ def create_tile(
         noise_adu=facts.noise(),
         rejected_fraction=facts.rejected / facts.samples if facts.samples else 0.0,
         median_coverage=facts.median_coverage(),
+        covered_bbox=facts.covered_bbox(),
+        flux_gain=_flux_gain(frames, weights, plan),
     )
 
 
@@ -354,10 +382,12 @@ def _stored_tile(
         return None
     try:
         path = folder / Path(record["path"]).name
+        if not path.is_file():
+            return None
         tile = MasterTile(
             **{
                 **record["tile"],
-                **{k: tuple(record["tile"][k]) for k in ("origin_yx", "shape_hw", "noise_adu")},
+                **{k: tuple(record["tile"][k]) for k in TUPLES},
                 # Frames and groups are numbered anew in every run.
                 "tile_id": group.group_id,
                 "frames": tuple(frame.solved.frame.index for frame in frames),

@@ -97,19 +97,28 @@ def tile_photometry(
     for tile in tiles:
         context.cancel.check()
         thumbs.append(_thumbnail(store, tile))
+    # Gains from thousands of star fluxes are better than any from the contrast of an overlap, where a gradient and a
+    # gain look much alike; overlaps are asked only when the stars could not tell.
+    gains = np.ones((len(tiles), plan.n_channels))
+    if plan.assembly.photometric_match and one_flux_scale:
+        gains = np.array([tile.flux_gain for tile in tiles])
+    scaled = [
+        replace(thumb, medians=thumb.medians * gain[:, None, None].astype(np.float32))
+        for thumb, gain in zip(thumbs, gains, strict=True)
+    ]
     pairs = [
         pair
         for i, j in combinations(range(len(tiles)), 2)
-        if (pair := _pair(i, j, thumbs, tiles)) is not None
+        if (pair := _pair(i, j, scaled, tiles)) is not None
     ]
-    # Gains from thousands of star fluxes are better than any from the contrast of an overlap, where a gradient and a
-    # gain look much alike; overlaps are asked only when the stars could not tell.
-    from_stars = one_flux_scale and plan.stack.normalise == "linear_fit"
     options = TileOptions(
-        fit_gain=plan.assembly.photometric_match and not from_stars,
+        fit_gain=plan.assembly.photometric_match and not one_flux_scale,
         fit_plane=plan.assembly.match_background and plan.assembly.gradient,
     )
     solution = solve_tiles(len(tiles), pairs, plan.n_channels, options=options)
+    terms = solution.terms.copy()
+    terms[..., 0] *= gains
+    solution = replace(solution, terms=terms)
     if not plan.assembly.match_background:
         solution = replace(
             solution, terms=_gains_only(solution.terms, thumbs, plan.assembly.photometric_match)
@@ -154,14 +163,18 @@ class Canvas:
 
 
 def canvas_of(tiles: Sequence[MasterTile], grid: MosaicGrid, crop: bool) -> Canvas:
-    """Return the bounding box of the tiles, or the whole grid."""
-    if not crop:
+    """Return the box around all covered pixels, or the whole grid."""
+    boxes = [
+        (tile.origin_yx[0] + y0, tile.origin_yx[0] + y1, tile.origin_yx[1] + x0, tile.origin_yx[1] + x1)
+        for tile in tiles
+        for y0, y1, x0, x1 in (tile.covered_bbox,)
+        if y0 < y1
+    ]
+    if not crop or not boxes:
         return Canvas((0, 0), grid.shape_hw)
-    y0 = min(tile.origin_yx[0] for tile in tiles)
-    x0 = min(tile.origin_yx[1] for tile in tiles)
-    y1 = max(tile.origin_yx[0] + tile.shape_hw[0] for tile in tiles)
-    x1 = max(tile.origin_yx[1] + tile.shape_hw[1] for tile in tiles)
-    return Canvas((y0, x0), (y1 - y0, x1 - x0))
+    tops, bottoms, lefts, rights = zip(*boxes, strict=True)
+    y0, x0 = min(tops), min(lefts)
+    return Canvas((y0, x0), (max(bottoms) - y0, max(rights) - x0))
 
 
 def _sources(tiles: Sequence[MasterTile], terms: np.ndarray, canvas: Canvas) -> list[CoaddSource]:
@@ -330,27 +343,32 @@ class _Depth:
         self._store = store
         self._canvas = canvas
 
-    def _parts(self, y0: int, y1: int) -> Iterator[tuple[int, MasterTile, int, int, tuple[slice, slice]]]:
-        """Yield number, tile, its rows, and where they lie in canvas rows ``y0..y1``."""
+    def _parts(
+        self, y0: int, y1: int
+    ) -> Iterator[tuple[int, MasterTile, tuple[int, int, int, int], tuple[slice, slice]]]:
+        """Yield number, tile, its window, and where that lies in canvas rows ``y0..y1``."""
+        width = self._canvas.shape_hw[1]
         for i, tile in enumerate(self._tiles):
             top = tile.origin_yx[0] - self._canvas.origin_yx[0]
             left = tile.origin_yx[1] - self._canvas.origin_yx[1]
             a, b = max(y0, top), min(y1, top + tile.shape_hw[0])
-            if a < b:
-                place = (slice(a - y0, b - y0), slice(left, left + tile.shape_hw[1]))
-                yield i, tile, a - top, b - top, place
+            c, d = max(0, left), min(width, left + tile.shape_hw[1])
+            if a < b and c < d:
+                window = (a - top, b - top, c - left, d - left)
+                yield i, tile, window, (slice(a - y0, b - y0), slice(c, d))
 
     def rows(self, y0: int, y1: int) -> np.ndarray:
         """Return the counts of canvas rows ``y0..y1`` as float32."""
         total = np.zeros((y1 - y0, self._canvas.shape_hw[1]), np.float32)
-        for _, tile, first, last, place in self._parts(y0, y1):
-            total[place] += self._store.read_coverage(tile.tile_id, first, last)
+        for _, tile, window, place in self._parts(y0, y1):
+            total[place] += self._store.read_coverage(tile.tile_id, *window)
         return total
 
     def variance_rows(self, y0: int, y1: int, terms: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """Return the variance of canvas rows ``y0..y1``: sum (w g)^2 v / (sum w)^2 over the tiles.
 
-        Tiles share no frame, so their errors are independent.
+        Tiles share no frame, so their errors are independent. Where a single frame of a tile is left, which cannot
+        tell its own scatter, the typical noise of the tile stands in, scaled to one frame.
 
         Parameters
         ----------
@@ -362,18 +380,19 @@ class _Depth:
         Returns
         -------
         ndarray, shape (C, y1 - y0, W), float32
-            ADU^2; NaN where a tile that counts does not know its own variance (fewer than two frames).
+            ADU^2; NaN where nothing is known: no pixel, or a tile of a single frame.
         """
         total = np.zeros(weight.shape, np.float64)
-        for i, tile, first, last, place in self._parts(y0, y1):
-            window = (tile.tile_id, first, last, 0, tile.shape_hw[1])
-            weights = self._store.read_weight(*window).astype(np.float64)
-            variance = self._store.read_variance(*window).astype(np.float64)
+        for i, tile, window, place in self._parts(y0, y1):
+            weights = self._store.read_weight(tile.tile_id, *window).astype(np.float64)
+            variance = self._store.read_variance(tile.tile_id, *window).astype(np.float64)
+            frames = self._store.read_coverage(tile.tile_id, *window)
+            of_one_frame = np.array(tile.noise_adu)[:, None, None] ** 2 * tile.median_coverage
+            variance = np.where(np.isfinite(variance), variance, of_one_frame / np.maximum(frames, 1))
             factor = (weights * terms[i, :, 0, None, None]) ** 2
             total[:, *place] += np.where(weights > 0, factor * variance, 0.0)
-        return np.where(weight > 0, total / np.maximum(weight, 1e-30).astype(np.float64) ** 2, np.nan).astype(
-            np.float32
-        )
+        known = weight > 0
+        return np.where(known, total / np.where(known, weight, 1.0) ** 2, np.nan).astype(np.float32)
 
 
 def _rms(per_channel: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from zemosaic_gpu_policy import Decision, GpuPolicy
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_pipeline.events import Reporter
+from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_settings import Settings
 from zemosaic_utils import MAX_BLOCK_ROWS
@@ -78,18 +79,6 @@ class Machine:
             folder = folder.parent
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return Machine(cores, psutil.virtual_memory().available, shutil.disk_usage(folder).free)
-
-
-@dataclass(frozen=True)
-class MeasureOptions:
-    """How frames are measured and judged."""
-
-    quality_sigma: float
-    exclude_flagged: bool
-    find_hot_pixels: bool
-    detect_sigma: float = 5.0
-    max_stars: int = 600
-    mesh_cell_px: int = 64
 
 
 @dataclass(frozen=True)

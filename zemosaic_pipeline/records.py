@@ -194,6 +194,10 @@ class MasterTile:
         Typical noise of a pixel per channel, ADU.
     rejected_fraction : float
         Share of the samples that were rejected.
+    covered_bbox : tuple of int
+        Rows y0, y1 and columns x0, x1 of the tile, end exclusive, that hold all covered pixels.
+    flux_gain : tuple of float
+        Factor per channel that brings the tile to the common flux scale, by the stars of its frames.
     """
 
     tile_id: int
@@ -205,6 +209,8 @@ class MasterTile:
     noise_adu: tuple[float, ...]
     rejected_fraction: float
     median_coverage: float
+    covered_bbox: tuple[int, int, int, int]
+    flux_gain: tuple[float, ...]
 
 
 @dataclass(frozen=True)

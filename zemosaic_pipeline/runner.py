@@ -181,6 +181,7 @@ class _ClassicRun:
                 policy=context.policy,
                 preplanned=self.selection.groups,
             )
+            context.expect({row.phase: row.seconds for row in plan.rows})
         with context.phase(phase1_prepare.PHASE, len(frames)):
             if not plan.resume:
                 manifest.keep_only(set())

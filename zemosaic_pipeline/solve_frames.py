@@ -30,7 +30,8 @@ from zemosaic_io.solvers.base import SolveOutcome, Solver, SolveRequest
 from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
 from zemosaic_io.solvers.embedded import check_wcs
 from zemosaic_pipeline.context import RunContext
-from zemosaic_pipeline.phase1_prepare import STAR_COLUMNS, Prepared
+from zemosaic_pipeline.measure import STAR_COLUMNS
+from zemosaic_pipeline.phase1_prepare import Prepared
 from zemosaic_pipeline.plan import SolveOptions
 from zemosaic_pipeline.pointings import field_deg, pointing_labels
 from zemosaic_pipeline.records import Frame, FrameMeasure, Solution, SolvedFrame

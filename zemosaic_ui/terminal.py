@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import PurePath
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -16,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zemosaic_io.manifest import load_json
 from zemosaic_pipeline.events import (
     PHASES,
     Event,
@@ -115,6 +117,8 @@ class Display:
             self._left_out(state)
         if state.status is RunStatus.SUCCESS:
             self._outputs(state)
+            if self.verbosity is not Verbosity.QUIET and "report" in state.outputs:
+                self._summary(load_json(state.outputs["report"]))
             if self.verbosity is not Verbosity.QUIET:
                 self.say("run_finished", "SUCCESS", clock=self.texts.clock(elapsed_s))
         elif state.status is RunStatus.CANCELLED:
@@ -143,6 +147,25 @@ class Display:
             # No folding: a path that is cut into lines cannot be copied.
             table.add_row(self._kind(kind), Text(path, no_wrap=True, overflow="ignore"))
         self.console.print(table, soft_wrap=True, highlight=False)
+
+    def _summary(self, report: dict[str, Any]) -> None:
+        """Print what became of the frames, how large the mosaic is, and what each phase cost."""
+        table = Table(show_header=False, box=box.SIMPLE, padding=(0, 2))
+        mosaic = report["mosaic"]
+        used, found = report["frames_used"], report["frames_found"]
+        table.add_row(self.texts("summary.frames"), f"{used} / {found}", "")
+        table.add_row(self.texts("summary.tiles"), str(len(report["tiles"])), "")
+        size = f"{mosaic['width']} × {mosaic['height']} px, {mosaic['scale_arcsec']:.3f}″/px"
+        table.add_row(self.texts("summary.mosaic"), size, "")
+        table.add_section()
+        for phase in report["phases"]:
+            name = self._phase_name(phase["phase"])
+            table.add_row(name, f"{phase['seconds']:.1f} s", self.texts.size(phase["peak_bytes"]))
+        table.add_section()
+        planned = self.texts("summary.planned", size=self.texts.size(report["planned_peak_bytes"]))
+        total = f"{self.texts.size(report['peak_bytes'])} ({planned})"
+        table.add_row(self.texts("summary.total"), f"{report['seconds']:.1f} s", total)
+        self.console.print(table)
 
     def _kind(self, kind: str) -> str:
         key = f"output.{kind}"

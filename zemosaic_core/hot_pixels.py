@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from scipy import ndimage
 
 __all__ = ["detect_and_correct", "find_candidates", "persistent", "repair_cfa"]
 
@@ -248,6 +247,9 @@ def detect_and_correct(
     ValueError
         When a number or the shape is not usable.
     """
+    # Imported here: processes that only measure raw frames start without it.
+    from scipy import ndimage
+
     image = np.asarray(image)
     size = int(neighborhood_size) | 1
     if image.ndim not in (2, 3) or size < 3 or not threshold > 0:

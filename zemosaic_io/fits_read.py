@@ -11,13 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
 
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.sources import RawRows
 from zemosaic_io.headers import FrameInfo, HduInfo
 
-__all__ = ["content_key", "is_raw_uint16", "read_image", "read_plane_rows", "read_raw_rows", "read_window"]
+__all__ = [
+    "content_key",
+    "is_raw_uint16",
+    "read_image",
+    "read_image_and_key",
+    "read_plane_rows",
+    "read_raw_rows",
+    "read_window",
+]
 
 _STORED = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _HASH_CHUNK = 1 << 20
@@ -66,6 +73,23 @@ def read_window(info: FrameInfo, y0: int, y1: int, x0: int = 0, x1: int | None =
 def read_image(info: FrameInfo) -> np.ndarray:
     """Read the whole frame; see `read_window`."""
     return read_window(info, 0, info.shape_hw[0])
+
+
+def read_image_and_key(info: FrameInfo) -> tuple[np.ndarray, str]:
+    """Read the whole frame and its `content_key`, plain files only once.
+
+    Raises
+    ------
+    SkipItem
+        ``frame_unreadable`` or ``frame_truncated``.
+    """
+    # The key covers the bytes as they lie in the file; only these layouts are read in that order and whole.
+    if info.data_offset < 0 or not (info.axes == "hw" or (info.axes == "chw" and info.n_stored_planes == 3)):
+        return read_image(info), content_key(info)
+    stored = _read_stored_rows(info, 0, info.shape_hw[0])
+    digest = _start_digest(info)
+    digest.update(stored.view(np.uint8))
+    return _to_native(info, stored), digest.hexdigest()
 
 
 def read_raw_rows(info: FrameInfo, y0: int, y1: int) -> RawRows | None:
@@ -118,12 +142,17 @@ def content_key(info: FrameInfo) -> str:
     SkipItem
         ``frame_unreadable`` or ``frame_truncated``.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    layout = (info.shape_hw, info.axes, info.n_stored_planes, info.bitpix, info.bzero, info.bscale)
-    digest.update(repr(layout).encode())
+    digest = _start_digest(info)
     for chunk in _iter_pixel_bytes(info):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def _start_digest(info: FrameInfo) -> hashlib._Hash:
+    digest = hashlib.blake2b(digest_size=16)
+    layout = (info.shape_hw, info.axes, info.n_stored_planes, info.bitpix, info.bzero, info.bscale)
+    digest.update(repr(layout).encode())
+    return digest
 
 
 def _iter_pixel_bytes(info: FrameInfo) -> Iterator[bytes | memoryview]:
@@ -203,6 +232,9 @@ def _to_native(info: FrameInfo, stored: np.ndarray) -> np.ndarray:
 
 def _read_compressed(info: FrameInfo, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
     """Decompress only the tiles under the window."""
+    # Imported here: it takes a third of a second, and processes that measure plain files never need it.
+    from astropy.io import fits
+
     try:
         with fits.open(info.path, memmap=False, lazy_load_hdus=True) as hdus:
             section = hdus[info.hdu].section

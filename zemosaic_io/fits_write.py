@@ -9,9 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +20,7 @@ from astropy.io import fits
 from numpy.typing import DTypeLike
 
 from zemosaic_core.errors import SaveFailed
+from zemosaic_io.atomic import atomic_path, open_temporary, save_failed
 
 __all__ = ["ExtensionSpec", "StreamingFits", "atomic_path", "make_header", "write_image"]
 
@@ -119,11 +118,11 @@ class StreamingFits:
             header = make_header(s.cards, s.shape, s.dtype, extname=s.name)
             headers.append((s.name, header, s.shape, s.dtype))
         try:
-            self._temporary, self._file = _open_temporary(self.path)
+            self._temporary, self._file = open_temporary(self.path)
             self._lay_out(headers)
         except OSError as error:
             self.abort()
-            raise _save_failed(self.path, error) from error
+            raise save_failed(self.path, error) from error
 
     def _lay_out(self, headers: list) -> None:
         offset = 0
@@ -170,7 +169,7 @@ class StreamingFits:
                 self._file.seek(unit.data_offset + (p * unit.height + y0) * row_bytes)
                 self._file.write(memoryview(_to_stored(plane, unit).reshape(-1).view(np.uint8)))
         except OSError as error:
-            raise _save_failed(self.path, error) from error
+            raise save_failed(self.path, error) from error
         unit.written[y0 : y0 + height] = True
 
     def read_rows(self, y0: int, y1: int, ext: str | None = None) -> np.ndarray:
@@ -192,7 +191,7 @@ class StreamingFits:
                 if self._file.readinto(memoryview(stored[p].reshape(-1).view(np.uint8))) != stored[p].nbytes:
                     raise OSError(errno.EIO, "the temporary file is shorter than it should be")
         except OSError as error:
-            raise _save_failed(self.path, error) from error
+            raise save_failed(self.path, error) from error
         native = stored.astype(unit.stored.newbyteorder("="))
         if unit.bzero:
             native = (native.view(np.uint16) ^ np.uint16(0x8000)).astype(np.uint16)
@@ -217,7 +216,7 @@ class StreamingFits:
             self._file.close()
             os.replace(self._temporary, self.path)
         except OSError as error:
-            raise _save_failed(self.path, error) from error
+            raise save_failed(self.path, error) from error
         self._file = None
         self._temporary = None
         return self.path
@@ -238,29 +237,6 @@ class StreamingFits:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
-
-
-@contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary name beside ``path``; the file takes its final name when the block succeeds.
-
-    Raises
-    ------
-    SaveFailed
-        ``save_failed`` when the folder cannot be written or an `OSError` occurs inside the block.
-    """
-    path = Path(path)
-    temporary: Path | None = None
-    try:
-        temporary, file = _open_temporary(path)
-        file.close()
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _save_failed(path, error) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def write_image(
@@ -364,18 +340,6 @@ def _to_stored(plane: np.ndarray, unit: _Unit) -> np.ndarray:
     return np.clip(values.astype(np.float64) - unit.bzero, limits.min, limits.max).astype(unit.stored)
 
 
-def _open_temporary(path: Path) -> tuple[Path, Any]:
-    """Create a temporary file in the folder of ``path`` so that the final rename stays on one disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=".part", dir=path.parent)
-    if os.name == "posix":
-        # mkstemp makes the file private; results should obey the umask like every other file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.fchmod(handle, 0o666 & ~mask)
-    return Path(name), os.fdopen(handle, "r+b")
-
-
 def _claim_space(file: Any, size: int) -> None:
     """Make the file ``size`` bytes long and, where the system can, reserve the space."""
     file.truncate(size)
@@ -387,8 +351,3 @@ def _claim_space(file: Any, size: int) -> None:
             # Some file systems cannot reserve (EOPNOTSUPP, EINVAL); being full is the answer we asked for.
             if error.errno in _NO_SPACE:
                 raise
-
-
-def _save_failed(path: Path, error: Exception) -> SaveFailed:
-    reason = getattr(error, "strerror", None) or str(error)
-    return SaveFailed("save_failed", f"{path} could not be written: {reason}", path=str(path), reason=reason)

@@ -57,7 +57,7 @@ FEATHER_SHARE = 0.1
 # A tile is wider than its frames: they are dithered and turned against the grid by some degrees.
 TURNED = 1.2
 # Rates used for the expected time, measured on 2 cores with 1080x1920 frames; only the order of magnitude counts.
-MEASURE_S_PER_MPX_CORE = 0.12
+MEASURE_S_PER_MPX_CORE = 0.055
 SOLVE_S_PER_FRAME = 0.06
 STACK_S_PER_MPX_CORE = 0.125
 ASSEMBLE_S_PER_MPX = 0.2

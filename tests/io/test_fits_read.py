@@ -7,7 +7,14 @@ import pytest
 from astropy.io import fits
 
 from zemosaic_core.errors import SkipItem
-from zemosaic_io.fits_read import content_key, read_image, read_plane_rows, read_raw_rows, read_window
+from zemosaic_io.fits_read import (
+    content_key,
+    read_image,
+    read_image_and_key,
+    read_plane_rows,
+    read_raw_rows,
+    read_window,
+)
 from zemosaic_io.headers import iter_hdus, read_frame_info
 
 
@@ -142,3 +149,16 @@ def test_plane_rows_of_an_extension(tmp_path):
     rows = read_plane_rows(path, hdu, 2, 5)
     assert rows.dtype == np.float32
     np.testing.assert_array_equal(rows, data[None, 2:5])
+
+
+@pytest.mark.parametrize("planes", [0, 3, 4])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_image_and_key_in_one_read_are_those_of_two(tmp_path, planes, interleaved):
+    rng = np.random.default_rng(planes)
+    shape = (20, 30) if planes == 0 else (20, 30, planes) if interleaved else (planes, 20, 30)
+    path = tmp_path / "frame.fit"
+    fits.writeto(path, rng.integers(0, 65535, shape).astype(np.uint16))
+    info = read_frame_info(path)
+    image, key = read_image_and_key(info)
+    np.testing.assert_array_equal(image, read_image(info))
+    assert key == content_key(info)

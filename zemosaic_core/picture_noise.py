@@ -39,7 +39,10 @@ def smooth_known(plane: np.ndarray, known: np.ndarray, spacing: int) -> np.ndarr
     half = np.empty_like(plane)
     _smooth(plane, spacing, half, light)
     _smooth(known, spacing, half, seen)
-    return np.where(known > 0, light / np.maximum(seen, np.float32(1e-3)), np.float32(0.0))
+    np.maximum(seen, np.float32(1e-3), out=seen)
+    light /= seen
+    light *= known
+    return light
 
 
 def pixel_noise(plane: np.ndarray, known: np.ndarray) -> float:
@@ -107,12 +110,13 @@ def calm(
     for scale, threshold in enumerate(thresholds):
         spacing = 1 << scale
         smoother = smooth_known(current, known, spacing)
-        detail = current - smoother
+        detail = np.subtract(current, smoother, out=current)
         limit = np.float32(threshold * _noise_in_cells(detail, known, cells))
         largest = np.empty_like(detail)
         standing_out = np.maximum(detail, np.float32(-0.5) * detail) if scale < bright_scales else detail
         _largest_near(standing_out, spacing, largest)
         _add_shrunk(detail, largest, cells, limit, np.float32(keep), result)
+        del detail, standing_out, largest
         current = smoother
     result += current
     return result

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from zemosaic_core.apertures import aperture_fluxes
 from zemosaic_core.background import sky_mesh
 from zemosaic_core.picture_noise import calm, pixel_noise, smooth_known
-from zemosaic_core.stars import aperture_fluxes
 from zemosaic_core.statistics import clipped_median_sigma, mad_sigma, strided_sample
 
 __all__ = [
@@ -285,6 +285,7 @@ def preview_rgba(
         params = auto_stretch_params(image, p_low=p_low, p_high=p_high, asinh_a=asinh_a, apply_wb=apply_wb)
     known = np.isfinite(image).all(axis=0)
     light, colours = _light_and_colour(image, known, params)
+    del image
     if calm_noise and known.any():
         weight = known.astype(np.float32)
         light = calm(light, weight, *_CALM_LIGHT, bright_scales=2)

@@ -19,7 +19,7 @@ from zemosaic_core.cfa import debayer
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.coadd import GpuCoadd
-from zemosaic_core.gpu.combine import SampleTables, near_lists, storage_for
+from zemosaic_core.gpu.combine import SampleTables, geometry, launches, near_lists, storage_for
 from zemosaic_core.gpu.device import Device
 from zemosaic_core.gpu.filters import GpuBlur, GpuOutliers
 from zemosaic_core.gpu.launch import Queue
@@ -230,23 +230,20 @@ def combine_seconds(queue: Queue, values, maps, tables: SampleTables, rule: Comb
     counts = [device.empty(shape, np.uint16) for _ in range(2)]
     coverage = device.empty(shape[1:], np.uint16)
     scratch = device.empty((max(1, storage.scratch_bytes // 4),), np.float32)
-    args = (
-        values, *small, maps, *near, tiles_x, 0, *shape, REJECTION_CODES[rule.rejection],
-        np.float32(rule.kappa_low), np.float32(rule.kappa_high), np.float64(rule.winsor_limits[0]),
-        np.float64(rule.winsor_limits[1]), 0, floats[0], floats[1], coverage, floats[2], *counts, scratch,
+    before = (values, *small, maps, *near, tiles_x, 0, *shape)
+    after = (
+        REJECTION_CODES[rule.rejection], np.float32(rule.kappa_low), np.float32(rule.kappa_high),
+        np.float64(rule.winsor_limits[0]), np.float64(rule.winsor_limits[1]), 0, floats[0], floats[1], coverage,
+        floats[2], *counts, scratch,
     )  # fmt: skip
-    if storage.kind == 2:
-        grid, threads, shared = (min(storage.threads // 128, -(-shape[1] * shape[2] // 128)),), 128, 0
-    else:
-        threads = storage.threads
-        grid = (shape[1], -(-shape[2] // threads))
-        shared = 4 * storage.size * threads if storage.kind == 1 else 0
 
     def work() -> None:
-        queue.launch(
-            kernels.source("combine"), "combine_pool", grid, (threads,), args,
-            options=storage.options, shared_bytes=shared,
-        )  # fmt: skip
+        for first, rows in launches(storage, depth, shape):
+            grid, threads, shared = geometry(storage, rows, shape[2])
+            queue.launch(
+                kernels.source("combine"), "combine_pool", grid, (threads,), (*before, first, rows, *after),
+                options=storage.options, shared_bytes=shared,
+            )  # fmt: skip
 
     return best_seconds(work, queue.finish)
 

@@ -11,9 +11,11 @@ from simulated_device import COMPILER, SimulatedDevice
 
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.errors import Cancelled
+from zemosaic_core.gpu import combine
 from zemosaic_core.gpu.coadd import GpuCoadd
 from zemosaic_core.gpu.combine import near_counts, storage_for
 from zemosaic_core.gpu.device import DeviceInfo
+from zemosaic_core.gpu.reader import ReadAhead, parts_of_block
 from zemosaic_core.sources import CombineRule
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
@@ -176,3 +178,48 @@ def test_storage_follows_the_depth_and_the_card():
     ]
     assert kinds[8:] == [(0, 128), (0, 128), (0, 128), (0, 128), (1, 128), (1, 64), (1, 32), (2, 5504)]
     assert near_counts([(0, 5, 0, 5), (20, 30, 0, 200), (25, 26, 120, 140)], 64, 256) == 2
+
+
+@pytest.mark.parametrize("depth", [12, 100, 300])
+def test_many_small_launches_give_the_same_block(monkeypatch, depth):
+    """A launch is bounded, so that no system kills it; where it is cut changes nothing."""
+    pixels = FakePixels(depth, (13, 15), n_channels=1)
+    sources = make_sources(pixels, depth, (16, 18), turn=0.002)
+    device = SimulatedDevice(1 << 30, shared_bytes=100 * 128, drives_display=True)
+    body = GpuCoadd(pixels, sources, 18, 1, RULES["winsor"], "bilinear")
+    whole = body(device, 0, 16, None)
+    before = device.launches.count("combine_pool")
+    monkeypatch.setattr(combine, "LAUNCH_SAMPLES", (5 * 18 * depth,) * 3)
+    cut = body(device, 0, 16, None)
+    body.close()
+    assert (before, device.launches.count("combine_pool")) == (1, 5)
+    for name in ("image", "weight", "coverage", "variance", "rejected_low", "rejected_high"):
+        np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name))
+
+
+class SlowPixels(FakePixels):
+    """Notes which windows are asked for."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.asked = []
+
+    def read(self, key, y0, y1, x0, x1):
+        self.asked.append((key, y0))
+        return super().read(key, y0, y1, x0, x1)
+
+
+def test_the_next_block_is_read_while_the_card_works_on_this_one():
+    pixels = SlowPixels(4, (40, 40))
+    sources = make_sources(pixels, 4, (40, 40), scatter=0.0)
+    ahead = ReadAhead(pixels, raw=False, max_hot=10, threads=2)
+    this, following = (parts_of_block(sources, a, b, 40, "bilinear") for a, b in ((0, 20), (20, 40)))
+    for index in range(4):
+        assert ahead.take(this, index, following).planes.shape[0] == 3
+    assert [key for key, _ in pixels.asked[:4]] == [0, 1, 2, 3]
+    assert ahead.take(following, 0, []).planes is not None
+    assert len(pixels.asked) >= 6  # the first ones of the next block were asked for before they were taken
+    smaller = parts_of_block(sources, 20, 30, 40, "bilinear")  # the plan changed: what was read is of no use
+    window = ahead.take(smaller, 0, [])
+    np.testing.assert_array_equal(window.planes, pixels.read(0, *smaller[0].window))
+    ahead.close()

@@ -15,7 +15,17 @@ from zemosaic_core.gpu.launch import Queue
 from zemosaic_core.rejection import REJECTION_CODES
 from zemosaic_core.sources import CoaddBlock, CombineRule
 
-__all__ = ["SampleTables", "Storage", "combine_buffers", "combine_on_device", "near_counts", "storage_for"]
+__all__ = [
+    "SampleTables",
+    "Storage",
+    "combine_buffers",
+    "combine_on_device",
+    "geometry",
+    "launches",
+    "near_counts",
+    "near_lists",
+    "storage_for",
+]
 
 TILE_W, TILE_H = 128, 16
 # Sorted samples in registers: sizes that compile without spilling, checked for every architecture by the tests.
@@ -23,6 +33,9 @@ REGISTER_SIZES = (8, 16, 24, 32, 48, 64, 96)
 # Before Volta a thread runs out of registers earlier.
 OLD_CAPABILITY, OLD_REGISTER_LIMIT = 70, 48
 SCRATCH_BYTES = 64 << 20
+# Samples of one launch per kind of storage, about a tenth of a second on a slow card: the system kills a kernel
+# of two seconds on a card that drives a display, and a desktop that stands still is no better.
+LAUNCH_SAMPLES = (1 << 28, 1 << 26, 1 << 24)
 SCRATCH_THREADS = 1 << 16
 
 Box = tuple[int, int, int, int]
@@ -139,6 +152,22 @@ def near_lists(
     return lists, member[order], n_x, int(counts.max()) if counts.size else 0
 
 
+def launches(storage: Storage, depth: int, shape: tuple[int, int, int]) -> list[tuple[int, int]]:
+    """Cut the rows of a block into launches of bounded work: first row and number of rows of each."""
+    n_channels, height, width = shape
+    per_row = max(1, n_channels * width * depth)
+    rows = max(1, LAUNCH_SAMPLES[storage.kind] // per_row)
+    return [(first, min(rows, height - first)) for first in range(0, height, rows)]
+
+
+def geometry(storage: Storage, rows: int, width: int) -> tuple[tuple[int, ...], int, int]:
+    """Return grid, threads per block and bytes of shared memory of a launch."""
+    if storage.kind == 2:
+        return (min(storage.threads // 128, -(-rows * width // 128)),), 128, 0
+    shared = 4 * storage.size * storage.threads if storage.kind == 1 else 0
+    return (rows, -(-width // storage.threads)), storage.threads, shared
+
+
 def combine_on_device(
     queue: Queue,
     values: Any,
@@ -174,22 +203,19 @@ def combine_on_device(
     low, high = (device.empty(shape, np.uint16) for _ in range(2))
     coverage = device.empty(shape[1:], np.uint16)
     scratch = device.empty((storage.scratch_bytes // 4,), np.float32)
-    args = (
-        values, *pool, maps, map_starts, *near, n_tiles_x, row_phase, n_channels, height, width,
+    before = (values, *pool, maps, map_starts, *near, n_tiles_x, row_phase, n_channels, height, width)
+    after = (
         REJECTION_CODES[rule.rejection], np.float32(rule.kappa_low), np.float32(rule.kappa_high),
         np.float64(rule.winsor_limits[0]), np.float64(rule.winsor_limits[1]), int(rule.combine == "median"),
         image, weight, coverage, variance, low, high, scratch,
     )  # fmt: skip
-    if storage.kind == 2:
-        needed = -(-height * width // 128)
-        grid, threads, shared = (min(storage.threads // 128, needed),), 128, 0
-    else:
-        threads = storage.threads
-        grid = (height, -(-width // threads))
-        shared = 4 * storage.size * threads if storage.kind == 1 else 0
-    queue.launch(
-        kernels.source("combine"), "combine_pool", grid, (threads,), args,
-        options=storage.options, shared_bytes=shared,
-    )  # fmt: skip
+    for first, rows in launches(storage, depth, shape):
+        grid, threads, shared = geometry(storage, rows, width)
+        queue.launch(
+            kernels.source("combine"), "combine_pool", grid, (threads,), (*before, first, rows, *after),
+            options=storage.options, shared_bytes=shared,
+        )  # fmt: skip
+        if device.info.drives_display:
+            device.synchronize(queue.record())
     hosts = queue.download(image, weight, coverage, variance, low, high)
     return CoaddBlock(*hosts)

@@ -261,11 +261,11 @@ __device__ __forceinline__ float sample_at(
 // lists: the sources near output tile (ty, tx) of TILE_H x TILE_W pixels, the first row of the block being row
 // row_phase of the first tile, are
 // items[lists[ty * n_tiles_x + tx]] .. items[lists[ty * n_tiles_x + tx + 1] - 1].
-// Results: (n_channels, height, width), coverage (height, width).
+// Results: (n_channels, height, width), coverage (height, width). A launch does the n_rows rows from first_row.
 extern "C" __global__ void __launch_bounds__(128, 1) combine_pool(
     const float* values, const long long* starts, const int* boxes, const float* weights,
     const float* maps, const long long* map_starts, const int* lists, const int* items, int n_tiles_x, int row_phase,
-    int n_channels, int height, int width, int code, float kl, float kh, double q_low, double q_high, int median,
+    int n_channels, int height, int width, int first_row, int n_rows, int code, float kl, float kh, double q_low, double q_high, int median,
     float* image, float* weight, unsigned short* coverage, float* variance,
     unsigned short* rejected_low, unsigned short* rejected_high, float* scratch)
 {
@@ -274,8 +274,8 @@ extern "C" __global__ void __launch_bounds__(128, 1) combine_pool(
     int stride = gridDim.x * blockDim.x;
     int thread = blockIdx.x * blockDim.x + threadIdx.x;
     float* column = scratch + thread;
-    for (long long pixel = thread; pixel < (long long)height * width; pixel += stride) {
-        int y = (int)(pixel / width), x = (int)(pixel % width);
+    for (long long pixel = thread; pixel < (long long)n_rows * width; pixel += stride) {
+        int y = first_row + (int)(pixel / width), x = (int)(pixel % width);
 #else
 #if STORAGE == 1
     extern __shared__ float shared_column[];
@@ -285,7 +285,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) combine_pool(
     float v[NMAX];
 #endif
     {
-        int y = blockIdx.x, x = blockIdx.y * blockDim.x + threadIdx.x;
+        int y = first_row + blockIdx.x, x = blockIdx.y * blockDim.x + threadIdx.x;
         if (x >= width) return;
 #endif
         int tile = ((y + row_phase) / TILE_H) * n_tiles_x + x / TILE_W;

@@ -127,7 +127,7 @@ def test_selection_is_the_same_in_sky_and_table(dialog, qtbot):
 
 def test_rules_of_the_panel(dialog, qtbot):
     panels = dialog.panels
-    panels.distance.setValue(0.1)
+    panels.distance.setText("0.1")
     panels.distance_switch.click()
     settle(qtbot, dialog)
     assert dialog.frames.kept.sum() < 11

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QTimer, Signal
+from PySide6.QtCore import QLocale, QTimer, Signal
+from PySide6.QtGui import QDoubleValidator
 from PySide6.QtWidgets import (
     QButtonGroup,
     QComboBox,
-    QDoubleSpinBox,
     QLineEdit,
     QSizePolicy,
     QVBoxLayout,
@@ -198,20 +198,17 @@ class FilterPanels(QWidget):
 
     def _make_rules(self) -> None:
         self.distance_switch = Switch()
-        self.distance = QDoubleSpinBox()
-        self.distance.setRange(0.05, 180.0)
-        self.distance.setDecimals(2)
-        self.distance.setSingleStep(0.25)
-        self.distance.setValue(5.0)
-        self.distance.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)
-        self.distance.setMaximumWidth(80)
+        self.distance = QLineEdit("5")
+        self.distance.setObjectName("filter_distance")
+        self.distance.setValidator(QDoubleValidator(0.0, 180.0, 3, self))
+        self.distance.setMaximumWidth(70)
         self.distance_unit = label("muted")
         self.instrument = QComboBox()
         self.instrument.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.instrument.setMinimumWidth(120)
         self.need_wcs = Switch()
         self.distance_switch.toggled.connect(lambda _on: self._on_distance())
-        self.distance.valueChanged.connect(lambda _value: self._on_distance())
+        self.distance.editingFinished.connect(self._on_distance)
         self.instrument.activated.connect(self._on_instrument)
         self.need_wcs.toggled.connect(lambda on: self.frames.set_rules(need_wcs=on))
         body = self.rules_card.body
@@ -222,8 +219,8 @@ class FilterPanels(QWidget):
     # ------------------------------------------------------------------ rules
 
     def _on_distance(self) -> None:
-        on = self.distance_switch.isChecked()
-        value = self.distance.value() if on else None
+        number, known = QLocale.c().toDouble(self.distance.text().replace(",", "."))
+        value = number if self.distance_switch.isChecked() and known else None
         if value != self.frames.rules.max_distance_deg:
             self.frames.set_rules(max_distance_deg=value)
 

@@ -171,7 +171,7 @@ class FrameTable(QTreeView):
         header.setStretchLastSection(True)
         header.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
         header.sectionClicked.connect(self._on_header)
-        for column, width in enumerate((230, 156, 62, 104, 74, 54, 66, 74, 84, 160)):
+        for column, width in enumerate((230, 156, 76, 104, 90, 64, 84, 90, 90, 160)):
             self.setColumnWidth(column, width)
         self.selectionModel().selectionChanged.connect(self._on_selection)
         self.expanded.connect(lambda index: self._note_open(index, True))

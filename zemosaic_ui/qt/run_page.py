@@ -143,10 +143,10 @@ class RunPage(QWidget):
         left, right = scrolled(self.phases_card), scrolled(self.compute_card)
         self.phases_card.setObjectName("card")
         self.compute_card.setObjectName("card")
-        for pane, width in ((left, 300), (self.preview, 520), (right, 290)):
+        for pane, width in ((left, 330), (self.preview, 500), (right, 280)):
             self.middle.addWidget(pane)
             pane.setMinimumWidth(min(width, 240))
-        self.middle.setSizes([300, 520, 290])
+        self.middle.setSizes([330, 500, 280])
         self.middle.setStretchFactor(1, 1)
         self.middle.setChildrenCollapsible(False)
         self.vertical = QSplitter(Qt.Orientation.Vertical)

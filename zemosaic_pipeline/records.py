@@ -209,6 +209,7 @@ class MasterTile:
     noise_adu: tuple[float, ...]
     rejected_fraction: float
     median_coverage: float
+    map_error_px: float
     covered_bbox: tuple[int, int, int, int]
     flux_gain: tuple[float, ...]
 

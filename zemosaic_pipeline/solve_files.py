@@ -10,6 +10,7 @@ from typing import Any
 from astropy.wcs import WCS
 
 from zemosaic_core.errors import SkipItem
+from zemosaic_core.sphere import image_geometry
 from zemosaic_core.stars import detect_stars
 from zemosaic_io.headers import FrameInfo, linear_scale_arcsec, read_frame_info
 from zemosaic_io.solvers.base import Cancel, SolveOutcome, Solver, SolveRequest
@@ -56,6 +57,12 @@ class FileSolution:
         wcs = WCS(self.outcomes[-1].wcs_cards, relax=True)
         ra, dec = wcs.all_pix2world((width - 1) / 2, (height - 1) / 2, 0)
         return float(ra), float(dec)
+
+    @property
+    def rotation_deg(self) -> float:
+        """Position angle of the frame's +y axis, degrees east of north."""
+        assert self.info is not None
+        return image_geometry(WCS(self.outcomes[-1].wcs_cards, relax=True), self.info.shape_hw).rotation_deg
 
     @property
     def scale_arcsec(self) -> float:

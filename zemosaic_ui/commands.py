@@ -312,6 +312,8 @@ def _solution_line(solution: FileSolution, texts: Texts) -> Text:
             ra=ra,
             dec=dec,
             scale=solution.scale_arcsec,
+            rotation=solution.rotation_deg,
+            rms="?" if last.rms_px is None else f"{last.rms_px:.2f}",
             solver=last.solver,
             n="?" if last.n_matched is None else last.n_matched,
             seconds=last.seconds,

@@ -152,6 +152,7 @@ def test_report_tells_everything(small_run):
     assert all(phase["seconds"] >= 0 and phase["peak_bytes"] > 0 for phase in report["phases"])
     assert len(report["frames"]) == report["frames_used"]
     assert all(frame["solution"]["method"] == "header" for frame in report["frames"])
+    assert all(0 < tile["map_error_px"] <= 0.01 for tile in report["tiles"])
     page = (folder / "run_report.html").read_text(encoding="utf-8")
     assert "_report." not in page
     assert Path(small_run.outputs["preview"]).name in page

@@ -24,6 +24,7 @@ __all__ = ["FrameStore", "TileStore"]
 
 # A debayered pixel needs neighbours at 1 px, and each of these may be repaired from neighbours at up to 4 px.
 _MARGIN = 6
+_TRACE_WEIGHT = 1e-3
 
 
 class FrameStore:
@@ -55,7 +56,8 @@ class FrameStore:
         self._hot = {
             k: np.sort(np.asarray(v, dtype=np.int64)) for k, v in (hot_pixels or {}).items() if len(v)
         }
-        self._radial = radial
+        # A corner keeps a trace of weight: where it is all there is it must still show.
+        self._radial = None if radial is None else (*radial[:2], max(radial[2], _TRACE_WEIGHT))
         self._radial_maps: dict[tuple[int, int], np.ndarray] = {}
         self._lock = threading.Lock()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -137,29 +138,35 @@ def with_hot_pixels(setups: Sequence[FrameSetup], flat: Sequence[int], adu: floa
 
 @dataclass(frozen=True)
 class Result:
-    """A finished mosaic read back from its files."""
+    """A finished mosaic read back from its files; `load` it before another run takes its place."""
 
     report: dict[str, Any]
     outputs: dict[str, str]
+
+    def load(self) -> Result:
+        """Read everything now."""
+        assert self.image.shape[1:] == self.coverage.shape
+        assert self.wcs.has_celestial
+        return self
 
     @property
     def folder(self) -> Path:
         return Path(self.outputs["science"]).parent
 
-    @property
+    @cached_property
     def image(self) -> np.ndarray:
         data = fits.getdata(self.outputs["science"]).astype(np.float32)
         return data if data.ndim == 3 else data[None]
 
-    @property
+    @cached_property
     def header(self) -> fits.Header:
         return fits.getheader(self.outputs["science"])
 
-    @property
+    @cached_property
     def wcs(self) -> WCS:
         return WCS(self.header).celestial
 
-    @property
+    @cached_property
     def coverage(self) -> np.ndarray:
         return fits.getdata(self.outputs["coverage"]).astype(np.float32)
 

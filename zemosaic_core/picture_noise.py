@@ -198,10 +198,10 @@ def _fill_cells(detail, known, cell, cells):
 
 @njit(cache=True, nogil=True)
 def _largest_near(detail, spacing, result):
-    """Largest size within two taps both ways, neighbours counting by 5/8: one of 25 is sooner large by chance."""
+    """Largest size within two taps both ways, neighbours counting by 0.3."""
     height, width = detail.shape
     half = np.empty((height, width), dtype=np.float32)
-    share = np.float32(0.625)
+    share = np.float32(0.3)
     for y in range(height):
         row, out = detail[y], half[y]
         for x in range(width):

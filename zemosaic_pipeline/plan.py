@@ -447,7 +447,8 @@ def _estimate(
             "phase5_assemble", 1, assemble, science_disk, canvas_px / 1e6 * ASSEMBLE_S_PER_MPX, device, reason
         ),
         PlanRow("phase6_export", 1, PARENT_BYTES + 400_000_000, canvas_px // 4, 1 + canvas_px / 1e6 * 0.2),
-        PlanRow("phase7_cleanup", 1, PARENT_BYTES, -tiles_disk, 0.1),
+        # Tiles that a later run may use again stay; the cost of the run is then theirs too.
+        PlanRow("phase7_cleanup", 1, PARENT_BYTES, 0 if run.output.keep_state else -tiles_disk, 0.1),
     )
 
 

@@ -336,6 +336,7 @@ def create_tile(
         median_coverage=facts.median_coverage(),
         covered_bbox=facts.covered_bbox(),
         flux_gain=_flux_gain(frames, weights, plan),
+        map_error_px=max((source.pixel_map.max_error_px for source in sources), default=0.0),
     )
 
 

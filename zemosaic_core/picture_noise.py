@@ -77,11 +77,12 @@ def calm(
 ) -> np.ndarray:
     """Take the noise out of a plane and leave stars and nebulae as they are.
 
-    The plane is split into differences of ever smoother versions ("with holes", spacing 1, 2, 4 ... px). Where neither
-    a difference nor 0.3 of the largest one within two taps exceeds ``t = threshold * noise``, a difference is noise; where the largest one is
-    ``m``, the share ``1 - (t / m)^2`` remains (the non-negative garrote), which takes next to nothing from a star
-    and keeps the dark ring of the difference around it, without which the star would get a bright one. The noise
-    is measured in small cells, because a rim that few frames reach is noisier than the middle.
+    The plane is split into differences of ever smoother versions ("with holes", spacing 1, 2, 4 ... px). Where
+    neither a difference nor 0.3 of the largest one within two taps exceeds ``t = threshold * noise``, it is noise.
+    Where the larger of them is ``m``, the share ``1 - (t / m)^2`` remains (the non-negative garrote), which takes
+    next to nothing from a star and keeps the dark ring of the difference around it, without which the star would
+    get a bright one. The noise is measured in small cells, because a rim that few frames reach is noisier than the
+    middle.
 
     Parameters
     ----------

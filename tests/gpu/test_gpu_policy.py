@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -392,13 +393,44 @@ def test_the_ledger_is_json_lines_and_survives_a_read_only_place(tmp_path, insta
     run(make_policy(ledger_path=blocked / "ledger.jsonl"))
 
 
-def test_each_reason_has_a_sentence_and_a_phrase_in_every_language():
-    for language in ("en", "fr"):
-        texts = json.loads((ROOT / "locales" / f"{language}.json").read_text(encoding="utf-8"))
-        missing = [
-            k for r in Reason for k in (r.text_key, r.fallback_key) if k not in texts and r is not Reason.GPU
-        ]
-        assert not missing, (language, missing)
+EVENT_KEYS = {
+    "gpu_info_summary",
+    "stack_using_gpu",
+    "stack_using_cpu",
+    "phase5_using_gpu",
+    "phase5_using_cpu",
+    "gpu_op_using_gpu",
+    "gpu_op_using_cpu",
+    "gpu_chunking_rows",
+    "gpu_chunk_split",
+    "gpu_parity_ok",
+    "gpu_parity_differs",
+    "gpu_lease_waited",
+    "gpu_report_share",
+    "gpu_report_peak",
+    "gpu_report_repeated",
+    "gpu_summary_end",
+    "gpu_required",
+    "settings_bad_environment",
+    *(f"gpu_op_{op}" for op in ("stack", "assemble", "hot_pixels", "background", "stretch", "percentiles")),
+}
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_each_reason_and_event_has_a_text(language):
+    texts = json.loads((ROOT / "locales" / f"{language}.json").read_text(encoding="utf-8"))
+    wanted = (
+        EVENT_KEYS | {r.text_key for r in Reason} | {r.fallback_key for r in Reason if r is not Reason.GPU}
+    )
+    assert sorted(wanted - set(texts)) == []
+
+
+def test_each_key_the_recorder_uses_is_in_that_list():
+    source = (ROOT / "zemosaic_core" / "gpu" / "recorder.py").read_text(encoding="utf-8")
+    source += (ROOT / "zemosaic_gpu_policy.py").read_text(encoding="utf-8")
+    used = set(re.findall(r'"(gpu_[a-z_]+)"', source))
+    functions = {"gpu_phase", "gpu_status", "gpu_chunks", "gpu_share", "gpu_rows", "gpu_op"}
+    assert used - functions <= EVENT_KEYS, used - functions - EVENT_KEYS
 
 
 # --- availability ---------------------------------------------------------------------------------------------
@@ -677,6 +709,21 @@ def test_real_cupy_without_a_driver_tells_the_true_reason(tmp_path, home):
     assert told["done"] == [[0, 4, 1]]
     # With the driver file pretended, CuPy itself must say what is wrong (or be missing).
     assert told["really"] in ("driver_too_old", "no_device", "cupy_missing"), told
+
+
+def answer_from_a_process(queue):
+    status = gpu_status()
+    queue.put((status.reason.value, status.reason.fallback_key, "cupy" in sys.modules))
+
+
+@pytest.mark.skipif(probe_module.has_driver()[0], reason="this machine has an NVIDIA driver")
+def test_a_window_process_gets_the_reason_without_loading_cupy():
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=answer_from_a_process, args=(queue,))
+    process.start()
+    assert queue.get(timeout=60) == ("no_driver", "gpu_fallback_unavailable", False)
+    process.join()
 
 
 def test_asking_creates_no_context_and_works_from_threads():

@@ -445,8 +445,7 @@ class CupyDevice:
         if key not in self._kernels:
             self._step()
             module = self._cupy.RawModule(code=source, options=("-std=c++17", "--fmad=false", *options))
-            function = module.get_function(name)
-            function.compile()
+            function = module.get_function(name)  # compiles
             self._kernels[key] = _CupyKernel(function, self._step)
         return self._kernels[key]
 

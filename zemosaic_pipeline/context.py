@@ -22,6 +22,7 @@ import psutil
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.manifest import STATE_FOLDER
+from zemosaic_io.output_lock import OutputLock
 from zemosaic_pipeline.child import start_child
 from zemosaic_pipeline.events import (
     PHASES,
@@ -214,6 +215,8 @@ class RunContext:
         self.policy = policy
         self.workers = workers
         self.threads = threads
+        make_folder(self.state_dir)
+        self._lock = OutputLock(output_dir, self.state_dir)
         make_folder(self.work_dir)
         self.left_out: list[LeftOut] = []
         self.phases: list[PhaseRecord] = []
@@ -356,3 +359,4 @@ class RunContext:
         self.release_pool()
         self.memory.close()
         shutil.rmtree(self.work_dir, ignore_errors=True)
+        self._lock.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zemosaic_core.errors import RunFailed, SaveFailed, SettingsError
+from zemosaic_core.errors import RunFailed, SaveFailed, SettingsError, ZeMosaicError
 from zemosaic_io.manifest import Manifest
 from zemosaic_pipeline import (
     phase0_survey,
@@ -126,7 +126,7 @@ def run_classic(
             workers=worker_count(settings, machine),
             threads=machine.cores,
         )
-    except SaveFailed:
+    except ZeMosaicError:
         policy.close()
         raise
     run = _ClassicRun(settings, folder, selection, machine, context)

@@ -15,7 +15,7 @@ from typing import IO
 from zemosaic_core.errors import SaveFailed
 from zemosaic_io.solvers.base import Cancel, check_cancel
 
-__all__ = ["LaunchRate", "SolverSlots", "slots_from_environment"]
+__all__ = ["LaunchRate", "SolverSlots", "slots_from_environment", "try_lock"]
 
 _POLL_S = 0.05
 _TRUE_WORDS = ("1", "true", "on", "yes")
@@ -73,7 +73,7 @@ class SolverSlots:
             while True:
                 for slot in range(self.limit):
                     file = open(self.folder / f"slot_{slot}.lock", "ab")  # noqa: SIM115 - returned open
-                    if _try_lock(file):
+                    if try_lock(file):
                         return file
                     file.close()
                 check_cancel(cancel)
@@ -155,7 +155,8 @@ def _float(text: str | None, default: float) -> float:
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(file: IO[bytes]) -> bool:
+    def try_lock(file: IO[bytes]) -> bool:
+        """Lock an open file until it is closed; return whether nobody else has it."""
         try:
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -166,7 +167,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(file: IO[bytes]) -> bool:
+    def try_lock(file: IO[bytes]) -> bool:
+        """Lock an open file until it is closed; return whether nobody else has it."""
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 from pathlib import Path
@@ -142,3 +143,14 @@ def test_modules_to_run_and_files_named_exist(document):
         if re.fullmatch(rf"(?:{rooms}/)?[\w./]+\.(?:py|cu|json|stars)", name) and "/" in name:
             missing += [] if (ROOT / name).exists() else [name]
     assert missing == []
+
+
+def test_messages_quoted_in_the_guide_are_those_of_the_program():
+    """``"..."`` in the first column of the table of symptoms; three dots stand for anything."""
+    texts = json.loads(text_of(ROOT / "locales" / "en.json")).values()
+    guide = text_of(ROOT / "docs" / "guide.md")
+    quoted = re.findall(r'^\| [^|]*"([^"|]+)"[^|]* \|', guide, re.MULTILINE)
+    assert len(quoted) >= 5
+    for quote in quoted:
+        pattern = ".*".join(re.escape(part.strip()) for part in quote.split("..."))
+        assert any(re.search(pattern, text, re.IGNORECASE) for text in texts), quote

@@ -132,6 +132,7 @@ def run_classic(
     run = _ClassicRun(settings, folder, selection, machine, context)
     report(RunStarted(context.run_id, str(folder), str(output), tuple(PHASES)))
     try:
+        policy.check_required()
         outputs = run.execute()
         facts = run.facts(outputs, "success", None)
         outputs |= write_report(output, facts, settings.language)

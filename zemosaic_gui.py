@@ -64,6 +64,10 @@ class ZeMosaicGUI:
     # ------------------------------------------------------------------ building
 
     def _build(self) -> None:
+        style = ttk.Style(self.root)
+        if style.theme_use() == "default":
+            # The oldest look of Tk; the others belong to their systems.
+            style.theme_use("clam")
         self.root.geometry("980x680")
         self.root.minsize(720, 480)
         self.tabs = ttk.Notebook(self.root)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QRect, QSize, Qt, QTimer, QUrl
+from PySide6.QtCore import QEvent, QRect, QSize, Qt, QTimer, QUrl
 from PySide6.QtGui import (
     QCloseEvent,
     QDesktopServices,
@@ -552,7 +553,14 @@ def run_qt_main(config_path: str | None = None) -> int:
     window.start_page.ask_machine()
     for problem in session.problems:
         window.complain(session.texts.message(problem.key, problem.values))
-    return app.exec()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Python hears a signal when the window's timer next runs its code.
+        signal.signal(number, lambda *_: window.close())
+    code = app.exec()
+    # Widgets that outlive the application are torn down in no particular order when Python ends.
+    window.deleteLater()
+    app.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    return code
 
 
 if __name__ == "__main__":

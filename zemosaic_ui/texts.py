@@ -63,6 +63,15 @@ class Texts:
         """Return the reason why a frame is not used, without repeating its path."""
         return self.message(key, {"path": Path(path).name, **values} if path else dict(values))
 
+    def log_words(self, key: str, level: str, values: Mapping[str, Any]) -> str:
+        """Return one line for the log; a warning about a file begins with the file's name."""
+        path = str(values.get("path", ""))
+        if path and level == "WARN":
+            said = self.reason(key, {name: value for name, value in values.items() if name != "path"}, path)
+            name = path.replace("\\", "/").rsplit("/", 1)[-1]
+            return said if name in said else f"{name}: {said}"
+        return " ".join(self.message(key, values).splitlines())
+
     def _worded(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Put words in place of values that are text keys: ``op_key`` gives ``op``."""
         worded = dict(values)

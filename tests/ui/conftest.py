@@ -71,6 +71,7 @@ def make_window(session, _window, qtbot):
         _window.advanced_page.apply_search()
         _window.run_page.log.search.clear()
         _window.run_page.refresh(_window.controller)
+        _window.resize(1360, 860)
         _window.show_page("main")
         _window._show_run_state()
         _window.activateWindow()

@@ -134,7 +134,7 @@ class LogView(QWidget):
             line = self._todo.popleft()
             if _RANK[line.level] < least:
                 continue
-            text = self._words(line)
+            text = self.session.texts.log_words(line.key, line.level, line.values)
             if all(word in text.casefold() for word in words):
                 found.append((line, text))
         bar = self.view.verticalScrollBar()
@@ -144,15 +144,6 @@ class LogView(QWidget):
             self.view.scrollToBottom()
         if not self._todo:
             self._feed.stop()
-
-    def _words(self, line: LogLine) -> str:
-        text = self.session.texts
-        path = line.values.get("path", "")
-        if path and "{path}" not in line.key and line.level == "WARN":
-            said = text.reason(line.key, {k: v for k, v in line.values.items() if k != "path"}, str(path))
-            name = str(path).replace("\\", "/").rsplit("/", 1)[-1]
-            return said if name in said else f"{name}: {said}"
-        return " ".join(text.message(line.key, line.values).splitlines())
 
     def copy_selected(self) -> None:
         """Copy the selected lines, or all shown ones, to the clipboard."""

@@ -112,7 +112,7 @@ class RunView(ttk.Frame):
         self.log.configure(state="normal")
         for i in range(start, min(start + LINES_PER_TICK, len(state.log))):
             line = state.log[i]
-            words = self.texts.message(line.key, line.values)
+            words = self.texts.log_words(line.key, line.level, line.values)
             self.log.insert("end", f"{self.texts.clock(line.seconds):>8}  {words}\n", line.level)
             self._seen += 1
         self.log.configure(state="disabled")

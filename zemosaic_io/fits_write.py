@@ -224,7 +224,9 @@ class StreamingFits:
     def abort(self) -> None:
         """Drop everything written so far; nothing remains on disk. Does nothing after `commit`."""
         if self._file is not None:
-            self._file.close()
+            # On a full disk closing fails once more, on what is still buffered: nothing of it is wanted.
+            with suppress(OSError):
+                self._file.close()
             self._file = None
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)

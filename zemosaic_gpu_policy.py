@@ -263,10 +263,11 @@ class GpuPolicy:
             device.bind()
             device.release()
             memory = device.memory()
-            # Our own budget is the first line; the pool's limit catches what was not declared.
             self._budget = make_budget(
                 memory, device.info, memory_mb=self._memory_mb, overrides=self.overrides
             )
+            # The budget is the first line; the pool's own limit catches what was not declared.
+            device.limit_pool(self._budget.usable)
         except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
             fault = _fault_of(error)
         if fault is not None:
@@ -278,6 +279,21 @@ class GpuPolicy:
     def budget(self) -> Budget | None:
         """What may be used of the card, frozen for the run; None when there is none."""
         return self._budget if self.status.ok else None
+
+    def check_required(self) -> None:
+        """Fail at once, and not at the first heavy phase, when the GPU is a must and there is none.
+
+        Raises
+        ------
+        RunFailed
+            ``gpu_required``, with the reason.
+        """
+        status = self.status
+        if self.mode == "require" and not status.ok:
+            values = {"op": "run", "op_key": "gpu_op_run", "reason": status.reason.value}
+            values |= {"reason_key": status.reason_key, "detail": status.detail}
+            said = f"{status.reason.value} {status.detail}".strip()
+            raise RunFailed("gpu_required", f"the GPU is required but cannot be used: {said}", **values)
 
     def bind(self) -> None:
         """Open the card, if there is one, and make it current in the calling thread."""
@@ -447,6 +463,8 @@ class GpuPolicy:
     def close(self) -> None:
         """Empty the pools and record the sums of the run."""
         self.release("run")
+        if self._device is not None and self._pid == os.getpid():
+            self._device.limit_pool(0)
         sums = self.recorder.summary()
         chunks = {
             f"{side}_chunks": sum(op[f"{side}_chunks"] for op in sums["operations"].values())

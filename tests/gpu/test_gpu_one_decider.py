@@ -36,6 +36,7 @@ MAY_TOUCH = {
     "zemosaic_core/gpu/probe.py": {"choose_device_index", "classify", "has_driver"},  # facts, stage by stage
     "zemosaic_core/gpu/launch.py": {"classify"},  # waits for the card after an error
     "zemosaic_io/gpu_probe.py": {"has_driver", "remembered_status"},  # asks in another process
+    "cuda_utils.py": {"has_driver"},  # before CuPy is imported
     "zemosaic_utils.py": {"gpu_is_available", "gpu_status"},  # the public answers
     "zemosaic_align_stack.py": {"gpu_memory_sufficient"},  # the public answer
     "zemosaic_pipeline/doctor.py": {"gpu_status"},  # tells the user

@@ -317,6 +317,43 @@ def test_require_makes_every_fallback_an_error(install):
         run(policy)
 
 
+def test_require_is_checked_before_any_work(install):
+    with pytest.raises(RunFailed) as caught:
+        make_policy(mode="require").check_required()
+    assert caught.value.key == "gpu_required"
+    assert caught.value.values["reason"] != "gpu"
+    make_policy(mode="auto").check_required()
+    install(SimulatedDevice(64 << 20))
+    make_policy(mode="require").check_required()
+
+
+@pytest.mark.parametrize("lie", [3.0, 0.0])
+def test_a_driver_that_lies_about_free_memory(install, lie):
+    """Too much promised: chunks shrink when they do not fit. Nothing promised: the CPU, and the reason."""
+    device = install(SimulatedDevice(30_000, other=20_000))
+    device.free_lie = lie
+    policy = make_policy()
+    report = run(policy)
+    assert device.pool.used == 0
+    if lie:
+        assert (report.splits, report.cpu_rows) == (2, 0)
+    else:
+        assert report.decision.reason is Reason.INSUFFICIENT_MEMORY
+        (fallback,) = policy.summary()["fallbacks"]
+        assert fallback["key"] == "gpu_fallback_insufficient_memory"
+        assert fallback["needed_bytes"] > fallback["usable_bytes"] == 0
+
+
+def test_the_pool_cannot_grow_beyond_the_budget(install):
+    device = install(SimulatedDevice(64 << 20))
+    policy = make_policy(memory_mb=10)
+    assert policy.status.ok
+    with pytest.raises(MemoryError):
+        device.empty((11 << 20,), np.uint8)
+    policy.close()
+    device.empty((11 << 20,), np.uint8)
+
+
 def test_cancel_between_chunks(install):
     install(SimulatedDevice(64 << 20))
     flag = threading.Event()
@@ -412,7 +449,10 @@ EVENT_KEYS = {
     "gpu_summary_end",
     "gpu_required",
     "settings_bad_environment",
-    *(f"gpu_op_{op}" for op in ("stack", "assemble", "hot_pixels", "background", "stretch", "percentiles")),
+    *(
+        f"gpu_op_{op}"
+        for op in ("stack", "assemble", "hot_pixels", "background", "stretch", "percentiles", "run")
+    ),
 }
 
 

@@ -140,7 +140,7 @@ class _TileFacts:
         self.rows: list[np.ndarray] = []
         self.columns: np.ndarray | None = None
 
-    def add(self, block: CoaddBlock) -> None:
+    def add(self, row0: int, block: CoaddBlock) -> None:
         n_channels = len(block.image)
         touched = block.coverage > 0
         self.rows.append(touched.any(axis=1))
@@ -148,10 +148,12 @@ class _TileFacts:
         self.columns = columns if self.columns is None else self.columns | columns
         self.samples += int(block.coverage.sum(dtype=np.int64)) * n_channels
         self.rejected += int(block.rejected_low.sum(dtype=np.int64) + block.rejected_high.sum(dtype=np.int64))
-        covered = block.coverage[::7, ::7]
+        # Every seventh row of the tile, not of the block: what is found must not depend on the size of the blocks.
+        sample = slice(-row0 % 7, None, 7), slice(None, None, 7)
+        covered = block.coverage[sample]
         self.coverage.append(covered[covered > 0])
         for channel in range(n_channels):
-            values = block.variance[channel, ::7, ::7]
+            values = block.variance[channel][sample]
             self.variance[channel].append(values[np.isfinite(values)])
 
     def noise(self) -> tuple[float, ...]:
@@ -307,7 +309,7 @@ def create_tile(
             out.write_rows(row0, block.weight.mean(axis=0), ext="WEIGHT")
             if plan.output.variance:
                 out.write_rows(row0, block.variance, ext="VARIANCE")
-            facts.add(block)
+            facts.add(row0, block)
 
         coadd_on_grid(
             store,

@@ -261,8 +261,7 @@ class GpuPolicy:
         fault = None
         try:
             device.bind()
-            device.release()
-            memory = device.memory()
+            memory = _memory_between_runs(device)
             self._budget = make_budget(
                 memory, device.info, memory_mb=self._memory_mb, overrides=self.overrides
             )
@@ -597,6 +596,18 @@ def _give_up(job: _Job, fault: seam.GpuFault, failures: int) -> tuple[Reason, st
     if failures >= MAX_CONSECUTIVE_FAILURES:
         return Reason.TOO_MANY_FAILURES, "operation"
     return None
+
+
+def _memory_between_runs(device: seam.Device) -> seam.MemoryState:
+    """Return what is free while no other run works on the card, if it lets go of it in time.
+
+    Runs take turns, so what another one holds at this moment is not lost to this one.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(LeaseTimeout):
+            stack.enter_context(device_lease(device.info.uuid, timeout_s=LEASE_TIMEOUT_SECONDS))
+        device.release()
+        return device.memory()
 
 
 def _open_card(device: seam.Device) -> seam.GpuFault | None:

@@ -706,6 +706,25 @@ def test_a_second_run_waits_its_turn_and_a_killed_holder_frees_the_card(install,
     assert run(make_policy()).gpu_rows == ROWS
 
 
+def test_the_budget_is_measured_while_no_other_run_works(install):
+    """What another run holds during its turn comes back when ours begins."""
+    device = install(SimulatedDevice(64 << 20))
+    device.other = 60 << 20
+    taken = threading.Event()
+
+    def other_run():
+        with device_lease(device.info.uuid, timeout_s=5):
+            taken.set()
+            time.sleep(0.3)
+            device.other = 0
+
+    thread = threading.Thread(target=other_run)
+    thread.start()
+    assert taken.wait(5)
+    assert make_policy().budget.usable == 64 << 20
+    thread.join()
+
+
 # --- real CuPy on a machine without a driver --------------------------------------------------------------------
 
 SCRIPT = """

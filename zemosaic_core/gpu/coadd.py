@@ -88,6 +88,7 @@ class GpuCoadd:
         mapped = weight_map or any(s.feather_px > 0 for s in self._sources)
         self._shape = _Shape(n_channels, width, mapped, weight_map, raw=False, planes=True)
         self._ahead: ReadAhead | None = None
+        self._ring = _Ring()
 
     def _look(self) -> ReadAhead:
         """Find out once which sources offer raw rows, and start the threads that read ahead."""
@@ -106,6 +107,7 @@ class GpuCoadd:
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
+        self._ring = _Ring()
 
     def workload(self, op: str, rows: int, info: DeviceInfo | None, **numbers: Any) -> Workload:
         """Declare what ``rows`` output rows need on a card; ``numbers`` are further fields of `Workload`.
@@ -198,7 +200,7 @@ class GpuCoadd:
             return _empty_block(self._shape.n_channels, y1 - y0, width)
         queue = Queue(device)
         with drained(device):
-            block = _Block(device, queue, self._shape, parts, (y0, y1), self._kernel)
+            block = _Block(device, queue, self._shape, parts, (y0, y1), self._kernel, self._ring)
             if is_streaming(self._rule):
                 return self._stream(block, following)
             return self._pooled(block, following)
@@ -302,6 +304,20 @@ class _OnCard:
     shape_hw: tuple[int, int]
 
 
+class _Ring:
+    """Page-locked host memory that lives as long as the operation: locking pages takes its time."""
+
+    def __init__(self) -> None:
+        self._slots: list[np.ndarray] = []
+
+    def slots(self, device: Device, n_bytes: int) -> list[np.ndarray]:
+        """Return slots of at least so many bytes; earlier ones are dropped when they are too small."""
+        if not self._slots or self._slots[0].nbytes < n_bytes:
+            self._slots = []
+            self._slots = [device.pinned(n_bytes) for _ in range(RING)]
+        return self._slots
+
+
 class _Block:
     """The arrays of one block on the card and the way of a window through them."""
 
@@ -313,6 +329,7 @@ class _Block:
         parts: list[Part],
         rows: tuple[int, int],
         kernel: Kernel,
+        ring: _Ring,
     ) -> None:
         self.device, self.queue, self.parts, self.rows = device, queue, parts, rows
         self._shape = shape
@@ -334,7 +351,7 @@ class _Block:
         ]
         bytes_per_pixel = max(2 if shape.raw else 0, 4 * n if shape.planes else 0)
         bytes_per_pixel += 4 if shape.has_weight_map else 0
-        self._ring = [device.pinned(max(1, largest * bytes_per_pixel)) for _ in range(RING)]
+        self._ring = ring.slots(device, max(1, largest * bytes_per_pixel))
         self._copied: list[Any] = [None] * RING
         self._used: list[Any] = [None] * SLOTS
         self._count = 0

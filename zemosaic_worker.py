@@ -11,11 +11,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from zemosaic_utils import coadd_incremental, coadd_on_grid
 
 from zemosaic_core.errors import Cancelled, SettingsError, ZeMosaicError
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, PixelSource
@@ -26,6 +25,7 @@ from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
 from zemosaic_settings import Settings
+from zemosaic_utils import coadd_incremental, coadd_on_grid
 
 __all__ = [
     "EXIT_CANCELLED",
@@ -42,6 +42,15 @@ __all__ = [
 EXIT_OK, EXIT_FAILED, EXIT_SETTINGS, EXIT_CANCELLED = 0, 1, 2, 130
 # Keys of the configuration that are not options: choices made by hand in the filter.
 SELECTION_KEYS = ("frame_selection", "frame_groups")
+
+LOG_NAME = "zemosaic_worker.log"
+_LEVELS = {
+    "DEBUG": logging.DEBUG,
+    "INFO": logging.INFO,
+    "SUCCESS": logging.INFO,
+    "WARN": logging.WARNING,
+    "ERROR": logging.ERROR,
+}
 
 log = logging.getLogger(__name__)
 
@@ -135,14 +144,41 @@ def run_hierarchical_mosaic_process(
     # Ctrl-C reaches every process of a terminal; only the one that talks to the user may act on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def report(event: Event) -> None:
-        progress_queue.put(to_queue(event))
+    with _log_file(Path(output_folder), str((config or {}).get("logging_level", "INFO"))):
 
-    code = _guarded_run(input_folder, output_folder, config, cancel_event, overrides, report)
+        def report(event: Event) -> None:
+            item = to_queue(event)
+            log.log(_LEVELS.get(str(item[2]), logging.DEBUG), "%s %s", item[0], item[3])
+            progress_queue.put(item)
+
+        code = _guarded_run(input_folder, output_folder, config, cancel_event, overrides, report)
     progress_queue.close()
     progress_queue.join_thread()
-    logging.shutdown()
     sys.exit(code)
+
+
+@contextmanager
+def _log_file(output_folder: Path, level: str) -> Iterator[None]:
+    """Write this process's log to ``zemosaic_worker.log`` in the output folder while the block runs.
+
+    A folder that cannot be written gets no log; the run itself says that it cannot write there.
+    """
+    try:
+        output_folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(output_folder / LOG_NAME, mode="w", encoding="utf-8")
+    except OSError as error:
+        log.warning("no log file in %s: %s", output_folder, error)
+        yield
+        return
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(_LEVELS.get(level.upper(), logging.INFO))
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def _guarded_run(
@@ -167,7 +203,8 @@ def _guarded_run(
         report(RunEnded("cancelled", key=stop.key, values=dict(stop.values)))
         return EXIT_CANCELLED
     except SettingsError as error:
-        report(RunEnded("failed", key=error.key, values={**error.values, "text": str(error)}))
+        values = {**error.values, "text": str(error), "exit_code": EXIT_SETTINGS}
+        report(RunEnded("failed", key=error.key, values=values))
         return EXIT_SETTINGS
     except ZeMosaicError as error:
         report(RunEnded("failed", key=error.key, values={**error.values, "text": str(error)}))

@@ -15,6 +15,7 @@ REFERENCE_LANGUAGE = "en"
 """The language in which every key has a text."""
 
 _KEY_SUFFIX = "_key"
+_TALLY_SUFFIX = "_tally"
 _FOLDER = Path(__file__).resolve().parent
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class ZeMosaicLocalization:
     def get(self, key: str, /, default_text: str | None = None, **kwargs: Any) -> str:
         """Return the text of a key with its placeholders filled.
 
-        A value called ``<name>_key`` is itself a text key: its text stands where ``{name}`` is. A key without a
+        A value called ``<name>_key`` is itself a text key: its text stands where ``{name}`` is; ``<name>_tally`` is
+        a mapping of text keys to numbers. A key without a
         text gives ``default_text``, or ``_key_`` so that it is seen. A placeholder without a value stays
         readable as ``{name}``: a message is never lost because one of its values is.
         """
@@ -69,6 +71,9 @@ class ZeMosaicLocalization:
             if name.endswith(_KEY_SUFFIX) and isinstance(key, str) and self.has(key):
                 text = self._texts.get(key, self._english.get(key, ""))
                 found[name.removesuffix(_KEY_SUFFIX)] = _filled(text, values)
+            elif name.endswith(_TALLY_SUFFIX) and isinstance(key, Mapping):
+                counted = (f"{self.get(item)}: {n}" for item, n in key.items())
+                found[name.removesuffix(_TALLY_SUFFIX)] = ", ".join(counted)
         return found
 
 

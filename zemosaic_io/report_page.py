@@ -306,7 +306,7 @@ def _frames(facts: Facts, text: Text) -> str:
                 _number(frame["elongation"]),
                 _number(sum(frame["sky_adu"]) / len(frame["sky_adu"]), 0),
                 _number(frame["transparency"], 3),
-                _e(solution["method"]) + (" ≈" if solution["approximate"] else ""),
+                _e(text(f"method.{solution['method']}")) + (" ≈" if solution["approximate"] else ""),
                 _number(fit["rms_px"], 3),
             )
         )

@@ -46,7 +46,6 @@ PACKAGES = (
     "numpy",
     "scipy",
     "astropy",
-    "reproject",
     "numba",
     "sep",
     "psutil",

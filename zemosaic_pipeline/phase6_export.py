@@ -24,6 +24,7 @@ __all__ = ["PHASE", "run"]
 
 PHASE = "phase6_export"
 COVERAGE_PICTURE_PX = 1600
+OPTIONAL_ENDINGS = ("_viewer.fits", "_viewer.tif", "_variance.fits")
 
 
 def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str, str]:
@@ -52,5 +53,17 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
         outputs["viewer"] = str(write_viewer_fits_uint16(path, rows, mosaic.grid.wcs_cards, limits=limits))
     if options.viewer_tiff:
         outputs["tiff"] = str(write_tiff16(Path(f"{base}_viewer.tif"), rows, limits=limits))
+    _remove_old(base, outputs, context)
     context.progress(steps, steps)
     return outputs
+
+
+def _remove_old(base: Path, outputs: dict[str, str], context: RunContext) -> None:
+    """Remove what an earlier mosaic of this name left and this run did not make anew: it would not fit any more."""
+    current = {Path(path).name for path in outputs.values()}
+    old = [base.with_name(base.name + ending) for ending in OPTIONAL_ENDINGS]
+    old = [path for path in old if path.name not in current and path.is_file()]
+    for path in old:
+        path.unlink()
+    if old:
+        context.say("run_info_old_outputs_removed", files=[path.name for path in old])

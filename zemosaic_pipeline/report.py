@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import traceback
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -119,7 +120,12 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
     if isinstance(error, ZeMosaicError):
         failure = {"key": error.key, "values": error.values, "text": str(error)}
     elif error is not None:
-        failure = {"key": "run_error_unexpected", "values": {"error": repr(error)}, "text": repr(error)}
+        failure = {
+            "key": "run_error_unexpected",
+            "values": {"error": repr(error)},
+            "text": repr(error),
+            "traceback": "".join(traceback.format_exception(error)),
+        }
     seconds = sum(phase.seconds for phase in context.phases)
     return _plain(
         {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zemosaic_core.errors import RunFailed, SaveFailed, SettingsError, ZeMosaicError
+from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed, SettingsError, ZeMosaicError
 from zemosaic_io.manifest import Manifest
 from zemosaic_pipeline import (
     phase0_survey,
@@ -221,7 +221,9 @@ class _ClassicRun:
         """Write the report of a run that ended early; a report that cannot be written must not hide why."""
         try:
             write_report(
-                self.context.output_dir, self.facts({}, type(error).__name__, error), self.settings.language
+                self.context.output_dir,
+                self.facts({}, "cancelled" if isinstance(error, Cancelled) else "failed", error),
+                self.settings.language,
             )
         except (SaveFailed, OSError):
             log.exception("the report of the failed run could not be written")

@@ -410,7 +410,7 @@ def _finish(
     counts: dict[str, int] = defaultdict(int)
     for solution in sky.solutions.values():
         counts[solution.method] += 1
-    context.detail(solved_by=dict(counts))
+    context.detail(solved_by_tally={f"method.{method}": n for method, n in counts.items()})
     if not sky.solutions:
         raise RunFailed(
             "run_error_nothing_solved" if solvers else "run_error_no_solver",

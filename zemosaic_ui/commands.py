@@ -179,7 +179,9 @@ def follow_run(
                 controller.stop_now()
                 controller.wait(STOP_GRACE_S)
     display.end(controller.state, controller.elapsed())
-    return EXIT_OF[controller.state.status]
+    state = controller.state
+    # Wrong settings have a code of their own: nothing was started.
+    return int(state.end_values.get("exit_code", EXIT_OF[state.status]))
 
 
 def _follow(controller: RunController, display: Display, asked: list[int]) -> None:

@@ -70,6 +70,7 @@ class Display:
         self.console = console
         self.texts = texts
         self.verbosity = verbosity
+        self._no_card = ""
 
     def __enter__(self) -> Display:
         return self
@@ -106,8 +107,16 @@ class Display:
         """Print a record of the graphics card the first time it says something."""
         record = event.record
         values = record.get("values", {})
-        if record.get("kind") == "summary" and not (values.get("gpu_chunks") or values.get("cpu_chunks")):
-            return  # there was no card, and that was said at the start
+        if record.get("kind") == "probe":
+            self._no_card = (
+                record.get("reason", "") if record.get("key", "").startswith("gpu_fallback") else ""
+            )
+        elif (
+            self._no_card
+            and self.verbosity is not Verbosity.VERBOSE
+            and (record.get("kind") == "summary" or record.get("reason") == self._no_card)
+        ):
+            return  # said once, at the start; every operation and the sum would only say it again
         if record.get("key") and (not record.get("repeat") or self.verbosity is Verbosity.VERBOSE):
             self.message(Message(record["key"], record.get("level", "INFO"), values))
 

@@ -460,9 +460,11 @@ class GpuPolicy:
         return self.recorder.report_lines(self.status, self._budget)
 
     def close(self) -> None:
-        """Empty the pools and record the sums of the run."""
-        self.release("run")
-        if self._device is not None and self._pid == os.getpid():
+        """Empty the pools and record the sums of the run; a run that never asked for the card has none."""
+        if self._status is None:
+            return
+        fault = self.release("run")
+        if fault is None and self._device is not None and self._pid == os.getpid():
             self._device.limit_pool(0)
         sums = self.recorder.summary()
         chunks = {
@@ -470,7 +472,7 @@ class GpuPolicy:
             for side in ("gpu", "cpu")
         }
         values = {**chunks, "percent": f"{100 * sums['gpu_share']:.1f}", "fallbacks": len(sums["fallbacks"])}
-        self.recorder.emit("summary", self.status.reason, key="gpu_summary_end", values=values)
+        self.recorder.emit("summary", self._status.reason, key="gpu_summary_end", values=values)
 
 
 class _Job:

@@ -354,6 +354,18 @@ def test_the_pool_cannot_grow_beyond_the_budget(install):
     device.empty((11 << 20,), np.uint8)
 
 
+def test_closing_asks_nothing_and_survives_a_dead_card(install):
+    records = []
+    make_policy(records).close()
+    assert records == []
+    device = install(SimulatedDevice(64 << 20))
+    policy = make_policy(records)
+    assert policy.status.ok
+    device.faults = seam.FaultScript("sticky700@1")
+    policy.close()
+    assert records[-1]["key"] == "gpu_summary_end"
+
+
 def test_cancel_between_chunks(install):
     install(SimulatedDevice(64 << 20))
     flag = threading.Event()

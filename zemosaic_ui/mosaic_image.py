@@ -12,8 +12,10 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.wcs import WCS
@@ -83,7 +85,13 @@ class MosaicImage:
         return planes.astype(np.float32, copy=False)
 
     def overview(self) -> np.ndarray:
-        """Return a small version (C, h, w) from every n-th row: quick, for the first look and for statistics."""
+        """Return a small version (C, h, w), for the first look and for statistics.
+
+        Averaged when the reduced copies exist; before that every n-th pixel, which is quick and noisier.
+        """
+        for level in range(1, self.ready_level + 1):
+            if max(self.level_shape(level)) <= 2 * OVERVIEW_PX:
+                return np.array(self._copies[level])
         step = max(1, -(-max(self.shape_hw) // OVERVIEW_PX))
         strips = [
             self.rows(y, y + 1)[:, :, step // 2 :: step] for y in range(step // 2, self.shape_hw[0], step)
@@ -192,9 +200,9 @@ def select_channels(image: np.ndarray, view: str) -> np.ndarray:
     return image[index : index + 1]
 
 
-def base_params(overview: np.ndarray, view: str, *, apply_wb: bool = True) -> StretchParams:
-    """Return the automatic stretch of a channel view."""
-    return auto_stretch_params(select_channels(overview, view), apply_wb=apply_wb)
+def base_params(overview: np.ndarray, view: str, options: Mapping[str, Any] | None = None) -> StretchParams:
+    """Return the automatic stretch of a channel view; ``options`` are those of `auto_stretch_params`."""
+    return auto_stretch_params(select_channels(overview, view), **(options or {}))
 
 
 def adjusted(params: StretchParams, brightness: float, black: float) -> StretchParams:
@@ -211,9 +219,12 @@ def adjusted(params: StretchParams, brightness: float, black: float) -> StretchP
     return replace(params, asinh_a=softness, pedestal=params.pedestal * 2.0 ** (-2.0 * black))
 
 
-def render(image: np.ndarray, view: str, params: StretchParams) -> np.ndarray:
-    """Return a part as (h, w, 4) uint8; missing pixels are transparent."""
-    return preview_rgba(select_channels(image, view), params=params, max_dim=None)
+def render(image: np.ndarray, view: str, params: StretchParams, *, calm_noise: bool = False) -> np.ndarray:
+    """Return a part as (h, w, 4) uint8; missing pixels are transparent.
+
+    ``calm_noise`` is for the whole picture in small; parts of a picture would no longer fit together.
+    """
+    return preview_rgba(select_channels(image, view), params=params, max_dim=None, calm_noise=calm_noise)
 
 
 def coverage_rgba(coverage: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +43,9 @@ class Rendered:
 class PartRenderer:
     """Serves one `MosaicImage`; results are collected with `take`."""
 
-    def __init__(self, image: MosaicImage) -> None:
+    def __init__(self, image: MosaicImage, options: Mapping[str, Any] | None = None) -> None:
         self.image = image
+        self._options = dict(options or {})
         self._jobs: deque[tuple[Any, ...]] = deque()
         self._ready: deque[Rendered] = deque()
         self._wake = threading.Condition()
@@ -63,6 +65,10 @@ class PartRenderer:
     def ask_overview(self, look: Look) -> None:
         """Ask for the whole picture, small."""
         self._put(("overview", look), first=True)
+
+    def ask_fine(self, look: Look) -> None:
+        """Ask for the whole picture, small and with its noise calmed; it takes a second and comes last."""
+        self._put(("fine", look), first=False)
 
     def ask_coverage(self, path: str) -> None:
         """Ask for the coverage map as a translucent picture."""
@@ -106,6 +112,7 @@ class PartRenderer:
     def _build(self) -> None:
         try:
             if self.image.build_copies(self._closed):
+                self._overview = None
                 self._ready.append(Rendered("built", 0, (), None))
         except (OSError, ZeMosaicError) as error:
             self._ready.append(Rendered("failed", 0, (), None, str(error)))
@@ -125,15 +132,20 @@ class PartRenderer:
                 self._ready.append(Rendered("failed", 0, (), None, str(error)))
 
     def _do(self, job: tuple[Any, ...]) -> None:
-        if self._overview is None and job[0] in ("auto", "overview"):
+        if self._overview is None and job[0] in ("auto", "overview", "fine"):
             self._overview = self.image.overview()
         match job:
             case ("auto", view):
-                self._ready.append(Rendered("auto", 0, (), None, (view, base_params(self._overview, view))))
+                self._ready.append(
+                    Rendered("auto", 0, (), None, (view, base_params(self._overview, view, self._options)))
+                )
             case ("overview", look):
                 self._ready.append(
                     Rendered("overview", look.number, (), render(self._overview, look.view, look.params))
                 )
+            case ("fine", look):
+                rgba = render(self._overview, look.view, look.params, calm_noise=True)
+                self._ready.append(Rendered("fine", look.number, (), rgba))
             case ("coverage", path):
                 plane = select_channels(MosaicImage(_as_path(path)).overview(), "light")[0]
                 self._ready.append(Rendered("coverage", 0, (), coverage_rgba(plane)))

@@ -82,7 +82,7 @@ class LogView(QWidget):
         self.view.setFont(number_font())
         self.view.setSelectionMode(QListView.SelectionMode.ExtendedSelection)
         self.view.setHorizontalScrollMode(QListView.ScrollMode.ScrollPerPixel)
-        self.view.setTextElideMode(Qt.TextElideMode.ElideMiddle)
+        self.view.setTextElideMode(Qt.TextElideMode.ElideRight)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(6)

@@ -20,6 +20,7 @@ from PySide6.QtGui import (
 )
 from PySide6.QtWidgets import QWidget
 
+from zemosaic_ui.form_model import preview_options
 from zemosaic_ui.mosaic_image import PART_PX, MosaicImage
 from zemosaic_ui.part_renderer import Look, PartRenderer, Rendered
 from zemosaic_ui.qt.session import Session
@@ -63,6 +64,7 @@ class MosaicCanvas(QWidget):
         self._fitted = True
         self._overview: QImage | None = None
         self._coverage: QImage | None = None
+        self._fine: tuple[int, QImage] | None = None
         self._parts: OrderedDict[tuple[int, ...], QImage] = OrderedDict()
         self._drag: QPointF | None = None
         self.setMouseTracking(True)
@@ -71,6 +73,10 @@ class MosaicCanvas(QWidget):
         self._timer = QTimer(self)
         self._timer.setInterval(30)
         self._timer.timeout.connect(self._on_tick)
+        self._fine_timer = QTimer(self)
+        self._fine_timer.setSingleShot(True)
+        self._fine_timer.setInterval(350)
+        self._fine_timer.timeout.connect(self._ask_fine)
 
     # ------------------------------------------------------------------ content
 
@@ -78,7 +84,7 @@ class MosaicCanvas(QWidget):
         """Show a mosaic; the automatic stretch arrives by `auto_ready`."""
         self.close_image()
         self.image = image
-        self.renderer = PartRenderer(image)
+        self.renderer = PartRenderer(image, preview_options(self.session.form))
         self.renderer.ask_auto("rgb")
         self._timer.start()
         self.fit()
@@ -89,7 +95,7 @@ class MosaicCanvas(QWidget):
         if self.renderer is not None:
             self.renderer.close()
         self.image = self.renderer = self.look = None
-        self._overview = self._coverage = None
+        self._overview = self._coverage = self._fine = None
         self._parts.clear()
         self.overlays.clear()
         self.update()
@@ -101,6 +107,7 @@ class MosaicCanvas(QWidget):
         if self.renderer is not None:
             self.renderer.ask_overview(look)
             self._ask_parts()
+            self._fine_timer.start()
 
     def set_overlay(self, name: str, polygons: list[np.ndarray], names: list[str]) -> None:
         """Give the outlines (M, 2) in image pixels of an overlay."""
@@ -187,6 +194,17 @@ class MosaicCanvas(QWidget):
         missing = [key for key in keys if (self.look.number, *key) not in self._parts]
         self.renderer.ask_parts(self.look, missing)
 
+    def _ask_fine(self) -> None:
+        if self.renderer is not None and self.look is not None:
+            self.renderer.ask_fine(self.look)
+
+    @property
+    def _fine_suffices(self) -> bool:
+        """Whether the calmed picture of the whole has pixels enough for this zoom."""
+        if self._fine is None or self.look is None or self._fine[0] != self.look.number:
+            return False
+        return self._fine[1].width() >= 0.95 * self.image.shape_hw[1] * self.scale * self.devicePixelRatioF()
+
     def _on_tick(self) -> None:
         changed = False
         for ready in self.renderer.take() if self.renderer is not None else ():
@@ -201,9 +219,14 @@ class MosaicCanvas(QWidget):
                 self.auto_ready.emit(ready.extra)
             case "overview":
                 self._overview = _to_qimage(ready.rgba[::-1])
+            case "fine":
+                self._fine = (ready.look, _to_qimage(ready.rgba[::-1]))
             case "coverage":
                 self._coverage = _to_qimage(ready.rgba[::-1])
             case "built":
+                # Averaged pixels are less noisy: the automatic stretch is chosen anew and shows more.
+                if self.renderer is not None and self.image is not None and self.image.n_levels > 1:
+                    self.renderer.ask_auto(self.look.view if self.look is not None else "rgb")
                 self._ask_parts()
             case "failed":
                 self.failed.emit(str(ready.extra))
@@ -240,10 +263,13 @@ class MosaicCanvas(QWidget):
         painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform, self.scale < 2.0)
         height, width = self.image.shape_hw
         whole = self._screen_rect(0, 0, width, height)
-        if self._overview is not None:
-            painter.drawImage(whole, self._overview)
-        if self.look is not None:
-            self._draw_parts(painter)
+        if self._fine_suffices:
+            painter.drawImage(whole, self._fine[1])
+        else:
+            if self._overview is not None:
+                painter.drawImage(whole, self._overview)
+            if self.look is not None:
+                self._draw_parts(painter)
         if self._coverage is not None and "coverage" in self.shown_overlays:
             painter.drawImage(whole, self._coverage)
         for name in ("frames", "tiles"):

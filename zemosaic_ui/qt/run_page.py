@@ -280,9 +280,9 @@ class RunPage(QWidget):
             parts.append(self._operation_words(operation))
         if state.fallbacks:
             parts.append(f"<p><b>{text('ui_compute_fallbacks')}</b></p>")
-            for fallback in state.fallbacks[-12:]:
-                said = text.message(fallback.key, fallback.values)
-                parts.append(f'<p style="color:{theme.warn}">{said}</p>')
+            # The same reason for several operations is one line.
+            said = dict.fromkeys(text.message(fallback.key, fallback.values) for fallback in state.fallbacks)
+            parts += [f'<p style="color:{theme.warn}">{words}</p>' for words in list(said)[-12:]]
         self.compute_text.setText("".join(parts))
 
     def _operation_words(self, operation: OperationState) -> str:

@@ -198,7 +198,17 @@ def coadd_on_grid(
     # The card's blocks may be larger than the CPU's: no samples lie in host memory, only results.
     host_rows = max(1, budget_bytes // 2 // max(1, width * (16 * n_channels + 2)))
     cpu_rows = min(MAX_BLOCK_ROWS, max((y1 - y0 for y0, y1 in chunks), default=1))
-    body = GpuCoadd(pixels, sources, width, n_channels, rule, kernel, threads=threads, cancel=cancel)
+    body = GpuCoadd(
+        pixels,
+        sources,
+        width,
+        n_channels,
+        rule,
+        kernel,
+        threads=threads,
+        host_bytes=budget_bytes // 2,
+        cancel=cancel,
+    )
     with closing(body):
         workload = body.workload(op, height, policy.status.device, host_rows=host_rows)
         audit = Audit(AUDIT_ROWS, compare_blocks)

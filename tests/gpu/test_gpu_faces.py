@@ -161,6 +161,22 @@ def test_incremental_assembly(policy):
         utils.gpu_assemble_final_mosaic_incremental(tiles, wcs, shape, combine_function="median", **options)
 
 
+@pytest.mark.parametrize("op", ["stack", "hot_pixels", "background", "stretch", "percentiles"])
+def test_results_do_not_depend_on_the_chunks_bit_by_bit(install, op):
+    device = install(SimulatedDevice(256 << 20))
+    body = sweep_cases()[op]
+    results = []
+    for rows in ("64", "5", "1"):
+        policy = GpuPolicy(
+            mode="require", environ={"ZEMOSAIC_GPU_RESERVE_MB": "0", "ZEMOSAIC_GPU_CHUNK_ROWS": rows}
+        )
+        results.append(body(policy))
+        assert policy.summary()["gpu_share"] == 1
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+    assert device.pool.used == 0
+
+
 def test_small_work_says_so(install):
     install(SimulatedDevice(64 << 20))
     policy = GpuPolicy(environ={"ZEMOSAIC_GPU_RESERVE_MB": "0"})

@@ -61,6 +61,8 @@ class GpuCoadd:
     kernel : {'bilinear', 'lanczos3'}
     threads : int
         Threads that read ahead.
+    host_bytes : int
+        Memory that windows read ahead may take; fewer threads read when they are large. 0: no limit.
     cancel : object with ``is_set()``, optional
         Looked at before every source.
     """
@@ -75,6 +77,7 @@ class GpuCoadd:
         kernel: Kernel,
         *,
         threads: int = 2,
+        host_bytes: int = 0,
         cancel: CancelFlag | None = None,
     ) -> None:
         check_rule(rule)
@@ -84,6 +87,7 @@ class GpuCoadd:
         self._cancel = cancel
         self._pixels = pixels
         self._threads = threads
+        self._host_bytes = host_bytes
         weight_map = any(s.has_weight_map for s in self._sources)
         mapped = weight_map or any(s.feather_px > 0 for s in self._sources)
         self._shape = _Shape(n_channels, width, mapped, weight_map, raw=False, planes=True)
@@ -99,8 +103,17 @@ class GpuCoadd:
                 for s in self._sources
             ]
             self._shape = replace(self._shape, raw=any(raw), planes=not all(raw))
-            self._ahead = ReadAhead(self._pixels, raw=any(raw), max_hot=MAX_HOT, threads=self._threads)
+            self._ahead = ReadAhead(self._pixels, raw=any(raw), max_hot=MAX_HOT, threads=self._readers())
         return self._ahead
+
+    def _readers(self) -> int:
+        """Number of reading threads whose windows, one more, and the ring fit the host's share of memory."""
+        shape = self._shape
+        per_pixel = (4 * shape.n_channels if shape.planes else 2) + (4 if shape.has_weight_map else 0)
+        largest = max((s.shape_hw[0] * s.shape_hw[1] * per_pixel for s in self._sources), default=1)
+        if not self._host_bytes:
+            return self._threads
+        return max(1, min(self._threads, self._host_bytes // largest - RING - 1))
 
     def close(self) -> None:
         """End the reading threads."""

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ EXIT_OK, EXIT_FAILED, EXIT_SETTINGS, EXIT_CANCELLED = 0, 1, 2, 130
 SELECTION_KEYS = ("frame_selection", "frame_groups")
 
 LOG_NAME = "zemosaic_worker.log"
+LOG_MAX_BYTES = 4_000_000
 _LEVELS = {
     "DEBUG": logging.DEBUG,
     "INFO": logging.INFO,
@@ -144,7 +145,7 @@ def run_hierarchical_mosaic_process(
     # Ctrl-C reaches every process of a terminal; only the one that talks to the user may act on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    with _log_file(Path(output_folder), str((config or {}).get("logging_level", "INFO"))):
+    with _log_file(Path(input_folder), Path(output_folder), str((config or {}).get("logging_level", "INFO"))):
 
         def report(event: Event) -> None:
             item = to_queue(event)
@@ -158,14 +159,20 @@ def run_hierarchical_mosaic_process(
 
 
 @contextmanager
-def _log_file(output_folder: Path, level: str) -> Iterator[None]:
+def _log_file(input_folder: Path, output_folder: Path, level: str) -> Iterator[None]:
     """Write this process's log to ``zemosaic_worker.log`` in the output folder while the block runs.
 
-    A folder that cannot be written gets no log; the run itself says that it cannot write there.
+    It is added to, because another run may be at work in this folder. A folder that cannot be written gets no log,
+    nor does the input folder; the run itself says what is wrong there.
     """
+    if output_folder.resolve() == input_folder.resolve():
+        yield
+        return
+    path = output_folder / LOG_NAME
     try:
         output_folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(output_folder / LOG_NAME, mode="w", encoding="utf-8")
+        mode = "w" if path.exists() and path.stat().st_size > LOG_MAX_BYTES else "a"
+        handler = logging.FileHandler(path, mode=mode, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         log.warning("no log file in %s: %s", output_folder, error)
         yield
@@ -178,7 +185,9 @@ def _log_file(output_folder: Path, level: str) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        # On a full disk closing fails on what is still buffered; the outcome has been told already.
+        with suppress(OSError):
+            handler.close()
 
 
 def _guarded_run(

@@ -1,0 +1,95 @@
+"""Ctrl-C on a real run at the command line: 130, nothing left behind; wrong settings: 2 and one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from zemosaic_io.demo_session import write_demo_night
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "ZEMOSAIC_CONFIG_DIR": str(folder / "user"), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run_zemosaic.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli_night") / "raw"
+    write_demo_night(
+        folder, panels=(1, 2), frames_per_panel=6, shape_hw=(400, 300), with_wcs=True, bad_frames=False
+    )
+    return folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_ends_a_real_run(night, tmp_path):
+    out = tmp_path / "out"
+    process = start(
+        tmp_path, "run", str(night), str(out), "--gpu", "off", "--set", "num_processing_workers=2"
+    )
+    family: list[psutil.Process] = []
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("Phase 1:"):
+            time.sleep(1.0)
+            family = psutil.Process(process.pid).children(recursive=True)
+            # A terminal sends it to every process of the group.
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    text = "".join(lines) + process.stdout.read()
+    assert process.wait(timeout=30) == 130, text
+    assert "Traceback" not in text
+    assert family
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    assert not [*out.rglob("*.part"), *out.rglob("run_2*")]
+    assert not list(out.glob("zemosaic_*.fits"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--set", "stacking_kappa_low=minus"],
+        ["--set", "no_such_option=1"],
+        ["--set", "resample_kernel=nearest"],
+        ["--set", "canvas_max_megapixels=nan"],
+    ],
+)
+def test_wrong_settings_are_one_clear_line(night, tmp_path, arguments):
+    process = start(tmp_path, "run", str(night), str(tmp_path / "out"), *arguments)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert len(text.strip().splitlines()) == 1
+    assert arguments[1].partition("=")[0] in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_folder_and_folder_without_frames(tmp_path):
+    process = start(tmp_path, "run", str(tmp_path / "none"), str(tmp_path / "out"))
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "none" in text
+    assert len(text.strip().splitlines()) == 1
+    (tmp_path / "empty").mkdir()
+    process = start(tmp_path, "run", str(tmp_path / "empty"), str(tmp_path / "out"), "--gpu", "off")
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in text

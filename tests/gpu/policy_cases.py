@@ -1,0 +1,76 @@
+"""A small operation, what collects its pieces, and policies for the tests of the policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from zemosaic_core.chunks import Buffer, Workload
+from zemosaic_core.gpu import device as seam
+from zemosaic_core.gpu import kernels
+from zemosaic_core.gpu.terms import GpuStatus, Reason
+from zemosaic_gpu_policy import GpuPolicy
+
+ROOT = Path(__file__).resolve().parents[2]
+WIDTH = 64
+ROWS = 40
+DATA = np.random.default_rng(3).normal(size=(ROWS, WIDTH)).astype(np.float32)
+OK = GpuStatus(True, Reason.GPU, "card", seam.DeviceInfo("card", "uuid"))
+
+
+def workload(op="square", **changes) -> Workload:
+    row = WIDTH * 4
+    fields = {"rows": ROWS, "buffers": (Buffer("in", per_row=row), Buffer("out", per_row=row)), "min_rows": 4}
+    return Workload(op, **(fields | changes))
+
+
+def gpu_body(device, y0, y1, next_rows):
+    """The rows as they are: copied in, a kernel beside them, copied back."""
+    stream = device.stream()
+    source = device.empty((y1 - y0, WIDTH), np.float32)
+    host = device.pinned((y1 - y0) * WIDTH * 4)[:].view(np.float32)
+    host[:] = DATA[y0:y1].reshape(-1)
+    device.copy_in(source, host, stream)
+    out = device.empty((y1 - y0, WIDTH), np.float32)
+    device.kernel(kernels.source("smoke"), "smoke")(
+        (1,), (1,), (out, np.int32(1), np.float32(0), np.float32(0)), stream=stream
+    )
+    result = np.empty((y1 - y0, WIDTH), np.float32)
+    device.copy_out(result, source, stream)
+    device.synchronize(stream)
+    return result
+
+
+def cpu_body(y0, y1):
+    return DATA[y0:y1].copy()
+
+
+class Collected:
+    """Puts the pieces together and insists on their order."""
+
+    def __init__(self):
+        self.image = np.full((ROWS, WIDTH), np.nan, np.float32)
+        self.next = 0
+
+    def __call__(self, y0, y1, result):
+        assert y0 == self.next
+        self.image[y0:y1] = result
+        self.next = y1
+
+    def check(self):
+        assert self.next == ROWS
+        np.testing.assert_array_equal(self.image, DATA)
+
+
+def make_policy(records=None, **options) -> GpuPolicy:
+    on_record = None if records is None else records.append
+    environ = {"ZEMOSAIC_GPU_RESERVE_MB": "0", **options.pop("environ", {})}
+    return GpuPolicy(on_record=on_record, environ=environ, **options)
+
+
+def run(policy, **options):
+    out = Collected()
+    report = policy.run(workload(**options.pop("work", {})), gpu_body, cpu_body, emit=out, **options)
+    out.check()
+    return report

@@ -242,7 +242,13 @@ def _solvers(settings: Settings) -> Iterator[Finding]:
     usable = False
     for name, solver in every.items():
         found = solver.find()
-        values = {"solver": name, "path": found.path, "version": found.version, "detail": found.detail}
+        values = {
+            "solver": name,
+            "solver_key": f"method.{name}",
+            "path": found.path,
+            "version": found.version,
+            "detail": found.detail,
+        }
         if found.ok:
             usable |= name in chosen
             yield Finding("solver", "ok", "doctor.solver_found", values)

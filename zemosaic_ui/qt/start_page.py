@@ -352,7 +352,7 @@ class StartPage(QWidget):
             lines.append(text("ui_solver_looking"))
         for finding in self._solvers or []:
             mark = {"ok": "✔", "warn": "!", "fail": "✖"}.get(finding["state"], "·")
-            lines.append(f"{mark}  {text.message(finding['key'], finding['values'])}")
+            lines.append(f"{mark}  {text.message(finding['key'], {**finding['values'], 'path': ''}).strip()}")
         if self._solver_problem:
             lines.append(self._solver_problem)
         self.solver_state.setText("\n".join(lines))

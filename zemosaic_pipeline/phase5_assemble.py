@@ -17,6 +17,7 @@ from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule
 from zemosaic_core.thumbnails import cell_medians
 from zemosaic_core.tile_photometry import OverlapSamples, TileOptions, TilePhotometry, solve_tiles
+from zemosaic_core.tile_surfaces import TileSurfaces
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_store import TileStore
 from zemosaic_pipeline.context import RunContext
@@ -34,9 +35,10 @@ MEAN = CombineRule(rejection="none", combine="mean")
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """Cell medians (C, ny, nx) of a tile and the lattice index of their first cell."""
+    """Cell medians (C, ny, nx) of a tile, frames per cell (ny, nx), and the lattice index of the first cell."""
 
     medians: np.ndarray
+    frames: np.ndarray
     first_cell: tuple[int, int]
 
 
@@ -44,16 +46,18 @@ def _thumbnail(store: TileStore, tile: MasterTile, rows: int = 1024) -> Thumbnai
     """Read a tile once, in bands of whole lattice rows."""
     height, width = tile.shape_hw
     oy, ox = tile.origin_yx
-    parts, first = [], None
+    parts, frames, first = [], [], None
     y0 = 0
     while y0 < height:
         # Bands end where lattice rows end, so that a band's cells are whole.
         y1 = min(height, (oy + y0 + rows) // CELL_PX * CELL_PX - oy)
         medians, start = cell_medians(store.read(tile.tile_id, y0, y1, 0, width), (oy + y0, ox), CELL_PX)
+        coverage = store.read_coverage(tile.tile_id, y0, y1)[np.newaxis]
+        frames.append(cell_medians(coverage, (oy + y0, ox), CELL_PX)[0][0])
         first = start if first is None else first
         parts.append(medians)
         y0 = y1
-    return Thumbnail(np.concatenate(parts, axis=1), first)
+    return Thumbnail(np.concatenate(parts, axis=1), np.concatenate(frames), first)
 
 
 def _pair(
@@ -67,11 +71,11 @@ def _pair(
     if y0 >= y1 or x0 >= x1:
         return None
 
-    def window(thumb: Thumbnail) -> np.ndarray:
+    def window(thumb: Thumbnail, cells: np.ndarray) -> np.ndarray:
         top, left = thumb.first_cell
-        return thumb.medians[:, y0 - top : y1 - top, x0 - left : x1 - left]
+        return cells[..., y0 - top : y1 - top, x0 - left : x1 - left]
 
-    values_a, values_b = window(a), window(b)
+    values_a, values_b = window(a, a.medians), window(b, b.medians)
     both = np.isfinite(values_a).all(axis=0) & np.isfinite(values_b).all(axis=0)
     if np.count_nonzero(both) < min_cells:
         return None
@@ -84,9 +88,22 @@ def _pair(
         t = 2 * (centre_y - tile.origin_yx[0]) / max(1, height - 1) - 1
         return np.column_stack([u, t])
 
+    most = max(np.nanmax(thumb.frames) for thumb in thumbs)
+    weight = _cell_weights(window(a, a.frames)[both], window(b, b.frames)[both], most)
     return OverlapSamples(
-        i, j, place(tiles[i]), place(tiles[j]), values_a[:, both], values_b[:, both], np.ones(len(cy))
+        i, j, place(tiles[i]), place(tiles[j]), values_a[:, both], values_b[:, both], weight
     )
+
+
+def _cell_weights(frames_a: np.ndarray, frames_b: np.ndarray, most: float) -> np.ndarray:
+    """Return weights up to 1 of differences of cells with these numbers of frames.
+
+    At its rim a tile has few frames. Noise alone would ask for their harmonic mean; but there the gradients of
+    single frames, which are steepest at their edges, do not average out either. Measured scatter falls like the
+    square.
+    """
+    harmonic = 2.0 / (1.0 / np.maximum(frames_a, 1.0) + 1.0 / np.maximum(frames_b, 1.0))
+    return (harmonic / max(most, 1.0)) ** 2
 
 
 def tile_photometry(
@@ -114,6 +131,7 @@ def tile_photometry(
     options = TileOptions(
         fit_gain=plan.assembly.photometric_match and not one_flux_scale,
         fit_plane=plan.assembly.match_background and plan.assembly.gradient,
+        fit_surface=plan.assembly.match_background and plan.assembly.gradient_order > 1,
     )
     solution = solve_tiles(len(tiles), pairs, plan.n_channels, options=options)
     terms = solution.terms.copy()
@@ -206,6 +224,13 @@ def _sources(tiles: Sequence[MasterTile], terms: np.ndarray, canvas: Canvas) -> 
     return sources
 
 
+def _bent(store: TileStore, tiles: Sequence[MasterTile], solution: TilePhotometry) -> TileSurfaces:
+    """Return the tiles with their surfaces; the gain, which comes later, is taken out of these."""
+    shapes = {tile.tile_id: tile.shape_hw for tile in tiles}
+    bends = solution.surface / solution.terms[..., :1]
+    return TileSurfaces(store, shapes, {tile.tile_id: bends[i] for i, tile in enumerate(tiles)})
+
+
 def _mosaic_cards(
     tiles: Sequence[MasterTile], n_frames: int, plan: RunPlan, wcs_cards: dict[str, Any], approximate: bool
 ) -> dict[str, Any]:
@@ -238,7 +263,9 @@ def _history(plan: RunPlan, photometry: TilePhotometry) -> list[tuple[str, str]]
         f"ZeMosaic {__version__}: frames resampled once onto this grid ({plan.stack.kernel})",
         f"frames: normalise={plan.stack.normalise} weight={plan.stack.weighting} reject={plan.stack.rule.rejection}",
         f"tiles: gain={plan.assembly.photometric_match} background={plan.assembly.match_background}"
-        f" gradient={plan.assembly.gradient}, anchor tile(s) {photometry.anchors.tolist()}",
+        f" gradient={plan.assembly.gradient} order={plan.assembly.gradient_order if plan.assembly.gradient else 0},"
+        f" curved tiles {np.count_nonzero(photometry.surface_freed.any(axis=1))},"
+        f" anchor tile(s) {photometry.anchors.tolist()}",
     ]
     if plan.stack.equalise_rgb:
         lines.append("channels scaled to a common median sky (poststack_equalize_rgb)")
@@ -308,7 +335,7 @@ def run(
 
         combine = coadd_incremental if plan.assembly.method == "incremental" else coadd_on_grid
         combine(
-            store,
+            _bent(store, tiles, solution),
             _sources(tiles, terms, canvas),
             canvas.shape_hw,
             plan.n_channels,
@@ -416,10 +443,22 @@ def _photometry_facts(
     tiles: Sequence[MasterTile], pairs: Sequence[OverlapSamples], solution: TilePhotometry, terms: np.ndarray
 ) -> dict[str, Any]:
     before, after = _rms(solution.pair_rms_before), _rms(solution.pair_rms_after)
+    bends = (
+        solution.surface * terms[..., :1] / solution.terms[..., :1]
+    )  # terms may carry the scale of a channel
     return {
         "anchors": [tiles[int(i)].tile_id for i in solution.anchors],
         "parts": len(solution.anchors),
         "terms": {tile.tile_id: np.round(terms[i], 6).tolist() for i, tile in enumerate(tiles)},
+        "curved_tiles": [tile.tile_id for i, tile in enumerate(tiles) if solution.surface_freed[i].any()],
+        "surfaces": {
+            tile.tile_id: np.round(bends[i], 6).tolist()
+            for i, tile in enumerate(tiles)
+            if solution.surface_freed[i].any()
+        },
+        "cell_sigma_adu": [
+            round(float(sigma), 4) if np.isfinite(sigma) else None for sigma in solution.sigma
+        ],
         "overlaps": [
             {
                 "tiles": [tiles[pair.i].tile_id, tiles[pair.j].tile_id],

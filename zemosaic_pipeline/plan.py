@@ -135,6 +135,7 @@ class AssemblyOptions:
     photometric_match: bool
     match_background: bool
     gradient: bool
+    gradient_order: int
     crop: bool
 
 
@@ -343,6 +344,7 @@ def resolve(
             settings.intertile_photometric_match,
             settings.match_background_for_final,
             settings.intertile_gradient,
+            settings.intertile_gradient_order,
             settings.crop_follow_signal,
         ),
         output=OutputOptions(

@@ -406,6 +406,7 @@ _ASSEMBLY = (
     ),
     Option("intertile_photometric_match", "bool", True, "assembly", "basic"),
     Option("intertile_gradient", "bool", True, "assembly"),
+    Option("intertile_gradient_order", "int", 2, "assembly", "expert", minimum=1, maximum=2, step=1),
     Option("match_background_for_final", "bool", True, "assembly"),
     Option(
         "tile_feather_px",

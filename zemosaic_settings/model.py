@@ -92,6 +92,7 @@ class Settings(BaseModel):
     final_assembly_method: str = _declared("final_assembly_method")
     intertile_photometric_match: bool = _declared("intertile_photometric_match")
     intertile_gradient: bool = _declared("intertile_gradient")
+    intertile_gradient_order: int = _declared("intertile_gradient_order")
     match_background_for_final: bool = _declared("match_background_for_final")
     tile_feather_px: int = _declared("tile_feather_px")
     crop_follow_signal: bool = _declared("crop_follow_signal")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import multiprocessing
 import os
 import sys
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # Needed by a frozen Windows program whose children start this very file.
     multiprocessing.freeze_support()
+    _show_anything()
     arguments = list(sys.argv[1:] if argv is None else argv)
     texts = Texts(_language(arguments))
     parser = build_parser(texts)
@@ -55,6 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CANCELLED
     except ZeMosaicError as error:
         return _complain(texts, error, EXIT_FAILED)
+
+
+def _show_anything() -> None:
+    """Let the terminal show what it has no character for as an escape: a name must not end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def build_parser(texts: Texts) -> argparse.ArgumentParser:

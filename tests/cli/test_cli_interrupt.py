@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +18,14 @@ from zemosaic_io.demo_session import write_demo_night
 ROOT = Path(__file__).parents[2]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "ZEMOSAIC_CONFIG_DIR": str(folder / "user"), "PYTHONUNBUFFERED": "1"}
+def start(folder: Path, *arguments: str, encoding: str = "utf-8") -> subprocess.Popen:
+    """Start the command line; ``encoding`` is that of its terminal."""
+    environment = {
+        **os.environ,
+        "ZEMOSAIC_CONFIG_DIR": str(folder / "user"),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": encoding,
+    }
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run_zemosaic.py"), *arguments],
         stdout=subprocess.PIPE,
@@ -92,4 +99,23 @@ def test_missing_folder_and_folder_without_frames(tmp_path):
     process = start(tmp_path, "run", str(tmp_path / "empty"), str(tmp_path / "out"), "--gpu", "off")
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 1
+    assert "Traceback" not in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names that are no text")
+def test_strange_file_name_is_shown_not_stumbled_over(night, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    for path in sorted(night.iterdir())[:3]:
+        (source / path.name).write_bytes(path.read_bytes())
+    Path(os.fsdecode(os.fsencode(source) + b"/empty \xff.fit")).write_bytes(b"")
+    process = start(tmp_path, "plan", str(source), str(tmp_path / "out"), "--json", encoding="utf-8:strict")
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, text
+    assert json.loads(text)["left_out"][0]["path"].endswith("empty \udcff.fit")
+    process = start(
+        tmp_path, "run", str(source), str(tmp_path / "out"), "--gpu", "off", encoding="ascii:strict"
+    )
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, text
     assert "Traceback" not in text

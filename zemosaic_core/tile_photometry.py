@@ -11,9 +11,10 @@ tilted tiles (a shared gradient of the instrument) make the levels climb like a 
 and offset cannot be told apart, and noise would imitate a gain; a gain is freed only where the overlaps hold real
 signal contrast, and even then it is pulled to 1. (4) Surfaces: what was said of planes holds for curvature over the
 whole mosaic, and a single strip of overlap knows the curvature along it but hardly that across it. Surfaces are pulled
-to zero ten times as strongly as planes: a term moves only where cells spread far enough to tell it from a plane, what
-two neighbours differ by is shared between them, and what no overlap asks for, such as the light of a galaxy that all
-tiles see alike, is never made.
+to zero five times as strongly as planes: a term moves only where cells spread far enough to tell it from a plane,
+what two neighbours differ by is shared between them, and light that all tiles see alike, such as a galaxy's, asks for
+nothing. Their mean over the tiles is held much harder still. Otherwise slopes that happen to point outwards would be
+saved by a bowl over the whole mosaic, which no overlap would contradict.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class TileOptions:
     gain_sigma: float = 0.05
     gain_precision: float = 0.02
     plane_prior: float = 1e-3
-    surface_prior: float = 1e-2
+    surface_prior: float = 5e-3
     shared_prior: float = 1e-1
     surface_cells: float = 60.0
     huber_sigma: float = 1.5

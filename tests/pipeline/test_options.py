@@ -288,6 +288,14 @@ def test_intertile_gradient(make, plain):
     assert np.abs(np.array(list(plain.report["photometry"]["terms"].values()))[..., 2:]).max() > 0
 
 
+def test_intertile_gradient_order(make, plain):
+    straight = make(intertile_gradient_order=1)
+    assert straight.report["photometry"]["curved_tiles"] == []
+    assert straight.report["photometry"]["surfaces"] == {}
+    assert any("order=1" in line for line in straight.header["HISTORY"])
+    assert any("order=2" in line for line in plain.header["HISTORY"])
+
+
 def test_intertile_photometric_match(make, sky):
     """Without normalisation the tiles differ in scale; matching them must bring the gain."""
     settings = {"stacking_normalize_method": "none"}

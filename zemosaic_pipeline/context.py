@@ -255,14 +255,14 @@ class RunContext:
         self.phases.append(PhaseRecord(name, seconds, peak, self._phase_items, self._phase_details))
         self.report(PhaseFinished(name, seconds, peak))
 
-    def progress(self, done: int, total: int, item: str = "") -> None:
-        """Tell how far the current phase is, and when the run may end."""
+    def progress(self, done: int, total: int, item: str = "", within: float = 0.0) -> None:
+        """Tell how far the current phase is, and when the run may end; ``within`` is the share of the current item."""
         self._phase_items = done
-        self.report(PhaseProgress(self._phase, done, total, item))
+        self.report(PhaseProgress(self._phase, done, total, item, within))
         now = time.perf_counter()
         if total > 0 and now - self._last_eta > 1.0 and self._planned_s:
             self._last_eta = now
-            self.report(EtaUpdated(self._remaining_s(done / total)))
+            self.report(EtaUpdated(self._remaining_s(min(1.0, (done + within) / total))))
 
     def expect(self, seconds_by_phase: Mapping[str, float]) -> None:
         """Take the times the plan expects; from then on the run can say when it may end."""

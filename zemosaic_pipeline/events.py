@@ -64,12 +64,16 @@ class PhaseStarted:
 
 @dataclass(frozen=True)
 class PhaseProgress:
-    """``done`` of ``total`` items of a phase are finished; ``item`` names the latest one."""
+    """``done`` of ``total`` items of a phase are finished; ``item`` names the latest one.
+
+    ``within`` is the finished share of the item being worked on, for phases of few long items.
+    """
 
     phase: str
     done: int
     total: int
     item: str = ""
+    within: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -254,6 +254,7 @@ def create_tile(
     plan: RunPlan,
     context: RunContext,
     path: Path,
+    on_rows: Callable[[int, int], object] | None = None,
 ) -> MasterTile:
     """Stack one group and write its tile.
 
@@ -261,6 +262,8 @@ def create_tile(
     ----------
     weights : ndarray, shape (N, C)
         Weight of each frame, comparable between groups.
+    on_rows : callable, optional
+        ``on_rows(done, total)`` as rows of the tile are finished.
 
     Raises
     ------
@@ -322,6 +325,7 @@ def create_tile(
             budget_bytes=plan.block_budget_bytes,
             policy=context.policy,
             threads=plan.threads,
+            on_rows=on_rows,
             cancel=context.cancel,
         )
         _write_ramp(out, shape, plan.stack.tile_ramp_px)
@@ -439,7 +443,9 @@ class _Maker:
     manifest: Manifest
     folder: Path
 
-    def tile(self, group: FrameGroup, frames: Sequence[RegisteredFrame]) -> tuple[MasterTile | None, bool]:
+    def tile(
+        self, group: FrameGroup, frames: Sequence[RegisteredFrame], on_rows: Callable[[int, int], object]
+    ) -> tuple[MasterTile | None, bool]:
         """Return the tile, or None when nothing of the group is left; and whether it was made before."""
         while frames:
             weights = np.stack([self.weights[frame.solved.frame.index] for frame in frames])
@@ -451,7 +457,7 @@ class _Maker:
             path = self.folder / f"master_tile_{group.group_id:03d}_{key[:12]}.fits"
             try:
                 tile = create_tile(
-                    group, frames, weights, self.hot_pixels, self.grid, self.plan, self.context, path
+                    group, frames, weights, self.hot_pixels, self.grid, self.plan, self.context, path, on_rows
                 )
             except SkipItem as skip:
                 left = _without_lost(frames, skip, self.context)
@@ -495,7 +501,12 @@ def run(
     n_reused = 0
     for done, group in enumerate(groups):
         context.cancel.check()
-        tile, reused = maker.tile(group, [placed[by_index[i]] for i in group.members if i in by_index])
+
+        def on_rows(rows: int, of: int, done: int = done) -> None:
+            context.progress(done, len(groups), within=rows / of)
+
+        members = [placed[by_index[i]] for i in group.members if i in by_index]
+        tile, reused = maker.tile(group, members, on_rows)
         if tile is None:
             continue
         n_reused += reused

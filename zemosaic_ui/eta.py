@@ -48,7 +48,7 @@ class EtaEstimator:
 
     def __init__(self, history: Mapping[str, float] | None = None) -> None:
         self.history = dict(history or {})
-        self._marks: deque[tuple[float, int]] = deque()
+        self._marks: deque[tuple[float, float]] = deque()
         self._phase = ""
         self._shown: float | None = None
         self._shown_at = 0.0
@@ -86,17 +86,17 @@ class EtaEstimator:
             self._phase = phase.name
             self._marks.clear()
         if not self._marks:
-            self._marks.append((phase.started_at, 0))
-        if phase.done != self._marks[-1][1]:
-            self._marks.append((now, phase.done))
+            self._marks.append((phase.started_at, 0.0))
+        if phase.finished != self._marks[-1][1]:
+            self._marks.append((now, phase.finished))
         while len(self._marks) > 2 and now - self._marks[0][0] > WINDOW_S:
             self._marks.popleft()
         if phase.total <= 0:
             return None
-        observed, items = now - self._marks[0][0], phase.done - self._marks[0][1]
+        observed, items = now - self._marks[0][0], phase.finished - self._marks[0][1]
         if observed < MIN_OBSERVED_S or items < min(MIN_ITEMS, phase.total):
             return None
-        return (phase.total - phase.done) * observed / max(items, 1)
+        return (phase.total - phase.finished) * observed / max(items, 1e-9)
 
     def _rest_of_run(self, state: RunState, phase: PhaseState, rest: float, now: float) -> tuple[float, bool]:
         later = state.phases[state.phases.index(phase) + 1 :]

@@ -78,6 +78,7 @@ class PhaseState:
     status: str = "pending"  # pending | running | done | stopped
     done: int = 0
     total: int = 0
+    within: float = 0.0
     item: str = ""
     started_at: float = 0.0
     seconds: float = 0.0
@@ -88,7 +89,12 @@ class PhaseState:
         """Finished part of the phase, 0..1."""
         if self.status == "done":
             return 1.0
-        return min(1.0, self.done / self.total) if self.total > 0 else 0.0
+        return min(1.0, self.finished / self.total) if self.total > 0 else 0.0
+
+    @property
+    def finished(self) -> float:
+        """Finished items, with the finished share of the one being worked on."""
+        return self.done + self.within
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,9 @@ class RunState:
             return
         if phase.status == "pending":
             self._start_phase(PhaseStarted(event.phase, event.total), now)
-        phase.done, phase.total = max(phase.done, event.done), max(event.total, event.done)
+        if event.done + event.within >= phase.finished:
+            phase.done, phase.within = event.done, event.within
+        phase.total = max(event.total, event.done)
         phase.item = event.item or phase.item
 
     def _finish_phase(self, event: PhaseFinished) -> None:

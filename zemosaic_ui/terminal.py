@@ -293,7 +293,7 @@ class LiveDisplay(Display):
         name = self._phase_name(phase.name)
         if phase.status == "running":
             total = phase.total or None
-            bar = ProgressBar(total, phase.done if total else 0, width=BAR_WIDTH, pulse=total is None)
+            bar = ProgressBar(total, phase.finished if total else 0, width=BAR_WIDTH, pulse=total is None)
             count = f"{phase.done}/{phase.total}" if total else ""
             return Text.from_markup(_MARKS["running"]), name, bar, count, escape(_name(phase.item))
         taken = (

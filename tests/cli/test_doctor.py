@@ -114,7 +114,7 @@ def test_command_reports_a_damaged_settings_file(tmp_path, capsys, monkeypatch):
     assert run_zemosaic.main(["doctor", "--config", str(file)]) == 1
     shown = capsys.readouterr().out
     assert "stacking_kappa_low" in shown
-    assert "EMBEDDED 9.9" in shown
+    assert "built-in solver 9.9" in shown
     file.write_text("{}")
     assert run_zemosaic.main(["doctor", "--config", str(file), "--json"]) == 0
     assert {f["topic"] for f in json.loads(capsys.readouterr().out)} >= {"solver", "gpu"}

@@ -47,7 +47,7 @@ class OverlapSamples:
     values_i, values_j : ndarray, shape (C, n)
         Block medians; a block with NaN in either tile is ignored in that channel.
     weight : ndarray, shape (n,)
-        Relative weight, for instance the number of pixels in the block over its largest possible number.
+        Relative weight, in proportion to the inverse variance of the difference; 1 for an ordinary block.
     """
 
     i: int
@@ -132,7 +132,7 @@ class TilePhotometry:
     surface_freed : ndarray of bool, shape (T, C)
         Where terms of second order were solved; the rest have none.
     sigma : ndarray, shape (C,), float64
-        Robust scatter of the differences of single blocks after correction.
+        Robust scatter of the differences of single blocks of weight 1 after correction.
     """
 
     terms: np.ndarray
@@ -309,7 +309,7 @@ def _solve_channel(samples: _Samples, component: np.ndarray, anchors: np.ndarray
         # Planes first: while levels are far off, robust weights know nothing about curvature.
         if iteration == options.iterations // 3 and theta.shape[1] > 4:
             free[:, _SURFACE] = _has_lever(samples, options)[:, None]
-        residual = np.subtract(*_corrected(samples, theta, sky))
+        residual = np.sqrt(samples.weight) * np.subtract(*_corrected(samples, theta, sky))
         scatter = _robust_scatter(residual)
         size = np.abs(residual) / scatter
         if iteration < options.iterations // 2:
@@ -455,7 +455,7 @@ def _has_contrast(samples: _Samples, theta, sky, options) -> np.ndarray:
     """Which tiles' overlaps hold enough signal, beyond planes and noise, to measure a gain."""
     a, b = _corrected(samples, theta, sky)
     residual, common = a - b, 0.5 * (a + b)
-    scatter = _robust_scatter(residual)
+    scatter = _robust_scatter(np.sqrt(samples.weight) * residual)
     _, start, count = np.unique(samples.pair, return_index=True, return_counts=True)
     information = np.zeros(samples.n_tiles)
     for first, n in zip(start, count, strict=True):
@@ -467,7 +467,7 @@ def _has_contrast(samples: _Samples, theta, sky, options) -> np.ndarray:
         smooth = np.linalg.qr(root[:, None] * samples.basis_a[rows])[0]
         signal = root * common[rows]
         signal = signal - smooth @ (smooth.T @ signal)
-        noise = 0.25 * scatter**2 * samples.weight[rows].sum()
+        noise = 0.25 * scatter**2 * n
         power = float(signal @ signal) - noise
         if power > 2.0 * noise:
             information[samples.tile_a[first]] += power / scatter**2

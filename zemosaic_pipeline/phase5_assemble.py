@@ -357,6 +357,7 @@ def run(
         science_path=str(science),
         coverage_path=str(coverage),
         grid=replace(grid, wcs_cards=wcs_cards, shape_hw=canvas.shape_hw),
+        origin_yx=canvas.origin_yx,
         photometry=_photometry_facts(tiles, pairs, solution, terms),
         outputs={} if variance_path is None else {"variance": str(variance_path)},
     )

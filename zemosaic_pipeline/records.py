@@ -216,10 +216,19 @@ class MasterTile:
 
 @dataclass(frozen=True)
 class Mosaic:
-    """The finished mosaic on disk."""
+    """The finished mosaic on disk.
+
+    Attributes
+    ----------
+    grid : MosaicGrid
+        The pixels that were written: the grid of the tiles, cropped.
+    origin_yx : tuple of int
+        Pixel of the tiles' grid that is the mosaic's first.
+    """
 
     science_path: str
     coverage_path: str
     grid: MosaicGrid
+    origin_yx: tuple[int, int]
     photometry: dict[str, Any]
     outputs: dict[str, str] = field(default_factory=dict)

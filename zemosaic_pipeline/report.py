@@ -107,6 +107,9 @@ def _tiles(run: Any) -> list[dict[str, Any]]:
     for tile in run.tiles:
         row = asdict(tile)
         row["n_frames"] = len(tile.frames)
+        if run.mosaic is not None:
+            # On the mosaic as it was written, which a reader has, not on the grid before it was cropped.
+            row["origin_yx"] = [a - b for a, b in zip(tile.origin_yx, run.mosaic.origin_yx, strict=True)]
         rows.append(row)
     return rows
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from zemosaic_core.errors import SkipItem
-from zemosaic_io.headers import read_frame_info
 from zemosaic_ui.mosaic_image import MosaicImage
 
 __all__ = ["find_outputs", "read_footprints", "report_of"]
@@ -82,7 +80,7 @@ def _outline(entry: Any, image: MosaicImage) -> np.ndarray | None:
     if entry.get("outline_px"):
         return np.asarray(entry["outline_px"], dtype=float)
     if entry.get("origin_yx") and entry.get("shape_hw"):
-        (y, x), (height, width) = _origin(entry, image), entry["shape_hw"]
+        (y, x), (height, width) = entry["origin_yx"], entry["shape_hw"]
         x0, y0, x1, y1 = x - 0.5, y - 0.5, x + width - 0.5, y + height - 0.5
         return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
     corners = entry.get("footprint") or entry.get("corners")
@@ -90,25 +88,6 @@ def _outline(entry: Any, image: MosaicImage) -> np.ndarray | None:
         sky = np.asarray(corners, dtype=float)
         return image.pixel_of(sky[:, 0], sky[:, 1])
     return None
-
-
-def _origin(entry: Mapping[str, Any], image: MosaicImage) -> tuple[float, float]:
-    """Return the mosaic pixel (y, x) of a tile's first pixel.
-
-    A mosaic cropped to its signal begins elsewhere than the grid the tiles were made on; while the tile's file
-    is there, its own reference pixel tells how the two lie to each other.
-    """
-    path = Path(str(entry.get("path", "")))
-    if image.wcs is not None and path.is_file():
-        try:
-            cards = read_frame_info(path).wcs_cards or {}
-        except SkipItem:
-            cards = {}
-        if "CRPIX1" in cards:
-            x, y = image.wcs.wcs.crpix
-            return float(y - cards["CRPIX2"]), float(x - cards["CRPIX1"])
-    y, x = entry["origin_yx"]
-    return float(y), float(x)
 
 
 def _name(entry: Mapping[str, Any]) -> str:

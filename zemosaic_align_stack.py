@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_core.axes import to_chw, to_hwc
 from zemosaic_core.chunks import Buffer, iter_row_chunks
 from zemosaic_core.coadd import CancelToken
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.stack import GpuStack
 from zemosaic_core.gpu.terms import Audit
-from zemosaic_core.image_coadd import to_chw
 from zemosaic_core.image_stack import align_to, common_stack, find_stars, measure_weights, normalise_stack
 from zemosaic_core.rejection import combine_stack
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
@@ -146,7 +146,7 @@ def align_images_in_group(
             continue
         if not propagate_mask:
             planes = np.nan_to_num(planes, nan=0.0)
-        aligned.append(planes[0] if np.ndim(image) == 2 else np.ascontiguousarray(np.moveaxis(planes, 0, -1)))
+        aligned.append(to_hwc(planes, flat=np.ndim(image) == 2))
         if progress_callback is not None:
             progress_callback("align_images", index + 1, len(image_data_list))
     return aligned, failed
@@ -190,8 +190,7 @@ def _stack_with(
     combined = _combine(stack, rule, numbers, maps, int(options.get("threads", 2)), options.get("policy"))
     rejected = int(combined.rejected_low.sum(dtype=np.int64) + combined.rejected_high.sum(dtype=np.int64))
     valid = int(np.isfinite(stack).sum())
-    image = combined.image[0] if flat else np.ascontiguousarray(np.moveaxis(combined.image, 0, -1))
-    return image, 100.0 * rejected / valid if valid else 0.0
+    return to_hwc(combined.image, flat=flat), 100.0 * rejected / valid if valid else 0.0
 
 
 def _combine(
@@ -420,7 +419,7 @@ def stack_aligned_images(
         image = image + np.float32(max(0.0, minimum_signal_adu_target - float(np.nanmin(image))))
     if progress_callback is not None:
         progress_callback("stack_images", len(images), len(images))
-    return image[0] if flat else np.ascontiguousarray(np.moveaxis(image, 0, -1))
+    return to_hwc(image, flat=flat)
 
 
 def equalize_rgb_medians_inplace(

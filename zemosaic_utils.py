@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.wcs import WCS, FITSFixedWarning, WcsError
+from astropy.wcs import WCS
 
 from zemosaic_core import background, cfa, hot_pixels, stretch
 from zemosaic_core import weights as weight_maps
-from zemosaic_core.chunks import iter_row_chunks
-from zemosaic_core.coadd import CancelToken, coadd_block, coadd_buffers, is_streaming, stack_columns_per_row
-from zemosaic_core.errors import Cancelled, SaveFailed, SettingsError
+from zemosaic_core.axes import to_chw, to_hwc
+from zemosaic_core.chunks import equal_chunks
+from zemosaic_core.coadd import CancelToken, check_streaming, coadd_block, row_blocks
+from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu.coadd import GpuCoadd
 from zemosaic_core.gpu.filters import GpuBlur, GpuCounts, GpuOutliers, GpuStretch, percentiles_from_counts
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.terms import Audit
-from zemosaic_core.image_coadd import (
-    ArrayPixels,
-    assembly_terms,
-    overlap_samples,
-    place_images,
-    rule_by_name,
-    to_chw,
-)
+from zemosaic_core.image_coadd import AssemblyOptions, prepare_assembly
+from zemosaic_core.image_overlaps import solve_overlaps
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
-from zemosaic_core.tile_photometry import TileOptions, solve_tiles
-from zemosaic_gpu_policy import GpuPolicy, default_policy, gpu_status
+from zemosaic_core.tile_photometry import TileOptions
+from zemosaic_gpu_policy import GpuPolicy, default_policy, gpu_status, run_with_fallback
 from zemosaic_io import image_files
-from zemosaic_io.fits_write import atomic_path, write_image
 
 __all__ = [
     "GPU_AVAILABLE",  # noqa: F822 - answered by __getattr__
@@ -67,7 +59,6 @@ __all__ = [
 
 # Blocks stay small enough that progress moves and a stop is honoured within seconds.
 MAX_BLOCK_ROWS = 1024
-DEFAULT_BUDGET_BYTES = 1 << 30
 # Rows of a block of the card that are done again on the CPU now and then.
 AUDIT_ROWS = 2
 
@@ -172,12 +163,8 @@ def coadd_on_grid(
         When the rule or the kernel is invalid.
     """
     check_rule(rule)
-    has_maps = any(source.feather_px > 0 or source.has_weight_map for source in sources)
-    buffers = coadd_buffers(
-        len(sources), n_channels, shape_hw[1], rule, has_maps, columns=stack_columns_per_row(sources)
-    )
     height, width = shape_hw
-    chunks = list(iter_row_chunks(buffers, height, budget_bytes))
+    blocks = row_blocks(sources, shape_hw, n_channels, rule, budget_bytes)
 
     def on_cpu(y0: int, y1: int) -> CoaddBlock:
         return coadd_block(
@@ -190,34 +177,21 @@ def coadd_on_grid(
             on_rows(y1, height)
 
     if policy is None:
-        for y0, y1 in (part for chunk in chunks for part in _split_rows(*chunk)):
+        for y0, y1 in (part for block in blocks for part in equal_chunks(*block, MAX_BLOCK_ROWS)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled()
             emit(y0, y1, on_cpu(y0, y1))
         return
-    # The card's blocks may be larger than the CPU's: no samples lie in host memory, only results.
-    host_rows = max(1, budget_bytes // 2 // max(1, width * (16 * n_channels + 2)))
-    cpu_rows = min(MAX_BLOCK_ROWS, max((y1 - y0 for y0, y1 in chunks), default=1))
     body = GpuCoadd(
-        pixels,
-        sources,
-        width,
-        n_channels,
-        rule,
-        kernel,
-        threads=threads,
-        host_bytes=budget_bytes // 2,
-        cancel=cancel,
-    )
+        pixels, sources, width, n_channels, rule, kernel,
+        threads=threads, host_bytes=max(1, budget_bytes // 2), cancel=cancel,
+    )  # fmt: skip
     with closing(body):
-        workload = body.workload(op, height, policy.status.device, host_rows=host_rows)
-        audit = Audit(AUDIT_ROWS, compare_blocks)
-        policy.run(workload, body, on_cpu, emit=emit, cpu_rows=cpu_rows, cancel=cancel, audit=audit)
-
-
-def _split_rows(y0: int, y1: int) -> list[tuple[int, int]]:
-    edges = np.linspace(y0, y1, -(-(y1 - y0) // MAX_BLOCK_ROWS) + 1).astype(int)
-    return list(pairwise(edges.tolist()))
+        policy.run(
+            body.workload(op, height, policy.status.device), body, on_cpu, emit=emit,
+            cpu_rows=min(MAX_BLOCK_ROWS, max((y1 - y0 for y0, y1 in blocks), default=1)),
+            cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks),
+        )  # fmt: skip
 
 
 def coadd_incremental(
@@ -227,40 +201,19 @@ def coadd_incremental(
     n_channels: int,
     rule: CombineRule,
     kernel: Kernel,
-    *,
-    sink: Sink,
-    budget_bytes: int,
-    policy: GpuPolicy | None = None,
-    op: str = "stack",
-    threads: int = 2,
-    on_rows: Callable[[int, int], object] | None = None,
-    cancel: CancelToken | None = None,
+    **options: Any,
 ) -> None:
     """Co-add by adding source after source to running sums: no stack, the least memory, a weighted mean only.
 
-    Parameters are those of `coadd_on_grid`.
+    Parameters and options are those of `coadd_on_grid`.
 
     Raises
     ------
     SettingsError
         When the rule rejects samples or takes a median: sums cannot do that.
     """
-    if not is_streaming(rule):
-        raise _needs_mean(rule)
-    coadd_on_grid(
-        pixels, sources, shape_hw, n_channels, rule, kernel, sink=sink, budget_bytes=budget_bytes, policy=policy,
-        op=op, threads=threads, on_rows=on_rows, cancel=cancel,
-    )  # fmt: skip
-
-
-def _needs_mean(rule: CombineRule) -> SettingsError:
-    return SettingsError(
-        "incremental_needs_mean",
-        f"incremental assembly cannot reject samples or take a median (got rejection {rule.rejection}, "
-        f"combine {rule.combine}); use rejection none and combine mean, or the reproject_coadd assembly",
-        rejection=rule.rejection,
-        combine=rule.combine,
-    )
+    check_streaming(rule)
+    coadd_on_grid(pixels, sources, shape_hw, n_channels, rule, kernel, **options)
 
 
 # ------------------------------------------------------------------------------------------- assembling by WCS
@@ -273,10 +226,6 @@ _ASSEMBLY_OPTIONS = {
 }  # fmt: skip
 # Accepted from older callers; the engine plans its own rows and the photometric solution is robust by itself.
 _UNUSED_OPTIONS = {"rows_per_chunk", "intertile_sky_percentile", "intertile_robust_clip_sigma"}
-
-
-def _as_wcs(projection: Any) -> WCS:
-    return projection if isinstance(projection, WCS) else WCS(projection, naxis=2)
 
 
 def reproject_and_coadd_wrapper(
@@ -376,19 +325,8 @@ def gpu_assemble_final_mosaic_incremental(
     SettingsError
         When the options ask for rejection or a median.
     """
-    rule = _rule_of(options)
-    if not is_streaming(rule):
-        raise _needs_mean(rule)
+    check_streaming(AssemblyOptions.from_names(options).rule)
     return reproject_and_coadd_wrapper(data_list, wcs_list, shape_out, use_gpu=True, **options)
-
-
-def _rule_of(options: dict[str, Any]) -> CombineRule:
-    return rule_by_name(
-        options.get("combine_function"),
-        options.get("stack_reject_algo"),
-        kappa=float(options.get("coadd_k", options.get("kappa_sigma_k", 2.0))),
-        winsor_limits=options.get("winsor_limits", (0.05, 0.05)),
-    )
 
 
 def _assemble(
@@ -397,48 +335,27 @@ def _assemble(
     shape_out: tuple[int, int],
     options: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
-    rule = _rule_of(options)
-    height, width = (int(value) for value in shape_out)
+    wanted = AssemblyOptions.from_names(options)
+    shape_hw = (int(shape_out[0]), int(shape_out[1]))
     images = [to_chw(image) for image in data_list]
     if not images:
-        return np.full((height, width), np.nan, np.float32), np.zeros((height, width), np.float32)
-    n_channels = images[0].shape[0]
-    if any(image.shape[0] != n_channels for image in images):
-        raise ValueError(f"images have different numbers of channels: {[len(image) for image in images]}")
-    out_wcs = _as_wcs(options["output_projection"])
-    maps = options.get("tile_weight_maps") or options.get("input_weights") or [None] * len(images)
-    maps = [None if m is None else np.asarray(m, np.float32) for m in maps]
-    scalars = options.get("tile_weights")
-    scalars = np.ones(len(images)) if scalars is None else np.asarray(scalars, np.float64)
-    terms = assembly_terms(
-        images,
-        wcs_list,
-        out_wcs,
-        (height, width),
-        corrections=options.get("tile_affine_corrections"),
-        match_background=options.get("match_background", options.get("match_bg", False)),
-        preview_size=int(options.get("bg_preview_size", 512)),
-    )
-    sources = place_images(
-        [image.shape[1:] for image in images], wcs_list, out_wcs, (height, width),
-        terms,
-        np.repeat(scalars[:, None], n_channels, axis=1),
-        has_weight_maps=[m is not None for m in maps],
-    )  # fmt: skip
-    mosaic = np.empty((height, width, n_channels), np.float32)
-    coverage = np.empty((height, width), np.float32)
-    progress = options.get("progress_callback")
+        return np.full(shape_hw, np.nan, np.float32), np.zeros(shape_hw, np.float32)
+    projection = options["output_projection"]
+    out_wcs = projection if isinstance(projection, WCS) else WCS(projection, naxis=2)
+    pixels, sources = prepare_assembly(images, wcs_list, out_wcs, shape_hw, wanted)
+    n_channels = len(images[0])
+    mosaic = np.empty((*shape_hw, n_channels), np.float32)
+    coverage = np.empty(shape_hw, np.float32)
 
     def sink(y0: int, y1: int, block: CoaddBlock) -> None:
         mosaic[y0:y1] = np.moveaxis(block.image, 0, -1)
         coverage[y0:y1] = block.weight.max(axis=0)
 
+    progress = options.get("progress_callback")
     coadd_on_grid(
-        ArrayPixels(images, maps), sources, (height, width), n_channels, rule, options.get("kernel", "bilinear"),
-        sink=sink,
-        budget_bytes=int(options.get("budget_bytes") or options.get("max_chunk_bytes") or DEFAULT_BUDGET_BYTES),
-        policy=options.get("policy"), op="assemble", threads=int(options.get("threads", 2)),
-        cancel=options.get("cancel"),
+        pixels, sources, shape_hw, n_channels, wanted.rule, wanted.kernel,
+        sink=sink, budget_bytes=wanted.budget_bytes, threads=wanted.threads,
+        policy=options.get("policy"), op="assemble", cancel=options.get("cancel"),
         on_rows=None if progress is None else lambda done, total: progress("phase5_rows", done, total),
     )  # fmt: skip
     return (mosaic[..., 0] if np.ndim(data_list[0]) == 2 else mosaic), coverage
@@ -488,15 +405,14 @@ def compute_intertile_affine_calibration(
         return {}
     if progress_callback is not None:
         progress_callback("phase5_intertile", 0, len(images))
-    pairs = overlap_samples(
+    terms = solve_overlaps(
         images, [wcs for _, wcs in tile_data_with_wcs], final_wcs, final_shape_hw,
+        TileOptions(fit_plane=False, huber_sigma=robust_clip_sigma),
         preview_size=preview_size, min_overlap_fraction=min_overlap_fraction,
     )  # fmt: skip
-    options = TileOptions(fit_plane=False, huber_sigma=robust_clip_sigma)
-    terms = solve_tiles(len(images), pairs, 1, options=options).terms
     if progress_callback is not None:
         progress_callback("phase5_intertile", len(images), len(images))
-    return {index: (float(terms[index, 0, 0]), float(terms[index, 0, 1])) for index in range(len(images))}
+    return {index: (float(gain), float(offset)) for index, (gain, offset) in enumerate(terms[:, 0, :2])}
 
 
 # ----------------------------------------------------------------------------------------------- single images
@@ -544,8 +460,7 @@ def _tell_hot_pixels(
     if progress_callback is not None:
         progress_callback("hot_pixels_corrected", None, "DEBUG", count=int(mask.sum()))
     if save_mask_path is not None:
-        with atomic_path(save_mask_path) as temporary, temporary.open("wb") as file:
-            np.save(file, mask.astype(np.uint8))
+        image_files.write_mask(save_mask_path, mask)
 
 
 def detect_and_correct_hot_pixels_gpu(
@@ -561,23 +476,9 @@ def detect_and_correct_hot_pixels_gpu(
 
     Parameters and result are those of `detect_and_correct_hot_pixels`; computed in 32 bits.
     """
-    image = np.asarray(image)
-    body = GpuOutliers(image, threshold, neighborhood_size)
-    corrected, mask = _run_filter(body, policy)
-    mask = mask.astype(bool).reshape(image.shape)
+    corrected, mask = _run(GpuOutliers(image, threshold, neighborhood_size), policy)
     _tell_hot_pixels(mask, progress_callback, save_mask_path)
-    return np.where(mask, corrected.reshape(image.shape), image).astype(image.dtype)
-
-
-def _run_filter(body: Any, policy: GpuPolicy | None) -> tuple[np.ndarray, ...]:
-    """Run a filter under a policy and return its results with the axes of an image: (h, w, C) or (h, w)."""
-    pieces: list[tuple[np.ndarray, ...]] = []
-    (policy or default_policy()).run(
-        body.workload(), body, body.on_cpu, emit=lambda y0, y1, rows: pieces.append(rows)
-    )
-    planes = (np.concatenate(parts, axis=1) for parts in zip(*pieces, strict=True))
-    flat = np.ndim(body.image) == 2
-    return tuple(p[0] if flat else np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in planes)
+    return corrected
 
 
 def estimate_background_map(
@@ -605,7 +506,16 @@ def estimate_background_map_gpu(
     """
     if method != "gaussian":
         return estimate_background_map(image, method, sigma, progress_callback)
-    return _run_filter(GpuBlur(image, sigma), policy)[0]
+    return _run(GpuBlur(image, sigma), policy)[0]
+
+
+def _run(body: Any, policy: GpuPolicy | None) -> Any:
+    """Run a body of `zemosaic_core.gpu.filters` where a policy says, the process's own when none is given."""
+    pieces: list[Any] = []
+    run_with_fallback(
+        body.workload(), body, body.on_cpu, policy=policy, emit=lambda y0, y1, piece: pieces.append(piece)
+    )
+    return body.join(pieces)
 
 
 def debayer_image(
@@ -635,7 +545,7 @@ def debayer_image(
     if not isinstance(img01_2d, np.ndarray):
         raise TypeError(f"the image must be a NumPy array, got {type(img01_2d).__name__}")
     plane = np.ascontiguousarray(img01_2d, dtype=np.float32)
-    return np.ascontiguousarray(np.moveaxis(cfa.debayer(plane, bayer_pattern), 0, -1))
+    return to_hwc(cfa.debayer(plane, bayer_pattern), flat=False)
 
 
 def stretch_auto_asifits_like(
@@ -664,7 +574,7 @@ def stretch_auto_asifits_like_gpu(
     """
     image = np.asarray(img_hwc, np.float32)
     limits = stretch.percentile_limits(image, p_low, p_high, asinh_a)
-    curved = _run_filter(GpuStretch(image, limits, asinh_a), policy)[0]
+    curved = _run(GpuStretch(image, limits, asinh_a), policy)[0]
     return stretch.balance_channels(curved) if apply_wb and image.ndim == 3 else curved
 
 
@@ -693,18 +603,9 @@ def gpu_percentiles(
     ndarray, shape of ``percents``, float64
         NaN when there is no finite value.
     """
-
-    def count(prefix: int | None) -> np.ndarray:
-        body = GpuCounts(values, prefix)
-        total = np.zeros(1 << 16, np.int64)
-
-        def add(y0: int, y1: int, counts: np.ndarray) -> None:
-            total[...] += counts
-
-        (policy or default_policy()).run(body.workload(), body, body.on_cpu, emit=add)
-        return total
-
-    return percentiles_from_counts(count, np.asarray(percents, np.float64))
+    return percentiles_from_counts(
+        lambda prefix: _run(GpuCounts(values, prefix), policy), np.asarray(percents, np.float64)
+    )
 
 
 def make_radial_weight_map(
@@ -739,25 +640,9 @@ def validate_wcs_header(
         ``(True, wcs, None)`` or ``(False, None, reason)`` with an English reason.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FITSFixedWarning)
-            wcs = WCS(header, naxis=2)
-    except (ValueError, TypeError, MemoryError, KeyError, WcsError) as error:
-        return False, None, f"the WCS cards cannot be read: {error}"
-    if not wcs.has_celestial:
-        return False, None, "no celestial axes (CTYPE)"
-    if not np.isfinite(wcs.wcs.crval).all() or not np.isfinite(wcs.pixel_scale_matrix).all():
-        return False, None, "CRVAL or the matrix is not finite"
-    if abs(np.linalg.det(wcs.pixel_scale_matrix)) < 1e-18:
-        return False, None, "the matrix is singular"
-    if require_footprint:
-        width, height = int(header.get("NAXIS1", 0)), int(header.get("NAXIS2", 0))
-        if width < 1 or height < 1:
-            return False, None, "the image size is missing (NAXIS1, NAXIS2)"
-        corners = wcs.all_pix2world([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], 0)
-        if not np.isfinite(corners).all():
-            return False, None, "a corner has no place on the sky"
-    return True, wcs, None
+        return True, image_files.read_header_wcs(header, require_footprint=require_footprint), None
+    except image_files.UnusableWcs as fault:
+        return False, None, str(fault)
 
 
 def crop_image_and_wcs(
@@ -821,12 +706,9 @@ def load_and_validate_fits(
         ``frame_unreadable`` when the file cannot be read or holds no image.
     """
     loaded = image_files.read_image_file(Path(filepath))
-    image, finite = loaded.image, np.isfinite(loaded.image)
-    if normalize_to_float32 and finite.any():
-        low, high = float(image[finite].min()), float(image[finite].max())
-        image = (image - np.float32(low)) / np.float32(high - low) if high > low else image * 0
+    image = image_files.scale_to_unit(loaded.image) if normalize_to_float32 else loaded.image
     if attempt_fix_nonfinite:
-        image = np.where(finite, image, np.float32(0))
+        image = np.where(np.isfinite(loaded.image), image, np.float32(0))
     info = {
         "hdu": loaded.hdu,
         "axis_order_original": loaded.axis_order,
@@ -872,20 +754,11 @@ def save_fits_image(
     ValueError
         When the shape or the axis order is not usable.
     """
-    path = Path(output_path)
-    if path.exists() and not overwrite:
-        raise SaveFailed(
-            "save_exists", f"{path} exists; choose another name or allow overwriting", path=str(path)
-        )
     if axis_order not in ("HWC", "CHW"):
         raise ValueError(f"axis_order must be HWC or CHW, got {axis_order!r}")
     image = np.asarray(image)
-    planes = image.astype(np.float32) if image.ndim == 3 and axis_order == "CHW" else to_chw(image)
-    cards = list(header.cards) if isinstance(header, fits.Header) else list((header or {}).items())
-    extensions = [] if alpha_mask is None else [("ALPHA", np.asarray(alpha_mask, np.uint8))]
-    if not save_as_float:
-        planes = image_files.scale_to_uint16(planes)
-        if len(planes) == 3 and not legacy_rgb_cube:
-            extensions = [*zip("RGB", planes, strict=True), *extensions]
-            planes = planes.mean(axis=0, keepdims=True, dtype=np.float32).astype(np.uint16)
-    write_image(path, planes[0] if len(planes) == 1 else planes, cards, extensions)
+    is_chw = image.ndim == 3 and axis_order == "CHW"
+    image_files.write_image_file(
+        Path(output_path), image.astype(np.float32) if is_chw else to_chw(image), header,
+        overwrite=overwrite, as_float=save_as_float, rgb_cube=legacy_rgb_cube, alpha=alpha_mask,
+    )  # fmt: skip

@@ -10,14 +10,22 @@ from typing import Protocol
 import numpy as np
 from numba import njit
 
-from zemosaic_core.chunks import Buffer
-from zemosaic_core.errors import Cancelled
+from zemosaic_core.chunks import Buffer, iter_row_chunks
+from zemosaic_core.errors import Cancelled, SettingsError
 from zemosaic_core.pixel_map import source_window
 from zemosaic_core.rejection import SamplePool, check_rule, combine_pool
 from zemosaic_core.resample import HALO, sample_window
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
 
-__all__ = ["CancelToken", "coadd_block", "coadd_buffers", "is_streaming", "stack_columns_per_row"]
+__all__ = [
+    "CancelToken",
+    "check_streaming",
+    "coadd_block",
+    "coadd_buffers",
+    "is_streaming",
+    "row_blocks",
+    "stack_columns_per_row",
+]
 
 # Window area per output area above which a source is read in strips of columns: a rotated frame crosses a few
 # output rows with a tall window of which little is used.
@@ -38,6 +46,24 @@ class CancelToken(Protocol):
 def is_streaming(rule: CombineRule) -> bool:
     """Return True when a rule needs no stack of samples: a mean without rejection."""
     return rule.rejection == "none" and rule.combine == "mean"
+
+
+def check_streaming(rule: CombineRule) -> None:
+    """Refuse a rule that running sums cannot follow.
+
+    Raises
+    ------
+    SettingsError
+        When the rule rejects samples or takes a median.
+    """
+    if not is_streaming(rule):
+        raise SettingsError(
+            "incremental_needs_mean",
+            f"incremental assembly cannot reject samples or take a median (got rejection {rule.rejection}, "
+            f"combine {rule.combine}); use rejection none and combine mean, or the reproject_coadd assembly",
+            rejection=rule.rejection,
+            combine=rule.combine,
+        )
 
 
 def stack_columns_per_row(sources: Sequence[CoaddSource]) -> int:
@@ -96,6 +122,21 @@ def coadd_buffers(
             Buffer("samples", per_row=width * per_sample, copies=4),
         )
     return (outputs, windows, Buffer("stack", per_row=columns * per_sample))
+
+
+def row_blocks(
+    sources: Sequence[CoaddSource],
+    shape_hw: tuple[int, int],
+    n_channels: int,
+    rule: CombineRule,
+    budget_bytes: int,
+) -> list[tuple[int, int]]:
+    """Cut the rows of an output grid into equal blocks whose `coadd_block` fits a budget, of one row at least."""
+    height, width = shape_hw
+    has_maps = any(source.feather_px > 0 or source.has_weight_map for source in sources)
+    columns = stack_columns_per_row(sources)
+    buffers = coadd_buffers(len(sources), n_channels, width, rule, has_maps, columns=columns)
+    return list(iter_row_chunks(buffers, height, budget_bytes))
 
 
 def coadd_block(

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zemosaic_core.errors import RunFailed, SettingsError
+from zemosaic_core.errors import SettingsError
+from zemosaic_core.image_overlaps import solve_overlaps
 from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox, wcs_transform
 from zemosaic_core.rejection import check_rule
-from zemosaic_core.resample import sample_window
-from zemosaic_core.sources import CoaddSource, CombineRule
-from zemosaic_core.tile_photometry import OverlapSamples, TileOptions, solve_tiles
+from zemosaic_core.sources import CoaddSource, CombineRule, Kernel
+from zemosaic_core.tile_photometry import TileOptions
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
-__all__ = [
-    "ArrayPixels",
-    "assembly_terms",
-    "block_means",
-    "overlap_samples",
-    "place_images",
-    "rule_by_name",
-    "to_chw",
-]
+__all__ = ["ArrayPixels", "AssemblyOptions", "place_images", "prepare_assembly"]
+
+_BUDGET_BYTES = 1 << 30
+_Corrections = Mapping[int, tuple[float, float]] | Sequence[tuple[float, float] | None]
 
 _COMBINE = {
     "mean": CombineRule(rejection="none"),
@@ -36,22 +31,6 @@ _COMBINE = {
     "winsorized_sigma_clip": CombineRule(rejection="winsorized_sigma_clip"),
     "linear_fit_clip": CombineRule(rejection="linear_fit_clip"),
 }
-
-
-def to_chw(image: np.ndarray) -> np.ndarray:
-    """Return an (h, w) or (h, w, C) image as (C, h, w) float32, C-contiguous.
-
-    Raises
-    ------
-    ValueError
-        When the image has another number of dimensions.
-    """
-    image = np.asarray(image)
-    if image.ndim == 2:
-        return np.ascontiguousarray(image[None], dtype=np.float32)
-    if image.ndim == 3:
-        return np.ascontiguousarray(np.moveaxis(image, -1, 0), dtype=np.float32)
-    raise ValueError(f"an image must be (h, w) or (h, w, C), got shape {image.shape}")
 
 
 class ArrayPixels:
@@ -141,25 +120,73 @@ def place_images(
     return sources
 
 
-def rule_by_name(
+@dataclass(frozen=True, kw_only=True)
+class AssemblyOptions:
+    """How images are assembled by their WCS.
+
+    Attributes
+    ----------
+    rule : CombineRule
+    kernel : {'bilinear', 'lanczos3'}
+    corrections : mapping or sequence, optional
+        ``(gain, offset)`` per image; win over `match_background`.
+    match_background : bool
+        Bring the offsets of overlapping images together.
+    preview_size : int
+        Blocks along the longer side of the largest image when overlaps are measured.
+    weights : sequence of float, optional
+        Weight of every image; None: 1.
+    weight_maps : sequence of (ndarray (h, w) or None), optional
+        Weight of every pixel of every image.
+    budget_bytes : int
+        Memory the blocks may take.
+    threads : int
+    """
+
+    rule: CombineRule
+    kernel: Kernel = "bilinear"
+    corrections: _Corrections | None = None
+    match_background: bool = False
+    preview_size: int = 512
+    weights: Sequence[float] | None = None
+    weight_maps: Sequence[np.ndarray | None] | None = None
+    budget_bytes: int = _BUDGET_BYTES
+    threads: int = 2
+
+    @staticmethod
+    def from_names(names: Mapping[str, Any]) -> AssemblyOptions:
+        """Read the options from the keywords of whole assemblies, of which several mean the same.
+
+        ``combine_function`` and ``stack_reject_algo`` are ``mean``, ``median``, ``kappa_sigma``, ``winsorized`` or
+        ``linear_fit_clip``; the latter wins unless it is None or ``none``, and a ``combine_function`` of ``median``
+        then says how the rest is combined.
+
+        Raises
+        ------
+        SettingsError
+            When the name of a rule is unknown or a number out of range.
+        """
+        return AssemblyOptions(
+            rule=_rule_by_name(
+                names.get("combine_function"),
+                names.get("stack_reject_algo"),
+                kappa=float(names.get("coadd_k", names.get("kappa_sigma_k", 2.0))),
+                winsor_limits=names.get("winsor_limits", (0.05, 0.05)),
+            ),
+            kernel=names.get("kernel", "bilinear"),
+            corrections=names.get("tile_affine_corrections"),
+            match_background=bool(names.get("match_background", names.get("match_bg", False))),
+            preview_size=int(names.get("bg_preview_size", 512)),
+            weights=names.get("tile_weights"),
+            weight_maps=names.get("tile_weight_maps") or names.get("input_weights") or None,
+            budget_bytes=int(names.get("budget_bytes") or names.get("max_chunk_bytes") or _BUDGET_BYTES),
+            threads=int(names.get("threads", 2)),
+        )
+
+
+def _rule_by_name(
     combine: str | None, reject: str | None, *, kappa: float, winsor_limits: Sequence[float]
 ) -> CombineRule:
-    """Make a rule from the names used for whole assemblies.
-
-    Parameters
-    ----------
-    combine, reject : str or None
-        ``mean``, ``median``, ``kappa_sigma``, ``winsorized``, ``linear_fit_clip``; `reject` wins unless it is
-        None or ``none``, and `combine` ``median`` then says how the rest is combined.
-    kappa : float
-        Bounds below and above in sigma.
-    winsor_limits : sequence of two floats
-
-    Raises
-    ------
-    SettingsError
-        When a name is unknown or a number out of range.
-    """
     name = reject if reject not in (None, "none") else combine or "mean"
     if name not in _COMBINE:
         raise SettingsError(
@@ -177,174 +204,72 @@ def rule_by_name(
     return rule
 
 
-def assembly_terms(
+def prepare_assembly(
     images: Sequence[np.ndarray],
     wcs_list: Sequence[WCS],
     out_wcs: WCS,
     out_shape_hw: tuple[int, int],
-    *,
-    corrections: Mapping[int, tuple[float, float]] | Sequence[tuple[float, float] | None] | None = None,
-    match_background: bool = False,
-    preview_size: int = 512,
-) -> np.ndarray:
-    """Return the photometric terms (N, C, 4) of images: given ones, offsets solved over all overlaps, or none.
+    options: AssemblyOptions,
+) -> tuple[ArrayPixels, list[CoaddSource]]:
+    """Place images on an output grid with the corrections and weights asked for: what a co-add needs.
 
     Parameters
     ----------
     images : sequence of ndarray, shape (C, h, w), float32
-    corrections : mapping or sequence, optional
-        ``(gain, offset)`` per image; win over `match_background`.
-    match_background : bool
-        Bring the offsets of overlapping images together.
-    preview_size : int
-        See `overlap_samples`.
-    """
-    terms = np.zeros((len(images), images[0].shape[0], 4), np.float32)
-    terms[..., 0] = 1
-    if corrections is not None:
-        for index, pair in (
-            corrections.items() if isinstance(corrections, Mapping) else enumerate(corrections)
-        ):
-            if pair is not None:
-                terms[index, :, 0], terms[index, :, 1] = pair[0], pair[1]
-    elif match_background:
-        pairs = overlap_samples(
-            images, wcs_list, out_wcs, out_shape_hw, preview_size=preview_size, min_overlap_fraction=0.0
-        )
-        wanted = TileOptions(fit_gain=False, fit_plane=False)
-        terms[...] = solve_tiles(len(images), pairs, images[0].shape[0], options=wanted).terms
-    return terms
-
-
-def block_means(image: np.ndarray, factor: int) -> np.ndarray:
-    """Average blocks of ``factor x factor`` px; an incomplete or partly missing block is missing.
-
-    Parameters
-    ----------
-    image : ndarray, shape (C, h, w), float32
-    factor : int
-
-    Returns
-    -------
-    ndarray, shape (C, h // factor, w // factor), float32
-        Block (y, x) is centred at ``factor * y + (factor - 1) / 2``.
-    """
-    n_channels, height, width = image.shape
-    rows, columns = height // factor, width // factor
-    blocks = image[:, : rows * factor, : columns * factor].reshape(n_channels, rows, factor, columns, factor)
-    return blocks.mean(axis=(2, 4), dtype=np.float64).astype(np.float32)
-
-
-def overlap_samples(
-    images: Sequence[np.ndarray],
-    wcs_list: Sequence[WCS],
-    out_wcs: WCS,
-    out_shape_hw: tuple[int, int],
-    *,
-    preview_size: int = 512,
-    min_overlap_fraction: float = 0.05,
-    min_samples: int = 16,
-) -> list[OverlapSamples]:
-    """Measure all pairs of images on a common coarse lattice of the output grid.
-
-    Every image is averaged in blocks so that its longer side has at most `preview_size` of them, and each output
-    lattice point takes the value of the blocks around it: one read per image, however many overlaps it has.
-
-    Parameters
-    ----------
-    images : sequence of ndarray, shape (C, h, w), float32
+        At least one.
     wcs_list, out_wcs, out_shape_hw
         Where the images and the output grid lie.
-    preview_size : int
-        Blocks along the longer side of the largest image, >= 8.
-    min_overlap_fraction : float
-        Smallest overlap as a fraction of the smaller image's area.
-    min_samples : int
-        Smallest number of common lattice points.
+    options : AssemblyOptions
 
     Returns
     -------
-    list of OverlapSamples
+    tuple
+        The pixels and the sources.
+
+    Raises
+    ------
+    ValueError
+        When images have different numbers of channels, or a weight map another shape than its image.
     """
-    if preview_size < 8:
-        raise ValueError(f"preview_size must be at least 8, got {preview_size}")
-    if not images:
-        return []
-    factor = max(1, max(-(-max(image.shape[1:]) // preview_size) for image in images))
-    lattice_hw = (-(-out_shape_hw[0] // factor), -(-out_shape_hw[1] // factor))
-    views = [
-        _view(image, wcs, out_wcs, factor, lattice_hw) for image, wcs in zip(images, wcs_list, strict=True)
+    n_channels = images[0].shape[0]
+    if any(image.shape[0] != n_channels for image in images):
+        raise ValueError(f"images have different numbers of channels: {[len(image) for image in images]}")
+    maps = [
+        None if weights is None else np.asarray(weights, np.float32)
+        for weights in options.weight_maps or [None] * len(images)
     ]
-    pairs = []
-    for i in range(len(views)):
-        for j in range(i + 1, len(views)):
-            pair = _compare(i, j, views, min_overlap_fraction, min_samples)
+    weights = np.ones(len(images)) if options.weights is None else np.asarray(options.weights, np.float64)
+    sources = place_images(
+        [image.shape[1:] for image in images],
+        wcs_list,
+        out_wcs,
+        out_shape_hw,
+        _assembly_terms(images, wcs_list, out_wcs, out_shape_hw, options),
+        np.repeat(weights[:, None], n_channels, axis=1),
+        has_weight_maps=[weights is not None for weights in maps],
+    )
+    return ArrayPixels(images, maps), sources
+
+
+def _assembly_terms(
+    images: Sequence[np.ndarray],
+    wcs_list: Sequence[WCS],
+    out_wcs: WCS,
+    out_shape_hw: tuple[int, int],
+    options: AssemblyOptions,
+) -> np.ndarray:
+    """Return the photometric terms (N, C, 4): given ones, offsets solved over all overlaps, or none."""
+    given = options.corrections
+    if given is None and options.match_background:
+        wanted = TileOptions(fit_gain=False, fit_plane=False)
+        return solve_overlaps(
+            images, wcs_list, out_wcs, out_shape_hw, wanted,
+            preview_size=options.preview_size, min_overlap_fraction=0.0,
+        ).astype(np.float32)  # fmt: skip
+    terms = np.zeros((len(images), images[0].shape[0], 4), np.float32)
+    terms[..., 0] = 1
+    if given is not None:
+        for index, pair in given.items() if isinstance(given, Mapping) else enumerate(given):
             if pair is not None:
-                pairs.append(pair)
-    return pairs
-
-
-class _View:
-    """An image on the coarse lattice: values inside a box and the image's own coordinates there."""
-
-    def __init__(self, box, values, u, t) -> None:
-        self.box, self.values, self.u, self.t = box, values, u, t
-        self.valid = np.isfinite(values).all(axis=0)
-
-
-def _view(image, wcs, out_wcs, factor, lattice_hw) -> _View | None:
-    half = (factor - 1) / 2
-    to_image = wcs_transform(out_wcs, wcs)
-    to_out = wcs_transform(wcs, out_wcs)
-
-    def to_blocks(x, y):
-        sx, sy = to_image(x * factor + half, y * factor + half)
-        return (sx - half) / factor, (sy - half) / factor
-
-    def from_image(x, y):
-        ox, oy = to_out(x, y)
-        return (ox - half) / factor, (oy - half) / factor
-
-    box = footprint_bbox(from_image, image.shape[1:], lattice_hw)
-    if box[1] <= box[0]:
-        return None
-    blocks = block_means(image, factor)
-    if min(blocks.shape[1:]) < 2:
-        return None
-    try:
-        pixel_map = build_pixel_map(to_blocks, box, max_error_px=0.05)
-    except RunFailed as error:
-        if error.key == "pixel_map_undefined":
-            return None
-        raise
-    terms = np.tile(np.array([1, 0, 0, 0], np.float32), (blocks.shape[0], 1))
-    values, _ = sample_window(blocks, (0, 0), blocks.shape[1:], pixel_map, box, "bilinear", terms)
-    y, x = np.mgrid[box[0] : box[1], box[2] : box[3]]
-    sx, sy = to_image(x * factor + half, y * factor + half)
-    height, width = image.shape[1:]
-    return _View(box, values, 2 * sx / max(1, width - 1) - 1, 2 * sy / max(1, height - 1) - 1)
-
-
-def _compare(i, j, views, min_overlap_fraction, min_samples) -> OverlapSamples | None:
-    a, b = views[i], views[j]
-    if a is None or b is None:
-        return None
-    y0, y1 = max(a.box[0], b.box[0]), min(a.box[1], b.box[1])
-    x0, x1 = max(a.box[2], b.box[2]), min(a.box[3], b.box[3])
-    if y1 <= y0 or x1 <= x0:
-        return None
-    cut_a = (slice(y0 - a.box[0], y1 - a.box[0]), slice(x0 - a.box[2], x1 - a.box[2]))
-    cut_b = (slice(y0 - b.box[0], y1 - b.box[0]), slice(x0 - b.box[2], x1 - b.box[2]))
-    both = a.valid[cut_a] & b.valid[cut_b]
-    count = int(both.sum())
-    smaller = min(int(a.valid.sum()), int(b.valid.sum()))
-    if count < min_samples or count < min_overlap_fraction * smaller:
-        return None
-    return OverlapSamples(
-        i, j,
-        np.stack([a.u[cut_a][both], a.t[cut_a][both]], axis=1),
-        np.stack([b.u[cut_b][both], b.t[cut_b][both]], axis=1),
-        a.values[:, *cut_a][:, both].astype(np.float64),
-        b.values[:, *cut_b][:, both].astype(np.float64),
-        np.ones(count),
-    )  # fmt: skip
+                terms[index, :, 0], terms[index, :, 1] = pair
+    return terms

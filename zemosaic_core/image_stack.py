@@ -8,7 +8,7 @@ import numpy as np
 
 from zemosaic_core.background import sky_statistics
 from zemosaic_core.errors import SkipItem
-from zemosaic_core.image_coadd import block_means
+from zemosaic_core.image_overlaps import block_means
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.resample import sample_window
 from zemosaic_core.star_patterns import find_similarity

@@ -1,17 +1,31 @@
-"""Read any picture in a FITS file, and scale pictures to 16 bits; for files that need not come from a telescope."""
+"""Read and write any picture in a FITS file, and judge its WCS; for files that need not come from a telescope."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from astropy.io import fits
+from astropy.wcs import WCS, FITSFixedWarning, WcsError
 
-from zemosaic_core.errors import SkipItem
+from zemosaic_core.errors import SaveFailed, SkipItem
+from zemosaic_io.atomic import atomic_path
+from zemosaic_io.fits_write import write_image
 
-__all__ = ["LoadedImage", "read_image_file", "scale_to_uint16"]
+__all__ = [
+    "LoadedImage",
+    "UnusableWcs",
+    "read_header_wcs",
+    "read_image_file",
+    "scale_to_uint16",
+    "scale_to_unit",
+    "write_image_file",
+    "write_mask",
+]
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,113 @@ def _first_image(hdus: fits.HDUList) -> int:
 def _is_picture(hdu: fits.ImageHDU) -> bool:
     shape = hdu.shape
     return len(shape) == 2 or (len(shape) == 3 and bool({shape[0], shape[-1]} & {1, 3, 4}))
+
+
+class UnusableWcs(ValueError):
+    """What is wrong with the WCS of a header, in English."""
+
+
+def read_header_wcs(header: fits.Header, *, require_footprint: bool = True) -> WCS:
+    """Return the celestial WCS that a header describes.
+
+    Parameters
+    ----------
+    header : astropy.io.fits.Header
+    require_footprint : bool
+        Also require the image size and finite sky positions of its corners.
+
+    Raises
+    ------
+    UnusableWcs
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FITSFixedWarning)
+            wcs = WCS(header, naxis=2)
+    except (ValueError, TypeError, MemoryError, KeyError, WcsError) as error:
+        raise UnusableWcs(f"the WCS cards cannot be read: {error}") from error
+    if not wcs.has_celestial:
+        raise UnusableWcs("no celestial axes (CTYPE)")
+    if not np.isfinite(wcs.wcs.crval).all() or not np.isfinite(wcs.pixel_scale_matrix).all():
+        raise UnusableWcs("CRVAL or the matrix is not finite")
+    if abs(np.linalg.det(wcs.pixel_scale_matrix)) < 1e-18:
+        raise UnusableWcs("the matrix is singular")
+    if require_footprint:
+        width, height = int(header.get("NAXIS1", 0)), int(header.get("NAXIS2", 0))
+        if width < 1 or height < 1:
+            raise UnusableWcs("the image size is missing (NAXIS1, NAXIS2)")
+        corners = wcs.all_pix2world([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], 0)
+        if not np.isfinite(corners).all():
+            raise UnusableWcs("a corner has no place on the sky")
+    return wcs
+
+
+def write_image_file(
+    path: Path,
+    planes: np.ndarray,
+    header: fits.Header | Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = True,
+    as_float: bool = False,
+    rgb_cube: bool = False,
+    alpha: np.ndarray | None = None,
+) -> None:
+    """Write a picture to a FITS file, complete or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    planes : ndarray, shape (C, h, w), float32
+        NaN: missing.
+    header : Header or mapping, optional
+        Cards to keep; structural ones are replaced.
+    overwrite : bool
+        False: an existing file is an error.
+    as_float : bool
+        True: the values as they are. False: uint16 by `scale_to_uint16`.
+    rgb_cube : bool
+        For uint16 colour: one (3, h, w) image instead of a luminance with extensions R, G, B.
+    alpha : ndarray, shape (h, w), optional
+        Written as uint8 extension ALPHA.
+
+    Raises
+    ------
+    SaveFailed
+        When the file exists and may not be replaced, or cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise SaveFailed(
+            "save_exists", f"{path} exists; choose another name or allow overwriting", path=str(path)
+        )
+    cards = list(header.cards) if isinstance(header, fits.Header) else list((header or {}).items())
+    extensions = [] if alpha is None else [("ALPHA", np.asarray(alpha, np.uint8))]
+    if not as_float:
+        planes = scale_to_uint16(planes)
+        if len(planes) == 3 and not rgb_cube:
+            extensions = [*zip("RGB", planes, strict=True), *extensions]
+            planes = planes.mean(axis=0, keepdims=True, dtype=np.float32).astype(np.uint16)
+    write_image(path, planes[0] if len(planes) == 1 else planes, cards, extensions)
+
+
+def write_mask(path: Path | str, mask: np.ndarray) -> None:
+    """Write a mask as uint8 ``.npy``, complete or not at all.
+
+    Raises
+    ------
+    SaveFailed
+        When it cannot be written.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, mask.astype(np.uint8))
+
+
+def scale_to_unit(image: np.ndarray) -> np.ndarray:
+    """Bring the finite values to [0, 1]; 0 where they are all the same. Missing ones stay missing."""
+    finite = np.isfinite(image)
+    if not finite.any():
+        return image
+    low, high = float(image[finite].min()), float(image[finite].max())
+    return (image - np.float32(low)) / np.float32(high - low) if high > low else image * 0
 
 
 def scale_to_uint16(planes: np.ndarray) -> np.ndarray:

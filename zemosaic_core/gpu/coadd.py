@@ -33,6 +33,8 @@ MAX_HOT = 1 << 16
 # Windows on the card: one is being sampled while the next arrives. Page-locked host copies: one more.
 SLOTS = 2
 RING = 3
+# Of a pixel and channel in the result of a block: image, weight, variance, two counts of rejected samples.
+_RESULT_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class GpuCoadd:
     threads : int
         Threads that read ahead.
     host_bytes : int
-        Memory that windows read ahead may take; fewer threads read when they are large. 0: no limit.
+        Memory that windows read ahead may take, and the results of a block as much again: fewer threads read
+        when windows are large, blocks have fewer rows when the grid is wide. 0: no limit.
     cancel : object with ``is_set()``, optional
         Looked at before every source.
     """
@@ -127,6 +130,9 @@ class GpuCoadd:
 
         Without a card (``info`` None) only the name and the rows are declared: nothing is read to find out.
         """
+        if self._host_bytes:
+            row = max(1, self._shape.width * (_RESULT_BYTES * self._shape.n_channels + 2))
+            numbers = {"host_rows": max(1, self._host_bytes // row)} | numbers
         if info is None:
             return Workload(op, rows, (), **numbers)
         self._look()

@@ -6,13 +6,14 @@ same rows with the CPU's own function, which it runs once for the whole image wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from zemosaic_core import background, hot_pixels
+from zemosaic_core.axes import to_chw, to_hwc
 from zemosaic_core.chunks import Buffer, Workload
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.device import Device
@@ -28,13 +29,6 @@ _CPU_COUNT_PER_SECOND = 5e7
 _COUNTS = 1 << 16
 
 
-def _as_planes(image: np.ndarray) -> np.ndarray:
-    """Return (h, w) or (h, w, C) as contiguous float32 (C, h, w)."""
-    image = np.asarray(image, np.float32)
-    planes = image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)
-    return np.ascontiguousarray(planes)
-
-
 class _ImageFilter:
     """What the filters share: planes, a halo of rows, and rows of the result of the CPU."""
 
@@ -42,8 +36,8 @@ class _ImageFilter:
     halo = 0
 
     def __init__(self, image: np.ndarray) -> None:
-        self.image = image
-        self.planes = _as_planes(image)
+        self.image = np.asarray(image)
+        self.planes = to_chw(image)
 
     def _rows(self, y0: int, y1: int) -> tuple[int, int]:
         """Rows to load for a chunk. A mirrored border needs no more than the rows inside it."""
@@ -53,11 +47,10 @@ class _ImageFilter:
 
     def _workload(self, per_row: dict[str, int], fixed: dict[str, int], cpu_seconds: float) -> Workload:
         channels, height, width = self.planes.shape
-        loaded = Buffer("image", fixed=0, per_row=4 * width, limit=4 * width * height)
-        buffers = [loaded, *(Buffer(name, fixed=n) for name, n in fixed.items())]
         # The halo belongs to the input alone, so it is part of its bytes and not of the chunk.
-        loaded_rows = 2 * (self.halo + 1)
-        buffers[0] = Buffer("image", 4 * width * loaded_rows, 4 * width, limit=4 * width * height)
+        halo_bytes = 4 * width * 2 * (self.halo + 1)
+        buffers = [Buffer("image", halo_bytes, per_row=4 * width, limit=4 * width * height)]
+        buffers += [Buffer(name, fixed=n) for name, n in fixed.items()]
         buffers += [Buffer(name, per_row=n) for name, n in per_row.items()]
         return Workload(
             self.op,
@@ -69,6 +62,12 @@ class _ImageFilter:
             cpu_seconds=cpu_seconds,
             detail={"channels": channels, "width": width},
         )
+
+    def join(self, pieces: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+        """Put the rows of all pieces together, each result with the axes of the image: (h, w, C) or (h, w)."""
+        flat = self.image.ndim == 2
+        joined = (np.concatenate(parts, axis=1) for parts in zip(*pieces, strict=True))
+        return tuple(to_hwc(planes, flat=flat) for planes in joined)
 
     def _each_plane(
         self, device: Device, y0: int, y1: int, work: Callable[[Queue, int, Any, int], tuple[np.ndarray, ...]]
@@ -128,12 +127,17 @@ class GpuOutliers(_ImageFilter):
         corrected, mask = self._each_plane(device, y0, y1, work)
         return corrected, mask.astype(bool)
 
+    def join(self, pieces: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the corrected image with the dtype it came with, and the mask of what was replaced."""
+        corrected, mask = super().join(pieces)
+        return np.where(mask, corrected, self.image).astype(self.image.dtype), mask
+
     @cached_property
     def _by_cpu(self) -> tuple[np.ndarray, np.ndarray]:
         corrected, mask = hot_pixels.detect_and_correct(
             np.asarray(self.image, np.float32), self._threshold, self._side
         )
-        return _as_planes(corrected), mask[None] if mask.ndim == 2 else np.moveaxis(mask, -1, 0)
+        return to_chw(corrected), mask[None] if mask.ndim == 2 else np.moveaxis(mask, -1, 0)
 
     def on_cpu(self, y0: int, y1: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the same rows from the CPU."""
@@ -188,9 +192,7 @@ class GpuBlur(_ImageFilter):
 
     @cached_property
     def _by_cpu(self) -> np.ndarray:
-        return _as_planes(
-            background.estimate_background_map(self.image, method="gaussian", sigma=self._sigma)
-        )
+        return to_chw(background.estimate_background_map(self.image, method="gaussian", sigma=self._sigma))
 
     def on_cpu(self, y0: int, y1: int) -> tuple[np.ndarray]:
         """Return the same rows from the CPU."""
@@ -301,6 +303,10 @@ class GpuCounts:
             grid = (max(1, min(4096, -(-part.size // 1024))),)
             queue.launch(kernels.source("filters"), "count_halves", grid, (256,), args)
             return queue.download(counts)[0].astype(np.int64)
+
+    def join(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the counts of all values."""
+        return sum(pieces, np.zeros(_COUNTS, np.int64))
 
     def on_cpu(self, y0: int, y1: int) -> np.ndarray:
         """Return the same counts from the CPU."""

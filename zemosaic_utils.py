@@ -16,12 +16,13 @@ from zemosaic_core import weights as weight_maps
 from zemosaic_core.axes import to_chw, to_hwc
 from zemosaic_core.chunks import equal_chunks
 from zemosaic_core.coadd import CancelToken, check_streaming, coadd_block, row_blocks
+from zemosaic_core.coverage import crop_sides
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu.coadd import GpuCoadd
 from zemosaic_core.gpu.filters import GpuBlur, GpuCounts, GpuOutliers, GpuStretch, percentiles_from_counts
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.terms import Audit
-from zemosaic_core.image_coadd import AssemblyOptions, prepare_assembly
+from zemosaic_core.image_coadd import AssemblyOptions, check_names, prepare_assembly
 from zemosaic_core.image_overlaps import solve_overlaps
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
@@ -91,18 +92,9 @@ def free_cupy_memory_pools() -> None:
 
 
 def gpu_memory_sufficient(estimated_bytes: int, safety_fraction: float = 0.75) -> bool:
-    """Return whether the card has room: ``estimated_bytes <= safety_fraction * usable bytes``.
+    """Return whether ``estimated_bytes <= safety_fraction * usable bytes`` of the card; False without a card.
 
-    Parameters
-    ----------
-    estimated_bytes : int
-    safety_fraction : float
-        Limited to 0.1 .. 0.9.
-
-    Returns
-    -------
-    bool
-        False without a card.
+    `safety_fraction` is limited to 0.1 .. 0.9.
     """
     budget = default_policy().budget
     if budget is None:
@@ -218,15 +210,6 @@ def coadd_incremental(
 
 # ------------------------------------------------------------------------------------------- assembling by WCS
 
-_ASSEMBLY_OPTIONS = {
-    "output_projection", "combine_function", "stack_reject_algo", "winsor_limits", "coadd_k", "kappa_sigma_k",
-    "match_background", "match_bg", "tile_affine_corrections", "input_weights", "tile_weight_maps", "tile_weights",
-    "bg_preview_size", "kernel", "budget_bytes", "max_chunk_bytes", "threads", "policy", "progress_callback",
-    "cancel",
-}  # fmt: skip
-# Accepted from older callers; the engine plans its own rows and the photometric solution is robust by itself.
-_UNUSED_OPTIONS = {"rows_per_chunk", "intertile_sky_percentile", "intertile_robust_clip_sigma"}
-
 
 def reproject_and_coadd_wrapper(
     data_list: Sequence[np.ndarray],
@@ -275,9 +258,7 @@ def reproject_and_coadd_wrapper(
     ValueError
         When lists do not match.
     """
-    unknown = set(options) - _ASSEMBLY_OPTIONS - _UNUSED_OPTIONS
-    if unknown:
-        raise TypeError(f"unknown options {sorted(unknown)}; known are {sorted(_ASSEMBLY_OPTIONS)}")
+    check_names(options)
     if len(data_list) != len(wcs_list) or "output_projection" not in options:
         raise ValueError(
             f"{len(data_list)} images, {len(wcs_list)} WCS; output_projection "
@@ -296,29 +277,21 @@ def reproject_and_coadd_wrapper(
 def gpu_reproject_and_coadd(
     data_list: Sequence[np.ndarray], wcs_list: Sequence[WCS], shape_out: tuple[int, int], **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reproject images onto one grid and combine them, on the GPU when that is possible.
-
-    Parameters and result are those of `reproject_and_coadd_wrapper`.
-    """
+    """Do `reproject_and_coadd_wrapper` on the GPU when that is possible."""
     return reproject_and_coadd_wrapper(data_list, wcs_list, shape_out, use_gpu=True, **options)
 
 
 def gpu_assemble_final_mosaic_reproject_coadd(
     data_list: Sequence[np.ndarray], wcs_list: Sequence[WCS], shape_out: tuple[int, int], **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Assemble tiles into a mosaic with any combination rule, on the GPU when that is possible.
-
-    Parameters and result are those of `reproject_and_coadd_wrapper`.
-    """
+    """Assemble tiles with any combination rule: `reproject_and_coadd_wrapper`, on the GPU when possible."""
     return reproject_and_coadd_wrapper(data_list, wcs_list, shape_out, use_gpu=True, **options)
 
 
 def gpu_assemble_final_mosaic_incremental(
     data_list: Sequence[np.ndarray], wcs_list: Sequence[WCS], shape_out: tuple[int, int], **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Assemble tiles by adding one after the other to running sums, on the GPU when that is possible.
-
-    Parameters and result are those of `reproject_and_coadd_wrapper`; the combination is the weighted mean.
+    """Assemble tiles by running sums, a weighted mean: `reproject_and_coadd_wrapper`, on the GPU when possible.
 
     Raises
     ------
@@ -427,27 +400,8 @@ def detect_and_correct_hot_pixels(
 ) -> np.ndarray:
     """Replace outliers of an image by the local median; see `zemosaic_core.hot_pixels.detect_and_correct`.
 
-    Parameters
-    ----------
-    image : ndarray, shape (h, w) or (h, w, C)
-    threshold : float
-        In local standard deviations.
-    neighborhood_size : int
-        Side of the neighbourhood, px.
-    progress_callback : callable, optional
-        Called with ``("hot_pixels_corrected", None, "DEBUG", count=...)``.
-    save_mask_path : str or Path, optional
-        The mask of replaced pixels is saved here as uint8 ``.npy``.
-
-    Returns
-    -------
-    ndarray
-        Corrected copy, same shape and dtype.
-
-    Raises
-    ------
-    SaveFailed
-        When the mask cannot be written.
+    `progress_callback` is called with ``("hot_pixels_corrected", None, "DEBUG", count=...)``; the mask of replaced
+    pixels is saved as uint8 ``.npy`` under `save_mask_path`, and `SaveFailed` says when that is not possible.
     """
     corrected, mask = hot_pixels.detect_and_correct(image, threshold, neighborhood_size)
     _tell_hot_pixels(mask, progress_callback, save_mask_path)
@@ -472,10 +426,7 @@ def detect_and_correct_hot_pixels_gpu(
     *,
     policy: GpuPolicy | None = None,
 ) -> np.ndarray:
-    """Replace outliers of an image by the local median, on the GPU when that is possible.
-
-    Parameters and result are those of `detect_and_correct_hot_pixels`; computed in 32 bits.
-    """
+    """Do `detect_and_correct_hot_pixels` on the GPU when that is possible, in 32 bits."""
     corrected, mask = _run(GpuOutliers(image, threshold, neighborhood_size), policy)
     _tell_hot_pixels(mask, progress_callback, save_mask_path)
     return corrected
@@ -499,10 +450,9 @@ def estimate_background_map_gpu(
     *,
     policy: GpuPolicy | None = None,
 ) -> np.ndarray:
-    """Estimate the smooth light of an image, on the GPU when that is possible.
+    """Do `estimate_background_map` on the GPU when that is possible.
 
-    Parameters and result are those of `estimate_background_map`. The method mesh looks at a sample of the pixels
-    only; it stays on the CPU.
+    The method mesh looks at a sample of the pixels only; it stays on the CPU.
     """
     if method != "gaussian":
         return estimate_background_map(image, method, sigma, progress_callback)
@@ -521,26 +471,12 @@ def _run(body: Any, policy: GpuPolicy | None) -> Any:
 def debayer_image(
     img01_2d: np.ndarray, bayer_pattern: str = "GRBG", progress_callback: Progress | None = None
 ) -> np.ndarray:
-    """Interpolate the colours of a mosaicked image bilinearly.
-
-    Parameters
-    ----------
-    img01_2d : ndarray, shape (h, w)
-        Any scale; it is kept.
-    bayer_pattern : str
-        Colours of the first 2 x 2 cell: GRBG, RGGB, GBRG or BGGR.
+    """Interpolate the colours of a mosaicked image (h, w) of any scale; see `zemosaic_core.cfa.debayer`.
 
     Returns
     -------
     ndarray, shape (h, w, 3), float32
         Red, green, blue.
-
-    Raises
-    ------
-    TypeError
-        When the image is not an array.
-    ValueError
-        When shape or pattern are not usable.
     """
     if not isinstance(img01_2d, np.ndarray):
         raise TypeError(f"the image must be a NumPy array, got {type(img01_2d).__name__}")
@@ -568,10 +504,7 @@ def stretch_auto_asifits_like_gpu(
     *,
     policy: GpuPolicy | None = None,
 ) -> np.ndarray:
-    """Stretch an image for display, on the GPU when that is possible.
-
-    Parameters and result are those of `stretch_auto_asifits_like`.
-    """
+    """Do `stretch_auto_asifits_like` on the GPU when that is possible."""
     image = np.asarray(img_hwc, np.float32)
     limits = stretch.percentile_limits(image, p_low, p_high, asinh_a)
     curved = _run(GpuStretch(image, limits, asinh_a), policy)[0]
@@ -590,13 +523,6 @@ def gpu_percentiles(
     values: np.ndarray, percents: np.ndarray, *, policy: GpuPolicy | None = None
 ) -> np.ndarray:
     """Return exact percentiles of the finite values, counted on the GPU when that is possible.
-
-    Parameters
-    ----------
-    values : ndarray, any shape
-        Missing or infinite values do not count.
-    percents : ndarray
-        0 to 100.
 
     Returns
     -------
@@ -626,18 +552,9 @@ def make_radial_weight_map(
 def validate_wcs_header(
     header: fits.Header, *, require_footprint: bool = True
 ) -> tuple[bool, WCS | None, str | None]:
-    """Check that a header describes a usable celestial WCS.
+    """Return ``(True, wcs, None)``, or ``(False, None, reason)`` when a header describes no usable celestial WCS.
 
-    Parameters
-    ----------
-    header : astropy.io.fits.Header
-    require_footprint : bool
-        Also require the image size and finite sky positions of its corners.
-
-    Returns
-    -------
-    tuple
-        ``(True, wcs, None)`` or ``(False, None, reason)`` with an English reason.
+    See `zemosaic_io.image_files.read_header_wcs`.
     """
     try:
         return True, image_files.read_header_wcs(header, require_footprint=require_footprint), None
@@ -648,34 +565,8 @@ def validate_wcs_header(
 def crop_image_and_wcs(
     img: np.ndarray, wcs: WCS, fraction_per_side: float, progress_callback: Progress | None = None
 ) -> tuple[np.ndarray, WCS]:
-    """Cut the same fraction off every side and keep every pixel at its place on the sky.
-
-    Parameters
-    ----------
-    img : ndarray, shape (h, w) or (h, w, C)
-    wcs : astropy.wcs.WCS
-        Not changed.
-    fraction_per_side : float
-        In [0, 0.5).
-
-    Returns
-    -------
-    tuple
-        Cropped copy and its WCS (distortion included).
-
-    Raises
-    ------
-    ValueError
-        When the fraction is out of range or nothing is left.
-    """
-    if not 0 <= fraction_per_side < 0.5:
-        raise ValueError(f"fraction_per_side must be in [0, 0.5), got {fraction_per_side}")
-    height, width = img.shape[:2]
-    dy, dx = int(height * fraction_per_side), int(width * fraction_per_side)
-    if height - 2 * dy < 1 or width - 2 * dx < 1:
-        raise ValueError(f"cutting {dy} rows and {dx} columns per side leaves nothing of {height} x {width}")
-    cut = (slice(dy, height - dy), slice(dx, width - dx))
-    return img[cut].copy(), wcs.slice(cut)
+    """Cut the same fraction off every side; see `zemosaic_core.coverage.crop_sides`."""
+    return crop_sides(img, wcs, fraction_per_side)
 
 
 def load_and_validate_fits(
@@ -728,37 +619,9 @@ def save_fits_image(
     axis_order: str = "HWC",
     alpha_mask: np.ndarray | None = None,
 ) -> None:
-    """Write an image to a FITS file, complete or not at all.
-
-    Parameters
-    ----------
-    image : ndarray, shape (h, w), (h, w, C) or, with ``axis_order='CHW'``, (C, h, w)
-    output_path : str or Path
-    header : Header or dict, optional
-        Cards to keep; structural ones are replaced.
-    overwrite : bool
-        False: an existing file is an error.
-    save_as_float : bool
-        True: float32 values as they are, NaN for missing. False: uint16, the range between the percentiles 0.1
-        and 99.9, widened by 2 %, spread over 0 .. 65535; missing pixels are 0.
-    legacy_rgb_cube : bool
-        For uint16 colour: one (3, h, w) image instead of a luminance with extensions R, G, B.
-    axis_order : {'HWC', 'CHW'}
-    alpha_mask : ndarray, shape (h, w), optional
-        Written as uint8 extension ALPHA.
-
-    Raises
-    ------
-    SaveFailed
-        When the file exists and may not be replaced, or cannot be written.
-    ValueError
-        When the shape or the axis order is not usable.
-    """
-    if axis_order not in ("HWC", "CHW"):
-        raise ValueError(f"axis_order must be HWC or CHW, got {axis_order!r}")
-    image = np.asarray(image)
-    is_chw = image.ndim == 3 and axis_order == "CHW"
+    """Write an image to a FITS file, complete or not at all; see `zemosaic_io.image_files.write_image_file`."""
     image_files.write_image_file(
-        Path(output_path), image.astype(np.float32) if is_chw else to_chw(image), header,
-        overwrite=overwrite, as_float=save_as_float, rgb_cube=legacy_rgb_cube, alpha=alpha_mask,
+        image, output_path, header,
+        overwrite=overwrite, save_as_float=save_as_float, legacy_rgb_cube=legacy_rgb_cube, axis_order=axis_order,
+        alpha_mask=alpha_mask,
     )  # fmt: skip

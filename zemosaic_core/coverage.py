@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numba import njit
 from scipy import ndimage
 
-__all__ = ["autocrop_bbox", "coverage_bbox", "edge_ramp", "inscribed_rectangle"]
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
+__all__ = ["autocrop_bbox", "coverage_bbox", "crop_sides", "edge_ramp", "inscribed_rectangle"]
 
 
 def coverage_bbox(coverage: np.ndarray, minimum: float = 1) -> tuple[int, int, int, int]:
@@ -131,3 +136,34 @@ def edge_ramp(valid: np.ndarray, width_px: float) -> np.ndarray:
     distance = ndimage.distance_transform_edt(np.pad(valid, 1))[1:-1, 1:-1]
     ramp = np.minimum(distance / float(width_px), 1.0)
     return (ramp * ramp * (3.0 - 2.0 * ramp)).astype(np.float32)
+
+
+def crop_sides(image: np.ndarray, wcs: WCS, fraction_per_side: float) -> tuple[np.ndarray, WCS]:
+    """Cut the same fraction off every side and keep every pixel at its place on the sky.
+
+    Parameters
+    ----------
+    image : ndarray, shape (h, w) or (h, w, C)
+    wcs : astropy.wcs.WCS
+        Not changed.
+    fraction_per_side : float
+        In [0, 0.5).
+
+    Returns
+    -------
+    tuple
+        Cropped copy and its WCS (distortion included).
+
+    Raises
+    ------
+    ValueError
+        When the fraction is out of range or nothing is left.
+    """
+    if not 0 <= fraction_per_side < 0.5:
+        raise ValueError(f"fraction_per_side must be in [0, 0.5), got {fraction_per_side}")
+    height, width = image.shape[:2]
+    dy, dx = int(height * fraction_per_side), int(width * fraction_per_side)
+    if height - 2 * dy < 1 or width - 2 * dx < 1:
+        raise ValueError(f"cutting {dy} rows and {dx} columns per side leaves nothing of {height} x {width}")
+    cut = (slice(dy, height - dy), slice(dx, width - dx))
+    return image[cut].copy(), wcs.slice(cut)

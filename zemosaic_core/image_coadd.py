@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,18 @@ from zemosaic_core.tile_photometry import TileOptions
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
-__all__ = ["ArrayPixels", "AssemblyOptions", "place_images", "prepare_assembly"]
+__all__ = ["ArrayPixels", "AssemblyOptions", "check_names", "place_images", "prepare_assembly"]
 
 _BUDGET_BYTES = 1 << 30
+# Keywords of a whole assembly; the last line is the caller's own business.
+_NAMES = {
+    "combine_function", "stack_reject_algo", "coadd_k", "kappa_sigma_k", "winsor_limits", "kernel",
+    "match_background", "match_bg", "bg_preview_size", "tile_affine_corrections",
+    "tile_weights", "tile_weight_maps", "input_weights", "budget_bytes", "max_chunk_bytes", "threads",
+    "output_projection", "policy", "progress_callback", "cancel",
+}  # fmt: skip
+# Accepted from older callers; the engine plans its own rows and the photometric solution is robust by itself.
+_UNUSED_NAMES = {"rows_per_chunk", "intertile_sky_percentile", "intertile_robust_clip_sigma"}
 _Corrections = Mapping[int, tuple[float, float]] | Sequence[tuple[float, float] | None]
 
 _COMBINE = {
@@ -182,6 +191,18 @@ class AssemblyOptions:
             budget_bytes=int(names.get("budget_bytes") or names.get("max_chunk_bytes") or _BUDGET_BYTES),
             threads=int(names.get("threads", 2)),
         )
+
+
+def check_names(names: Collection[str]) -> None:
+    """Refuse keywords that no whole assembly has.
+
+    Raises
+    ------
+    TypeError
+    """
+    unknown = set(names) - _NAMES - _UNUSED_NAMES
+    if unknown:
+        raise TypeError(f"unknown options {sorted(unknown)}; known are {sorted(_NAMES)}")
 
 
 def _rule_by_name(

@@ -12,6 +12,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning, WcsError
 
+from zemosaic_core.axes import to_chw
 from zemosaic_core.errors import SaveFailed, SkipItem
 from zemosaic_io.atomic import atomic_path
 from zemosaic_io.fits_write import write_image
@@ -138,47 +139,55 @@ def read_header_wcs(header: fits.Header, *, require_footprint: bool = True) -> W
 
 
 def write_image_file(
-    path: Path,
-    planes: np.ndarray,
+    image: np.ndarray,
+    path: Path | str,
     header: fits.Header | Mapping[str, Any] | None = None,
     *,
     overwrite: bool = True,
-    as_float: bool = False,
-    rgb_cube: bool = False,
-    alpha: np.ndarray | None = None,
+    save_as_float: bool = False,
+    legacy_rgb_cube: bool = False,
+    axis_order: str = "HWC",
+    alpha_mask: np.ndarray | None = None,
 ) -> None:
-    """Write a picture to a FITS file, complete or not at all.
+    """Write an image to a FITS file, complete or not at all.
 
     Parameters
     ----------
-    path : Path
-    planes : ndarray, shape (C, h, w), float32
-        NaN: missing.
+    image : ndarray, shape (h, w), (h, w, C) or, with ``axis_order='CHW'``, (C, h, w)
+    path : str or Path
     header : Header or mapping, optional
         Cards to keep; structural ones are replaced.
     overwrite : bool
         False: an existing file is an error.
-    as_float : bool
-        True: the values as they are. False: uint16 by `scale_to_uint16`.
-    rgb_cube : bool
+    save_as_float : bool
+        True: float32 values as they are, NaN for missing. False: uint16 by `scale_to_uint16`.
+    legacy_rgb_cube : bool
         For uint16 colour: one (3, h, w) image instead of a luminance with extensions R, G, B.
-    alpha : ndarray, shape (h, w), optional
+    axis_order : {'HWC', 'CHW'}
+    alpha_mask : ndarray, shape (h, w), optional
         Written as uint8 extension ALPHA.
 
     Raises
     ------
     SaveFailed
         When the file exists and may not be replaced, or cannot be written.
+    ValueError
+        When the shape or the axis order is not usable.
     """
+    path = Path(path)
     if path.exists() and not overwrite:
         raise SaveFailed(
             "save_exists", f"{path} exists; choose another name or allow overwriting", path=str(path)
         )
+    if axis_order not in ("HWC", "CHW"):
+        raise ValueError(f"axis_order must be HWC or CHW, got {axis_order!r}")
+    image = np.asarray(image)
+    planes = image.astype(np.float32) if image.ndim == 3 and axis_order == "CHW" else to_chw(image)
     cards = list(header.cards) if isinstance(header, fits.Header) else list((header or {}).items())
-    extensions = [] if alpha is None else [("ALPHA", np.asarray(alpha, np.uint8))]
-    if not as_float:
+    extensions = [] if alpha_mask is None else [("ALPHA", np.asarray(alpha_mask, np.uint8))]
+    if not save_as_float:
         planes = scale_to_uint16(planes)
-        if len(planes) == 3 and not rgb_cube:
+        if len(planes) == 3 and not legacy_rgb_cube:
             extensions = [*zip("RGB", planes, strict=True), *extensions]
             planes = planes.mean(axis=0, keepdims=True, dtype=np.float32).astype(np.uint16)
     write_image(path, planes[0] if len(planes) == 1 else planes, cards, extensions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -69,24 +68,9 @@ def stack_group(
     CoaddBlock
         All rows of the grid.
     """
-    height, width = shape_hw
-    shape = (n_channels, height, width)
-    whole = CoaddBlock(
-        image=np.empty(shape, np.float32),
-        weight=np.empty(shape, np.float32),
-        coverage=np.empty((height, width), np.uint16),
-        variance=np.empty(shape, np.float32),
-        rejected_low=np.empty(shape, np.uint16),
-        rejected_high=np.empty(shape, np.uint16),
-    )
-
-    def sink(y0: int, y1: int, block: CoaddBlock) -> None:
-        for name in ("image", "weight", "variance", "rejected_low", "rejected_high"):
-            getattr(whole, name)[:, y0:y1] = getattr(block, name)
-        whole.coverage[y0:y1] = block.coverage
-
+    whole = CoaddBlock.blank((n_channels, *shape_hw))
     coadd_on_grid(
-        pixels, sources, shape_hw, n_channels, rule, kernel, sink=sink, budget_bytes=budget_bytes, policy=policy,
+        pixels, sources, shape_hw, n_channels, rule, kernel, sink=whole.put, budget_bytes=budget_bytes, policy=policy,
         threads=threads, on_rows=on_rows, cancel=cancel,
     )  # fmt: skip
     return whole
@@ -205,10 +189,7 @@ def _combine(
 
     def on_cpu(y0: int, y1: int) -> CoaddBlock:
         part = None if maps is None else maps[:, y0:y1]
-        done = combine_stack(stack[:, :, y0:y1], rule, weights=weights, weight_maps=part, threads=threads)
-        return CoaddBlock(
-            done.image, done.weight, done.coverage, done.variance, done.rejected_low, done.rejected_high
-        )
+        return combine_stack(stack[:, :, y0:y1], rule, weights=weights, weight_maps=part, threads=threads)
 
     if policy is None:
         return on_cpu(0, stack.shape[2])
@@ -218,10 +199,7 @@ def _combine(
         body.workload("stack", policy.status.device), body, on_cpu,
         emit=lambda y0, y1, block: blocks.append(block), audit=Audit(2, compare_blocks),
     )  # fmt: skip
-    if len(blocks) == 1:
-        return blocks[0]
-    names = [field.name for field in fields(CoaddBlock)]
-    return CoaddBlock(*(np.concatenate([getattr(b, name) for b in blocks], axis=-2) for name in names))
+    return CoaddBlock.joined(blocks)
 
 
 def stack_winsorized_sigma_clip(

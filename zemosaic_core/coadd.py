@@ -194,11 +194,7 @@ def coadd_block(
         pool = _fill_pool(pixels, parts, (y0, n_channels), kernel, executor, cancel)
         shape = (n_channels, y1 - y0, width)
         _raise_if_cancelled(cancel)
-        combined = combine_pool(pool, rule, shape, executor=executor, pieces=4 * threads)
-    return CoaddBlock(
-        combined.image, combined.weight, combined.coverage, combined.variance,
-        combined.rejected_low, combined.rejected_high,
-    )  # fmt: skip
+        return combine_pool(pool, rule, shape, executor=executor, pieces=4 * threads)
 
 
 Box = tuple[int, int, int, int]
@@ -383,13 +379,6 @@ def _stream(
             add_oldest()
     while waiting:
         add_oldest()
-    block = CoaddBlock(
-        image=np.empty(shape, np.float32),
-        weight=np.empty(shape, np.float32),
-        coverage=np.zeros(shape[1:], np.uint16),
-        variance=np.empty(shape, np.float32),
-        rejected_low=np.zeros(shape, np.uint16),
-        rejected_high=np.zeros(shape, np.uint16),
-    )
+    block = CoaddBlock.blank(shape)
     _finish_sums(sums, counts, block.image, block.weight, block.variance, block.coverage)
     return block

@@ -40,7 +40,7 @@ class SettingsError(ZeMosaicError):
 
 
 class SkipItem(ZeMosaicError):
-    """This frame or tile cannot be used; the run goes on without it and the report says why."""
+    """One frame or tile cannot be used; the run goes on without it and the report says why."""
 
 
 class RunFailed(ZeMosaicError):
@@ -54,5 +54,7 @@ class SaveFailed(RunFailed):
 class Cancelled(ZeMosaicError):
     """The user asked to stop. Exit code 130."""
 
-    def __init__(self, key: str = "run_cancelled", message: str = "stopped by the user", **values: object) -> None:
+    def __init__(
+        self, key: str = "run_cancelled", message: str = "stopped by the user", **values: object
+    ) -> None:
         super().__init__(key, message, **values)

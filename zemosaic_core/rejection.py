@@ -31,14 +31,13 @@ import numpy as np
 
 from zemosaic_core.errors import SettingsError
 from zemosaic_core.lanes import LANES, MAX_ROUNDS, MAX_SCALE_STEPS, REJECTION_CODES, combine_rows
-from zemosaic_core.sources import CombineRule
+from zemosaic_core.sources import CoaddBlock, CombineRule
 
 __all__ = [
     "LANES",
     "MAX_ROUNDS",
     "MAX_SCALE_STEPS",
     "REJECTION_CODES",
-    "CombinedStack",
     "SamplePool",
     "check_rule",
     "combine_pool",
@@ -71,21 +70,6 @@ class SamplePool:
     weights: np.ndarray
     maps: np.ndarray
     map_starts: np.ndarray
-
-
-@dataclass(frozen=True)
-class CombinedStack:
-    """Combined samples; all arrays have shape (C, h, w) but `coverage`, which has (h, w).
-
-    Attributes are those of `zemosaic_core.sources.CoaddBlock`.
-    """
-
-    image: np.ndarray
-    weight: np.ndarray
-    coverage: np.ndarray
-    variance: np.ndarray
-    rejected_low: np.ndarray
-    rejected_high: np.ndarray
 
 
 def check_rule(rule: CombineRule) -> None:
@@ -123,7 +107,7 @@ def combine_pool(
     *,
     executor: ThreadPoolExecutor,
     pieces: int,
-) -> CombinedStack:
+) -> CoaddBlock:
     """Combine a pool of samples pixel by pixel.
 
     Parameters
@@ -139,7 +123,7 @@ def combine_pool(
 
     Returns
     -------
-    CombinedStack
+    CoaddBlock
 
     Raises
     ------
@@ -147,15 +131,8 @@ def combine_pool(
         When the rule is invalid.
     """
     check_rule(rule)
-    height, width = shape[1:]
-    out = CombinedStack(
-        image=np.empty(shape, np.float32),
-        weight=np.empty(shape, np.float32),
-        coverage=np.empty((height, width), np.uint16),
-        variance=np.empty(shape, np.float32),
-        rejected_low=np.empty(shape, np.uint16),
-        rejected_high=np.empty(shape, np.uint16),
-    )
+    height = shape[1]
+    out = CoaddBlock.blank(shape)
     edges = np.linspace(0, height, max(1, min(pieces, height)) + 1).astype(int)
 
     def work(piece: int) -> None:
@@ -178,7 +155,7 @@ def combine_stack(
     weights: np.ndarray | None = None,
     weight_maps: np.ndarray | None = None,
     threads: int = 2,
-) -> CombinedStack:
+) -> CoaddBlock:
     """Reject and combine a stack of registered images.
 
     Parameters
@@ -195,7 +172,7 @@ def combine_stack(
 
     Returns
     -------
-    CombinedStack
+    CoaddBlock
 
     Raises
     ------

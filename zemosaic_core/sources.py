@@ -5,7 +5,8 @@ Shared by the CPU engine, the GPU engine and the doors. Data only; no arithmetic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
 import numpy as np
@@ -163,3 +164,28 @@ class CoaddBlock:
     variance: np.ndarray
     rejected_low: np.ndarray
     rejected_high: np.ndarray
+
+    @staticmethod
+    def blank(shape: tuple[int, int, int]) -> CoaddBlock:
+        """Return a block (C, h, w) that no source touches."""
+        return CoaddBlock(
+            image=np.full(shape, np.nan, np.float32),
+            weight=np.zeros(shape, np.float32),
+            coverage=np.zeros(shape[1:], np.uint16),
+            variance=np.full(shape, np.nan, np.float32),
+            rejected_low=np.zeros(shape, np.uint16),
+            rejected_high=np.zeros(shape, np.uint16),
+        )
+
+    @staticmethod
+    def joined(blocks: Sequence[CoaddBlock]) -> CoaddBlock:
+        """Return the rows of blocks that follow each other as one block."""
+        if len(blocks) == 1:
+            return blocks[0]
+        names = [field.name for field in fields(CoaddBlock)]
+        return CoaddBlock(*(np.concatenate([getattr(b, name) for b in blocks], axis=-2) for name in names))
+
+    def put(self, y0: int, y1: int, rows: CoaddBlock) -> None:
+        """Write another block over the rows ``y0 <= y < y1`` of this one."""
+        for field in fields(CoaddBlock):
+            getattr(self, field.name)[..., y0:y1, :] = getattr(rows, field.name)

@@ -216,7 +216,7 @@ class GpuCoadd:
             [] if next_rows is None else parts_of_block(self._sources, *next_rows, width, self._kernel)
         )
         if not parts:
-            return _empty_block(self._shape.n_channels, y1 - y0, width)
+            return CoaddBlock.blank((self._shape.n_channels, y1 - y0, width))
         queue = Queue(device)
         with drained(device):
             block = _Block(device, queue, self._shape, parts, (y0, y1), self._kernel, self._ring)
@@ -287,18 +287,6 @@ class GpuCoadd:
         image, weight, variance, seen = queue.download(*results, coverage)
         zeros = np.zeros(size, np.uint16)
         return CoaddBlock(image, weight, seen, variance, zeros, zeros.copy())
-
-
-def _empty_block(n_channels: int, rows: int, width: int) -> CoaddBlock:
-    shape = (n_channels, rows, width)
-    return CoaddBlock(
-        image=np.full(shape, np.nan, np.float32),
-        weight=np.zeros(shape, np.float32),
-        coverage=np.zeros(shape[1:], np.uint16),
-        variance=np.full(shape, np.nan, np.float32),
-        rejected_low=np.zeros(shape, np.uint16),
-        rejected_high=np.zeros(shape, np.uint16),
-    )
 
 
 def _window_rows(source: CoaddSource, kernel: Kernel) -> tuple[float, float]:

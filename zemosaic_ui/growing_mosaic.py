@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from zemosaic_io.fits_read import read_window
 from zemosaic_io.headers import read_frame_info
 from zemosaic_ui.mosaic_image import half_size
 from zemosaic_ui.picture_loader import Picture
+from zemosaic_ui.work_thread import WorkThread
 
 __all__ = ["GrowingMosaic"]
 
@@ -32,71 +32,55 @@ class GrowingMosaic:
     """One thread that puts tiles together; pictures are collected with `take`."""
 
     def __init__(self) -> None:
-        self._wanted: deque[str] = deque()
+        self._thread: WorkThread[tuple[int, str]] = WorkThread("growing-mosaic", self._put_in)
+        self._lock = threading.Lock()
         self._ready: Picture | None = None
-        self._wake = threading.Condition()
-        self._closed = False
-        self._thread: threading.Thread | None = None
         self._tiles: list[tuple[float, float, np.ndarray]] = []
         self._step = 0
         self._run = 0
 
     def reset(self) -> None:
         """Begin with nothing: another run has started."""
-        with self._wake:
-            self._wanted.clear()
+        with self._lock:
+            self._thread.clear()
             self._tiles, self._step, self._ready = [], 0, None
             self._run += 1
 
     def add(self, path: str) -> None:
         """Add a finished tile."""
-        with self._wake:
-            self._wanted.append(path)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="growing-mosaic", daemon=True)
-                self._thread.start()
-            self._wake.notify()
+        self._thread.put((self._run, path))
 
     def take(self) -> Picture | None:
         """Return the newest picture once."""
-        with self._wake:
+        with self._lock:
             ready, self._ready = self._ready, None
             return ready
 
     def close(self) -> None:
         """End the thread."""
-        with self._wake:
-            self._closed = True
-            self._wanted.clear()
-            self._wake.notify()
+        self._thread.close()
 
-    def _work(self) -> None:
-        while True:
-            with self._wake:
-                while not self._wanted and not self._closed:
-                    self._wake.wait()
-                if self._closed:
-                    return
-                path, run = self._wanted.popleft(), self._run
-            try:
-                tile = self._small_tile(Path(path))
-            except (OSError, SkipItem, ValueError) as error:
-                _log.info("%s cannot be shown: %s", path, error)
-                tile = None
-            with self._wake:
-                if run != self._run:
-                    continue
-                if tile is not None:
-                    self._tiles.append(tile)
-                # Several tiles at once (a resumed run) make one picture.
-                waiting = bool(self._wanted) or not self._tiles
-            if waiting:
-                continue
-            rgba = self._compose()
-            picture = Picture("growing", path, rgba.shape[1], rgba.shape[0], rgba.tobytes())
-            with self._wake:
-                if run == self._run:
-                    self._ready = picture
+    def _put_in(self, wanted: tuple[int, str]) -> None:
+        run, path = wanted
+        try:
+            tile = self._small_tile(Path(path))
+        except (OSError, SkipItem, ValueError) as error:
+            _log.info("%s cannot be shown: %s", path, error)
+            tile = None
+        with self._lock:
+            if run != self._run:
+                return
+            if tile is not None:
+                self._tiles.append(tile)
+            # Several tiles at once (a resumed run) make one picture.
+            if self._thread.waiting or not self._tiles:
+                return
+            tiles = list(self._tiles)
+        rgba = _compose(tiles)
+        picture = Picture("growing", path, rgba.shape[1], rgba.shape[0], rgba.tobytes())
+        with self._lock:
+            if run == self._run:
+                self._ready = picture
 
     def _small_tile(self, path: Path) -> tuple[float, float, np.ndarray]:
         """Return place (of the first pixel, in steps from the reference pixel) and pixels of a tile."""
@@ -117,22 +101,23 @@ class GrowingMosaic:
         y0 = -(float(cards.get("CRPIX2", 1.0)) - 1.0) / step
         return x0, y0, image
 
-    def _compose(self) -> np.ndarray:
-        """Return the picture of all tiles so far, (h, w, 4) uint8, first row at the top of the sky."""
-        x_low = min(x for x, _, _ in self._tiles)
-        y_low = min(y for _, y, _ in self._tiles)
-        width = max(round(x - x_low) + image.shape[2] for x, _, image in self._tiles)
-        height = max(round(y - y_low) + image.shape[1] for _, y, image in self._tiles)
-        channels = self._tiles[0][2].shape[0]
-        total = np.zeros((channels, height, width), dtype=np.float32)
-        count = np.zeros((height, width), dtype=np.float32)
-        for x, y, image in self._tiles:
-            top, left = round(y - y_low), round(x - x_low)
-            area = np.s_[top : top + image.shape[1], left : left + image.shape[2]]
-            seen = np.isfinite(image).all(axis=0)
-            total[(slice(None), *area)] += np.where(seen, image, np.float32(0.0))
-            count[area] += seen
-        mean = np.where(count > 0, total / np.maximum(count, 1.0), np.float32(np.nan)).astype(np.float32)
-        while max(mean.shape[1:]) > CANVAS_PX:
-            mean = half_size(mean)
-        return np.ascontiguousarray(preview_rgba(mean, max_dim=None)[::-1])
+
+def _compose(tiles: list[tuple[float, float, np.ndarray]]) -> np.ndarray:
+    """Return the picture of tiles, (h, w, 4) uint8, first row at the top of the sky."""
+    x_low = min(x for x, _, _ in tiles)
+    y_low = min(y for _, y, _ in tiles)
+    width = max(round(x - x_low) + image.shape[2] for x, _, image in tiles)
+    height = max(round(y - y_low) + image.shape[1] for _, y, image in tiles)
+    channels = tiles[0][2].shape[0]
+    total = np.zeros((channels, height, width), dtype=np.float32)
+    count = np.zeros((height, width), dtype=np.float32)
+    for x, y, image in tiles:
+        top, left = round(y - y_low), round(x - x_low)
+        area = np.s_[top : top + image.shape[1], left : left + image.shape[2]]
+        seen = np.isfinite(image).all(axis=0)
+        total[(slice(None), *area)] += np.where(seen, image, np.float32(0.0))
+        count[area] += seen
+    mean = np.where(count > 0, total / np.maximum(count, 1.0), np.float32(np.nan)).astype(np.float32)
+    while max(mean.shape[1:]) > CANVAS_PX:
+        mean = half_size(mean)
+    return np.ascontiguousarray(preview_rgba(mean, max_dim=None)[::-1])

@@ -14,6 +14,7 @@ import numpy as np
 from zemosaic_core.errors import ZeMosaicError
 from zemosaic_core.stretch import StretchParams
 from zemosaic_ui.mosaic_image import MosaicImage, base_params, coverage_rgba, render, select_channels
+from zemosaic_ui.work_thread import WorkThread
 
 __all__ = ["Look", "PartRenderer", "Rendered"]
 
@@ -46,13 +47,10 @@ class PartRenderer:
     def __init__(self, image: MosaicImage, options: Mapping[str, Any] | None = None) -> None:
         self.image = image
         self._options = dict(options or {})
-        self._jobs: deque[tuple[Any, ...]] = deque()
         self._ready: deque[Rendered] = deque()
-        self._wake = threading.Condition()
         self._closed = threading.Event()
         self._overview: np.ndarray | None = None
-        self._thread = threading.Thread(target=self._work, name="mosaic-parts", daemon=True)
-        self._thread.start()
+        self._thread: WorkThread[tuple[Any, ...]] = WorkThread("mosaic-parts", self._work)
         self._builder = threading.Thread(target=self._build, name="mosaic-copies", daemon=True)
         self._builder.start()
 
@@ -76,10 +74,7 @@ class PartRenderer:
 
     def ask_parts(self, look: Look, keys: list[tuple[int, int, int]]) -> None:
         """Ask for the parts on show; wishes for other parts are forgotten."""
-        with self._wake:
-            self._jobs = deque(job for job in self._jobs if job[0] != "part")
-            self._jobs.extend(("part", look, key) for key in keys)
-            self._wake.notify()
+        self._thread.put(*(("part", look, key) for key in keys), replaces=lambda job: job[0] == "part")
 
     def take(self, limit: int = 6) -> list[Rendered]:
         """Return what is ready."""
@@ -91,23 +86,14 @@ class PartRenderer:
     def close(self) -> None:
         """End the threads and remove the reduced copies."""
         self._closed.set()
-        with self._wake:
-            self._jobs.clear()
-            self._wake.notify()
-        self._thread.join(5.0)
+        self._thread.close(wait_s=5.0)
         self._builder.join(5.0)
         self.image.close()
 
     # ------------------------------------------------------------------ threads
 
     def _put(self, job: tuple[Any, ...], *, first: bool) -> None:
-        with self._wake:
-            self._jobs = deque(known for known in self._jobs if known[0] != job[0])
-            if first:
-                self._jobs.appendleft(job)
-            else:
-                self._jobs.append(job)
-            self._wake.notify()
+        self._thread.put(job, first=first, replaces=lambda known: known[0] == job[0])
 
     def _build(self) -> None:
         try:
@@ -117,19 +103,12 @@ class PartRenderer:
         except (OSError, ZeMosaicError) as error:
             self._ready.append(Rendered("failed", 0, (), None, str(error)))
 
-    def _work(self) -> None:
-        while True:
-            with self._wake:
-                while not self._jobs and not self._closed.is_set():
-                    self._wake.wait()
-                if self._closed.is_set():
-                    return
-                job = self._jobs.popleft()
-            try:
-                self._do(job)
-            except (OSError, ValueError, ZeMosaicError) as error:
-                _log.warning("%s cannot be shown: %s", self.image.path, error)
-                self._ready.append(Rendered("failed", 0, (), None, str(error)))
+    def _work(self, job: tuple[Any, ...]) -> None:
+        try:
+            self._do(job)
+        except (OSError, ValueError, ZeMosaicError) as error:
+            _log.warning("%s cannot be shown: %s", self.image.path, error)
+            self._ready.append(Rendered("failed", 0, (), None, str(error)))
 
     def _do(self, job: tuple[Any, ...]) -> None:
         if self._overview is None and job[0] in ("auto", "overview", "fine"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
+
+from zemosaic_ui.work_thread import WorkThread
 
 __all__ = ["Picture", "PictureLoader"]
 
@@ -29,21 +30,12 @@ class PictureLoader:
     """One thread that decodes the pictures asked for; the newest request of a key replaces an older one."""
 
     def __init__(self) -> None:
-        self._wanted: deque[tuple[object, str, int]] = deque()
         self._ready: deque[Picture] = deque()
-        self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self._thread: WorkThread[tuple[object, str, int]] = WorkThread("pictures", self._decode)
 
     def ask(self, key: object, path: str, max_dim: int) -> None:
         """Ask for a picture, made smaller when a side is longer than ``max_dim`` px."""
-        with self._wake:
-            self._wanted = deque(item for item in self._wanted if item[0] != key)
-            self._wanted.append((key, path, max_dim))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="pictures", daemon=True)
-                self._thread.start()
-            self._wake.notify()
+        self._thread.put((key, path, max_dim), replaces=lambda other: other[0] == key)
 
     def take(self, limit: int = 8) -> list[Picture]:
         """Return pictures that are ready."""
@@ -54,24 +46,15 @@ class PictureLoader:
 
     def close(self) -> None:
         """End the thread."""
-        with self._wake:
-            self._closed = True
-            self._wanted.clear()
-            self._wake.notify()
+        self._thread.close()
 
-    def _work(self) -> None:
-        while True:
-            with self._wake:
-                while not self._wanted and not self._closed:
-                    self._wake.wait()
-                if self._closed:
-                    return
-                key, path, max_dim = self._wanted.popleft()
-            try:
-                with Image.open(path) as image:
-                    image.thumbnail((max_dim, max_dim), Image.Resampling.BILINEAR, reducing_gap=2.0)
-                    rgba = image.convert("RGBA")
-                    self._ready.append(Picture(key, path, rgba.width, rgba.height, rgba.tobytes()))
-            except (OSError, UnidentifiedImageError, ValueError) as error:
-                # A preview that is being replaced at this moment comes again with the next event.
-                _log.info("%s cannot be shown: %s", path, error)
+    def _decode(self, wanted: tuple[object, str, int]) -> None:
+        key, path, max_dim = wanted
+        try:
+            with Image.open(path) as image:
+                image.thumbnail((max_dim, max_dim), Image.Resampling.BILINEAR, reducing_gap=2.0)
+                rgba = image.convert("RGBA")
+                self._ready.append(Picture(key, path, rgba.width, rgba.height, rgba.tobytes()))
+        except (OSError, UnidentifiedImageError, ValueError) as error:
+            # A preview that is being replaced at this moment comes again with the next event.
+            _log.info("%s cannot be shown: %s", path, error)

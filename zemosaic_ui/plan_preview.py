@@ -18,6 +18,7 @@ from zemosaic_core.errors import ZeMosaicError
 from zemosaic_settings import Settings
 from zemosaic_ui.filter_model import FilterModel
 from zemosaic_ui.sky_view import SkyPlane
+from zemosaic_ui.work_thread import WorkThread
 
 __all__ = ["PlanPreview", "PlanQuestion", "PlanWorker", "question_of"]
 
@@ -162,39 +163,25 @@ class PlanWorker:
     """One thread that answers the newest question; older ones are dropped."""
 
     def __init__(self) -> None:
-        self._question: PlanQuestion | None = None
         self._answer: PlanPreview | None = None
-        self._wake = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="plan-preview", daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._thread: WorkThread[PlanQuestion] = WorkThread("plan-preview", self._reply)
 
     def ask(self, question: PlanQuestion) -> None:
         """Ask for a preview."""
-        with self._wake:
-            self._question = question
-            self._wake.notify()
+        self._thread.put(question, replaces=lambda older: True)
 
     def take(self) -> PlanPreview | None:
         """Return the newest answer once."""
-        with self._wake:
+        with self._lock:
             answered, self._answer = self._answer, None
             return answered
 
     def close(self) -> None:
         """End the thread."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
+        self._thread.close()
 
-    def _work(self) -> None:
-        while True:
-            with self._wake:
-                while self._question is None and not self._closed:
-                    self._wake.wait()
-                if self._closed:
-                    return
-                question, self._question = self._question, None
-            answered = answer(question)
-            with self._wake:
-                self._answer = answered
+    def _reply(self, question: PlanQuestion) -> None:
+        answered = answer(question)
+        with self._lock:
+            self._answer = answered

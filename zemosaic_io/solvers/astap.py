@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from zemosaic_io.solvers.base import Availability, Cancel, SolveOutcome, SolveRe
 from zemosaic_io.solvers.images import SolverImage, prepare_image, wcs_to_full_frame, write_solver_image
 from zemosaic_io.solvers.locate import find_astap, find_astap_data
 from zemosaic_io.solvers.locks import LaunchRate, SolverSlots
-from zemosaic_io.solvers.process import ChildResult, run_child, solver_folder
+from zemosaic_io.solvers.process import ChildResult, ProgramSolver, solver_folder
 
 __all__ = ["AstapSolver", "read_astap_ini"]
 
@@ -27,7 +28,7 @@ _DATABASE_CODES = (32, 33)
 _DATABASE_WORDS = ("no star database", "star database not found", "could not find", "no database")
 
 
-class AstapSolver:
+class AstapSolver(ProgramSolver):
     """ASTAP, command-line or desktop version.
 
     Parameters
@@ -52,19 +53,13 @@ class AstapSolver:
         self, executable: str = "", data: str = "", downsample: int = 0, *,
         slots: SolverSlots | None = None, rate: LaunchRate | None = None,
     ) -> None:  # fmt: skip
+        super().__init__()
         self._configured = (executable, data)
         self._downsample = downsample
         self._slots = slots or SolverSlots(1)
         self._rate = rate or LaunchRate()
         self._program: Path | None = None
         self._data: Path | None = None
-        self._availability: Availability | None = None
-
-    def find(self) -> Availability:
-        """Look for the program and for a star database."""
-        if self._availability is None:
-            self._availability = self._look()
-        return self._availability
 
     def _look(self) -> Availability:
         executable, data = self._configured
@@ -100,7 +95,7 @@ class AstapSolver:
                 outcome = self._attempt(request, image, folder, limit, left, cancel)
                 if outcome.kind != "no_solution" or time.monotonic() - start > _CHEAP_S:
                     break
-        return SolveOutcome(**{**outcome.__dict__, "seconds": time.monotonic() - start})
+        return replace(outcome, seconds=time.monotonic() - start)
 
     def _step(self, request: SolveRequest) -> int:
         if self._downsample > 0:
@@ -115,14 +110,9 @@ class AstapSolver:
         result_file = folder / "r.ini"
         result_file.unlink(missing_ok=True)
         command = self._command(request, image, folder, limit)
-        try:
-            child = run_child(command, folder, max(0.5, timeout_s), cancel)
-        except OSError as error:
-            return failed(self.name, "crash", "solver_crashed", reason=str(error))
-        if child.timed_out:
-            return failed(
-                self.name, "timeout", "solver_timeout", child.seconds, limit_s=round(request.timeout_s)
-            )
+        child = self._run(command, folder, request, max(0.5, timeout_s), cancel)
+        if isinstance(child, SolveOutcome):
+            return child
         return self._judge(request, image, child, read_astap_ini(result_file))
 
     def _command(self, request: SolveRequest, image: SolverImage, folder: Path, limit: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from zemosaic_io.headers import celestial_cards, iter_hdus
 from zemosaic_io.solvers.base import Availability, Cancel, SolveOutcome, SolveRequest, failed, is_plausible
 from zemosaic_io.solvers.images import prepare_image, wcs_to_full_frame, write_solver_image, write_star_table
 from zemosaic_io.solvers.locate import find_index_folders, find_solve_field, has_index_files
-from zemosaic_io.solvers.process import run_child, solver_folder
+from zemosaic_io.solvers.process import ProgramSolver, solver_folder
 
 __all__ = ["SolveFieldSolver", "read_wcs_file"]
 
@@ -28,7 +29,7 @@ _SCALE_MARGIN = 0.1
 _MIN_RADIUS_DEG = 1.0
 
 
-class SolveFieldSolver:
+class SolveFieldSolver(ProgramSolver):
     """``solve-field`` of astrometry.net.
 
     Parameters
@@ -46,18 +47,12 @@ class SolveFieldSolver:
     """
 
     def __init__(self, configured: str = "", name: str = "ASTROMETRY") -> None:
+        super().__init__()
         self.name = name
         self._configured = configured.strip()
         self._program: Path | None = None
         self._config: Path | None = None
         self._index_folder: Path | None = None
-        self._availability: Availability | None = None
-
-    def find(self) -> Availability:
-        """Look for the program and for index files."""
-        if self._availability is None:
-            self._availability = self._look()
-        return self._availability
 
     def _look(self) -> Availability:
         values = {"solver": self.name}
@@ -100,21 +95,16 @@ class SolveFieldSolver:
                 given = [str(folder / "f.fits"), "--fits-image"]
                 geometry = (image.step, image.x0, image.y0)
             outcome = self._attempt(request, folder, given, geometry, cancel)
-        return SolveOutcome(**{**outcome.__dict__, "seconds": time.monotonic() - start})
+        return replace(outcome, seconds=time.monotonic() - start)
 
     def _attempt(
         self, request: SolveRequest, folder: Path, given: list[str], geometry: tuple[int, float, float],
         cancel: Cancel | None,
     ) -> SolveOutcome:  # fmt: skip
         command = [str(self._program), *given, *self._options(request, folder)]
-        try:
-            child = run_child(command, folder, request.timeout_s, cancel)
-        except OSError as error:
-            return failed(self.name, "crash", "solver_crashed", reason=str(error))
-        if child.timed_out:
-            return failed(
-                self.name, "timeout", "solver_timeout", child.seconds, limit_s=round(request.timeout_s)
-            )
+        child = self._run(command, folder, request, request.timeout_s, cancel)
+        if isinstance(child, SolveOutcome):
+            return child
         if not (folder / "r.wcs").is_file():
             if child.returncode != 0:
                 reason = child.tail[-300:] or f"exit status {child.returncode}"

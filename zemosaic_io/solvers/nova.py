@@ -14,6 +14,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class NovaSolver:
         except (OSError, http.client.HTTPException, ValueError) as error:
             # URLError is an OSError; a page instead of JSON is a ValueError.
             outcome = failed(self.name, "crash", "solver_network", reason=str(error))
-        return SolveOutcome(**{**outcome.__dict__, "seconds": time.monotonic() - start})
+        return replace(outcome, seconds=time.monotonic() - start)
 
     def _run(self, request: SolveRequest, deadline: float, cancel: Cancel | None) -> SolveOutcome:
         session = self._api("login", {"apikey": self._key})["session"]

@@ -1,4 +1,7 @@
-"""Run another program: with a time limit, gone with its whole family on cancel, its last words kept."""
+"""Run another program: with a time limit, gone with its whole family on cancel, its last words kept.
+
+`ProgramSolver` is what solvers that are other programs share.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,23 @@ import signal
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from zemosaic_core.errors import SaveFailed
-from zemosaic_io.solvers.base import Cancel, check_cancel
+from zemosaic_io.solvers.base import (
+    Availability,
+    Cancel,
+    SolveOutcome,
+    SolveRequest,
+    check_cancel,
+    failed,
+)
 
-__all__ = ["ChildResult", "run_child", "solver_folder"]
+__all__ = ["ChildResult", "ProgramSolver", "run_child", "solver_folder"]
 
 _POLL_S = 0.05
 _GRACE_S = 1.0
@@ -43,6 +54,43 @@ class ChildResult:
     timed_out: bool
     seconds: float
     tail: str
+
+
+class ProgramSolver(ABC):
+    """A solver that is another program: it is looked for once, and its ends are told alike."""
+
+    name: str
+
+    def __init__(self) -> None:
+        self._availability: Availability | None = None
+
+    def find(self) -> Availability:
+        """Look for the program and for what it needs; costs nothing the second time."""
+        if self._availability is None:
+            self._availability = self._look()
+        return self._availability
+
+    @abstractmethod
+    def _look(self) -> Availability:
+        """Look for the program and for what it needs."""
+
+    def _run(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        request: SolveRequest,
+        timeout_s: float,
+        cancel: Cancel | None,
+    ) -> ChildResult | SolveOutcome:
+        """Run the program; an outcome instead of a result when it did not start or took too long."""
+        try:
+            child = run_child(command, folder, timeout_s, cancel)
+        except OSError as error:
+            return failed(self.name, "crash", "solver_crashed", reason=str(error))
+        if child.timed_out:
+            limit = round(request.timeout_s)
+            return failed(self.name, "timeout", "solver_timeout", child.seconds, limit_s=limit)
+        return child
 
 
 def run_child(

@@ -18,6 +18,16 @@ _MIN_FLOOR = 1e-5
 
 
 @njit(cache=True, nogil=True)
+def _insert(values, n, value):
+    """Put a value into its place among the first ``n`` sorted ones."""
+    k = n
+    while k > 0 and values[k - 1] > value:
+        values[k] = values[k - 1]
+        k -= 1
+    values[k] = value
+
+
+@njit(cache=True, nogil=True)
 def _median_same_colour(cfa, y, x, values):
     """Median of the up to eight pixels of the same colour around (y, x); NaN when there is none."""
     height, width = cfa.shape
@@ -26,12 +36,7 @@ def _median_same_colour(cfa, y, x, values):
         for dx in (-2, 0, 2):
             j, i = y + dy, x + dx
             if (dy != 0 or dx != 0) and 0 <= j < height and 0 <= i < width:
-                value = np.float32(cfa[j, i])
-                k = n
-                while k > 0 and values[k - 1] > value:
-                    values[k] = values[k - 1]
-                    k -= 1
-                values[k] = value
+                _insert(values, n, np.float32(cfa[j, i]))
                 n += 1
     if n == 0:
         return np.float32(np.nan)
@@ -181,12 +186,7 @@ def _repair(cfa, out, indices, first_row):
                     j, i = y + dy, x + dx
                     inside = 0 <= j < height and 0 <= i < width
                     if (dy != 0 or dx != 0) and inside and not bad[j, i]:
-                        value = np.float32(cfa[j, i])
-                        k = n
-                        while k > 0 and values[k - 1] > value:
-                            values[k] = values[k - 1]
-                            k -= 1
-                        values[k] = value
+                        _insert(values, n, np.float32(cfa[j, i]))
                         n += 1
         if n > 0:
             out[y, x] = np.float32(0.5) * (values[(n - 1) // 2] + values[n // 2])

@@ -455,28 +455,44 @@ def _measure(image, xs, ys, sigma, aperture):
 
 
 @njit(cache=True, nogil=True)
-def _window_centre(image, x_start, y_start, sigma):
+def _box(image, x, y, reach):
+    """Rows and columns of the pixels within ``reach`` of a position, end exclusive."""
     height, width = image.shape
+    cx = int(np.floor(x + 0.5))
+    cy = int(np.floor(y + 0.5))
+    rows = max(0, cy - reach), min(height, cy + reach + 1)
+    return rows[0], rows[1], max(0, cx - reach), min(width, cx + reach + 1)
+
+
+@njit(cache=True, nogil=True)
+def _window_sums(image, x, y, sigma, reach):
+    """Sums of ``w I`` times 1, dx, dy, dx^2, dy^2 and dx dy under a Gaussian window ``w`` around a position."""
+    total, mx, my, xx, yy, xy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    scale = 0.5 / (sigma * sigma)
+    j0, j1, i0, i1 = _box(image, x, y, reach)
+    for j in range(j0, j1):
+        dy = j - y
+        for i in range(i0, i1):
+            dx = i - x
+            value = image[j, i]
+            if not np.isfinite(value):
+                continue
+            w = np.exp(-(dx * dx + dy * dy) * scale) * value
+            total += w
+            mx += w * dx
+            my += w * dy
+            xx += w * dx * dx
+            yy += w * dy * dy
+            xy += w * dx * dy
+    return total, mx, my, xx, yy, xy
+
+
+@njit(cache=True, nogil=True)
+def _window_centre(image, x_start, y_start, sigma):
     x, y = x_start, y_start
     reach = int(np.ceil(4.0 * sigma))
-    scale = 0.5 / (sigma * sigma)
     for _ in range(20):
-        cx = int(np.floor(x + 0.5))
-        cy = int(np.floor(y + 0.5))
-        total = 0.0
-        mx = 0.0
-        my = 0.0
-        for j in range(max(0, cy - reach), min(height, cy + reach + 1)):
-            dy = j - y
-            for i in range(max(0, cx - reach), min(width, cx + reach + 1)):
-                dx = i - x
-                value = image[j, i]
-                if not np.isfinite(value):
-                    continue
-                w = np.exp(-(dx * dx + dy * dy) * scale) * value
-                total += w
-                mx += w * dx
-                my += w * dy
+        total, mx, my, _xx, _yy, _xy = _window_sums(image, x, y, sigma, reach)
         if total <= 0.0:
             return x, y, False
         step_x = 2.0 * mx / total
@@ -493,34 +509,15 @@ def _window_centre(image, x_start, y_start, sigma):
 
 @njit(cache=True, nogil=True)
 def _window_moments(image, x, y, sigma):
-    height, width = image.shape
     reach = int(np.ceil(3.0 * sigma)) + 1
-    scale = 0.5 / (sigma * sigma)
-    cx = int(np.floor(x + 0.5))
-    cy = int(np.floor(y + 0.5))
-    total = 0.0
-    xx = 0.0
-    yy = 0.0
-    xy = 0.0
-    for j in range(max(0, cy - reach), min(height, cy + reach + 1)):
-        dy = j - y
-        for i in range(max(0, cx - reach), min(width, cx + reach + 1)):
-            dx = i - x
-            value = image[j, i]
-            if not np.isfinite(value):
-                continue
-            w = np.exp(-(dx * dx + dy * dy) * scale) * value
-            total += w
-            xx += w * dx * dx
-            yy += w * dy * dy
-            xy += w * dx * dy
+    total, _mx, _my, xx, yy, xy = _window_sums(image, x, y, sigma, reach)
     if total <= 0.0:
         return 0.0, 1.0
     mean = 0.5 * (xx + yy) / total
     spread = np.sqrt(0.25 * ((xx - yy) / total) ** 2 + (xy / total) ** 2)
     major = _without_window(mean + spread, sigma)
     minor = _without_window(mean - spread, sigma)
-    return np.sqrt(major * minor) / 0.42466, major / minor
+    return np.sqrt(major * minor) / _FWHM_TO_SIGMA, major / minor
 
 
 @njit(cache=True, nogil=True)
@@ -538,17 +535,15 @@ def _without_window(variance, sigma):
 
 @njit(cache=True, nogil=True)
 def _sums(image, x, y, aperture):
-    height, width = image.shape
     reach = int(np.ceil(max(aperture, 3.0))) + 1
-    cx = int(np.floor(x + 0.5))
-    cy = int(np.floor(y + 0.5))
     flux = 0.0
     peak = 0.0
     ring = 0.0
     in_ring = 0
-    for j in range(max(0, cy - reach), min(height, cy + reach + 1)):
+    j0, j1, i0, i1 = _box(image, x, y, reach)
+    for j in range(j0, j1):
         dy = j - y
-        for i in range(max(0, cx - reach), min(width, cx + reach + 1)):
+        for i in range(i0, i1):
             dx = i - x
             value = image[j, i]
             if not np.isfinite(value):

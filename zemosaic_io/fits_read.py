@@ -14,7 +14,8 @@ import numpy as np
 
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.sources import RawRows
-from zemosaic_io.headers import FrameInfo, HduInfo
+from zemosaic_io.fits_cards import HduInfo
+from zemosaic_io.headers import FrameInfo
 
 __all__ = [
     "content_key",

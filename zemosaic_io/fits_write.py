@@ -22,10 +22,10 @@ from numpy.typing import DTypeLike
 
 from zemosaic_core.errors import SaveFailed
 from zemosaic_io.atomic import atomic_path, open_temporary, save_failed
+from zemosaic_io.fits_cards import FITS_BLOCK
 
 __all__ = ["ExtensionSpec", "StreamingFits", "atomic_path", "make_header", "write_image"]
 
-FITS_BLOCK = 2880
 Cards = Mapping[str, Any] | Iterable[Sequence[Any]]
 # Native type -> (BITPIX, stored type, BZERO). Unsigned 16 bit is int16 with an offset, as FITS demands.
 _STORAGE: dict[str, tuple[int, str, int]] = {

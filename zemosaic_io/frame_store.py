@@ -17,8 +17,9 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_core.hot_pixels import repair_cfa
 from zemosaic_core.sources import RawRows
 from zemosaic_core.weights import make_radial_weight_map
+from zemosaic_io.fits_cards import HduInfo, iter_hdus
 from zemosaic_io.fits_read import read_plane_rows, read_raw_rows, read_window
-from zemosaic_io.headers import FrameInfo, HduInfo, iter_hdus
+from zemosaic_io.headers import FrameInfo
 
 __all__ = ["FrameStore", "TileStore"]
 

@@ -11,9 +11,9 @@ import tifffile
 from PIL import Image, PngImagePlugin
 
 from zemosaic_core.errors import SkipItem
+from zemosaic_io.fits_cards import iter_hdus
 from zemosaic_io.fits_read import read_plane_rows
 from zemosaic_io.fits_write import Cards, StreamingFits, atomic_path
-from zemosaic_io.headers import iter_hdus
 
 __all__ = [
     "ArrayRows",

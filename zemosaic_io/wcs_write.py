@@ -9,8 +9,8 @@ from typing import Any
 
 from astropy.io import fits
 
+from zemosaic_io.fits_cards import is_celestial_key
 from zemosaic_io.fits_write import atomic_path
-from zemosaic_io.headers import is_celestial_key
 
 __all__ = ["solved_path", "write_wcs"]
 

@@ -7,6 +7,7 @@ import pytest
 from astropy.io import fits
 
 from zemosaic_core.errors import SkipItem
+from zemosaic_io.fits_cards import iter_hdus
 from zemosaic_io.fits_read import (
     content_key,
     read_image,
@@ -15,7 +16,7 @@ from zemosaic_io.fits_read import (
     read_raw_rows,
     read_window,
 )
-from zemosaic_io.headers import iter_hdus, read_frame_info
+from zemosaic_io.headers import read_frame_info
 
 
 def by_astropy(path, hdu=0):

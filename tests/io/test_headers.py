@@ -8,13 +8,8 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from zemosaic_core.errors import SkipItem
-from zemosaic_io.headers import (
-    frame_from_json,
-    frame_to_json,
-    iter_hdus,
-    linear_scale_arcsec,
-    read_frame_info,
-)
+from zemosaic_io.fits_cards import iter_hdus
+from zemosaic_io.headers import frame_from_json, frame_to_json, linear_scale_arcsec, read_frame_info
 
 
 def card_block(*cards, end=True):

@@ -16,11 +16,11 @@ from scipy.spatial import cKDTree
 from zemosaic_core.sphere import gnomonic, ra_dec, unit_vectors
 from zemosaic_core.star_patterns import (
     REFIT_LOOKS,
-    SEED_STARS,
     chance_of_one_accident,
     log10_odds_against_chance,
     mutual_matches,
 )
+from zemosaic_core.star_triangles import SEED_STARS
 from zemosaic_core.transforms import Kind, choose_transform
 
 __all__ = [

@@ -26,15 +26,8 @@ from zemosaic_core.plate_fit import (
     stereographic,
     verify_wcs,
 )
-from zemosaic_core.star_patterns import (
-    SEED_STARS,
-    PatternMatch,
-    Triangles,
-    make_triangles,
-    mutual_matches,
-    propose_similarities,
-    refine_similarity,
-)
+from zemosaic_core.star_patterns import PatternMatch, mutual_matches, refine_similarity
+from zemosaic_core.star_triangles import SEED_STARS, Triangles, make_triangles, propose_similarities
 from zemosaic_core.transforms import Kind
 
 __all__ = [

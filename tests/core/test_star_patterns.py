@@ -13,9 +13,9 @@ from zemosaic_core.star_patterns import (
     find_similarity,
     fit_similarity,
     log10_odds_against_chance,
-    make_triangles,
     mutual_matches,
 )
+from zemosaic_core.star_triangles import make_triangles
 
 SHAPE_XY = np.array([1920.0, 1080.0])
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
-__all__ = ["autocrop_bbox", "coverage_bbox", "crop_sides", "edge_ramp", "inscribed_rectangle"]
+__all__ = ["autocrop_bbox", "coverage_bbox", "crop_sides", "edge_ramp", "enlarge_rows", "inscribed_rectangle"]
 
 
 def coverage_bbox(coverage: np.ndarray, minimum: float = 1) -> tuple[int, int, int, int]:
@@ -167,3 +167,34 @@ def crop_sides(image: np.ndarray, wcs: WCS, fraction_per_side: float) -> tuple[n
         raise ValueError(f"cutting {dy} rows and {dx} columns per side leaves nothing of {height} x {width}")
     cut = (slice(dy, height - dy), slice(dx, width - dx))
     return image[cut].copy(), wcs.slice(cut)
+
+
+def enlarge_rows(small: np.ndarray, step: int, y0: int, y1: int, width: int) -> np.ndarray:
+    """Interpolate some rows of a map that is known on every ``step``-th pixel.
+
+    Parameters
+    ----------
+    small : ndarray, shape (h, w), float32
+        Value ``[j, i]`` belongs to pixel ``(j * step, i * step)``; beyond the last one the value stays.
+    step : int
+    y0, y1 : int
+        Rows of the large map, end exclusive.
+    width : int
+        Columns of the large map.
+
+    Returns
+    -------
+    ndarray, shape (y1 - y0, width), float32
+        Bilinear.
+    """
+
+    def place(positions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at = np.clip(positions / step, 0, length - 1)
+        low = np.floor(at).astype(np.intp)
+        return low, np.minimum(low + 1, length - 1), (at - low).astype(np.float32)
+
+    top, bottom, down = place(np.arange(y0, y1), small.shape[0])
+    left, right, across = place(np.arange(width), small.shape[1])
+    upper = small[top][:, left] * (1 - across) + small[top][:, right] * across
+    lower = small[bottom][:, left] * (1 - across) + small[bottom][:, right] * across
+    return upper * (1 - down[:, None]) + lower * down[:, None]

@@ -13,7 +13,7 @@ import numpy as np
 from astropy.wcs import WCS
 
 from zemosaic_core import __version__
-from zemosaic_core.coverage import edge_ramp
+from zemosaic_core.coverage import edge_ramp, enlarge_rows
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
@@ -228,21 +228,11 @@ def _write_ramp(out: StreamingFits, shape_hw: tuple[int, int], ramp_px: int, row
     step = RAMP_DECIMATION
     valid = np.asarray(out.read_rows(0, shape_hw[0], ext="COVERAGE")[::step, ::step]) > 0
     small = edge_ramp(valid, max(1, ramp_px // step))
-    x = np.clip(np.arange(shape_hw[1]) / step, 0, small.shape[1] - 1)
-    x_low = np.floor(x).astype(int)
-    x_high, x_part = np.minimum(x_low + 1, small.shape[1] - 1), (x - x_low).astype(np.float32)
     for y0 in range(0, shape_hw[0], rows):
         y1 = min(y0 + rows, shape_hw[0])
-        y = np.clip(np.arange(y0, y1) / step, 0, small.shape[0] - 1)
-        y_low = np.floor(y).astype(int)
-        y_high, y_part = np.minimum(y_low + 1, small.shape[0] - 1), (y - y_low).astype(np.float32)[:, None]
-        upper = small[y_low][:, x_low] * (1 - x_part) + small[y_low][:, x_high] * x_part
-        lower = small[y_high][:, x_low] * (1 - x_part) + small[y_high][:, x_high] * x_part
-        ramp = upper * (1 - y_part) + lower * y_part
         # A covered pixel at the very edge keeps a trace of weight: where it is alone it must still show.
-        out.write_rows(
-            y0, np.asarray(out.read_rows(y0, y1, ext="WEIGHT")) * np.maximum(ramp, 1e-3), ext="WEIGHT"
-        )
+        ramp = np.maximum(enlarge_rows(small, step, y0, y1, shape_hw[1]), 1e-3)
+        out.write_rows(y0, np.asarray(out.read_rows(y0, y1, ext="WEIGHT")) * ramp, ext="WEIGHT")
 
 
 def create_tile(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from zemosaic_core.coverage import autocrop_bbox, coverage_bbox, edge_ramp, inscribed_rectangle
+from zemosaic_core.coverage import autocrop_bbox, coverage_bbox, edge_ramp, enlarge_rows, inscribed_rectangle
 from zemosaic_core.errors import SettingsError
 from zemosaic_core.weights import frame_weights, make_radial_weight_map
 
@@ -112,3 +112,19 @@ def test_edge_ramp_is_a_smoothstep_of_the_distance():
         assert ramp[y, x] == pytest.approx(r * r * (3 - 2 * r), abs=1e-6)
     assert ((ramp > 0) == valid).all()
     assert np.array_equal(edge_ramp(valid, 0), valid.astype(np.float32))
+
+
+def test_enlarged_rows_are_bilinear_and_the_same_in_any_pieces():
+    rng = np.random.default_rng(8)
+    small = rng.random((6, 5)).astype(np.float32)
+    whole = enlarge_rows(small, 4, 0, 23, 19)
+    for y in range(23):
+        for x in range(19):
+            fy, fx = min(y / 4, 5), min(x / 4, 4)
+            j, i = min(int(fy), 4), min(int(fx), 3)
+            a, b = fy - j, fx - i
+            expected = (small[j, i] * (1 - b) + small[j, i + 1] * b) * (1 - a)
+            expected += (small[j + 1, i] * (1 - b) + small[j + 1, i + 1] * b) * a
+            assert whole[y, x] == pytest.approx(expected, abs=1e-6)
+    pieces = [enlarge_rows(small, 4, a, b, 19) for a, b in ((0, 7), (7, 8), (8, 23))]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 import time
 import tkinter as tk
 
@@ -12,6 +16,30 @@ import pytest
 from zemosaic_ui.run_state import RunStatus
 
 pytestmark = pytest.mark.display
+
+
+@pytest.fixture(scope="module", autouse=True)
+def virtual_display():
+    """Give Tk a screen nobody sees where there is none and Xvfb is installed."""
+    if os.environ.get("DISPLAY") or sys.platform in ("win32", "darwin") or shutil.which("Xvfb") is None:
+        yield
+        return
+    reader, writer = os.pipe()
+    server = subprocess.Popen(
+        ["Xvfb", "-displayfd", str(writer), "-screen", "0", "1280x800x24"],
+        pass_fds=[writer],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        number = told.readline().strip()
+    patch = pytest.MonkeyPatch()
+    patch.setenv("DISPLAY", f":{number}")
+    yield
+    patch.undo()
+    server.terminate()
+    server.wait(10)
 
 
 @pytest.fixture

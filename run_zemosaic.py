@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from zemosaic_core import __version__
 from zemosaic_core.errors import Cancelled, RunFailed, SettingsError, ZeMosaicError
+from zemosaic_pipeline.window_libraries import missing_packages
 from zemosaic_ui.texts import Texts, available_languages
 
 __all__ = ["EXIT_CANCELLED", "EXIT_FAILED", "EXIT_OK", "EXIT_USAGE", "build_parser", "main"]
@@ -166,6 +167,11 @@ def _open_window(backend: str | None, texts: Texts) -> int:
         if not missing and package not in str(error):
             raise
         raise RunFailed(f"gui_{chosen}_missing", f"{package}: {error}", detail=str(error)) from error
+    if chosen == "qt" and not (os.environ.get("QT_QPA_PLATFORM") or os.environ.get("WAYLAND_DISPLAY")):
+        # Qt itself would end the program with a message for programmers.
+        packages = " ".join(missing_packages())
+        if packages:
+            raise RunFailed("gui_qt_libraries", f"Qt needs system libraries: {packages}", packages=packages)
     return int(getattr(window, entry)() or 0)
 
 

@@ -21,6 +21,7 @@ import psutil
 from zemosaic_core import __version__
 from zemosaic_core.errors import ZeMosaicError
 from zemosaic_gpu_policy import gpu_status
+from zemosaic_pipeline.window_libraries import missing_packages
 from zemosaic_settings import Settings
 
 __all__ = ["STATES", "TOPICS", "Finding", "examine"]
@@ -302,6 +303,9 @@ def _qt_libraries() -> Finding:
     except subprocess.TimeoutExpired:
         return Finding("window", "warn", "doctor.qt_slow", {"seconds": QT_PROBE_S}, "doctor.qt_advice")
     if done.returncode == 0:
-        return Finding("window", "ok", "doctor.qt_ok", {"version": done.stdout.strip()})
+        values = {"version": done.stdout.strip(), "packages": " ".join(missing_packages())}
+        if values["packages"]:
+            return Finding("window", "warn", "doctor.qt_no_x11", values, "doctor.install_packages")
+        return Finding("window", "ok", "doctor.qt_ok", values)
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return Finding("window", "warn", "doctor.qt_broken", {"detail": last}, "doctor.qt_advice")

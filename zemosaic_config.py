@@ -124,16 +124,17 @@ def environment_values(environ: Mapping[str, str] | None = None) -> dict[str, An
     return values
 
 
-def read_config(path: str | os.PathLike[str] | None = None) -> LoadedConfig:
+def read_config(path: str | os.PathLike[str] | None = None, *, missing_ok: bool = False) -> LoadedConfig:
     """Read a settings file and say what in it cannot be used.
 
     Without ``path`` the user's file is read; where there is none yet, the one an older ZeMosaic kept beside
-    its program, and without that all is default. A file that was named must exist.
+    its program, and without that all is default. A file that was named must exist, unless ``missing_ok``: a
+    window names the file it will save to.
     """
     problems: list[SettingsError] = []
     stored: dict[str, Any] = {}
     try:
-        stored = read_json(_file_to_read(path), missing_ok=path is None)
+        stored = read_json(_file_to_read(path), missing_ok=missing_ok or path is None)
     except SettingsError as error:
         problems.append(error)
     known, unknown = canonical_values(stored)

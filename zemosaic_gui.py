@@ -56,7 +56,9 @@ class ZeMosaicGUI:
 
     def _read_settings(self) -> Settings:
         try:
-            return Settings.from_mapping(zemosaic_config.read_config(self.config_path).values)
+            return Settings.from_mapping(
+                zemosaic_config.read_config(self.config_path, missing_ok=True).values
+            )
         except SettingsError as error:
             self._problem = error
             return Settings()

@@ -403,3 +403,14 @@ def test_line_edits_can_be_reached_by_keyboard(make_window):
     # Of the pages one can be reached by Tab, the others from there by the arrow keys.
     for control in (window.start_button, window.stop_button, window.filter_button, window.nav["main"]):
         assert control.focusPolicy().value & reachable
+
+
+def test_the_first_start_has_no_settings_file_and_nothing_to_complain_about(themes, tmp_path, monkeypatch):
+    from zemosaic_ui.qt.session import open_session
+
+    monkeypatch.setenv("ZEMOSAIC_CONFIG_DIR", str(tmp_path / "never written"))
+    assert open_session(themes).problems == []
+    assert open_session(themes, tmp_path / "mine.json").problems == []
+    (tmp_path / "broken.json").write_text("{", encoding="utf-8")
+    assert len(open_session(themes, tmp_path / "broken.json").problems) == 1
+    themes.set_mode("dark")

@@ -138,3 +138,8 @@ def test_closing_during_a_run_asks_and_ends_the_worker(gui, tmp_path, monkeypatc
             break
         time.sleep(0.01)
     assert not gui.controller.is_active
+
+
+def test_the_first_start_has_nothing_to_complain_about(gui, tmp_path):
+    assert not (tmp_path / "config.json").exists()
+    assert gui.note.get() == ""

@@ -60,7 +60,8 @@ def open_session(themes: ThemeSwitch, config_path: Path | None = None) -> Sessio
     path = Path(config_path or zemosaic_config.get_config_path())
     problems: list[SettingsError] = []
     try:
-        loaded = zemosaic_config.read_config(path)
+        # Without a path of its own the user's file is meant, and before the first save perhaps an older program's.
+        loaded = zemosaic_config.read_config(config_path, missing_ok=True)
         settings, problems = Settings.from_mapping(loaded.values), list(loaded.problems)
     except SettingsError as error:
         settings, problems = Settings(), [error]

@@ -397,7 +397,6 @@ class ZeMosaicQtMainWindow(QMainWindow):
     def complain(self, words: str) -> None:
         """Say in the footer what must be put right."""
         self.footer_text.set_text(words)
-        self._last_complaint = words
 
     def retranslate(self) -> None:
         """Write all texts in the current language."""

@@ -33,7 +33,6 @@ METHODS: tuple[Method, ...] = ("none", "linear_fit", "sky_mean")
 # A plane needs three cells; this many leave room for robust weights.
 _MIN_CELLS = 6
 _HUBER_SIGMA = 1.5
-_BISQUARE_SIGMA = 6.0
 _ITERATIONS = 6
 # Weight, relative to the median cell, of the pull between neighbouring lattice nodes: it only fills nodes that
 # hardly any cell touches.
@@ -242,15 +241,6 @@ def _solve_channel(values, nodes_xy, uv, frame_weight, best):
     planes[few, 0] = _frame_means(cells, common - cells.value, n)[few]
     after = _frame_rms(cells, cells.value + _plane_values(cells, planes) - common, n)
     return planes, _frame_rms(cells, cells.value - common, n), after, solved
-
-
-def _robust_weights(residual: np.ndarray, *, redescending: bool) -> np.ndarray:
-    """Huber weights to find the way, bisquare weights (outliers weigh nothing) once near the solution."""
-    scatter = max(1.4826 * float(np.median(np.abs(residual))), 1e-9)
-    size = np.abs(residual) / scatter
-    if redescending:
-        return np.maximum(1.0 - (size / _BISQUARE_SIGMA) ** 2, 0.0) ** 2
-    return np.minimum(1.0, _HUBER_SIGMA / np.maximum(size, 1e-12))
 
 
 def _make_cells(values, nodes_xy, uv, frame_weight) -> _Cells:

@@ -17,30 +17,28 @@ import numpy as np
 from zemosaic_core.errors import SaveFailed
 from zemosaic_io.fits_write import atomic_path
 
-__all__ = ["STATE_FOLDER", "Manifest", "hash_key", "load_json", "save_json", "state_folder"]
+__all__ = ["STATE_FOLDER", "Manifest", "hash_key", "load_json", "make_folder", "save_json"]
 
 STATE_FOLDER = ".zemosaic_state"
 _FORMAT = 1
 _log = logging.getLogger(__name__)
 
 
-def state_folder(output_dir: Path | str) -> Path:
-    """Return the state folder of an output folder, created when missing.
+def make_folder(path: Path) -> None:
+    """Create a folder of the run's state.
 
     Raises
     ------
     SaveFailed
-        ``save_failed``: it cannot be created.
+        ``save_failed``: the disk is full, or something else has its name.
     """
-    folder = Path(output_dir) / STATE_FOLDER
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise SaveFailed(
-            "save_failed", f"{folder} cannot be created: {reason}", path=str(folder), reason=reason
+            "save_failed", f"{path} cannot be created: {reason}", path=str(path), reason=reason
         ) from error
-    return folder
 
 
 def save_json(path: Path | str, data: Any) -> None:

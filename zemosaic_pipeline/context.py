@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
 import threading
 import time
 import uuid
@@ -19,9 +18,9 @@ from typing import Any
 
 import psutil
 
-from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed
+from zemosaic_core.errors import Cancelled, RunFailed
 from zemosaic_gpu_policy import GpuPolicy
-from zemosaic_io.manifest import STATE_FOLDER
+from zemosaic_io.manifest import STATE_FOLDER, make_folder
 from zemosaic_io.output_lock import OutputLock
 from zemosaic_pipeline.child import start_child
 from zemosaic_pipeline.events import (
@@ -38,14 +37,9 @@ from zemosaic_pipeline.events import (
 )
 from zemosaic_pipeline.records import LeftOut, MasterTile
 
-__all__ = ["CancelToken", "MemoryWatch", "PhaseRecord", "RunContext", "make_folder"]
+__all__ = ["CancelToken", "MemoryWatch", "PhaseRecord", "RunContext"]
 
 log = logging.getLogger(__name__)
-
-
-def leave_ctrl_c_to_the_parent() -> None:
-    """Ignore the interrupt that a terminal sends to every process: only the one that talks to the user acts on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 ETA_TRUST_S = 2.0
@@ -91,23 +85,6 @@ def private_bytes() -> int:
             continue
         total += info.rss - getattr(info, "shared", 0)
     return total
-
-
-def make_folder(path: Path) -> None:
-    """Create a folder of the run's state.
-
-    Raises
-    ------
-    SaveFailed
-        It cannot be created: the disk is full, or something else has its name.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SaveFailed(
-            "save_failed", f"{path} cannot be created: {reason}", path=str(path), reason=reason
-        ) from error
 
 
 def _submit(pool: Executor, function: Any, item: Any) -> Future:

@@ -261,8 +261,7 @@ def _solvers(settings: Settings) -> Iterator[Finding]:
 
 
 def _gpu(settings: Settings) -> Finding:
-    choice = "" if settings.gpu_id_phase5 < 0 else str(settings.gpu_id_phase5)
-    status = gpu_status(refresh=True, mode=settings.asked_gpu_mode, choice=choice)
+    status = gpu_status(refresh=True, mode=settings.asked_gpu_mode, choice=settings.gpu_choice)
     device = status.device
     if status.ok and device is not None:
         values = {

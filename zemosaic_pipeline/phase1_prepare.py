@@ -13,8 +13,8 @@ import numpy as np
 from zemosaic_core import hot_pixels, stars
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_io.headers import FrameInfo
-from zemosaic_io.manifest import Manifest
-from zemosaic_pipeline.context import RunContext, make_folder
+from zemosaic_io.manifest import Manifest, make_folder
+from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.measure import ARRAY_NAMES, MeasureOptions, measure_frame
 from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.records import Frame, FrameMeasure

@@ -22,8 +22,8 @@ from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_store import FrameStore, TileStore
 from zemosaic_io.headers import read_frame_info
-from zemosaic_io.manifest import Manifest
-from zemosaic_pipeline.context import RunContext, make_folder
+from zemosaic_io.manifest import Manifest, make_folder
+from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame

@@ -219,11 +219,10 @@ class Plan:
 
 def make_policy(settings: Settings, output_dir: Path | None, on_record: Any = None) -> GpuPolicy:
     """Return the GPU policy the settings ask for; its ledger goes into the output folder."""
-    mode = settings.gpu_mode if settings.use_gpu_phase5 else "off"
     ledger = None if output_dir is None else output_dir / "gpu_ledger.jsonl"
     return GpuPolicy(
-        mode=mode,
-        device=None if settings.gpu_id_phase5 < 0 else settings.gpu_id_phase5,
+        mode=settings.asked_gpu_mode,
+        device=settings.gpu_choice,
         memory_mb=settings.gpu_memory_mb,
         ledger_path=ledger,
         on_record=on_record,

@@ -18,7 +18,7 @@ from locales.zemosaic_localization import ZeMosaicLocalization
 from zemosaic_core import __version__
 from zemosaic_core.errors import ZeMosaicError
 from zemosaic_core.sphere import footprint
-from zemosaic_io.manifest import load_json, save_json
+from zemosaic_io.manifest import save_json
 from zemosaic_io.report_page import write_page
 
 __all__ = ["REPORT_VERSION", "collect", "write_report"]
@@ -185,8 +185,3 @@ def write_report(output_dir: Path, facts: dict[str, Any], language: str) -> dict
     save_json(json_path, facts)
     write_page(page_path, facts, ZeMosaicLocalization(language).get, language)
     return {"report": str(json_path), "report_page": str(page_path)}
-
-
-def read_report(output_dir: Path) -> dict[str, Any]:
-    """Return the report of a finished run."""
-    return load_json(output_dir / "run_report.json")

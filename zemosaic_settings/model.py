@@ -169,6 +169,11 @@ class Settings(BaseModel):
         return split_pair(self.stacking_winsor_limits)
 
     @property
+    def gpu_choice(self) -> str:
+        """CUDA number of the card asked for as the policy takes it; empty for the best one."""
+        return "" if self.gpu_id_phase5 < 0 else str(self.gpu_id_phase5)
+
+    @property
     def asked_gpu_mode(self) -> str:
         """``off``, ``auto`` or ``require``: what the switch and the mode say together."""
         return self.gpu_mode if self.use_gpu_phase5 else "off"

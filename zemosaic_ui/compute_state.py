@@ -57,7 +57,6 @@ class ComputeState:
     total_bytes: int = 0
     free_bytes: int = 0
     usable_bytes: int = 0
-    status_reason: str = ""
     n_records: int = 0
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -81,7 +80,6 @@ class ComputeState:
         return self.operations.setdefault(op, OperationState(op))
 
     def _note_probe(self, record: Mapping[str, Any]) -> None:
-        self.status_reason = str(record.get("reason") or "")
         device, budget = record.get("device"), record.get("budget")
         if isinstance(device, Mapping):
             self.device_name = str(device.get("name") or "")

@@ -51,11 +51,6 @@ class FormField:
         """Whether the control shows the default."""
         return self.problem is None and self.value == self.option.default
 
-    @property
-    def has_limits(self) -> bool:
-        """Whether the option is a number with limits."""
-        return self.option.type in ("int", "float", "pair")
-
 
 class FormModel:
     """All options of the forms, with listeners that hear of each change.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ def gpu_facts(queue: Any, config: Mapping[str, Any], *, cancel_event: Any) -> No
     from zemosaic_gpu_policy import gpu_status
 
     settings = Settings.from_mapping(config)
-    choice = "" if settings.gpu_id_phase5 < 0 else str(settings.gpu_id_phase5)
-    status = gpu_status(choice=choice)
+    status = gpu_status(choice=settings.gpu_choice)
     device = status.device
     facts = {
         "ok": status.ok,
@@ -246,10 +244,3 @@ def solve(queue: Any, paths: Sequence[str], config: Mapping[str, Any], *, cancel
                 queue.put(("unsolved", (str(found.path), last.key, dict(last.values or {}))))
         except Cancelled:
             return
-
-
-def machine_facts(output_dir: str) -> dict[str, Any]:
-    """Return cores, free memory and free disk of this computer."""
-    from zemosaic_pipeline.plan import Machine
-
-    return asdict(Machine.probe(Path(output_dir)))

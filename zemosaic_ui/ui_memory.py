@@ -20,9 +20,7 @@ class UiMemory:
     recent_inputs: list[str] = field(default_factory=list)
     recent_outputs: list[str] = field(default_factory=list)
     recent_results: list[str] = field(default_factory=list)
-    panes: dict[str, str] = field(default_factory=dict)
     pace: dict[str, float] = field(default_factory=dict)
-    ask_filter: bool = True
 
     def visit(self, kind: str, path: str) -> None:
         """Put a folder at the head of ``inputs``, ``outputs`` or ``results``."""

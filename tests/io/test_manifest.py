@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zemosaic_core.errors import SaveFailed
-from zemosaic_io.manifest import Manifest, hash_key, load_json, save_json, state_folder
+from zemosaic_io.manifest import STATE_FOLDER, Manifest, hash_key, load_json, make_folder, save_json
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def test_unwritable_place(tmp_path):
     with pytest.raises(SaveFailed):
         save_json(tmp_path / "file" / "x.json", 1)
     with pytest.raises(SaveFailed):
-        state_folder(tmp_path / "file")
+        make_folder(tmp_path / "file" / STATE_FOLDER)
 
 
 @pytest.mark.parametrize(

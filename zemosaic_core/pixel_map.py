@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from astropy.wcs import WCS
 
 __all__ = [
+    "NODES_PER_PX",
+    "NO_NODE",
     "MapTransform",
     "build_pixel_map",
     "footprint_bbox",
     "map_coordinates_at",
     "shift_pixel_map",
     "source_window",
+    "step_shift",
     "wcs_transform",
+    "whole_nodes",
 ]
 
 MapTransform = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -29,6 +33,11 @@ MapTransform = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 # Fraction of a lattice cell at which interpolation is checked: the centre and both edge midpoints. The error of a
 # bilinear interpolant of a smooth map is largest there.
 _CHECK_POINTS = ((0.5, 0.5), (0.5, 0.0), (0.0, 0.5))
+# Nodes are rounded to this many per pixel. Together with steps that are powers of two it makes every coordinate
+# between the nodes exact in float64 up to 2^17 px, and in the whole numbers of the card: both get the same ones.
+NODES_PER_PX = 1 << 24
+# Stands for a node where the map is undefined.
+NO_NODE = -(1 << 44)
 
 
 def build_pixel_map(
@@ -50,7 +59,7 @@ def build_pixel_map(
     max_error_px : float
         Largest allowed distance, in source px, between the transform and its bilinear interpolant.
     steps : tuple of int
-        Lattice spacings to try, largest first. Powers of two keep integer shifts exact.
+        Lattice spacings to try, largest first; powers of two.
 
     Returns
     -------
@@ -61,7 +70,11 @@ def build_pixel_map(
     ------
     RunFailed
         When the box is empty, the transform is undefined in it, or even the finest lattice is too coarse.
+    ValueError
+        A step is no power of two.
     """
+    if any(step < 1 or step & (step - 1) for step in steps):
+        raise ValueError(f"steps of a pixel map must be powers of two, got {steps}")
     y0, y1, x0, x1 = (int(value) for value in bbox)
     if y1 <= y0 or x1 <= x0:
         raise RunFailed(
@@ -75,8 +88,10 @@ def build_pixel_map(
         nodes_x = x0 + step * np.arange(max(2, -(-(x1 - 1 - x0) // step) + 1), dtype=np.float64)
         grid_x, grid_y = np.meshgrid(nodes_x, nodes_y)
         src_x, src_y = transform(grid_x, grid_y)
-        src_x = np.ascontiguousarray(src_x, dtype=np.float64)
-        src_y = np.ascontiguousarray(src_y, dtype=np.float64)
+        src_x, src_y = (
+            np.rint(np.ascontiguousarray(nodes, dtype=np.float64) * NODES_PER_PX) / NODES_PER_PX
+            for nodes in (src_x, src_y)
+        )
         error = _interpolation_error(transform, grid_x, grid_y, src_x, src_y, step)
         if error <= max_error_px:
             return PixelMap(x0, y0, step, src_x, src_y, float(error))
@@ -140,6 +155,35 @@ def map_coordinates_at(pixel_map: PixelMap, x: np.ndarray, y: np.ndarray) -> tup
         right = nodes[j, i + 1] + fy * (nodes[j + 1, i + 1] - nodes[j, i + 1])
         result.append(left + fx * (right - left))
     return result[0], result[1]
+
+
+def step_shift(pixel_map: PixelMap) -> int:
+    """Return the binary logarithm of the step of a map.
+
+    Raises
+    ------
+    ValueError
+        The step is no power of two.
+    """
+    shift = pixel_map.step.bit_length() - 1
+    if pixel_map.step != 1 << shift:
+        raise ValueError(f"the step of a pixel map must be a power of two, got {pixel_map.step}")
+    return shift
+
+
+def whole_nodes(pixel_map: PixelMap) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nodes of a map as whole multiples of 2^-24 px, `NO_NODE` where it is undefined.
+
+    Returns
+    -------
+    tuple of ndarray, flat, int64
+        x and y of the nodes, row by row.
+    """
+    x, y = pixel_map.src_x.ravel() * NODES_PER_PX, pixel_map.src_y.ravel() * NODES_PER_PX
+    defined = (np.abs(x) < -NO_NODE) & (np.abs(y) < -NO_NODE)  # false for NaN
+    whole_x, whole_y = np.full((2, x.size), NO_NODE, np.int64)
+    whole_x[defined], whole_y[defined] = np.rint(x[defined]), np.rint(y[defined])
+    return whole_x, whole_y
 
 
 def shift_pixel_map(dy: int, dx: int, bbox: tuple[int, int, int, int]) -> PixelMap:

@@ -1,7 +1,7 @@
 """Sample a window of an image through a `PixelMap`: the only resampling a pixel ever goes through.
 
-The arithmetic is kept plain, because the CUDA body repeats it: coordinates in float64 from the lattice, the
-fraction inside a pixel and everything after it in float32.
+The arithmetic is kept plain, because the CUDA body repeats it: coordinates from the lattice without rounding (in
+float64 here, in whole numbers there), the fraction inside a pixel and everything after it in float32.
 """
 
 from __future__ import annotations

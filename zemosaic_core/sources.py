@@ -20,17 +20,18 @@ Kernel = Literal["bilinear", "lanczos3"]
 class PixelMap:
     """Output pixel -> source pixel, known exactly on a coarse lattice and bilinear in between.
 
-    Node ``(j, i)`` stands at output pixel ``(y0 + j * step, x0 + i * step)``. Coordinates are evaluated in
-    float64 from these nodes everywhere; only the fraction inside a source pixel is rounded to float32.
+    Node ``(j, i)`` stands at output pixel ``(y0 + j * step, x0 + i * step)``. Coordinates are evaluated without
+    rounding from these nodes everywhere; only the fraction inside a source pixel is rounded to float32.
 
     Attributes
     ----------
     x0, y0 : int
         Output pixel of node (0, 0).
     step : int
-        Lattice spacing in output pixels.
+        Lattice spacing in output pixels, a power of two.
     src_x, src_y : ndarray, shape (ny, nx), float64
-        Source pixel coordinates at the nodes; origin 0 at the centre of the first pixel.
+        Source pixel coordinates at the nodes, multiples of 2^-24; origin 0 at the centre of the first pixel. NaN
+        where the map is undefined.
     max_error_px : float
         Largest error of the bilinear interpolation measured at cell centres and edge midpoints, source px.
     """

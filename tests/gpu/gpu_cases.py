@@ -124,7 +124,9 @@ def assert_blocks_agree(gpu: CoaddBlock, cpu: CoaddBlock, *, ulps: float = 4.0, 
         np.testing.assert_array_equal(np.isnan(a)[same], np.isnan(b)[same], err_msg=name)
         good = same & np.isfinite(b)
         loose = 200 if name == "variance" else 1
-        np.testing.assert_allclose(a[good], b[good], rtol=loose * ulps * 1.2e-7, atol=1e-6, err_msg=name)
+        # A mean near zero of samples of some thousands is as exact as they are: 1e-4 is 2.5e-6 of their noise.
+        near_zero = 1e-4 if name == "image" else 1e-6
+        np.testing.assert_allclose(a[good], b[good], rtol=loose * ulps * 1.2e-7, atol=near_zero, err_msg=name)
 
 
 def stitch(blocks: list[CoaddBlock]) -> CoaddBlock:

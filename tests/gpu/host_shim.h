@@ -23,5 +23,6 @@ static inline float __uint_as_float(unsigned i) { float f; std::memcpy(&f, &i, 4
 template <class T> static inline T atomicAdd(T* p, T v) { T old = *p; *p = old + v; return old; }
 template <class T> static inline T atomicMax(T* p, T v) { T old = *p; if (v > old) *p = v; return old; }
 template <class T> static inline T atomicMin(T* p, T v) { T old = *p; if (v < old) *p = v; return old; }
+static inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 using std::max;
 using std::min;

@@ -34,7 +34,9 @@ def test_every_line_of_the_table_can_be_made(monkeypatch, capsys):
     for line in (
         "copy on the card",
         "debayer a frame",
-        "winsorized, 40 frames",
+        "sample and average 8 frames",
+        "winsorized, 30 frames",
+        "aim 60 %",
         "hot pixels",
         "frames to a tile, CPU",
     ):

@@ -14,7 +14,7 @@ from zemosaic_core.coadd import coadd_block
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu import combine
 from zemosaic_core.gpu.coadd import GpuCoadd
-from zemosaic_core.gpu.combine import near_counts, storage_for
+from zemosaic_core.gpu.combine import IN_SCRATCH, IN_SHARED, UNSORTED, storage_for
 from zemosaic_core.gpu.device import DeviceInfo
 from zemosaic_core.gpu.reader import ReadAhead, parts_of_block
 from zemosaic_core.sources import CombineRule
@@ -62,13 +62,13 @@ def test_any_number_of_sources(n, rule):
     assert_blocks_agree(gpu, cpu, ulps=16 if n > 100 else 4, flips=2e-3)
 
 
-@pytest.mark.parametrize("depth", [100, 300])
-@pytest.mark.parametrize("rule", ["winsor", "linear", "kappa"])
-def test_shared_memory_and_scratch_agree_with_the_cpu(depth, rule):
+@pytest.mark.parametrize("depth", [100, 128, 129, 300, 513])
+@pytest.mark.parametrize("rule", ["winsor", "linear", "kappa", "winsor median"])
+def test_long_runs_and_merged_runs_agree_with_the_cpu(depth, rule):
     pixels = FakePixels(depth, (9, 11), n_channels=1, missing=0.05)
-    sources = make_sources(pixels, depth, (12, 14), turn=0.002, weighted=True)
-    device = SimulatedDevice(1 << 30, shared_bytes=100 * 128)
-    assert storage_for(depth, device.info).kind == (1 if depth == 100 else 2)
+    sources = make_sources(pixels, depth, (12, 14), turn=0.1 / depth, scatter=1.0, weighted=True)
+    device = SimulatedDevice(1 << 30)
+    assert storage_for(depth, RULES[rule], device.info).kind == (IN_SHARED if depth <= 128 else IN_SCRATCH)
     gpu, cpu = both(pixels, sources, RULES[rule], rows=(0, 12), device=device, width=14)
     assert_blocks_agree(gpu, cpu, ulps=16, flips=5e-3)
 
@@ -160,25 +160,26 @@ def test_cancel_stops_between_sources_and_leaves_nothing():
 
 
 def test_storage_follows_the_depth_and_the_card():
-    pascal = DeviceInfo("", "", compute_capability=61, shared_bytes=48 << 10)
-    ada = DeviceInfo("", "", compute_capability=89, shared_bytes=99 << 10)
-    kinds = [
-        (storage_for(n, info).kind, storage_for(n, info).threads)
-        for info in (pascal, ada)
-        for n in (1, 48, 60, 96, 150, 300, 700, 3000)
-    ]
-    assert kinds[:8] == [
-        (0, 128),
-        (0, 128),
-        (1, 128),
-        (1, 128) if 4 * 96 * 128 <= 48 << 10 else (1, 64),
-        (1, 64),
-        (1, 32),
-        (2, 23936),
-        (2, 5504),
-    ]
-    assert kinds[8:] == [(0, 128), (0, 128), (0, 128), (0, 128), (1, 128), (1, 64), (1, 32), (2, 5504)]
-    assert near_counts([(0, 5, 0, 5), (20, 30, 0, 200), (25, 26, 120, 140)], 64, 256) == 2
+    pascal = DeviceInfo("", "", compute_capability=61, shared_bytes=48 << 10, total_bytes=2 << 30)
+    ada = DeviceInfo("", "", compute_capability=89, shared_bytes=99 << 10, total_bytes=8 << 30)
+    rule = RULES["winsor"]
+    for info in (pascal, ada):
+        for depth in (1, 8, 9, 33, 60, 64, 65, 100, 128):
+            storage = storage_for(depth, rule, info)
+            assert storage.kind == IN_SHARED
+            assert depth <= storage.run < depth + 16
+            grid, shared = storage.geometry(10, 1000)
+            assert shared <= 16 << 10
+            assert grid[0] * storage.threads >= 128
+        for depth in (129, 700, 3000, 100_000):
+            storage = storage_for(depth, rule, info)
+            assert storage.kind == IN_SCRATCH
+            assert storage.rows >= depth
+            assert storage.rows % storage.run == 0
+            assert storage.columns % storage.threads == 0
+            assert storage.scratch_bytes <= max(info.total_bytes // 64, 8 * 128 * storage.rows)
+        assert storage_for(500, RULES["mean"], info).kind == UNSORTED
+        assert storage_for(5, RULES["median"], info).kind == IN_SHARED
 
 
 @pytest.mark.parametrize("depth", [12, 100, 300])
@@ -186,7 +187,7 @@ def test_many_small_launches_give_the_same_block(monkeypatch, depth):
     """A launch is bounded, so that no system kills it; where it is cut changes nothing."""
     pixels = FakePixels(depth, (13, 15), n_channels=1)
     sources = make_sources(pixels, depth, (16, 18), turn=0.002)
-    device = SimulatedDevice(1 << 30, shared_bytes=100 * 128, drives_display=True)
+    device = SimulatedDevice(1 << 30, drives_display=True)
     body = GpuCoadd(pixels, sources, 18, 1, RULES["winsor"], "bilinear")
     whole = body(device, 0, 16, None)
     before = device.launches.count("combine_pool")

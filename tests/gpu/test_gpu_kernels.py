@@ -12,22 +12,29 @@ import numpy as np
 import pytest
 from simulated_device import COMPILER, SimulatedDevice, signatures
 
-from zemosaic_core import resample
-from zemosaic_core.gpu import combine, kernels
+from zemosaic_core import pixel_map, resample
+from zemosaic_core.gpu import combine, kernels, tiles
 from zemosaic_core.gpu.launch import Queue
+from zemosaic_core.sources import CombineRule
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (61, 75, 86, 89, 90, 120)
 VARIANTS = [
     ("smoke", ()),
     ("decode", ()),
-    ("stream", ()),
+    ("place", ()),
     ("sample", ("-DLANCZOS=0",)),
     ("sample", ("-DLANCZOS=1",)),
     *(("filters", (f"-DSIDE={side}",)) for side in (3, 5, 7)),
-    ("combine", ("-DSTORAGE=1",)),
-    ("combine", ("-DSTORAGE=2",)),
+    ("combine", combine.Storage(combine.UNSORTED).options(mapped=True)),
 ]
+
+
+def sorting_variants() -> list[tuple[str, ...]]:
+    """Compiler options of everything a card may be asked to sort with."""
+    depths = [*combine.REGISTER_SIZES, 300]
+    storages = [combine.storage_for(depth, CombineRule(), None) for depth in depths]
+    return [storage.options(mapped=True) for storage in storages]  # what takes most registers
 
 
 @functools.cache
@@ -59,22 +66,10 @@ def test_every_kernel_compiles_for_every_architecture_without_spills(arch):
     assert [s for name, options in VARIANTS for s in spills(name, options, arch)] == []
 
 
-def register_sizes(arch: int) -> list[int]:
-    limit = combine.OLD_REGISTER_LIMIT if arch < combine.OLD_CAPABILITY else combine.REGISTER_SIZES[-1]
-    return [size for size in combine.REGISTER_SIZES if size <= limit]
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_sorting_in_registers_does_not_spill(arch):
-    small = [size for size in register_sizes(arch) if size <= 16]
-    assert [s for n in small for s in spills("combine", ("-DSTORAGE=0", f"-DNMAX={n}"), arch)] == []
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_sorting_many_samples_in_registers_does_not_spill(arch):
-    large = [size for size in register_sizes(arch) if size > 16]
-    assert [s for n in large for s in spills("combine", ("-DSTORAGE=0", f"-DNMAX={n}"), arch)] == []
+def test_sorting_in_registers_does_not_spill(arch):
+    assert [s for options in sorting_variants() for s in spills("combine", options, arch)] == []
 
 
 def test_all_sources_are_listed_and_need_no_headers():
@@ -88,10 +83,13 @@ def test_all_sources_are_listed_and_need_no_headers():
 
 
 def test_constants_agree_with_the_python_side():
-    text = kernels.source("combine")
-    assert f"#define TILE_W {combine.TILE_W}\n" in text
-    assert f"#define TILE_H {combine.TILE_H}\n" in text
-    assert f"{float(resample.LANCZOS_ROWS)}f" in kernels.source("sample")
+    for name in ("combine", "sample", "place"):
+        assert f"#define TILE_W {tiles.TILE_W}\n" in kernels.source(name)
+        assert f"#define TILE_H {tiles.TILE_H}\n" in kernels.source(name)
+    text = kernels.source("sample")
+    assert f"{float(resample.LANCZOS_ROWS)}f" in text
+    assert f"#define NODE_BITS {pixel_map.NODES_PER_PX.bit_length() - 1}\n" in text
+    assert f"#define NO_NODE (-(1LL << {(-pixel_map.NO_NODE).bit_length() - 1}))\n" in text
 
 
 def attribute_chains(path: Path) -> set[str]:
@@ -134,9 +132,14 @@ def test_only_library_functions_that_exist_are_called():
 def test_64_bit_places_in_large_pools():
     """A pool beyond 2^31 samples is never allocated in a test; the text must not compute its places in 32 bits."""
     text = kernels.source("combine")
-    assert "(long long)channel * (box[1] - box[0]) * width + offset" in text
-    assert "(long long)(y - box[0]) * width" in text
-    assert "#define AT(k) column[(long long)(k) * stride]" in text
+    assert "base + ((long long)row * n + slot) * TILE_W + col" in text
+    assert "#define STRIDE ((long long)gridDim.x * THREADS)" in text
+    assert text.count("(long long)k * TILE_W") == 5
+
+
+def test_a_card_whose_float64_is_slow_does_not_need_it():
+    for name in ("combine", "sample", "place", "decode"):
+        assert not re.search(r"\bdouble\b", kernels.source(name))
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a host C++ compiler")

@@ -1,8 +1,8 @@
 """The co-add on the card: the same numbers as `zemosaic_core.coadd`, block by block of output rows.
 
 Each source travels as it lies in its file (two bytes per pixel of a raw frame) through a ring of page-locked
-memory, is decoded, repaired, debayered and sampled on the card, and joins a pool of samples; one kernel rejects
-and combines. A mean without rejection needs no pool but running sums. Nothing here decides whether to run.
+memory, is decoded, repaired, debayered and sampled on the card, and joins the samples of the block; one kernel
+rejects and combines. Nothing here decides whether to run.
 """
 
 from __future__ import annotations
@@ -14,14 +14,23 @@ from typing import Any
 import numpy as np
 
 from zemosaic_core.chunks import Buffer, Workload
-from zemosaic_core.coadd import is_streaming, stack_columns_per_row
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu import kernels
-from zemosaic_core.gpu.combine import SampleTables, combine_buffers, combine_on_device, near_counts
+from zemosaic_core.gpu.combine import Combiner, combine_buffers
 from zemosaic_core.gpu.device import Device, DeviceInfo
 from zemosaic_core.gpu.launch import Queue, drained
 from zemosaic_core.gpu.reader import RAW_MARGIN, Part, ReadAhead, Window, parts_of_block
 from zemosaic_core.gpu.terms import CancelFlag
+from zemosaic_core.gpu.tiles import (
+    TILE_H,
+    TILE_W,
+    TileTable,
+    pool_buffers,
+    tile_buffers,
+    tile_table,
+    widest_depth,
+)
+from zemosaic_core.pixel_map import step_shift, whole_nodes
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.resample import HALO, LANCZOS_TABLE
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
@@ -136,32 +145,20 @@ class GpuCoadd:
         if info is None:
             return Workload(op, rows, (), **numbers)
         self._look()
-        shape, rule = self._shape, self._rule
-        out_row = 4 * shape.width * shape.n_channels
-        buffers = [*self._window_buffers(), *self._table_buffers()]
-        areas = sum(max(0, s.bbox[1] - s.bbox[0]) * max(0, s.bbox[3] - s.bbox[2]) for s in self._sources)
-        columns = stack_columns_per_row(self._sources)
-        largest = max((s.bbox[3] - s.bbox[2] for s in self._sources), default=0)
-        buffers += [Buffer(name, per_row=out_row) for name in ("image", "weight", "variance")]
-        buffers.append(Buffer("coverage", per_row=2 * shape.width))
-        if is_streaming(rule):
-            samples = 4 * largest * shape.n_channels
-            buffers.append(Buffer("sums", per_row=10 * out_row))
-            buffers.append(Buffer("counts", per_row=out_row // 2))
-            buffers.append(Buffer("samples", per_row=samples))
-            buffers.append(Buffer("sample weights", per_row=4 * largest if shape.mapped else 0, fixed=4))
-        else:
-            per_row = 4 * columns * shape.n_channels
-            buffers.append(Buffer("pool", per_row=per_row, limit=4 * max(1, areas) * shape.n_channels))
-            maps = Buffer("pool weights", per_row=4 * columns, limit=4 * max(1, areas))
-            buffers.append(maps if shape.mapped else Buffer("pool weights", fixed=4))
-            buffers += [Buffer(name, per_row=out_row // 2) for name in ("rejected low", "rejected high")]
-            depth = near_counts([s.bbox for s in self._sources], rows, shape.width)
-            buffers += combine_buffers(len(self._sources), shape.n_channels, shape.width, depth, info)
+        shape = self._shape
+        boxes = [s.bbox for s in self._sources]
+        depth = widest_depth(boxes, shape.width)
+        buffers = [
+            *self._window_buffers(),
+            *self._table_buffers(),
+            *pool_buffers(boxes, shape.n_channels, shape.mapped),
+            *tile_buffers(boxes, shape.n_channels, shape.width),
+            *combine_buffers(shape.n_channels, shape.width, depth, self._rule, info),
+        ]
         fields: dict[str, Any] = {
-            "elements_per_row": max(columns, shape.width) * shape.n_channels,
+            "elements_per_row": shape.width * shape.n_channels,
             "upload_bytes": self._upload_bytes(),
-            "download_bytes": rows * out_row * 4,
+            "download_bytes": rows * shape.width * (_RESULT_BYTES * shape.n_channels + 2),
             "detail": {"sources": len(self._sources), "channels": shape.n_channels, "width": shape.width},
         }
         return Workload(op, rows, tuple(buffers), **(fields | numbers))
@@ -203,8 +200,6 @@ class GpuCoadd:
         n = max(1, len(self._sources)) * self._shape.n_channels
         buffers = [Buffer("nodes", fixed=8 * max(1, nodes), copies=2), Buffer("terms", fixed=16 * n)]
         buffers += [Buffer("taps", fixed=LANCZOS_TABLE.nbytes), Buffer("no weights", fixed=4)]
-        if is_streaming(self._rule):
-            buffers.append(Buffer("source weights", fixed=4 * n))
         return buffers
 
     def __call__(self, device: Device, y0: int, y1: int, next_rows: tuple[int, int] | None) -> CoaddBlock:
@@ -220,9 +215,14 @@ class GpuCoadd:
         queue = Queue(device)
         with drained(device):
             block = _Block(device, queue, self._shape, parts, (y0, y1), self._kernel, self._ring)
-            if is_streaming(self._rule):
-                return self._stream(block, following)
-            return self._pooled(block, following)
+            boxes = np.array([(p.box[0] - y0, p.box[1] - y0, *p.box[2:]) for p in parts])
+            table = tile_table(boxes, y1 - y0, width)
+            weights = np.array([p.source.weight for p in parts], np.float32)
+            shape = (self._shape.n_channels, y1 - y0, width)
+            combiner = Combiner(queue, table, weights, self._rule, shape, mapped=self._shape.mapped)
+            for index, part, window in self._windows(block, following):
+                block.sample(index, part, window, table, combiner)
+            return combiner.result()
 
     def _windows(self, block: _Block, following: list[Part]):
         """Yield each part with its window on the card, reading ahead."""
@@ -231,62 +231,6 @@ class GpuCoadd:
             if self._cancel is not None and self._cancel.is_set():
                 raise Cancelled()
             yield index, part, block.upload(ahead.take(block.parts, index, following))
-
-    def _pooled(self, block: _Block, following: list[Part]) -> CoaddBlock:
-        device, queue, shape = block.device, block.queue, self._shape
-        areas = np.array([(p.box[1] - p.box[0]) * (p.box[3] - p.box[2]) for p in block.parts], np.int64)
-        own_map = np.array([p.source.feather_px > 0 or p.source.has_weight_map for p in block.parts])
-        starts = np.concatenate([[0], np.cumsum(areas * shape.n_channels)]).astype(np.int64)
-        map_starts = np.concatenate([[0], np.cumsum(np.where(own_map, areas, 0))]).astype(np.int64)
-        values = device.empty((int(starts[-1]),), np.float32)
-        maps = device.empty((max(1, int(map_starts[-1])),), np.float32)
-        for index, part, window in self._windows(block, following):
-            plane = int(areas[index])
-            target = (values, int(starts[index]), plane, maps, int(map_starts[index]))
-            block.sample(index, part, window, target, bool(own_map[index]))
-        y0, y1 = block.rows
-        tables = SampleTables(
-            starts=starts[:-1],
-            boxes=np.array([(p.box[0] - y0, p.box[1] - y0, *p.box[2:]) for p in block.parts], np.int32),
-            weights=np.array([p.source.weight for p in block.parts], np.float32).reshape(
-                -1, shape.n_channels
-            ),
-            map_starts=np.where(own_map, map_starts[:-1], -1),
-        )
-        return combine_on_device(
-            queue, values, maps, tables, self._rule, (shape.n_channels, y1 - y0, shape.width), y0
-        )
-
-    def _stream(self, block: _Block, following: list[Part]) -> CoaddBlock:
-        device, queue, shape = block.device, block.queue, self._shape
-        y0, y1 = block.rows
-        size = (shape.n_channels, y1 - y0, shape.width)
-        sums, counts = device.empty((5, *size), np.float64), device.empty(size, np.uint16)
-        queue.fill(sums, 0)
-        queue.fill(counts, 0)
-        areas = [(p.box[1] - p.box[0]) * (p.box[3] - p.box[2]) for p in block.parts]
-        samples = device.empty((max(areas) * shape.n_channels,), np.float32)
-        maps = device.empty((max(areas) if shape.mapped else 1,), np.float32)
-        weights = queue.upload(np.array([p.source.weight for p in block.parts], np.float32).reshape(-1))
-        source = kernels.source("stream")
-        for index, part, window in self._windows(block, following):
-            own_map = part.source.feather_px > 0 or part.source.has_weight_map
-            rows, columns = part.box[1] - part.box[0], part.box[3] - part.box[2]
-            block.sample(index, part, window, (samples, 0, rows * columns, maps, 0), own_map)
-            queue.launch_2d(
-                source, "add_to_sums", columns, rows,
-                (samples, maps, int(own_map), weights, index * shape.n_channels, shape.n_channels, rows, columns,
-                 part.box[0] - y0, part.box[2], size[1], size[2], sums, counts),
-            )  # fmt: skip
-        results = [device.empty(size, np.float32) for _ in range(3)]
-        coverage = device.empty(size[1:], np.uint16)
-        plane = size[1] * size[2]
-        queue.launch_1d(
-            source, "finish_sums", plane, (sums, counts, size[0], np.int64(plane), *results, coverage)
-        )
-        image, weight, variance, seen = queue.download(*results, coverage)
-        zeros = np.zeros(size, np.uint16)
-        return CoaddBlock(image, weight, seen, variance, zeros, zeros.copy())
 
 
 def _window_rows(source: CoaddSource, kernel: Kernel) -> tuple[float, float]:
@@ -364,10 +308,12 @@ class _Block:
         self._count = 0
         # Slopes and places of all sources in four arrays; the kernels get offsets into them.
         self._node_starts = np.concatenate([[0], np.cumsum([p.source.pixel_map.src_x.size for p in parts])])
-        self._node_x = queue.upload(np.concatenate([p.source.pixel_map.src_x.ravel() for p in parts]))
-        self._node_y = queue.upload(np.concatenate([p.source.pixel_map.src_y.ravel() for p in parts]))
-        terms = [np.asarray(p.source.photometry, np.float32).ravel() for p in parts]
-        self._terms = queue.upload(np.concatenate(terms))
+        node_x, node_y = zip(*(whole_nodes(p.source.pixel_map) for p in parts), strict=True)
+        self._node_x, self._node_y = (
+            queue.upload(np.concatenate(node_x)),
+            queue.upload(np.concatenate(node_y)),
+        )
+        self._terms = queue.upload(np.concatenate([_terms(p.source) for p in parts]))
         self._table = queue.upload(np.array(LANCZOS_TABLE))
         self._nothing = device.empty((1,), np.float32)
 
@@ -430,32 +376,36 @@ class _Block:
         )
 
     def sample(
-        self,
-        index: int,
-        part: Part,
-        window: _OnCard | None,
-        target: tuple[Any, int, int, Any, int],
-        own_map: bool,
+        self, index: int, part: Part, window: _OnCard | None, table: TileTable, combiner: Combiner
     ) -> None:
-        """Queue the sampling of a window into ``target``: values, offset, plane, weights, offset."""
-        values, start, plane, maps, map_start = target
-        rows, columns = part.box[1] - part.box[0], part.box[3] - part.box[2]
+        """Queue the sampling of a window into the slots of its source."""
         source, lattice = part.source, part.source.pixel_map
+        top, bottom, left, right = table.spans[index].tolist()
         if window is None:
             # A window of no pixels: the kernel finds every coordinate outside.
             window = _OnCard(self._nothing, self._nothing, (0, 0), (0, 0))
         args = (
             window.planes, self._shape.n_channels, *window.shape_hw, *window.origin, *source.shape_hw,
             self._node_x, self._node_y, np.int64(self._node_starts[index]), *lattice.src_x.shape,
-            lattice.y0, lattice.x0, lattice.step, part.box[0], part.box[2], rows, columns,
+            lattice.y0, lattice.x0, step_shift(lattice), self.rows[0], *part.box,
             self._table, self._terms, index * 4 * self._shape.n_channels,
             np.float32(source.feather_px), window.weights, int(source.has_weight_map),
-            values, np.int64(start), np.int64(plane), columns, maps, np.int64(map_start), int(own_map),
+            combiner.bases, combiner.counts, combiner.slots, np.int64(table.slot_starts[index]), top, left,
+            table.tiles_yx[1], combiner.values, np.int64(table.n_samples), combiner.maps, int(self._shape.mapped),
         )  # fmt: skip
-        option = (f"-DLANCZOS={int(self._lanczos)}",)
-        self.queue.launch_2d(kernels.source("sample"), "sample_source", columns, rows, args, options=option)
+        self.queue.launch(
+            kernels.source("sample"), "sample_source", (right - left, bottom - top), (TILE_W, TILE_H), args,
+            options=(f"-DLANCZOS={int(self._lanczos)}",),
+        )  # fmt: skip
         if self._count:
             self._used[(self._count - 1) % SLOTS] = self.queue.record()
+
+
+def _terms(source: CoaddSource) -> np.ndarray:
+    """Return the photometric terms, flat; a channel without weight gets terms that make every sample missing."""
+    terms = np.array(source.photometry, np.float32)
+    terms[~(np.asarray(source.weight) > 0)] = np.nan
+    return terms.ravel()
 
 
 def _window_pixels(part: Part) -> int:

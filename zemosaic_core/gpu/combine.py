@@ -2,220 +2,191 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from zemosaic_core.chunks import Buffer
+from zemosaic_core.coadd import is_streaming
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.device import DeviceInfo
 from zemosaic_core.gpu.launch import Queue
+from zemosaic_core.gpu.tiles import TILE_W, TileTable
 from zemosaic_core.rejection import REJECTION_CODES
 from zemosaic_core.sources import CoaddBlock, CombineRule
 
-__all__ = [
-    "SampleTables",
-    "Storage",
-    "combine_buffers",
-    "combine_on_device",
-    "geometry",
-    "launches",
-    "near_counts",
-    "near_lists",
-    "storage_for",
-]
+__all__ = ["Combiner", "Storage", "combine_buffers", "storage_for"]
 
-TILE_W, TILE_H = 128, 16
-# Sorted samples in registers: sizes that compile without spilling, checked for every architecture by the tests.
-REGISTER_SIZES = (8, 16, 24, 32, 48, 64, 96)
-# Before Volta a thread runs out of registers earlier.
-OLD_CAPABILITY, OLD_REGISTER_LIMIT = 70, 48
-SCRATCH_BYTES = 64 << 20
+# Samples that are sorted in registers at once: sizes that compile without spilling, checked for every architecture
+# by the tests.
+REGISTER_SIZES = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)
+# Length of the runs that are merged when there are more samples than that.
+MERGED_RUN = 64
+# Shared memory of one thread block: some blocks shall fit beside each other into the 64 to 228 KB of a multiprocessor.
+COLUMN_BYTES = 16 << 10
+# The scratch array of merged columns: a share of the card between these bounds, enough threads to keep it busy.
+SCRATCH_SHARE, SCRATCH_LEAST, SCRATCH_MOST = 64, 8 << 20, 512 << 20
+SCRATCH_THREADS = 1 << 17
 # Samples of one launch per kind of storage, about a tenth of a second on a slow card: the system kills a kernel
 # of two seconds on a card that drives a display, and a desktop that stands still is no better.
-LAUNCH_SAMPLES = (1 << 28, 1 << 26, 1 << 24)
-SCRATCH_THREADS = 1 << 16
-
-Box = tuple[int, int, int, int]
+LAUNCH_SAMPLES = (1 << 28, 1 << 26, 1 << 28)
+IN_SHARED, IN_SCRATCH, UNSORTED = range(3)
 
 
 @dataclass(frozen=True)
 class Storage:
     """Where the sorted samples of a pixel live while they are worked on.
 
-    ``kind`` 0: registers, ``size`` samples; 1: shared memory, ``threads`` columns per block; 2: a scratch array
-    with ``threads`` columns.
+    ``kind``: `IN_SHARED` memory, one run of ``run`` samples; `IN_SCRATCH`, runs of ``run`` samples merged in a
+    scratch array with ``columns`` columns of twice ``rows`` samples; `UNSORTED`, nowhere. ``threads`` per block.
     """
 
     kind: int
-    size: int
-    threads: int
+    run: int = 8
+    threads: int = 128
+    rows: int = 0
+    columns: int = 0
 
-    @property
-    def options(self) -> tuple[str, ...]:
+    def options(self, *, mapped: bool) -> tuple[str, ...]:
         """Compiler options of this variant."""
-        return (f"-DSTORAGE={self.kind}", *((f"-DNMAX={self.size}",) if self.kind == 0 else ()))
+        numbers = {"STORAGE": self.kind, "RUN": self.run, "THREADS": self.threads, "MAPPED": int(mapped)}
+        return tuple(f"-D{name}={value}" for name, value in numbers.items())
 
     @property
     def scratch_bytes(self) -> int:
         """Bytes of the scratch array."""
-        return 4 * self.size * self.threads if self.kind == 2 else 4
+        return 8 * self.rows * self.columns if self.kind == IN_SCRATCH else 4
+
+    def geometry(self, n_rows: int, width: int) -> tuple[tuple[int, ...], int]:
+        """Return grid and bytes of shared memory of a launch over some rows."""
+        if self.kind == IN_SCRATCH:
+            across = -(-width // TILE_W) * TILE_W
+            return (min(self.columns // self.threads, -(-n_rows * across // self.threads)),), 0
+        shared = 4 * self.run * self.threads if self.kind == IN_SHARED else 0
+        return (n_rows, -(-width // self.threads)), shared
 
 
-@dataclass(frozen=True)
-class SampleTables:
-    """Where the samples of each source lie; the host side of `zemosaic_core.rejection.SamplePool`.
-
-    Attributes
-    ----------
-    starts, map_starts : ndarray, shape (N,), int64
-    boxes : ndarray, shape (N, 4), int32
-    weights : ndarray, shape (N, C), float32
-    """
-
-    starts: np.ndarray
-    boxes: np.ndarray
-    weights: np.ndarray
-    map_starts: np.ndarray
-
-
-def storage_for(depth: int, info: DeviceInfo | None) -> Storage:
+def storage_for(depth: int, rule: CombineRule, info: DeviceInfo | None) -> Storage:
     """Return the fastest place for ``depth`` samples of one pixel on a card."""
-    capability = info.compute_capability if info else 0
-    limit = REGISTER_SIZES[-1] if capability >= OLD_CAPABILITY else OLD_REGISTER_LIMIT
-    if depth <= limit:
-        return Storage(0, next(size for size in REGISTER_SIZES if size >= depth), TILE_W)
-    shared = info.shared_bytes if info else 48 * 1024
-    for threads in (128, 64, 32):
-        if 4 * depth * threads <= shared:
-            return Storage(1, depth, threads)
-    threads = max(128, min(SCRATCH_THREADS, SCRATCH_BYTES // (4 * depth)) // 128 * 128)
-    return Storage(2, depth, threads)
-
-
-def near_counts(boxes: Sequence[Box], height: int, width: int) -> int:
-    """Return the largest number of boxes ``(y0, y1, x0, x1)`` that touch one tile of the output grid."""
-    counts = np.zeros((-(-height // TILE_H), -(-width // TILE_W)), np.int32)
-    for y0, y1, x0, x1 in boxes:
-        y0, y1, x0, x1 = max(y0, 0), min(y1, height), max(x0, 0), min(x1, width)
-        if y1 > y0 and x1 > x0:
-            counts[y0 // TILE_H : (y1 - 1) // TILE_H + 1, x0 // TILE_W : (x1 - 1) // TILE_W + 1] += 1
-    return int(counts.max()) if counts.size else 0
+    if is_streaming(rule):
+        return Storage(UNSORTED)
+    if depth <= REGISTER_SIZES[-1]:
+        run = next(size for size in REGISTER_SIZES if size >= depth)
+        return Storage(IN_SHARED, run, max(TILE_W, min(128, COLUMN_BYTES // (4 * run) // TILE_W * TILE_W)))
+    rows = -(-depth // MERGED_RUN) * MERGED_RUN
+    share = max(SCRATCH_LEAST, min(SCRATCH_MOST, (info.total_bytes if info else 0) // SCRATCH_SHARE))
+    columns = max(128, min(SCRATCH_THREADS, share // (8 * rows)) // 128 * 128)
+    return Storage(IN_SCRATCH, MERGED_RUN, 128, rows, columns)
 
 
 def combine_buffers(
-    n_sources: int, n_channels: int, width: int, depth: int, info: DeviceInfo | None
+    n_channels: int, width: int, depth: int, rule: CombineRule, info: DeviceInfo | None
 ) -> list[Buffer]:
-    """Declare what `combine_on_device` allocates besides the samples and the results."""
-    columns = -(-width // TILE_W)
-    n = max(1, n_sources)
+    """Declare the results of a `Combiner` and what else it allocates, for at most ``depth`` samples of a pixel."""
+    storage = storage_for(max(1, depth), rule, info)
+    # Fewer samples may get more columns, up to the next whole number of blocks.
+    spare = 128 * 8 * storage.rows if storage.kind == IN_SCRATCH else 0
+    results = [Buffer(name, per_row=4 * n_channels * width) for name in ("image", "weight", "variance")]
+    results += [Buffer(name, per_row=2 * n_channels * width) for name in ("rejected low", "rejected high")]
     return [
-        Buffer("scratch", fixed=storage_for(max(1, depth), info).scratch_bytes),
-        Buffer("starts", fixed=8 * n, copies=2),
-        Buffer("boxes", fixed=16 * n),
-        Buffer("pool source weights", fixed=4 * n * n_channels),
-        # One list per tile; a block may begin and end inside a tile.
-        Buffer("lists", fixed=4 * (2 * columns + 1), per_row=-(-4 * columns // TILE_H)),
-        Buffer("items", fixed=8 * columns * depth, per_row=-(-4 * columns * depth // TILE_H)),
+        *results,
+        Buffer("coverage", per_row=2 * width),
+        Buffer("scratch", fixed=storage.scratch_bytes + spare),
+        Buffer("quantiles", fixed=8 * (max(1, depth) + 1), copies=2),
     ]
 
 
-def near_lists(
-    boxes: np.ndarray, height: int, width: int, row_phase: int
-) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """List per output tile the sources whose boxes touch it, in their order.
+def quantile_tables(depth: int, limits: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the winsor quantiles of 0 .. ``depth`` sorted values lie: whole ranks and what is beyond them.
+
+    The numbers of `zemosaic_core.lanes`, computed in float64 once instead of by every thread of a card.
 
     Returns
     -------
-    tuple
-        ``lists`` (tiles + 1,) int32 offsets into ``items`` int32, the number of tiles per row of tiles, and the
-        length of the longest list.
+    tuple of ndarray, shape (depth + 1, 2), int32 and float32
     """
-    n_x = -(-width // TILE_W)
-    n_y = (height + row_phase - 1) // TILE_H + 1
-    tiles, members = [], []
-    for source, (y0, y1, x0, x1) in enumerate(boxes.tolist()):
-        if y1 <= y0 or x1 <= x0:
-            continue
-        rows = np.arange((y0 + row_phase) // TILE_H, (y1 - 1 + row_phase) // TILE_H + 1)
-        cols = np.arange(x0 // TILE_W, (x1 - 1) // TILE_W + 1)
-        touched = (rows[:, None] * n_x + cols).ravel()
-        tiles.append(touched)
-        members.append(np.full(touched.size, source, np.int32))
-    tile = np.concatenate(tiles) if tiles else np.zeros(0, np.int64)
-    member = np.concatenate(members) if members else np.zeros(0, np.int32)
-    order = np.argsort(tile, kind="stable")
-    counts = np.bincount(tile, minlength=n_x * n_y)
-    lists = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return lists, member[order], n_x, int(counts.max()) if counts.size else 0
+    top = np.maximum(np.arange(depth + 1) - 1, 0)[:, None]
+    places = np.array([limits[0], 1.0 - limits[1]]) * top
+    ranks = places.astype(np.int32)
+    return ranks, (places - ranks).astype(np.float32)
 
 
-def launches(storage: Storage, depth: int, shape: tuple[int, int, int]) -> list[tuple[int, int]]:
-    """Cut the rows of a block into launches of bounded work: first row and number of rows of each."""
-    n_channels, height, width = shape
-    per_row = max(1, n_channels * width * depth)
-    rows = max(1, LAUNCH_SAMPLES[storage.kind] // per_row)
-    return [(first, min(rows, height - first)) for first in range(0, height, rows)]
-
-
-def geometry(storage: Storage, rows: int, width: int) -> tuple[tuple[int, ...], int, int]:
-    """Return grid, threads per block and bytes of shared memory of a launch."""
-    if storage.kind == 2:
-        return (min(storage.threads // 128, -(-rows * width // 128)),), 128, 0
-    shared = 4 * storage.size * storage.threads if storage.kind == 1 else 0
-    return (rows, -(-width // storage.threads)), storage.threads, shared
-
-
-def combine_on_device(
-    queue: Queue,
-    values: Any,
-    maps: Any,
-    tables: SampleTables,
-    rule: CombineRule,
-    shape: tuple[int, int, int],
-    first_row: int = 0,
-) -> CoaddBlock:
-    """Reject and combine a pool of samples, and bring the result to the host.
+class Combiner:
+    """Combines the samples of one block, once they are on the card.
 
     Parameters
     ----------
     queue : Queue
-    values, maps : arrays on the card
-        Samples and their weights, see `SampleTables`.
-    tables : SampleTables
+    table : TileTable
+    weights : ndarray, shape (N, C)
+        Weight of all samples of a source and channel.
     rule : CombineRule
     shape : tuple of int
         ``(C, h, w)`` of the block.
-    first_row : int
-        Row of the output grid the block starts with; lists of sources follow the grid, not the block.
+    mapped : bool
+        Samples have weights of their own.
+
+    Attributes
+    ----------
+    values, maps : arrays on the card
+        Samples, channel after channel, and their weights: for the caller to fill. A sample that is missing, has
+        no weight or belongs to a source without weight is NaN.
+    bases, counts, slots : arrays on the card
+        See `TileTable`.
     """
-    device = queue.device
-    n_channels, height, width = shape
-    row_phase = first_row % TILE_H
-    lists, items, n_tiles_x, depth = near_lists(tables.boxes, height, width, row_phase)
-    storage = storage_for(max(1, depth), device.info)
-    pool = [queue.upload(a) for a in (tables.starts, tables.boxes, tables.weights)]
-    map_starts = queue.upload(tables.map_starts)
-    near = [queue.upload(a) for a in (lists, items if items.size else np.zeros(1, np.int32))]
-    image, weight, variance = (device.empty(shape, np.float32) for _ in range(3))
-    low, high = (device.empty(shape, np.uint16) for _ in range(2))
-    coverage = device.empty(shape[1:], np.uint16)
-    scratch = device.empty((storage.scratch_bytes // 4,), np.float32)
-    before = (values, *pool, maps, map_starts, *near, n_tiles_x, row_phase, n_channels, height, width)
-    after = (
-        REJECTION_CODES[rule.rejection], np.float32(rule.kappa_low), np.float32(rule.kappa_high),
-        np.float64(rule.winsor_limits[0]), np.float64(rule.winsor_limits[1]), int(rule.combine == "median"),
-        image, weight, coverage, variance, low, high, scratch,
-    )  # fmt: skip
-    for first, rows in launches(storage, depth, shape):
-        grid, threads, shared = geometry(storage, rows, width)
-        queue.launch(
-            kernels.source("combine"), "combine_pool", grid, (threads,), (*before, first, rows, *after),
-            options=storage.options, shared_bytes=shared,
+
+    def __init__(
+        self,
+        queue: Queue,
+        table: TileTable,
+        weights: np.ndarray,
+        rule: CombineRule,
+        shape: tuple[int, int, int],
+        *,
+        mapped: bool,
+    ) -> None:
+        device = queue.device
+        self._queue, self._table, self._rule, self._shape, self._mapped = queue, table, rule, shape, mapped
+        n_channels = shape[0]
+        self.values = device.empty((max(1, n_channels * table.n_samples),), np.float32)
+        self.maps = device.empty((table.n_samples if mapped else 1,), np.float32)
+        self.bases, self.counts = queue.upload(table.bases), queue.upload(table.counts)
+        self.slots = queue.upload(table.slots)
+        self._firsts = queue.upload(table.firsts)
+        self._weights = queue.upload(table.item_weights(weights))
+        self._storage = storage_for(max(1, table.depth), rule, device.info)
+        self._tables = [queue.upload(t) for t in quantile_tables(table.depth, rule.winsor_limits)]
+        self._scratch = device.empty((self._storage.scratch_bytes // 4,), np.float32)
+        self._floats = [device.empty(shape, np.float32) for _ in range(3)]
+        self._rejected = [device.empty(shape, np.uint16) for _ in range(2)]
+        self._coverage = device.empty(shape[1:], np.uint16)
+
+    def launch(self) -> None:
+        """Queue the combination, in pieces that end soon enough for a card that drives a display."""
+        n_channels, height, width = self._shape
+        table, rule, queue, storage = self._table, self._rule, self._queue, self._storage
+        image, weight, variance = self._floats
+        before = (
+            self.values, self.maps, self.bases, self._firsts, self.counts, self._weights, *self._tables,
+            np.int64(table.n_samples), table.members.size, table.tiles_yx[1], *self._shape,
         )  # fmt: skip
-        if device.info.drives_display:
-            device.synchronize(queue.record())
-    hosts = queue.download(image, weight, coverage, variance, low, high)
-    return CoaddBlock(*hosts)
+        after = (
+            REJECTION_CODES[rule.rejection], np.float32(rule.kappa_low), np.float32(rule.kappa_high),
+            int(rule.combine == "median"), image, weight, self._coverage, variance, *self._rejected, self._scratch,
+        )  # fmt: skip
+        rows = max(1, LAUNCH_SAMPLES[storage.kind] // max(1, n_channels * width * table.depth))
+        for first in range(0, height, rows):
+            n_rows = min(rows, height - first)
+            grid, shared = storage.geometry(n_rows, width)
+            queue.launch(
+                kernels.source("combine"), "combine_pool", grid, (storage.threads,),
+                (*before, first, n_rows, *after), options=storage.options(mapped=self._mapped), shared_bytes=shared,
+            )  # fmt: skip
+            if queue.device.info.drives_display:
+                queue.device.synchronize(queue.record())
+
+    def result(self) -> CoaddBlock:
+        """Combine, and bring the result to the host."""
+        self.launch()
+        image, weight, variance = self._floats
+        return CoaddBlock(*self._queue.download(image, weight, self._coverage, variance, *self._rejected))

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from zemosaic_core.chunks import Buffer, Workload
-from zemosaic_core.gpu.combine import SampleTables, combine_buffers, combine_on_device
+from zemosaic_core.gpu import kernels
+from zemosaic_core.gpu.combine import Combiner, combine_buffers
 from zemosaic_core.gpu.device import Device, DeviceInfo
 from zemosaic_core.gpu.launch import Queue, drained
+from zemosaic_core.gpu.tiles import TILE_H, TILE_W, pool_buffers, tile_buffers, tile_table
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CombineRule
 
@@ -54,23 +56,20 @@ class GpuStack:
     def workload(self, op: str, info: DeviceInfo | None) -> Workload:
         """Declare what the whole stack needs on a card."""
         n, n_channels, height, width = self._stack.shape
-        buffers = [Buffer("pool", per_row=4 * n * n_channels * width)]
-        buffers.append(
-            Buffer("pool weights", fixed=4)
-            if self._maps is None
-            else Buffer("pool weights", per_row=4 * n * width)
-        )
-        buffers += [Buffer(name, per_row=4 * n_channels * width) for name in ("image", "weight", "variance")]
-        buffers += [
-            Buffer(name, per_row=2 * n_channels * width) for name in ("rejected low", "rejected high")
+        boxes, mapped = [(0, height, 0, width)] * n, self._maps is not None
+        buffers = [
+            Buffer("planes", per_row=4 * n_channels * width),
+            Buffer("plane weights", per_row=4 * width if mapped else 0, fixed=4),
+            Buffer("source weights", fixed=4 * max(1, n * n_channels)),
+            *pool_buffers(boxes, n_channels, mapped),
+            *tile_buffers(boxes, n_channels, width),
+            *combine_buffers(n_channels, width, n, self._rule, info),
         ]
-        buffers.append(Buffer("coverage", per_row=2 * width))
-        buffers += combine_buffers(n, n_channels, width, n, info)
         return Workload(
             op,
             height,
             tuple(buffers),
-            elements_per_row=n * n_channels * width,
+            elements_per_row=n_channels * width,
             upload_bytes=self._stack.nbytes,
             download_bytes=height * width * n_channels * 16,
             cpu_seconds=self._stack.size / CPU_SAMPLES_PER_SECOND,
@@ -80,35 +79,37 @@ class GpuStack:
     def __call__(self, device: Device, y0: int, y1: int, next_rows: tuple[int, int] | None) -> CoaddBlock:
         """Combine the rows ``y0 <= y < y1``."""
         n, n_channels, _, width = self._stack.shape
-        rows = y1 - y0
+        rows, mapped = y1 - y0, self._maps is not None
         queue = Queue(device)
         with drained(device):
-            values = device.empty((n * n_channels * rows * width,), np.float32)
-            self._send(queue, values, self._stack[:, :, y0:y1])
-            maps = device.empty((1,) if self._maps is None else (n * rows * width,), np.float32)
-            if self._maps is not None:
-                self._send(queue, maps, self._maps[:, y0:y1])
-            order = np.arange(n, dtype=np.int64)
-            tables = SampleTables(
-                starts=order * (n_channels * rows * width),
-                boxes=np.tile(np.array([0, rows, 0, width], np.int32), (n, 1)),
-                weights=self._weights,
-                map_starts=np.full(n, -1, np.int64) if self._maps is None else order * (rows * width),
-            )
-            return combine_on_device(queue, values, maps, tables, self._rule, (n_channels, rows, width), y0)
-
-    @staticmethod
-    def _send(queue: Queue, target: Any, images: np.ndarray) -> None:
-        """Queue the images one behind the other through a ring of page-locked memory."""
-        size = images[0].nbytes
-        if size == 0:
-            return
-        ring = [queue.device.pinned(size) for _ in range(min(RING, len(images)))]
-        copied: list[Any] = [None] * len(ring)
-        for index, image in enumerate(images):
-            place = index % len(ring)
-            if copied[place] is not None:
-                queue.device.synchronize(copied[place])
-            ring[place].view(np.float32).reshape(image.shape)[...] = image
-            queue.copy_in(target, ring[place], index * size)
-            copied[place] = queue.record()
+            table = tile_table(np.tile((0, rows, 0, width), (n, 1)), rows, width)
+            shape = (n_channels, rows, width)
+            combiner = Combiner(queue, table, self._weights, self._rule, shape, mapped=mapped)
+            planes = device.empty((n_channels * rows * width,), np.float32)
+            shares = device.empty((rows * width if mapped else 1,), np.float32)
+            weights = queue.upload(self._weights)
+            ring = [device.pinned(planes.nbytes + shares.nbytes) for _ in range(min(RING, n))]
+            copied: list[Any] = [None] * len(ring)
+            for index in range(n):
+                place = index % len(ring)
+                if copied[place] is not None:
+                    device.synchronize(copied[place])
+                parts = [(planes, self._stack[index, :, y0:y1])]
+                if self._maps is not None:
+                    parts.append((shares, self._maps[index, y0:y1]))
+                offset = 0
+                for target, image in parts:
+                    locked = ring[place][offset : offset + target.nbytes]
+                    locked.view(np.float32).reshape(image.shape)[...] = image
+                    queue.copy_in(target, locked)
+                    offset += target.nbytes
+                copied[place] = queue.record()
+                args = (
+                    planes, *shape, weights, index * n_channels, shares, int(mapped), combiner.bases,
+                    combiner.counts, combiner.slots, np.int64(table.slot_starts[index]), table.tiles_yx[1],
+                    combiner.values, np.int64(table.n_samples), combiner.maps,
+                )  # fmt: skip
+                queue.launch(
+                    kernels.source("place"), "place_samples", table.tiles_yx[::-1], (TILE_W, TILE_H), args
+                )
+            return combiner.result()

@@ -1,53 +1,44 @@
 // Reject outliers among the samples of a pixel and combine the rest: the CUDA twin of zemosaic_core.rejection.
 //
-// One thread per output pixel, channel after channel. The samples are sorted once; every rejection keeps a
-// contiguous run of the sorted values, so its outcome is two bounds, and the weighted sums read the samples a
-// second time. Where the sorted values live depends on their number:
-//   STORAGE 0  registers, up to NMAX samples; every index is a constant after unrolling
-//   STORAGE 1  shared memory, one column per thread
-//   STORAGE 2  a scratch array, one column per thread of the launch, threads go from pixel to pixel
+// One thread per output pixel, channel after channel. The samples lie as zemosaic_core.gpu.tiles says: the k-th
+// samples of TILE_W neighbours are one line of memory, missing ones are NaN. They are sorted RUN at a time in
+// registers, where every index must be a constant, and then put where any index goes: a column of sorted values.
+// A rejection keeps a contiguous run of it and looks at few of its values; the weighted sums read the samples again.
+//   STORAGE 0  one run, the columns of a block in shared memory
+//   STORAGE 1  several runs, merged to and fro between two halves of a scratch array; threads go from pixel to pixel
+//   STORAGE 2  no column: a mean without rejection
+#include "tiles.cuh"
 #ifndef STORAGE
-#define STORAGE 2
+#define STORAGE 0
 #endif
-#ifndef NMAX
-#define NMAX 16
+#ifndef RUN
+#define RUN 16
 #endif
-#define TILE_W 128
-#define TILE_H 16
+#ifndef THREADS
+#define THREADS 128
+#endif
+#ifndef MAPPED
+#define MAPPED 0
+#endif
 #define MAX_ROUNDS 10
 #define MAX_SCALE_STEPS 10
 #define INF __int_as_float(0x7f800000)
-#define MISSING __int_as_float(0x7fc00000)
 
-__device__ __forceinline__ bool finite_value(float v) { return v - v == 0.0f; }
-
-#if STORAGE == 0
-#define COLUMN float (&v)[NMAX]
-#define EACH(k, a, b) _Pragma("unroll") for (int k = 0; k < NMAX; ++k) if (k >= (a) && k < (b))
-#define AT(k) v[k]
-__device__ __forceinline__ float pick(COLUMN, int at)
-{
-    float found = v[0];
-#pragma unroll
-    for (int k = 1; k < NMAX; ++k) found = k == at ? v[k] : found;
-    return found;
-}
-#define PICK(k) pick(v, k)
-#define PASS v
+#if STORAGE == 1
+#define STRIDE ((long long)gridDim.x * THREADS)
+#define BLOCKS 4  // many threads wait for memory at a time, so none may take too many registers
 #else
-#define COLUMN float* column, int stride
-#define EACH(k, a, b) for (int k = (a); k < (b); ++k)
-#define AT(k) column[(long long)(k) * stride]
-#define PICK(k) AT(k)
-#define PASS column, stride
+#define STRIDE THREADS
+#define BLOCKS 1
 #endif
 
-#if STORAGE == 0
+#if STORAGE != 2
 
-template <int P, int K> __device__ __forceinline__ void sort_steps(float (&v)[NMAX])
+// Batcher's merge exchange, unrolled: pass K of phase P.
+template <int P, int K> __device__ __forceinline__ void sort_steps(float (&v)[RUN])
 {
 #pragma unroll
-    for (int low = 0; low < NMAX - K; ++low) {
+    for (int low = 0; low < RUN - K; ++low) {
         // low = j + i with j = K % P + m * 2 K and 0 <= i < K
         const bool first = low >= K % P && (low - K % P) % (2 * K) < K;
         if (first && low / (2 * P) == (low + K) / (2 * P)) {
@@ -57,71 +48,188 @@ template <int P, int K> __device__ __forceinline__ void sort_steps(float (&v)[NM
         }
     }
     if constexpr (K > 1) sort_steps<P, K / 2>(v);
-    else if constexpr (2 * P < NMAX) sort_steps<2 * P, 2 * P>(v);
+    else if constexpr (2 * P < RUN) sort_steps<2 * P, 2 * P>(v);
+}
+
+// Sort n <= RUN samples into the first RUN rows of a column; missing samples become +inf and end up last.
+__device__ __forceinline__ void sort_run(const float* samples, int n, float* column)
+{
+    float v[RUN];
+#pragma unroll
+    for (int group = 0; group < RUN; group += 8) {
+        // Eight loads behind one test, and nothing that waits for them.
+        if (group + 8 <= n) {
+#pragma unroll
+            for (int k = group; k < group + 8; ++k) v[k] = samples[k * TILE_W];
+        } else {
+#pragma unroll
+            for (int k = group; k < group + 8; ++k) v[k] = k < n ? samples[k * TILE_W] : INF;
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < RUN; ++k) v[k] = fminf(v[k], INF);  // of NaN and a number the number
+    sort_steps<1, 1>(v);
+#pragma unroll
+    for (int k = 0; k < RUN; ++k, column += STRIDE) *column = v[k];
+}
+
+#if STORAGE == 1
+// Merge each two neighbouring sorted runs of `length` rows.
+__device__ __forceinline__ void merge_runs(const float* from, float* to, int rows, int length)
+{
+    for (int start = 0; start < rows; start += 2 * length) {
+        int i = start, middle = min(start + length, rows), j = middle, end = min(start + 2 * length, rows);
+        float a = from[i * STRIDE], b = j < end ? from[j * STRIDE] : INF;
+        for (int k = start; k < end; ++k) {
+            bool left = j >= end || (i < middle && a <= b);
+            to[k * STRIDE] = left ? a : b;
+            int next = left ? ++i : ++j;
+            float value = next < (left ? middle : end) ? from[next * STRIDE] : INF;
+            a = left ? value : a;
+            b = left ? b : value;
+        }
+    }
 }
 #endif
-// Batcher's merge exchange; missing samples are +inf and end up last.
-__device__ __forceinline__ void sort_column(COLUMN, int n)
+
+// Sort all samples of a pixel; returns the column that holds them.
+__device__ __forceinline__ const float* sort_samples(const float* samples, int n, float* column)
 {
 #if STORAGE == 0
-
-    sort_steps<1, 1>(v);
+    sort_run(samples, n, column);
+    return column;
 #else
-    for (int p = 1; p < n; p <<= 1)
-        for (int k = p; k >= 1; k >>= 1)
-            for (int j = k % p; j + k < n; j += 2 * k)
-                for (int i = 0; i < k && i + j + k < n; ++i)
-                    if ((i + j) / (2 * p) == (i + j + k) / (2 * p)) {
-                        float a = AT(i + j), b = AT(i + j + k);
-                        if (b < a) {
-                            AT(i + j) = b;
-                            AT(i + j + k) = a;
-                        }
-                    }
+    int rows = (n + RUN - 1) / RUN * RUN;
+    float* other = column + rows * STRIDE;
+#pragma unroll 1
+    for (int k = 0; k < rows; k += RUN) sort_run(samples + (long long)k * TILE_W, n - k, column + k * STRIDE);
+    for (int length = RUN; length < rows; length *= 2) {
+        merge_runs(column, other, rows, length);
+        float* merged = other;
+        other = column;
+        column = merged;
+    }
+    return column;
 #endif
 }
 
-__device__ __forceinline__ float run_median(COLUMN, int first, int last)
+// Sorted values relative to a pivot.
+struct Column {
+    const float* rows;
+    float pivot;
+    __device__ __forceinline__ float operator[](int k) const { return rows[k * STRIDE] - pivot; }
+};
+
+__device__ __forceinline__ int count_valid(const float* rows, int n)
+{
+    int low = 0;
+    while (low < n) {
+        int middle = (low + n) >> 1;
+        if (rows[middle * STRIDE] < INF) low = middle + 1;
+        else n = middle;
+    }
+    return low;
+}
+
+__device__ __forceinline__ float run_median(const Column& v, int first, int last)
 {
     int count = last - first;
-    return 0.5f * (PICK(first + (count - 1) / 2) + PICK(first + count / 2));
+    return 0.5f * (v[first + (count - 1) / 2] + v[first + count / 2]);
 }
 
-__device__ __forceinline__ float run_quantile(COLUMN, int first, int last, double position)
+// Number of values and what their sums are multiplied with: a division takes ten times as long as a product.
+struct Share {
+    float of_n, of_rest;
+    __device__ __forceinline__ Share(int n) : of_n(1.0f / (float)n), of_rest(1.0f / (float)(n - 1)) {}
+};
+
+__device__ __forceinline__ float deviation(float sum, float squares, const Share& share)
 {
-    int k = (int)position;
-    float fraction = (float)(position - (double)k);
-    float lower = PICK(first + k), upper = PICK(min(first + k + 1, last - 1));
-    return lower + fraction * (upper - lower);
+    float variance = (squares - sum * (sum * share.of_n)) * share.of_rest;
+    return variance > 0.0f ? variance * rsqrtf(variance) : 0.0f;
 }
 
-// factor * sd of the run with its values pulled in to low .. high.
-__device__ __forceinline__ float clipped_deviation(COLUMN, int first, int last, float low, float high, float factor)
+__device__ __forceinline__ float run_deviation(const Column& v, int first, int last)
 {
-    float s1 = 0.0f, s2 = 0.0f;
-    EACH(k, first, last) {
-        float x = AT(k);
-        x = x < low ? low : x;
-        x = x > high ? high : x;
-        s1 += x;
-        s2 += x * x;
+    float sum = 0.0f, squares = 0.0f;
+#pragma unroll 4
+    for (int k = first; k < last; ++k) {
+        float x = v[k];
+        sum += x;
+        squares += x * x;
     }
-    float n = (float)(last - first);
-    float spread = s2 - s1 * (s1 / n);
-    spread = spread > 0.0f ? spread : 0.0f;
-    return factor * sqrtf(spread / (n - 1.0f));
+    return deviation(sum, squares, Share(last - first));
 }
 
-__device__ __forceinline__ float winsorized_scale(COLUMN, int first, int last, float centre, double q_low, double q_high)
+// The ranks low <= k < high whose values lie between two limits, with their sums. When the limits move, only the
+// values they pass are looked at: winsorizing costs little more than one look at every value.
+struct Window {
+    int low, high;
+    float sum, squares, spent;
+
+    __device__ __forceinline__ void add_all(const Column& v)
+    {
+        sum = squares = spent = 0.0f;
+#pragma unroll 4
+        for (int k = low; k < high; ++k) add(v[k]);
+    }
+
+    __device__ __forceinline__ void add(float x)
+    {
+        sum += x;
+        squares += x * x;
+    }
+
+    __device__ __forceinline__ void remove(float x)
+    {
+        sum -= x;
+        squares -= x * x;
+        spent += x * x;
+    }
+
+    __device__ __forceinline__ void fit(const Column& v, int first, int last, float bottom, float top)
+    {
+        while (low > first && v[low - 1] >= bottom) add(v[--low]);
+        while (high < last && v[high] <= top) add(v[high++]);
+        while (low < high && (low < first || v[low] < bottom)) remove(v[low++]);
+        while (high > low && (high > last || v[high - 1] > top)) remove(v[--high]);
+        // What was taken out leaves its rounding behind; more than that of what is left is too much.
+        if (spent > squares) add_all(v);
+    }
+
+    // Standard deviation of the run first .. last with its values pulled in to the limits.
+    __device__ __forceinline__ float clipped_deviation(
+        const Column& v, int first, int last, float bottom, float top, const Share& share)
+    {
+        fit(v, first, last, bottom, top);
+        float below = (float)(low - first) * bottom, above = (float)(last - high) * top;
+        return deviation(sum + (below + above), squares + (below * bottom + above * top), share);
+    }
+};
+
+// ranks, fractions: where the two quantiles of n values lie, at [2 n] and [2 n + 1].
+__device__ __forceinline__ float winsorized_scale(
+    const Column& v, int first, int last, float centre, const int* ranks, const float* fractions, Window& window)
 {
-    double top = (double)(last - first - 1);
-    float low = run_quantile(PASS, first, last, q_low * top);
-    float high = run_quantile(PASS, first, last, (1.0 - q_high) * top);
-    float scale = clipped_deviation(PASS, first, last, low, high, 1.0f);
+    int n = last - first;
+    const Share share(n);
+    float limits[2];
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+        int k = first + ranks[2 * n + side];
+        float lower = v[k], upper = v[min(k + 1, last - 1)];
+        limits[side] = lower + fractions[2 * n + side] * (upper - lower);
+    }
+    if (window.low < 0) {
+        window.low = first + ranks[2 * n] + 1;
+        window.high = max(window.low, first + ranks[2 * n + 1] + 1);
+        window.add_all(v);
+    }
+    float scale = window.clipped_deviation(v, first, last, limits[0], limits[1], share);
 #pragma unroll 1
     for (int step = 0; step < MAX_SCALE_STEPS; ++step) {
         float reach = 1.5f * scale;
-        float next = clipped_deviation(PASS, first, last, centre - reach, centre + reach, 1.134f);
+        float next = 1.134f * window.clipped_deviation(v, first, last, centre - reach, centre + reach, share);
         bool settled = fabsf(next - scale) <= 0.0005f * scale;
         scale = next;
         if (settled) break;
@@ -129,235 +237,202 @@ __device__ __forceinline__ float winsorized_scale(COLUMN, int first, int last, f
     return scale;
 }
 
+__device__ __forceinline__ bool take_cut(int a, int b, int& first, int& last)
+{
+    bool changed = b > a && (a != first || b != last);
+    if (changed) {
+        first = a;
+        last = b;
+    }
+    return changed;
+}
+
 // Narrow the run to centre - kl s <= v <= centre + kh s; false when nothing changed.
-__device__ __forceinline__ bool cut_by_scale(COLUMN, int& first, int& last, float centre, float s, float kl, float kh)
+__device__ __forceinline__ bool cut_by_scale(
+    const Column& v, int& first, int& last, float centre, float s, float kl, float kh)
 {
     if (!(s > 0.0f)) return false;
     float low = centre - kl * s, high = centre + kh * s;
     int a = first, b = last;
-#if STORAGE == 0
-    EACH(k, first, last) {
-        a += v[k] < low;
-        b -= v[k] > high;
-    }
-#else
-    while (a < b && AT(a) < low) ++a;
-    while (b > a && AT(b - 1) > high) --b;
-#endif
-    bool changed = b > a && (a != first || b != last);
-    if (changed) {
-        first = a;
-        last = b;
-    }
-    return changed;
+    while (a < b && v[a] < low) ++a;
+    while (b > a && v[b - 1] > high) --b;
+    return take_cut(a, b, first, last);
 }
 
-__device__ __forceinline__ bool cut_by_line(COLUMN, int& first, int& last, float kl, float kh)
+__device__ __forceinline__ bool cut_by_line(const Column& v, int& first, int& last, float kl, float kh)
 {
     float centre = (float)first + 0.5f * (float)(last - first - 1);
     float mean = 0.0f, slope = 0.0f, total = 0.0f;
-    EACH(k, first, last) {
-        mean += AT(k);
-        slope += ((float)k - centre) * AT(k);
+#pragma unroll 4
+    for (int k = first; k < last; ++k) {
+        float x = v[k];
+        mean += x;
+        slope += ((float)k - centre) * x;
     }
     float n = (float)(last - first);
     mean /= n;
     slope /= n * (n * n - 1.0f) / 12.0f;
-    EACH(k, first, last) total += fabsf(AT(k) - (mean + slope * ((float)k - centre)));
+#pragma unroll 4
+    for (int k = first; k < last; ++k) total += fabsf(v[k] - (mean + slope * ((float)k - centre)));
     float s = total / n;
     if (!(s > 0.0f)) return false;
     float low = -kl * s, high = kh * s;
     int a = first, b = last;
-#if STORAGE == 0
-    bool going = true;
-    EACH(k, first, last) {
-        going = going && v[k] - (mean + slope * ((float)k - centre)) < low;
-        a += going;
-    }
-    going = true;
-#pragma unroll
-    for (int k = NMAX - 1; k >= 0; --k) {
-        if (k >= a && k < last) {
-            going = going && v[k] - (mean + slope * ((float)k - centre)) > high;
-            b -= going;
-        }
-    }
-#else
-    while (a < b && AT(a) - (mean + slope * ((float)a - centre)) < low) ++a;
-    while (b > a && AT(b - 1) - (mean + slope * ((float)(b - 1) - centre)) > high) --b;
-#endif
-    bool changed = b > a && (a != first || b != last);
-    if (changed) {
-        first = a;
-        last = b;
-    }
-    return changed;
+    while (a < b && v[a] - (mean + slope * ((float)a - centre)) < low) ++a;
+    while (b > a && v[b - 1] - (mean + slope * ((float)(b - 1) - centre)) > high) --b;
+    return take_cut(a, b, first, last);
 }
 
 // The kept run of sorted values, widened to values equal to its ends.
 __device__ __forceinline__ void reject(
-    COLUMN, int count, int code, float kl, float kh, double q_low, double q_high, int& first, int& last)
+    const Column& v, int count, int code, float kl, float kh, const int* ranks, const float* fractions,
+    int& first, int& last)
 {
     first = 0;
     last = count;
+    Window window;
+    window.low = -1;
 #pragma unroll 1
     for (int round = 0; round < MAX_ROUNDS && last - first > 3 && code != 0; ++round) {
         bool changed;
         if (code == 3) {
-            changed = cut_by_line(PASS, first, last, kl, kh);
+            changed = cut_by_line(v, first, last, kl, kh);
         } else {
-            float centre = run_median(PASS, first, last);
-            float s = code == 2 ? winsorized_scale(PASS, first, last, centre, q_low, q_high)
-                                : clipped_deviation(PASS, first, last, -INF, INF, 1.0f);
-            changed = cut_by_scale(PASS, first, last, centre, s, kl, kh);
+            float centre = run_median(v, first, last);
+            float s = code == 2 ? winsorized_scale(v, first, last, centre, ranks, fractions, window)
+                                : run_deviation(v, first, last);
+            changed = cut_by_scale(v, first, last, centre, s, kl, kh);
         }
         if (!changed) break;
     }
-    if (count == 0) return;
-#if STORAGE == 0
-    float low = PICK(first), high = PICK(last - 1);
-    int a = 0, b = 0;
-    EACH(k, 0, count) {
-        a += v[k] < low;
-        b += v[k] <= high;
-    }
-    first = a;
-    last = b;
-#else
-    while (first > 0 && AT(first - 1) == AT(first)) --first;
-    while (last < count && AT(last) == AT(last - 1)) ++last;
-#endif
+    while (first > 0 && v[first - 1] == v[first]) --first;
+    while (last < count && v[last] == v[last - 1]) ++last;
 }
+#endif
 
-struct Pool {
-    const float* values;
-    const long long* starts;
-    const int* boxes;
-    const float* weights;
-    const float* maps;
-    const long long* map_starts;
+// Sums over the samples whose distance from the pivot lies between low and high: of weights, and, with weights of 1
+// if UNIT, of w, w d, w^2, w^2 d and w^2 d^2.
+struct Sums {
+    float total, s0, s1, q0, q1, q2;
 };
 
-// Sample of a source at (y, x), or +inf; at_map becomes its place among the sample weights, -1 without one.
-__device__ __forceinline__ float sample_at(
-    const Pool& pool, int source, int channel, int n_channels, int y, int x, long long& at_map)
+template <bool UNIT> __device__ __forceinline__ Sums weighted_sums(
+    const float* samples, const float* marks, const float* weights, int n, float pivot, float low, float high)
 {
-    const int* box = pool.boxes + 4 * source;
-    at_map = -1;
-    if (y < box[0] || y >= box[1] || x < box[2] || x >= box[3]) return INF;
-    if (!(pool.weights[source * n_channels + channel] > 0.0f)) return INF;
-    int width = box[3] - box[2];
-    long long offset = (long long)(y - box[0]) * width + (x - box[2]);
-    float value = pool.values[pool.starts[source] + (long long)channel * (box[1] - box[0]) * width + offset];
-    if (!finite_value(value)) return INF;
-    if (pool.map_starts[source] >= 0) {
-        at_map = pool.map_starts[source] + offset;
-        if (!(pool.maps[at_map] > 0.0f)) return INF;
+    Sums sum = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 4
+    for (int k = 0; k < n; ++k) {
+        float d = samples[(long long)k * TILE_W] - pivot, w = weights[k];
+#if MAPPED
+        w *= marks[(long long)k * TILE_W];
+#endif
+        if (d >= low && d <= high) {
+            if (UNIT) {
+                sum.total += w;
+                w = w > 0.0f ? 1.0f : 0.0f;
+            }
+            sum.s0 += w;
+            sum.s1 += w * d;
+            float square = w * w;
+            sum.q0 += square;
+            sum.q1 += square * d;
+            sum.q2 += square * d * d;
+        }
     }
-    return value;
+    if (!UNIT) sum.total = sum.s0;
+    return sum;
 }
 
-// values, starts, boxes, weights, maps, map_starts: a SamplePool, boxes as int (y0, y1, x0, x1) within the block.
-// lists: the sources near output tile (ty, tx) of TILE_H x TILE_W pixels, the first row of the block being row
-// row_phase of the first tile, are
-// items[lists[ty * n_tiles_x + tx]] .. items[lists[ty * n_tiles_x + tx + 1] - 1].
+// values, maps: samples and, if MAPPED, their weights; bases, firsts, counts: per tile of TILE_H x TILE_W pixels of
+// the block the place of its samples, of its first weight and their number. weights: (n_channels, n_items).
+// plane: distance between the channels of values. ranks, fractions: see winsorized_scale.
 // Results: (n_channels, height, width), coverage (height, width). A launch does the n_rows rows from first_row.
-extern "C" __global__ void __launch_bounds__(128, 1) combine_pool(
-    const float* values, const long long* starts, const int* boxes, const float* weights,
-    const float* maps, const long long* map_starts, const int* lists, const int* items, int n_tiles_x, int row_phase,
-    int n_channels, int height, int width, int first_row, int n_rows, int code, float kl, float kh, double q_low, double q_high, int median,
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) combine_pool(
+    const float* values, const float* maps, const long long* bases, const int* firsts, const int* counts,
+    const float* weights, const int* ranks, const float* fractions, long long plane, int n_items, int tiles_x,
+    int n_channels, int height, int width, int first_row, int n_rows, int code, float kl, float kh, int median,
     float* image, float* weight, unsigned short* coverage, float* variance,
     unsigned short* rejected_low, unsigned short* rejected_high, float* scratch)
 {
-    Pool pool = {values, starts, boxes, weights, maps, map_starts};
-#if STORAGE == 2
-    int stride = gridDim.x * blockDim.x;
-    int thread = blockIdx.x * blockDim.x + threadIdx.x;
-    float* column = scratch + thread;
-    for (long long pixel = thread; pixel < (long long)n_rows * width; pixel += stride) {
-        int y = first_row + (int)(pixel / width), x = (int)(pixel % width);
-#else
 #if STORAGE == 1
+    long long thread = (long long)blockIdx.x * THREADS + threadIdx.x;
+    int across = tiles_x * TILE_W;
+    float* column = scratch + thread;
+    for (long long pixel = thread; pixel < (long long)n_rows * across; pixel += STRIDE) {
+        int y = first_row + (int)(pixel / across), x = (int)(pixel % across);
+        if (x >= width) continue;
+#else
+#if STORAGE == 0
     extern __shared__ float shared_column[];
     float* column = shared_column + threadIdx.x;
-    int stride = blockDim.x;
-#else
-    float v[NMAX];
 #endif
     {
-        int y = first_row + blockIdx.x, x = blockIdx.y * blockDim.x + threadIdx.x;
+        int y = first_row + blockIdx.x, x = blockIdx.y * THREADS + threadIdx.x;
         if (x >= width) return;
 #endif
-        int tile = ((y + row_phase) / TILE_H) * n_tiles_x + x / TILE_W;
-        const int* near = items + lists[tile];
-        int n_near = lists[tile + 1] - lists[tile];
+        int tile = y / TILE_H * tiles_x + x / TILE_W, n = counts[tile];
+        long long start = sample_place(bases[tile], n, 0, y % TILE_H, x % TILE_W);
+        const float* marks = maps + start;
         int seen = 0;
 #pragma unroll 1
         for (int channel = 0; channel < n_channels; ++channel) {
-            int count = 0;
-            long long at_map;
-#if STORAGE == 0
-#pragma unroll
-            for (int k = 0; k < NMAX; ++k) {
-                v[k] = k < n_near ? sample_at(pool, near[k], channel, n_channels, y, x, at_map) : INF;
-                count += v[k] < INF;
+            const float* samples = values + start + channel * plane;
+            const float* own = weights + (long long)channel * n_items + firsts[tile];
+            int count = 0, first = 0, last = 0;
+            float pivot = 0.0f, low = -INF, high = INF, middle = 0.0f;
+#if STORAGE == 2
+            // A first mean, rounded as it may be, is the best pivot: what is summed next is all small.
+            float sum = 0.0f, total_weight = 0.0f;
+#pragma unroll 8
+            for (int k = 0; k < n; ++k) {
+                float value = samples[(long long)k * TILE_W], w = own[k];
+#if MAPPED
+                w *= marks[(long long)k * TILE_W];
+#endif
+                if (value == value) {
+                    sum += w * value;
+                    total_weight += w;
+                    ++count;
+                }
             }
+            last = count;
+            if (total_weight > 0.0f) pivot = sum / total_weight;
 #else
-            for (int k = 0; k < n_near; ++k) {
-                float value = sample_at(pool, near[k], channel, n_channels, y, x, at_map);
-                if (value < INF) AT(count++) = value;
+            if (n > 0) {
+                Column sorted = {sort_samples(samples, n, column), 0.0f};
+                count = count_valid(sorted.rows, n);
+                if (count > 0) {
+                    sorted.pivot = pivot = sorted.rows[(count - 1) / 2 * STRIDE];
+                    reject(sorted, count, code, kl, kh, ranks, fractions, first, last);
+                    low = sorted[first];
+                    high = sorted[last - 1];
+                    middle = run_median(sorted, first, last);
+                }
             }
 #endif
             seen = max(seen, count);
-            sort_column(PASS, count);
-            float pivot = 0.0f;
-            if (count > 0) pivot = PICK((count - 1) / 2);
-            EACH(k, 0, count) AT(k) -= pivot;
-            int first, last;
-            reject(PASS, count, code, kl, kh, q_low, q_high, first, last);
-
-            long long place = ((long long)channel * height + y) * width + x;
             int kept = last - first;
-            rejected_low[place] = (unsigned short)first;
-            rejected_high[place] = (unsigned short)(count - last);
-            float total = 0.0f, s0 = 0.0f, s1 = 0.0f, q0 = 0.0f, q1 = 0.0f, q2 = 0.0f, middle = 0.0f;
-            if (kept > 0) {
-                float low = PICK(first), high = PICK(last - 1);
-                middle = run_median(PASS, first, last);
-#pragma unroll 1
-                for (int k = 0; k < n_near; ++k) {
-                    float value = sample_at(pool, near[k], channel, n_channels, y, x, at_map);
-                    float d = value - pivot;
-                    if (!(value < INF) || d < low || d > high) continue;
-                    float share = weights[near[k] * n_channels + channel];
-                    if (at_map >= 0) share *= maps[at_map];
-                    total += share;
-                    if (median) share = share > 0.0f ? 1.0f : 0.0f;
-                    s0 += share;
-                    s1 += share * d;
-                    float square = share * share;
-                    q0 += square;
-                    q1 += square * d;
-                    q2 += square * d * d;
+            float combined = MISSING, total = 0.0f, spread = MISSING;
+            int n_read = kept > 0 ? n : 0;
+            Sums sums = median ? weighted_sums<true>(samples, marks, own, n_read, pivot, low, high)
+                               : weighted_sums<false>(samples, marks, own, n_read, pivot, low, high);
+            if (sums.s0 > 0.0f) {
+                float shift = sums.s1 / sums.s0;
+                combined = pivot + (median ? middle : shift);
+                total = sums.total;
+                if (kept > 1) {
+                    spread = sums.q2 - shift * (2.0f * sums.q1 - shift * sums.q0);
+                    spread = (spread > 0.0f ? spread : 0.0f) / (sums.s0 * sums.s0);
+                    spread *= (float)kept / (float)(kept - 1);
+                    if (median) spread *= 1.5707963f;
                 }
             }
-            if (!(s0 > 0.0f)) {
-                image[place] = MISSING;
-                weight[place] = 0.0f;
-                variance[place] = MISSING;
-                continue;
-            }
-            float shift = s1 / s0;
-            image[place] = pivot + (median ? middle : shift);
+            long long place = ((long long)channel * height + y) * width + x;
+            image[place] = combined;
             weight[place] = total;
-            if (kept < 2) {
-                variance[place] = MISSING;
-                continue;
-            }
-            float spread = q2 - shift * (2.0f * q1 - shift * q0);
-            spread = (spread > 0.0f ? spread : 0.0f) / (s0 * s0);
-            spread *= (float)kept / (float)(kept - 1);
-            variance[place] = median ? 1.5707963f * spread : spread;
+            variance[place] = spread;
+            rejected_low[place] = (unsigned short)first;
+            rejected_high[place] = (unsigned short)(count - last);
         }
         coverage[(long long)y * width + x] = (unsigned short)seen;
     }

@@ -33,7 +33,7 @@ def test_every_line_of_the_table_can_be_made(monkeypatch, capsys):
     assert "DIFFERS" not in table
     for line in (
         "copy on the card",
-        "debayer a frame",
+        "decode and debayer a raw frame",
         "sample and average 8 frames",
         "winsorized, 30 frames",
         "aim 60 %",

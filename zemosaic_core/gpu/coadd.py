@@ -186,9 +186,8 @@ class GpuCoadd:
 
         if shape.raw:
             window("raw windows", 2, SLOTS)
-            window("mosaic", 4)
             window("planes", 12)
-            buffers += [Buffer("hot pixels", 8 * MAX_HOT), Buffer("hot values", 4 * MAX_HOT)]
+            buffers.append(Buffer("hot pixels", 8 * MAX_HOT))
         if shape.planes:
             window("plane windows", 4 * shape.n_channels, SLOTS)
         if shape.has_weight_map:
@@ -290,10 +289,8 @@ class _Block:
         largest = max(sizes)
         n = shape.n_channels
         self._raw = [device.empty((largest,), np.uint16) for _ in range(SLOTS if shape.raw else 0)]
-        self._mosaic = device.empty((largest,), np.float32) if shape.raw else None
         self._planes = device.empty((3 * largest,), np.float32) if shape.raw else None
         self._hot = device.empty((MAX_HOT,), np.int64) if shape.raw else None
-        self._hot_values = device.empty((MAX_HOT,), np.float32) if shape.raw else None
         self._decoded = [
             device.empty((n * largest,), np.float32) for _ in range(SLOTS if shape.planes else 0)
         ]
@@ -354,25 +351,18 @@ class _Block:
         rows = window.raw
         assert rows is not None
         height, width = window.shape_hw
-        source = kernels.source("decode")
-        n = np.int64(height * width)
-        self.queue.launch_1d(
-            source, "decode_cfa", height * width, (raw, self._mosaic, n, int(rows.big_endian_signed))
-        )
+        source, coded = kernels.source("decode"), int(rows.big_endian_signed)
         first = rows.y0 * width
         hot = np.unique(rows.hot_pixels)
         hot = hot[(hot >= first) & (hot < first + height * width)]
         if hot.size:
             self.queue.copy_in(self._hot, hot)
-            listed = (self._hot, int(hot.size), np.int64(first))
-            self.queue.launch_1d(source, "mark_hot", hot.size, (self._mosaic, *listed, self._hot_values))
-            mend = (self._mosaic, *listed, height, width, self._hot_values)
-            self.queue.launch_1d(source, "mend_hot", hot.size, mend)
-            self.queue.launch_1d(source, "write_hot", hot.size, (self._mosaic, *listed, self._hot_values))
+            args = (raw, coded, self._hot, int(hot.size), np.int64(first), height, width)
+            self.queue.launch_1d(source, "mend_hot", hot.size, args)
         pattern = rows.pattern[2:] + rows.pattern[:2] if rows.y0 % 2 else rows.pattern
         phase = (int(pattern[0] == "G"), pattern.index("R") // 2)
         self.queue.launch_2d(
-            source, "debayer_cfa", width, height, (self._mosaic, height, width, *phase, self._planes)
+            source, "debayer_raw", width, height, (raw, coded, height, width, *phase, self._planes)
         )
 
     def sample(

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import tempfile
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import platformdirs
 
 __all__ = ["LeaseTimeout", "Ledger", "cache_folder", "device_lease", "load_json", "save_json"]
+
+log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -88,6 +94,30 @@ class LeaseTimeout(Exception):
     """Another run kept the card for longer than the caller would wait."""
 
 
+@dataclass
+class _Turn:
+    """Whose turn it is in this process: one thread's, as often as it likes."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    depth: int = 0
+    file: BinaryIO | None = None
+
+
+_TURNS: defaultdict[str, _Turn] = defaultdict(_Turn)
+
+
+def _leave_turns_to_the_parent() -> None:
+    """Close what a forked child inherited: a lock lives as long as any process has its file open."""
+    for turn in _TURNS.values():
+        if turn.file is not None:
+            turn.file.close()
+    _TURNS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_turns_to_the_parent)
+
+
 @contextmanager
 def device_lease(
     uuid: str,
@@ -96,9 +126,11 @@ def device_lease(
     cancelled: Callable[[], bool] = lambda: False,
     poll_s: float = 0.05,
 ) -> Iterator[float]:
-    """Hold the card for this process; yield the seconds waited.
+    """Hold the card for this thread; yield the seconds waited.
 
-    The lock belongs to the open file, so the system gives it back when a holder is killed.
+    A thread that holds it already goes on at once. Other threads and processes take turns. The lock belongs to
+    the open file, so the system gives it back when a holder is killed. Where no file can be locked (no folder
+    to write to, a file system without locks) other processes are not waited for: one run is the usual case.
 
     Raises
     ------
@@ -106,23 +138,51 @@ def device_lease(
         Not obtained within ``timeout_s``, or ``cancelled`` became true while waiting.
     """
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in uuid) or "device"
-    path = cache_folder() / f"{safe}.lock"
+    turn = _TURNS[safe]
     start = time.monotonic()
-    with path.open("a+b") as file:
-        while not _try_lock(file):
+
+    def wait_until(obtained: Callable[[], bool]) -> None:
+        while not obtained():
             if cancelled() or time.monotonic() - start > timeout_s:
-                raise LeaseTimeout(f"{path.name} is held by another run")
+                raise LeaseTimeout(f"{safe}.lock is held by another run")
             time.sleep(poll_s)
+
+    wait_until(lambda: turn.lock.acquire(blocking=False))
+    try:
+        if turn.depth:
+            turn.depth += 1
+            try:
+                yield 0.0
+            finally:
+                turn.depth -= 1
+            return
+        turn.file = file = _open_lock_file(safe)
         try:
+            if file is not None:
+                wait_until(lambda: _try_lock(file))
+            turn.depth = 1
             yield time.monotonic() - start
         finally:
-            _unlock(file)
+            turn.depth, turn.file = 0, None
+            if file is not None:
+                _unlock(file)
+                file.close()
+    finally:
+        turn.lock.release()
+
+
+def _open_lock_file(name: str) -> BinaryIO | None:
+    try:
+        return (cache_folder() / f"{name}.lock").open("a+b")
+    except OSError as error:
+        log.warning("runs cannot take turns with the graphics card: %s", error)
+        return None
 
 
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(file: Any) -> bool:
+    def _try_lock(file: BinaryIO) -> bool:
         file.seek(0)
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -130,19 +190,23 @@ if sys.platform == "win32":
             return False
         return True
 
-    def _unlock(file: Any) -> None:
+    def _unlock(file: BinaryIO) -> None:
         file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+        with contextlib.suppress(OSError):  # it may never have been obtained
+            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
 
 else:
     import fcntl
 
-    def _try_lock(file: Any) -> bool:
+    def _try_lock(file: BinaryIO) -> bool:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            log.warning("runs cannot take turns with the graphics card: %s", error)
         return True
 
-    def _unlock(file: Any) -> None:
-        fcntl.flock(file, fcntl.LOCK_UN)
+    def _unlock(file: BinaryIO) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -294,7 +294,7 @@ class RunPage(QWidget):
         colour = theme.good if operation.device == "gpu" else theme.text
         lines = [f'<b>{name}</b>: <span style="color:{colour}">{device}</span>']
         if operation.device == "cpu" and text.has(f"gpu_reason_{operation.reason}"):
-            lines.append(text.message(f"gpu_reason_{operation.reason}", {}))
+            lines.append(text.message(f"gpu_reason_{operation.reason}", {"detail": operation.detail}))
         if operation.n_chunks:
             rows = text.number(operation.chunk_rows)
             lines.append(text("ui_compute_chunks", n=text.number(operation.n_chunks), rows=rows))

@@ -14,11 +14,11 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +57,7 @@ __all__ = [
     "gpu_phase",
     "gpu_status",
     "make_budget",
+    "release_defaults",
     "run_with_fallback",
 ]
 
@@ -72,6 +73,9 @@ DISPLAY_LAUNCH_SECONDS = 0.2
 TRANSFER_BYTES_PER_SECOND = 6e9
 OPERATION_OVERHEAD_SECONDS = 0.01
 LEASE_TIMEOUT_SECONDS = 30.0
+# Chunks that need more of the budget than this start with an empty pool: the pieces that an earlier chunk left in it
+# are of slightly other sizes, and there is no room for both.
+TIGHT_SHARE = 0.8
 # The same operation is checked against the CPU at its first run and then once in this many runs.
 AUDIT_EVERY = 25
 
@@ -165,18 +169,36 @@ def gpu_status(*, refresh: bool = False, mode: str = "auto", choice: str = "") -
     refresh : bool
         Ask again instead of using what was found before.
     mode : str
-        ``off`` answers at once.
+        ``off`` answers at once. ``ZEMOSAIC_GPU`` wins over it, as in a run.
     choice : str
-        Card asked for.
+        Card asked for, see `zemosaic_core.gpu.device.devices_in_order`; ``ZEMOSAIC_GPU_DEVICE`` wins over it.
+
+    Raises
+    ------
+    SettingsError
+        A variable of the environment is not understood.
     """
+    overrides = Overrides.from_environment(os.environ)
+    if refresh:
+        remembered_status.cache_clear()
+    return _status(overrides.mode or mode, overrides.device or choice)
+
+
+def _status(mode: str, choice: str) -> GpuStatus:
     if mode == "off":
         return GpuStatus(False, Reason.OFF)
     seated = seam.installed()
-    if seated is not None:
-        return GpuStatus(True, Reason.GPU, seated.info.name, seated.info)
-    if refresh:
-        remembered_status.cache_clear()
-    return remembered_status(choice, os.getpid())
+    if seated is None:
+        return _with_wish(remembered_status(choice, os.getpid()), choice)
+    return _with_wish(GpuStatus(True, Reason.GPU, seated.info.name, seated.info), choice)
+
+
+def _with_wish(status: GpuStatus, choice: str) -> GpuStatus:
+    """Note that a card was only wished for and another one is used."""
+    wished = choice.startswith("~") and status.ok and status.device is not None
+    if not wished or seam.is_asked_for(status.device, choice):
+        return status
+    return replace(status, unmet_wish=choice.removeprefix("~"))
 
 
 class GpuPolicy:
@@ -187,7 +209,8 @@ class GpuPolicy:
     mode : {'auto', 'off', 'require'}
         ``require`` turns every fallback into `RunFailed`. ``ZEMOSAIC_GPU`` wins over it.
     device : str, int or None
-        Card asked for: index, UUID or part of its name; None or empty for the best one.
+        Card asked for: index, UUID or part of its name; None or empty for the best one. With a ``~`` before
+        it, a wish: when there is no such card, the best one is used and a warning recorded.
     memory_mb : int
         Never use more than this; 0 decides from what is free.
     ledger_path : Path or None
@@ -217,6 +240,7 @@ class GpuPolicy:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._leases = 0
+        self._said: dict[str, str] = {}
         self._status: GpuStatus | None = None
         self._device: seam.Device | None = None
         self._budget: Budget | None = None
@@ -247,13 +271,13 @@ class GpuPolicy:
             return self._status
 
     def _first_status(self) -> GpuStatus:
-        status = gpu_status(mode=self.mode, choice=self._choice)
+        status = _status(self.mode, self._choice)
         if not status.ok:
             return status
         device = seam.installed()
         if device is None:
             finding, device = probe_here(self._choice, seam.FaultScript(self.overrides.fault))
-            status = status_of(finding)
+            status = _with_wish(status_of(finding), self._choice)
         if device is None:
             return status
         if not device.info.simulated:
@@ -363,14 +387,19 @@ class GpuPolicy:
             decision = self.plan(workload, wanted=wanted)
             job = _Job(self, workload, RunReport(decision), gpu_body, cpu_body, emit, cpu_rows, cancel, audit)
             start = time.perf_counter()
-            self.recorder.decision(workload, decision, self._budget)
-            if decision.device == "gpu":
-                self._run_on_card(job)
-            else:
-                job.leave_gpu(decision.reason, needed_bytes=decision.estimated_bytes)
-                job.on_cpu(0, workload.rows)
-            job.report.seconds = time.perf_counter() - start
-            self.recorder.operation(workload, job.report)
+            detail = job.detail_of(decision.reason)
+            self.recorder.decision(workload, decision, self._budget, detail)
+            try:
+                if decision.device == "gpu":
+                    self._run_on_card(job)
+                else:
+                    numbers = {"needed_bytes": decision.estimated_bytes, "rows": [0, workload.rows]}
+                    job.leave_gpu(decision.reason, detail=detail, **numbers)
+                    job.on_cpu(0, workload.rows)
+            finally:
+                # Written for an operation that failed or was stopped too: its rows are the first ones only.
+                job.report.seconds = time.perf_counter() - start
+                self.recorder.operation(workload, job.report)
             return job.report
 
     def _run_on_card(self, job: _Job) -> None:
@@ -381,10 +410,14 @@ class GpuPolicy:
                 stack.enter_context(self._lease(device.info.uuid, job.cancel))
             except LeaseTimeout as error:
                 job.check_cancel()
-                job.leave_gpu(Reason.LEASE_TIMEOUT, detail=str(error))
+                job.leave_gpu(Reason.LEASE_TIMEOUT, detail=str(error), rows=[0, job.workload.rows])
                 job.on_cpu(0, job.workload.rows)
                 return
             stack.enter_context(self.phase(job.workload.op))
+            if (
+                self._budget is not None
+            ):  # another policy of this process may have set its own limit meanwhile
+                device.limit_pool(self._budget.usable)
             _run_chunks(job, device)
 
     @contextmanager
@@ -507,16 +540,28 @@ class _Job:
     def on_cpu(self, y0: int, y1: int) -> None:
         for a, b in equal_chunks(y0, y1, self.cpu_rows or max(1, y1 - y0)):
             self.check_cancel()
-            self.emit(a, b, self.cpu_body(a, b))
-            self.report.cpu_rows += b - a
-            self.report.cpu_chunks += 1
+            self.deliver(a, b, self.cpu_body(a, b), "cpu")
+
+    def deliver(self, a: int, b: int, result: Any, device: str) -> None:
+        """Hand on a piece of the result, and account for its rows."""
+        self.emit(a, b, result)
+        self.report.account(a, b, device)
+
+    def detail_of(self, reason: Reason) -> str:
+        """Return what is known of a reason to leave the GPU that was there before the operation."""
+        policy, status = self.policy, self.policy.status
+        if not status.ok:
+            return status.detail
+        lost = policy.given_up.get("*") is reason
+        return (
+            policy._said.get("*" if lost else self.workload.op, "")
+            if reason in FAULT_REASONS.values()
+            else ""
+        )
 
     def leave_gpu(self, reason: Reason, *, scope: str = "operation", **numbers: Any) -> None:
         """Record a fallback; in ``require`` mode it is an error."""
         budget = self.policy._budget
-        status = self.policy.status
-        if not status.ok and not numbers.get("detail"):
-            numbers["detail"] = status.detail
         numbers.setdefault("usable_bytes", budget.usable if budget else 0)
         record = self.policy.recorder.fallback(reason, self.workload.op, scope=scope, **numbers)
         self.report.fallbacks += 1
@@ -545,20 +590,21 @@ def _run_chunks(job: _Job, device: seam.Device) -> None:
     while todo:
         job.check_cancel()
         a, b = todo.popleft()
-        fault = _open_card(device) if report.gpu_chunks + failures + report.splits == 0 else None
+        fault = _ready_card(job, device, b - a)
         result = None
         if fault is None:
             try:
                 result = job.gpu_body(device, a, b, todo[0] if todo else None)
             except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
                 fault = _fault_of(error)
+            except BaseException as error:
+                traceback.clear_frames(error.__traceback__)
+                raise
         # The except block is left before anything is retried: the traceback of the failed attempt would keep
         # its arrays, and with them the memory that is missing.
         if fault is None:
             report.peak_bytes = max(report.peak_bytes, device.peak_bytes())
-            job.emit(a, b, result)
-            report.gpu_rows += b - a
-            report.gpu_chunks += 1
+            job.deliver(a, b, result, "gpu")
             failures = 0
             job.check_against_cpu(a, b, result)
             continue
@@ -589,11 +635,14 @@ def _run_chunks(job: _Job, device: seam.Device) -> None:
 
 def _give_up(job: _Job, fault: seam.GpuFault, failures: int) -> tuple[Reason, str] | None:
     """Return why and for how long the GPU is left behind for more than this chunk, or None."""
+    said = f"{fault.type_name}: {fault.message}"
     if fault.kind == "device_lost":
         job.policy.given_up["*"] = Reason.DEVICE_LOST
+        job.policy._said["*"] = said
         return Reason.DEVICE_LOST, "run"
     if fault.kind == "compile":
         job.policy.given_up[job.workload.op] = Reason.COMPILE_FAILED
+        job.policy._said[job.workload.op] = said
         return Reason.COMPILE_FAILED, "operation"
     if failures >= MAX_CONSECUTIVE_FAILURES:
         return Reason.TOO_MANY_FAILURES, "operation"
@@ -612,7 +661,12 @@ def _memory_between_runs(device: seam.Device) -> seam.MemoryState:
         return device.memory()
 
 
-def _open_card(device: seam.Device) -> seam.GpuFault | None:
+def _ready_card(job: _Job, device: seam.Device, rows: int) -> seam.GpuFault | None:
+    """Open the card for the first chunk; empty its pool for a later one that needs nearly all there is."""
+    report, budget = job.report, job.policy._budget
+    if report.gpu_chunks + report.splits + report.fallbacks:
+        tight = budget is not None and job.workload.peak(rows) > TIGHT_SHARE * budget.usable
+        return job.policy.release(job.workload.op) if tight else None
     try:
         device.bind()
         device.peak_bytes(reset=True)
@@ -625,15 +679,31 @@ def _fault_of(error: Exception) -> seam.GpuFault:
     """Reduce an error of the card to a `GpuFault` and let go of its frames; raise what is not the card's."""
     fault = seam.classify(error)
     if fault is None:
+        # Its report keeps the lines, and lets go of the arrays that fill the card.
+        traceback.clear_frames(error.__traceback__)
         raise error
     error.__traceback__ = error.__context__ = error.__cause__ = None
     return fault
 
 
-@lru_cache(maxsize=8)
+_DEFAULTS: dict[tuple[str, str], GpuPolicy] = {}
+_DEFAULTS_LOCK = threading.Lock()
+
+
 def default_policy(device: str = "", mode: str = "auto") -> GpuPolicy:
     """Return the policy of calls that bring none: environment respected, no ledger file, one per process."""
-    return GpuPolicy(device=device, mode=mode)
+    with _DEFAULTS_LOCK:
+        if (device, mode) not in _DEFAULTS:
+            _DEFAULTS[device, mode] = GpuPolicy(device=device, mode=mode)
+        return _DEFAULTS[device, mode]
+
+
+def release_defaults(name: str) -> None:
+    """Empty the pools of every card that a default policy opened; one that never asked for a card has none."""
+    with _DEFAULTS_LOCK:
+        policies = list(_DEFAULTS.values())
+    for policy in policies:
+        policy.release(name)
 
 
 def run_with_fallback(

@@ -27,7 +27,7 @@ from zemosaic_core.image_overlaps import solve_overlaps
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
 from zemosaic_core.tile_photometry import TileOptions
-from zemosaic_gpu_policy import GpuPolicy, default_policy, gpu_status, run_with_fallback
+from zemosaic_gpu_policy import GpuPolicy, default_policy, gpu_status, release_defaults, run_with_fallback
 from zemosaic_io import image_files
 
 __all__ = [
@@ -88,7 +88,7 @@ def ensure_cupy_pool_initialized(device_id: int | None = None) -> None:
 
 def free_cupy_memory_pools() -> None:
     """Give memory of the card that this process holds without using it back to everybody."""
-    default_policy().release("free_cupy_memory_pools")
+    release_defaults("free_cupy_memory_pools")
 
 
 def gpu_memory_sufficient(estimated_bytes: int, safety_fraction: float = 0.75) -> bool:

@@ -38,7 +38,8 @@ def _probe_in_child(choice: str) -> GpuStatus:
         done = subprocess.run(
             command,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # a driver may say anything in any encoding
             timeout=PROBE_TIMEOUT_SECONDS,
             check=False,
             stdin=subprocess.DEVNULL,

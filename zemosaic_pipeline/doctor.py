@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from zemosaic_core import __version__
-from zemosaic_core.errors import ZeMosaicError
+from zemosaic_core.errors import SettingsError, ZeMosaicError
 from zemosaic_gpu_policy import gpu_status
 from zemosaic_pipeline.window_libraries import missing_packages
 from zemosaic_settings import Settings
@@ -261,7 +261,10 @@ def _solvers(settings: Settings) -> Iterator[Finding]:
 
 
 def _gpu(settings: Settings) -> Finding:
-    status = gpu_status(refresh=True, mode=settings.asked_gpu_mode, choice=settings.gpu_choice)
+    try:
+        status = gpu_status(refresh=True, mode=settings.asked_gpu_mode, choice=settings.gpu_choice)
+    except SettingsError as error:
+        return Finding("gpu", "fail", error.key, error.values)
     device = status.device
     if status.ok and device is not None:
         values = {
@@ -270,6 +273,8 @@ def _gpu(settings: Settings) -> Finding:
             "total_mb": device.total_bytes // 1_000_000,
             "library": device.library,
         }
+        if status.unmet_wish:
+            return Finding("gpu", "warn", "gpu_other_card", {**values, "wanted": status.unmet_wish})
         return Finding("gpu", "ok", "doctor.gpu_ok", values)
     wanted = settings.asked_gpu_mode == "require"
     values = {"detail": status.detail}

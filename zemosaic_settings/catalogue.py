@@ -483,7 +483,7 @@ _PERFORMANCE = (
         step=1,
         special="best",
     ),
-    Option("gpu_selector", "text", "", "performance", "expert", in_forms=False),
+    Option("gpu_selector", "text", "", "performance", "expert"),
     Option(
         "gpu_memory_mb",
         "int",

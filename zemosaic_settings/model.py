@@ -170,8 +170,13 @@ class Settings(BaseModel):
 
     @property
     def gpu_choice(self) -> str:
-        """CUDA number of the card asked for as the policy takes it; empty for the best one."""
-        return "" if self.gpu_id_phase5 < 0 else str(self.gpu_id_phase5)
+        """The card asked for as the policy takes it: its CUDA number, ``~`` and a name wished for, or empty.
+
+        A name may come from a settings file that moved here with its owner's old card; it never stops a run.
+        """
+        if self.gpu_id_phase5 >= 0:
+            return str(self.gpu_id_phase5)
+        return f"~{self.gpu_selector.strip()}" if self.gpu_selector.strip() else ""
 
     @property
     def asked_gpu_mode(self) -> str:

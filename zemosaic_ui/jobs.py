@@ -21,16 +21,24 @@ BATCH = 100
 
 
 def gpu_facts(queue: Any, config: Mapping[str, Any], *, cancel_event: Any) -> None:
-    """Tell whether the graphics card can be used: ``("gpu", {ok, reason_key, detail, name, total_bytes})``."""
+    """Tell whether the graphics card can be used: ``("gpu", {ok, reason_key, detail, name, total_bytes, wanted})``.
+
+    ``wanted`` names a card that was wished for and is not there.
+    """
     from zemosaic_gpu_policy import gpu_status
 
     settings = Settings.from_mapping(config)
-    status = gpu_status(choice=settings.gpu_choice)
+    try:
+        status = gpu_status(choice=settings.gpu_choice)
+    except ZeMosaicError as error:  # a variable of the environment that would stop a run too
+        queue.put(("gpu", {**error.values, "ok": False, "reason_key": error.key, "detail": str(error)}))
+        return
     device = status.device
     facts = {
         "ok": status.ok,
         "reason_key": status.reason_key,
         "detail": status.detail,
+        "wanted": status.unmet_wish,
         "name": device.name if device else "",
         "total_bytes": device.total_bytes if device else 0,
     }

@@ -74,3 +74,57 @@ def run(policy, **options):
     report = policy.run(workload(**options.pop("work", {})), gpu_body, cpu_body, emit=out, **options)
     out.check()
     return report
+
+
+def assert_rows_are_accounted_for(records, *, shares=None):
+    """Each row of each operation of a ledger appears once, on one side, and for the CPU with a reason.
+
+    ``shares``: rows times elements done on the GPU per operation are added to it, to compare with a report.
+    """
+    open_decision, steps = None, []
+    operations = 0
+    for record in records:
+        kind = record["kind"]
+        if kind == "decision" and "device" in record:
+            assert open_decision is None, "an operation began before the one before it had ended"
+            open_decision, steps = record, []
+        elif kind in ("split", "fallback"):
+            assert record["op"] == open_decision["op"]
+            steps.append(record)
+        elif kind == "operation":
+            assert record["op"] == open_decision["op"]
+            assert record["complete"]
+            _check_operation(open_decision, steps, record)
+            open_decision = None
+            operations += 1
+            if shares is not None:
+                done = shares.setdefault(record["op"], {"gpu": 0, "cpu": 0, "runs": 0})
+                done["gpu"] += record["gpu_rows"]
+                done["cpu"] += record["cpu_rows"]
+                done["runs"] += 1
+    assert open_decision is None
+    assert operations
+
+
+def _check_operation(decision, steps, operation):
+    pieces, rows = operation["pieces"], decision["rows"]
+    borders = [0, *(b for _, b, _ in pieces)]
+    assert [a for a, _, _ in pieces] == borders[:-1], "rows are missing or appear twice"
+    assert borders[-1] == operation["rows"] == rows
+    for side in ("gpu", "cpu"):
+        own = [b - a for a, b, device in pieces if device == side]
+        assert (len(own), sum(own)) == (operation[f"{side}_chunks"], operation[f"{side}_rows"])
+    fallbacks = [step for step in steps if step["kind"] == "fallback"]
+    splits = [step for step in steps if step["kind"] == "split"]
+    assert (len(fallbacks), len(splits)) == (operation["fallbacks"], operation["splits"])
+    # What fallbacks say went to the CPU is what went there, each row by one of them.
+    told = sorted(tuple(step["rows"]) for step in fallbacks)
+    assert all(a < b <= c for (a, b), (c, _) in zip(told, [*told, (rows, rows)][1:], strict=True))
+    assert sum(b - a for a, b in told) == operation["cpu_rows"]
+    for a, b, device in pieces:
+        inside = any(y0 <= a and b <= y1 for y0, y1 in told)
+        assert inside == (device == "cpu"), (a, b, device, told)
+    if decision["device"] == "gpu" and not steps:
+        assert operation["gpu_chunks"] == decision["n_chunks"]
+    for split in splits:
+        assert split["chunk_rows"] < split["rows"][1] - split["rows"][0]

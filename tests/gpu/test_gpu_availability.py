@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
+import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
-from policy_cases import (
-    ROOT,
-    ROWS,
-    make_policy,
-    run,
-    workload,
-)
+from fake_cupy import Card
+from policy_cases import ROOT, ROWS, Collected, cpu_body, gpu_body, make_policy, run, workload
 from simulated_device import CUDARuntimeError, SimulatedDevice
 
 import zemosaic_gpu_policy as policy_module
+import zemosaic_utils as utils
 from zemosaic_core.chunks import Buffer
 from zemosaic_core.errors import SettingsError
 from zemosaic_core.gpu import device as seam
@@ -28,8 +25,11 @@ from zemosaic_core.gpu import probe as probe_module
 from zemosaic_core.gpu import terms
 from zemosaic_core.gpu.terms import GpuStatus, Overrides, Reason
 from zemosaic_gpu_policy import gpu_status
-from zemosaic_io import gpu_probe
-from zemosaic_io.gpu_files import device_lease
+from zemosaic_io import gpu_files, gpu_probe
+from zemosaic_io.gpu_files import LeaseTimeout, device_lease
+from zemosaic_pipeline import doctor
+from zemosaic_settings import Settings
+from zemosaic_ui import jobs
 
 # --- availability ---------------------------------------------------------------------------------------------
 
@@ -90,58 +90,29 @@ def test_a_good_probe_is_remembered_on_disk(monkeypatch):
     gpu_probe.remembered_status.cache_clear()
 
 
-class FakeRuntime:
-    """As much of CuPy as the stages before the first kernel need."""
-
-    CUDARuntimeError = CUDARuntimeError
-
-    def __init__(self, count=1, error=0, major=8, memory=8 << 30):
-        self.count, self.error, self.major, self.memory = count, error, major, memory
-
-    def getDeviceCount(self):
-        if self.error:
-            raise CUDARuntimeError(self.error)
-        return self.count
-
-    def getDeviceProperties(self, index):
-        return {
-            "name": b"Card",
-            "uuid": b"\1" * 16,
-            "major": self.major,
-            "minor": 0,
-            "totalGlobalMem": self.memory,
-            "sharedMemPerBlock": 48 << 10,
-        }
-
-    def driverGetVersion(self):
-        return 12090
-
-    runtimeGetVersion = driverGetVersion
-
-
 @pytest.mark.parametrize(
-    ("runtime", "stage"),
+    ("cards", "error", "stage"),
     [
-        (FakeRuntime(error=35), "driver_too_old"),
-        (FakeRuntime(error=100), "no_device"),
-        (FakeRuntime(count=0), "no_device"),
-        (FakeRuntime(major=3), "compute_capability"),
-        (FakeRuntime(memory=1 << 30), "vram_too_small"),
-        (FakeRuntime(error=3), "smoke_failed"),
+        ([], 35, "driver_too_old"),
+        ([], 100, "no_device"),
+        ([], 3, "smoke_failed"),
+        ([Card(capability=(3, 7))], 0, "compute_capability"),
+        ([Card(total=1 << 30)], 0, "vram_too_small"),
+        ([Card(capability=(3, 7)), Card(total=1 << 30)], 0, "compute_capability"),  # the better one's reason
+        ([Card(broken=1)], 0, "smoke_failed"),
     ],
 )
-def test_the_stages_stop_at_the_first_failure(monkeypatch, runtime, stage):
-    class FakeCupy:
-        __version__ = "0"
+def test_the_stages_stop_at_the_first_failure(cupy_cards, cards, error, stage):
+    def count():
+        raise CUDARuntimeError(error)
 
-        class cuda:
-            pass
-
-    FakeCupy.cuda.runtime = runtime
-    monkeypatch.setattr(probe_module, "has_driver", lambda: (True, ""))
-    monkeypatch.setattr(seam, "import_cupy", lambda: FakeCupy)
+    fake = cupy_cards(*cards)
+    if error:
+        fake.cuda.runtime.getDeviceCount = count
     finding, device = probe_module.probe()
     assert (finding.stage, device) == (stage, None)
+    fake.cuda.runtime.getDeviceCount = lambda: 0
+    assert probe_module.probe()[0].stage == "no_device"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +121,7 @@ def test_the_stages_stop_at_the_first_failure(monkeypatch, runtime, stage):
         (ModuleNotFoundError("No module named 'cupy'"), "cupy_missing"),
         (ImportError("libnvrtc"), "cupy_import_error"),
         (OSError(30, "Read-only file system"), "cupy_import_error"),
+        (AttributeError("partially initialized module"), "cupy_import_error"),
     ],
 )
 def test_cupy_that_does_not_import_is_told_apart(monkeypatch, error, stage):
@@ -178,18 +150,6 @@ def test_a_forked_child_does_not_touch_the_card(install, monkeypatch):
     assert gpu_probe.Opened.pid == 0
     monkeypatch.setattr(gpu_probe.Opened, "pid", 12345)
     assert gpu_probe.remembered_status.__wrapped__("", 1).reason is Reason.FORKED_CHILD
-
-
-def test_device_choice():
-    infos = [
-        seam.DeviceInfo("Small RTX", "aaaa1111", 0, total_bytes=4 << 30),
-        seam.DeviceInfo("Big RTX", "bbbb2222", 1, total_bytes=8 << 30),
-        seam.DeviceInfo("Board", "cccc3333", 2, total_bytes=64 << 30, integrated=True),
-    ]
-    choose = seam.choose_device_index
-    assert [choose(infos, c) for c in ("", "auto", "0", "2", "bbbb", "small")] == [1, 1, 0, 2, 1, 0]
-    with pytest.raises(LookupError):
-        choose(infos, "7")
 
 
 # --- environment ----------------------------------------------------------------------------------------------
@@ -221,6 +181,27 @@ def test_environment_wins_over_settings(install):
     ):
         with pytest.raises(SettingsError, match=name):
             Overrides.from_environment({name: value})
+
+
+def test_the_environment_is_heard_by_every_answer(cupy_cards, monkeypatch):
+    """The short answers, the window and doctor say what a run would do."""
+    cupy_cards(Card("Big", total=8 << 30), Card("Small", uuid=b"\x20" * 16))
+    settings = Settings()
+    assert gpu_status().device.name == "Big"
+    monkeypatch.setenv("ZEMOSAIC_GPU_DEVICE", "small")
+    assert gpu_status(choice="0").device.name == "Small"
+    assert doctor._gpu(settings).values["name"] == "Small"
+    monkeypatch.setenv("ZEMOSAIC_GPU", "off")
+    assert gpu_status().reason is Reason.OFF
+    assert not utils.gpu_is_available()
+    assert doctor._gpu(settings).key == "gpu_reason_off"
+    monkeypatch.setenv("ZEMOSAIC_GPU", "maybe")
+    with pytest.raises(SettingsError):
+        gpu_status()
+    assert (doctor._gpu(settings).state, doctor._gpu(settings).key) == ("fail", "settings_bad_environment")
+    answers = queue.Queue()
+    jobs.gpu_facts(answers, {}, cancel_event=None)
+    assert answers.get_nowait()[1]["reason_key"] == "settings_bad_environment"
 
 
 def test_forced_cpu_for_intertile_work_and_on_request(install):
@@ -264,6 +245,103 @@ def test_a_second_run_waits_its_turn_and_a_killed_holder_frees_the_card(install,
     assert run(make_policy()).gpu_rows == ROWS
 
 
+def test_a_forked_child_that_lives_on_does_not_keep_the_card(tmp_path):
+    """A lock belongs to the open file, and a forked child inherits it."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    script = (
+        "import os, time\nfrom zemosaic_io.gpu_files import device_lease\n"
+        "with device_lease('card', timeout_s=5):\n"
+        "    child = os.fork()\n"
+        "    if child: print(child, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
+    child = int(holder.stdout.readline())
+    try:
+        with pytest.raises(LeaseTimeout), device_lease("card", timeout_s=0):
+            pass
+        holder.kill()
+        holder.wait()
+        os.kill(child, 0)  # still alive
+        with device_lease("card", timeout_s=5) as waited_s:
+            assert waited_s < 5
+    finally:
+        holder.kill()
+        holder.stdout.close()
+        os.kill(child, signal.SIGKILL)
+
+
+def test_two_policies_of_one_thread_share_the_card(install):
+    """Work inside other work does not wait for itself."""
+    device = install(SimulatedDevice(64 << 20))
+    outer, inner = make_policy(), make_policy()
+    reports = []
+
+    def emit(y0, y1, result):
+        reports.append(run(inner))
+
+    start = time.monotonic()
+    outer.run(workload(), gpu_body, cpu_body, emit=emit)
+    assert time.monotonic() - start < 5
+    assert [(r.gpu_rows, r.fallbacks) for r in reports] == [(ROWS, 0)]
+    assert device.pool.total == 0
+    inner.close()
+    outer.run(workload(), gpu_body, cpu_body, emit=Collected())
+    assert device.pool.limit == outer.budget.usable  # its own limit again, although the other one removed it
+
+
+def test_two_policies_in_two_threads_take_turns(install):
+    device = install(SimulatedDevice(64 << 20))
+    inside, most, errors = [], [], []
+
+    def body(dev, y0, y1, next_rows):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        result = gpu_body(dev, y0, y1, next_rows)
+        inside.pop()
+        return result
+
+    def work():
+        try:
+            policy = make_policy(environ={"ZEMOSAIC_GPU_CHUNK_ROWS": "20"})
+            out = Collected()
+            assert policy.run(workload(), body, cpu_body, emit=out).gpu_rows == ROWS
+            out.check()
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert max(most) == 1
+    assert device.pool.total == 0
+
+
+@pytest.mark.parametrize("trouble", ["no folder", "no locks"])
+def test_without_a_place_for_locks_a_run_goes_on(install, monkeypatch, tmp_path, trouble):
+    install(SimulatedDevice(64 << 20))
+    if trouble == "no folder":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr(gpu_files, "cache_folder", lambda: tmp_path / "file" / "below")
+    elif sys.platform == "win32":
+        pytest.skip("there is no flock")
+    else:
+
+        def refuse(file, what):
+            raise OSError(37, "No locks available")
+
+        monkeypatch.setattr(gpu_files.fcntl, "flock", refuse)
+    report = run(make_policy())
+    assert (report.gpu_rows, report.fallbacks) == (ROWS, 0)
+
+
 def test_the_budget_is_measured_while_no_other_run_works(install):
     """What another run holds during its turn comes back when ours begins."""
     device = install(SimulatedDevice(64 << 20))
@@ -281,66 +359,6 @@ def test_the_budget_is_measured_while_no_other_run_works(install):
     assert taken.wait(5)
     assert make_policy().budget.usable == 64 << 20
     thread.join()
-
-
-# --- real CuPy on a machine without a driver --------------------------------------------------------------------
-
-SCRIPT = """
-import json, sys
-from zemosaic_core.gpu.probe import has_driver, probe
-import zemosaic_gpu_policy as p
-from zemosaic_core.chunks import Buffer, Workload
-records = []
-policy = p.GpuPolicy(on_record=records.append)
-done = []
-policy.run(Workload("stack", 4, (Buffer("a", per_row=8),)), None, lambda a, b: 1, emit=lambda *x: done.append(x))
-import zemosaic_core.gpu.probe as probes
-probes.has_driver = lambda: (True, "pretended")
-finding, device = probes.probe()
-print(json.dumps({"keys": [r["key"] for r in records], "reason": policy.status.reason.value,
-                  "really": finding.stage, "detail": finding.detail, "done": done}))
-"""
-
-
-@pytest.mark.skipif(probe_module.has_driver()[0], reason="this machine has an NVIDIA driver")
-@pytest.mark.parametrize("home", ["writable", "read-only"])
-def test_real_cupy_without_a_driver_tells_the_true_reason(tmp_path, home):
-    folder = tmp_path / "home"
-    folder.mkdir()
-    environment = {**os.environ, "HOME": str(folder), "PYTHONPATH": str(ROOT)}
-    environment.pop("XDG_CACHE_HOME", None)
-    if home == "read-only":
-        environment["HOME"] = "/proc"  # nobody can create a folder there, not even an administrator
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["reason"] == "no_driver"
-    assert "gpu_fallback_unavailable" in told["keys"]
-    assert told["done"] == [[0, 4, 1]]
-    # With the driver file pretended, CuPy itself must say what is wrong (or be missing).
-    assert told["really"] in ("driver_too_old", "no_device", "cupy_missing"), told
-
-
-def answer_from_a_process(queue):
-    status = gpu_status()
-    queue.put((status.reason.value, status.reason.fallback_key, "cupy" in sys.modules))
-
-
-@pytest.mark.skipif(probe_module.has_driver()[0], reason="this machine has an NVIDIA driver")
-def test_a_window_process_gets_the_reason_without_loading_cupy():
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=answer_from_a_process, args=(queue,))
-    process.start()
-    assert queue.get(timeout=60) == ("no_driver", "gpu_fallback_unavailable", False)
-    process.join()
 
 
 def test_asking_creates_no_context_and_works_from_threads():

@@ -12,13 +12,14 @@ INGREDIENTS = {
     "GPU_AVAILABLE",
     "OutOfMemoryError",
     "_has_gpu_budget",
-    "choose_device_index",
+    "devices_in_order",
     "classify",
     "decide",
     "gpu_is_available",
     "gpu_memory_sufficient",
     "gpu_status",
     "has_driver",
+    "is_asked_for",
     "is_available",
     "make_budget",
     "memGetInfo",
@@ -28,12 +29,13 @@ INGREDIENTS = {
 # File -> ingredients it may touch, and why.
 MAY_TOUCH = {
     "zemosaic_core/gpu/device.py": {
-        "choose_device_index",
+        "devices_in_order",
+        "is_asked_for",
         "classify",
         "memGetInfo",
         "OutOfMemoryError",
     },  # facts
-    "zemosaic_core/gpu/probe.py": {"choose_device_index", "classify", "has_driver"},  # facts, stage by stage
+    "zemosaic_core/gpu/probe.py": {"devices_in_order", "classify", "has_driver"},  # facts, stage by stage
     "zemosaic_core/gpu/launch.py": {"classify"},  # waits for the card after an error
     "zemosaic_io/gpu_probe.py": {"has_driver", "remembered_status"},  # asks in another process
     "cuda_utils.py": {"has_driver"},  # before CuPy is imported

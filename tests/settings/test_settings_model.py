@@ -163,3 +163,17 @@ def test_limits_are_inclusive(option):
     for outside in (option.minimum - 1, option.maximum + 1):
         with pytest.raises(SettingsError):
             parse_value(OPTIONS_BY_KEY[option.key], outside)
+
+
+@pytest.mark.parametrize(
+    ("values", "choice"),
+    [
+        ({}, ""),
+        ({"gpu_id_phase5": 2}, "2"),
+        ({"gpu_selector": " RTX 3060 "}, "~RTX 3060"),
+        ({"gpu_selector": " "}, ""),
+        ({"gpu_selector": "RTX 3060", "gpu_id_phase5": 0}, "0"),
+    ],
+)
+def test_the_card_is_chosen_by_number_or_wished_for_by_name(values, choice):
+    assert Settings.from_mapping(values).gpu_choice == choice

@@ -13,6 +13,7 @@ from PySide6.QtWidgets import QCheckBox, QComboBox, QLineEdit
 
 from zemosaic_gui_qt import PAGES
 from zemosaic_pipeline.events import PHASES
+from zemosaic_ui.compute_state import ComputeState
 from zemosaic_ui.qt.form_fields import FieldRow, PathEdit
 from zemosaic_ui.run_state import RunStatus
 
@@ -252,6 +253,46 @@ def test_the_gpu_switch_reaches_the_worker(make_window, session, folders, qtbot)
     wait_end(qtbot, window)
     seen = next(line for line in window.controller.state.log if line.key == "fake_config_seen")
     assert seen.values["config"]["use_gpu_phase5"] is False
+
+
+def test_what_is_said_of_the_card_is_whole_sentences(make_window, session):
+    """What the driver said stands in its place, and a card that was wished for and is not there is named."""
+    page = make_window().start_page
+    said = {"ok": False, "reason_key": "gpu_reason_driver_too_old", "detail": "cudaErrorInsufficientDriver"}
+    page._on_said("gpu", {**said, "name": "", "total_bytes": 0, "wanted": ""})
+    assert "cudaErrorInsufficientDriver" in page.gpu_state.text()
+    assert "{" not in page.gpu_state.text()
+    assert not page.gpu_detail.text()
+    page._on_said("gpu", {**said, "reason_key": "gpu_reason_no_driver", "detail": "libcuda.so.1"})
+    assert page.gpu_detail.text() == "libcuda.so.1"
+    found = {
+        "ok": True,
+        "reason_key": "gpu_reason_gpu",
+        "detail": "",
+        "name": "RTX 4070",
+        "total_bytes": 12 << 30,
+    }
+    page._on_said("gpu", {**found, "wanted": "GTX 970"})
+    assert "GTX 970" in page.gpu_detail.text()
+    page._on_said("gpu", {**found, "wanted": ""})
+    assert not page.gpu_detail.text()
+
+
+def test_the_compute_panel_says_what_the_card_said(make_window, session):
+    window = make_window()
+    compute = ComputeState()
+    values = {"op_key": "gpu_op_stack", "reason_key": "gpu_reason_compile_failed", "detail": "nvrtc: error 6"}
+    decision = {
+        "kind": "decision",
+        "op": "stack",
+        "device": "cpu",
+        "reason": "compile_failed",
+        "values": values,
+    }
+    compute.add(decision)
+    words = window.run_page._operation_words(compute.operations["stack"])
+    assert "nvrtc: error 6" in words
+    assert "{" not in words
 
 
 def test_the_filter_choice_reaches_the_worker(make_window, session, folders, qtbot):

@@ -25,17 +25,23 @@ __all__ = [
     "GpuFault",
     "Kernel",
     "MemoryState",
-    "choose_device_index",
     "classify",
+    "devices_in_order",
     "import_cupy",
     "install",
     "installed",
+    "is_asked_for",
 ]
 
 # CUDA error numbers after which every later call of the process fails too.
 STICKY_STATUS = frozenset({214, 700, 702, 710, 714, 715, 716, 717, 718, 719, 999})
 # 2: out of memory. 208: "already mapped", which the pinned allocator answers when the host cannot lock more.
 OOM_STATUS = frozenset({2, 208})
+# Numbers of `cudaDeviceAttr`. The structure of all properties loses fields with every major version of CUDA;
+# these questions stay.
+_KERNEL_TIMEOUT, _INTEGRATED = 17, 18
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_SHARED_BYTES_OPT_IN = 97
 
 FaultKind = Literal["oom", "device_lost", "compile", "error"]
 
@@ -267,8 +273,11 @@ def import_cupy() -> Any:
         As CuPy raises them.
     """
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    if "CUPY_CACHE_DIR" not in os.environ and not _can_create(Path.home() / ".cupy" / "kernel_cache"):
-        os.environ["CUPY_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / "zemosaic_cupy_cache")
+    # As CuPy spells it: without a home folder this stays relative, where Path.home() raises.
+    folder = Path(os.path.expanduser("~/.cupy/kernel_cache"))
+    if "CUPY_CACHE_DIR" not in os.environ and not (folder.is_absolute() and _can_create(folder)):
+        user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+        os.environ["CUPY_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"zemosaic-cupy-{user}")
     return importlib.import_module("cupy")
 
 
@@ -280,35 +289,71 @@ def _can_create(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
-def choose_device_index(infos: Sequence[DeviceInfo], choice: str) -> int:
-    """Return the position in ``infos`` of the card asked for, or of the best one when ``choice`` is empty.
+def devices_in_order(infos: Sequence[DeviceInfo], choice: str) -> list[DeviceInfo]:
+    """Return the cards to try, the one to be preferred first.
 
-    ``choice`` is an index, the start of a UUID, or a part of the name. Best: discrete before integrated, then
-    the most memory.
+    Parameters
+    ----------
+    infos : sequence of DeviceInfo
+        All cards of the machine.
+    choice : str
+        An index, the start of a UUID, or a part of the name: only the cards that it names, those whose
+        name ends with it if there are any. Empty or ``auto``: all, discrete before integrated, then the most memory
+        first. With a ``~`` before it, it is only a wish: the cards it names come first, all others behind them.
 
     Raises
     ------
     LookupError
         No card fits.
     """
-    wanted = choice.strip().lower()
+    ranked = sorted(infos, key=lambda info: (info.integrated, -info.total_bytes, info.index))
+    if not ranked:
+        raise LookupError("no device")
+    wanted = choice.strip()
+    if not wanted.removeprefix("~") or wanted.lower() == "auto":
+        return ranked
+    named = [info for info in ranked if is_asked_for(info, wanted)]
+    # "RTX 3060" is the end of one name and the middle of another, "RTX 3060 Ti".
+    exact = [info for info in named if _plain_name(info.name).endswith(_plain_name(wanted.removeprefix("~")))]
+    if wanted.startswith("~"):
+        return sorted(ranked, key=lambda info: (info not in exact, info not in named))
+    if not named:
+        raise LookupError(f"no device {choice!r} among {[f'{info.index}: {info.name}' for info in infos]}")
+    return exact or named
+
+
+def is_asked_for(info: DeviceInfo, choice: str) -> bool:
+    """Return whether a choice as `devices_in_order` takes it names this card; an empty one names every card."""
+    wanted = choice.strip().removeprefix("~").strip().lower()
     if wanted in ("", "auto"):
-        if not infos:
-            raise LookupError("no device")
-        return max(
-            range(len(infos)), key=lambda i: (not infos[i].integrated, infos[i].total_bytes, -infos[i].index)
-        )
-    for i, info in enumerate(infos):
-        if wanted == str(info.index) or (len(wanted) > 3 and info.uuid.lower().startswith(wanted)):
-            return i
-    for i, info in enumerate(infos):
-        if not wanted.isdigit() and wanted in info.name.lower():
-            return i
-    raise LookupError(f"no device {choice!r} among {[f'{info.index}: {info.name}' for info in infos]}")
+        return True
+    if wanted.isdecimal():  # "3060" is not a part of a name: a number that is not there must not find a card
+        return int(wanted) == info.index
+    start = wanted.removeprefix("gpu-").replace("-", "")
+    if len(start) > 3 and info.uuid.lower().startswith(start):
+        return True
+    return _plain_name(wanted) in _plain_name(
+        info.name
+    )  # of "NVIDIA" alone nothing is left: any card will do
+
+
+def _plain_name(name: str) -> str:
+    """Return a card's name as CUDA and the desktop both spell it: without maker, and without "Laptop GPU"."""
+    words = name.lower().replace("(r)", " ").replace("(tm)", " ").split()
+    return " ".join(word for word in words if word not in ("nvidia", "laptop", "gpu"))
 
 
 def _text(value: Any) -> str:
     return value.decode(errors="replace").rstrip("\0") if isinstance(value, bytes) else str(value)
+
+
+def _identity(uuid: bytes, pci: str) -> str:
+    """Return what tells a card from all others here, the same in every process.
+
+    CuPy reads the sixteen bytes as a C string: they end at the first zero byte, and run on into what lies behind
+    when there is none.
+    """
+    return uuid[:16].hex() if len(uuid) >= 16 else f"{uuid.hex()}-{pci}".lstrip("-")
 
 
 class CupyDevice:
@@ -321,6 +366,7 @@ class CupyDevice:
         self._faults = faults or FaultScript()
         self._kernels: dict[tuple[str, str, tuple[str, ...]], Kernel] = {}
         self._peak = 0
+        self._card = self._cupy.cuda.Device(index)
         self.info = self.describe(index)
         self.bind()
 
@@ -330,22 +376,26 @@ class CupyDevice:
         cupy = import_cupy()
         runtime = cupy.cuda.runtime
         properties = runtime.getDeviceProperties(index)
-        uuid = properties.get("uuid")
+
+        def attribute(number: int) -> int:
+            return int(runtime.deviceGetAttribute(number, index))
+
         return DeviceInfo(
-            name=_text(properties.get("name", "GPU")),
-            uuid=bytes(uuid).hex() if uuid else runtime.deviceGetPCIBusId(index),
+            name=_text(properties["name"]),
+            uuid=_identity(properties.get("uuid") or b"", runtime.deviceGetPCIBusId(index)),
             index=index,
-            compute_capability=10 * int(properties["major"]) + int(properties["minor"]),
+            compute_capability=10 * attribute(_CAPABILITY_MAJOR) + attribute(_CAPABILITY_MINOR),
             total_bytes=int(properties["totalGlobalMem"]),
-            drives_display=bool(properties.get("kernelExecTimeoutEnabled", 0)),
-            integrated=bool(properties.get("integrated", 0)),
-            shared_bytes=int(properties.get("sharedMemPerBlockOptin", 0) or properties["sharedMemPerBlock"]),
+            drives_display=bool(attribute(_KERNEL_TIMEOUT)),
+            integrated=bool(attribute(_INTEGRATED)),
+            shared_bytes=attribute(_SHARED_BYTES_OPT_IN),
             driver_version=int(runtime.driverGetVersion()),
             runtime_version=int(runtime.runtimeGetVersion()),
             library=f"cupy {cupy.__version__}",
         )
 
     def _step(self, allocation_bytes: int | None = None) -> None:
+        self.bind()
         status = self._faults.next_call(allocation_bytes)
         if status == 2 and allocation_bytes is not None:
             raise self._cupy.cuda.memory.OutOfMemoryError(allocation_bytes, 0, 0)
@@ -354,7 +404,7 @@ class CupyDevice:
 
     def bind(self) -> None:
         """Make this card current in the calling thread; the current card is a property of each thread."""
-        self._cupy.cuda.Device(self._index).use()
+        self._card.use()
 
     def memory(self) -> MemoryState:
         """Return what the driver and the pool say now."""
@@ -365,11 +415,12 @@ class CupyDevice:
 
     def limit_pool(self, n_bytes: int) -> None:
         """Refuse to let the pool grow beyond ``n_bytes``; 0 removes the limit."""
+        self.bind()  # pools and their limits belong to the card that is current
         self._cupy.get_default_memory_pool().set_limit(size=n_bytes)
 
     def release(self) -> int:
         """Wait for the card, give every unused block back to the driver, return the bytes given back."""
-        self._runtime.deviceSynchronize()
+        self.synchronize()
         pool = self._cupy.get_default_memory_pool()
         before = int(pool.total_bytes())
         pool.free_all_blocks()
@@ -380,6 +431,7 @@ class CupyDevice:
         """Return the largest number of pool bytes in use since the last reset."""
         peak = self._peak
         if reset:
+            self.bind()
             self._peak = int(self._cupy.get_default_memory_pool().used_bytes())
         return peak
 

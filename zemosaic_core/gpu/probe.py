@@ -120,7 +120,7 @@ def probe(choice: str = "", faults: seam.FaultScript | None = None) -> tuple[Fin
     Parameters
     ----------
     choice : str
-        Card asked for, see `choose_device_index`; empty for the best one.
+        Card asked for, see `devices_in_order`; empty for the best one that works.
     faults : FaultScript, optional
         Failures on order, counted from after the smoke test.
     """
@@ -131,14 +131,13 @@ def probe(choice: str = "", faults: seam.FaultScript | None = None) -> tuple[Fin
         cupy = seam.import_cupy()
     except ModuleNotFoundError as error:
         return Finding("cupy_missing", str(error)), None
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        # AttributeError: what is left of an import that failed before in this process.
         return Finding("cupy_import_error", f"{type(error).__name__}: {error}"), None
     try:
         return _probe_devices(cupy, choice, faults)
     except Exception as error:  # noqa: BLE001 - a broken driver raises anything; the type goes into the finding
-        fault = seam.classify(error)
-        stage = "compiler_missing" if fault and fault.kind == "compile" else "smoke_failed"
-        return Finding(stage, f"{type(error).__name__}: {error}"[:500]), None
+        return _failed(error), None
 
 
 def _probe_devices(
@@ -155,17 +154,39 @@ def _probe_devices(
         return Finding("no_device", "0 devices"), None
     infos = [seam.CupyDevice.describe(i) for i in range(count)]
     try:
-        info = infos[seam.choose_device_index(infos, choice)]
+        candidates = seam.devices_in_order(infos, choice)
     except LookupError as error:
         return Finding("no_device", str(error)), None
+    # The best card may be too old, or broken, beside one that works.
+    failures = []
+    for info in candidates:
+        finding, device = _probe_device(info, faults)
+        if device is not None:
+            return finding, device
+        failures.append(finding)
+    return failures[0], None
+
+
+def _probe_device(
+    info: seam.DeviceInfo, faults: seam.FaultScript | None
+) -> tuple[Finding, seam.Device | None]:
     if info.compute_capability < MIN_CAPABILITY:
         return Finding("compute_capability", f"{info.name}: {info.compute_capability / 10}", info), None
     if info.total_bytes < MIN_TOTAL_BYTES:
         return Finding("vram_too_small", f"{info.name}: {info.total_bytes / 2**20:.0f} MB", info), None
-    smoke_test(seam.CupyDevice(info.index))
-    device = seam.CupyDevice(info.index, faults=faults)
-    device.release()
+    try:
+        smoke_test(seam.CupyDevice(info.index))
+        device = seam.CupyDevice(info.index, faults=faults)
+        device.release()
+    except Exception as error:  # noqa: BLE001 - a broken driver raises anything; the type goes into the finding
+        return _failed(error, info), None
     return Finding("ok", info.name, info), device
+
+
+def _failed(error: Exception, info: seam.DeviceInfo | None = None) -> Finding:
+    fault = seam.classify(error)
+    stage = "compiler_missing" if fault and fault.kind == "compile" else "smoke_failed"
+    return Finding(stage, f"{type(error).__name__}: {error}"[:500], info)
 
 
 def main(arguments: list[str]) -> int:

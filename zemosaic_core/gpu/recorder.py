@@ -118,12 +118,17 @@ class Recorder:
             "budget": None if budget is None else asdict(budget),
         }
         self.emit("probe", Reason.GPU, key="gpu_info_summary", values=values, **numbers)
+        if status.unmet_wish:
+            values = {"wanted": status.unmet_wish, "name": values["name"]}
+            self.emit("probe", Reason.GPU, key="gpu_other_card", values=values, level="WARN")
 
-    def decision(self, workload: Workload, decision: Decision, budget: Budget | None) -> None:
-        """Record where an operation starts, with every bound that was considered."""
+    def decision(
+        self, workload: Workload, decision: Decision, budget: Budget | None, detail: str = ""
+    ) -> None:
+        """Record where an operation starts, with every bound that was considered; ``detail`` explains the reason."""
         spoken = _SPOKEN_OPS.get(workload.op, "gpu_op")
         key = f"{spoken}_using_{decision.device}"
-        values = {**_op_values(workload.op), **_reason_values(decision.reason)}
+        values = {**_op_values(workload.op), **_reason_values(decision.reason, detail)}
         numbers = {
             "device": decision.device,
             "rows": workload.rows,
@@ -223,6 +228,9 @@ class Recorder:
             cpu_rows=report.cpu_rows,
             gpu_chunks=report.gpu_chunks,
             cpu_chunks=report.cpu_chunks,
+            rows=workload.rows,
+            complete=report.gpu_rows + report.cpu_rows == workload.rows,
+            pieces=[list(piece) for piece in report.pieces],
             splits=report.splits,
             fallbacks=report.fallbacks,
             peak_bytes=report.peak_bytes,

@@ -159,12 +159,16 @@ def _bad_variable(name: str, value: str, allowed: str) -> SettingsError:
 
 @dataclass(frozen=True)
 class GpuStatus:
-    """Whether a card can be used at all; ``detail`` is what the driver or the library said."""
+    """Whether a card can be used at all; ``detail`` is what the driver or the library said.
+
+    ``unmet_wish`` names a card that was wished for and is not there, when another one is used instead.
+    """
 
     ok: bool
     reason: Reason
     detail: str = ""
     device: DeviceInfo | None = None
+    unmet_wish: str = ""
 
     @property
     def reason_key(self) -> str:
@@ -231,9 +235,10 @@ class Audit:
 
 @dataclass
 class RunReport:
-    """What became of one operation."""
+    """What became of one operation. ``pieces`` are the rows handed on, in order: ``(y0, y1, device)``."""
 
     decision: Decision
+    pieces: list[tuple[int, int, str]] = field(default_factory=list)
     gpu_rows: int = 0
     cpu_rows: int = 0
     gpu_chunks: int = 0
@@ -243,6 +248,16 @@ class RunReport:
     peak_bytes: int = 0
     seconds: float = 0.0
     parity: Parity | None = None
+
+    def account(self, y0: int, y1: int, device: str) -> None:
+        """Note that rows were handed on."""
+        self.pieces.append((y0, y1, device))
+        if device == "gpu":
+            self.gpu_rows += y1 - y0
+            self.gpu_chunks += 1
+        else:
+            self.cpu_rows += y1 - y0
+            self.cpu_chunks += 1
 
 
 class CancelFlag(Protocol):

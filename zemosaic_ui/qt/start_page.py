@@ -335,9 +335,11 @@ class StartPage(QWidget):
         elif gpu is not None and gpu["ok"]:
             style = "good"
             line = text("ui_gpu_ready", name=gpu["name"], size=text.size(gpu.get("total_bytes", 0)))
+            if gpu.get("wanted"):
+                detail = text.message("gpu_other_card", gpu)
         elif gpu is not None:
-            style, line = "warn", text("ui_gpu_unusable", reason=text.message(gpu["reason_key"], {}))
-            detail = gpu["detail"]
+            style, line = "warn", text("ui_gpu_unusable", reason=text.message(gpu["reason_key"], gpu))
+            detail = "" if gpu["detail"] in line else gpu["detail"]
         restyle(self.gpu_state, style)
         self.gpu_state.setText(line)
         self.gpu_detail.setText(detail)

@@ -1,4 +1,8 @@
-"""A whole run with the simulated card: the same mosaic as without, all heavy work on the card, and it says so."""
+"""Whole runs with the simulated card: the same mosaic as without, and a ledger that accounts for every row.
+
+The night is small, so a card of a named size holds it at once; where chunks are the point, another program leaves
+only a part of what the night needs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import numpy as np
 import pytest
 from astropy.io import fits
+from policy_cases import assert_rows_are_accounted_for
 from simulated_device import COMPILER, SimulatedDevice
 
 from zemosaic_core.gpu import device as seam
@@ -17,13 +22,14 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler"),
 ]
+GIB, MIB = 1 << 30, 1 << 20
 
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu_night")
     return write_demo_night(
-        folder / "raw", panels=(1, 2), frames_per_panel=7, shape_hw=(540, 420), with_wcs=True, n_satellites=2
+        folder / "raw", panels=(1, 2), frames_per_panel=5, shape_hw=(400, 360), with_wcs=True, n_satellites=1
     )
 
 
@@ -46,41 +52,124 @@ def assert_same_mosaic(gpu, cpu):
     assert (difference > 1e-2 * noise).mean() < 1e-4  # pixels where a tie of the rejection went the other way
 
 
-def test_a_run_on_the_card(night, on_cpu, tmp_path):
-    with seam.install(SimulatedDevice(2 << 30)) as device:
-        result = run_hierarchical_mosaic(
-            night.folder, tmp_path / "out", gpu_mode="require", use_gpu_phase5=True
-        )
-    assert_same_mosaic(result, on_cpu)
+def run_on(device, night, output, mode):
+    with seam.install(device):
+        result = run_hierarchical_mosaic(night.folder, output, gpu_mode=mode, use_gpu_phase5=True)
+    return result, check_ledger(output, result.report["gpu"])
+
+
+def check_ledger(output, told):
+    """Check that the ledger accounts for every row once, and says what the report says; return its records."""
+    lines = (output / "gpu_ledger.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    shares = {}
+    assert_rows_are_accounted_for(records, shares=shares)
+    kinds = [record["kind"] for record in records]
+    assert kinds[0] == "probe"
+    assert kinds[-1] == "summary"
+    assert kinds.count("decision") >= kinds.count("operation")
+    assert set(shares) == set(told["operations"]) == {"stack", "assemble"}
+    operations = [record for record in records if record["kind"] == "operation"]
+    for op, share in shares.items():
+        operation = told["operations"][op]
+        own = [record for record in operations if record["op"] == op]
+        assert share["runs"] == operation["runs"]
+        assert (operation["gpu_share"] == 1) == (share["cpu"] == 0)
+        assert (operation["gpu_share"] == 0) == (share["gpu"] == 0)
+        for name in ("gpu_chunks", "cpu_chunks", "splits", "fallbacks"):
+            assert sum(record[name] for record in own) == operation[name], (op, name)
+    assert sum(group["count"] for group in told["fallbacks"]) == kinds.count("fallback")
+    return records
+
+
+def assert_nothing_left(device):
+    assert device.pool.used == 0
+    assert device.faults.dead_status or device.pool.total == 0
+
+
+@pytest.fixture(scope="module")
+def on_card(night, tmp_path_factory):
+    """The run on a large card without any trouble: ``(device, result, records)``; others put theirs by its numbers."""
+    device = SimulatedDevice(8 * GIB)
+    return device, *run_on(device, night, tmp_path_factory.mktemp("gpu"), "require")
+
+
+def script(device, *faults):
+    """Return faults at fractions of the calls, or of the allocations, of the run without trouble."""
+    counted = {"oom": device.faults.allocations}
+    return ",".join(f"{kind}@{int(at * counted.get(kind, device.faults.calls))}" for kind, at in faults)
+
+
+def check_all_on_card(device, result, cpu):
+    assert_same_mosaic(result, cpu)
+    assert_nothing_left(device)
     told = result.report["gpu"]
     assert told["gpu_share"] == 1.0
-    assert set(told["operations"]) == {"stack", "assemble"}
+    assert told["fallbacks"] == []
+    assert told["budget"]["total"] == device.total
     for operation in told["operations"].values():
         assert operation["parity_ok"]
         assert operation["parity_checks"] >= 1
-        assert operation["peak_bytes"] <= operation["planned_peak_bytes"]
-    assert told["operations"]["stack"]["peak_bytes"] > 0.8 * told["operations"]["stack"]["planned_peak_bytes"]
+        assert operation["peak_bytes"] <= operation["planned_peak_bytes"] <= told["budget"]["usable"]
+    return told["operations"]
+
+
+def test_a_run_on_a_card_of_8_gb(on_card, on_cpu):
+    device, result, records = on_card
+    operations = check_all_on_card(device, result, on_cpu)
+    assert operations["stack"]["peak_bytes"] > 0.8 * operations["stack"]["planned_peak_bytes"]
+    assert [operation["splits"] for operation in operations.values()] == [0, 0]
     assert {"gpu_info_summary", "gpu_report_share", "gpu_report_peak"} <= {
-        line["key"] for line in told["lines"]
+        line["key"] for line in result.report["gpu"]["lines"]
     }
-    assert device.pool.total == 0
-    ledger = (tmp_path / "out" / "gpu_ledger.jsonl").read_text().splitlines()
-    assert {json.loads(line)["kind"] for line in ledger} >= {
-        "probe",
-        "decision",
-        "operation",
-        "parity",
-        "summary",
-    }
+    assert {"probe", "decision", "operation", "parity", "summary"} <= {r["kind"] for r in records}
 
 
-def test_a_run_on_a_small_card_that_fails_now_and_then(night, on_cpu, tmp_path, monkeypatch):
+def test_a_run_on_a_card_of_1_gb_with_memory_running_out(night, on_card, on_cpu, tmp_path):
+    """In ``require`` mode, where any row on the processor would be an error: smaller chunks are none."""
+    faults = script(on_card[0], ("oom", 0.1), ("oom", 0.5), ("oom", 0.9))
+    device = SimulatedDevice(1 * GIB, faults=faults)
+    result, records = run_on(device, night, tmp_path, "require")
+    operations = check_all_on_card(device, result, on_cpu)
+    assert sum(operation["splits"] for operation in operations.values()) == 3
+    assert [record["kind"] for record in records].count("split") == 3
+
+
+def test_a_run_on_a_card_of_300_mb_that_is_nearly_full(night, on_card, on_cpu, tmp_path, monkeypatch):
     monkeypatch.setenv("ZEMOSAIC_GPU_RESERVE_MB", "0")
-    with seam.install(SimulatedDevice(24 << 20)) as device:
-        device.faults = seam.FaultScript("oom@30,error1@200,oom@90,error4@700")
-        result = run_hierarchical_mosaic(night.folder, tmp_path / "out", gpu_mode="auto", use_gpu_phase5=True)
+    alone = on_card[1].report["gpu"]["operations"]
+    free = max(operation["planned_peak_bytes"] for operation in alone.values()) * 35 // 100
+    device = SimulatedDevice(300 * MIB, other=300 * MIB - free)
+    result, _ = run_on(device, night, tmp_path, "require")
+    operations = check_all_on_card(device, result, on_cpu)
+    assert [operation["splits"] for operation in operations.values()] == [0, 0]
+    assert operations["assemble"]["gpu_chunks"] >= 3 * alone["assemble"]["gpu_chunks"]
+
+
+def test_a_run_on_a_small_card_that_fails_now_and_then(night, on_card, on_cpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZEMOSAIC_GPU_RESERVE_MB", "0")
+    faults = script(on_card[0], ("oom", 0.2), ("error1", 0.4), ("oom", 0.7), ("error4", 0.9))
+    device = SimulatedDevice(16 * MIB, faults=faults)
+    result, records = run_on(device, night, tmp_path, "auto")
     assert_same_mosaic(result, on_cpu)
+    assert_nothing_left(device)
+    assert 0.3 < result.report["gpu"]["gpu_share"] < 1.0
+    assert {"split", "fallback"} <= {r["kind"] for r in records}
+
+
+def test_a_run_that_loses_the_card_half_way(night, on_card, on_cpu, tmp_path, monkeypatch):
+    """Lost while a tile is on the card: a part was done there, all else on the processor, and each time why."""
+    monkeypatch.setenv("ZEMOSAIC_GPU_CHUNK_ROWS", "100")
+    device = SimulatedDevice(8 * GIB, faults=script(on_card[0], ("sticky700", 0.5)))
+    result, records = run_on(device, night, tmp_path, "auto")
+    assert_same_mosaic(result, on_cpu)
+    assert_nothing_left(device)
     told = result.report["gpu"]
-    assert 0.3 < told["gpu_share"] <= 1.0
-    assert told["operations"]["stack"]["splits"] + told["operations"]["stack"]["fallbacks"] >= 1
-    assert device.pool.used == 0
+    assert 0 < told["gpu_share"] < 1
+    assert {group["reason"] for group in told["fallbacks"]} == {"device_lost"}
+    assert told["operations"]["assemble"]["gpu_share"] == 0
+    fallbacks = [record for record in records if record["kind"] == "fallback"]
+    assert [record["scope"] for record in fallbacks].count("run") == 1
+    assert fallbacks[0]["status"] == 700
+    assert all(record["values"]["detail"] for record in fallbacks)
+    assert records[-1]["values"]["fallbacks"] == len(told["fallbacks"])

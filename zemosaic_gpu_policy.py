@@ -276,12 +276,11 @@ class GpuPolicy:
             return status
         device = seam.installed()
         if device is None:
+            Opened.pid = os.getpid()
             finding, device = probe_here(self._choice, seam.FaultScript(self.overrides.fault))
             status = _with_wish(status_of(finding), self._choice)
         if device is None:
             return status
-        if not device.info.simulated:
-            Opened.pid = os.getpid()
         fault = None
         try:
             device.bind()

@@ -59,7 +59,7 @@ def _probe_in_child(choice: str) -> GpuStatus:
 
 
 class Opened:
-    """The process that holds a CUDA context; a forked child of it must not touch CUDA."""
+    """The process that holds a CUDA context, or tried to; a forked child of it must not touch CUDA."""
 
     pid = 0
 
@@ -80,8 +80,11 @@ def remembered_status(choice: str, pid: int) -> GpuStatus:
             return status_of(Finding.from_json(remembered[key]))
         except (ValueError, TypeError, KeyError):
             log.info("the remembered probe of the GPU is unreadable, asking again")
-    # A frozen application has no interpreter to start a module with.
-    status = status_of(probe_here(choice)[0]) if getattr(sys, "frozen", False) else _probe_in_child(choice)
+    if getattr(sys, "frozen", False):  # an application without an interpreter to start a module with
+        Opened.pid = pid
+        status = status_of(probe_here(choice)[0])
+    else:
+        status = _probe_in_child(choice)
     if status.ok:
         save_json(memory, {**remembered, key: Finding("ok", status.detail, status.device).to_json()})
     return status

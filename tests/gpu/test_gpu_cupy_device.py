@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fake_cupy import Card, Event, Pool, Stream, make_fake_cupy
 from gpu_cases import FakePixels, assert_blocks_agree, make_sources
-from simulated_device import COMPILER
+from simulated_device import COMPILER, CUDARuntimeError
 
 import zemosaic_utils as utils
 from zemosaic_core.coadd import coadd_block
@@ -134,6 +134,40 @@ def test_a_card_that_works_is_used_although_a_better_one_does_not(cupy_cards, be
     assert not GpuPolicy(device="0", environ={}).status.ok  # asked for, so no other one
 
 
+def test_a_card_that_does_not_answer_stands_in_nobodys_way(cupy_cards):
+    fake = cupy_cards(BIG, SMALL)
+    tell = fake.cuda.runtime.getDeviceProperties
+
+    def silent(device):
+        if device == 0:
+            raise CUDARuntimeError(101)
+        return tell(device)
+
+    fake.cuda.runtime.getDeviceProperties = silent
+    assert probe_module.probe()[0].device.name == SMALL.name
+    finding, device = probe_module.probe("rtx 3060")
+    assert (finding.stage, device) == ("smoke_failed", None)
+    assert "101" in finding.detail
+
+
+def test_what_is_remembered_belongs_to_the_cards_that_are_there(tmp_path, monkeypatch):
+    """Another card under the same driver is asked anew."""
+    real = probe_module.Path
+    monkeypatch.setattr(
+        probe_module, "Path", lambda *parts: tmp_path if parts == ("/proc/driver/nvidia",) else real(*parts)
+    )
+    monkeypatch.setattr(probe_module.sys, "platform", "linux")
+    prints = [probe_module.driver_fingerprint()]
+    (tmp_path / "version").write_text("NVRM version: 570")
+    prints.append(probe_module.driver_fingerprint())
+    for uuid in ("GPU-1", "GPU-2"):
+        card = tmp_path / "gpus" / "0000:01:00.0" / "information"
+        card.parent.mkdir(parents=True, exist_ok=True)
+        card.write_text(f"Model: RTX\nGPU UUID: {uuid}\n")
+        prints.append(probe_module.driver_fingerprint())
+    assert len(set(prints)) == 4
+
+
 def test_all_calls_go_to_the_chosen_card_from_any_thread(cupy_cards):
     fake = cupy_cards(SMALL, BIG)
     _, device = probe_module.probe("1")
@@ -194,6 +228,7 @@ def test_the_selector_of_older_settings_files(cupy_cards, settings, index, unmet
     warnings = [r["values"]["wanted"] for r in records if r["key"] == "gpu_other_card"]
     assert warnings == ([unmet] if unmet else [])
     assert all(r["level"] == "WARN" for r in records if r["key"] == "gpu_other_card")
+    assert [v["wanted"] for key, v in policy.report_lines() if key == "gpu_other_card"] == warnings
     assert gpu_status(choice=chosen.gpu_choice).unmet_wish == unmet
     # What the user is told before a run.
     finding = doctor._gpu(chosen)
@@ -287,6 +322,7 @@ def test_the_numbers_of_the_attributes_are_cudas():
     assert runtime.cudaDevAttrKernelExecTimeout == seam._KERNEL_TIMEOUT
     assert runtime.cudaDevAttrIntegrated == seam._INTEGRATED
     assert runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin == seam._SHARED_BYTES_OPT_IN
+    assert runtime.cudaDevAttrMaxSharedMemoryPerBlock == seam._SHARED_BYTES
     assert (runtime.memcpyHostToDevice, runtime.memcpyDeviceToHost) == (1, 2)
 
 

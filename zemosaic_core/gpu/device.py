@@ -41,7 +41,7 @@ OOM_STATUS = frozenset({2, 208})
 # these questions stay.
 _KERNEL_TIMEOUT, _INTEGRATED = 17, 18
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
-_SHARED_BYTES_OPT_IN = 97
+_SHARED_BYTES, _SHARED_BYTES_OPT_IN = 8, 97
 
 FaultKind = Literal["oom", "device_lost", "compile", "error"]
 
@@ -388,7 +388,8 @@ class CupyDevice:
             total_bytes=int(properties["totalGlobalMem"]),
             drives_display=bool(attribute(_KERNEL_TIMEOUT)),
             integrated=bool(attribute(_INTEGRATED)),
-            shared_bytes=attribute(_SHARED_BYTES_OPT_IN),
+            # A card too old to be asked for more has what every block gets.
+            shared_bytes=attribute(_SHARED_BYTES_OPT_IN) or attribute(_SHARED_BYTES),
             driver_version=int(runtime.driverGetVersion()),
             runtime_version=int(runtime.runtimeGetVersion()),
             library=f"cupy {cupy.__version__}",

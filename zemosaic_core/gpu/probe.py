@@ -81,8 +81,13 @@ def driver_fingerprint() -> str:
             stat = (Path(os.environ.get("SYSTEMROOT", "C:/Windows")) / "System32" / "nvcuda.dll").stat()
             driver = f"{stat.st_size}-{stat.st_mtime_ns}"
     else:
+        folder = Path("/proc/driver/nvidia")
         with contextlib.suppress(OSError):
-            driver = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+            driver = (folder / "version").read_text(encoding="utf-8")
+        for card in sorted(folder.glob("gpus/*/information")):
+            with contextlib.suppress(OSError):
+                lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+                driver += card.parent.name + "".join(line for line in lines if "UUID" in line)
     packages = sorted(
         f"{d.metadata['Name']}={d.version}"
         for d in metadata.distributions()
@@ -152,19 +157,23 @@ def _probe_devices(
         return Finding(stage, str(error)), None
     if count == 0:
         return Finding("no_device", "0 devices"), None
-    infos = [seam.CupyDevice.describe(i) for i in range(count)]
+    # The best card may be too old, broken, or silent, beside one that works.
+    infos, failures = [], []
+    for i in range(count):
+        try:
+            infos.append(seam.CupyDevice.describe(i))
+        except Exception as error:  # noqa: BLE001 - a broken driver raises anything; the type goes into the finding
+            failures.append(_failed(error))
     try:
         candidates = seam.devices_in_order(infos, choice)
     except LookupError as error:
-        return Finding("no_device", str(error)), None
-    # The best card may be too old, or broken, beside one that works.
-    failures = []
+        return (failures or [Finding("no_device", str(error))])[0], None
     for info in candidates:
         finding, device = _probe_device(info, faults)
         if device is not None:
             return finding, device
         failures.append(finding)
-    return failures[0], None
+    return next((failure for failure in failures if failure.device is not None), failures[0]), None
 
 
 def _probe_device(

@@ -119,8 +119,7 @@ class Recorder:
         }
         self.emit("probe", Reason.GPU, key="gpu_info_summary", values=values, **numbers)
         if status.unmet_wish:
-            values = {"wanted": status.unmet_wish, "name": values["name"]}
-            self.emit("probe", Reason.GPU, key="gpu_other_card", values=values, level="WARN")
+            self.emit("probe", Reason.GPU, key="gpu_other_card", values=_wish_values(status), level="WARN")
 
     def decision(
         self, workload: Workload, decision: Decision, budget: Budget | None, detail: str = ""
@@ -284,6 +283,8 @@ class Recorder:
         lines: list[tuple[str, dict[str, Any]]] = [
             ("gpu_info_summary", {"name": name, "total_mb": total // MIB, "free_mb": free // MIB})
         ]
+        if status.unmet_wish:
+            lines.append(("gpu_other_card", _wish_values(status)))
         for op, tally in self.tallies.items():
             values = {**_op_values(op), "percent": f"{100 * tally.gpu_share:.1f}", "runs": tally.runs}
             values |= {"gpu_chunks": tally.gpu_chunks, "cpu_chunks": tally.cpu_chunks}
@@ -312,6 +313,10 @@ class Recorder:
             if group["count"] > 1:
                 lines.append(("gpu_report_repeated", {**group["values"], "count": group["count"]}))
         return lines
+
+
+def _wish_values(status: GpuStatus) -> dict[str, Any]:
+    return {"wanted": status.unmet_wish, "name": "" if status.device is None else status.device.name}
 
 
 def _op_values(op: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from gpu_cases import FakePixels, make_sources
@@ -14,6 +16,7 @@ from zemosaic_core.gpu.device import FaultScript
 from zemosaic_core.sources import CombineRule
 from zemosaic_core.sphere import tan_wcs
 from zemosaic_gpu_policy import GpuPolicy
+from zemosaic_io.gpu_files import device_lease
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
 RNG = np.random.default_rng(11)
@@ -239,6 +242,45 @@ def test_any_failure_of_any_call_gives_the_same_result(install, monkeypatch, op)
         device.faults = FaultScript(script)
         np.testing.assert_allclose(body(policy), expected, rtol=1e-5, atol=2e-6, err_msg=script)
         assert device.pool.used == 0, script
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["sink", "pixels"])
+def test_an_error_in_a_real_operation_leaves_nothing_behind(install, where, error):
+    """With readers ahead of the card and memory kept between chunks: all of it goes."""
+    device = install(SimulatedDevice(64 << 20))
+    before, records = set(threading.enumerate()), []
+    environ = {"ZEMOSAIC_GPU_RESERVE_MB": "0", "ZEMOSAIC_GPU_CHUNK_ROWS": "12"}
+    policy = GpuPolicy(mode="require", environ=environ, on_record=records.append)
+    assert policy.status.ok
+    pixels = FakePixels(5, (60, 64), raw="some", hot=3)
+    sources = make_sources(pixels, 5, (64, 70), turn=0.01, feather=3.0)
+    read_raw, blocks = pixels.read_raw, []
+
+    def read(key, y0, y1):
+        if where == "pixels" and len(blocks) == 2:
+            raise error
+        return read_raw(key, y0, y1)
+
+    def sink(y0, y1, block):
+        blocks.append((y0, y1))
+        if where == "sink" and len(blocks) == 3:
+            raise error
+
+    pixels.read_raw = read
+    with pytest.raises(error) as caught:
+        utils.coadd_on_grid(
+            pixels, sources, (64, 70), 3, CombineRule(), "lanczos3", budget_bytes=1 << 26, policy=policy,
+            sink=sink,
+        )  # fmt: skip
+    assert caught.tb is not None
+    policy.close()
+    assert (device.pool.used, device.pool.total) == (0, 0)
+    (operation,) = [record for record in records if record["kind"] == "operation"]
+    assert (operation["complete"], operation["gpu_rows"]) == (False, blocks[1][1])
+    assert not [t.name for t in threading.enumerate() if t not in before]
+    with device_lease(device.info.uuid, timeout_s=0):
+        pass
 
 
 def test_without_a_card_the_short_answers_are_calm():

@@ -160,7 +160,7 @@ def test_a_run_on_a_small_card_that_fails_now_and_then(night, on_card, on_cpu, t
 def test_a_run_that_loses_the_card_half_way(night, on_card, on_cpu, tmp_path, monkeypatch):
     """Lost while a tile is on the card: a part was done there, all else on the processor, and each time why."""
     monkeypatch.setenv("ZEMOSAIC_GPU_CHUNK_ROWS", "100")
-    device = SimulatedDevice(8 * GIB, faults=script(on_card[0], ("sticky700", 0.5)))
+    device = SimulatedDevice(8 * GIB, faults=script(on_card[0], ("sticky700", 0.9)))
     result, records = run_on(device, night, tmp_path, "auto")
     assert_same_mosaic(result, on_cpu)
     assert_nothing_left(device)

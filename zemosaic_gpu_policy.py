@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from zemosaic_core.chunks import Workload, equal_chunks, rows_for_budget
+from zemosaic_core.chunks import Workload, equal_chunks
 from zemosaic_core.errors import Cancelled, RunFailed
 from zemosaic_core.gpu import device as seam
 from zemosaic_core.gpu.probe import probe as probe_here
@@ -81,6 +81,18 @@ AUDIT_EVERY = 25
 
 
 GpuBody = Callable[[seam.Device, int, int, tuple[int, int] | None], T]
+
+
+class Ahead(Protocol):
+    """A body on the card that begins the next chunk before it hands out this one."""
+
+    def expect(self, chunk_rows: int) -> None:
+        """Be told how many rows the largest chunk from now on has."""
+
+    def discard(self) -> None:
+        """Let go of what was begun; nothing of it is left on the card."""
+
+
 CpuBody = Callable[[int, int], T]
 
 
@@ -136,9 +148,7 @@ def decide(
     usable = min(budget.usable, ceiling_bytes) if ceiling_bytes else budget.usable
     rows = workload.rows
     smallest = min(max(workload.min_rows, workload.align), rows)
-    limits = {"rows": rows, "memory": rows_for_budget(workload.buffers, usable, rows, halo=workload.halo)}
-    if ceiling_bytes:
-        limits["ceiling"] = rows_for_budget(workload.buffers, ceiling_bytes, rows, halo=workload.halo)
+    limits = {"rows": rows}
     if workload.host_rows:
         limits["host"] = max(smallest, workload.host_rows)
     if workload.elements_per_row:
@@ -147,6 +157,10 @@ def decide(
         limits["display"] = max(smallest, int(DISPLAY_LAUNCH_SECONDS / workload.gpu_seconds_per_row))
     if chunk_rows:
         limits["asked"] = max(smallest, chunk_rows)
+    several = min(limits.values()) < rows
+    limits["memory"] = workload.rows_within(usable, several=several)
+    if ceiling_bytes:
+        limits["ceiling"] = workload.rows_within(ceiling_bytes, several=several)
     fitting = min(limits.values())
     if fitting < rows:
         fitting -= fitting % workload.align
@@ -351,6 +365,7 @@ class GpuPolicy:
         cancel: CancelFlag | None = None,
         audit: Audit | None = None,
         wanted: bool = True,
+        ahead: Ahead | None = None,
     ) -> RunReport:
         """Do all rows of a workload, each on the GPU or, for a recorded reason, on the CPU.
 
@@ -361,7 +376,7 @@ class GpuPolicy:
         gpu_body : callable
             ``(device, y0, y1, next_rows) -> result`` on the host. Idempotent, changes no input, keeps nothing
             on the card, and synchronises before it returns. ``next_rows`` is the chunk that will probably
-            follow, for reading ahead.
+            follow, for reading ahead; see ``ahead``.
         cpu_body : callable
             ``(y0, y1) -> result``, the same numbers.
         emit : callable
@@ -374,6 +389,9 @@ class GpuPolicy:
             How to compare a piece of the result with the CPU.
         wanted : bool
             False when the caller was asked for the CPU.
+        ahead : Ahead, optional
+            The body, when it keeps the chunk it has begun for ``next_rows`` on the card. The workload then
+            declares how many chunks are in flight.
 
         Raises
         ------
@@ -384,7 +402,8 @@ class GpuPolicy:
         """
         with self._lock:
             decision = self.plan(workload, wanted=wanted)
-            job = _Job(self, workload, RunReport(decision), gpu_body, cpu_body, emit, cpu_rows, cancel, audit)
+            report = RunReport(decision)
+            job = _Job(self, workload, report, gpu_body, cpu_body, emit, cpu_rows, cancel, audit, ahead)
             start = time.perf_counter()
             detail = job.detail_of(decision.reason)
             self.recorder.decision(workload, decision, self._budget, detail)
@@ -417,6 +436,7 @@ class GpuPolicy:
                 self._budget is not None
             ):  # another policy of this process may have set its own limit meanwhile
                 device.limit_pool(self._budget.usable)
+            stack.callback(job.discard)
             _run_chunks(job, device)
 
     @contextmanager
@@ -521,6 +541,7 @@ class _Job:
         cpu_rows: int,
         cancel: CancelFlag | None,
         audit: Audit | None,
+        ahead: Ahead | None,
     ) -> None:
         self.policy = policy
         self.workload = workload
@@ -530,7 +551,17 @@ class _Job:
         self.emit = emit
         self.cpu_rows = cpu_rows
         self.cancel = cancel
+        self.ahead = ahead
         self.audit = audit if policy.recorder.tally(workload.op).runs % AUDIT_EVERY == 0 else None
+
+    def expect(self, chunk_rows: int) -> None:
+        if self.ahead is not None:
+            self.ahead.expect(chunk_rows)
+
+    def discard(self) -> None:
+        """Let go of the chunk that was begun ahead, if any."""
+        if self.ahead is not None:
+            self.ahead.discard()
 
     def check_cancel(self) -> None:
         if self.cancel is not None and self.cancel.is_set():
@@ -585,6 +616,7 @@ def _run_chunks(job: _Job, device: seam.Device) -> None:
     """Work through the chunks on the card; smaller chunks first, the CPU last."""
     workload, report, policy = job.workload, job.report, job.policy
     todo = deque(equal_chunks(0, workload.rows, report.decision.chunk_rows, align=workload.align))
+    job.expect(report.decision.chunk_rows)
     failures = 0
     while todo:
         job.check_cancel()
@@ -607,14 +639,16 @@ def _run_chunks(job: _Job, device: seam.Device) -> None:
             failures = 0
             job.check_against_cpu(a, b, result)
             continue
+        job.discard()
         lost = policy.release(workload.op, collect=True)
         if lost is not None and lost.kind == "device_lost":
             fault = lost
-        smaller = (b - a) // 2 - (b - a) // 2 % workload.align
+        smaller = _half_of(workload, b - a)
         if fault.kind == "oom" and smaller >= max(workload.min_rows, workload.align):
             end = todo[-1][1] if todo else b
             policy.ceilings[workload.op] = workload.peak(smaller)
             todo = deque(equal_chunks(a, end, smaller, align=workload.align))
+            job.expect(smaller)
             policy.recorder.split(workload.op, (a, b), smaller, fault, planned_bytes=workload.peak(b - a))
             report.splits += 1
             continue
@@ -630,6 +664,14 @@ def _run_chunks(job: _Job, device: seam.Device) -> None:
         job.on_cpu(a, end)
         if rest:
             return
+
+
+def _half_of(workload: Workload, rows: int) -> int:
+    """Return rows of a smaller chunk, half as many, or a quarter where two halves in flight need all there was."""
+    smaller = rows // 2
+    if workload.peak(smaller) > workload.peak(rows):
+        smaller //= 2
+    return smaller - smaller % workload.align
 
 
 def _give_up(job: _Job, fault: seam.GpuFault, failures: int) -> tuple[Reason, str] | None:
@@ -664,7 +706,9 @@ def _ready_card(job: _Job, device: seam.Device, rows: int) -> seam.GpuFault | No
     """Open the card for the first chunk; empty its pool for a later one that needs nearly all there is."""
     report, budget = job.report, job.policy._budget
     if report.gpu_chunks + report.splits + report.fallbacks:
+        # A body that works ahead takes the same pieces for every chunk, and has one of them in flight.
         tight = budget is not None and job.workload.peak(rows) > TIGHT_SHARE * budget.usable
+        tight = tight and job.ahead is None
         return job.policy.release(job.workload.op) if tight else None
     try:
         device.bind()

@@ -182,7 +182,7 @@ def coadd_on_grid(
         policy.run(
             body.workload(op, height, policy.status.device), body, on_cpu, emit=emit,
             cpu_rows=min(MAX_BLOCK_ROWS, max((y1 - y0 for y0, y1 in blocks), default=1)),
-            cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks),
+            cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks), ahead=body,
         )  # fmt: skip
 
 

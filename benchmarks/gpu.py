@@ -23,10 +23,10 @@ from zemosaic_core.cfa import debayer
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.coadd import GpuCoadd
-from zemosaic_core.gpu.combine import IN_SCRATCH, Combiner, storage_for
+from zemosaic_core.gpu.combine import IN_SCRATCH, Combiner, combine_buffers, storage_for
 from zemosaic_core.gpu.device import Device
 from zemosaic_core.gpu.filters import GpuBlur, GpuOutliers
-from zemosaic_core.gpu.launch import Queue
+from zemosaic_core.gpu.launch import PlannedMemory, Queue
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.tiles import TILE_H, TILE_W, tile_table
 from zemosaic_core.pixel_map import build_pixel_map, step_shift, whole_nodes
@@ -158,6 +158,17 @@ def rate_row(name: str, n_bytes: float, seconds: float, copy: float, wanted: flo
     return Row(name, f"{seconds * 1e3:8.3f} ms {rate / 1e9:8.1f} GB/s", good)
 
 
+def combiner_of(queue: Queue, depth: int, shape: tuple[int, int, int], name: str) -> Combiner:
+    """Make room for samples of sources that all cover the block."""
+    n_channels, height, width = shape
+    boxes = [(0, height, 0, width)] * depth
+    rule, info = RULES[name], queue.device.info
+    buffers = combine_buffers(boxes, n_channels, width, rule, info, mapped=False)
+    memory = PlannedMemory(queue.device, buffers, height)
+    table = tile_table(np.array(boxes), height, width)
+    return Combiner(queue, memory, table, np.ones((depth, n_channels)), rule, shape, mapped=False)
+
+
 def frame_rows(device: Device, copy: float) -> list[Row]:
     """Time decoding, colours, sampling and averaging of frames that already lie on the card."""
     queue = Queue(device)
@@ -175,9 +186,8 @@ def frame_rows(device: Device, copy: float) -> list[Row]:
     node_x, node_y = (queue.upload(nodes) for nodes in whole_nodes(lattice))
     terms, taps = queue.upload(source.photometry), queue.upload(np.array(LANCZOS_TABLE))
     nothing = device.empty((1,), np.float32)
-    table = tile_table(np.tile((0, height, 0, width), (n_frames, 1)), height, width)
-    shape = (3, height, width)
-    mean = Combiner(queue, table, np.ones((n_frames, 3)), RULES["mean"], shape, mapped=False)
+    mean = combiner_of(queue, n_frames, (3, height, width), "mean")
+    table = mean.table
 
     def sample(lanczos: int, slot: int = 0) -> None:
         args = (
@@ -226,13 +236,12 @@ def rejection_row(device: Device, copy: float, depth: int, name: str) -> Row:
     queue = Queue(device)
     lines = max(1, min(MOST_PIXELS, MOST_POOL_BYTES // (12 * depth)) // 1024)
     shape = (3, lines, 1024)
-    table = tile_table(np.tile((0, lines, 0, 1024), (depth, 1)), lines, 1024)
-    combiner = Combiner(queue, table, np.ones((depth, 3)), RULES[name], shape, mapped=False)
+    combiner = combiner_of(queue, depth, shape, name)
     rng = np.random.default_rng(3)
     # The same noise again and again from other starts: no two pixels see the same samples.
     noise = rng.standard_normal(1 << 22, dtype=np.float32) * 95 + 1500
     noise[rng.integers(0, noise.size, noise.size // 500)] += 4000
-    n_samples, piece = 3 * table.n_samples, noise.size // 2
+    n_samples, piece = 3 * combiner.table.n_samples, noise.size // 2
     for start in range(0, n_samples, piece):
         first = int(rng.integers(0, piece))
         queue.copy_in(combiner.values, noise[first : first + min(piece, n_samples - start)], 4 * start)

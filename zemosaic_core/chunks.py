@@ -82,6 +82,8 @@ class Workload:
         Chunks start at multiples of this (2 for a colour filter array).
     halo : int
         Extra input rows above and below a chunk.
+    in_flight : int
+        Chunks that are on the device at the same time: the next one is filled while this one is finished.
     host_rows : int
         Most rows per chunk the host has room for; 0: no limit.
     elements_per_row : int
@@ -102,6 +104,7 @@ class Workload:
     min_rows: int = 1
     align: int = 1
     halo: int = 0
+    in_flight: int = 1
     host_rows: int = 0
     elements_per_row: int = 0
     upload_bytes: int = 0
@@ -111,8 +114,20 @@ class Workload:
     detail: dict[str, int | float | str] = field(default_factory=dict, compare=False)
 
     def peak(self, rows: int) -> int:
-        """Return the bytes alive at once while a chunk of ``rows`` rows is worked on."""
-        return peak_bytes(self.buffers, rows, self.halo)
+        """Return the bytes alive at once while the work is done in chunks of ``rows`` rows."""
+        alive = min(self.in_flight, -(-self.rows // max(1, rows)))
+        return max(1, alive) * peak_bytes(self.buffers, rows, self.halo)
+
+    def rows_within(self, budget_bytes: int, *, several: bool = False) -> int:
+        """Return the most rows of a chunk whose peak fits the budget; 0 if none does.
+
+        One chunk with all rows may fit where two that are nearly as large do not: nothing is in flight beside
+        it. ``several``: there will be more than one chunk.
+        """
+        if not several and self.peak(self.rows) <= budget_bytes:
+            return self.rows
+        share = budget_bytes // max(1, self.in_flight)
+        return rows_for_budget(self.buffers, share, self.rows - (self.in_flight > 1), halo=self.halo)
 
 
 def rows_for_budget(buffers: tuple[Buffer, ...], budget_bytes: int, max_rows: int, *, halo: int = 0) -> int:

@@ -17,6 +17,8 @@ import psutil
 from zemosaic_core.chunks import Workload, peak_bytes
 from zemosaic_core.coadd import coadd_buffers
 from zemosaic_core.errors import RunFailed, SettingsError
+from zemosaic_core.gpu.coadd import expected_workload
+from zemosaic_core.gpu.device import DeviceInfo
 from zemosaic_core.sources import CombineRule
 from zemosaic_gpu_policy import Decision, GpuPolicy
 from zemosaic_io.headers import FrameInfo
@@ -361,7 +363,7 @@ def resolve(
         ),
         rows=(),
     )
-    decision = None if policy is None else policy.plan(_stack_workload(run, infos))
+    decision = None if policy is None else policy.plan(_workload_on_card(run, infos, policy.status.device))
     rows = _estimate(run, infos, canvas_hw, decision)
     return RunPlan(**{**{name: getattr(run, name) for name in run.__dataclass_fields__}, "rows": rows})
 
@@ -388,10 +390,23 @@ def _largest_group(run: RunPlan, infos: Sequence[FrameInfo]) -> int:
     return min(fullest, cap) if cap > 0 else fullest
 
 
+def _tile_hw(info: FrameInfo) -> tuple[int, int]:
+    """Guess height and width of a tile from those of its frames."""
+    return round(TURNED * info.shape_hw[0]), round(TURNED * info.shape_hw[1])
+
+
+def _workload_on_card(run: RunPlan, infos: Sequence[FrameInfo], device: DeviceInfo | None) -> Workload:
+    """Declare what stacking the fullest tile will need on a graphics card."""
+    return expected_workload(
+        "stack", _tile_hw(infos[0]), run.n_channels, run.stack.rule, run.stack.kernel, device,
+        n_sources=_largest_group(run, infos), source_hw=infos[0].shape_hw, raw=infos[0].kind == "cfa",
+        feather_px=run.stack.feather_px, has_weight_map=run.stack.radial is not None,
+    )  # fmt: skip
+
+
 def _stack_workload(run: RunPlan, infos: Sequence[FrameInfo]) -> Workload:
-    height, width = infos[0].shape_hw
     n = _largest_group(run, infos)
-    rows, columns = round(TURNED * height), round(TURNED * width)
+    rows, columns = _tile_hw(infos[0])
     buffers = coadd_buffers(
         n, run.n_channels, columns, run.stack.rule, run.stack.feather_px > 0, columns=n * columns
     )

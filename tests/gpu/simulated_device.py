@@ -7,6 +7,7 @@ bounds (guard zones), memory given back while queued work uses it, results read 
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import hashlib
 import os
@@ -14,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -145,15 +147,27 @@ class SimulatedArray:
         segment, piece = device.pool.malloc(self.nbytes)
         self.block = _Block(self.nbytes)
         device.arrays.add(self)
-        weakref.finalize(self, _free, device.pool, segment, piece, self.block)
+        weakref.finalize(self, _free, device, segment, piece, self.block)
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
 
-def _free(pool: _Pool, segment: list[list], piece: list, block: _Block) -> None:
-    block.freed = True
-    pool.free(segment, piece)
+def _free(device: SimulatedDevice, segment: list[list], piece: list, block: _Block) -> None:
+    with device.lock:
+        block.freed = True
+        device.pool.free(segment, piece)
+
+
+def locked(method: Callable) -> Callable:
+    """Let one thread at a time use the card, as a driver does."""
+
+    @functools.wraps(method)
+    def call(self, *args, **options):
+        with self.lock:
+            return method(self, *args, **options)
+
+    return call
 
 
 class SimulatedStream:
@@ -206,6 +220,7 @@ class SimulatedDevice:
             library="simulated",
             simulated=True,
         )
+        self.lock = threading.RLock()
         self.total = total
         self.other = other
         self.pool = _Pool(self)
@@ -239,6 +254,7 @@ class SimulatedDevice:
     def bind(self) -> None:
         pass
 
+    @locked
     def memory(self) -> MemoryState:
         self.step("memory")
         free = max(0, self.total - self.other - self.pool.total)
@@ -246,33 +262,40 @@ class SimulatedDevice:
             self.total, min(self.total, int(free * self.free_lie)), self.pool.used, self.pool.total
         )
 
+    @locked
     def limit_pool(self, n_bytes: int) -> None:
         self.pool.limit = n_bytes
 
+    @locked
     def release(self) -> int:
         self.synchronize()
         return self.pool.free_all()
 
+    @locked
     def peak_bytes(self, *, reset: bool = False) -> int:
         peak = self.pool.peak
         if reset:
             self.pool.peak = self.pool.used
         return peak
 
+    @locked
     def empty(self, shape: tuple[int, ...], dtype: Any) -> SimulatedArray:
         self.step("alloc", int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
         return SimulatedArray(self, shape, dtype)
 
+    @locked
     def pinned(self, n_bytes: int) -> np.ndarray:
         self.step("pinned", n_bytes)
         return np.full(n_bytes, POISON, np.uint8)
 
+    @locked
     def stream(self) -> SimulatedStream:
         self.step("stream")
         stream = SimulatedStream()
         self.streams.add(stream)
         return stream
 
+    @locked
     def copy_in(
         self, target: SimulatedArray, host: np.ndarray, stream: SimulatedStream, offset: int = 0
     ) -> None:
@@ -288,6 +311,7 @@ class SimulatedDevice:
 
         stream.push(work)
 
+    @locked
     def copy_out(self, host: np.ndarray, source: SimulatedArray, stream: SimulatedStream) -> None:
         assert isinstance(source, SimulatedArray)
         assert host.flags.c_contiguous
@@ -302,6 +326,7 @@ class SimulatedDevice:
 
         stream.push(work)
 
+    @locked
     def fill(self, target: SimulatedArray, byte: int, stream: SimulatedStream) -> None:
         self.step("fill")
         block = target.block
@@ -312,12 +337,15 @@ class SimulatedDevice:
 
         stream.push(work)
 
+    @locked
     def record(self, stream: SimulatedStream) -> SimulatedEvent:
         return SimulatedEvent(stream)
 
+    @locked
     def wait(self, stream: SimulatedStream, event: SimulatedEvent) -> None:
         stream.push(lambda: event.stream.run_until(event.position))
 
+    @locked
     def synchronize(self, waitable: Any = None) -> None:
         self.step("synchronize")
         if isinstance(waitable, SimulatedEvent):
@@ -331,6 +359,7 @@ class SimulatedDevice:
             status, self.late_status = self.late_status, 0
             raise CUDARuntimeError(status)
 
+    @locked
     def kernel(self, source: str, name: str, options: tuple[str, ...] = ()) -> SimulatedKernel:
         key = (source, name, options)
         if key not in self._kernels:
@@ -416,10 +445,12 @@ class SimulatedKernel:
 
     def __init__(self, device: SimulatedDevice, source: str, name: str, options: tuple[str, ...]) -> None:
         self._device = device
+        self.lock = device.lock
         self._name = name
         self._params = signatures(source)[name]
         self._launch = getattr(compile_for_host(source, options), f"launch_{name}")
 
+    @locked
     def __call__(self, grid, block, args, *, shared_bytes: int = 0, stream: SimulatedStream) -> None:
         assert len(args) == len(self._params), f"{self._name}: {len(args)} arguments for {len(self._params)}"
         assert int(np.prod(block)) <= 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 
 import numpy as np
@@ -12,7 +13,7 @@ from simulated_device import COMPILER, SimulatedDevice
 
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.errors import Cancelled
-from zemosaic_core.gpu import combine
+from zemosaic_core.gpu import coadd, combine, windows
 from zemosaic_core.gpu.coadd import GpuCoadd
 from zemosaic_core.gpu.combine import IN_SCRATCH, IN_SHARED, UNSORTED, storage_for
 from zemosaic_core.gpu.device import DeviceInfo
@@ -117,23 +118,79 @@ def test_the_result_does_not_depend_on_the_chunks_bit_by_bit(rule):
 
 @pytest.mark.parametrize("rule", ["winsor", "mean"])
 @pytest.mark.parametrize("raw", ["none", "all"])
-def test_the_plan_is_the_peak(rule, raw):
+def test_the_plan_is_the_peak(rule, raw, monkeypatch):
     pixels = FakePixels(10, (200, 120), raw=raw, weights=raw == "none")
     sources = make_sources(pixels, 10, (210, 130), turn=0.004, feather=3.0 if raw == "none" else 0.0)
     device = SimulatedDevice(2 << 30)
     body = GpuCoadd(pixels, sources, 130, 3, RULES[rule], "bilinear")
+    result = combine.Combiner.result
+
+    def when_the_next_is_filled(self):
+        if body._begun is not None:
+            body._begun.filled.result()
+        return result(self)
+
+    monkeypatch.setattr(combine.Combiner, "result", when_the_next_is_filled)
     for rows in (210, 70):
         planned = body.workload("stack", 210, device.info).peak(rows)
+        body.expect(rows)
         device.peak_bytes(reset=True)
-        body(device, 0, rows, None)
-        assert 0.8 * planned <= device.peak_bytes() <= planned
+        for y0 in range(0, 210, rows):
+            body(device, y0, y0 + rows, None if y0 + rows == 210 else (y0 + rows, y0 + 2 * rows))
+        assert 0.85 * planned <= device.peak_bytes() <= planned
     body.close()
+    assert device.pool.used == 0
+
+
+def test_the_next_block_comes_to_the_card_while_this_one_is_finished(monkeypatch):
+    """Two blocks in flight: this one is not handed out before a thread has begun to sample the next one."""
+    pixels = FakePixels(3, (40, 60))
+    sources = make_sources(pixels, 3, (48, 64))
+    device = SimulatedDevice()
+    two_blocks = threading.Event()
+
+    def hook(card, kind, n_bytes):
+        if card.launches.count("combine_pool") == 1 and card.launches.count("sample_source") == 4:
+            two_blocks.set()
+
+    device.hooks.append(hook)
+    result = combine.Combiner.result
+    waited = []
+
+    def when_the_next_is_there(self):
+        if not waited:
+            waited.append(two_blocks.wait(30))
+        return result(self)
+
+    monkeypatch.setattr(combine.Combiner, "result", when_the_next_is_there)
+    body = GpuCoadd(pixels, sources, 64, 3, RULES["winsor"], "bilinear")
+    blocks = [body(device, 0, 24, (24, 48)), body(device, 24, 48, None)]
+    assert waited == [True]
+    body.close()
+    cpu = coadd_block(pixels, sources, 0, 48, 64, 3, RULES["winsor"], "bilinear")
+    assert_blocks_agree(stitch(blocks), cpu)
+    assert device.pool.used == 0
+
+
+def test_a_block_that_was_begun_in_vain_leaves_nothing():
+    pixels = FakePixels(4, (60, 40), raw="some", hot=20)
+    sources = make_sources(pixels, 4, (60, 40))
+    device = SimulatedDevice()
+    body = GpuCoadd(pixels, sources, 40, 3, RULES["winsor"], "lanczos3")
+    body(device, 0, 20, (20, 40))
+    body.discard()
+    assert device.pool.used == 0
+    first = body(device, 0, 20, (20, 40))
+    other = body(device, 20, 30, None)  # the plan changed: the block that was begun is of no use
+    cpu = coadd_block(pixels, sources, 0, 30, 40, 3, RULES["winsor"], "lanczos3")
+    assert_blocks_agree(stitch([first, other]), cpu, ulps=16)
+    body.close()
+    assert device.pool.used == 0
 
 
 def test_a_frame_with_a_great_many_hot_pixels_is_decoded_by_its_source(monkeypatch):
-    import zemosaic_core.gpu.coadd as module
-
-    monkeypatch.setattr(module, "MAX_HOT", 3)
+    monkeypatch.setattr(coadd, "MAX_HOT", 3)
+    monkeypatch.setattr(windows, "MAX_HOT", 3)
     pixels = FakePixels(4, (40, 60), raw="all", hot=20)
     sources = make_sources(pixels, 4, OUT)
     assert_blocks_agree(*both(pixels, sources, RULES["mean"]))

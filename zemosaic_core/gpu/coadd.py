@@ -8,54 +8,32 @@ rejects and combines. Nothing here decides whether to run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import numpy as np
 
 from zemosaic_core.chunks import Buffer, Workload
 from zemosaic_core.errors import Cancelled
-from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.combine import Combiner, combine_buffers
 from zemosaic_core.gpu.device import Device, DeviceInfo
-from zemosaic_core.gpu.launch import Queue, drained
-from zemosaic_core.gpu.reader import RAW_MARGIN, Part, ReadAhead, Window, parts_of_block
+from zemosaic_core.gpu.launch import PlannedMemory, Queue, drained, settle
+from zemosaic_core.gpu.reader import Part, ReadAhead, parts_of_block
 from zemosaic_core.gpu.terms import CancelFlag
-from zemosaic_core.gpu.tiles import (
-    TILE_H,
-    TILE_W,
-    TileTable,
-    pool_buffers,
-    tile_buffers,
-    tile_table,
-    widest_depth,
-)
-from zemosaic_core.pixel_map import step_shift, whole_nodes
+from zemosaic_core.gpu.tiles import tile_table
+from zemosaic_core.gpu.windows import MAX_HOT, RING, Ring, SourceShape, WindowFeed, feed_buffers
+from zemosaic_core.pixel_map import shift_pixel_map
 from zemosaic_core.rejection import check_rule
-from zemosaic_core.resample import HALO, LANCZOS_TABLE
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
 
-__all__ = ["GpuCoadd"]
+__all__ = ["GpuCoadd", "expected_workload"]
 
-# Bad pixels of one window that fit the card's list; a frame with more is decoded by its source.
-MAX_HOT = 1 << 16
-# Windows on the card: one is being sampled while the next arrives. Page-locked host copies: one more.
-SLOTS = 2
-RING = 3
+# Blocks on the card at a time: one is filled while the one before is combined and brought to the host.
+IN_FLIGHT = 2
 # Of a pixel and channel in the result of a block: image, weight, variance, two counts of rejected samples.
 _RESULT_BYTES = 16
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What the sources have in common: the numbers the plan and the blocks are made from."""
-
-    n_channels: int
-    width: int
-    mapped: bool
-    has_weight_map: bool
-    raw: bool
-    planes: bool
 
 
 class GpuCoadd:
@@ -102,9 +80,13 @@ class GpuCoadd:
         self._host_bytes = host_bytes
         weight_map = any(s.has_weight_map for s in self._sources)
         mapped = weight_map or any(s.feather_px > 0 for s in self._sources)
-        self._shape = _Shape(n_channels, width, mapped, weight_map, raw=False, planes=True)
+        self._shape = SourceShape(n_channels, width, mapped, weight_map, raw=False, planes=True)
         self._ahead: ReadAhead | None = None
-        self._ring = _Ring()
+        self._ring = Ring()
+        self._feeder: ThreadPoolExecutor | None = None
+        self._begun: _BlockInFlight | None = None
+        self._planned: tuple[Buffer, ...] | None = None
+        self._chunk_rows = 0
 
     def _look(self) -> ReadAhead:
         """Find out once which sources offer raw rows, and start the threads that read ahead."""
@@ -128,11 +110,15 @@ class GpuCoadd:
         return max(1, min(self._threads, self._host_bytes // largest - RING - 1))
 
     def close(self) -> None:
-        """End the reading threads."""
+        """Let go of a block in flight and end the threads."""
+        self.discard()
+        if self._feeder is not None:
+            self._feeder.shutdown()
+            self._feeder = None
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
-        self._ring = _Ring()
+        self._ring = Ring()
 
     def workload(self, op: str, rows: int, info: DeviceInfo | None, **numbers: Any) -> Workload:
         """Declare what ``rows`` output rows need on a card; ``numbers`` are further fields of `Workload`.
@@ -145,261 +131,184 @@ class GpuCoadd:
         if info is None:
             return Workload(op, rows, (), **numbers)
         self._look()
-        shape = self._shape
-        boxes = [s.bbox for s in self._sources]
-        depth = widest_depth(boxes, shape.width)
-        buffers = [
-            *self._window_buffers(),
-            *self._table_buffers(),
-            *pool_buffers(boxes, shape.n_channels, shape.mapped),
-            *tile_buffers(boxes, shape.n_channels, shape.width),
-            *combine_buffers(shape.n_channels, shape.width, depth, self._rule, info),
-        ]
-        fields: dict[str, Any] = {
-            "elements_per_row": shape.width * shape.n_channels,
-            "upload_bytes": self._upload_bytes(),
-            "download_bytes": rows * shape.width * (_RESULT_BYTES * shape.n_channels + 2),
-            "detail": {"sources": len(self._sources), "channels": shape.n_channels, "width": shape.width},
-        }
-        return Workload(op, rows, tuple(buffers), **(fields | numbers))
-
-    def _upload_bytes(self) -> int:
-        per_pixel = 2 if self._shape.raw else 4 * self._shape.n_channels
-        return sum(s.shape_hw[0] * s.shape_hw[1] * per_pixel for s in self._sources)
-
-    def _window_buffers(self) -> list[Buffer]:
-        """Declare the arrays a window passes through; its rows are bounded by the slope of the maps."""
-        shape = self._shape
-        bounds = [_window_rows(s, self._kernel) for s in self._sources]
-        buffers = []
-
-        def window(name: str, bytes_per_pixel: int, copies: int = 1) -> None:
-            fixed = max(
-                (f * s.shape_hw[1] for (f, _), s in zip(bounds, self._sources, strict=True)), default=0
-            )
-            per_row = max(
-                (p * s.shape_hw[1] for (_, p), s in zip(bounds, self._sources, strict=True)), default=0
-            )
-            limit = max((s.shape_hw[0] * s.shape_hw[1] for s in self._sources), default=1)
-            numbers = (int(v * bytes_per_pixel) for v in (fixed, per_row, limit))
-            buffers.append(Buffer(name, *(next(numbers), next(numbers)), copies, next(numbers)))
-
-        if shape.raw:
-            window("raw windows", 2, SLOTS)
-            window("planes", 12)
-            buffers.append(Buffer("hot pixels", 8 * MAX_HOT))
-        if shape.planes:
-            window("plane windows", 4 * shape.n_channels, SLOTS)
-        if shape.has_weight_map:
-            window("weight windows", 4, SLOTS)
-        return buffers
-
-    def _table_buffers(self) -> list[Buffer]:
-        nodes = sum(s.pixel_map.src_x.size for s in self._sources)
-        n = max(1, len(self._sources)) * self._shape.n_channels
-        buffers = [Buffer("nodes", fixed=8 * max(1, nodes), copies=2), Buffer("terms", fixed=16 * n)]
-        buffers += [Buffer("taps", fixed=LANCZOS_TABLE.nbytes), Buffer("no weights", fixed=4)]
-        return buffers
+        return _declare(op, rows, self._sources, self._shape, self._rule, self._kernel, info, numbers)
 
     def __call__(self, device: Device, y0: int, y1: int, next_rows: tuple[int, int] | None) -> CoaddBlock:
-        """Co-add the rows ``y0 <= y < y1``; see `zemosaic_core.coadd.coadd_block`."""
+        """Co-add the rows ``y0 <= y < y1``; see `zemosaic_core.coadd.coadd_block`.
+
+        The block of ``next_rows`` is begun as well: a thread of its own fills it while this one is combined, comes
+        to the host and is used there. It stays on the card until it is asked for or `discard` is called.
+        """
         self._look()
+        if self._begun is not None and self._begun.rows != (y0, y1):
+            self.discard()
+        block = self._begun or self._begin(device, (y0, y1), next_rows)
+        self._begun = None if next_rows is None else self._begin(device, next_rows, None)
+        return block.result()
+
+    def _begin(
+        self, device: Device, rows: tuple[int, int], next_rows: tuple[int, int] | None
+    ) -> _BlockInFlight:
+        if self._feeder is None:
+            self._feeder = ThreadPoolExecutor(1, thread_name_prefix="gpu-feeder")
         width = self._shape.width
-        parts = parts_of_block(self._sources, y0, y1, width, self._kernel)
+        parts = parts_of_block(self._sources, *rows, width, self._kernel)
         following = (
             [] if next_rows is None else parts_of_block(self._sources, *next_rows, width, self._kernel)
         )
+        self._chunk_rows = max(self._chunk_rows, rows[1] - rows[0])
+        block = _BlockInFlight(
+            device, rows, (self._shape.n_channels, rows[1] - rows[0], width), self._chunk_rows
+        )
+        block.filled = self._feeder.submit(self._fill, block, parts, following)
+        return block
+
+    def _fill(self, block: _BlockInFlight, parts: list[Part], following: list[Part]) -> Combiner | None:
+        """Bring all samples of a block to the card and queue their combination; None: there are none."""
         if not parts:
-            return CoaddBlock.blank((self._shape.n_channels, y1 - y0, width))
-        queue = Queue(device)
+            return None
+        device = block.device
+        device.bind()
         with drained(device):
-            block = _Block(device, queue, self._shape, parts, (y0, y1), self._kernel, self._ring)
+            queue, y0 = Queue(device), block.rows[0]
+            memory = PlannedMemory(device, self._declared(device.info), block.planned_rows)
             boxes = np.array([(p.box[0] - y0, p.box[1] - y0, *p.box[2:]) for p in parts])
-            table = tile_table(boxes, y1 - y0, width)
+            table = tile_table(boxes, *block.shape[1:])
             weights = np.array([p.source.weight for p in parts], np.float32)
-            shape = (self._shape.n_channels, y1 - y0, width)
-            combiner = Combiner(queue, table, weights, self._rule, shape, mapped=self._shape.mapped)
-            for index, part, window in self._windows(block, following):
-                block.sample(index, part, window, table, combiner)
-            return combiner.result()
+            mapped = self._shape.mapped
+            combiner = Combiner(queue, memory, table, weights, self._rule, block.shape, mapped=mapped)
+            feed = WindowFeed(queue, memory, self._shape, parts, y0, self._kernel, self._ring)
+            ahead = self._look()
+            for index in range(len(parts)):
+                if block.abandoned.is_set() or (self._cancel is not None and self._cancel.is_set()):
+                    raise Cancelled()
+                feed.sample(index, feed.upload(ahead.take(parts, index, following)), table, combiner)
+            combiner.launch()
+        return combiner
 
-    def _windows(self, block: _Block, following: list[Part]):
-        """Yield each part with its window on the card, reading ahead."""
-        ahead = self._look()
-        for index, part in enumerate(block.parts):
-            if self._cancel is not None and self._cancel.is_set():
-                raise Cancelled()
-            yield index, part, block.upload(ahead.take(block.parts, index, following))
+    def _declared(self, info: DeviceInfo) -> tuple[Buffer, ...]:
+        if self._planned is None:
+            self._planned = _buffers(self._sources, self._shape, self._rule, self._kernel, info)
+        return self._planned
 
+    def expect(self, chunk_rows: int) -> None:
+        """Be told how many rows the largest chunk from now on has; blocks take the memory planned for it."""
+        self._chunk_rows = chunk_rows
 
-def _window_rows(source: CoaddSource, kernel: Kernel) -> tuple[float, float]:
-    """Bound the source rows a block needs as ``fixed + per_row * rows``, from the slopes of the lattice."""
-    step = source.pixel_map.step
-    nodes = source.pixel_map.src_y
-    down = np.abs(np.diff(nodes, axis=0)) / step
-    along = np.abs(np.diff(nodes, axis=1)) / step
-    per_row = float(np.nanmax(down)) if np.isfinite(down).any() else 1.0
-    slope = float(np.nanmax(along)) if np.isfinite(along).any() else 0.0
-    fixed = slope * (source.bbox[3] - source.bbox[2]) + 2 * (HALO[kernel] + RAW_MARGIN) + 4
-    return fixed, per_row
-
-
-@dataclass(frozen=True)
-class _OnCard:
-    """A window on the card: colour planes, weights, and where they lie in the source."""
-
-    planes: Any
-    weights: Any
-    origin: tuple[int, int]
-    shape_hw: tuple[int, int]
+    def discard(self) -> None:
+        """Let go of a block that was begun and is not wanted any more."""
+        block, self._begun = self._begun, None
+        if block is not None:
+            block.abandon()
 
 
-class _Ring:
-    """Page-locked host memory that lives as long as the operation: locking pages takes its time."""
+def expected_workload(
+    op: str,
+    shape_hw: tuple[int, int],
+    n_channels: int,
+    rule: CombineRule,
+    kernel: Kernel,
+    info: DeviceInfo | None,
+    *,
+    n_sources: int,
+    source_hw: tuple[int, int],
+    raw: bool,
+    feather_px: float = 0.0,
+    has_weight_map: bool = False,
+) -> Workload:
+    """Declare what a co-add will need on a card when its sources are known by number and size only.
 
-    def __init__(self) -> None:
-        self._slots: list[np.ndarray] = []
+    As `GpuCoadd.workload` for sources that are not turned and all cover the whole grid.
 
-    def slots(self, device: Device, n_bytes: int) -> list[np.ndarray]:
-        """Return slots of at least so many bytes; earlier ones are dropped when they are too small."""
-        if not self._slots or self._slots[0].nbytes < n_bytes:
-            self._slots = []
-            self._slots = [device.pinned(n_bytes) for _ in range(RING)]
-        return self._slots
+    Parameters
+    ----------
+    op : str
+    shape_hw : tuple of int
+        Height and width of the output grid.
+    n_channels : int
+    rule : CombineRule
+    kernel : {'bilinear', 'lanczos3'}
+    info : DeviceInfo or None
+        None: only the name and the rows are declared.
+    n_sources : int
+    source_hw : tuple of int
+        Height and width of every source.
+    raw : bool
+        The sources come as raw rows.
+    feather_px, has_weight_map
+        See `CoaddSource`.
+    """
+    height, width = shape_hw
+    if info is None:
+        return Workload(op, height, ())
+    box = (0, height, 0, width)
+    terms = np.tile(np.array([1, 0, 0, 0], np.float32), (n_channels, 1))
+    weight = np.ones(n_channels, np.float32)
+    source = CoaddSource(
+        0, source_hw, shift_pixel_map(0, 0, box), box, terms, weight, feather_px, has_weight_map
+    )
+    mapped = has_weight_map or feather_px > 0
+    shape = SourceShape(n_channels, width, mapped, has_weight_map, raw=raw, planes=not raw)
+    return _declare(op, height, (source,) * n_sources, shape, rule, kernel, info, {})
 
 
-class _Block:
-    """The arrays of one block on the card and the way of a window through them."""
+def _buffers(
+    sources: Sequence[CoaddSource], shape: SourceShape, rule: CombineRule, kernel: Kernel, info: DeviceInfo
+) -> tuple[Buffer, ...]:
+    boxes = [s.bbox for s in sources]
+    combining = combine_buffers(boxes, shape.n_channels, shape.width, rule, info, mapped=shape.mapped)
+    return (*feed_buffers(shape, sources, kernel), *combining)
+
+
+def _declare(
+    op: str,
+    rows: int,
+    sources: Sequence[CoaddSource],
+    shape: SourceShape,
+    rule: CombineRule,
+    kernel: Kernel,
+    info: DeviceInfo,
+    numbers: dict[str, Any],
+) -> Workload:
+    per_pixel = 2 if shape.raw else 4 * shape.n_channels
+    buffers = _buffers(sources, shape, rule, kernel, info)
+    fields: dict[str, Any] = {
+        "in_flight": IN_FLIGHT,
+        "elements_per_row": shape.width * shape.n_channels,
+        "upload_bytes": sum(s.shape_hw[0] * s.shape_hw[1] for s in sources) * per_pixel,
+        "download_bytes": rows * shape.width * (_RESULT_BYTES * shape.n_channels + 2),
+        "detail": {"sources": len(sources), "channels": shape.n_channels, "width": shape.width},
+    }
+    return Workload(op, rows, buffers, **(fields | numbers))
+
+
+class _BlockInFlight:
+    """A block of rows that a thread fills on the card."""
+
+    filled: Future[Combiner | None]
 
     def __init__(
-        self,
-        device: Device,
-        queue: Queue,
-        shape: _Shape,
-        parts: list[Part],
-        rows: tuple[int, int],
-        kernel: Kernel,
-        ring: _Ring,
+        self, device: Device, rows: tuple[int, int], shape: tuple[int, int, int], planned_rows: int
     ) -> None:
-        self.device, self.queue, self.parts, self.rows = device, queue, parts, rows
-        self._shape = shape
-        self._lanczos = kernel == "lanczos3"
-        self._copies = Queue(device)
-        sizes = [_window_pixels(part) for part in parts]
-        largest = max(sizes)
-        n = shape.n_channels
-        self._raw = [device.empty((largest,), np.uint16) for _ in range(SLOTS if shape.raw else 0)]
-        self._planes = device.empty((3 * largest,), np.float32) if shape.raw else None
-        self._hot = device.empty((MAX_HOT,), np.int64) if shape.raw else None
-        self._decoded = [
-            device.empty((n * largest,), np.float32) for _ in range(SLOTS if shape.planes else 0)
-        ]
-        self._weights = [
-            device.empty((largest,), np.float32) for _ in range(SLOTS if shape.has_weight_map else 0)
-        ]
-        bytes_per_pixel = max(2 if shape.raw else 0, 4 * n if shape.planes else 0)
-        bytes_per_pixel += 4 if shape.has_weight_map else 0
-        self._ring = ring.slots(device, max(1, largest * bytes_per_pixel))
-        self._copied: list[Any] = [None] * RING
-        self._used: list[Any] = [None] * SLOTS
-        self._count = 0
-        # Slopes and places of all sources in four arrays; the kernels get offsets into them.
-        self._node_starts = np.concatenate([[0], np.cumsum([p.source.pixel_map.src_x.size for p in parts])])
-        node_x, node_y = zip(*(whole_nodes(p.source.pixel_map) for p in parts), strict=True)
-        self._node_x, self._node_y = (
-            queue.upload(np.concatenate(node_x)),
-            queue.upload(np.concatenate(node_y)),
-        )
-        self._terms = queue.upload(np.concatenate([_terms(p.source) for p in parts]))
-        self._table = queue.upload(np.array(LANCZOS_TABLE))
-        self._nothing = device.empty((1,), np.float32)
+        self.device, self.rows, self.shape, self.planned_rows = device, rows, shape, planned_rows
+        self.abandoned = Event()
 
-    def upload(self, window: Window | None) -> _OnCard | None:
-        """Queue the copy of a window and its decoding; the host may go on at once."""
-        if window is None:
-            return None
-        slot, place = self._count % SLOTS, self._count % RING
-        self._count += 1
-        if self._copied[place] is not None:
-            self.device.synchronize(self._copied[place])
-        if self._used[slot] is not None:
-            self._copies.wait(self._used[slot])
-        pieces = [(self._raw[slot], window.raw.data)] if window.raw is not None else []
-        unplanned = window.planes is not None and not self._decoded
-        if window.planes is not None and not unplanned:
-            pieces.append((self._decoded[slot], window.planes))
-        pieces += [(self._weights[slot], window.weights)] if window.weights is not None else []
-        offset = 0
-        for target, data in pieces:
-            data = np.ascontiguousarray(data)
-            locked = self._ring[place][offset : offset + data.nbytes]
-            locked[:] = data.reshape(-1).view(np.uint8)
-            offset += data.nbytes
-            self._copies.copy_in(target, locked)
-        self._copied[place] = self._copies.record()
-        self.queue.wait(self._copied[place])
-        planes = self._planes if window.planes is None or unplanned else self._decoded[slot]
-        if unplanned:
-            # A raw frame with too many bad pixels came decoded: behind the work that still uses the planes.
-            self.queue.copy_in(self._planes, window.planes)
-        if window.raw is not None:
-            self._decode(self._raw[slot], window)
-        weights = self._weights[slot] if window.weights is not None else self._nothing
-        return _OnCard(planes, weights, window.origin, window.shape_hw)
+    def result(self) -> CoaddBlock:
+        """Wait for the block and bring it to the host."""
+        try:
+            combiner = self.filled.result()
+        finally:
+            del self.filled  # an error would hold the arrays of the block through it, in a circle
+        if combiner is None:
+            return CoaddBlock.blank(self.shape)
+        with drained(self.device):
+            return combiner.result()
 
-    def _decode(self, raw: Any, window: Window) -> None:
-        rows = window.raw
-        assert rows is not None
-        height, width = window.shape_hw
-        source, coded = kernels.source("decode"), int(rows.big_endian_signed)
-        first = rows.y0 * width
-        hot = np.unique(rows.hot_pixels)
-        hot = hot[(hot >= first) & (hot < first + height * width)]
-        if hot.size:
-            self.queue.copy_in(self._hot, hot)
-            args = (raw, coded, self._hot, int(hot.size), np.int64(first), height, width)
-            self.queue.launch_1d(source, "mend_hot", hot.size, args)
-        pattern = rows.pattern[2:] + rows.pattern[:2] if rows.y0 % 2 else rows.pattern
-        phase = (int(pattern[0] == "G"), pattern.index("R") // 2)
-        self.queue.launch_2d(
-            source, "debayer_raw", width, height, (raw, coded, height, width, *phase, self._planes)
-        )
-
-    def sample(
-        self, index: int, part: Part, window: _OnCard | None, table: TileTable, combiner: Combiner
-    ) -> None:
-        """Queue the sampling of a window into the slots of its source."""
-        source, lattice = part.source, part.source.pixel_map
-        top, bottom, left, right = table.spans[index].tolist()
-        if window is None:
-            # A window of no pixels: the kernel finds every coordinate outside.
-            window = _OnCard(self._nothing, self._nothing, (0, 0), (0, 0))
-        args = (
-            window.planes, self._shape.n_channels, *window.shape_hw, *window.origin, *source.shape_hw,
-            self._node_x, self._node_y, np.int64(self._node_starts[index]), *lattice.src_x.shape,
-            lattice.y0, lattice.x0, step_shift(lattice), self.rows[0], *part.box,
-            self._table, self._terms, index * 4 * self._shape.n_channels,
-            np.float32(source.feather_px), window.weights, int(source.has_weight_map),
-            combiner.bases, combiner.counts, combiner.slots, np.int64(table.slot_starts[index]), top, left,
-            table.tiles_yx[1], combiner.values, np.int64(table.n_samples), combiner.maps, int(self._shape.mapped),
-        )  # fmt: skip
-        self.queue.launch(
-            kernels.source("sample"), "sample_source", (right - left, bottom - top), (TILE_W, TILE_H), args,
-            options=(f"-DLANCZOS={int(self._lanczos)}",),
-        )  # fmt: skip
-        if self._count:
-            self._used[(self._count - 1) % SLOTS] = self.queue.record()
-
-
-def _terms(source: CoaddSource) -> np.ndarray:
-    """Return the photometric terms, flat; a channel without weight gets terms that make every sample missing."""
-    terms = np.array(source.photometry, np.float32)
-    terms[~(np.asarray(source.weight) > 0)] = np.nan
-    return terms.ravel()
-
-
-def _window_pixels(part: Part) -> int:
-    if part.window is None:
-        return 1
-    height, width = part.source.shape_hw
-    return (min(height, part.window[1] + RAW_MARGIN) - max(0, part.window[0] - RAW_MARGIN)) * width
+    def abandon(self) -> None:
+        """Stop filling, and wait until nothing on the card works with the block's memory."""
+        self.abandoned.set()
+        # How it ended matters to nobody: whoever needs these rows computes them again and meets the same error.
+        error = self.filled.exception()
+        if error is not None:
+            error.__traceback__ = None  # its frames hold the arrays of the block
+        settle(self.device)

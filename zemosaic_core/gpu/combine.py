@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,8 @@ from zemosaic_core.chunks import Buffer
 from zemosaic_core.coadd import is_streaming
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.device import DeviceInfo
-from zemosaic_core.gpu.launch import Queue
-from zemosaic_core.gpu.tiles import TILE_W, TileTable
+from zemosaic_core.gpu.launch import PlannedMemory, Queue
+from zemosaic_core.gpu.tiles import TILE_W, TileTable, pool_buffers, tile_buffers, widest_depth
 from zemosaic_core.rejection import REJECTION_CODES
 from zemosaic_core.sources import CoaddBlock, CombineRule
 
@@ -31,6 +32,8 @@ SCRATCH_THREADS = 1 << 17
 # of two seconds on a card that drives a display, and a desktop that stands still is no better.
 LAUNCH_SAMPLES = (1 << 28, 1 << 26, 1 << 28)
 IN_SHARED, IN_SCRATCH, UNSORTED = range(3)
+
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,36 @@ def storage_for(depth: int, rule: CombineRule, info: DeviceInfo | None) -> Stora
 
 
 def combine_buffers(
-    n_channels: int, width: int, depth: int, rule: CombineRule, info: DeviceInfo | None
+    boxes: Sequence[Box],
+    n_channels: int,
+    width: int,
+    rule: CombineRule,
+    info: DeviceInfo | None,
+    *,
+    mapped: bool,
 ) -> list[Buffer]:
-    """Declare the results of a `Combiner` and what else it allocates, for at most ``depth`` samples of a pixel."""
+    """Declare everything a `Combiner` allocates, whatever rows of the grid its block has.
+
+    Parameters
+    ----------
+    boxes : sequence of tuple
+        ``(y0, y1, x0, x1)`` of all sources on the whole output grid.
+    n_channels, width : int
+        Channels and columns of the grid.
+    rule : CombineRule
+    info : DeviceInfo or None
+    mapped : bool
+        Samples have weights of their own.
+    """
+    depth = widest_depth(boxes, width)
     storage = storage_for(max(1, depth), rule, info)
     # Fewer samples may get more columns, up to the next whole number of blocks.
     spare = 128 * 8 * storage.rows if storage.kind == IN_SCRATCH else 0
     results = [Buffer(name, per_row=4 * n_channels * width) for name in ("image", "weight", "variance")]
     results += [Buffer(name, per_row=2 * n_channels * width) for name in ("rejected low", "rejected high")]
     return [
+        *pool_buffers(boxes, n_channels, mapped),
+        *tile_buffers(boxes, n_channels, width),
         *results,
         Buffer("coverage", per_row=2 * width),
         Buffer("scratch", fixed=storage.scratch_bytes + spare),
@@ -117,6 +141,8 @@ class Combiner:
     Parameters
     ----------
     queue : Queue
+    memory : PlannedMemory
+        Made from `combine_buffers`.
     table : TileTable
     weights : ndarray, shape (N, C)
         Weight of all samples of a source and channel.
@@ -133,11 +159,13 @@ class Combiner:
         no weight or belongs to a source without weight is NaN.
     bases, counts, slots : arrays on the card
         See `TileTable`.
+    table : TileTable
     """
 
     def __init__(
         self,
         queue: Queue,
+        memory: PlannedMemory,
         table: TileTable,
         weights: np.ndarray,
         rule: CombineRule,
@@ -145,29 +173,32 @@ class Combiner:
         *,
         mapped: bool,
     ) -> None:
-        device = queue.device
-        self._queue, self._table, self._rule, self._shape, self._mapped = queue, table, rule, shape, mapped
-        n_channels = shape[0]
-        self.values = device.empty((max(1, n_channels * table.n_samples),), np.float32)
-        self.maps = device.empty((table.n_samples if mapped else 1,), np.float32)
-        self.bases, self.counts = queue.upload(table.bases), queue.upload(table.counts)
-        self.slots = queue.upload(table.slots)
-        self._firsts = queue.upload(table.firsts)
-        self._weights = queue.upload(table.item_weights(weights))
-        self._storage = storage_for(max(1, table.depth), rule, device.info)
-        self._tables = [queue.upload(t) for t in quantile_tables(table.depth, rule.winsor_limits)]
-        self._scratch = device.empty((self._storage.scratch_bytes // 4,), np.float32)
-        self._floats = [device.empty(shape, np.float32) for _ in range(3)]
-        self._rejected = [device.empty(shape, np.uint16) for _ in range(2)]
-        self._coverage = device.empty(shape[1:], np.uint16)
+        self._queue, self.table, self._rule, self._shape, self._mapped = queue, table, rule, shape, mapped
+        n_channels, height, width = shape
+        n = n_channels * height * width
+        self._storage = storage_for(max(1, table.depth), rule, queue.device.info)
+        # The largest first: what the pool has left of an earlier block is then not cut up by small ones.
+        self.values = memory.empty("pool", n_channels * table.n_samples, np.float32)
+        self.maps = memory.empty("pool weights", table.n_samples if mapped else 1, np.float32)
+        self._scratch = memory.empty("scratch", self._storage.scratch_bytes // 4, np.float32)
+        self._floats = [memory.empty(name, n, np.float32) for name in ("image", "weight", "variance")]
+        self._rejected = [memory.empty(name, n, np.uint16) for name in ("rejected low", "rejected high")]
+        self._coverage = memory.empty("coverage", height * width, np.uint16)
+        self.bases = memory.upload(queue, "tile places", table.bases)
+        self.counts = memory.upload(queue, "tile counts", table.counts)
+        self._firsts = memory.upload(queue, "tile counts", table.firsts)
+        self.slots = memory.upload(queue, "slots", table.slots)
+        self._weights = memory.upload(queue, "sample weights", table.item_weights(weights))
+        quantiles = quantile_tables(table.depth, rule.winsor_limits)
+        self._quantiles = [memory.upload(queue, "quantiles", part) for part in quantiles]
 
     def launch(self) -> None:
         """Queue the combination, in pieces that end soon enough for a card that drives a display."""
         n_channels, height, width = self._shape
-        table, rule, queue, storage = self._table, self._rule, self._queue, self._storage
+        table, rule, queue, storage = self.table, self._rule, self._queue, self._storage
         image, weight, variance = self._floats
         before = (
-            self.values, self.maps, self.bases, self._firsts, self.counts, self._weights, *self._tables,
+            self.values, self.maps, self.bases, self._firsts, self.counts, self._weights, *self._quantiles,
             np.int64(table.n_samples), table.members.size, table.tiles_yx[1], *self._shape,
         )  # fmt: skip
         after = (
@@ -186,7 +217,8 @@ class Combiner:
                 queue.device.synchronize(queue.record())
 
     def result(self) -> CoaddBlock:
-        """Combine, and bring the result to the host."""
-        self.launch()
+        """Bring the result to the host when everything queued has happened."""
         image, weight, variance = self._floats
-        return CoaddBlock(*self._queue.download(image, weight, self._coverage, variance, *self._rejected))
+        arrays = (image, weight, self._coverage, variance, *self._rejected)
+        shapes = [self._shape[1:] if array is self._coverage else self._shape for array in arrays]
+        return CoaddBlock(*self._queue.download(*arrays, shapes=shapes))

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_core.chunks import Buffer
 from zemosaic_core.gpu.device import Device, classify
 
-__all__ = ["Queue", "drained"]
+__all__ = ["PlannedMemory", "Queue", "drained", "settle"]
 
 THREADS_1D = 256
 BLOCK_2D = (32, 8)
@@ -26,12 +27,47 @@ def drained(device: Device) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        try:
-            device.synchronize()
-        except Exception as error:
-            if classify(error) is None:
-                raise
+        settle(device)
         raise
+
+
+def settle(device: Device) -> None:
+    """Wait for the card after something went wrong: an error of its own is no news any more."""
+    try:
+        device.synchronize()
+    except Exception as error:
+        if classify(error) is None:
+            raise
+
+
+class PlannedMemory:
+    """Arrays of the sizes that an operation has declared for its largest chunk, whatever the chunk needs.
+
+    So the plan is what happens; and as every chunk takes pieces of the same sizes, those of the one before fit, and
+    the pool does not fall to pieces.
+
+    Parameters
+    ----------
+    device : Device
+    buffers : sequence of Buffer
+    rows : int
+        Rows of the largest chunk.
+    """
+
+    def __init__(self, device: Device, buffers: Sequence[Buffer], rows: int) -> None:
+        self._device = device
+        self._bytes = {buffer.name: buffer.n_bytes(rows) // buffer.copies for buffer in buffers}
+
+    def empty(self, name: str, n: int, dtype: Any) -> Any:
+        """Return one copy of a declared array with at least ``n`` elements, flat and uninitialised."""
+        size = np.dtype(dtype).itemsize
+        return self._device.empty((max(n, self._bytes[name] // size),), dtype)
+
+    def upload(self, queue: Queue, name: str, host: np.ndarray) -> Any:
+        """Return one copy of a declared array with ``host`` queued into it."""
+        target = self.empty(name, host.size, host.dtype)
+        queue.copy_in(target, np.ascontiguousarray(host))
+        return target
 
 
 class Queue:
@@ -82,13 +118,12 @@ class Queue:
     def upload(self, host: np.ndarray) -> Any:
         """Return a new array on the card with a copy of ``host`` queued into it."""
         target = self.device.empty(host.shape, host.dtype)
-        self._kept.append(target)
         self.copy_in(target, np.ascontiguousarray(host))
         return target
 
     def copy_in(self, target: Any, host: np.ndarray, offset: int = 0) -> None:
         """Queue a copy of a contiguous host array into ``target``, ``offset`` bytes from its start."""
-        self._kept.append(host)
+        self._kept += (host, target)
         self.device.copy_in(target, host, self._stream, offset)
 
     def fill(self, target: Any, byte: int) -> None:
@@ -108,9 +143,13 @@ class Queue:
         self.device.synchronize(self._stream)
         self._kept.clear()
 
-    def download(self, *arrays: Any) -> list[np.ndarray]:
-        """Return host copies of arrays, when everything queued before has happened."""
-        hosts = [np.empty(array.shape, array.dtype) for array in arrays]
+    def download(self, *arrays: Any, shapes: Sequence[tuple[int, ...]] = ()) -> list[np.ndarray]:
+        """Return host copies of arrays, when everything queued before has happened.
+
+        ``shapes``: copy only as much as these hold; by default everything.
+        """
+        shapes = shapes or [array.shape for array in arrays]
+        hosts = [np.empty(shape, array.dtype) for shape, array in zip(shapes, arrays, strict=True)]
         for host, array in zip(hosts, arrays, strict=True):
             self.device.copy_out(host, array, self._stream)
         self.finish()

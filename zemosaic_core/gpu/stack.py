@@ -10,8 +10,8 @@ from zemosaic_core.chunks import Buffer, Workload
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.combine import Combiner, combine_buffers
 from zemosaic_core.gpu.device import Device, DeviceInfo
-from zemosaic_core.gpu.launch import Queue, drained
-from zemosaic_core.gpu.tiles import TILE_H, TILE_W, pool_buffers, tile_buffers, tile_table
+from zemosaic_core.gpu.launch import PlannedMemory, Queue, drained
+from zemosaic_core.gpu.tiles import TILE_H, TILE_W, tile_table
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CombineRule
 
@@ -53,22 +53,23 @@ class GpuStack:
         self._weights = np.ascontiguousarray(np.broadcast_to(columns, (n, n_channels)), np.float32)
         self._maps = weight_maps
 
-    def workload(self, op: str, info: DeviceInfo | None) -> Workload:
-        """Declare what the whole stack needs on a card."""
+    def _buffers(self, info: DeviceInfo | None) -> tuple[Buffer, ...]:
         n, n_channels, height, width = self._stack.shape
-        boxes, mapped = [(0, height, 0, width)] * n, self._maps is not None
-        buffers = [
+        mapped = self._maps is not None
+        return (
             Buffer("planes", per_row=4 * n_channels * width),
             Buffer("plane weights", per_row=4 * width if mapped else 0, fixed=4),
             Buffer("source weights", fixed=4 * max(1, n * n_channels)),
-            *pool_buffers(boxes, n_channels, mapped),
-            *tile_buffers(boxes, n_channels, width),
-            *combine_buffers(n_channels, width, n, self._rule, info),
-        ]
+            *combine_buffers([(0, height, 0, width)] * n, n_channels, width, self._rule, info, mapped=mapped),
+        )
+
+    def workload(self, op: str, info: DeviceInfo | None) -> Workload:
+        """Declare what the whole stack needs on a card."""
+        n, n_channels, height, width = self._stack.shape
         return Workload(
             op,
             height,
-            tuple(buffers),
+            self._buffers(info),
             elements_per_row=n_channels * width,
             upload_bytes=self._stack.nbytes,
             download_bytes=height * width * n_channels * 16,
@@ -84,10 +85,11 @@ class GpuStack:
         with drained(device):
             table = tile_table(np.tile((0, rows, 0, width), (n, 1)), rows, width)
             shape = (n_channels, rows, width)
-            combiner = Combiner(queue, table, self._weights, self._rule, shape, mapped=mapped)
-            planes = device.empty((n_channels * rows * width,), np.float32)
-            shares = device.empty((rows * width if mapped else 1,), np.float32)
-            weights = queue.upload(self._weights)
+            memory = PlannedMemory(device, self._buffers(device.info), rows)
+            combiner = Combiner(queue, memory, table, self._weights, self._rule, shape, mapped=mapped)
+            planes = memory.empty("planes", n_channels * rows * width, np.float32)
+            shares = memory.empty("plane weights", rows * width if mapped else 1, np.float32)
+            weights = memory.upload(queue, "source weights", self._weights)
             ring = [device.pinned(planes.nbytes + shares.nbytes) for _ in range(min(RING, n))]
             copied: list[Any] = [None] * len(ring)
             for index in range(n):
@@ -99,10 +101,10 @@ class GpuStack:
                     parts.append((shares, self._maps[index, y0:y1]))
                 offset = 0
                 for target, image in parts:
-                    locked = ring[place][offset : offset + target.nbytes]
+                    locked = ring[place][offset : offset + image.size * 4]
                     locked.view(np.float32).reshape(image.shape)[...] = image
                     queue.copy_in(target, locked)
-                    offset += target.nbytes
+                    offset += locked.nbytes
                 copied[place] = queue.record()
                 args = (
                     planes, *shape, weights, index * n_channels, shares, int(mapped), combiner.bases,
@@ -112,4 +114,5 @@ class GpuStack:
                 queue.launch(
                     kernels.source("place"), "place_samples", table.tiles_yx[::-1], (TILE_W, TILE_H), args
                 )
+            combiner.launch()
             return combiner.result()

@@ -1,0 +1,281 @@
+"""The way of the sources to the card: windows of rows through page-locked memory, decoded, debayered and sampled.
+
+A feed fills the slots of one block (`zemosaic_core.gpu.tiles`), source after source; the copy of a window runs beside
+the work on the one before. Also declares what that takes on the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zemosaic_core.chunks import Buffer
+from zemosaic_core.gpu import kernels
+from zemosaic_core.gpu.combine import Combiner
+from zemosaic_core.gpu.device import Device
+from zemosaic_core.gpu.launch import PlannedMemory, Queue
+from zemosaic_core.gpu.reader import RAW_MARGIN, Part, Window
+from zemosaic_core.gpu.tiles import TILE_H, TILE_W, TileTable
+from zemosaic_core.pixel_map import step_shift, whole_nodes
+from zemosaic_core.resample import HALO, LANCZOS_TABLE
+from zemosaic_core.sources import CoaddSource, Kernel
+
+__all__ = ["MAX_HOT", "RING", "Ring", "SourceShape", "WindowFeed", "feed_buffers"]
+
+# Bad pixels of one window that fit the card's list; a frame with more is decoded by its source.
+MAX_HOT = 1 << 16
+# Windows on the card: one is being sampled while the next arrives. Page-locked host copies: one more.
+SLOTS = 2
+RING = 3
+
+
+@dataclass(frozen=True)
+class SourceShape:
+    """What the sources of a co-add have in common: the numbers the plan and the blocks are made from.
+
+    Attributes
+    ----------
+    n_channels, width : int
+        Channels of every source, columns of the output grid.
+    mapped : bool
+        Samples have weights of their own: some source has a feather or a weight map.
+    has_weight_map : bool
+        Some source has a weight map.
+    raw, planes : bool
+        Some source comes as raw rows, some source comes decoded.
+    """
+
+    n_channels: int
+    width: int
+    mapped: bool
+    has_weight_map: bool
+    raw: bool
+    planes: bool
+
+
+def feed_buffers(shape: SourceShape, sources: Sequence[CoaddSource], kernel: Kernel) -> list[Buffer]:
+    """Declare the arrays of a feed: those a window passes through, and the tables of all sources.
+
+    The rows of a window are bounded by the slope of the maps.
+    """
+    bounds = [_window_rows(s, kernel) for s in sources]
+    buffers = []
+
+    def window(name: str, bytes_per_pixel: int, copies: int = 1) -> None:
+        fixed = max((f * s.shape_hw[1] for (f, _), s in zip(bounds, sources, strict=True)), default=0)
+        per_row = max((p * s.shape_hw[1] for (_, p), s in zip(bounds, sources, strict=True)), default=0)
+        limit = max((s.shape_hw[0] * s.shape_hw[1] for s in sources), default=1)
+        numbers = [int(v * bytes_per_pixel) for v in (fixed, per_row, limit)]
+        buffers.append(Buffer(name, *numbers[:2], copies, numbers[2]))
+
+    if shape.raw:
+        window("raw windows", 2, SLOTS)
+        window("planes", 12)
+        buffers.append(Buffer("hot pixels", 8 * MAX_HOT))
+    if shape.planes:
+        window("plane windows", 4 * shape.n_channels, SLOTS)
+    if shape.has_weight_map:
+        window("weight windows", 4, SLOTS)
+    nodes = sum(s.pixel_map.src_x.size for s in sources)
+    buffers.append(Buffer("nodes", fixed=8 * max(1, nodes), copies=2))
+    buffers.append(Buffer("terms", fixed=16 * max(1, len(sources)) * shape.n_channels))
+    return [*buffers, Buffer("taps", fixed=LANCZOS_TABLE.nbytes), Buffer("no weights", fixed=4)]
+
+
+@dataclass(frozen=True)
+class _OnCard:
+    """A window on the card: colour planes, weights, and where they lie in the source."""
+
+    planes: Any
+    weights: Any
+    origin: tuple[int, int]
+    shape_hw: tuple[int, int]
+
+
+class Ring:
+    """Page-locked host memory that lives as long as the operation: locking pages takes its time."""
+
+    def __init__(self) -> None:
+        self._slots: list[np.ndarray] = []
+        self._copied: list[Any] = [None] * RING
+        self._count = 0
+
+    def reserve(self, device: Device, n_bytes: int) -> None:
+        """Have slots of at least so many bytes; earlier ones are dropped when they are too small."""
+        if self._slots and self._slots[0].nbytes >= n_bytes:
+            return
+        for event in filter(None, self._copied):
+            device.synchronize(event)
+        self._slots, self._copied = [], [None] * RING
+        self._slots = [device.pinned(n_bytes) for _ in range(RING)]
+
+    def send(self, copies: Queue, pieces: Sequence[tuple[Any, np.ndarray]]) -> Any:
+        """Queue copies of host arrays, each into its target; return the event behind them.
+
+        Waits until what was sent from the same slot before, by this block or the one before it, has arrived.
+        """
+        slot = self._count % RING
+        self._count += 1
+        if self._copied[slot] is not None:
+            copies.device.synchronize(self._copied[slot])
+        offset = 0
+        for target, data in pieces:
+            data = np.ascontiguousarray(data)
+            locked = self._slots[slot][offset : offset + data.nbytes]
+            locked[:] = data.reshape(-1).view(np.uint8)
+            offset += data.nbytes
+            copies.copy_in(target, locked)
+        self._copied[slot] = copies.record()
+        return self._copied[slot]
+
+
+class WindowFeed:
+    """The arrays of one block on the card and the way of a window through them.
+
+    Parameters
+    ----------
+    queue : Queue
+        For everything but the copies of windows, which have a stream of their own.
+    memory : PlannedMemory
+        Made from `feed_buffers`.
+    shape : SourceShape
+    parts : list of Part
+    block_y : int
+        First output row of the block.
+    kernel : {'bilinear', 'lanczos3'}
+    ring : Ring
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        memory: PlannedMemory,
+        shape: SourceShape,
+        parts: list[Part],
+        block_y: int,
+        kernel: Kernel,
+        ring: Ring,
+    ) -> None:
+        self.queue, self.parts = queue, parts
+        self._block_y = block_y
+        self._shape = shape
+        self._lanczos = kernel == "lanczos3"
+        self._copies = Queue(queue.device)
+        largest = max(_window_pixels(part) for part in parts)
+        n = shape.n_channels
+
+        def slots(name: str, n_elements: int, dtype: type, wanted: bool) -> list[Any]:
+            return [memory.empty(name, n_elements, dtype) for _ in range(SLOTS if wanted else 0)]
+
+        self._planes = memory.empty("planes", 3 * largest, np.float32) if shape.raw else None
+        self._decoded = slots("plane windows", n * largest, np.float32, shape.planes)
+        self._weights = slots("weight windows", largest, np.float32, shape.has_weight_map)
+        self._raw = slots("raw windows", largest, np.uint16, shape.raw)
+        self._hot = memory.empty("hot pixels", MAX_HOT, np.int64) if shape.raw else None
+        bytes_per_pixel = max(2 if shape.raw else 0, 4 * n if shape.planes else 0)
+        bytes_per_pixel += 4 if shape.has_weight_map else 0
+        ring.reserve(queue.device, max(1, largest * bytes_per_pixel))
+        self._ring = ring
+        self._used: list[Any] = [None] * SLOTS
+        self._count = 0
+        # Slopes and places of all sources in four arrays; the kernels get offsets into them.
+        self._node_starts = np.concatenate([[0], np.cumsum([p.source.pixel_map.src_x.size for p in parts])])
+        nodes = zip(*(whole_nodes(p.source.pixel_map) for p in parts), strict=True)
+        self._node_x, self._node_y = (memory.upload(queue, "nodes", np.concatenate(part)) for part in nodes)
+        self._terms = memory.upload(queue, "terms", np.concatenate([_terms(p.source) for p in parts]))
+        self._table = memory.upload(queue, "taps", np.array(LANCZOS_TABLE))
+        self._nothing = memory.empty("no weights", 1, np.float32)
+
+    def upload(self, window: Window | None) -> _OnCard | None:
+        """Queue the copy of a window and its decoding; the host may go on at once."""
+        if window is None:
+            return None
+        slot = self._count % SLOTS
+        self._count += 1
+        if self._used[slot] is not None:
+            self._copies.wait(self._used[slot])
+        pieces = [(self._raw[slot], window.raw.data)] if window.raw is not None else []
+        unplanned = window.planes is not None and not self._decoded
+        if window.planes is not None and not unplanned:
+            pieces.append((self._decoded[slot], window.planes))
+        pieces += [(self._weights[slot], window.weights)] if window.weights is not None else []
+        self.queue.wait(self._ring.send(self._copies, pieces))
+        planes = self._planes if window.planes is None or unplanned else self._decoded[slot]
+        if unplanned:
+            # A raw frame with too many bad pixels came decoded: behind the work that still uses the planes.
+            self.queue.copy_in(self._planes, window.planes)
+        if window.raw is not None:
+            self._decode(self._raw[slot], window)
+        weights = self._weights[slot] if window.weights is not None else self._nothing
+        return _OnCard(planes, weights, window.origin, window.shape_hw)
+
+    def _decode(self, raw: Any, window: Window) -> None:
+        rows = window.raw
+        assert rows is not None
+        height, width = window.shape_hw
+        source, coded = kernels.source("decode"), int(rows.big_endian_signed)
+        first = rows.y0 * width
+        hot = np.unique(rows.hot_pixels)
+        hot = hot[(hot >= first) & (hot < first + height * width)]
+        if hot.size:
+            self.queue.copy_in(self._hot, hot)
+            args = (raw, coded, self._hot, int(hot.size), np.int64(first), height, width)
+            self.queue.launch_1d(source, "mend_hot", hot.size, args)
+        pattern = rows.pattern[2:] + rows.pattern[:2] if rows.y0 % 2 else rows.pattern
+        phase = (int(pattern[0] == "G"), pattern.index("R") // 2)
+        self.queue.launch_2d(
+            source, "debayer_raw", width, height, (raw, coded, height, width, *phase, self._planes)
+        )
+
+    def sample(self, index: int, window: _OnCard | None, table: TileTable, combiner: Combiner) -> None:
+        """Queue the sampling of the window of a part into the slots of its source."""
+        part = self.parts[index]
+        source, lattice = part.source, part.source.pixel_map
+        top, bottom, left, right = table.spans[index].tolist()
+        if window is None:
+            # A window of no pixels: the kernel finds every coordinate outside.
+            window = _OnCard(self._nothing, self._nothing, (0, 0), (0, 0))
+        args = (
+            window.planes, self._shape.n_channels, *window.shape_hw, *window.origin, *source.shape_hw,
+            self._node_x, self._node_y, np.int64(self._node_starts[index]), *lattice.src_x.shape,
+            lattice.y0, lattice.x0, step_shift(lattice), self._block_y, *part.box,
+            self._table, self._terms, index * 4 * self._shape.n_channels,
+            np.float32(source.feather_px), window.weights, int(source.has_weight_map),
+            combiner.bases, combiner.counts, combiner.slots, np.int64(table.slot_starts[index]), top, left,
+            table.tiles_yx[1], combiner.values, np.int64(table.n_samples), combiner.maps, int(self._shape.mapped),
+        )  # fmt: skip
+        self.queue.launch(
+            kernels.source("sample"), "sample_source", (right - left, bottom - top), (TILE_W, TILE_H), args,
+            options=(f"-DLANCZOS={int(self._lanczos)}",),
+        )  # fmt: skip
+        if self._count:
+            self._used[(self._count - 1) % SLOTS] = self.queue.record()
+
+
+def _terms(source: CoaddSource) -> np.ndarray:
+    """Return the photometric terms, flat; a channel without weight gets terms that make every sample missing."""
+    terms = np.array(source.photometry, np.float32)
+    terms[~(np.asarray(source.weight) > 0)] = np.nan
+    return terms.ravel()
+
+
+def _window_pixels(part: Part) -> int:
+    if part.window is None:
+        return 1
+    height, width = part.source.shape_hw
+    return (min(height, part.window[1] + RAW_MARGIN) - max(0, part.window[0] - RAW_MARGIN)) * width
+
+
+def _window_rows(source: CoaddSource, kernel: Kernel) -> tuple[float, float]:
+    """Bound the source rows a block needs as ``fixed + per_row * rows``, from the slopes of the lattice."""
+    step = source.pixel_map.step
+    nodes = source.pixel_map.src_y
+    down = np.abs(np.diff(nodes, axis=0)) / step
+    along = np.abs(np.diff(nodes, axis=1)) / step
+    per_row = float(np.nanmax(down)) if np.isfinite(down).any() else 1.0
+    slope = float(np.nanmax(along)) if np.isfinite(along).any() else 0.0
+    fixed = slope * (source.bbox[3] - source.bbox[2]) + 2 * (HALO[kernel] + RAW_MARGIN) + 4
+    return fixed, per_row

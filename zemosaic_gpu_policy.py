@@ -14,17 +14,16 @@ import os
 import sys
 import threading
 import time
-import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from zemosaic_core.chunks import Workload, equal_chunks
-from zemosaic_core.errors import Cancelled, RunFailed
+from zemosaic_core.errors import RunFailed
 from zemosaic_core.gpu import device as seam
+from zemosaic_core.gpu.ladder import Ahead, CpuBody, GpuBody, Job, fault_of, run_chunks
 from zemosaic_core.gpu.probe import probe as probe_here
 from zemosaic_core.gpu.recorder import Recorder
 from zemosaic_core.gpu.terms import (
@@ -65,35 +64,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 MIB = 1 << 20
 
-# One chunk after another failing is not bad luck.
-MAX_CONSECUTIVE_FAILURES = 3
-# Windows kills a kernel on a card with a display after 2 s; a tenth of that keeps the desktop alive too.
-DISPLAY_LAUNCH_SECONDS = 0.2
 # PCIe as a slow laptop has it, and the price of planning, allocating and synchronising once.
 TRANSFER_BYTES_PER_SECOND = 6e9
 OPERATION_OVERHEAD_SECONDS = 0.01
 LEASE_TIMEOUT_SECONDS = 30.0
-# Chunks that need more of the budget than this start with an empty pool: the pieces that an earlier chunk left in it
-# are of slightly other sizes, and there is no room for both.
-TIGHT_SHARE = 0.8
-# The same operation is checked against the CPU at its first run and then once in this many runs.
-AUDIT_EVERY = 25
-
-
-GpuBody = Callable[[seam.Device, int, int, tuple[int, int] | None], T]
-
-
-class Ahead(Protocol):
-    """A body on the card that begins the next chunk before it hands out this one."""
-
-    def expect(self, chunk_rows: int) -> None:
-        """Be told how many rows the largest chunk from now on has."""
-
-    def discard(self) -> None:
-        """Let go of what was begun; nothing of it is left on the card."""
-
-
-CpuBody = Callable[[int, int], T]
 
 
 def make_budget(
@@ -153,8 +127,6 @@ def decide(
         limits["host"] = max(smallest, workload.host_rows)
     if workload.elements_per_row:
         limits["index"] = (2**31 - 1) // workload.elements_per_row - 2 * workload.halo
-    if workload.gpu_seconds_per_row > 0 and status.device is not None and status.device.drives_display:
-        limits["display"] = max(smallest, int(DISPLAY_LAUNCH_SECONDS / workload.gpu_seconds_per_row))
     if chunk_rows:
         limits["asked"] = max(smallest, chunk_rows)
     several = min(limits.values()) < rows
@@ -254,7 +226,7 @@ class GpuPolicy:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._leases = 0
-        self._said: dict[str, str] = {}
+        self.said: dict[str, str] = {}
         self._status: GpuStatus | None = None
         self._device: seam.Device | None = None
         self._budget: Budget | None = None
@@ -304,8 +276,8 @@ class GpuPolicy:
             )
             # The budget is the first line; the pool's own limit catches what was not declared.
             device.limit_pool(self._budget.usable)
-        except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
-            fault = _fault_of(error)
+        except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by fault_of
+            fault = fault_of(error)
         if fault is not None:
             return GpuStatus(False, Reason.SMOKE_FAILED, f"{fault.type_name}: {fault.message}", status.device)
         self._device = device
@@ -403,7 +375,7 @@ class GpuPolicy:
         with self._lock:
             decision = self.plan(workload, wanted=wanted)
             report = RunReport(decision)
-            job = _Job(self, workload, report, gpu_body, cpu_body, emit, cpu_rows, cancel, audit, ahead)
+            job = Job(self, workload, report, gpu_body, cpu_body, emit, cpu_rows, cancel, audit, ahead)
             start = time.perf_counter()
             detail = job.detail_of(decision.reason)
             self.recorder.decision(workload, decision, self._budget, detail)
@@ -420,7 +392,7 @@ class GpuPolicy:
                 self.recorder.operation(workload, job.report)
             return job.report
 
-    def _run_on_card(self, job: _Job) -> None:
+    def _run_on_card(self, job: Job) -> None:
         device = self._device
         assert device is not None  # a decision for the GPU is made from an open card only
         with contextlib.ExitStack() as stack:
@@ -432,12 +404,11 @@ class GpuPolicy:
                 job.on_cpu(0, job.workload.rows)
                 return
             stack.enter_context(self.phase(job.workload.op))
-            if (
-                self._budget is not None
-            ):  # another policy of this process may have set its own limit meanwhile
+            # Another policy of this process may have set its own limit meanwhile.
+            if self._budget is not None:
                 device.limit_pool(self._budget.usable)
             stack.callback(job.discard)
-            _run_chunks(job, device)
+            run_chunks(job, device)
 
     @contextmanager
     def _lease(self, uuid: str, cancel: CancelFlag | None) -> Iterator[None]:
@@ -485,8 +456,8 @@ class GpuPolicy:
                 returned = device.release()
                 numbers = asdict(device.memory())
                 break
-            except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
-                fault = _fault_of(error)
+            except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by fault_of
+                fault = fault_of(error)
         if fault is not None:
             self.recorder.emit("release", FAULT_REASONS[fault.kind], op=name, level="DEBUG", fault=fault)
         elif returned:
@@ -527,169 +498,6 @@ class GpuPolicy:
         self.recorder.emit("summary", self._status.reason, key="gpu_summary_end", values=values)
 
 
-class _Job:
-    """One call of `GpuPolicy.run`: its bodies, its report and how it leaves the GPU."""
-
-    def __init__(
-        self,
-        policy: GpuPolicy,
-        workload: Workload,
-        report: RunReport,
-        gpu_body: GpuBody[Any],
-        cpu_body: CpuBody[Any],
-        emit: Callable[[int, int, Any], None],
-        cpu_rows: int,
-        cancel: CancelFlag | None,
-        audit: Audit | None,
-        ahead: Ahead | None,
-    ) -> None:
-        self.policy = policy
-        self.workload = workload
-        self.report = report
-        self.gpu_body = gpu_body
-        self.cpu_body = cpu_body
-        self.emit = emit
-        self.cpu_rows = cpu_rows
-        self.cancel = cancel
-        self.ahead = ahead
-        self.audit = audit if policy.recorder.tally(workload.op).runs % AUDIT_EVERY == 0 else None
-
-    def expect(self, chunk_rows: int) -> None:
-        if self.ahead is not None:
-            self.ahead.expect(chunk_rows)
-
-    def discard(self) -> None:
-        """Let go of the chunk that was begun ahead, if any."""
-        if self.ahead is not None:
-            self.ahead.discard()
-
-    def check_cancel(self) -> None:
-        if self.cancel is not None and self.cancel.is_set():
-            raise Cancelled()
-
-    def on_cpu(self, y0: int, y1: int) -> None:
-        for a, b in equal_chunks(y0, y1, self.cpu_rows or max(1, y1 - y0)):
-            self.check_cancel()
-            self.deliver(a, b, self.cpu_body(a, b), "cpu")
-
-    def deliver(self, a: int, b: int, result: Any, device: str) -> None:
-        """Hand on a piece of the result, and account for its rows."""
-        self.emit(a, b, result)
-        self.report.account(a, b, device)
-
-    def detail_of(self, reason: Reason) -> str:
-        """Return what is known of a reason to leave the GPU that was there before the operation."""
-        policy, status = self.policy, self.policy.status
-        if not status.ok:
-            return status.detail
-        lost = policy.given_up.get("*") is reason
-        return (
-            policy._said.get("*" if lost else self.workload.op, "")
-            if reason in FAULT_REASONS.values()
-            else ""
-        )
-
-    def leave_gpu(self, reason: Reason, *, scope: str = "operation", **numbers: Any) -> None:
-        """Record a fallback; in ``require`` mode it is an error."""
-        budget = self.policy._budget
-        numbers.setdefault("usable_bytes", budget.usable if budget else 0)
-        record = self.policy.recorder.fallback(reason, self.workload.op, scope=scope, **numbers)
-        self.report.fallbacks += 1
-        if self.policy.mode == "require" and reason is not Reason.FORCED_CPU:
-            said = f"{reason.value} {record['values']['detail']}".strip()
-            message = f"the GPU is required but {self.workload.op} cannot use it: {said}"
-            raise RunFailed("gpu_required", message, **record["values"])
-
-    def check_against_cpu(self, a: int, b: int, result: Any) -> None:
-        """Do some rows in the middle of a finished chunk again on the CPU and compare."""
-        audit, self.audit = self.audit, None
-        if audit is None:
-            return
-        y0 = max(a, (a + b - audit.rows) // 2)
-        y1 = min(b, y0 + audit.rows)
-        parity = audit.compare(result, self.cpu_body(y0, y1), y0 - a)
-        self.report.parity = parity
-        self.policy.recorder.parity(self.workload.op, parity, (y0, y1))
-
-
-def _run_chunks(job: _Job, device: seam.Device) -> None:
-    """Work through the chunks on the card; smaller chunks first, the CPU last."""
-    workload, report, policy = job.workload, job.report, job.policy
-    todo = deque(equal_chunks(0, workload.rows, report.decision.chunk_rows, align=workload.align))
-    job.expect(report.decision.chunk_rows)
-    failures = 0
-    while todo:
-        job.check_cancel()
-        a, b = todo.popleft()
-        fault = _ready_card(job, device, b - a)
-        result = None
-        if fault is None:
-            try:
-                result = job.gpu_body(device, a, b, todo[0] if todo else None)
-            except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
-                fault = _fault_of(error)
-            except BaseException as error:
-                traceback.clear_frames(error.__traceback__)
-                raise
-        # The except block is left before anything is retried: the traceback of the failed attempt would keep
-        # its arrays, and with them the memory that is missing.
-        if fault is None:
-            report.peak_bytes = max(report.peak_bytes, device.peak_bytes())
-            job.deliver(a, b, result, "gpu")
-            failures = 0
-            job.check_against_cpu(a, b, result)
-            continue
-        job.discard()
-        lost = policy.release(workload.op, collect=True)
-        if lost is not None and lost.kind == "device_lost":
-            fault = lost
-        smaller = _half_of(workload, b - a)
-        if fault.kind == "oom" and smaller >= max(workload.min_rows, workload.align):
-            end = todo[-1][1] if todo else b
-            policy.ceilings[workload.op] = workload.peak(smaller)
-            todo = deque(equal_chunks(a, end, smaller, align=workload.align))
-            job.expect(smaller)
-            policy.recorder.split(workload.op, (a, b), smaller, fault, planned_bytes=workload.peak(b - a))
-            report.splits += 1
-            continue
-        failures += 1
-        rest = _give_up(job, fault, failures)
-        end = todo[-1][1] if todo and rest else b
-        numbers = {"needed_bytes": workload.peak(b - a), "rows": [a, end], "fault": fault}
-        job.leave_gpu(
-            FAULT_REASONS[fault.kind] if rest is None else rest[0],
-            scope=rest[1] if rest else "chunk",
-            **numbers,
-        )
-        job.on_cpu(a, end)
-        if rest:
-            return
-
-
-def _half_of(workload: Workload, rows: int) -> int:
-    """Return rows of a smaller chunk, half as many, or a quarter where two halves in flight need all there was."""
-    smaller = rows // 2
-    if workload.peak(smaller) > workload.peak(rows):
-        smaller //= 2
-    return smaller - smaller % workload.align
-
-
-def _give_up(job: _Job, fault: seam.GpuFault, failures: int) -> tuple[Reason, str] | None:
-    """Return why and for how long the GPU is left behind for more than this chunk, or None."""
-    said = f"{fault.type_name}: {fault.message}"
-    if fault.kind == "device_lost":
-        job.policy.given_up["*"] = Reason.DEVICE_LOST
-        job.policy._said["*"] = said
-        return Reason.DEVICE_LOST, "run"
-    if fault.kind == "compile":
-        job.policy.given_up[job.workload.op] = Reason.COMPILE_FAILED
-        job.policy._said[job.workload.op] = said
-        return Reason.COMPILE_FAILED, "operation"
-    if failures >= MAX_CONSECUTIVE_FAILURES:
-        return Reason.TOO_MANY_FAILURES, "operation"
-    return None
-
-
 def _memory_between_runs(device: seam.Device) -> seam.MemoryState:
     """Return what is free while no other run works on the card, if it lets go of it in time.
 
@@ -700,33 +508,6 @@ def _memory_between_runs(device: seam.Device) -> seam.MemoryState:
             stack.enter_context(device_lease(device.info.uuid, timeout_s=LEASE_TIMEOUT_SECONDS))
         device.release()
         return device.memory()
-
-
-def _ready_card(job: _Job, device: seam.Device, rows: int) -> seam.GpuFault | None:
-    """Open the card for the first chunk; empty its pool for a later one that needs nearly all there is."""
-    report, budget = job.report, job.policy._budget
-    if report.gpu_chunks + report.splits + report.fallbacks:
-        # A body that works ahead takes the same pieces for every chunk, and has one of them in flight.
-        tight = budget is not None and job.workload.peak(rows) > TIGHT_SHARE * budget.usable
-        tight = tight and job.ahead is None
-        return job.policy.release(job.workload.op) if tight else None
-    try:
-        device.bind()
-        device.peak_bytes(reset=True)
-    except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by _fault_of
-        return _fault_of(error)
-    return None
-
-
-def _fault_of(error: Exception) -> seam.GpuFault:
-    """Reduce an error of the card to a `GpuFault` and let go of its frames; raise what is not the card's."""
-    fault = seam.classify(error)
-    if fault is None:
-        # Its report keeps the lines, and lets go of the arrays that fill the card.
-        traceback.clear_frames(error.__traceback__)
-        raise error
-    error.__traceback__ = error.__context__ = error.__cause__ = None
-    return fault
 
 
 _DEFAULTS: dict[tuple[str, str], GpuPolicy] = {}

@@ -92,8 +92,6 @@ class Workload:
         Bytes that travel to and from the device for the whole operation.
     cpu_seconds : float
         Expected time on the CPU for the whole operation; 0 when unknown (then it is never "too small").
-    gpu_seconds_per_row : float
-        Expected time on the device per row; bounds a launch on a device that drives a display. 0: unknown.
     detail : dict
         Further numbers worth recording (frames, channels, width).
     """
@@ -110,7 +108,6 @@ class Workload:
     upload_bytes: int = 0
     download_bytes: int = 0
     cpu_seconds: float = 0.0
-    gpu_seconds_per_row: float = 0.0
     detail: dict[str, int | float | str] = field(default_factory=dict, compare=False)
 
     def peak(self, rows: int) -> int:

@@ -6,7 +6,8 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-POLICY = {"zemosaic_gpu_policy.py"}
+# The door and the steps it takes after an error.
+POLICY = {"zemosaic_gpu_policy.py", "zemosaic_core/gpu/ladder.py"}
 # What a decision is made of: whether there is a card, how much it holds, what went wrong on it.
 INGREDIENTS = {
     "GPU_AVAILABLE",

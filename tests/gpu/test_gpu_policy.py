@@ -72,9 +72,9 @@ def test_a_decision_fits_the_budget_and_covers_the_rows(
 
 def test_every_bound_is_recorded_and_the_smallest_wins():
     info = seam.DeviceInfo("card", "uuid", drives_display=True)
-    work = workload(elements_per_row=2**31 // 10, gpu_seconds_per_row=0.02, min_rows=1)
+    work = workload(elements_per_row=2**31 // 10, min_rows=1)
     decision = decide(work, GpuStatus(True, Reason.GPU, "", info), Budget(0, 0, 0, 0, 0, 10**9), chunk_rows=8)
-    assert decision.limits == {"rows": 40, "memory": 40, "index": 10, "display": 10, "asked": 8}
+    assert decision.limits == {"rows": 40, "memory": 40, "index": 10, "asked": 8}
     assert (decision.chunk_rows, decision.n_chunks) == (8, 5)
 
 

@@ -122,6 +122,7 @@ struct Column {
 
 __device__ __forceinline__ int count_valid(const float* rows, int n)
 {
+    if (rows[(n - 1) * STRIDE] < INF) return n;
     int low = 0;
     while (low < n) {
         int middle = (low + n) >> 1;
@@ -166,6 +167,7 @@ __device__ __forceinline__ float run_deviation(const Column& v, int first, int l
 struct Window {
     int low, high;
     float sum, squares, spent;
+    float below, lowest, highest, above;  // the values next to either end, outside and inside
 
     __device__ __forceinline__ void add_all(const Column& v)
     {
@@ -187,6 +189,7 @@ struct Window {
         spent += x * x;
     }
 
+    // Within the ranks first .. last.
     __device__ __forceinline__ void fit(const Column& v, int first, int last, float bottom, float top)
     {
         while (low > first && v[low - 1] >= bottom) add(v[--low]);
@@ -195,15 +198,23 @@ struct Window {
         while (high > low && (high > last || v[high - 1] > top)) remove(v[--high]);
         // What was taken out leaves its rounding behind; more than that of what is left is too much.
         if (spent > squares) add_all(v);
+        below = low > first ? v[low - 1] : -INF;
+        above = high < last ? v[high] : INF;
+        lowest = low < high ? v[low] : INF;
+        highest = low < high ? v[high - 1] : -INF;
     }
 
-    // Standard deviation of the run first .. last with its values pulled in to the limits.
-    __device__ __forceinline__ float clipped_deviation(
-        const Column& v, int first, int last, float bottom, float top, const Share& share)
+    __device__ __forceinline__ bool fits(float bottom, float top) const
     {
-        fit(v, first, last, bottom, top);
-        float below = (float)(low - first) * bottom, above = (float)(last - high) * top;
-        return deviation(sum + (below + above), squares + (below * bottom + above * top), share);
+        return below < bottom && lowest >= bottom && highest <= top && above > top;
+    }
+
+    // Standard deviation of the run first .. last with its values pulled in to the limits that fit.
+    __device__ __forceinline__ float clipped_deviation(
+        int first, int last, float bottom, float top, const Share& share) const
+    {
+        float under = (float)(low - first) * bottom, over = (float)(last - high) * top;
+        return deviation(sum + (under + over), squares + (under * bottom + over * top), share);
     }
 };
 
@@ -225,11 +236,13 @@ __device__ __forceinline__ float winsorized_scale(
         window.high = max(window.low, first + ranks[2 * n + 1] + 1);
         window.add_all(v);
     }
-    float scale = window.clipped_deviation(v, first, last, limits[0], limits[1], share);
+    window.fit(v, first, last, limits[0], limits[1]);
+    float scale = window.clipped_deviation(first, last, limits[0], limits[1], share);
 #pragma unroll 1
     for (int step = 0; step < MAX_SCALE_STEPS; ++step) {
-        float reach = 1.5f * scale;
-        float next = 1.134f * window.clipped_deviation(v, first, last, centre - reach, centre + reach, share);
+        float bottom = centre - 1.5f * scale, top = centre + 1.5f * scale;
+        if (!window.fits(bottom, top)) window.fit(v, first, last, bottom, top);
+        float next = 1.134f * window.clipped_deviation(first, last, bottom, top, share);
         bool settled = fabsf(next - scale) <= 0.0005f * scale;
         scale = next;
         if (settled) break;

@@ -263,6 +263,12 @@ def test_ten_thousand_frames_stay_fluid(session, qtbot, qapp, tmp_path):
     fill_filter(made.frames, 10_000)
     settle(qtbot, made)
 
+    def work_of_this_machine():
+        # What a busy machine makes slow, it makes slow here too. On a quiet one this is about 70 ms.
+        begin = time.thread_time()
+        sum(k * k % 7 for k in range(1_000_000))
+        return time.thread_time() - begin
+
     def longest(action, seconds=0.7):
         # Time of this thread, not of the clock: other programs on the machine do not count.
         begin = time.thread_time()
@@ -273,9 +279,9 @@ def test_ten_thousand_frames_stay_fluid(session, qtbot, qapp, tmp_path):
             qapp.processEvents()
             worst = max(worst, time.thread_time() - begin)
             time.sleep(0.001)
-        return worst
+        return worst / work_of_this_machine()
 
-    times = {
+    ratios = {
         "expand": longest(made.table.view.expandAll),
         "cut": longest(lambda: made.frames.set_cut("fwhm", (0.0, 3.5))),
         "select": longest(lambda: made.frames.select(made.frames.in_rectangle(-1, -1, 1, 1))),
@@ -284,4 +290,4 @@ def test_ten_thousand_frames_stay_fluid(session, qtbot, qapp, tmp_path):
         "text": longest(lambda: made.table.search.setText("0012")),
     }
     made.reject()
-    assert max(times.values()) < 0.15, times  # 100 ms, and half of it again for a slow machine
+    assert max(ratios.values()) < 2.5, ratios

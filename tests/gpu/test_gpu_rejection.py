@@ -55,7 +55,7 @@ def test_hard_samples_are_rejected_alike(kind, rule, n):
     gpu, cpu = both(samples(kind, n, rng), RULES[rule])
     # Values over many powers of ten leave few digits for those that are kept; both sides then differ as much from
     # what float64 says.
-    assert_blocks_agree(gpu, cpu, ulps=16, flips=3e-3 if kind == "far apart" else 1e-3)
+    assert_blocks_agree(gpu, cpu, ulps=16, flips=1e-2 if kind == "far apart" else 1e-3)
 
 
 @pytest.mark.parametrize("rule", RULES)

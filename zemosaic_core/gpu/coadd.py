@@ -142,32 +142,27 @@ class GpuCoadd:
         self._look()
         if self._begun is not None and self._begun.rows != (y0, y1):
             self.discard()
-        block = self._begun or self._begin(device, (y0, y1), next_rows)
-        self._begun = None if next_rows is None else self._begin(device, next_rows, None)
+        block, self._begun = self._begun or self._begin(device, (y0, y1)), None
+        if next_rows is not None:
+            self._begun = self._begin(device, next_rows)
+            block.following = self._begun.parts
         return block.result()
 
-    def _begin(
-        self, device: Device, rows: tuple[int, int], next_rows: tuple[int, int] | None
-    ) -> _BlockInFlight:
+    def _begin(self, device: Device, rows: tuple[int, int]) -> _BlockInFlight:
         if self._feeder is None:
             self._feeder = ThreadPoolExecutor(1, thread_name_prefix="gpu-feeder")
-        width = self._shape.width
+        width, n_rows = self._shape.width, rows[1] - rows[0]
+        self._chunk_rows = max(self._chunk_rows, n_rows)
         parts = parts_of_block(self._sources, *rows, width, self._kernel)
-        following = (
-            [] if next_rows is None else parts_of_block(self._sources, *next_rows, width, self._kernel)
-        )
-        self._chunk_rows = max(self._chunk_rows, rows[1] - rows[0])
-        block = _BlockInFlight(
-            device, rows, (self._shape.n_channels, rows[1] - rows[0], width), self._chunk_rows
-        )
-        block.filled = self._feeder.submit(self._fill, block, parts, following)
+        block = _BlockInFlight(device, rows, (self._shape.n_channels, n_rows, width), parts, self._chunk_rows)
+        block.filled = self._feeder.submit(self._fill, block)
         return block
 
-    def _fill(self, block: _BlockInFlight, parts: list[Part], following: list[Part]) -> Combiner | None:
+    def _fill(self, block: _BlockInFlight) -> Combiner | None:
         """Bring all samples of a block to the card and queue their combination; None: there are none."""
+        device, parts = block.device, block.parts
         if not parts:
             return None
-        device = block.device
         device.bind()
         with drained(device):
             queue, y0 = Queue(device), block.rows[0]
@@ -182,7 +177,7 @@ class GpuCoadd:
             for index in range(len(parts)):
                 if block.abandoned.is_set() or (self._cancel is not None and self._cancel.is_set()):
                     raise Cancelled()
-                feed.sample(index, feed.upload(ahead.take(parts, index, following)), table, combiner)
+                feed.sample(index, feed.upload(ahead.take(parts, index, block.following)), table, combiner)
             combiner.launch()
         return combiner
 
@@ -288,9 +283,16 @@ class _BlockInFlight:
     filled: Future[Combiner | None]
 
     def __init__(
-        self, device: Device, rows: tuple[int, int], shape: tuple[int, int, int], planned_rows: int
+        self,
+        device: Device,
+        rows: tuple[int, int],
+        shape: tuple[int, int, int],
+        parts: list[Part],
+        planned_rows: int,
     ) -> None:
-        self.device, self.rows, self.shape, self.planned_rows = device, rows, shape, planned_rows
+        self.device, self.rows, self.shape = device, rows, shape
+        self.parts, self.planned_rows = parts, planned_rows
+        self.following: list[Part] = []  # of the next block, once that is known: they are read ahead
         self.abandoned = Event()
 
     def result(self) -> CoaddBlock:

@@ -84,6 +84,8 @@ class Workload:
         Extra input rows above and below a chunk.
     in_flight : int
         Chunks that are on the device at the same time: the next one is filled while this one is finished.
+    in_flight_rows : int
+        Chunks of fewer rows than this are alone: what is loaded beside their own rows costs more than is won.
     host_rows : int
         Most rows per chunk the host has room for; 0: no limit.
     elements_per_row : int
@@ -103,6 +105,7 @@ class Workload:
     align: int = 1
     halo: int = 0
     in_flight: int = 1
+    in_flight_rows: int = 0
     host_rows: int = 0
     elements_per_row: int = 0
     upload_bytes: int = 0
@@ -112,8 +115,11 @@ class Workload:
 
     def peak(self, rows: int) -> int:
         """Return the bytes alive at once while the work is done in chunks of ``rows`` rows."""
-        alive = min(self.in_flight, -(-self.rows // max(1, rows)))
-        return max(1, alive) * peak_bytes(self.buffers, rows, self.halo)
+        return self._alive(rows) * peak_bytes(self.buffers, rows, self.halo)
+
+    def _alive(self, rows: int) -> int:
+        n_chunks = -(-self.rows // max(1, rows))
+        return max(1, min(self.in_flight if rows >= self.in_flight_rows else 1, n_chunks))
 
     def rows_within(self, budget_bytes: int, *, several: bool = False) -> int:
         """Return the most rows of a chunk whose peak fits the budget; 0 if none does.
@@ -123,8 +129,13 @@ class Workload:
         """
         if not several and self.peak(self.rows) <= budget_bytes:
             return self.rows
-        share = budget_bytes // max(1, self.in_flight)
-        return rows_for_budget(self.buffers, share, self.rows - (self.in_flight > 1), halo=self.halo)
+        most = self.rows
+        if self.in_flight > 1:
+            rows = rows_for_budget(self.buffers, budget_bytes // self.in_flight, most - 1, halo=self.halo)
+            if rows >= self.in_flight_rows:
+                return rows
+            most = min(most, self.in_flight_rows) - 1
+        return rows_for_budget(self.buffers, budget_bytes, most, halo=self.halo)
 
 
 def rows_for_budget(buffers: tuple[Buffer, ...], budget_bytes: int, max_rows: int, *, halo: int = 0) -> int:

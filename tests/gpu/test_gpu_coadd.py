@@ -144,8 +144,8 @@ def test_the_plan_is_the_peak(rule, raw, monkeypatch):
 
 def test_the_next_block_comes_to_the_card_while_this_one_is_finished(monkeypatch):
     """Two blocks in flight: this one is not handed out before a thread has begun to sample the next one."""
-    pixels = FakePixels(3, (40, 60))
-    sources = make_sources(pixels, 3, (48, 64))
+    pixels = FakePixels(3, (80, 60))
+    sources = make_sources(pixels, 3, (88, 64))
     device = SimulatedDevice()
     two_blocks = threading.Event()
 
@@ -164,28 +164,44 @@ def test_the_next_block_comes_to_the_card_while_this_one_is_finished(monkeypatch
 
     monkeypatch.setattr(combine.Combiner, "result", when_the_next_is_there)
     body = GpuCoadd(pixels, sources, 64, 3, RULES["winsor"], "bilinear")
-    blocks = [body(device, 0, 24, (24, 48)), body(device, 24, 48, None)]
+    blocks = [body(device, 0, 44, (44, 88)), body(device, 44, 88, None)]
     assert waited == [True]
     body.close()
-    cpu = coadd_block(pixels, sources, 0, 48, 64, 3, RULES["winsor"], "bilinear")
+    cpu = coadd_block(pixels, sources, 0, 88, 64, 3, RULES["winsor"], "bilinear")
     assert_blocks_agree(stitch(blocks), cpu)
     assert device.pool.used == 0
 
 
 def test_a_block_that_was_begun_in_vain_leaves_nothing():
-    pixels = FakePixels(4, (60, 40), raw="some", hot=20)
-    sources = make_sources(pixels, 4, (60, 40))
+    pixels = FakePixels(4, (150, 40), raw="some", hot=20)
+    sources = make_sources(pixels, 4, (150, 40))
     device = SimulatedDevice()
     body = GpuCoadd(pixels, sources, 40, 3, RULES["winsor"], "lanczos3")
-    body(device, 0, 20, (20, 40))
+    body(device, 0, 50, (50, 100))
+    assert body._begun is not None
     body.discard()
     assert device.pool.used == 0
-    first = body(device, 0, 20, (20, 40))
-    other = body(device, 20, 30, None)  # the plan changed: the block that was begun is of no use
-    cpu = coadd_block(pixels, sources, 0, 30, 40, 3, RULES["winsor"], "lanczos3")
+    first = body(device, 0, 50, (50, 100))
+    other = body(device, 50, 70, None)  # the plan changed: the block that was begun is of no use
+    cpu = coadd_block(pixels, sources, 0, 70, 40, 3, RULES["winsor"], "lanczos3")
     assert_blocks_agree(stitch([first, other]), cpu, ulps=16)
     body.close()
     assert device.pool.used == 0
+
+
+def test_low_blocks_are_alone():
+    """A few rows of a turned frame need many rows of it: two low blocks would load nearly everything twice."""
+    pixels = FakePixels(4, (200, 300))
+    sources = make_sources(pixels, 4, (220, 320), turn=0.1)
+    device = SimulatedDevice()
+    body = GpuCoadd(pixels, sources, 320, 3, RULES["winsor"], "bilinear")
+    workload = body.workload("stack", 220, device.info)
+    assert 100 < workload.in_flight_rows < 220
+    assert workload.peak(50) < workload.peak(workload.in_flight_rows) / 2
+    body.expect(50)
+    body(device, 0, 50, (50, 100))
+    assert body._begun is None
+    body.close()
 
 
 def test_a_frame_with_a_great_many_hot_pixels_is_decoded_by_its_source(monkeypatch):

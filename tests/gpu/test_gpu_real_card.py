@@ -86,14 +86,14 @@ def test_two_blocks_in_flight_give_the_same_bits_as_one(card, rule):
     pixels = FakePixels(30, (300, 400), raw="some", hot=30, missing=0.02)
     sources = make_sources(pixels, 30, (310, 410), turn=0.001, weighted=True)
     images = []
-    for environ in ({}, {"ZEMOSAIC_GPU_CHUNK_ROWS": "24"}):
+    for environ in ({}, {"ZEMOSAIC_GPU_CHUNK_ROWS": "80"}):
         policy, rows = GpuPolicy(mode="require", environ=environ), []
         coadd_on_grid(
             pixels, sources, (310, 410), 3, rule, "lanczos3", budget_bytes=1 << 28, policy=policy,
             sink=lambda y0, y1, block, rows=rows: rows.append(block.image),
         )  # fmt: skip
         images.append(np.concatenate(rows, axis=1))
-        assert policy.summary()["operations"]["stack"]["gpu_chunks"] == (13 if environ else 1)
+        assert policy.summary()["operations"]["stack"]["gpu_chunks"] == (4 if environ else 1)
     np.testing.assert_array_equal(*images)
 
 

@@ -7,6 +7,7 @@ rejects and combines. Nothing here decides whether to run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -23,7 +24,7 @@ from zemosaic_core.gpu.launch import PlannedMemory, Queue, drained, settle
 from zemosaic_core.gpu.reader import Part, ReadAhead, parts_of_block
 from zemosaic_core.gpu.terms import CancelFlag
 from zemosaic_core.gpu.tiles import tile_table
-from zemosaic_core.gpu.windows import MAX_HOT, RING, Ring, SourceShape, WindowFeed, feed_buffers
+from zemosaic_core.gpu.windows import MAX_HOT, RING, Ring, SourceShape, WindowFeed, extra_rows, feed_buffers
 from zemosaic_core.pixel_map import shift_pixel_map
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
@@ -86,6 +87,7 @@ class GpuCoadd:
         self._feeder: ThreadPoolExecutor | None = None
         self._begun: _BlockInFlight | None = None
         self._planned: tuple[Buffer, ...] | None = None
+        self._company_rows: int | None = None
         self._chunk_rows = 0
 
     def _look(self) -> ReadAhead:
@@ -136,14 +138,15 @@ class GpuCoadd:
     def __call__(self, device: Device, y0: int, y1: int, next_rows: tuple[int, int] | None) -> CoaddBlock:
         """Co-add the rows ``y0 <= y < y1``; see `zemosaic_core.coadd.coadd_block`.
 
-        The block of ``next_rows`` is begun as well: a thread of its own fills it while this one is combined, comes
-        to the host and is used there. It stays on the card until it is asked for or `discard` is called.
+        Unless blocks are low, that of ``next_rows`` is begun as well: a thread of its own fills it while this one
+        is combined, comes to the host and is used there. It stays on the card until it is asked for or `discard`
+        is called.
         """
         self._look()
         if self._begun is not None and self._begun.rows != (y0, y1):
             self.discard()
         block, self._begun = self._begun or self._begin(device, (y0, y1)), None
-        if next_rows is not None:
+        if next_rows is not None and self._chunk_rows >= self._rows_in_flight():
             self._begun = self._begin(device, next_rows)
             block.following = self._begun.parts
         return block.result()
@@ -180,6 +183,11 @@ class GpuCoadd:
                 feed.sample(index, feed.upload(ahead.take(parts, index, block.following)), table, combiner)
             combiner.launch()
         return combiner
+
+    def _rows_in_flight(self) -> int:
+        if self._company_rows is None:
+            self._company_rows = _rows_in_flight(self._sources, self._kernel)
+        return self._company_rows
 
     def _declared(self, info: DeviceInfo) -> tuple[Buffer, ...]:
         if self._planned is None:
@@ -255,6 +263,15 @@ def _buffers(
     return (*feed_buffers(shape, sources, kernel), *combining)
 
 
+def _rows_in_flight(sources: Sequence[CoaddSource], kernel: Kernel) -> int:
+    """Return from how many rows on two blocks in flight are worth it.
+
+    A window is higher than its block: by the margin of the kernel and by the slope of a turned source. Half the rows
+    per block mean that this much is read and uploaded twice as often.
+    """
+    return 2 * math.ceil(max((extra_rows(source, kernel) for source in sources), default=0.0))
+
+
 def _declare(
     op: str,
     rows: int,
@@ -269,6 +286,7 @@ def _declare(
     buffers = _buffers(sources, shape, rule, kernel, info)
     fields: dict[str, Any] = {
         "in_flight": IN_FLIGHT,
+        "in_flight_rows": _rows_in_flight(sources, kernel),
         "elements_per_row": shape.width * shape.n_channels,
         "upload_bytes": sum(s.shape_hw[0] * s.shape_hw[1] for s in sources) * per_pixel,
         "download_bytes": rows * shape.width * (_RESULT_BYTES * shape.n_channels + 2),

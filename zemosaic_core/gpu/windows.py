@@ -23,7 +23,7 @@ from zemosaic_core.pixel_map import step_shift, whole_nodes
 from zemosaic_core.resample import HALO, LANCZOS_TABLE
 from zemosaic_core.sources import CoaddSource, Kernel
 
-__all__ = ["MAX_HOT", "RING", "Ring", "SourceShape", "WindowFeed", "feed_buffers"]
+__all__ = ["MAX_HOT", "RING", "Ring", "SourceShape", "WindowFeed", "extra_rows", "feed_buffers"]
 
 # Bad pixels of one window that fit the card's list; a frame with more is decoded by its source.
 MAX_HOT = 1 << 16
@@ -61,7 +61,7 @@ def feed_buffers(shape: SourceShape, sources: Sequence[CoaddSource], kernel: Ker
 
     The rows of a window are bounded by the slope of the maps.
     """
-    bounds = [_window_rows(s, kernel) for s in sources]
+    bounds = [(extra_rows(s, kernel), _rows_per_row(s)) for s in sources]
     buffers = []
 
     def window(name: str, bytes_per_pixel: int, copies: int = 1) -> None:
@@ -269,13 +269,14 @@ def _window_pixels(part: Part) -> int:
     return (min(height, part.window[1] + RAW_MARGIN) - max(0, part.window[0] - RAW_MARGIN)) * width
 
 
-def _window_rows(source: CoaddSource, kernel: Kernel) -> tuple[float, float]:
-    """Bound the source rows a block needs as ``fixed + per_row * rows``, from the slopes of the lattice."""
-    step = source.pixel_map.step
-    nodes = source.pixel_map.src_y
-    down = np.abs(np.diff(nodes, axis=0)) / step
-    along = np.abs(np.diff(nodes, axis=1)) / step
-    per_row = float(np.nanmax(down)) if np.isfinite(down).any() else 1.0
+def extra_rows(source: CoaddSource, kernel: Kernel) -> float:
+    """Bound the source rows that a block needs whatever its own height: a turned row crosses many source rows."""
+    along = np.abs(np.diff(source.pixel_map.src_y, axis=1)) / source.pixel_map.step
     slope = float(np.nanmax(along)) if np.isfinite(along).any() else 0.0
-    fixed = slope * (source.bbox[3] - source.bbox[2]) + 2 * (HALO[kernel] + RAW_MARGIN) + 4
-    return fixed, per_row
+    return slope * (source.bbox[3] - source.bbox[2]) + 2 * (HALO[kernel] + RAW_MARGIN) + 4
+
+
+def _rows_per_row(source: CoaddSource) -> float:
+    """Bound the source rows per output row, from the slope of the lattice."""
+    down = np.abs(np.diff(source.pixel_map.src_y, axis=0)) / source.pixel_map.step
+    return float(np.nanmax(down)) if np.isfinite(down).any() else 1.0

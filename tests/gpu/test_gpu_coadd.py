@@ -63,7 +63,7 @@ def test_any_number_of_sources(n, rule):
     assert_blocks_agree(gpu, cpu, ulps=16 if n > 100 else 4, flips=2e-3)
 
 
-@pytest.mark.parametrize("depth", [100, 128, 129, 300, 513])
+@pytest.mark.parametrize("depth", [100, 128, 129, 200, 300, 513])
 @pytest.mark.parametrize("rule", ["winsor", "linear", "kappa", "winsor median"])
 def test_long_runs_and_merged_runs_agree_with_the_cpu(depth, rule):
     pixels = FakePixels(depth, (9, 11), n_channels=1, missing=0.05)

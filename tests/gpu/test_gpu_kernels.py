@@ -32,8 +32,9 @@ VARIANTS = [
 
 def sorting_variants() -> list[tuple[str, ...]]:
     """Compiler options of everything a card may be asked to sort with."""
-    depths = [*combine.REGISTER_SIZES, 300]
+    depths = [*combine.REGISTER_SIZES, 160, 190, 220, 250]
     storages = [combine.storage_for(depth, CombineRule(), None) for depth in depths]
+    assert {s.run for s in storages if s.kind == combine.IN_SCRATCH} == set(combine.MERGED_RUNS)
     return [storage.options(mapped=True) for storage in storages]  # what takes most registers
 
 

@@ -21,8 +21,8 @@ __all__ = ["Combiner", "Storage", "combine_buffers", "storage_for"]
 # Samples that are sorted in registers at once: sizes that compile without spilling, checked for every architecture
 # by the tests.
 REGISTER_SIZES = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)
-# Length of the runs that are merged when there are more samples than that.
-MERGED_RUN = 64
+# Lengths of the runs that are merged when there are more samples than that.
+MERGED_RUNS = (64, 80, 96, 112)
 # Shared memory of one thread block: some blocks shall fit beside each other into the 64 to 228 KB of a multiprocessor.
 COLUMN_BYTES = 16 << 10
 # The scratch array of merged columns: a share of the card between these bounds, enough threads to keep it busy.
@@ -76,10 +76,12 @@ def storage_for(depth: int, rule: CombineRule, info: DeviceInfo | None) -> Stora
     if depth <= REGISTER_SIZES[-1]:
         run = next(size for size in REGISTER_SIZES if size >= depth)
         return Storage(IN_SHARED, run, max(TILE_W, min(128, COLUMN_BYTES // (4 * run) // TILE_W * TILE_W)))
-    rows = -(-depth // MERGED_RUN) * MERGED_RUN
+    # Two runs become one at a time: as few steps as possible, then as few registers as possible.
+    run = min(MERGED_RUNS, key=lambda length: ((-(-depth // length) - 1).bit_length(), length))
+    rows = -(-depth // run) * run
     share = max(SCRATCH_LEAST, min(SCRATCH_MOST, (info.total_bytes if info else 0) // SCRATCH_SHARE))
     columns = max(128, min(SCRATCH_THREADS, share // (8 * rows)) // 128 * 128)
-    return Storage(IN_SCRATCH, MERGED_RUN, 128, rows, columns)
+    return Storage(IN_SCRATCH, run, 128, rows, columns)
 
 
 def combine_buffers(

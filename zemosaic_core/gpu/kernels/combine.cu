@@ -26,7 +26,8 @@
 
 #if STORAGE == 1
 #define STRIDE ((long long)gridDim.x * THREADS)
-#define BLOCKS 4  // many threads wait for memory at a time, so none may take too many registers
+// Many threads wait for memory at a time, so none may take too many registers.
+#define BLOCKS (RUN > 64 ? 3 : 4)
 #else
 #define STRIDE THREADS
 #define BLOCKS 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from zemosaic_core.chunks import Buffer, Workload
@@ -12,12 +10,12 @@ from zemosaic_core.gpu.combine import Combiner, combine_buffers
 from zemosaic_core.gpu.device import Device, DeviceInfo
 from zemosaic_core.gpu.launch import PlannedMemory, Queue, drained
 from zemosaic_core.gpu.tiles import TILE_H, TILE_W, tile_table
+from zemosaic_core.gpu.windows import Ring
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CombineRule
 
 __all__ = ["GpuStack"]
 
-RING = 3
 # Samples per second of the CPU engine with two threads, measured with 30 frames; only an order of magnitude.
 CPU_SAMPLES_PER_SECOND = 2e7
 
@@ -90,22 +88,13 @@ class GpuStack:
             planes = memory.empty("planes", n_channels * rows * width, np.float32)
             shares = memory.empty("plane weights", rows * width if mapped else 1, np.float32)
             weights = memory.upload(queue, "source weights", self._weights)
-            ring = [device.pinned(planes.nbytes + shares.nbytes) for _ in range(min(RING, n))]
-            copied: list[Any] = [None] * len(ring)
+            ring = Ring()
+            ring.reserve(device, planes.nbytes + shares.nbytes)
             for index in range(n):
-                place = index % len(ring)
-                if copied[place] is not None:
-                    device.synchronize(copied[place])
-                parts = [(planes, self._stack[index, :, y0:y1])]
+                pieces = [(planes, np.asarray(self._stack[index, :, y0:y1], np.float32))]
                 if self._maps is not None:
-                    parts.append((shares, self._maps[index, y0:y1]))
-                offset = 0
-                for target, image in parts:
-                    locked = ring[place][offset : offset + image.size * 4]
-                    locked.view(np.float32).reshape(image.shape)[...] = image
-                    queue.copy_in(target, locked)
-                    offset += locked.nbytes
-                copied[place] = queue.record()
+                    pieces.append((shares, np.asarray(self._maps[index, y0:y1], np.float32)))
+                ring.send(queue, pieces)
                 args = (
                     planes, *shape, weights, index * n_channels, shares, int(mapped), combiner.bases,
                     combiner.counts, combiner.slots, np.int64(table.slot_starts[index]), table.tiles_yx[1],

@@ -123,9 +123,8 @@ class Ring:
             copies.device.synchronize(self._copied[slot])
         offset = 0
         for target, data in pieces:
-            data = np.ascontiguousarray(data)
             locked = self._slots[slot][offset : offset + data.nbytes]
-            locked[:] = data.reshape(-1).view(np.uint8)
+            locked.view(data.dtype).reshape(data.shape)[...] = data
             offset += data.nbytes
             copies.copy_in(target, locked)
         self._copied[slot] = copies.record()

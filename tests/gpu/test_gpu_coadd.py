@@ -276,7 +276,7 @@ def test_large_windows_are_read_by_fewer_threads():
     pixels = FakePixels(2, (40, 50))
     sources = make_sources(pixels, 2, OUT)
     window = 40 * 50 * 12
-    for share, expected in ((0, 8), (7 * window, 3), (100 * window, 8), (1, 1)):
+    for share, expected in ((0, 8), (7 * window, 1), (10 * window, 3), (100 * window, 8), (1, 1)):
         body = GpuCoadd(pixels, sources, OUT[1], 3, RULES["mean"], "bilinear", threads=8, host_bytes=share)
         assert body._readers() == expected
 

@@ -21,10 +21,19 @@ from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu.combine import Combiner, combine_buffers
 from zemosaic_core.gpu.device import Device, DeviceInfo
 from zemosaic_core.gpu.launch import PlannedMemory, Queue, drained, settle
-from zemosaic_core.gpu.reader import Part, ReadAhead, parts_of_block
+from zemosaic_core.gpu.reader import Part, ReadAhead, Window, parts_of_block
 from zemosaic_core.gpu.terms import CancelFlag
 from zemosaic_core.gpu.tiles import tile_table
-from zemosaic_core.gpu.windows import MAX_HOT, RING, Ring, SourceShape, WindowFeed, extra_rows, feed_buffers
+from zemosaic_core.gpu.windows import (
+    MAX_HOT,
+    SLOTS,
+    Ring,
+    SourceShape,
+    WindowFeed,
+    extra_rows,
+    feed_buffers,
+    stage_window,
+)
 from zemosaic_core.pixel_map import shift_pixel_map
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
@@ -33,6 +42,9 @@ __all__ = ["GpuCoadd", "expected_workload"]
 
 # Blocks on the card at a time: one is filled while the one before is combined and brought to the host.
 IN_FLIGHT = 2
+# Windows in page-locked memory besides one for each reading thread: two more that are read ahead or taken, and those
+# that are on their way to the card.
+RING_SPARE = 2 + SLOTS
 # Of a pixel and channel in the result of a block: image, weight, variance, two counts of rejected samples.
 _RESULT_BYTES = 16
 
@@ -83,7 +95,7 @@ class GpuCoadd:
         mapped = weight_map or any(s.feather_px > 0 for s in self._sources)
         self._shape = SourceShape(n_channels, width, mapped, weight_map, raw=False, planes=True)
         self._ahead: ReadAhead | None = None
-        self._ring = Ring()
+        self._ring: Ring | None = None
         self._feeder: ThreadPoolExecutor | None = None
         self._begun: _BlockInFlight | None = None
         self._planned: tuple[Buffer, ...] | None = None
@@ -99,17 +111,26 @@ class GpuCoadd:
                 for s in self._sources
             ]
             self._shape = replace(self._shape, raw=any(raw), planes=not all(raw))
-            self._ahead = ReadAhead(self._pixels, raw=any(raw), max_hot=MAX_HOT, threads=self._readers())
+            self._ahead = ReadAhead(
+                self._pixels, raw=any(raw), max_hot=MAX_HOT, threads=self._readers(), stage=self._stage
+            )
         return self._ahead
 
+    def _stage(self, window: Window) -> Window:
+        assert self._ring is not None  # nothing is read before a block is begun
+        return stage_window(self._ring, window)
+
     def _readers(self) -> int:
-        """Number of reading threads whose windows, one more, and the ring fit the host's share of memory."""
+        """Number of reading threads for which the host's share of memory is enough.
+
+        A thread has one window in its hands and one in the ring, which holds some more.
+        """
         shape = self._shape
         per_pixel = (4 * shape.n_channels if shape.planes else 2) + (4 if shape.has_weight_map else 0)
         largest = max((s.shape_hw[0] * s.shape_hw[1] * per_pixel for s in self._sources), default=1)
         if not self._host_bytes:
             return self._threads
-        return max(1, min(self._threads, self._host_bytes // largest - RING - 1))
+        return max(1, min(self._threads, (self._host_bytes // largest - RING_SPARE) // 2))
 
     def close(self) -> None:
         """Let go of a block in flight and end the threads."""
@@ -120,7 +141,7 @@ class GpuCoadd:
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
-        self._ring = Ring()
+        self._ring = None
 
     def workload(self, op: str, rows: int, info: DeviceInfo | None, **numbers: Any) -> Workload:
         """Declare what ``rows`` output rows need on a card; ``numbers`` are further fields of `Workload`.
@@ -154,6 +175,8 @@ class GpuCoadd:
     def _begin(self, device: Device, rows: tuple[int, int]) -> _BlockInFlight:
         if self._feeder is None:
             self._feeder = ThreadPoolExecutor(1, thread_name_prefix="gpu-feeder")
+        if self._ring is None or self._ring.device is not device:
+            self._ring = Ring(device, self._readers() + RING_SPARE)
         width, n_rows = self._shape.width, rows[1] - rows[0]
         self._chunk_rows = max(self._chunk_rows, n_rows)
         parts = parts_of_block(self._sources, *rows, width, self._kernel)
@@ -175,6 +198,7 @@ class GpuCoadd:
             weights = np.array([p.source.weight for p in parts], np.float32)
             mapped = self._shape.mapped
             combiner = Combiner(queue, memory, table, weights, self._rule, block.shape, mapped=mapped)
+            assert self._ring is not None
             feed = WindowFeed(queue, memory, self._shape, parts, y0, self._kernel, self._ring)
             ahead = self._look()
             for index in range(len(parts)):

@@ -1,11 +1,11 @@
-"""Read the sources of a block ahead of the card: while it works on one, the next ones are read and decoded."""
+"""Read the sources of a block ahead of the card: while it works on one, the next ones are read and made ready."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,7 +33,8 @@ class Part:
 class Window:
     """What was read of a source: raw rows, or decoded planes, and the weights if it has any.
 
-    ``origin`` and ``shape_hw`` place the pixels that were read in the source image.
+    ``origin`` and ``shape_hw`` place the pixels that were read in the source image. ``turn`` counts the windows of
+    the operation.
     """
 
     raw: RawRows | None
@@ -41,6 +42,7 @@ class Window:
     weights: np.ndarray | None
     origin: tuple[int, int]
     shape_hw: tuple[int, int]
+    turn: int = 0
 
 
 def parts_of_block(
@@ -89,10 +91,22 @@ class ReadAhead:
         Frames with more bad pixels than this in the window are decoded by their source.
     threads : int
         Reading threads; that many windows and one more are kept ready.
+    stage : callable
+        Called with every window in the thread that has read it; what it returns is handed out.
     """
 
-    def __init__(self, pixels: PixelSource, *, raw: bool, max_hot: int, threads: int) -> None:
+    def __init__(
+        self,
+        pixels: PixelSource,
+        *,
+        raw: bool,
+        max_hot: int,
+        threads: int,
+        stage: Callable[[Window], Window] = lambda window: window,
+    ) -> None:
         self._pixels = pixels
+        self._stage = stage
+        self._turn = 0
         self._raw = raw
         self._max_hot = max_hot
         self._depth = threads + 1
@@ -108,13 +122,20 @@ class ReadAhead:
         wanted = [*parts[index : index + self._depth + 1]]
         wanted += following[: self._depth + 1 - len(wanted)]
         marks = [(part.source.key, part.box) for part in wanted]
-        # What was read for a plan that has changed (smaller chunks) is dropped.
+        # What was read for a plan that has changed (smaller chunks) is dropped, and not before it is finished: the
+        # next windows are staged in its place.
+        dropped = []
         while self._ready and self._ready[0][0] != marks[0]:
-            self._ready.popleft()[1].cancel()
+            dropped.append(self._ready.popleft()[1])
+        wait([future for future in dropped if not future.cancel()])
         for part, mark in zip(wanted[len(self._ready) :], marks[len(self._ready) :], strict=True):
-            future = self._executor.submit(read_part, self._pixels, part, self._raw, self._max_hot)
-            self._ready.append((mark, future))
+            self._ready.append((mark, self._executor.submit(self._read, part, self._turn)))
+            self._turn += 1
         return self._ready.popleft()[1].result()
+
+    def _read(self, part: Part, turn: int) -> Window | None:
+        window = read_part(self._pixels, part, self._raw, self._max_hot)
+        return None if window is None else self._stage(replace(window, turn=turn))
 
     def close(self) -> None:
         """Drop what was read and end the threads."""

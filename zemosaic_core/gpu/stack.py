@@ -10,7 +10,7 @@ from zemosaic_core.gpu.combine import Combiner, combine_buffers
 from zemosaic_core.gpu.device import Device, DeviceInfo
 from zemosaic_core.gpu.launch import PlannedMemory, Queue, drained
 from zemosaic_core.gpu.tiles import TILE_H, TILE_W, tile_table
-from zemosaic_core.gpu.windows import Ring
+from zemosaic_core.gpu.windows import SLOTS, Ring
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CombineRule
 
@@ -88,13 +88,14 @@ class GpuStack:
             planes = memory.empty("planes", n_channels * rows * width, np.float32)
             shares = memory.empty("plane weights", rows * width if mapped else 1, np.float32)
             weights = memory.upload(queue, "source weights", self._weights)
-            ring = Ring()
-            ring.reserve(device, planes.nbytes + shares.nbytes)
+            ring = Ring(device, SLOTS)
             for index in range(n):
-                pieces = [(planes, np.asarray(self._stack[index, :, y0:y1], np.float32))]
+                images = [np.asarray(self._stack[index, :, y0:y1], np.float32)]
                 if self._maps is not None:
-                    pieces.append((shares, np.asarray(self._maps[index, y0:y1], np.float32)))
-                ring.send(queue, pieces)
+                    images.append(np.asarray(self._maps[index, y0:y1], np.float32))
+                for target, image in zip((planes, shares), ring.stage(index, images), strict=False):
+                    queue.copy_in(target, image)
+                ring.sent(index, queue.record())
                 args = (
                     planes, *shape, weights, index * n_channels, shares, int(mapped), combiner.bases,
                     combiner.counts, combiner.slots, np.int64(table.slot_starts[index]), table.tiles_yx[1],

@@ -1,13 +1,14 @@
 """The way of the sources to the card: windows of rows through page-locked memory, decoded, debayered and sampled.
 
-A feed fills the slots of one block (`zemosaic_core.gpu.tiles`), source after source; the copy of a window runs beside
-the work on the one before. Also declares what that takes on the card.
+Threads that read ahead stage the windows there. A feed fills the slots of one block (`zemosaic_core.gpu.tiles`),
+source after source; the copy of a window runs beside the work on the one before. Also declares what that takes on
+the card.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,21 @@ from zemosaic_core.pixel_map import step_shift, whole_nodes
 from zemosaic_core.resample import HALO, LANCZOS_TABLE
 from zemosaic_core.sources import CoaddSource, Kernel
 
-__all__ = ["MAX_HOT", "RING", "Ring", "SourceShape", "WindowFeed", "extra_rows", "feed_buffers"]
+__all__ = [
+    "MAX_HOT",
+    "SLOTS",
+    "Ring",
+    "SourceShape",
+    "WindowFeed",
+    "extra_rows",
+    "feed_buffers",
+    "stage_window",
+]
 
 # Bad pixels of one window that fit the card's list; a frame with more is decoded by its source.
 MAX_HOT = 1 << 16
-# Windows on the card: one is being sampled while the next arrives. Page-locked host copies: one more.
+# Windows on the card: one is being sampled while the next arrives.
 SLOTS = 2
-RING = 3
 
 
 @dataclass(frozen=True)
@@ -96,43 +105,61 @@ class _OnCard:
 
 
 class Ring:
-    """Page-locked host memory that lives as long as the operation: locking pages takes its time."""
+    """Page-locked host memory that lives as long as the operation: locking pages takes its time.
 
-    def __init__(self) -> None:
-        self._slots: list[np.ndarray] = []
-        self._copied: list[Any] = [None] * RING
-        self._count = 0
+    What is sent to the card waits in one of ``n_slots`` slots, taken in turns.
 
-    def reserve(self, device: Device, n_bytes: int) -> None:
-        """Have slots of at least so many bytes; earlier ones are dropped when they are too small."""
-        if self._slots and self._slots[0].nbytes >= n_bytes:
-            return
-        for event in filter(None, self._copied):
-            device.synchronize(event)
-        self._slots, self._copied = [], [None] * RING
-        self._slots = [device.pinned(n_bytes) for _ in range(RING)]
+    Parameters
+    ----------
+    device : Device
+    n_slots : int
+    """
 
-    def send(self, copies: Queue, pieces: Sequence[tuple[Any, np.ndarray]]) -> Any:
-        """Queue copies of host arrays, each into its target; return the event behind them.
+    def __init__(self, device: Device, n_slots: int) -> None:
+        self.device = device
+        self._slots: list[np.ndarray | None] = [None] * n_slots
+        self._copied: list[Any] = [None] * n_slots
 
-        Waits until what was sent from the same slot before, by this block or the one before it, has arrived.
+    def stage(self, turn: int, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return copies of host arrays in the slot of this turn, once what was there before has been sent.
+
+        May be called from any thread, for slots that are not in use.
         """
-        slot = self._count % RING
-        self._count += 1
-        if self._copied[slot] is not None:
-            copies.device.synchronize(self._copied[slot])
-        offset = 0
-        for target, data in pieces:
-            locked = self._slots[slot][offset : offset + data.nbytes]
-            locked.view(data.dtype).reshape(data.shape)[...] = data
-            offset += data.nbytes
-            copies.copy_in(target, locked)
-        self._copied[slot] = copies.record()
-        return self._copied[slot]
+        at = turn % len(self._slots)
+        n_bytes = sum(array.nbytes for array in arrays)
+        if self._copied[at] is not None:
+            self.device.synchronize(self._copied[at])
+        slot = self._slots[at]
+        if slot is None or slot.nbytes < n_bytes:
+            slot = self._slots[at] = self.device.pinned(max(1, n_bytes))
+        staged, offset = [], 0
+        for array in arrays:
+            place = slot[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
+            place[...] = array
+            staged.append(place)
+            offset += array.nbytes
+        return staged
+
+    def sent(self, turn: int, event: Any) -> None:
+        """Note the event behind the copies of what was staged for this turn."""
+        self._copied[turn % len(self._slots)] = event
+
+
+def stage_window(ring: Ring, window: Window) -> Window:
+    """Return a window whose pixels lie in page-locked memory."""
+    raw = None if window.raw is None else window.raw.data
+    arrays = [array for array in (raw, window.planes, window.weights) if array is not None]
+    staged = iter(ring.stage(window.turn, arrays))
+    return replace(
+        window,
+        raw=None if window.raw is None else replace(window.raw, data=next(staged)),
+        planes=None if window.planes is None else next(staged),
+        weights=None if window.weights is None else next(staged),
+    )
 
 
 class WindowFeed:
-    """The arrays of one block on the card and the way of a window through them.
+    """The arrays of one block on the card and the way of a window, staged by `stage_window`, through them.
 
     Parameters
     ----------
@@ -174,9 +201,6 @@ class WindowFeed:
         self._weights = slots("weight windows", largest, np.float32, shape.has_weight_map)
         self._raw = slots("raw windows", largest, np.uint16, shape.raw)
         self._hot = memory.empty("hot pixels", MAX_HOT, np.int64) if shape.raw else None
-        bytes_per_pixel = max(2 if shape.raw else 0, 4 * n if shape.planes else 0)
-        bytes_per_pixel += 4 if shape.has_weight_map else 0
-        ring.reserve(queue.device, max(1, largest * bytes_per_pixel))
         self._ring = ring
         self._used: list[Any] = [None] * SLOTS
         self._count = 0
@@ -196,16 +220,19 @@ class WindowFeed:
         self._count += 1
         if self._used[slot] is not None:
             self._copies.wait(self._used[slot])
-        pieces = [(self._raw[slot], window.raw.data)] if window.raw is not None else []
+        # A raw frame with too many bad pixels came decoded: behind the work that still uses the planes.
         unplanned = window.planes is not None and not self._decoded
-        if window.planes is not None and not unplanned:
-            pieces.append((self._decoded[slot], window.planes))
-        pieces += [(self._weights[slot], window.weights)] if window.weights is not None else []
-        self.queue.wait(self._ring.send(self._copies, pieces))
+        stream = self.queue if unplanned else self._copies
         planes = self._planes if window.planes is None or unplanned else self._decoded[slot]
-        if unplanned:
-            # A raw frame with too many bad pixels came decoded: behind the work that still uses the planes.
-            self.queue.copy_in(self._planes, window.planes)
+        if window.raw is not None:
+            stream.copy_in(self._raw[slot], window.raw.data)
+        if window.planes is not None:
+            stream.copy_in(planes, window.planes)
+        if window.weights is not None:
+            stream.copy_in(self._weights[slot], window.weights)
+        copied = stream.record()
+        self._ring.sent(window.turn, copied)
+        self.queue.wait(copied)
         if window.raw is not None:
             self._decode(self._raw[slot], window)
         weights = self._weights[slot] if window.weights is not None else self._nothing

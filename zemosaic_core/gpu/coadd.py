@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from threading import Event
 from typing import Any
 
@@ -99,7 +100,6 @@ class GpuCoadd:
         self._feeder: ThreadPoolExecutor | None = None
         self._begun: _BlockInFlight | None = None
         self._planned: tuple[Buffer, ...] | None = None
-        self._company_rows: int | None = None
         self._chunk_rows = 0
 
     def _look(self) -> ReadAhead:
@@ -167,9 +167,11 @@ class GpuCoadd:
         if self._begun is not None and self._begun.rows != (y0, y1):
             self.discard()
         block, self._begun = self._begun or self._begin(device, (y0, y1)), None
-        if next_rows is not None and self._chunk_rows >= self._rows_in_flight():
+        if next_rows is not None and self._chunk_rows >= self._company_rows:
             self._begun = self._begin(device, next_rows)
             block.following = self._begun.parts
+        elif next_rows is not None:
+            block.following = parts_of_block(self._sources, *next_rows, self._shape.width, self._kernel)
         return block.result()
 
     def _begin(self, device: Device, rows: tuple[int, int]) -> _BlockInFlight:
@@ -208,10 +210,9 @@ class GpuCoadd:
             combiner.launch()
         return combiner
 
-    def _rows_in_flight(self) -> int:
-        if self._company_rows is None:
-            self._company_rows = _rows_in_flight(self._sources, self._kernel)
-        return self._company_rows
+    @cached_property
+    def _company_rows(self) -> int:
+        return _rows_in_flight(self._sources, self._kernel)
 
     def _declared(self, info: DeviceInfo) -> tuple[Buffer, ...]:
         if self._planned is None:

@@ -183,7 +183,8 @@ def frame_rows(device: Device, copy: float) -> list[Row]:
 
     source = place(2, FRAME_HW, 0.05)[0][1]
     lattice = source.pixel_map
-    node_x, node_y = (queue.upload(nodes) for nodes in whole_nodes(lattice))
+    nodes = whole_nodes(lattice.src_x.ravel(), lattice.src_y.ravel())
+    node_x, node_y = (queue.upload(part) for part in nodes)
     terms, taps = queue.upload(source.photometry), queue.upload(np.array(LANCZOS_TABLE))
     nothing = device.empty((1,), np.float32)
     mean = combiner_of(queue, n_frames, (3, height, width), "mean")

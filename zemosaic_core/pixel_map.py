@@ -171,15 +171,20 @@ def step_shift(pixel_map: PixelMap) -> int:
     return shift
 
 
-def whole_nodes(pixel_map: PixelMap) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nodes of a map as whole multiples of 2^-24 px, `NO_NODE` where it is undefined.
+def whole_nodes(src_x: np.ndarray, src_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes of maps as whole multiples of 2^-24 px, `NO_NODE` where a map is undefined.
+
+    Parameters
+    ----------
+    src_x, src_y : ndarray, 1-D, float64
+        Source pixel coordinates; NaN where the map is undefined.
 
     Returns
     -------
-    tuple of ndarray, flat, int64
-        x and y of the nodes, row by row.
+    tuple of ndarray, int64
+        x and y of the nodes.
     """
-    x, y = pixel_map.src_x.ravel() * NODES_PER_PX, pixel_map.src_y.ravel() * NODES_PER_PX
+    x, y = src_x * NODES_PER_PX, src_y * NODES_PER_PX
     defined = (np.abs(x) < -NO_NODE) & (np.abs(y) < -NO_NODE)  # false for NaN
     whole_x, whole_y = np.full((2, x.size), NO_NODE, np.int64)
     whole_x[defined], whole_y[defined] = np.rint(x[defined]), np.rint(y[defined])

@@ -11,13 +11,12 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
 from threading import Event
 from typing import Any
 
 import numpy as np
 
-from zemosaic_core.chunks import Buffer, Workload
+from zemosaic_core.chunks import Workload
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu.combine import Combiner, combine_buffers
 from zemosaic_core.gpu.device import Device, DeviceInfo
@@ -99,7 +98,7 @@ class GpuCoadd:
         self._ring: Ring | None = None
         self._feeder: ThreadPoolExecutor | None = None
         self._begun: _BlockInFlight | None = None
-        self._planned: tuple[Buffer, ...] | None = None
+        self._plan: Workload | None = None
         self._chunk_rows = 0
 
     def _look(self) -> ReadAhead:
@@ -154,7 +153,13 @@ class GpuCoadd:
         if info is None:
             return Workload(op, rows, (), **numbers)
         self._look()
-        return _declare(op, rows, self._sources, self._shape, self._rule, self._kernel, info, numbers)
+        shape = self._shape
+        self._plan = _declare(op, rows, self._sources, shape, self._rule, self._kernel, info, numbers)
+        return self._plan
+
+    def _planned(self, info: DeviceInfo) -> Workload:
+        """Return what was declared, for a caller that has not asked for it too."""
+        return self._plan or self.workload("stack", 0, info)
 
     def __call__(self, device: Device, y0: int, y1: int, next_rows: tuple[int, int] | None) -> CoaddBlock:
         """Co-add the rows ``y0 <= y < y1``; see `zemosaic_core.coadd.coadd_block`.
@@ -167,7 +172,7 @@ class GpuCoadd:
         if self._begun is not None and self._begun.rows != (y0, y1):
             self.discard()
         block, self._begun = self._begun or self._begin(device, (y0, y1)), None
-        if next_rows is not None and self._chunk_rows >= self._company_rows:
+        if next_rows is not None and self._chunk_rows >= self._planned(device.info).in_flight_rows:
             self._begun = self._begin(device, next_rows)
             block.following = self._begun.parts
         elif next_rows is not None:
@@ -194,7 +199,7 @@ class GpuCoadd:
         device.bind()
         with drained(device):
             queue, y0 = Queue(device), block.rows[0]
-            memory = PlannedMemory(device, self._declared(device.info), block.planned_rows)
+            memory = PlannedMemory(device, self._planned(device.info).buffers, block.planned_rows)
             boxes = np.array([(p.box[0] - y0, p.box[1] - y0, *p.box[2:]) for p in parts])
             table = tile_table(boxes, *block.shape[1:])
             weights = np.array([p.source.weight for p in parts], np.float32)
@@ -209,15 +214,6 @@ class GpuCoadd:
                 feed.sample(index, feed.upload(ahead.take(parts, index, block.following)), table, combiner)
             combiner.launch()
         return combiner
-
-    @cached_property
-    def _company_rows(self) -> int:
-        return _rows_in_flight(self._sources, self._kernel)
-
-    def _declared(self, info: DeviceInfo) -> tuple[Buffer, ...]:
-        if self._planned is None:
-            self._planned = _buffers(self._sources, self._shape, self._rule, self._kernel, info)
-        return self._planned
 
     def expect(self, chunk_rows: int) -> None:
         """Be told how many rows the largest chunk from now on has; blocks take the memory planned for it."""
@@ -280,14 +276,6 @@ def expected_workload(
     return _declare(op, height, (source,) * n_sources, shape, rule, kernel, info, {})
 
 
-def _buffers(
-    sources: Sequence[CoaddSource], shape: SourceShape, rule: CombineRule, kernel: Kernel, info: DeviceInfo
-) -> tuple[Buffer, ...]:
-    boxes = [s.bbox for s in sources]
-    combining = combine_buffers(boxes, shape.n_channels, shape.width, rule, info, mapped=shape.mapped)
-    return (*feed_buffers(shape, sources, kernel), *combining)
-
-
 def _rows_in_flight(sources: Sequence[CoaddSource], kernel: Kernel) -> int:
     """Return from how many rows on two blocks in flight are worth it.
 
@@ -308,7 +296,9 @@ def _declare(
     numbers: dict[str, Any],
 ) -> Workload:
     per_pixel = 2 if shape.raw else 4 * shape.n_channels
-    buffers = _buffers(sources, shape, rule, kernel, info)
+    boxes = [s.bbox for s in sources]
+    combining = combine_buffers(boxes, shape.n_channels, shape.width, rule, info, mapped=shape.mapped)
+    buffers = (*feed_buffers(shape, sources, kernel), *combining)
     fields: dict[str, Any] = {
         "in_flight": IN_FLIGHT,
         "in_flight_rows": _rows_in_flight(sources, kernel),

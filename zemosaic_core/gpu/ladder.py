@@ -133,10 +133,9 @@ class Job:
         policy, status = self.policy, self.policy.status
         if not status.ok:
             return status.detail
-        lost = policy.given_up.get("*") is reason
-        return (
-            policy.said.get("*" if lost else self.workload.op, "") if reason in FAULT_REASONS.values() else ""
-        )
+        if reason not in FAULT_REASONS.values():
+            return ""
+        return policy.said.get("*" if policy.given_up.get("*") is reason else self.workload.op, "")
 
     def leave_gpu(self, reason: Reason, *, scope: str = "operation", **numbers: Any) -> None:
         """Record a fallback; in ``require`` mode it is an error."""

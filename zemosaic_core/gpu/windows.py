@@ -206,8 +206,11 @@ class WindowFeed:
         self._count = 0
         # Slopes and places of all sources in four arrays; the kernels get offsets into them.
         self._node_starts = np.concatenate([[0], np.cumsum([p.source.pixel_map.src_x.size for p in parts])])
-        nodes = zip(*(whole_nodes(p.source.pixel_map) for p in parts), strict=True)
-        self._node_x, self._node_y = (memory.upload(queue, "nodes", np.concatenate(part)) for part in nodes)
+        nodes_x = np.concatenate([p.source.pixel_map.src_x.ravel() for p in parts])
+        nodes_y = np.concatenate([p.source.pixel_map.src_y.ravel() for p in parts])
+        self._node_x, self._node_y = (
+            memory.upload(queue, "nodes", nodes) for nodes in whole_nodes(nodes_x, nodes_y)
+        )
         self._terms = memory.upload(queue, "terms", np.concatenate([_terms(p.source) for p in parts]))
         self._table = memory.upload(queue, "taps", np.array(LANCZOS_TABLE))
         self._nothing = memory.empty("no weights", 1, np.float32)

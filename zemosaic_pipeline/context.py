@@ -260,9 +260,10 @@ class RunContext:
     def leave_out(self, path: str, phase: str, key: str, /, **values: Any) -> LeftOut:
         """Note that a frame is not used; the caller's loop goes on. Any name may be among the values."""
         values.pop("path", None)
-        record = LeftOut(path, phase, key, values)
+        event = FrameLeftOut(path, key, values)
+        record = LeftOut(path, phase, key, event.values)
         self.left_out.append(record)
-        self.report(FrameLeftOut(path, key, values))
+        self.report(event)
         return record
 
     def tile_finished(self, tile: MasterTile) -> None:

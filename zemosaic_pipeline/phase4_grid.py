@@ -79,7 +79,7 @@ def _without_far_pointings(
             dropped.update(outlier.frames.tolist())
             for i in outlier.frames:
                 context.leave_out(
-                    solved[i].frame.info.path, PHASE, "frame_far_from_others", cost_megapixels=cost
+                    str(solved[i].frame.info.path), PHASE, "frame_far_from_others", cost_megapixels=cost
                 )
     return [i for i in range(len(solved)) if i not in dropped]
 

@@ -15,6 +15,7 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_io.atomic import atomic_path
 from zemosaic_io.fits_read import read_image_and_key
 from zemosaic_io.headers import FrameInfo
+from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.records import FrameMeasure
 
 __all__ = ["ARRAY_NAMES", "MIN_STARS", "STAR_COLUMNS", "MeasureOptions", "measure_arrays", "measure_frame"]
@@ -129,11 +130,12 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
         The arrays cannot be written.
     """
     info, options, arrays_path = task
-    try:
-        data, key = read_image_and_key(info)
-        arrays = measure_arrays(info, data, options)
-    except SkipItem as skip:
-        return skip
+    return result_or_skip(info.path, _measure_and_store, info, options, arrays_path)
+
+
+def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: str) -> FrameMeasure:
+    data, key = read_image_and_key(info)
+    arrays = measure_arrays(info, data, options)
     with atomic_path(arrays_path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
     return FrameMeasure(

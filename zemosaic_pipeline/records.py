@@ -65,7 +65,7 @@ class FrameMeasure:
     transparency : float
         Flux of the stars of this frame relative to the same stars in the best frames; NaN until known.
     arrays_path : str
-        ``.npz`` with ``x y flux channel_flux mesh hot`` (see `phase1_prepare`).
+        ``.npz`` with ``x y flux channel_flux mesh mesh_noise hot`` and more (see `measure.measure_arrays`).
     """
 
     content_key: str

@@ -1,6 +1,6 @@
 """Which frames of a session stand out so badly that they are better left out. Arrays only.
 
-Shape and sky are known as soon as a frame was looked at. How clear the air was is known once the stars that frames
+The shape of stars is known as soon as a frame was looked at. How clear the air was is known once the stars that frames
 have in common were found; how many stars a frame shows says nothing of it, because sharpness, sampling and the
 field count as well.
 """
@@ -15,11 +15,12 @@ import numpy.typing as npt
 from zemosaic_core.statistics import MAD_TO_SIGMA, mad_sigma
 
 __all__ = [
+    "air_verdicts",
     "clouded_frames",
     "common_star_transparency",
     "counts_at_common_limit",
-    "pixel_verdicts",
     "relative_transparency",
+    "shape_verdicts",
 ]
 
 # Scatter, in natural logarithms, that is harmless anyway: 5 % wider stars are ordinary air, 12 % less light is haze
@@ -38,17 +39,15 @@ _FEWEST_COMMON_STARS = 3
 _COMPLETE_SNR = 10.0
 
 
-def pixel_verdicts(
+def shape_verdicts(
     fwhm_px: npt.ArrayLike,
     elongation: npt.ArrayLike,
-    sky_adu_s: npt.ArrayLike,
     *,
     sessions: Sequence[int],
     nights: Sequence[int],
-    pointings: Sequence[int],
     sigma: float = 4.0,
-) -> list[tuple[str, ...]]:
-    """Compare each frame with the others of its session and say what is wrong with the bad ones.
+) -> list[str]:
+    """Compare the stars of each frame with those of its session and say what is wrong with the bad frames.
 
     Quantities are compared on a logarithmic scale with the median; the scatter is the median absolute deviation,
     but never less than what is harmless.
@@ -57,35 +56,57 @@ def pixel_verdicts(
     ----------
     fwhm_px, elongation : array_like, shape (n,)
         Median width and elongation of a frame's stars; NaN when unknown.
-    sky_adu_s : array_like, shape (n,)
-        Sky of a frame, ADU per second.
-    sessions, nights, pointings : sequence of int
-        Labels: frames of one session may be compared in everything, of one night in the shape of their stars (that
-        is for sessions of fewer than six frames), and the sky within a session and pointing only.
+    sessions, nights : sequence of int
+        Labels: frames of one session are compared; in sessions of fewer than six frames those of one night.
     sigma : float
         How far a frame may stand out.
 
     Returns
     -------
-    list of tuple of str
-        One tuple per frame, empty for good ones; reasons are 'frame_trailed', 'frame_defocused' and
-        'frame_bright_sky'.
+    list of str
+        'frame_trailed', 'frame_defocused', or '' for good frames.
     """
-    session = np.asarray(sessions, dtype=np.int64)
-    night = np.asarray(nights, dtype=np.int64)
-    pointing = np.asarray(pointings, dtype=np.int64)
-    small = np.bincount(session, minlength=1)[session] < _SMALL_SESSION if session.size else session > 0
+    session, night = np.asarray(sessions, dtype=np.int64), np.asarray(nights, dtype=np.int64)
+    small = np.bincount(session, minlength=1)[session] < _SMALL_SESSION
 
-    def shape_excess(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def excess(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
         logs = _logs(values)
         return np.where(small, _excess(logs, night, _SHAPE_FLOOR), _excess(logs, session, _SHAPE_FLOOR))
 
-    trailed = shape_excess(elongation) > sigma
-    defocused = (shape_excess(fwhm_px) > sigma) & ~trailed
-    same_field = _pairs(session, pointing)
+    trailed, wide = excess(elongation) > sigma, excess(fwhm_px) > sigma
+    return np.where(trailed, "frame_trailed", np.where(wide, "frame_defocused", "")).tolist()
+
+
+def air_verdicts(
+    transparency: npt.ArrayLike,
+    sky_adu_s: npt.ArrayLike,
+    *,
+    sessions: Sequence[int],
+    pointings: Sequence[int],
+    sigma: float = 4.0,
+) -> list[str]:
+    """Say of which frames the air was far worse than of the others of their session.
+
+    Parameters
+    ----------
+    transparency : array_like, shape (n,)
+        As in `clouded_frames`.
+    sky_adu_s : array_like, shape (n,)
+        Sky of a frame, ADU per second.
+    sessions, pointings : sequence of int
+        Labels: stars are compared within a session, the sky within a session and pointing.
+    sigma : float
+        How far a frame may stand out.
+
+    Returns
+    -------
+    list of str
+        'frame_clouded', 'frame_bright_sky', or '' for good frames.
+    """
+    clouded = clouded_frames(transparency, sessions=sessions, sigma=sigma)
+    same_field = _pairs(np.asarray(sessions, dtype=np.int64), np.asarray(pointings, dtype=np.int64))
     bright = _excess(_logs(sky_adu_s), same_field, _SKY_FLOOR) > sigma
-    found = (("frame_trailed", trailed), ("frame_defocused", defocused), ("frame_bright_sky", bright))
-    return [tuple(key for key, mask in found if mask[i]) for i in range(session.size)]
+    return np.where(clouded, "frame_clouded", np.where(bright, "frame_bright_sky", "")).tolist()
 
 
 def clouded_frames(

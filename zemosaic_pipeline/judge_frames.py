@@ -1,7 +1,7 @@
 """Frames that stand out badly in their session are flagged, and left out where that is wished.
 
-What the pixels of a frame tell is judged in phase 1. Clouds are judged when the frames share one flux scale: a frame
-through clouds shows the stars of the others, but dimmer.
+The shape of stars is judged in phase 1. The air is judged when the frames share one flux scale: a frame through clouds
+shows the stars of the others, but dimmer.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from zemosaic_core.frame_verdicts import (
-    clouded_frames,
+    air_verdicts,
     counts_at_common_limit,
-    pixel_verdicts,
     relative_transparency,
+    shape_verdicts,
 )
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.measure import MeasureOptions
@@ -24,7 +24,7 @@ from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.records import Frame, FrameMeasure, RegisteredFrame
 from zemosaic_pipeline.sessions import night_labels, session_labels, setup_labels
 
-__all__ = ["count_stars_alike", "judge_air", "judge_pixels"]
+__all__ = ["count_stars_alike", "judge_air", "judge_shapes"]
 
 
 def count_stars_alike(
@@ -43,49 +43,55 @@ def count_stars_alike(
     }
 
 
-def judge_pixels(
+def judge_shapes(
     frames: Sequence[Frame],
     measures: Mapping[int, FrameMeasure],
     options: MeasureOptions,
     context: RunContext,
     phase: str,
 ) -> list[Frame]:
-    """Return the frames to keep; trailed and defocused ones and those with a bright sky are flagged."""
+    """Return the frames to keep; trailed and defocused ones are flagged."""
     infos = [frame.info for frame in frames]
     rows = [measures[frame.index] for frame in frames]
-    verdicts = pixel_verdicts(
+    verdicts = shape_verdicts(
         [row.fwhm_px for row in rows],
         [row.elongation for row in rows],
-        [np.mean(row.sky_adu) / (info.exposure_s or 1.0) for row, info in zip(rows, infos, strict=True)],
         sessions=session_labels(infos),
         nights=night_labels(infos),
-        pointings=pointing_labels(infos),
         sigma=options.quality_sigma,
     )
-    kept = []
-    for frame, row, reasons in zip(frames, rows, verdicts, strict=True):
-        if not reasons or not _flag(frame, reasons[0], _shown(row), options, context, phase):
-            kept.append(frame)
-    return kept
+    return [
+        frame
+        for frame, row, key in zip(frames, rows, verdicts, strict=True)
+        if not key or not _flag(frame, key, _shown(row), options, context, phase)
+    ]
 
 
 def judge_air(
     frames: Sequence[RegisteredFrame], options: MeasureOptions, context: RunContext, phase: str
 ) -> tuple[RegisteredFrame, ...]:
-    """Return the frames to keep, with their transparency relative to clear air; clouded ones are flagged.
+    """Return the frames to keep, with their transparency relative to clear air; bad air is flagged.
 
     Frames of another exposure, gain, filter or telescope have their own clear air: what their stars lack against
     those of the others is no haze.
     """
     infos = [frame.solved.frame.info for frame in frames]
-    given = [frame.solved.measure.transparency for frame in frames]
-    clouded = clouded_frames(given, sessions=session_labels(infos), sigma=options.quality_sigma)
+    measures = [frame.solved.measure for frame in frames]
+    given = [measure.transparency for measure in measures]
+    skies = [np.mean(measure.sky_adu) for measure in measures]
+    verdicts = air_verdicts(
+        given,
+        [sky / (info.exposure_s or 1.0) for sky, info in zip(skies, infos, strict=True)],
+        sessions=session_labels(infos),
+        pointings=pointing_labels(infos),
+        sigma=options.quality_sigma,
+    )
     shown = relative_transparency(given, setup_labels(infos))
     kept = []
-    for frame, is_clouded, value in zip(frames, clouded, shown, strict=True):
+    for frame, key, value in zip(frames, verdicts, shown, strict=True):
         measure = replace(frame.solved.measure, transparency=float(value))
         values = {**_shown(measure), "transparency": round(float(value), 2)}
-        if is_clouded and _flag(frame.solved.frame, "frame_clouded", values, options, context, phase):
+        if key and _flag(frame.solved.frame, key, values, options, context, phase):
             continue
         kept.append(replace(frame, solved=replace(frame.solved, measure=measure)))
     return tuple(kept)

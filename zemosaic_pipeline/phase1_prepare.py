@@ -15,7 +15,7 @@ from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest, make_folder
 from zemosaic_pipeline.context import RunContext
-from zemosaic_pipeline.judge_frames import count_stars_alike, judge_pixels
+from zemosaic_pipeline.judge_frames import count_stars_alike, judge_shapes
 from zemosaic_pipeline.measure import ARRAY_NAMES, MeasureOptions, measure_frame
 from zemosaic_pipeline.records import Frame, FrameMeasure
 
@@ -151,7 +151,7 @@ def run(frames: list[Frame], options: MeasureOptions, context: RunContext, manif
     measures = _measure_all(frames, options, context, manifest)
     usable = _same_pixels(frames, measures, context)
     measures = count_stars_alike(usable, measures)
-    kept = judge_pixels(usable, measures, options, context, PHASE)
+    kept = judge_shapes(usable, measures, options, context, PHASE)
     if not kept:
         raise RunFailed(
             "run_error_no_usable_frames", "every frame was left out; see the report for the reasons"

@@ -84,6 +84,12 @@ class FrameInfo:
         Celestial WCS cards, only when they describe a usable WCS.
     night : str
         Date of the evening on which the observing night began (``YYYY-MM-DD``); '' when unknown.
+    binning : int
+        Sensor pixels per frame pixel and axis.
+    telescope : str
+        TELESCOP as in the header, stripped; '' when missing.
+    stack_exposure_s : float or None
+        Exposure of all frames stacked in this file; None when the header does not tell (`total_exposure_s`).
     """
 
     path: Path
@@ -113,6 +119,9 @@ class FrameInfo:
     scale_arcsec: float | None
     wcs_cards: dict[str, Any] | None
     night: str
+    binning: int = 1
+    telescope: str = ""
+    stack_exposure_s: float | None = None
 
     def __hash__(self) -> int:
         return hash((self.path, self.mtime_ns))
@@ -121,6 +130,13 @@ class FrameInfo:
     def n_channels(self) -> int:
         """Channels after decoding: 1 for mono, else 3."""
         return 1 if self.kind == "mono" else 3
+
+    @property
+    def total_exposure_s(self) -> float | None:
+        """Exposure of everything in this file: of all its frames when it is a stack."""
+        if self.stack_exposure_s is not None:
+            return self.stack_exposure_s
+        return None if self.exposure_s is None else self.exposure_s * self.stack_count
 
 
 def frame_to_json(info: FrameInfo) -> dict[str, Any]:
@@ -282,7 +298,16 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         scale_arcsec=_scale(cards, wcs_cards),
         wcs_cards=wcs_cards,
         night=_night(path, cards, date_obs),
+        binning=max(1, int(_number(cards, "XBINNING", default=1.0))),
+        telescope=_text(cards, "TELESCOP"),
+        stack_exposure_s=_stack_exposure(cards),
     )
+
+
+def _stack_exposure(cards: Mapping[str, Any]) -> float | None:
+    """Seconds of all frames in a stack: TOTALEXP of the telescopes, LIVETIME of Siril and its followers."""
+    seconds = _number(cards, "TOTALEXP", "LIVETIME")
+    return seconds if seconds is not None and seconds > 0 else None
 
 
 def _geometry(path: Path, naxes: tuple[int, ...]) -> tuple[tuple[int, int], Literal["hw", "chw", "hwc"], int]:

@@ -16,6 +16,7 @@ from astropy.wcs import WCS
 from zemosaic_core import grid as grids
 from zemosaic_core import photometry, registration
 from zemosaic_core.errors import RunFailed
+from zemosaic_core.frame_verdicts import common_star_transparency
 from zemosaic_core.pixel_map import wcs_transform
 from zemosaic_core.sphere import image_geometry
 from zemosaic_io.star_catalogue import catalogue_stars_near
@@ -35,11 +36,16 @@ SATURATED_ADU = 45_000.0
 
 @dataclass(frozen=True)
 class Placed:
-    """The grid and the frames on it; ``one_flux_scale`` when common stars link the gains of all frames."""
+    """The grid and the frames on it; ``linked`` are the indices of frames whose gains follow from common stars."""
 
     grid: MosaicGrid
     frames: tuple[RegisteredFrame, ...]
-    one_flux_scale: bool
+    linked: frozenset[int]
+
+    @property
+    def one_flux_scale(self) -> bool:
+        """Whether common stars link the gains of all frames."""
+        return all(frame.solved.frame.index in self.linked for frame in self.frames)
 
 
 def header_cards(wcs: WCS) -> dict[str, object]:
@@ -116,6 +122,27 @@ def _catalogue_anchors(solved: Sequence[SolvedFrame], spec: grids.GridSpec) -> n
     return spec.wcs.all_world2pix(np.column_stack([ra, dec]), 0) if len(ra) else None
 
 
+def _transparency(
+    solved: Sequence[SolvedFrame],
+    found: registration.GlobalRegistration,
+    flux_scale: photometry.Transparency,
+) -> np.ndarray:
+    """Return how clear the air of each frame was, also of frames that show faint stars only."""
+    flux = np.full(len(found.frame_index), np.nan)
+    for i, item in enumerate(solved):
+        own = np.flatnonzero(found.frame_index == i) if not flux_scale.ok.all() else np.empty(0, np.int64)
+        if len(own):
+            flux[own] = item.measure.columns("channel_flux")["channel_flux"].mean(axis=0)[found.detection_index[own]]
+    return common_star_transparency(
+        found.frame_index,
+        found.star_index,
+        flux,
+        flux_scale.gains.mean(axis=1),
+        flux_scale.ok,
+        len(found.star_xy),
+    )
+
+
 def _check_size(shape_hw: tuple[int, int], options: GridOptions) -> None:
     megapixels = shape_hw[0] * shape_hw[1] / 1e6
     if megapixels > options.max_megapixels:
@@ -151,12 +178,13 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
     flux_scale = photometry.solve_transparency(
         found.frame_index, found.star_index, found.flux, n_frames=len(solved), n_stars=len(found.star_xy)
     )
+    transparency = _transparency(solved, found, flux_scale)
     frames = []
     for i, (item, fit) in enumerate(zip(solved, found.frames, strict=True)):
         if fit.to_plane is None or fit.to_frame is None:
             context.leave_out(str(item.frame.info.path), PHASE, fit.reason)
             continue
-        measure = replace(item.measure, transparency=float(1 / np.mean(flux_scale.gains[i])))
+        measure = replace(item.measure, transparency=float(transparency[i]))
         frames.append(
             RegisteredFrame(
                 solved=replace(item, measure=measure),
@@ -168,7 +196,7 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
                 kind=fit.kind,
             )
         )
-    linked = bool(flux_scale.ok.all())
+    linked = frozenset(item.frame.index for item, ok in zip(solved, flux_scale.ok, strict=True) if ok)
     loose = [item.frame.name for item, fit in zip(solved, found.frames, strict=True) if not fit.ok]
     if loose:
         context.say("registration_weak", "WARN", frames=len(loose), example=loose[0])

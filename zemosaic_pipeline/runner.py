@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from zemosaic_pipeline.events import (
     Reporter,
     RunStarted,
 )
+from zemosaic_pipeline.judge_frames import judge_air
 from zemosaic_pipeline.plan import Machine, estimate_canvas, make_policy, resolve, worker_count
 from zemosaic_pipeline.records import MasterTile, SolvedFrame
 from zemosaic_pipeline.report import collect, write_report
@@ -192,7 +193,9 @@ class _ClassicRun:
         with context.phase(phase2_group.PHASE):
             self.groups = groups = phase2_group.run(solved, plan.group, context)
         with context.phase(phase4_grid.PHASE):
-            self.placed = placed = phase4_grid.run(solved, plan.grid, context)
+            placed = phase4_grid.run(solved, plan.grid, context)
+            clear = judge_air(placed.frames, plan.measure, context, phase4_grid.PHASE)
+            self.placed = placed = replace(placed, frames=clear)
         with context.phase(phase3_master_tiles.PHASE, len(groups)):
             self.tiles = tiles = phase3_master_tiles.run(
                 groups, placed.frames, prepared.hot_pixels, placed.grid, plan, context, manifest

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
 
-__all__ = ["SkyLattice", "bilinear_lattice", "cell_spacing_px"]
+__all__ = ["SkyLattice", "bilinear_lattice", "cell_centres", "cell_spacing_px"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,19 @@ class SkyLattice:
         upper = (1 - fx) * grid[y, x] + fx * grid[y, right]
         lower = (1 - fx) * grid[below, x] + fx * grid[below, right]
         return np.where(inside, (1 - fy) * upper + fy * lower, np.nan)
+
+
+def cell_centres(
+    shape_hw: tuple[int, int], n_cells: tuple[int, int], cell_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return frame positions x and y (ny, nx) of the centres of mesh cells; the last ones may be cut short."""
+
+    def centres(length: int, n: int) -> np.ndarray:
+        start = np.arange(n) * cell_px
+        return (start + np.minimum(start + cell_px, length) - 1) / 2
+
+    x, y = np.meshgrid(centres(shape_hw[1], n_cells[1]), centres(shape_hw[0], n_cells[0]))
+    return x, y
 
 
 def cell_spacing_px(nodes_xy: np.ndarray) -> float:

@@ -48,6 +48,7 @@ _FLAT_ERRORS, _LEAST_PATTERN, _PATTERN_WITHOUT_FLAT, _CONSTANT_PATTERN = 3.0, 0.
 _SIGMA_FACTOR_WITHOUT_SITE = 5.0
 _MIN_CELLS = 6
 _HUBER_SIGMA = 2.0
+_QUADRIC_UNIT_PX = 1000.0
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,14 @@ class ChannelSky:
     removed_quadric: Array
     quadric_centre_xy: tuple[float, float]
     sizes_adu: Array
+
+    def removed_rows(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.float32]:
+        """Return the glow removed from the mosaic as a whole on plane pixels, (y1 - y0, x1 - x0) float32 ADU."""
+        centre_x, centre_y = self.quadric_centre_xy
+        x = ((np.arange(x0, x1) - centre_x) / _QUADRIC_UNIT_PX)[None, :]
+        y = ((np.arange(y0, y1) - centre_y) / _QUADRIC_UNIT_PX)[:, None]
+        c = self.removed_quadric
+        return (c[0] + c[1] * x + c[2] * y + c[3] * x * x + c[4] * x * y + c[5] * y * y).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -521,7 +530,7 @@ def _removed_quadric(
     good = problem.hits > 0.3
     xy = cells.lattice.node_xy
     centre = (xy[good].min(axis=0) + xy[good].max(axis=0)) / 2 if good.any() else xy.mean(axis=0)
-    x, y = ((xy - centre) / 1000.0).T
+    x, y = ((xy - centre) / _QUADRIC_UNIT_PX).T
     terms = np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
     if good.sum() < 2 * terms.shape[1]:
         return np.zeros(6), (float(centre[0]), float(centre[1]))

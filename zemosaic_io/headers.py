@@ -90,6 +90,8 @@ class FrameInfo:
         TELESCOP as in the header, stripped; '' when missing.
     stack_exposure_s : float or None
         Exposure of all frames stacked in this file; None when the header does not tell (`total_exposure_s`).
+    site_deg : tuple of float or None
+        Latitude and longitude of the observer, east positive.
     """
 
     path: Path
@@ -122,6 +124,7 @@ class FrameInfo:
     binning: int = 1
     telescope: str = ""
     stack_exposure_s: float | None = None
+    site_deg: tuple[float, float] | None = None
 
     def __hash__(self) -> int:
         return hash((self.path, self.mtime_ns))
@@ -158,6 +161,7 @@ def frame_from_json(data: Mapping[str, Any]) -> FrameInfo:
     values = {f.name: data[f.name] for f in fields(FrameInfo)}
     values["path"] = Path(values["path"])
     values["shape_hw"] = tuple(values["shape_hw"])
+    values["site_deg"] = values["site_deg"] and tuple(values["site_deg"])
     return FrameInfo(**values)
 
 
@@ -301,7 +305,19 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         binning=max(1, int(_number(cards, "XBINNING", default=1.0))),
         telescope=_text(cards, "TELESCOP"),
         stack_exposure_s=_stack_exposure(cards),
+        site_deg=_site(cards),
     )
+
+
+def _site(cards: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Latitude and longitude of the observer, degrees, east positive; (0, 0) is what programs write that do not know."""
+    latitude = _angle(cards.get("SITELAT", cards.get("LAT-OBS")), hours_if_text=False)
+    longitude = _angle(cards.get("SITELONG", cards.get("LONG-OBS")), hours_if_text=False)
+    if latitude is None or longitude is None or abs(latitude) > 90.0 or abs(longitude) > 360.0:
+        return None
+    if latitude == 0.0 and longitude == 0.0:
+        return None
+    return latitude, (longitude + 180.0) % 360.0 - 180.0
 
 
 def _stack_exposure(cards: Mapping[str, Any]) -> float | None:

@@ -15,6 +15,7 @@ __all__ = [
     "Frame",
     "FrameGroup",
     "FrameMeasure",
+    "FrameTerms",
     "LeftOut",
     "MasterTile",
     "Mosaic",
@@ -184,6 +185,19 @@ class RegisteredFrame:
     n_matched: int
     gain: tuple[float, ...]
     kind: str
+
+
+@dataclass(frozen=True)
+class FrameTerms:
+    """What the pixels of a frame get where they are read, in the form of `sources.CoaddSource`.
+
+    Attributes
+    ----------
+    photometry, radial : ndarray, shape (C, 4), float32
+    """
+
+    photometry: np.ndarray
+    radial: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -297,6 +297,16 @@ def test_missing_toolkit_says_what_to_install(monkeypatch, capsys):
 # ------------------------------------------------------------------ display
 
 
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_variable_of_old_is_mentioned_in_one_line(folders, monkeypatch, capsys, language):
+    """The first lines of a run, also of one that ends for want of frames."""
+    monkeypatch.setenv("ZEMOSAIC_FORCE_CPU_INTERTILE", "1")
+    assert run(folders, "--gpu", "off", "--language", language) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [n for n, line in enumerate(lines) if "ZEMOSAIC_FORCE_CPU_INTERTILE" in line] == [2]
+    assert ("processeur" if language == "fr" else "processor") in lines[2]
+
+
 def test_live_only_on_a_terminal():
     texts = Texts()
     pipe = Console(file=io.StringIO())

@@ -318,9 +318,7 @@ def test_two_policies_of_one_thread_share_the_card(install):
     def emit(y0, y1, result):
         reports.append(run(inner))
 
-    start = time.monotonic()
     outer.run(workload(), gpu_body, cpu_body, emit=emit)
-    assert time.monotonic() - start < 5
     assert [(r.gpu_rows, r.fallbacks) for r in reports] == [(ROWS, 0)]
     assert device.pool.total == 0
     inner.close()

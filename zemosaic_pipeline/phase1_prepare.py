@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from zemosaic_core import hot_pixels, stars
+from zemosaic_core import stars
 from zemosaic_core.errors import RunFailed, SkipItem
+from zemosaic_core.hot_pixels import DefectEvidence
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest, make_folder
 from zemosaic_pipeline.context import RunContext
@@ -23,7 +24,7 @@ __all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "measure_frame", "run"]
 
 PHASE = "phase1_prepare"
 # Part of the key of stored measurements: raise it when their meaning changes.
-MEASURE_VERSION = 3
+MEASURE_VERSION = 4
 
 log = logging.getLogger(__name__)
 
@@ -166,10 +167,11 @@ def _persistent(
     found: dict[int, np.ndarray] = {}
     total = 0
     for (_, _, shape), members in cameras.items():
-        counts = np.zeros(shape[0] * shape[1], np.uint16)
+        evidence = DefectEvidence(shape)
         for frame in members:
-            counts[measures[frame.index].arrays()["hot"]] += 1
-        flat = hot_pixels.persistent(counts, len(members))
+            arrays = measures[frame.index].arrays()
+            evidence.add(arrays["hot"], arrays["hot_sigma"])
+        flat = evidence.persistent()
         total += len(flat)
         found.update({frame.index: flat for frame in members})
     if total:

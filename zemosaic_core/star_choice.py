@@ -21,7 +21,7 @@ _ROUND = 1.8
 _MIN_SURE = 8
 # Widest star in units of the typical one: blends are that wide. Of faint maxima that wide most are knots of nebulae;
 # of faint stars on made-up skies 1 % are.
-_WIDEST = 1.6
+_WIDEST = 1.7
 _WIDEST_FAINT = 1.5
 _FAINT_SNR = 14.0
 # A trail: this many stretched maxima on one line, and this many times more than chance puts there.

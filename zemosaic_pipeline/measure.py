@@ -17,6 +17,7 @@ from zemosaic_core.raw_counts import Counts, as_counts
 from zemosaic_io.atomic import atomic_path
 from zemosaic_io.fits_read import read_image_and_key
 from zemosaic_io.headers import FrameInfo
+from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.records import FrameMeasure
 
 __all__ = ["ARRAY_NAMES", "MIN_STARS", "STAR_COLUMNS", "MeasureOptions", "measure_arrays", "measure_frame"]
@@ -37,7 +38,8 @@ ARRAY_NAMES = {
     "ceiling",
 }
 _PICTURE_SIGMA = 5.0
-_PICTURE_SATURATION = 65000.0
+# Of pictures nobody knows where their light was cut off; 16-bit ones are not trusted beyond this.
+_PICTURE_SATURATION = 45_000.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _measure_picture(data: np.ndarray, options: MeasureOptions) -> dict[str, np.
         planes.mean(axis=0),
         threshold_sigma=_PICTURE_SIGMA,
         max_stars=options.max_stars,
-        saturation=_PICTURE_SATURATION if data.dtype == np.uint16 else None,
+        saturation=_PICTURE_SATURATION,
     )
     radius = max(2.0, APERTURE_FWHM * float(np.median(found.fwhm_px))) if len(found) else 2.0
     statistics = [background.sky_statistics(plane) for plane in planes]
@@ -166,11 +168,12 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
         The arrays cannot be written.
     """
     info, options, arrays_path = task
-    try:
-        data, key = read_image_and_key(info)
-        arrays = measure_arrays(info, data, options)
-    except SkipItem as skip:
-        return skip
+    return result_or_skip(info.path, _measure_and_store, info, options, arrays_path)
+
+
+def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: str) -> FrameMeasure:
+    data, key = read_image_and_key(info)
+    arrays = measure_arrays(info, data, options)
     with atomic_path(arrays_path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
     return FrameMeasure(

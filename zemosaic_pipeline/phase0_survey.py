@@ -11,6 +11,7 @@ from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_io.folders import survey_files
 from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.plan import majority_geometry
 from zemosaic_pipeline.records import Frame, LeftOut
 
@@ -27,18 +28,19 @@ def read_batch(paths: Sequence[str]) -> list[FrameInfo | LeftOut]:
     """Read headers; a file that cannot be used becomes a `LeftOut`."""
     found: list[FrameInfo | LeftOut] = []
     for path in paths:
-        try:
-            info = read_frame_info(Path(path))
-            if CALIBRATION.search(info.image_type):
-                raise SkipItem(
-                    "frame_not_light", f"{path}: IMAGETYP is {info.image_type}", type=info.image_type
-                )
-            found.append(info)
-        except SkipItem as skip:
-            found.append(
-                LeftOut(path, PHASE, skip.key, {k: v for k, v in skip.values.items() if k != "path"})
-            )
+        result = result_or_skip(path, _read_light, path)
+        if isinstance(result, SkipItem):
+            values = {key: value for key, value in result.values.items() if key != "path"}
+            result = LeftOut(path, PHASE, result.key, values)
+        found.append(result)
     return found
+
+
+def _read_light(path: str) -> FrameInfo:
+    info = read_frame_info(Path(path))
+    if CALIBRATION.search(info.image_type):
+        raise SkipItem("frame_not_light", f"{path}: IMAGETYP is {info.image_type}", type=info.image_type)
+    return info
 
 
 def _one_camera(infos: Sequence[FrameInfo]) -> tuple[list[FrameInfo], list[LeftOut]]:

@@ -15,6 +15,7 @@ __all__ = [
     "Frame",
     "FrameGroup",
     "FrameMeasure",
+    "FrameTerms",
     "LeftOut",
     "MasterTile",
     "Mosaic",
@@ -59,11 +60,12 @@ class FrameMeasure:
     sky_adu, noise_adu : tuple of float
         Background level and its scatter per channel, ADU.
     n_stars : int
-        Stars found.
+        Stars found; once the session is known, those of them that every frame of it could show.
     fwhm_px, elongation : float
         Medians over the stars: full width at half maximum (px) and major over minor axis. NaN without stars.
     transparency : float
-        Flux of the stars of this frame relative to the same stars in the best frames; NaN until known.
+        Flux of the stars of this frame relative to the same stars in clear frames taken in the same way (camera,
+        exposure, gain, filter); NaN until known.
     arrays_path : str
         ``.npz`` with ``x y flux channel_flux mesh mesh_noise hot`` and more (see `measure.measure_arrays`).
     """
@@ -81,6 +83,11 @@ class FrameMeasure:
         """Read the arrays of this frame."""
         with np.load(self.arrays_path) as stored:
             return dict(stored)
+
+    def columns(self, *names: str) -> dict[str, np.ndarray]:
+        """Read some of the arrays of this frame."""
+        with np.load(self.arrays_path) as stored:
+            return {name: stored[name] for name in names}
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,19 @@ class RegisteredFrame:
     n_matched: int
     gain: tuple[float, ...]
     kind: str
+
+
+@dataclass(frozen=True)
+class FrameTerms:
+    """What the pixels of a frame get where they are read, in the form of `sources.CoaddSource`.
+
+    Attributes
+    ----------
+    photometry, radial : ndarray, shape (C, 4), float32
+    """
+
+    photometry: np.ndarray
+    radial: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""Which frames of a folder are used, and what is said of the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_frames import base_cards, expose, field_sky, pointings, run, write
+
+SETTINGS = {"solver_method": "EMBEDDED"}
+
+
+@pytest.fixture(scope="module")
+def sky():
+    return field_sky(size_deg=0.9)
+
+
+def brighter(setup, factor):
+    """The same exposure, ``factor`` times as long."""
+    return replace(
+        setup,
+        transparency=tuple(factor * t for t in setup.transparency),
+        sky_adu=tuple(factor * v for v in setup.sky_adu),
+    )
+
+
+def transparency_of(result):
+    return {frame["path"].rsplit("/", 1)[1]: frame["transparency"] for frame in result.report["frames"]}
+
+
+def test_long_and_short_exposures_of_one_night_are_all_used(sky, tmp_path):
+    exposures = [30.0 if i in (3, 6, 8, 9) else 10.0 for i in range(10)]
+    for i, (setup, seconds) in enumerate(zip(pointings(n=10), exposures, strict=True)):
+        data = expose(sky, brighter(setup, seconds / 10))
+        write(tmp_path / "raw" / f"f{i}.fit", data, base_cards(setup, i, EXPTIME=seconds))
+    result = run(tmp_path / "raw", tmp_path / "out", **SETTINGS)
+    assert result.left_out == {}
+    assert result.report["frames_used"] == 10
+    assert result.header["EXPTOTAL"] == sum(exposures)
+    # Longer is not clearer.
+    shown = list(transparency_of(result).values())
+    assert min(shown) > 0.8
+    assert max(shown) < 1.2
+
+
+def test_another_telescope_or_filter_is_no_haze(sky, tmp_path):
+    for i, setup in enumerate(pointings(n=9)):
+        other = {"INSTRUME": "A smaller one"} if i >= 6 else {"FILTER": "LP"} if i >= 3 else {}
+        data = expose(sky, brighter(setup, 0.35 if other else 1.0))
+        write(tmp_path / "raw" / f"f{i}.fit", data, base_cards(setup, i) | other)
+    result = run(tmp_path / "raw", tmp_path / "out", **SETTINGS)
+    assert result.left_out == {}
+    assert min(transparency_of(result).values()) > 0.8
+
+
+def test_a_sharp_night_loses_its_bad_frames_only(sky, tmp_path):
+    """A monochrome sensor whose pixels are large for its seeing: 1.8 to 2.6 px."""
+    rng = np.random.default_rng(5)
+    setups = [
+        replace(setup, fwhm_px=float(fwhm), n_cosmics=3)
+        for setup, fwhm in zip(pointings(n=14), rng.permutation(np.linspace(1.8, 2.6, 14)), strict=True)
+    ]
+    setups[3] = replace(setups[3], trail_px=9.0, trail_angle_deg=30.0)
+    setups[7] = replace(setups[7], fwhm_px=6.5)
+    setups[11] = replace(setups[11], transparency=(0.25, 0.25, 0.25))
+    for i, setup in enumerate(setups):
+        write(tmp_path / "raw" / f"f{i}.fit", expose(sky, setup, "mono"), base_cards(setup, i, form="mono"))
+    result = run(tmp_path / "raw", tmp_path / "out", **SETTINGS)
+    assert result.left_out == {"f3.fit": "frame_trailed", "f7.fit": "frame_defocused", "f11.fit": "frame_clouded"}
+    flagged = run(tmp_path / "raw", tmp_path / "all", exclude_flagged_frames=False, **SETTINGS)
+    assert flagged.report["frames_used"] == 14
+    told = [m for m in flagged.report["messages"] if m["key"] == "frame_flagged_kept"]
+    assert sorted(m["values"]["reason_key"] for m in told) == sorted(result.left_out.values())
+    assert transparency_of(flagged)["f11.fit"] == pytest.approx(0.25 / 0.92, abs=0.05)

@@ -6,24 +6,24 @@ import logging
 import zipfile
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from zemosaic_core import hot_pixels
 from zemosaic_core.errors import RunFailed, SkipItem
+from zemosaic_core.hot_pixels import DefectEvidence
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest, make_folder
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.judge_frames import count_stars_alike, judge_shapes
 from zemosaic_pipeline.measure import ARRAY_NAMES, MeasureOptions, measure_frame
 from zemosaic_pipeline.records import Frame, FrameMeasure
+from zemosaic_pipeline.sessions import night_labels
 
 __all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "measure_frame", "run"]
 
 PHASE = "phase1_prepare"
 # Part of the key of stored measurements: raise it when their meaning changes.
-MEASURE_VERSION = 3
+MEASURE_VERSION = 4
 
 log = logging.getLogger(__name__)
 
@@ -121,17 +121,18 @@ def _persistent(
     frames: list[Frame], measures: dict[int, FrameMeasure], context: RunContext
 ) -> dict[int, np.ndarray]:
     """Return per frame the hot pixels that stay put on its camera through its night."""
-    cameras: dict[tuple[Any, ...], list[Frame]] = defaultdict(list)
-    for frame in frames:
-        if frame.info.kind == "cfa":
-            cameras[frame.info.instrument, frame.info.night, frame.info.shape_hw].append(frame)
+    with_filters = [frame for frame in frames if frame.info.kind == "cfa"]
+    cameras: dict[int, list[Frame]] = defaultdict(list)
+    for frame, label in zip(with_filters, night_labels([f.info for f in with_filters]), strict=True):
+        cameras[label].append(frame)
     found: dict[int, np.ndarray] = {}
     total = 0
-    for (_, _, shape), members in cameras.items():
-        counts = np.zeros(shape[0] * shape[1], np.uint16)
+    for members in cameras.values():
+        evidence = DefectEvidence(members[0].info.shape_hw)
         for frame in members:
-            counts[measures[frame.index].arrays()["hot"]] += 1
-        flat = hot_pixels.persistent(counts, len(members))
+            listed = measures[frame.index].columns("hot", "hot_sigma")
+            evidence.add(listed["hot"], listed["hot_sigma"])
+        flat = evidence.persistent()
         total += len(flat)
         found.update({frame.index: flat for frame in members})
     if total:

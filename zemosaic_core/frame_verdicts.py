@@ -181,9 +181,7 @@ def _complete_flux(flux: npt.NDArray[np.floating], snr: npt.NDArray[np.floating]
     return max(float(np.median(flux / np.maximum(snr, 1e-3))) * _COMPLETE_SNR, float(flux.min()))
 
 
-def relative_transparency(
-    transparency: npt.ArrayLike, labels: Sequence[int]
-) -> npt.NDArray[np.float64]:
+def relative_transparency(transparency: npt.ArrayLike, labels: Sequence[int]) -> npt.NDArray[np.float64]:
     """Divide by the median of the clearer half of all frames with the same label, shape (n,); NaN stays NaN."""
     values = np.array(transparency, dtype=np.float64)
     groups = np.asarray(labels, dtype=np.int64)
@@ -237,7 +235,9 @@ def common_star_transparency(
     return np.where(known, result, np.where(enough, ratio, np.nan))
 
 
-def _medians(index: npt.NDArray[np.int64], values: npt.NDArray[np.float64], n: int) -> npt.NDArray[np.float64]:
+def _medians(
+    index: npt.NDArray[np.int64], values: npt.NDArray[np.float64], n: int
+) -> npt.NDArray[np.float64]:
     """Median of the values of each index, shape (n,); NaN without values."""
     result = np.full(n, np.nan)
     order = np.lexsort((values, index))

@@ -250,7 +250,7 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         filter_name=_text(cards, "FILTER"),
         gain=_number(cards, "GAIN"),
         object_name=_text(cards, "OBJECT"),
-        image_type=_text(cards, "IMAGETYP"),
+        image_type=_text(cards, "IMAGETYP", "FRAMETYP", "FRAME", "OBSTYPE"),
         stack_count=max(1, int(_number(cards, "STACKCNT", default=1.0))),
         ra_deg=ra_deg,
         dec_deg=dec_deg,

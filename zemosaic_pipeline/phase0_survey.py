@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_io.folders import survey_files
 from zemosaic_io.headers import FrameInfo, read_frame_info
+from zemosaic_io.light_frames import refuse_other_than_light
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import majority_geometry
 from zemosaic_pipeline.records import Frame, LeftOut
@@ -19,20 +20,15 @@ __all__ = ["PHASE", "run", "survey"]
 PHASE = "phase0_survey"
 # Headers handed to a worker process at once: one header takes about a millisecond, a round trip as much.
 BATCH = 64
-# What IMAGETYP says of frames that show no sky; hot pixels and dust could pass for stars.
-CALIBRATION = re.compile(r"\b(dark|flat|bias|offset|zero)", re.IGNORECASE)
 
 
-def read_batch(paths: Sequence[str]) -> list[FrameInfo | LeftOut]:
-    """Read headers; a file that cannot be used becomes a `LeftOut`."""
+def read_batch(paths: Sequence[str], root: Path | None = None) -> list[FrameInfo | LeftOut]:
+    """Read headers; a file below ``root`` that cannot be used becomes a `LeftOut`."""
     found: list[FrameInfo | LeftOut] = []
     for path in paths:
         try:
             info = read_frame_info(Path(path))
-            if CALIBRATION.search(info.image_type):
-                raise SkipItem(
-                    "frame_not_light", f"{path}: IMAGETYP is {info.image_type}", type=info.image_type
-                )
+            refuse_other_than_light(info, root)
             found.append(info)
         except SkipItem as skip:
             found.append(
@@ -88,7 +84,8 @@ def survey(
         paths = [path for path in paths if str(path.resolve()) in wanted]
     batches = _batches(paths)
     results: dict[int, list[FrameInfo | LeftOut]] = {}
-    source = enumerate(map(read_batch, batches)) if map_batches is None else map_batches(read_batch, batches)
+    read = partial(read_batch, root=folder)
+    source = enumerate(map(read, batches)) if map_batches is None else map_batches(read, batches)
     for position, found in source:
         results[position] = found
     everything = [item for position in sorted(results) for item in results[position]]

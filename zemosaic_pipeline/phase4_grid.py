@@ -132,7 +132,9 @@ def _transparency(
     for i, item in enumerate(solved):
         own = np.flatnonzero(found.frame_index == i) if not flux_scale.ok.all() else np.empty(0, np.int64)
         if len(own):
-            flux[own] = item.measure.columns("channel_flux")["channel_flux"].mean(axis=0)[found.detection_index[own]]
+            flux[own] = item.measure.columns("channel_flux")["channel_flux"].mean(axis=0)[
+                found.detection_index[own]
+            ]
     return common_star_transparency(
         found.frame_index,
         found.star_index,

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from made_frames import base_cards, expose, field_sky, pointings, run, write
 
+from zemosaic_pipeline.phase0_survey import survey
+
 SETTINGS = {"solver_method": "EMBEDDED"}
 
 
@@ -67,9 +69,30 @@ def test_a_sharp_night_loses_its_bad_frames_only(sky, tmp_path):
     for i, setup in enumerate(setups):
         write(tmp_path / "raw" / f"f{i}.fit", expose(sky, setup, "mono"), base_cards(setup, i, form="mono"))
     result = run(tmp_path / "raw", tmp_path / "out", **SETTINGS)
-    assert result.left_out == {"f3.fit": "frame_trailed", "f7.fit": "frame_defocused", "f11.fit": "frame_clouded"}
+    assert result.left_out == {
+        "f3.fit": "frame_trailed",
+        "f7.fit": "frame_defocused",
+        "f11.fit": "frame_clouded",
+    }
     flagged = run(tmp_path / "raw", tmp_path / "all", exclude_flagged_frames=False, **SETTINGS)
     assert flagged.report["frames_used"] == 14
     told = [m for m in flagged.report["messages"] if m["key"] == "frame_flagged_kept"]
     assert sorted(m["values"]["reason_key"] for m in told) == sorted(result.left_out.values())
     assert transparency_of(flagged)["f11.fit"] == pytest.approx(0.25 / 0.92, abs=0.05)
+
+
+def test_darks_and_flats_of_a_session_folder_go_first(sky, tmp_path):
+    """A telescope keeps its calibration frames beside the lights, in the same size and without IMAGETYP."""
+    raw = tmp_path / "raw"
+    rng = np.random.default_rng(1)
+    setups = pointings(n=3)
+    for i, setup in enumerate(setups):
+        write(raw / "RAW_TELE_M 94" / f"M 94_10s60_{i}.fits", expose(sky, setup), base_cards(setup, i))
+        dark = rng.normal(440, 16, setup.shape_hw).astype(np.uint16)
+        cards = base_cards(setup, i, with_wcs=False, IMAGETYP=None, RA=0.0, DEC=0.0)
+        write(raw / "DWARF_DARK" / "tele_exp_10_gain_60_bin_1" / f"raw_10s_60_{i}_20C.fits", dark, cards)
+        write(raw / "CALI_FRAME" / "flat" / "cam_0" / f"flat_gain_2_bin_{i}.fits", 50 * dark, cards)
+    kept, refused = survey(raw, tmp_path / "out", recursive=True)
+    assert [info.path.parent.name for info in kept] == ["RAW_TELE_M 94"] * 3
+    reasons = sorted(item.key for item in refused)
+    assert reasons == ["frame_not_light_folder"] * 3 + ["frame_not_light_name"] * 3

@@ -26,6 +26,7 @@ __all__ = [
 _POINTING_KEYS = (("RA", "DEC"), ("OBJCTRA", "OBJCTDEC"), ("TELRA", "TELDEC"), ("CRVAL1", "CRVAL2"))
 _PATTERNS = ("GRBG", "RGGB", "GBRG", "BGGR")
 _SEESTAR_TOKENS = ("seestar", "s30", "s50")
+_MOST_STACKED = 1e6
 _CELESTIAL_PAIRS = ({"RA", "DEC"}, {"GLON", "GLAT"}, {"ELON", "ELAT"})
 _SEXAGESIMAL = re.compile(r"\s*([+-]?)\s*(\d+)[\s:hd°]+(\d+)[\s:m']*(\d+(?:\.\d*)?)?\D*\Z", re.ASCII)
 _FILE_STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)[-_T](\d\d)(\d\d)(\d\d)")
@@ -228,6 +229,9 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
     ra_deg, dec_deg = _pointing(cards, wcs_cards, shape_hw)
     kind, pattern = _colour(path, cards, axes, shape_hw[0])
     date_obs = _text(cards, "DATE-OBS", "DATE_OBS", "DATE-AVG")
+    exposure_s = _number(cards, "EXPTIME", "EXPOSURE", "EXP", "EXP_TIME")
+    # Only pictures are stacks: a telescope may count in its raw frames how far the session has come.
+    stack_count, stack_seconds = (1, None) if kind == "cfa" else _stack(cards, exposure_s)
     blank = cards.get("ZBLANK" if compressed else "BLANK")
     return FrameInfo(
         path=path,
@@ -245,13 +249,13 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         axes=axes,
         n_stored_planes=planes,
         instrument=_text(cards, "INSTRUME", "CREATOR", "TELESCOP"),
-        exposure_s=_number(cards, "EXPTIME", "EXPOSURE"),
+        exposure_s=exposure_s,
         date_obs=date_obs,
         filter_name=_text(cards, "FILTER"),
         gain=_number(cards, "GAIN"),
         object_name=_text(cards, "OBJECT"),
         image_type=_text(cards, "IMAGETYP", "FRAMETYP", "FRAME", "OBSTYPE"),
-        stack_count=max(1, int(_number(cards, "STACKCNT", default=1.0))),
+        stack_count=stack_count,
         ra_deg=ra_deg,
         dec_deg=dec_deg,
         scale_arcsec=_scale(cards, wcs_cards),
@@ -259,14 +263,21 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         night=_night(path, cards, date_obs),
         binning=max(1, int(_number(cards, "XBINNING", default=1.0))),
         telescope=_text(cards, "TELESCOP"),
-        stack_exposure_s=_stack_exposure(cards),
+        stack_exposure_s=stack_seconds,
     )
 
 
-def _stack_exposure(cards: Mapping[str, Any]) -> float | None:
-    """Seconds of all frames in a stack: TOTALEXP of the telescopes, LIVETIME of Siril and its followers."""
-    seconds = _number(cards, "TOTALEXP", "LIVETIME")
-    return seconds if seconds is not None and seconds > 0 else None
+def _stack(cards: Mapping[str, Any], exposure_s: float | None) -> tuple[int, float | None]:
+    """Return how many frames are in a file, and the seconds of all of them when it tells that it is a stack.
+
+    Telescopes write TOTALEXP, into raw frames as well; Siril and its followers write LIVETIME.
+    """
+    count = _number(cards, "STACKCNT", "NCOMBINE", "SNAPSHOT", default=1.0)
+    seconds = _number(cards, "TOTALEXP", "LIVETIME", default=0.0)
+    if count <= 1.0 and exposure_s and seconds > 1.5 * exposure_s:
+        count = seconds / exposure_s
+    count = max(1, round(min(count, _MOST_STACKED)))
+    return count, seconds if count > 1 and seconds > 0 else None
 
 
 def _geometry(path: Path, naxes: tuple[int, ...]) -> tuple[tuple[int, int], Literal["hw", "chw", "hwc"], int]:

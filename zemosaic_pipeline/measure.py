@@ -15,6 +15,7 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_io.atomic import atomic_path
 from zemosaic_io.fits_read import read_image_and_key
 from zemosaic_io.headers import FrameInfo
+from zemosaic_pipeline.missing_pixels import without_missing
 from zemosaic_pipeline.records import FrameMeasure
 
 __all__ = ["ARRAY_NAMES", "MIN_STARS", "STAR_COLUMNS", "MeasureOptions", "measure_arrays", "measure_frame"]
@@ -131,6 +132,7 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
     info, options, arrays_path = task
     try:
         data, key = read_image_and_key(info)
+        data, zero_is_missing = without_missing(info, data)
         arrays = measure_arrays(info, data, options)
     except SkipItem as skip:
         return skip
@@ -144,4 +146,5 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
         fwhm_px=float(np.nanmedian(arrays["fwhm_px"])),
         elongation=float(np.nanmedian(arrays["elongation"])),
         arrays_path=arrays_path,
+        zero_is_missing=zero_is_missing,
     )

@@ -12,7 +12,7 @@ from zemosaic_io.folders import survey_files
 from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_io.light_frames import refuse_other_than_light
 from zemosaic_pipeline.context import RunContext
-from zemosaic_pipeline.plan import majority_geometry
+from zemosaic_pipeline.plan import geometry, majority_geometry
 from zemosaic_pipeline.records import Frame, LeftOut
 
 __all__ = ["PHASE", "run", "survey"]
@@ -38,22 +38,24 @@ def read_batch(paths: Sequence[str], root: Path | None = None) -> list[FrameInfo
 
 
 def _one_camera(infos: Sequence[FrameInfo]) -> tuple[list[FrameInfo], list[LeftOut]]:
-    """Keep the geometry most frames have."""
+    """Keep the geometry most frames have; stacks, which telescopes cut as they like, may have any size."""
     if not infos:
         return [], []
-    kind, shape = majority_geometry(infos)
+    usual = majority_geometry(infos)
+    example = next(info for info in infos if geometry(info) == usual)
     kept: list[FrameInfo] = []
     refused: list[LeftOut] = []
     for info in infos:
-        if (info.kind, info.shape_hw) == (kind, shape):
+        if geometry(info) == usual:
             kept.append(info)
             continue
-        values = {
-            "found": f"{info.kind} {info.shape_hw[1]}x{info.shape_hw[0]}",
-            "expected": f"{kind} {shape[1]}x{shape[0]}",
-        }
+        values = {"found": _size_text(info), "expected": _size_text(example)}
         refused.append(LeftOut(str(info.path), PHASE, "frame_other_geometry", values))
     return kept, refused
+
+
+def _size_text(info: FrameInfo) -> str:
+    return f"{info.kind} {info.shape_hw[1]}x{info.shape_hw[0]}"
 
 
 def _batches(paths: Sequence[Path]) -> list[list[str]]:

@@ -246,7 +246,7 @@ def _block_budget(settings: Settings, machine: Machine) -> int:
 
 def estimate_canvas(infos: Sequence[FrameInfo]) -> tuple[int, int]:
     """Guess height and width (px) of the mosaic from the headers' positions alone."""
-    height, width = infos[0].shape_hw
+    height, width = _largest(infos).shape_hw
     hints = [(i.ra_deg, i.dec_deg) for i in infos if i.ra_deg is not None and i.dec_deg is not None]
     scale = infos[0].scale_arcsec
     if not hints or scale is None:
@@ -337,7 +337,9 @@ def resolve(
             radial,
             # A wide ramp hides where the frames of one night end inside a tile. Frames of one pointing end nearly
             # alike, so their weights fall together and the depth of the stack stays what it is.
-            feather_px=FEATHER_SHARE * min(infos[0].shape_hw) if rule.combine == "mean" else 0.0,
+            feather_px=FEATHER_SHARE * min(min(info.shape_hw) for info in infos)
+            if rule.combine == "mean"
+            else 0.0,
             tile_ramp_px=settings.tile_feather_px,
         ),
         assembly=AssemblyOptions(
@@ -398,15 +400,15 @@ def _tile_hw(info: FrameInfo) -> tuple[int, int]:
 def _workload_on_card(run: RunPlan, infos: Sequence[FrameInfo], device: DeviceInfo | None) -> Workload:
     """Declare what stacking the fullest tile will need on a graphics card."""
     return expected_workload(
-        "stack", _tile_hw(infos[0]), run.n_channels, run.stack.rule, run.stack.kernel, device,
-        n_sources=_largest_group(run, infos), source_hw=infos[0].shape_hw, raw=infos[0].kind == "cfa",
+        "stack", _tile_hw(_largest(infos)), run.n_channels, run.stack.rule, run.stack.kernel, device,
+        n_sources=_largest_group(run, infos), source_hw=_largest(infos).shape_hw, raw=infos[0].kind == "cfa",
         feather_px=run.stack.feather_px, has_weight_map=run.stack.radial is not None,
     )  # fmt: skip
 
 
 def _stack_workload(run: RunPlan, infos: Sequence[FrameInfo]) -> Workload:
     n = _largest_group(run, infos)
-    rows, columns = _tile_hw(infos[0])
+    rows, columns = _tile_hw(_largest(infos))
     buffers = coadd_buffers(
         n, run.n_channels, columns, run.stack.rule, run.stack.feather_px > 0, columns=n * columns
     )
@@ -417,7 +419,7 @@ def _estimate(
     run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], decision: Decision | None
 ) -> tuple[PlanRow, ...]:
     n = len(infos)
-    height, width = infos[0].shape_hw
+    height, width = _largest(infos).shape_hw
     frame_px = height * width
     mpx = frame_px / 1e6
     canvas_px = canvas_hw[0] * canvas_hw[1]
@@ -472,9 +474,22 @@ def _estimate(
     )
 
 
-def majority_geometry(infos: Sequence[FrameInfo]) -> tuple[str, tuple[int, int]]:
-    """Return kind and shape that most frames have; ties go to the one seen first."""
-    return Counter((info.kind, info.shape_hw) for info in infos).most_common(1)[0][0]
+def geometry(info: FrameInfo) -> tuple[str, tuple[int, int] | None]:
+    """Return what frames of one run have in common: their kind, and the size of the sensor when they come from it.
+
+    Pictures of three planes and stacks were made by a program that cuts them as it likes.
+    """
+    return info.kind, None if info.kind == "rgb" or info.stack_count > 1 else info.shape_hw
+
+
+def _largest(infos: Sequence[FrameInfo]) -> FrameInfo:
+    """Return the frame with the most pixels, which says how much memory one frame can take."""
+    return max(infos, key=lambda info: math.prod(info.shape_hw))
+
+
+def majority_geometry(infos: Sequence[FrameInfo]) -> tuple[str, tuple[int, int] | None]:
+    """Return the geometry that most frames have; ties go to the one seen first."""
+    return Counter(map(geometry, infos)).most_common(1)[0][0]
 
 
 def make_plan(

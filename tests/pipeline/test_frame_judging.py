@@ -100,7 +100,7 @@ def test_darks_and_flats_of_a_session_folder_go_first(sky, tmp_path):
 
 
 def stacked(sky, setup, *, empty_deg=None, seed=0):
-    """A picture as a telescope stacks it: three planes, deep; turned in a frame of zeros when ``empty_deg`` is given."""
+    """Three planes as a telescope stacks them; with ``empty_deg`` the picture lies askew in a frame of zeros."""
     light = render_ideal(sky, setup)
     light += np.array([740.0, 870.0, 710.0], np.float32)[:, None, None]
     light += np.random.default_rng(seed).normal(0, 8, light.shape)

@@ -29,6 +29,7 @@ from zemosaic_core.gpu.filters import GpuBlur, GpuOutliers
 from zemosaic_core.gpu.launch import PlannedMemory, Queue
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.tiles import TILE_H, TILE_W, tile_table
+from zemosaic_core.gpu.windows import N_TERMS
 from zemosaic_core.pixel_map import build_pixel_map, step_shift, whole_nodes
 from zemosaic_core.resample import LANCZOS_TABLE
 from zemosaic_core.sources import CoaddSource, CombineRule, RawRows
@@ -185,7 +186,8 @@ def frame_rows(device: Device, copy: float) -> list[Row]:
     lattice = source.pixel_map
     nodes = whole_nodes(lattice.src_x.ravel(), lattice.src_y.ravel())
     node_x, node_y = (queue.upload(part) for part in nodes)
-    terms, taps = queue.upload(source.photometry), queue.upload(np.array(LANCZOS_TABLE))
+    terms = queue.upload(np.pad(source.photometry, ((0, 0), (0, N_TERMS - source.photometry.shape[1]))))
+    taps = queue.upload(np.array(LANCZOS_TABLE))
     nothing = device.empty((1,), np.float32)
     mean = combiner_of(queue, n_frames, (3, height, width), "mean")
     table = mean.table
@@ -193,7 +195,7 @@ def frame_rows(device: Device, copy: float) -> list[Row]:
     def sample(lanczos: int, slot: int = 0) -> None:
         args = (
             planes, 3, height, width, 0, 0, height, width, node_x, node_y, np.int64(0), *lattice.src_x.shape,
-            lattice.y0, lattice.x0, step_shift(lattice), 60, 60, 60 + height, 0, width, taps, terms, 0,
+            lattice.y0, lattice.x0, step_shift(lattice), 60, 60, 60 + height, 0, width, taps, terms, 0, 0,
             np.float32(0), nothing, 0, mean.bases, mean.counts, mean.slots, np.int64(table.slot_starts[slot]), 0, 0,
             table.tiles_yx[1], mean.values, np.int64(table.n_samples), mean.maps, 0,
         )  # fmt: skip

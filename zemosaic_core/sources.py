@@ -68,6 +68,12 @@ class CoaddSource:
         ``d`` is the distance in px of the sample from the nearest border of the source image. 0: no ramp.
     has_weight_map : bool
         The `PixelSource` also offers `read_weight` for this source.
+    radial : ndarray, shape (C, 4), float32, optional
+        ``(f1, f2, d1, d2)`` per channel, a pattern around the centre of the detector: the sample becomes
+        ``gain * v * (1 + f1 q + f2 q^2) + (c0 + cx * u + cy * t + d1 q + d2 q^2)``. ``q`` is the squared distance
+        from the image centre, 1 in the corners:
+        ``(u^2 (W - 1)^2 + t^2 (H - 1)^2) / ((W - 1)^2 + (H - 1)^2)``, 0 where the image is one pixel. The first
+        factor is the inverse of a radial flat. None: all zero, at no cost.
     """
 
     key: int
@@ -78,6 +84,7 @@ class CoaddSource:
     weight: np.ndarray
     feather_px: float = 0.0
     has_weight_map: bool = False
+    radial: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ _PATTERNS = ("GRBG", "RGGB", "GBRG", "BGGR")
 _SEESTAR_TOKENS = ("seestar", "s30", "s50")
 _MOST_STACKED = 1e6
 _CELESTIAL_PAIRS = ({"RA", "DEC"}, {"GLON", "GLAT"}, {"ELON", "ELAT"})
+# Digital frames were taken in these years.
+_FIRST_YEAR, _LAST_YEAR = 1900, 2999
+# Cards of a WCS that refine it.
+_WCS_EXTRAS = ("RADESYS", "RADECSYS", "EQUINOX", "LONPOLE", "LATPOLE")
+_MAX_SIP_ORDER = 9
 _SEXAGESIMAL = re.compile(r"\s*([+-]?)\s*(\d+)[\s:hd°]+(\d+)[\s:m']*(\d+(?:\.\d*)?)?\D*\Z", re.ASCII)
 _FILE_STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)[-_T](\d\d)(\d\d)(\d\d)")
 
@@ -86,6 +91,8 @@ class FrameInfo:
         TELESCOP as in the header, stripped; '' when missing.
     stack_exposure_s : float or None
         Exposure of all frames stacked in this file; None when the header does not tell (`total_exposure_s`).
+    site_deg : tuple of float or None
+        Latitude and longitude of the observer, east positive.
     """
 
     path: Path
@@ -118,6 +125,7 @@ class FrameInfo:
     binning: int = 1
     telescope: str = ""
     stack_exposure_s: float | None = None
+    site_deg: tuple[float, float] | None = None
 
     def __hash__(self) -> int:
         return hash((self.path, self.mtime_ns))
@@ -154,6 +162,7 @@ def frame_from_json(data: Mapping[str, Any]) -> FrameInfo:
     values = {f.name: data[f.name] for f in fields(FrameInfo)}
     values["path"] = Path(values["path"])
     values["shape_hw"] = tuple(values["shape_hw"])
+    values["site_deg"] = values["site_deg"] and tuple(values["site_deg"])
     return FrameInfo(**values)
 
 
@@ -173,33 +182,69 @@ def read_frame_info(path: Path | str) -> FrameInfo:
     ------
     SkipItem
         ``frame_empty``, ``frame_not_fits``, ``frame_truncated``, ``frame_no_image``, ``frame_wrong_shape``,
-        ``frame_unknown_pattern``, ``frame_bad_header`` or ``frame_unreadable``; ``path`` is among the values.
+        ``frame_unknown_pattern``, ``frame_bad_header``, ``frame_not_regular`` or ``frame_unreadable``; ``path``
+        is among the values.
     """
     path = Path(path)
-    for hdu in iter_hdus(path):
-        if hdu.image_axes and len(hdu.image_axes) >= 2:
-            return _frame_info(path, hdu, path.stat())
+    try:
+        for hdu in iter_hdus(path):
+            if hdu.image_axes and len(hdu.image_axes) >= 2:
+                return _frame_info(path, hdu, path.stat())
+    except OSError as error:
+        reason = str(error.strerror or error)
+        raise SkipItem(
+            "frame_unreadable", f"{path} cannot be read: {reason}", path=str(path), reason=reason
+        ) from error
     raise SkipItem("frame_no_image", f"{path} holds no image", path=str(path))
 
 
 def celestial_cards(cards: Mapping[str, Any]) -> dict[str, Any] | None:
     """Select the celestial WCS of axes 1 and 2, or None when it is absent or cannot be used.
 
-    Usable means: the two axis types are a celestial pair, the reference values are finite and the linear part
-    is finite and invertible. Capture programs write zeros there when they know nothing.
+    Usable means: the two axis types are a celestial pair, all numbers are finite, the linear part is invertible
+    and a SIP distortion is complete. Capture programs write zeros there when they know nothing. Whether the cards
+    together describe a projection is for those to find out who build it.
     """
     ctypes = [str(cards.get(f"CTYPE{i}") or "") for i in (1, 2)]
     if {c.split("-")[0].strip().upper() for c in ctypes} not in _CELESTIAL_PAIRS:
         return None
     numbers = [cards.get(k) for k in ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")]
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
+    if not all(_is_number(v) for v in numbers) or max(map(abs, numbers[:2])) > 720.0:
         return None
     latitude = 0 if ctypes[0].split("-")[0].strip().upper() in ("DEC", "GLAT", "ELAT") else 1
     if abs(numbers[latitude]) > 90.0 or linear_scale_arcsec(cards) is None:
         return None
     selected = {k: v for k, v in cards.items() if is_celestial_key(k) and v is not None}
+    for key in _WCS_EXTRAS:
+        # The frame is known without these; a wrong one must not cost the rest.
+        if key in selected and not _is_sound(key, selected[key]):
+            del selected[key]
+    if not all(_is_sound(key, value) for key, value in selected.items()) or not _is_complete_sip(selected):
+        return None
     selected["WCSAXES"] = 2
     return selected
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    """Tell whether a WCS card holds what its name promises: printable ASCII text, or a finite number."""
+    if key[:5] in ("CTYPE", "CUNIT", "RADES", "RADEC"):
+        return isinstance(value, str) and value.isascii() and value.isprintable()
+    return key == "WCSAXES" or _is_number(value)
+
+
+def _is_complete_sip(cards: Mapping[str, Any]) -> bool:
+    """Tell whether SIP polynomials, where there are any, come in pairs of a defined order (Shupe et al. 2005)."""
+    for pair in (("A_ORDER", "B_ORDER"), ("AP_ORDER", "BP_ORDER")):
+        orders = [cards.get(key) for key in pair]
+        if orders == [None, None]:
+            continue
+        if not all(isinstance(order, int) and 0 <= order <= _MAX_SIP_ORDER for order in orders):
+            return False
+    return True
 
 
 def linear_scale_arcsec(cards: Mapping[str, Any]) -> float | None:
@@ -264,7 +309,19 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         binning=max(1, int(_number(cards, "XBINNING", default=1.0))),
         telescope=_text(cards, "TELESCOP"),
         stack_exposure_s=stack_seconds,
+        site_deg=_site(cards),
     )
+
+
+def _site(cards: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Latitude and longitude of the observer, degrees, east positive; (0, 0) is what programs write that do not know."""
+    latitude = _angle(cards.get("SITELAT", cards.get("LAT-OBS")), hours_if_text=False)
+    longitude = _angle(cards.get("SITELONG", cards.get("LONG-OBS")), hours_if_text=False)
+    if latitude is None or longitude is None or abs(latitude) > 90.0 or abs(longitude) > 360.0:
+        return None
+    if latitude == 0.0 and longitude == 0.0:
+        return None
+    return latitude, (longitude + 180.0) % 360.0 - 180.0
 
 
 def _stack(cards: Mapping[str, Any], exposure_s: float | None) -> tuple[int, float | None]:
@@ -362,7 +419,8 @@ def _pointing(
     A number in RA is degrees unless RAUNIT or CUNIT1 says hours; a sexagesimal RA is hours.
     """
     if wcs_cards is not None and str(wcs_cards["CTYPE1"]).upper().startswith("RA"):
-        return _wcs_centre(wcs_cards, shape_hw)
+        centre = _wcs_centre(wcs_cards, shape_hw)
+        return centre if all(map(math.isfinite, centre)) else (None, None)
     unit = _text(cards, "RAUNIT", "CUNIT1").lower()
     for ra_key, dec_key in _POINTING_KEYS:
         ra = _angle(cards.get(ra_key), hours_if_text=True)
@@ -417,6 +475,9 @@ def _linear_matrix(cards: Mapping[str, Any]) -> tuple[float, float, float, float
         value = cards.get(key)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
 
+    keys = [f"{name}{i}_{j}" for name in ("CD", "PC") for i in (1, 2) for j in (1, 2)]
+    if not all(math.isfinite(get(key, 0.0)) for key in ("CDELT1", "CDELT2", "CROTA2", *keys)):
+        return None
     if any(f"CD{i}_{j}" in cards for i in (1, 2) for j in (1, 2)):
         matrix = tuple(get(f"CD{i}_{j}", 0.0) for i in (1, 2) for j in (1, 2))
     elif "CDELT1" in cards and "CDELT2" in cards:
@@ -452,6 +513,9 @@ def _night(path: Path, cards: Mapping[str, Any], date_obs: str) -> str:
     except ValueError:
         return ""
     moment = moment.replace(tzinfo=None)
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        # What a clock says that was never set; arithmetic on it runs out of the calendar.
+        return ""
     longitude = _angle(cards.get("SITELONG", cards.get("LONG-OBS")), hours_if_text=False)
     local = moment
     if longitude is not None and abs(longitude) <= 180.0:

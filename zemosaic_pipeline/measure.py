@@ -15,6 +15,7 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_io.atomic import atomic_path
 from zemosaic_io.fits_read import read_image_and_key
 from zemosaic_io.headers import FrameInfo
+from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.missing_pixels import without_missing
 from zemosaic_pipeline.records import FrameMeasure
 
@@ -24,7 +25,7 @@ APERTURE_FWHM = 1.5
 # A frame with fewer stars can neither be matched nor judged.
 MIN_STARS = 8
 STAR_COLUMNS = ("x", "y", "flux", "peak", "fwhm_px", "elongation", "snr")
-ARRAY_NAMES = {*STAR_COLUMNS, "channel_flux", "sky", "noise", "mesh", "hot"}
+ARRAY_NAMES = {*STAR_COLUMNS, "channel_flux", "sky", "noise", "mesh", "mesh_noise", "hot"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -
 
     ``x y flux peak fwhm_px elongation snr`` per star (frame px, brightest first), ``channel_flux`` (C, n),
     ``sky noise`` (C,),
-    ``mesh`` (C, ny, nx) with cells of ``mesh_cell_px`` frame pixels, ``hot`` flat indices.
+    ``mesh`` (C, ny, nx) with cells of ``mesh_cell_px`` frame pixels (float32, NaN where unusable),
+    ``mesh_noise`` (C, ny, nx) float32: formal 1-sigma uncertainty of each cell's level (ADU, NaN where the level
+    is), ``hot`` flat indices.
 
     Raises
     ------
@@ -74,6 +77,7 @@ def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -
         (found.y - plane_offset) / scale,
         max(2.0, APERTURE_FWHM * fwhm / scale),
     )
+    mesh, mesh_noise = background.sky_mesh_and_error(planes, round(options.mesh_cell_px / scale))
     find_hot = options.find_hot_pixels and info.kind == "cfa"
     return {
         **{column: getattr(found, column) for column in STAR_COLUMNS},
@@ -81,7 +85,8 @@ def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -
         "sky": np.array([s for s, _ in statistics], dtype=np.float32),
         # A half-size green plane is the mean of two pixels; the noise of one pixel is what weights need.
         "noise": np.array([s for _, s in statistics], dtype=np.float32) * _noise_scale(info),
-        "mesh": background.sky_mesh(planes, round(options.mesh_cell_px / scale)),
+        "mesh": mesh,
+        "mesh_noise": mesh_noise,
         "hot": hot_pixels.find_candidates(data) if find_hot else np.empty(0, np.int64),
     }
 
@@ -130,12 +135,13 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
         The arrays cannot be written.
     """
     info, options, arrays_path = task
-    try:
-        data, key = read_image_and_key(info)
-        data, zero_is_missing = without_missing(info, data)
-        arrays = measure_arrays(info, data, options)
-    except SkipItem as skip:
-        return skip
+    return result_or_skip(info.path, _measure_and_store, info, options, arrays_path)
+
+
+def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: str) -> FrameMeasure:
+    data, key = read_image_and_key(info)
+    data, zero_is_missing = without_missing(info, data)
+    arrays = measure_arrays(info, data, options)
     with atomic_path(arrays_path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
     return FrameMeasure(

@@ -12,6 +12,7 @@ from zemosaic_io.folders import survey_files
 from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_io.light_frames import refuse_other_than_light
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.plan import geometry, majority_geometry
 from zemosaic_pipeline.records import Frame, LeftOut
 
@@ -26,15 +27,18 @@ def read_batch(paths: Sequence[str], root: Path | None = None) -> list[FrameInfo
     """Read headers; a file below ``root`` that cannot be used becomes a `LeftOut`."""
     found: list[FrameInfo | LeftOut] = []
     for path in paths:
-        try:
-            info = read_frame_info(Path(path))
-            refuse_other_than_light(info, root)
-            found.append(info)
-        except SkipItem as skip:
-            found.append(
-                LeftOut(path, PHASE, skip.key, {k: v for k, v in skip.values.items() if k != "path"})
-            )
+        result = result_or_skip(path, _read_light, path, root)
+        if isinstance(result, SkipItem):
+            values = {key: value for key, value in result.values.items() if key != "path"}
+            result = LeftOut(path, PHASE, result.key, values)
+        found.append(result)
     return found
+
+
+def _read_light(path: str, root: Path | None) -> FrameInfo:
+    info = read_frame_info(Path(path))
+    refuse_other_than_light(info, root)
+    return info
 
 
 def _one_camera(infos: Sequence[FrameInfo]) -> tuple[list[FrameInfo], list[LeftOut]]:

@@ -19,6 +19,7 @@ from zemosaic_core.errors import RunFailed
 from zemosaic_core.frame_verdicts import common_star_transparency
 from zemosaic_core.pixel_map import wcs_transform
 from zemosaic_core.sphere import image_geometry
+from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared, solve_star_flat
 from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import GridOptions
@@ -41,6 +42,7 @@ class Placed:
     grid: MosaicGrid
     frames: tuple[RegisteredFrame, ...]
     linked: frozenset[int]
+    flat: StarFlat
 
     @property
     def one_flux_scale(self) -> bool:
@@ -85,7 +87,7 @@ def _without_far_pointings(
             dropped.update(outlier.frames.tolist())
             for i in outlier.frames:
                 context.leave_out(
-                    solved[i].frame.info.path, PHASE, "frame_far_from_others", cost_megapixels=cost
+                    str(solved[i].frame.info.path), PHASE, "frame_far_from_others", cost_megapixels=cost
                 )
     return [i for i in range(len(solved)) if i not in dropped]
 
@@ -145,6 +147,23 @@ def _transparency(
     )
 
 
+def _star_flat(
+    solved: Sequence[SolvedFrame], found: registration.GlobalRegistration
+) -> tuple[StarFlat, np.ndarray]:
+    """Return the flat that the stars tell, and their fluxes with it taken out where it is good enough."""
+    q = np.full(len(found.frame_index), np.nan)
+    bounds = np.searchsorted(found.frame_index, np.arange(len(solved) + 1))
+    for item, first, last in zip(solved, bounds[:-1], bounds[1:], strict=True):
+        own = slice(first, last)
+        places = item.measure.columns("x", "y")
+        at = found.detection_index[own]
+        q[own] = radius_squared(places["x"][at], places["y"][at], item.frame.info.shape_hw)
+    flat = solve_star_flat(
+        found.frame_index, found.star_index, found.flux, q, len(solved), len(found.star_xy)
+    )
+    return flat, found.flux / flat.values(q)[:, None] if flat.usable else found.flux
+
+
 def _check_size(shape_hw: tuple[int, int], options: GridOptions) -> None:
     megapixels = shape_hw[0] * shape_hw[1] / 1e6
     if megapixels > options.max_megapixels:
@@ -156,8 +175,15 @@ def _check_size(shape_hw: tuple[int, int], options: GridOptions) -> None:
         )
 
 
-def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext) -> Placed:
+def run(
+    solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext, *, with_flat: bool = False
+) -> Placed:
     """Return the mosaic grid and every frame's transform and flux scale on it.
+
+    Parameters
+    ----------
+    with_flat : bool
+        Also ask the stars for the flat field, and free their fluxes of it.
 
     Raises
     ------
@@ -177,8 +203,9 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
     context.progress(1, 3)
     found = _register(solved, wcs_list, spec)
     context.progress(2, 3)
+    flat, flux = _star_flat(solved, found) if with_flat else (no_star_flat(), found.flux)
     flux_scale = photometry.solve_transparency(
-        found.frame_index, found.star_index, found.flux, n_frames=len(solved), n_stars=len(found.star_xy)
+        found.frame_index, found.star_index, flux, n_frames=len(solved), n_stars=len(found.star_xy)
     )
     transparency = _transparency(solved, found, flux_scale)
     frames = []
@@ -219,4 +246,5 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
         rms_px=round(rms, 3),
     )
     context.progress(3, 3)
-    return Placed(MosaicGrid(header_cards(spec.wcs), spec.shape_hw, spec.scale_arcsec), tuple(frames), linked)
+    grid = MosaicGrid(header_cards(spec.wcs), spec.shape_hw, spec.scale_arcsec)
+    return Placed(grid, tuple(frames), linked, flat)

@@ -15,6 +15,7 @@ __all__ = [
     "Frame",
     "FrameGroup",
     "FrameMeasure",
+    "FrameTerms",
     "LeftOut",
     "MasterTile",
     "Mosaic",
@@ -68,7 +69,7 @@ class FrameMeasure:
     zero_is_missing : bool
         Pixels that are 0 in all planes hold no light: they surround the picture.
     arrays_path : str
-        ``.npz`` with ``x y flux channel_flux mesh hot`` (see `phase1_prepare`).
+        ``.npz`` with ``x y flux channel_flux mesh mesh_noise hot`` and more (see `measure.measure_arrays`).
     """
 
     content_key: str
@@ -187,6 +188,19 @@ class RegisteredFrame:
     n_matched: int
     gain: tuple[float, ...]
     kind: str
+
+
+@dataclass(frozen=True)
+class FrameTerms:
+    """What the pixels of a frame get where they are read, in the form of `sources.CoaddSource`.
+
+    Attributes
+    ----------
+    photometry, radial : ndarray, shape (C, 4), float32
+    """
+
+    photometry: np.ndarray
+    radial: np.ndarray
 
 
 @dataclass(frozen=True)

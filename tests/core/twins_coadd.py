@@ -76,10 +76,14 @@ def sample(source, image, weight_map, box, kernel):
             weights[y - y0, x - x0] = weight
             u = 2 * sx / (width - 1) - 1 if width > 1 else 0.0
             t = 2 * sy / (height - 1) - 1 if height > 1 else 0.0
+            diagonal = (width - 1) ** 2 + (height - 1) ** 2
+            q = (u**2 * (width - 1) ** 2 + t**2 * (height - 1) ** 2) / diagonal if diagonal else 0.0
             for c in range(image.shape[0]):
                 gain, c0, cx, cy = (float(v) for v in source.photometry[c])
-                v = take(image[c], sx, sy)
-                values[c, y - y0, x - x0] = gain * v + c0 + cx * u + cy * t if np.isfinite(v) else np.nan
+                f1, f2, d1, d2 = (0.0,) * 4 if source.radial is None else (float(v) for v in source.radial[c])
+                v = take(image[c], sx, sy) * (1 + f1 * q + f2 * q**2)
+                sky = c0 + cx * u + cy * t + d1 * q + d2 * q**2
+                values[c, y - y0, x - x0] = gain * v + sky if np.isfinite(v) else np.nan
     return values, weights
 
 

@@ -7,7 +7,7 @@ number of frames.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from zemosaic_core.cfa import debayer
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.hot_pixels import repair_cfa
+from zemosaic_core.missing_data import RIM_PX, zeros_to_nan
 from zemosaic_core.sources import RawRows
 from zemosaic_core.weights import make_radial_weight_map
 from zemosaic_io.fits_cards import HduInfo, iter_hdus
@@ -40,6 +41,8 @@ class FrameStore:
     radial : tuple of float or None
         ``(feather_fraction, shape_power, min_weight_floor)`` of a radial weight map for every frame
         (`zemosaic_core.weights.make_radial_weight_map`); None: no weight maps.
+    zero_is_missing : collection of int
+        Keys of frames without CFA whose zeros are missing pixels (`zemosaic_core.missing_data`).
 
     Notes
     -----
@@ -52,7 +55,9 @@ class FrameStore:
         hot_pixels: Mapping[int, np.ndarray] | None = None,
         *,
         radial: tuple[float, float, float] | None = None,
+        zero_is_missing: Collection[int] = (),
     ) -> None:
+        self._zero_is_missing = frozenset(zero_is_missing)
         self._infos = dict(infos)
         self._hot = {
             k: np.sort(np.asarray(v, dtype=np.int64)) for k, v in (hot_pixels or {}).items() if len(v)
@@ -77,6 +82,8 @@ class FrameStore:
         info = self._infos[key]
         if info.kind == "cfa":
             return self._read_cfa(info, key, y0, y1, x0, x1)
+        if key in self._zero_is_missing:
+            return _read_with_emptiness(info, y0, y1, x0, x1)
         window = np.ascontiguousarray(read_window(info, y0, y1, x0, x1), dtype=np.float32)
         if info.bitpix < 0:
             window[~np.isfinite(window)] = np.nan
@@ -123,6 +130,16 @@ class FrameStore:
             return np.empty(0, np.int64)
         first, last = np.searchsorted(hot, (y0 * width, y1 * width))
         return hot[first:last]
+
+
+def _read_with_emptiness(info: FrameInfo, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    height, width = info.shape_hw
+    top, bottom = max(0, y0 - RIM_PX), min(height, y1 + RIM_PX)
+    left, right = max(0, x0 - RIM_PX), min(width, x1 + RIM_PX)
+    window = np.asarray(read_window(info, top, bottom, left, right), dtype=np.float32)
+    window = window[np.newaxis] if window.ndim == 2 else window
+    window = np.where(np.isfinite(window), window, np.float32(np.nan))
+    return zeros_to_nan(window, (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)))
 
 
 class TileStore:

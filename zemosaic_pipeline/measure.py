@@ -18,6 +18,7 @@ from zemosaic_io.atomic import atomic_path
 from zemosaic_io.fits_read import read_image_and_key
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_boundary import result_or_skip
+from zemosaic_pipeline.missing_pixels import without_missing
 from zemosaic_pipeline.records import FrameMeasure
 
 __all__ = ["ARRAY_NAMES", "MIN_STARS", "STAR_COLUMNS", "MeasureOptions", "measure_arrays", "measure_frame"]
@@ -173,6 +174,7 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
 
 def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: str) -> FrameMeasure:
     data, key = read_image_and_key(info)
+    data, zero_is_missing = without_missing(info, data)
     arrays = measure_arrays(info, data, options)
     with atomic_path(arrays_path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
@@ -184,4 +186,5 @@ def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: st
         fwhm_px=float(np.nanmedian(arrays["fwhm_px"])),
         elongation=float(np.nanmedian(arrays["elongation"])),
         arrays_path=arrays_path,
+        zero_is_missing=zero_is_missing,
     )

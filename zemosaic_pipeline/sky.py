@@ -195,6 +195,9 @@ def run(
         return SkySolution(None, {}, indices, nothing.hours, "sky_needs_linear_fit")
     if not frames:
         return nothing
+    if len({frame.solved.frame.info.shape_hw for frame in frames}) > 1:
+        # Meshes of different sizes have no cells in common.
+        return SkySolution(None, {}, indices, nothing.hours, "sky_sizes_differ")
     meshes = _meshes(frames, plan.measure.mesh_cell_px)
     circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
     model = solve_sky(meshes, circumstances, flat)

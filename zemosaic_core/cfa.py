@@ -12,6 +12,7 @@ __all__ = [
     "DEBAYER_REACH",
     "CfaColour",
     "DebayerTerms",
+    "average_star",
     "debayer",
     "debayer_terms",
     "flip_pattern",
@@ -31,6 +32,7 @@ _CLEAR = 4.0
 # A value is not taken below the sky, or below the mean of its neighbours where they are darker, by more than this many
 # noises of its sky: the curvature beside clipped or bleeding stars is not that of any star.
 _DEPTH = 4.0
+_MIN_STARS = 5
 
 
 def _check_pattern(pattern: str) -> str:
@@ -159,7 +161,9 @@ class CfaColour:
             numbers = np.asarray(getattr(self, name), dtype=float)
             positive = name == "sky_adu" or bool((numbers > 0).all())
             if numbers.shape != (3,) or not np.isfinite(numbers).all() or not positive:
-                raise ValueError(f"{name} of a frame's colour is {getattr(self, name)!r}; three usable numbers needed")
+                raise ValueError(
+                    f"{name} of a frame's colour is {getattr(self, name)!r}; three usable numbers needed"
+                )
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,28 @@ class DebayerTerms:
     pull: np.ndarray
     sky: np.ndarray
     depth: np.ndarray
+
+
+def average_star(channel_flux: np.ndarray) -> tuple[float, float, float] | None:
+    """Return the light of the average star in red, green and blue; green is 1.
+
+    Parameters
+    ----------
+    channel_flux : ndarray, shape (3, n)
+        Fluxes of stars; what is not positive or not finite does not count.
+
+    Returns
+    -------
+    tuple of float or None
+        Medians of the ratios to green; None when fewer than five stars have light in every colour.
+    """
+    flux = np.asarray(channel_flux, dtype=float)
+    with np.errstate(invalid="ignore"):
+        flux = flux[:, (flux > 0).all(axis=0) & np.isfinite(flux).all(axis=0)]
+    if flux.shape[1] < _MIN_STARS:
+        return None
+    red, blue = np.median(flux[[0, 2]] / flux[1], axis=1)
+    return float(red), 1.0, float(blue)
 
 
 # Sums of the weights of a colour's taps: half of the samples are green.
@@ -255,7 +281,12 @@ def _sum_columns(ring, y, late, low):
     """
     f6, f15, f20 = np.float32(6), np.float32(15), np.float32(20)
     for kind in range(2):
-        above, here, below, out = ring[(y - 2) % 8, kind], ring[y % 8, kind], ring[(y + 2) % 8, kind], low[kind]
+        above, here, below, out = (
+            ring[(y - 2) % 8, kind],
+            ring[y % 8, kind],
+            ring[(y + 2) % 8, kind],
+            low[kind],
+        )
         for i in range(out.size):
             out[i] = f20 * here[i] + f6 * (above[i] + below[i])
         above, below, out = ring[(y - 1) % 8, kind], ring[(y + 1) % 8, kind], low[2 + kind][late:]
@@ -434,12 +465,27 @@ def _debayer_rows(cfa, green_first, red_row, terms, out):
             share = here[way][own:]
             if way == _C_TO_G:
                 _green_at_coloured(
-                    coloured, share, down, green, above[_G][others:], below[_G][others:], sky[1], depth[1], found_c[:n]
+                    coloured,
+                    share,
+                    down,
+                    green,
+                    above[_G][others:],
+                    below[_G][others:],
+                    sky[1],
+                    depth[1],
+                    found_c[:n],
                 )
                 _write_row(found_c, green[1:], late, out[1, y])
             elif way == _C_TO_D:
                 _other_at_coloured(
-                    coloured, share, down, above[_C][others:], below[_C][others:], sky[d], depth[d], found_c[:n]
+                    coloured,
+                    share,
+                    down,
+                    above[_C][others:],
+                    below[_C][others:],
+                    sky[d],
+                    depth[d],
+                    found_c[:n],
                 )
             else:
                 # In the rows above and below the colours have changed places.
@@ -453,7 +499,15 @@ def _debayer_rows(cfa, green_first, red_row, terms, out):
                 _write_row(coloured[1:], found_g, late, out[c, y])
             elif way == _G_TO_D:
                 _other_at_green(
-                    green, share, down, corners, above[_C][others:], below[_C][others:], sky[d], depth[d], found_g[:n]
+                    green,
+                    share,
+                    down,
+                    corners,
+                    above[_C][others:],
+                    below[_C][others:],
+                    sky[d],
+                    depth[d],
+                    found_g[:n],
                 )
                 _write_row(found_c, found_g, late, out[d, y])
 
@@ -471,7 +525,8 @@ def debayer(
 
     A pixel's ratio comes from the light around it: of each colour what its samples within 7 x 7 px show above the sky,
     weighted with the binomial 1 6 15 20 15 6 1 in x and y (wide enough that nothing of the lattice is left in it).
-    Where there is little light the ratio is that of the average star. With ``s`` the weighted sums and `debayer_terms`::
+    Where there is little light the ratio is that of the average star. With ``s`` the weighted sums and the numbers of
+    `debayer_terms`::
 
         light = max(gain s - zero, 0) + 1
         share = min(light[wanted] / light[here], max(1, light[here] / 4)) pull[wanted, here]

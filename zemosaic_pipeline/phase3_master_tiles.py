@@ -24,6 +24,7 @@ from zemosaic_io.frame_store import FrameStore, TileStore
 from zemosaic_io.headers import read_frame_info
 from zemosaic_io.manifest import Manifest, make_folder
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
@@ -32,7 +33,7 @@ from zemosaic_utils import coadd_on_grid
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 3
+TILE_VERSION = 4
 MAP_ERROR_PX = 0.005
 # The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
 RAMP_DECIMATION = 4
@@ -287,6 +288,7 @@ def create_tile(
     store = FrameStore(
         {frame.solved.frame.index: frame.solved.frame.info for frame in frames},
         hot_pixels,
+        colours=frame_colours(frames),
         radial=plan.stack.radial,
     )
     facts = _TileFacts(plan.n_channels)
@@ -351,6 +353,8 @@ def _tile_key(
             frame.solved.frame.info.kind,
             frame.solved.frame.info.cfa_pattern,
             frame.solved.frame.info.exposure_s,
+            frame.solved.frame.info.instrument,
+            frame.solved.frame.info.filter_name,
             frame.to_frame.to_dict(),
             frame.gain,
             weights[i].tolist(),

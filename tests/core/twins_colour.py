@@ -102,9 +102,7 @@ def ring_percent(field, planes, channel, *, sky=SKY, which=slice(None), reach=4.
     star, iy, ix, r = _pixels_near(field, reach)
     chosen = np.isin(star, np.arange(len(field.x))[which])
     star, iy, ix, r = star[chosen], iy[chosen], ix[chosen], r[chosen]
-    own, green = (
-        (planes[c, iy, ix] - sky[c]) / field.colours[star, c] for c in (channel, 1)
-    )
+    own, green = ((planes[c, iy, ix] - sky[c]) / field.colours[star, c] for c in (channel, 1))
     bins = (2 * r).astype(int)
     means = np.bincount(bins, own - green) / np.bincount(bins)
     return 100 * float(np.abs(means).max())

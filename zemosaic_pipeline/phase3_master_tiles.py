@@ -25,6 +25,7 @@ from zemosaic_io.frame_store import FrameStore, TileStore
 from zemosaic_io.headers import read_frame_info
 from zemosaic_io.manifest import Manifest, make_folder
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, FrameTerms, MasterTile, MosaicGrid, RegisteredFrame
@@ -290,6 +291,7 @@ def create_tile(
     store = FrameStore(
         {frame.solved.frame.index: frame.solved.frame.info for frame in frames},
         hot_pixels,
+        colours=frame_colours(frames),
         radial=plan.stack.radial,
         zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
     )
@@ -358,6 +360,8 @@ def _tile_key(
             frame.solved.frame.info.cfa_pattern,
             frame.solved.frame.info.total_exposure_s,
             frame.solved.frame.info.stack_count,
+            frame.solved.frame.info.instrument,
+            frame.solved.frame.info.filter_name,
             frame.to_frame.to_dict(),
             frame.gain,
             weights[i].tolist(),

@@ -52,11 +52,11 @@ def night(tmp_path):
 
 def settle(qtbot, dialog):
     """Wait until survey, redraw and preview have come to rest."""
-    qtbot.waitUntil(lambda: not dialog.is_busy and not dialog._refresh_timer.isActive(), timeout=20_000)
+    qtbot.waitUntil(lambda: not dialog.is_busy and not dialog._refresh_timer.isActive(), timeout=60_000)
     qtbot.waitUntil(
-        lambda: dialog.preview is not None and dialog.preview.number == dialog._question, timeout=20_000
+        lambda: dialog.preview is not None and dialog.preview.number == dialog._question, timeout=60_000
     )
-    qtbot.waitUntil(lambda: not dialog._refresh_timer.isActive(), timeout=5_000)
+    qtbot.waitUntil(lambda: not dialog._refresh_timer.isActive(), timeout=60_000)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from zemosaic_ui.run_controller import RunController, RunRequest
 from zemosaic_ui.run_state import RunState, RunStatus
 
 
-def follow(controller, *, until=lambda c: not c.is_active, timeout=30.0):
+def follow(controller, *, until=lambda c: not c.is_active, timeout=120.0):
     events = []
     end = time.monotonic() + timeout
     while not until(controller):

@@ -1,4 +1,4 @@
-"""The part of the report page about the sky behind the frames: glow over the night, flat, what was removed, what is left.
+"""The part of the report page about the sky behind the frames: glow, flat, what was removed and what is left.
 
 Pictures are drawn as SVG from the report's facts; every word comes from the ``text`` function.
 """

@@ -7,6 +7,7 @@ raises an error that names the frame, where a memory map would kill the process.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_core.sources import RawRows
 from zemosaic_io.fits_cards import HduInfo
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.regular_files import open_regular
 
 __all__ = [
     "content_key",
@@ -29,6 +31,8 @@ __all__ = [
 
 _STORED = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _HASH_CHUNK = 1 << 20
+
+log = logging.getLogger(__name__)
 
 
 def is_raw_uint16(info: FrameInfo) -> bool:
@@ -167,7 +171,7 @@ def _iter_pixel_bytes(info: FrameInfo) -> Iterator[bytes | memoryview]:
         return
     left = info.shape_hw[0] * info.shape_hw[1] * info.n_stored_planes * abs(info.bitpix) // 8
     try:
-        with open(info.path, "rb") as file:
+        with open_regular(info.path) as file:
             file.seek(info.data_offset)
             while left > 0:
                 chunk = file.read(min(left, _HASH_CHUNK))
@@ -200,7 +204,7 @@ def _read_stored_rows(info: FrameInfo, y0: int, y1: int) -> np.ndarray:
 def _read_into(path: Path, offsets: list[int], target: np.ndarray) -> None:
     """Fill ``target[i]`` from byte ``offsets[i]``."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             for offset, plane in zip(offsets, target, strict=True):
                 view = memoryview(plane.reshape(-1).view(np.uint8))
                 file.seek(offset)
@@ -237,7 +241,10 @@ def _read_compressed(info: FrameInfo, y0: int, y1: int, x0: int, x1: int) -> np.
     from astropy.io import fits
 
     try:
-        with fits.open(info.path, memmap=False, lazy_load_hdus=True) as hdus:
+        with (
+            open_regular(info.path) as file,
+            fits.open(file, mode="readonly", memmap=False, lazy_load_hdus=True) as hdus,
+        ):
             section = hdus[info.hdu].section
             if info.axes == "hw":
                 # A third axis of length one is stored by some programs; FrameInfo counts it as no axis.
@@ -247,7 +254,11 @@ def _read_compressed(info: FrameInfo, y0: int, y1: int, x0: int, x1: int) -> np.
                 window = np.asarray(section[0:3, y0:y1, x0:x1])
             else:
                 window = np.moveaxis(np.asarray(section[y0:y1, x0:x1, 0:3]), -1, 0)
-    except (OSError, ValueError, EOFError, IndexError) as error:
+    except SkipItem:
+        raise
+    except Exception as error:
+        # The decoders raise whatever damaged bytes lead them to; here that is one unreadable frame.
+        log.info("%s cannot be decompressed", info.path, exc_info=True)
         raise _unreadable(info.path, error) from error
     if is_raw_uint16(info) or window.dtype == np.uint8:
         return np.ascontiguousarray(window, dtype=np.uint16)

@@ -6,9 +6,10 @@ by their stars; what matches none is solved on its own. Nothing is written to th
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from zemosaic_io.solvers.base import SolveOutcome, Solver, SolveRequest
 from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
 from zemosaic_io.solvers.embedded import check_wcs
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_wcs import UnusableWcs, build_frame_wcs
 from zemosaic_pipeline.measure import STAR_COLUMNS
 from zemosaic_pipeline.phase1_prepare import Prepared
 from zemosaic_pipeline.plan import SolveOptions
@@ -46,6 +48,8 @@ PAIR_RADIUS_PX = 2.5
 MIN_PAIRS = 8
 # When this many frames of a pointing failed and none was solved, the rest are not sent through slow solvers.
 MAX_FAILED = 5
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -76,6 +80,15 @@ class _Sky:
             return float(ra), float(dec)
         info = self.frames[index][0].info
         return None if info.ra_deg is None or info.dec_deg is None else (info.ra_deg, info.dec_deg)
+
+
+def _is_usable(cards: Mapping[str, Any], frame: Frame) -> bool:
+    try:
+        build_frame_wcs(cards, frame.info.shape_hw)
+    except UnusableWcs as error:
+        log.warning("%s: a WCS found for it is not used: %s", frame.info.path, error)
+        return False
+    return True
 
 
 def match_frame(
@@ -129,7 +142,7 @@ def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
     doubtful: dict[int, Solution] = {}
     for index, (frame, _) in sky.frames.items():
         cards = frame.info.wcs_cards
-        if cards is None:
+        if cards is None or not _is_usable(cards, frame):
             continue
         check = check_wcs(cards, sky.stars[index], frame.info.shape_hw)
         solution = Solution(dict(cards), "header", check.rms_px, check.n_matched, confirmed=check.confirmed)
@@ -196,7 +209,7 @@ def _solve(
     outcomes = solve_with_chain(request, solvers, context.cancel)
     sky.attempts[index].extend(outcomes)
     last = outcomes[-1] if outcomes else None
-    if last is None or not last.ok:
+    if last is None or not last.ok or not _is_usable(last.wcs_cards, frame):
         return False
     check = check_wcs(last.wcs_cards, sky.stars[index], frame.info.shape_hw)
     if check.contradicts:

@@ -40,6 +40,9 @@ class FrameStore:
     radial : tuple of float or None
         ``(feather_fraction, shape_power, min_weight_floor)`` of a radial weight map for every frame
         (`zemosaic_core.weights.make_radial_weight_map`); None: no weight maps.
+    row_sums : mapping of int to ndarray, optional
+        Sums of the rows of each frame when it was measured (`zemosaic_io.fits_read.IdentifiedImage`), by key: every
+        row that is read is compared with them. Frames without an entry are read as they are.
 
     Notes
     -----
@@ -52,8 +55,10 @@ class FrameStore:
         hot_pixels: Mapping[int, np.ndarray] | None = None,
         *,
         radial: tuple[float, float, float] | None = None,
+        row_sums: Mapping[int, np.ndarray] | None = None,
     ) -> None:
         self._infos = dict(infos)
+        self._sums = dict(row_sums or {})
         self._hot = {
             k: np.sort(np.asarray(v, dtype=np.int64)) for k, v in (hot_pixels or {}).items() if len(v)
         }
@@ -72,12 +77,14 @@ class FrameStore:
         Raises
         ------
         SkipItem
-            The file can no longer be read.
+            The file can no longer be read, or its pixels are not those that were measured.
         """
         info = self._infos[key]
         if info.kind == "cfa":
             return self._read_cfa(info, key, y0, y1, x0, x1)
-        window = np.ascontiguousarray(read_window(info, y0, y1, x0, x1), dtype=np.float32)
+        window = np.ascontiguousarray(
+            read_window(info, y0, y1, x0, x1, sums=self._sums.get(key)), dtype=np.float32
+        )
         if info.bitpix < 0:
             window[~np.isfinite(window)] = np.nan
         return window[np.newaxis] if window.ndim == 2 else window
@@ -89,9 +96,10 @@ class FrameStore:
         hot = self._hot_rows(key, top, bottom, width)
         if len(hot):
             # Whole rows: the indices count pixels of the full width.
-            sensor = repair_cfa(read_window(info, top, bottom), hot, top)[:, left:right]
+            rows = read_window(info, top, bottom, sums=self._sums.get(key))
+            sensor = repair_cfa(rows, hot, top)[:, left:right]
         else:
-            sensor = read_window(info, top, bottom, left, right)
+            sensor = read_window(info, top, bottom, left, right, sums=self._sums.get(key))
         colour = debayer(np.ascontiguousarray(sensor), info.cfa_pattern, top, left)
         return np.ascontiguousarray(colour[:, y0 - top : y1 - top, x0 - left : x1 - left])
 
@@ -109,9 +117,9 @@ class FrameStore:
         return weights[y0:y1, x0:x1]
 
     def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
-        """Return undecoded rows with their hot pixels, or None when the frame has no such form."""
+        """Return undecoded rows with their hot pixels, or None when the frame has no such form; see `read`."""
         info = self._infos[key]
-        raw = read_raw_rows(info, y0, y1)
+        raw = read_raw_rows(info, y0, y1, sums=self._sums.get(key))
         if raw is None:
             return None
         hot = self._hot_rows(key, y0, y1, info.shape_hw[1])

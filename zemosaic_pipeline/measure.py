@@ -6,25 +6,35 @@ Imports only what it needs: a process that measures starts in well under a secon
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
 from zemosaic_core import background, cfa, hot_pixels, stars
 from zemosaic_core.errors import SkipItem
-from zemosaic_io.atomic import atomic_path
-from zemosaic_io.fits_read import read_image_and_key
+from zemosaic_io.fits_read import frame_changed, read_identified
+from zemosaic_io.frame_identity import header_holds, is_as_surveyed
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.sealed_arrays import load_sealed, save_sealed
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.records import FrameMeasure
 
-__all__ = ["ARRAY_NAMES", "MIN_STARS", "STAR_COLUMNS", "MeasureOptions", "measure_arrays", "measure_frame"]
+__all__ = [
+    "ARRAY_NAMES",
+    "MIN_STARS",
+    "STAR_COLUMNS",
+    "MeasureOptions",
+    "measure_arrays",
+    "measure_frame",
+    "stored_measure",
+]
 
 APERTURE_FWHM = 1.5
 # A frame with fewer stars can neither be matched nor judged.
 MIN_STARS = 8
 STAR_COLUMNS = ("x", "y", "flux", "peak", "fwhm_px", "elongation", "snr")
-ARRAY_NAMES = {*STAR_COLUMNS, "channel_flux", "sky", "noise", "mesh", "hot"}
+ARRAY_NAMES = {*STAR_COLUMNS, "channel_flux", "sky", "noise", "mesh", "hot", "row_sums"}
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,13 @@ def _noise_scale(info: FrameInfo) -> np.ndarray:
 def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure | SkipItem:
     """Measure one frame and store its arrays in the file given; runs in a worker process.
 
+    What that file holds is kept when it was measured on the same pixels.
+
+    Returns
+    -------
+    FrameMeasure or SkipItem
+        ``frame_changed``: the file is not the one whose header was read; its header has to be read again.
+
     Raises
     ------
     SaveFailed
@@ -134,12 +151,17 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
 
 
 def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: str) -> FrameMeasure:
-    data, key = read_image_and_key(info)
-    arrays = measure_arrays(info, data, options)
-    with atomic_path(arrays_path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-    return FrameMeasure(
-        content_key=key,
+    read = read_identified(info)
+    if not is_as_surveyed(info) and not header_holds(info):
+        raise frame_changed(info.path)
+    key = Path(arrays_path).stem
+    before = load_sealed(arrays_path, key)
+    if before is not None and before[0]["content_key"] == read.content_key:
+        arrays = before[1]
+    else:
+        arrays = measure_arrays(info, read.data, options)
+    measure = FrameMeasure(
+        content_key=read.content_key,
         sky_adu=tuple(map(float, arrays["sky"])),
         noise_adu=tuple(map(float, arrays["noise"])),
         n_stars=len(arrays["x"]),
@@ -147,3 +169,20 @@ def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: st
         elongation=float(np.nanmedian(arrays["elongation"])),
         arrays_path=arrays_path,
     )
+    record = {name: value for name, value in asdict(measure).items() if name != "arrays_path"}
+    state = [info.ctime_ns, info.inode]
+    save_sealed(arrays_path, key, record | {"file_state": state}, {**arrays, "row_sums": read.row_sums})
+    return measure
+
+
+def stored_measure(info: FrameInfo, arrays_path: str) -> FrameMeasure | None:
+    """Return what `measure_frame` stored for this very file; None when it has to look at the file itself."""
+    stored = load_sealed(arrays_path, Path(arrays_path).stem)
+    if stored is None:
+        return None
+    record, arrays = stored
+    # The name stands for path, size and time. They stay the same when a backup is restored over the file.
+    if record.pop("file_state") != [info.ctime_ns, info.inode] or not ARRAY_NAMES.issubset(arrays):
+        return None
+    lists = {name: tuple(record[name]) for name in ("sky_adu", "noise_adu")}
+    return FrameMeasure(**{**record, **lists}, arrays_path=arrays_path)

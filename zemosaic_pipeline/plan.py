@@ -473,8 +473,9 @@ def _estimate(
 
 
 def majority_geometry(infos: Sequence[FrameInfo]) -> tuple[str, tuple[int, int]]:
-    """Return kind and shape that most frames have; ties go to the one seen first."""
-    return Counter((info.kind, info.shape_hw) for info in infos).most_common(1)[0][0]
+    """Return kind and shape that most frames have; ties go to the larger shape, whatever the files are called."""
+    counts = Counter((info.kind, info.shape_hw) for info in infos)
+    return max(counts, key=lambda geometry: (counts[geometry], math.prod(geometry[1]), geometry))
 
 
 def make_plan(

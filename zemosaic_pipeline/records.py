@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_core.errors import RunFailed
 from zemosaic_core.transforms import Transform
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.sealed_arrays import load_sealed
 
 __all__ = [
     "Frame",
@@ -27,7 +29,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Frame:
-    """A file that can be used, with the number it keeps for the whole run."""
+    """A file that can be used, with its number: in the order of names at first, by time once it was measured."""
 
     index: int
     info: FrameInfo
@@ -65,7 +67,7 @@ class FrameMeasure:
     transparency : float
         Flux of the stars of this frame relative to the same stars in the best frames; NaN until known.
     arrays_path : str
-        ``.npz`` with ``x y flux channel_flux mesh hot`` (see `phase1_prepare`).
+        ``.npz`` with ``x y flux channel_flux mesh hot row_sums`` (see `measure`).
     """
 
     content_key: str
@@ -78,9 +80,26 @@ class FrameMeasure:
     transparency: float = float("nan")
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Read the arrays of this frame."""
-        with np.load(self.arrays_path) as stored:
-            return dict(stored)
+        """Read the arrays of this frame.
+
+        Raises
+        ------
+        RunFailed
+            ``run_error_state_lost``: they are not there any more.
+        """
+        stored = load_sealed(self.arrays_path, self.key)
+        if stored is None:
+            raise RunFailed(
+                "run_error_state_lost",
+                f"{self.arrays_path} was damaged or removed while the run used it; start the run again",
+                path=self.arrays_path,
+            )
+        return stored[1]
+
+    @property
+    def key(self) -> str:
+        """What the measurements follow from: the file, the pixels' layout and the options."""
+        return Path(self.arrays_path).stem
 
 
 @dataclass(frozen=True)

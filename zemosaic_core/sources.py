@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from zemosaic_core.cfa import CfaColour
+
 __all__ = ["CoaddBlock", "CoaddSource", "CombineRule", "Kernel", "PixelMap", "PixelSource", "RawRows"]
 
 Kernel = Literal["bilinear", "lanczos3"]
@@ -68,6 +70,12 @@ class CoaddSource:
         ``d`` is the distance in px of the sample from the nearest border of the source image. 0: no ramp.
     has_weight_map : bool
         The `PixelSource` also offers `read_weight` for this source.
+    radial : ndarray, shape (C, 4), float32, optional
+        ``(f1, f2, d1, d2)`` per channel, a pattern around the centre of the detector: the sample becomes
+        ``gain * v * (1 + f1 q + f2 q^2) + (c0 + cx * u + cy * t + d1 q + d2 q^2)``. ``q`` is the squared distance
+        from the image centre, 1 in the corners:
+        ``(u^2 (W - 1)^2 + t^2 (H - 1)^2) / ((W - 1)^2 + (H - 1)^2)``, 0 where the image is one pixel. The first
+        factor is the inverse of a radial flat. None: all zero, at no cost.
     """
 
     key: int
@@ -78,6 +86,7 @@ class CoaddSource:
     weight: np.ndarray
     feather_px: float = 0.0
     has_weight_map: bool = False
+    radial: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,8 @@ class RawRows:
         CFA pattern at source pixel (0, 0): one of GRBG, RGGB, GBRG, BGGR.
     hot_pixels : ndarray, shape (k,), int64
         Flat indices ``y * W + x`` (whole image) to be replaced before debayering.
+    colour : CfaColour or None
+        What is known of the frame's light; see `zemosaic_core.cfa.debayer`.
     """
 
     data: np.ndarray
@@ -103,6 +114,7 @@ class RawRows:
     big_endian_signed: bool
     pattern: str
     hot_pixels: np.ndarray
+    colour: CfaColour | None = None
 
 
 class PixelSource(Protocol):

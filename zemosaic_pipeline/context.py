@@ -263,9 +263,10 @@ class RunContext:
         values.pop("path", None)
         if trace := values.pop(TRACEBACK, None):
             log.warning("%s is left out after an unexpected error\n%s", path, trace)
-        record = LeftOut(path, phase, key, values)
+        event = FrameLeftOut(path, key, values)
+        record = LeftOut(path, phase, key, event.values)
         self.left_out.append(record)
-        self.report(FrameLeftOut(path, key, values))
+        self.report(event)
         return record
 
     def tile_finished(self, tile: MasterTile) -> None:

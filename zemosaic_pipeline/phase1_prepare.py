@@ -10,22 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from zemosaic_core import hot_pixels, stars
 from zemosaic_core.errors import RunFailed, SkipItem
+from zemosaic_core.hot_pixels import DefectEvidence
 from zemosaic_io.fits_read import frame_changed
 from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_io.manifest import hash_key, make_folder
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
+from zemosaic_pipeline.judge_frames import count_stars_alike, judge_shapes
 from zemosaic_pipeline.measure import MeasureOptions, measure_frame, stored_measure
-from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.records import Frame, FrameMeasure
+from zemosaic_pipeline.sessions import night_labels
 
 __all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "forget", "run"]
 
 PHASE = "phase1_prepare"
 # Part of the key of stored measurements: raise it when their meaning changes.
-MEASURE_VERSION = 3
+MEASURE_VERSION = 5
 FOLDER = "frames"
 _NOT_FROM_THE_HEADER = ("path", "size_bytes", "mtime_ns", "ctime_ns", "inode", "data_offset", "hdu")
 
@@ -155,59 +156,22 @@ def _numbered(
     return [replace(frame, index=number) for number, frame in enumerate(order)], by_number
 
 
-def _judge(
-    frames: list[Frame], measures: dict[int, FrameMeasure], options: MeasureOptions, context: RunContext
-) -> list[Frame]:
-    """Flag clouds, defocus and trailed frames by robust comparison within each night."""
-    nights: dict[tuple[str, str], list[Frame]] = defaultdict(list)
-    for frame in frames:
-        nights[frame.info.instrument, frame.info.night].append(frame)
-    kept: list[Frame] = []
-    for members in nights.values():
-        rows = [measures[frame.index] for frame in members]
-        verdicts = stars.night_outliers(
-            n_stars=[row.n_stars for row in rows],
-            fwhm_px=[row.fwhm_px for row in rows],
-            elongation=[row.elongation for row in rows],
-            sky_adu=[float(np.mean(row.sky_adu)) for row in rows],
-            groups=pointing_labels([frame.info for frame in members]),
-            sigma=options.quality_sigma,
-        )
-        for frame, row, reasons in zip(members, rows, verdicts, strict=True):
-            if not reasons:
-                kept.append(frame)
-                continue
-            values: dict[str, Any] = {
-                "stars": row.n_stars,
-                "fwhm_px": round(row.fwhm_px, 2),
-                "elongation": round(row.elongation, 2),
-                "sky_adu": round(float(np.mean(row.sky_adu))),
-            }
-            if options.exclude_flagged:
-                context.leave_out(str(frame.info.path), PHASE, reasons[0], **values)
-            else:
-                context.say(
-                    "frame_flagged_kept", "WARN", path=str(frame.info.path), reason_key=reasons[0], **values
-                )
-                kept.append(frame)
-    return sorted(kept, key=lambda frame: frame.index)
-
-
 def _persistent(
     frames: list[Frame], measures: dict[int, FrameMeasure], context: RunContext
 ) -> dict[int, np.ndarray]:
     """Return per frame the hot pixels that stay put on its camera through its night."""
-    cameras: dict[tuple[Any, ...], list[Frame]] = defaultdict(list)
-    for frame in frames:
-        if frame.info.kind == "cfa":
-            cameras[frame.info.instrument, frame.info.night, frame.info.shape_hw].append(frame)
+    with_filters = [frame for frame in frames if frame.info.kind == "cfa"]
+    cameras: dict[int, list[Frame]] = defaultdict(list)
+    for frame, label in zip(with_filters, night_labels([f.info for f in with_filters]), strict=True):
+        cameras[label].append(frame)
     found: dict[int, np.ndarray] = {}
     total = 0
-    for (_, _, shape), members in cameras.items():
-        counts = np.zeros(shape[0] * shape[1], np.uint16)
+    for members in cameras.values():
+        evidence = DefectEvidence(members[0].info.shape_hw)
         for frame in members:
-            counts[measures[frame.index].arrays()["hot"]] += 1
-        flat = hot_pixels.persistent(counts, len(members))
+            listed = measures[frame.index].columns("hot", "hot_sigma")
+            evidence.add(listed["hot"], listed["hot_sigma"])
+        flat = evidence.persistent()
         total += len(flat)
         found.update({frame.index: flat for frame in members})
     if total:
@@ -228,7 +192,8 @@ def run(frames: list[Frame], options: MeasureOptions, context: RunContext) -> Pr
     """
     current, measured = _measure_all(frames, options, context)
     usable, measures = _numbered(_one_of_each(current, measured, context), measured)
-    kept = _judge(usable, measures, options, context)
+    measures = count_stars_alike(usable, measures)
+    kept = judge_shapes(usable, measures, options, context, PHASE)
     if not kept:
         raise RunFailed(
             "run_error_no_usable_frames", "every frame was left out; see the report for the reasons"

@@ -17,6 +17,7 @@ from zemosaic_core.coverage import edge_ramp, enlarge_rows
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
+from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.sources import CoaddBlock, CoaddSource
 from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import StreamingFits
@@ -25,15 +26,16 @@ from zemosaic_io.frame_store import FrameStore, TileStore
 from zemosaic_io.manifest import Manifest, file_digest, make_folder
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
+from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
-from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.records import FrameGroup, FrameTerms, MasterTile, MosaicGrid, RegisteredFrame
 from zemosaic_utils import coadd_on_grid
 
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 4
+TILE_VERSION = 5
 MAP_ERROR_PX = 0.005
 # The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
 RAMP_DECIMATION = 4
@@ -70,7 +72,7 @@ def tile_window(
 def _source(
     frame: RegisteredFrame,
     window: tuple[int, int, int, int],
-    photometry: np.ndarray,
+    terms: FrameTerms,
     weight: np.ndarray,
     feather_px: float,
     has_weight_map: bool,
@@ -95,30 +97,29 @@ def _source(
         shape_hw=shape,
         pixel_map=build_pixel_map(to_source, bbox, max_error_px=MAP_ERROR_PX),
         bbox=bbox,
-        photometry=photometry,
+        photometry=terms.photometry,
         weight=weight,
         feather_px=feather_px,
         has_weight_map=has_weight_map,
+        radial=terms.radial if terms.radial.any() else None,
     )
 
 
-def _cell_centres(
-    shape_hw: tuple[int, int], n_cells: tuple[int, int], cell_px: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return frame positions (x, y) of the centres of the background cells; the last ones may be cut short."""
-
-    def centres(length: int, n: int) -> np.ndarray:
-        start = np.arange(n) * cell_px
-        return (start + np.minimum(start + cell_px, length) - 1) / 2
-
-    return np.meshgrid(centres(shape_hw[1], n_cells[1]), centres(shape_hw[0], n_cells[0]))
+def frame_terms(
+    frames: Sequence[RegisteredFrame], sky: Mapping[int, FrameTerms], plan: RunPlan
+) -> list[FrameTerms]:
+    """Return the terms of each frame: those of the model of the whole sky, or what brings this group onto one sky."""
+    if sky:
+        return [sky[frame.solved.frame.index] for frame in frames]
+    of_group = normalisation(frames, plan.stack.normalise, plan.measure.mesh_cell_px).astype(np.float32)
+    return [FrameTerms(terms, np.zeros_like(terms)) for terms in of_group]
 
 
 def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) -> np.ndarray:
     """Return the photometric terms (N, C, 4) that bring the frames of a group onto one sky."""
     meshes = np.stack([frame.solved.measure.arrays()["mesh"] for frame in frames])
     height, width = frames[0].solved.frame.info.shape_hw
-    x, y = _cell_centres((height, width), meshes.shape[2:], cell_px)
+    x, y = cell_centres((height, width), meshes.shape[2:], cell_px)
     return normalise_group(
         np.array([frame.gain for frame in frames]),
         np.array([frame.solved.measure.sky_adu for frame in frames]),
@@ -176,7 +177,7 @@ class _TileFacts:
 def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: RunPlan) -> tuple[float, ...]:
     """Return what brings the stack of frames to the flux scale of the clear ones; 1 when they were brought there."""
     gains = np.array([frame.gain for frame in frames], dtype=float)
-    if plan.stack.normalise == "linear_fit":
+    if plan.stack.normalise == "linear_fit":  # the model of the sky brings them there too
         return (1.0,) * plan.n_channels
     transparency = np.where(np.isfinite(gains) & (gains > 0), 1 / np.where(gains > 0, gains, 1.0), 1.0)
     if plan.stack.rule.combine == "median":
@@ -214,7 +215,7 @@ def _tile_cards(
 def _frame_cards(frames: Sequence[RegisteredFrame]) -> dict[str, Any]:
     """Return what the headers of the frames say about the tile."""
     first = frames[0].solved.frame.info
-    exposure = sum(frame.solved.frame.info.exposure_s or 0.0 for frame in frames)
+    exposure = sum(frame.solved.frame.info.total_exposure_s or 0.0 for frame in frames)
     cards: dict[str, Any] = {"EXPTOTAL": (exposure, "[s] exposure of all frames")}
     for name, value in (
         ("OBJECT", first.object_name),
@@ -246,6 +247,7 @@ def create_tile(
     frames: Sequence[RegisteredFrame],
     weights: np.ndarray,
     hot_pixels: dict[int, np.ndarray],
+    sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
     context: RunContext,
@@ -258,6 +260,8 @@ def create_tile(
     ----------
     weights : ndarray, shape (N, C)
         Weight of each frame, comparable between groups.
+    sky : mapping of int to FrameTerms
+        Terms of every frame from the model of the sky; empty: the group finds a common sky of its own.
     on_rows : callable, optional
         ``on_rows(done, total)`` as rows of the tile are finished.
 
@@ -273,12 +277,12 @@ def create_tile(
         raise SkipItem(
             "tile_outside_grid", f"group {group.group_id} does not touch the mosaic", group=group.group_id
         )
-    terms = normalisation(frames, plan.stack.normalise, plan.measure.mesh_cell_px)
+    terms = frame_terms(frames, sky, plan)
     candidates = [
         _source(
             frame,
             window,
-            terms[i].astype(np.float32),
+            terms[i],
             weights[i].astype(np.float32),
             plan.stack.feather_px,
             plan.stack.radial is not None,
@@ -293,8 +297,10 @@ def create_tile(
     store = FrameStore(
         {frame.solved.frame.index: frame.solved.frame.info for frame in frames},
         hot_pixels,
+        colours=frame_colours(frames),
         radial=plan.stack.radial,
         row_sums={frame.solved.frame.index: frame.solved.measure.arrays()["row_sums"] for frame in frames},
+        zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
     )
     facts = _TileFacts(plan.n_channels)
     extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
@@ -333,7 +339,8 @@ def create_tile(
         origin_yx=(y0, x0),
         shape_hw=shape,
         frames=tuple(frame.solved.frame.index for frame in frames),
-        exposure_s=float(sum(frame.solved.frame.info.exposure_s or 0.0 for frame in frames)),
+        exposure_s=float(sum(frame.solved.frame.info.total_exposure_s or 0.0 for frame in frames)),
+        n_exposures=sum(frame.solved.frame.info.stack_count for frame in frames),
         noise_adu=facts.noise(),
         rejected_fraction=facts.rejected / facts.samples if facts.samples else 0.0,
         median_coverage=facts.median_coverage(),
@@ -348,6 +355,7 @@ def _tile_key(
     frames: Sequence[RegisteredFrame],
     weights: np.ndarray,
     hot: dict[int, np.ndarray],
+    sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
 ) -> str:
@@ -357,11 +365,15 @@ def _tile_key(
             frame.solved.measure.content_key,
             frame.solved.frame.info.kind,
             frame.solved.frame.info.cfa_pattern,
-            frame.solved.frame.info.exposure_s,
+            frame.solved.frame.info.total_exposure_s,
+            frame.solved.frame.info.stack_count,
+            frame.solved.frame.info.instrument,
+            frame.solved.frame.info.filter_name,
             frame.to_frame.to_dict(),
             frame.gain,
             weights[i].tolist(),
             hot.get(frame.solved.frame.index),
+            _plain_terms(sky.get(frame.solved.frame.index)),
         )
         for i, frame in enumerate(frames)
     ]
@@ -377,6 +389,10 @@ def _tile_key(
         asdict(plan.stack),
         plan.output.variance,
     )
+
+
+def _plain_terms(terms: FrameTerms | None) -> list[Any]:
+    return [] if terms is None else [terms.photometry.tolist(), terms.radial.tolist()]
 
 
 def _stored_tile(
@@ -457,6 +473,7 @@ class _Maker:
 
     weights: Mapping[int, np.ndarray]
     hot_pixels: dict[int, np.ndarray]
+    sky: Mapping[int, FrameTerms]
     grid: MosaicGrid
     plan: RunPlan
     context: RunContext
@@ -471,7 +488,7 @@ class _Maker:
         tried_again: set[str] = set()
         while frames:
             weights = np.stack([self.weights[frame.solved.frame.index] for frame in frames])
-            key = _tile_key(self.manifest, frames, weights, self.hot_pixels, self.grid, self.plan)
+            key = _tile_key(self.manifest, frames, weights, self.hot_pixels, self.sky, self.grid, self.plan)
             if self.plan.resume:
                 tile = _stored_tile(self.manifest, key, group, frames, self.folder)
                 if tile is not None:
@@ -479,7 +496,16 @@ class _Maker:
             path = self.folder / f"master_tile_{group.group_id:03d}_{key[:12]}.fits"
             try:
                 tile = create_tile(
-                    group, frames, weights, self.hot_pixels, self.grid, self.plan, self.context, path, on_rows
+                    group,
+                    frames,
+                    weights,
+                    self.hot_pixels,
+                    self.sky,
+                    self.grid,
+                    self.plan,
+                    self.context,
+                    path,
+                    on_rows,
                 )
             except SkipItem as skip:
                 left = _still_there(frames, self.context, skip, tried_again)
@@ -504,6 +530,7 @@ def run(
     groups: Sequence[FrameGroup],
     placed: Sequence[RegisteredFrame],
     hot_pixels: dict[int, np.ndarray],
+    sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
     context: RunContext,
@@ -524,7 +551,7 @@ def run(
         plan.stack.weighting,
     )
     by_frame = {index: weights[i] for index, i in by_index.items()}
-    maker = _Maker(by_frame, hot_pixels, grid, plan, context, manifest, folder)
+    maker = _Maker(by_frame, hot_pixels, sky, grid, plan, context, manifest, folder)
     tiles: list[MasterTile] = []
     n_reused = 0
     for done, group in enumerate(groups):

@@ -21,7 +21,7 @@ from zemosaic_core.sphere import footprint
 from zemosaic_io.manifest import save_json
 from zemosaic_io.report_page import write_page
 
-__all__ = ["REPORT_VERSION", "collect", "write_report"]
+__all__ = ["REPORT_VERSION", "collect", "json_value", "write_report"]
 
 REPORT_VERSION = 1
 LIBRARIES = ("numpy", "scipy", "astropy", "numba", "sep", "cupy-cuda12x", "cupy-cuda13x")
@@ -37,17 +37,17 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Return the value with only JSON's own types; NaN becomes null, because JSON has no other word for it."""
     match value:
         case dict():
-            return {str(k): _plain(v) for k, v in value.items()}
+            return {str(k): json_value(v) for k, v in value.items()}
         case list() | tuple() | set():
-            return [_plain(v) for v in value]
+            return [json_value(v) for v in value]
         case np.ndarray():
-            return _plain(value.tolist())
+            return json_value(value.tolist())
         case np.generic():
-            return _plain(value.item())
+            return json_value(value.item())
         case Path():
             return str(value)
         case float():
@@ -130,7 +130,7 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             "traceback": "".join(traceback.format_exception(error)),
         }
     seconds = sum(phase.seconds for phase in context.phases)
-    return _plain(
+    return json_value(
         {
             "report_version": REPORT_VERSION,
             "run_id": context.run_id,

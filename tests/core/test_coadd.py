@@ -65,11 +65,13 @@ def make_scene(n=7, shape=(40, 34), out=(61, 75), seed=0, *, feather=True, maps=
         if has_map:
             weight_maps[k] = rng.uniform(0, 1, shape).astype(np.float32)
         terms = np.array([[rng.uniform(0.9, 1.1), rng.normal(0, 20), 3, -2] for _ in range(3)], np.float32)
+        radial = np.array([[0.1, -0.04, 6, 5]] * 3, np.float32) if k % 3 == 2 else None
         weight = rng.uniform(0.2, 1, 3).astype(np.float32)
         sources.append(
             CoaddSource(
                 k, shape, build_pixel_map(to_source, bbox), bbox, terms, weight,
                 feather_px=8.0 if feather and k % 2 else 0.0, has_weight_map=has_map,
+                radial=radial,
             )
         )  # fmt: skip
     return Images(images, weight_maps), sources, out
@@ -97,7 +99,9 @@ def test_agrees_with_the_plain_twin(rule, kernel):
     for name in ("image", "weight", "variance"):
         a, b = getattr(block, name)[agree], twin[name][agree]
         assert np.array_equal(np.isnan(a), np.isnan(b)), name
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=0.02 if name == "image" else 1e-5, err_msg=name)
+        # The variance of two samples that agree by chance has few digits left in float32.
+        atol = {"image": 0.02, "weight": 1e-5, "variance": 2e-4}[name]
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=atol, err_msg=name)
     np.testing.assert_array_equal(block.coverage, twin["count"].max(axis=0))
     assert block.coverage.max() >= 4
     assert (block.coverage == 0).any()

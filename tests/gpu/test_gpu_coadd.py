@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 import time
@@ -11,13 +12,16 @@ import pytest
 from gpu_cases import FakePixels, assert_blocks_agree, make_sources, stitch
 from simulated_device import COMPILER, SimulatedDevice
 
+from zemosaic_core.cfa import CFA_PATTERNS, CfaColour, debayer
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu import coadd, combine, windows
 from zemosaic_core.gpu.coadd import GpuCoadd
 from zemosaic_core.gpu.combine import IN_SCRATCH, IN_SHARED, UNSORTED, storage_for
 from zemosaic_core.gpu.device import DeviceInfo
+from zemosaic_core.gpu.launch import Queue
 from zemosaic_core.gpu.reader import ReadAhead, parts_of_block
+from zemosaic_core.pixel_map import map_coordinates_at
 from zemosaic_core.sources import CombineRule
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
@@ -43,6 +47,25 @@ def both(pixels, sources, rule, kernel="bilinear", rows=(0, OUT[0]), device=None
     cpu = coadd_block(pixels, sources, *rows, width, pixels.n_channels, rule, kernel)
     assert device.pool.used == 0
     return gpu, cpu
+
+
+@pytest.mark.parametrize("pattern", CFA_PATTERNS)
+@pytest.mark.parametrize("shape", [(2, 2), (3, 5), (41, 60), (38, 61)])
+@pytest.mark.parametrize(
+    "colour", [None, CfaColour((900.0, 1000.0, 950.0), (11.0, 12.0, 13.0), (0.8, 1.0, 0.6))]
+)
+def test_debayering_is_that_of_the_cpu_bit_by_bit(pattern, shape, colour):
+    raw = np.random.default_rng(0).integers(900, 1300, shape).astype(np.uint16)
+    raw[0, 1] = 65535
+    device = SimulatedDevice()
+    queue = Queue(device)
+    shares, planes = (device.empty((n * raw.size,), np.float32) for n in (2, 3))
+    for coded, stored in ((0, raw), (1, (raw ^ 0x8000).byteswap())):
+        windows.debayer_on_card(
+            queue, queue.upload(stored), shape, pattern, colour, shares, planes, coded=coded
+        )
+        (found,) = queue.download(planes)
+        np.testing.assert_array_equal(found.reshape(3, *shape), debayer(raw, pattern, colour=colour))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -78,9 +101,27 @@ def test_long_runs_and_merged_runs_agree_with_the_cpu(depth, rule):
 @pytest.mark.parametrize("rule", ["mean", "winsor"])
 def test_kernels_feather_and_weight_maps(kernel, rule):
     pixels = FakePixels(6, (44, 71), weights=True, missing=0.01, raw="some")
-    sources = make_sources(pixels, 6, OUT, turn=0.05, bend=2e-6, feather=12.0, weighted=True)
+    sources = make_sources(pixels, 6, OUT, turn=0.05, bend=2e-6, feather=12.0, weighted=True, radial=True)
     gpu, cpu = both(pixels, sources, RULES[rule], kernel)
     assert_blocks_agree(gpu, cpu, ulps=16 if kernel == "lanczos3" else 4, flips=1e-3)
+
+
+@pytest.mark.parametrize(("size", "key", "turn"), [((41, 67), 2, 0.05), ((1, 60), 0, 0.0), ((30, 1), 0, 0.0)])
+def test_a_radial_pattern_is_sampled_bit_by_bit_alike(size, key, turn):
+    """One source and no rejection: what is compared are the samples themselves."""
+    pixels = FakePixels(3, size)
+    source = make_sources(pixels, 3, OUT, turn=turn, radial=True)[key]
+    gpu, cpu = both(pixels, [source], RULES["mean"])
+    sx, sy = map_coordinates_at(source.pixel_map, *np.meshgrid(np.arange(OUT[1]), np.arange(OUT[0])))
+    inner = ((sx >= 2) | (sx == np.round(sx))) & ((sy >= 2) | (sy == np.round(sy)))
+    assert np.isfinite(gpu.image[:, inner]).sum() > 80
+    np.testing.assert_array_equal(gpu.image[:, inner], cpu.image[:, inner])
+    # A coordinate below two is rounded twice on the card.
+    np.testing.assert_allclose(gpu.image, cpu.image, rtol=2e-7)
+    plain, _ = both(pixels, [dataclasses.replace(source, radial=None)], RULES["mean"])
+    assert np.nanmax(np.abs(gpu.image - plain.image)) > 10
+    zeros, _ = both(pixels, [dataclasses.replace(source, radial=0 * source.radial)], RULES["mean"])
+    np.testing.assert_array_equal(zeros.image, plain.image)
 
 
 def test_tiles_of_a_mosaic_at_whole_pixels_come_through_unchanged():
@@ -120,7 +161,10 @@ def test_the_result_does_not_depend_on_the_chunks_bit_by_bit(rule):
 @pytest.mark.parametrize("raw", ["none", "all"])
 def test_the_plan_is_the_peak(rule, raw, monkeypatch):
     pixels = FakePixels(10, (200, 120), raw=raw, weights=raw == "none")
-    sources = make_sources(pixels, 10, (210, 130), turn=0.004, feather=3.0 if raw == "none" else 0.0)
+    plain = raw == "all"
+    sources = make_sources(
+        pixels, 10, (210, 130), turn=0.004, feather=0.0 if plain else 3.0, radial=not plain
+    )
     device = SimulatedDevice(2 << 30)
     body = GpuCoadd(pixels, sources, 130, 3, RULES[rule], "bilinear")
     result = combine.Combiner.result
@@ -144,8 +188,8 @@ def test_the_plan_is_the_peak(rule, raw, monkeypatch):
 
 def test_the_next_block_comes_to_the_card_while_this_one_is_finished(monkeypatch):
     """Two blocks in flight: this one is not handed out before a thread has begun to sample the next one."""
-    pixels = FakePixels(3, (80, 60))
-    sources = make_sources(pixels, 3, (88, 64))
+    pixels = FakePixels(3, (110, 60))
+    sources = make_sources(pixels, 3, (120, 64))
     device = SimulatedDevice()
     two_blocks = threading.Event()
 
@@ -164,10 +208,10 @@ def test_the_next_block_comes_to_the_card_while_this_one_is_finished(monkeypatch
 
     monkeypatch.setattr(combine.Combiner, "result", when_the_next_is_there)
     body = GpuCoadd(pixels, sources, 64, 3, RULES["winsor"], "bilinear")
-    blocks = [body(device, 0, 44, (44, 88)), body(device, 44, 88, None)]
+    blocks = [body(device, 0, 60, (60, 120)), body(device, 60, 120, None)]
     assert waited == [True]
     body.close()
-    cpu = coadd_block(pixels, sources, 0, 88, 64, 3, RULES["winsor"], "bilinear")
+    cpu = coadd_block(pixels, sources, 0, 120, 64, 3, RULES["winsor"], "bilinear")
     assert_blocks_agree(stitch(blocks), cpu)
     assert device.pool.used == 0
 
@@ -177,13 +221,13 @@ def test_a_block_that_was_begun_in_vain_leaves_nothing():
     sources = make_sources(pixels, 4, (150, 40))
     device = SimulatedDevice()
     body = GpuCoadd(pixels, sources, 40, 3, RULES["winsor"], "lanczos3")
-    body(device, 0, 50, (50, 100))
+    body(device, 0, 60, (60, 120))
     assert body._begun is not None
     body.discard()
     assert device.pool.used == 0
-    first = body(device, 0, 50, (50, 100))
-    other = body(device, 50, 70, None)  # the plan changed: the block that was begun is of no use
-    cpu = coadd_block(pixels, sources, 0, 70, 40, 3, RULES["winsor"], "lanczos3")
+    first = body(device, 0, 60, (60, 120))
+    other = body(device, 60, 80, None)  # the plan changed: the block that was begun is of no use
+    cpu = coadd_block(pixels, sources, 0, 80, 40, 3, RULES["winsor"], "lanczos3")
     assert_blocks_agree(stitch([first, other]), cpu, ulps=16)
     body.close()
     assert device.pool.used == 0

@@ -39,6 +39,10 @@ def test_a_frame_is_measured_and_its_arrays_stored(frame, tmp_path):
     assert arrays["channel_flux"].shape == (3, measure.n_stars)
     assert arrays["mesh"].shape == (3, 10, 8)
     assert np.isfinite(arrays["mesh"]).all()
+    assert arrays["mesh_noise"].dtype == np.float32
+    # 1024 pixels of red and blue a cell, twice as many of green.
+    expected = arrays["noise"] / np.sqrt([1024, 2048, 1024])
+    np.testing.assert_allclose(np.median(arrays["mesh_noise"], axis=(1, 2)), expected, rtol=0.3)
     assert [path.name for path in tmp_path.iterdir()] == ["arrays.npz"]
 
 

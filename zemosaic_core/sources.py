@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from zemosaic_core.cfa import CfaColour
+
 __all__ = ["CoaddBlock", "CoaddSource", "CombineRule", "Kernel", "PixelMap", "PixelSource", "RawRows"]
 
 Kernel = Literal["bilinear", "lanczos3"]
@@ -103,6 +105,8 @@ class RawRows:
         CFA pattern at source pixel (0, 0): one of GRBG, RGGB, GBRG, BGGR.
     hot_pixels : ndarray, shape (k,), int64
         Flat indices ``y * W + x`` (whole image) to be replaced before debayering.
+    colour : CfaColour or None
+        What is known of the frame's light; see `zemosaic_core.cfa.debayer`.
     """
 
     data: np.ndarray
@@ -110,6 +114,7 @@ class RawRows:
     big_endian_signed: bool
     pattern: str
     hot_pixels: np.ndarray
+    colour: CfaColour | None = None
 
 
 class PixelSource(Protocol):

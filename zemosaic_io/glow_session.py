@@ -47,6 +47,9 @@ __all__ = ["GlowFrame", "GlowNight", "NightSpec", "plan_glow_night", "random_nig
 
 _TARGET = "Demo glow"
 _TEXTURE_SCALE_DEG = 12.0 / 3600.0
+_SITE = Site(48.0, 9.0)
+_GLOW = Glow()
+_GALAXY = Galaxy(radius_deg=0.5, core_adu=1500.0, disk_adu=200.0)
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,12 @@ class NightSpec:
     overlap: float = 0.20
     shape_hw: tuple[int, int] = (960, 540)
     binning: int = 2
-    site: Site = Site(48.0, 9.0)
+    site: Site = _SITE
     equatorial: bool = False
-    glow: Glow = Glow()
+    glow: Glow = _GLOW
     vignetting: float = 0.04
     clouds: tuple[Cloud, ...] = ()
-    galaxy: Galaxy | None = Galaxy(radius_deg=0.5, core_adu=1500.0, disk_adu=200.0)
+    galaxy: Galaxy | None = _GALAXY
     level_jitter: float = 0.01
     plane_jitter: float = 0.002
     haze: float = 0.04
@@ -227,9 +230,10 @@ def plan_glow_night(folder: Path | str, spec: NightSpec) -> GlowNight:
                 visit, previous = visit + 1, panel
                 pointing_error = rng.uniform(-0.03, 0.03, 2)
             moment = moment + timedelta(seconds=spec.cadence_s * float(rng.uniform(0.9, 1.1)))
-            frames.append(
-                _expose(rng, spec, stop, framing, pointing_error, moment, start, (night, visit, panel), hot, len(frames))
-            )
+            numbers = (night, visit, panel)
+            hours = (moment - start).total_seconds() / 3600.0
+            pose = (stop, framing, pointing_error)
+            frames.append(_expose(rng, spec, pose, moment, hours, numbers, hot, len(frames)))
     crossed = rng.permutation(len(frames))[: spec.n_satellites]
     for index in np.sort(crossed):
         trail = crossing_satellite(rng, spec.shape_hw)
@@ -343,9 +347,7 @@ def _make_sky(spec: NightSpec, size_deg: float, frame_area_deg2: float) -> Sky:
     texture = paint_diffuse_light(
         clouds, galaxy, size_deg=1.1 * size_deg, scale_deg=_TEXTURE_SCALE_DEG, seed=spec.seed
     )
-    cards = tan_cards(
-        *spec.center_deg, scale_arcsec=_TEXTURE_SCALE_DEG * 3600.0, shape_hw=texture.shape[1:]
-    )
+    cards = tan_cards(*spec.center_deg, scale_arcsec=_TEXTURE_SCALE_DEG * 3600.0, shape_hw=texture.shape[1:])
     # The texture has north towards +y: turn the usual "row 0 is up" around.
     cards["CD2_2"] = -float(cards["CD2_2"])
     return replace(sky, texture=texture, texture_cards=cards)
@@ -354,17 +356,18 @@ def _make_sky(spec: NightSpec, size_deg: float, frame_area_deg2: float) -> Sky:
 def _expose(
     rng: np.random.Generator,
     spec: NightSpec,
-    stop: tuple[float, float],
-    framing_deg: float,
-    pointing_error: np.ndarray,
+    pose: tuple[tuple[float, float], float, np.ndarray],
     moment: datetime,
-    start: datetime,
+    hours: float,
     numbers: tuple[int, int, int],
     hot: HotPixels,
     index: int,
 ) -> GlowFrame:
+    stop, framing_deg, pointing_error = pose
     scale_deg = spec.scale_arcsec / 3600.0
-    dither = (rng.uniform(-1.0, 1.0, 2) * 0.012 * min(spec.shape_hw) + 4.0 * rng.standard_normal(2)) * scale_deg
+    dither = (
+        rng.uniform(-1.0, 1.0, 2) * 0.012 * min(spec.shape_hw) + 4.0 * rng.standard_normal(2)
+    ) * scale_deg
     dec = stop[1] + dither[1]
     ra = (stop[0] + dither[0] / np.cos(np.deg2rad(dec))) % 360.0
     jd = julian_date(moment)
@@ -373,9 +376,7 @@ def _expose(
         rotation = _grid_angle_deg(spec) + jitter_deg
     else:
         rotation = parallactic_deg(ra, dec, jd, spec.site) + framing_deg + jitter_deg
-    cards = tan_cards(
-        ra, dec, rotation_deg=rotation, scale_arcsec=spec.scale_arcsec, shape_hw=spec.shape_hw
-    )
+    cards = tan_cards(ra, dec, rotation_deg=rotation, scale_arcsec=spec.scale_arcsec, shape_hw=spec.shape_hw)
     altitude, azimuth = (float(v) for v in horizontal(ra, dec, jd, spec.site))
     if altitude < 8.0 or sun_altitude_deg(jd, spec.site) > -8.0:
         raise ValueError(
@@ -391,7 +392,7 @@ def _expose(
         hot_pixels=hot,
         n_cosmics=int(rng.integers(1, 5)),
         seed=(spec.seed, index),
-        glow_adu=_glow_nodes(rng, spec, cards, jd, (moment - start).total_seconds() / 3600.0),
+        glow_adu=_glow_nodes(rng, spec, cards, jd, hours),
         vignetting=spec.vignetting,
     )
     name = f"Light_{_TARGET.replace(' ', '_')}_10.0s_IRCUT_{moment.strftime('%Y%m%d-%H%M%S')}.fit"

@@ -18,6 +18,7 @@ from zemosaic_io.atomic import atomic_path
 from zemosaic_io.fits_read import read_image_and_key
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_boundary import result_or_skip
+from zemosaic_pipeline.missing_pixels import without_missing
 from zemosaic_pipeline.records import FrameMeasure
 
 __all__ = ["ARRAY_NAMES", "MIN_STARS", "STAR_COLUMNS", "MeasureOptions", "measure_arrays", "measure_frame"]
@@ -129,8 +130,8 @@ def _in_adu(measured: RawMeasure, counts: Counts) -> dict[str, np.ndarray]:
 
 
 def _measure_picture(data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
-    """Measure a picture of three planes."""
-    planes = _filled_planes(data)
+    """Measure a picture of three planes; NaN means missing."""
+    planes = np.asarray(data, dtype=np.float32)
     found = stars.detect_stars(
         planes.mean(axis=0),
         threshold_sigma=_PICTURE_SIGMA,
@@ -153,12 +154,6 @@ def _measure_picture(data: np.ndarray, options: MeasureOptions) -> dict[str, np.
     }
 
 
-def _filled_planes(data: np.ndarray) -> np.ndarray:
-    planes = np.asarray(data, dtype=np.float32)
-    finite = np.isfinite(planes)
-    return planes if finite.all() else np.where(finite, planes, np.float32(np.median(planes[finite])))
-
-
 def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure | SkipItem:
     """Measure one frame and store its arrays in the file given; runs in a worker process.
 
@@ -173,6 +168,7 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
 
 def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: str) -> FrameMeasure:
     data, key = read_image_and_key(info)
+    data, zero_is_missing = without_missing(info, data)
     arrays = measure_arrays(info, data, options)
     with atomic_path(arrays_path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
@@ -184,4 +180,5 @@ def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: st
         fwhm_px=float(np.nanmedian(arrays["fwhm_px"])),
         elongation=float(np.nanmedian(arrays["elongation"])),
         arrays_path=arrays_path,
+        zero_is_missing=zero_is_missing,
     )

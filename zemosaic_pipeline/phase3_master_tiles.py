@@ -25,6 +25,7 @@ from zemosaic_io.frame_store import FrameStore, TileStore
 from zemosaic_io.headers import read_frame_info
 from zemosaic_io.manifest import Manifest, make_folder
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, FrameTerms, MasterTile, MosaicGrid, RegisteredFrame
@@ -33,7 +34,7 @@ from zemosaic_utils import coadd_on_grid
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 3
+TILE_VERSION = 4
 MAP_ERROR_PX = 0.005
 # The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
 RAMP_DECIMATION = 4
@@ -188,7 +189,7 @@ def _tile_cards(
 ) -> dict[str, Any]:
     first = frames[0].solved.frame.info
     stack = plan.stack
-    exposure = sum(frame.solved.frame.info.exposure_s or 0.0 for frame in frames)
+    exposure = sum(frame.solved.frame.info.total_exposure_s or 0.0 for frame in frames)
     cards: dict[str, Any] = {
         **wcs_cards,
         "ZMT_TYPE": ("Master Tile", "ZeMosaic product"),
@@ -290,7 +291,9 @@ def create_tile(
     store = FrameStore(
         {frame.solved.frame.index: frame.solved.frame.info for frame in frames},
         hot_pixels,
+        colours=frame_colours(frames),
         radial=plan.stack.radial,
+        zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
     )
     facts = _TileFacts(plan.n_channels)
     extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
@@ -329,7 +332,8 @@ def create_tile(
         origin_yx=(y0, x0),
         shape_hw=shape,
         frames=tuple(frame.solved.frame.index for frame in frames),
-        exposure_s=float(sum(frame.solved.frame.info.exposure_s or 0.0 for frame in frames)),
+        exposure_s=float(sum(frame.solved.frame.info.total_exposure_s or 0.0 for frame in frames)),
+        n_exposures=sum(frame.solved.frame.info.stack_count for frame in frames),
         noise_adu=facts.noise(),
         rejected_fraction=facts.rejected / facts.samples if facts.samples else 0.0,
         median_coverage=facts.median_coverage(),
@@ -354,7 +358,10 @@ def _tile_key(
             frame.solved.measure.content_key,
             frame.solved.frame.info.kind,
             frame.solved.frame.info.cfa_pattern,
-            frame.solved.frame.info.exposure_s,
+            frame.solved.frame.info.total_exposure_s,
+            frame.solved.frame.info.stack_count,
+            frame.solved.frame.info.instrument,
+            frame.solved.frame.info.filter_name,
             frame.to_frame.to_dict(),
             frame.gain,
             weights[i].tolist(),

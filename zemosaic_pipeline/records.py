@@ -66,6 +66,8 @@ class FrameMeasure:
     transparency : float
         Flux of the stars of this frame relative to the same stars in clear frames taken in the same way (camera,
         exposure, gain, filter); NaN until known.
+    zero_is_missing : bool
+        Pixels that are 0 in all planes hold no light: they surround the picture.
     arrays_path : str
         ``.npz`` with ``x y flux channel_flux mesh mesh_noise hot`` and more (see `measure.measure_arrays`).
     """
@@ -78,6 +80,7 @@ class FrameMeasure:
     elongation: float
     arrays_path: str
     transparency: float = float("nan")
+    zero_is_missing: bool = False
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Read the arrays of this frame."""
@@ -210,6 +213,8 @@ class MasterTile:
         Mosaic pixel of the tile's first pixel.
     shape_hw : tuple of int
         Height and width, px.
+    exposure_s, n_exposures : float and int
+        Seconds and number of exposures, those inside stacked frames counted.
     noise_adu : tuple of float
         Typical noise of a pixel per channel, ADU.
     rejected_fraction : float
@@ -226,6 +231,7 @@ class MasterTile:
     shape_hw: tuple[int, int]
     frames: tuple[int, ...]
     exposure_s: float
+    n_exposures: int
     noise_adu: tuple[float, ...]
     rejected_fraction: float
     median_coverage: float

@@ -135,15 +135,17 @@ def survey(
     for start in range(0, len(paths), BATCH):
         if cancel_event.is_set():
             return
-        queue.put(("rows", [frame_row(path) for path in paths[start : start + BATCH]]))
+        queue.put(("rows", [frame_row(path, Path(folder)) for path in paths[start : start + BATCH]]))
 
 
-def frame_row(path: Path) -> FrameRow:
-    """Return what the header of a file tells, or why the file cannot be used."""
+def frame_row(path: Path, root: Path | None = None) -> FrameRow:
+    """Return what the header of a file below ``root`` tells, or why the file cannot be used."""
     from zemosaic_io.headers import read_frame_info
+    from zemosaic_io.light_frames import refuse_other_than_light
 
     try:
         info = read_frame_info(path)
+        refuse_other_than_light(info, root)
     except SkipItem as skip:
         values = {name: value for name, value in skip.values.items() if name != "path"}
         return FrameRow(str(path), None, refused_key=skip.key, refused_values=values)

@@ -174,27 +174,76 @@ def combine(stack, weights, maps, rule):
     return out
 
 
-def debayer(cfa, pattern, y0=0, x0=0):
+# Malvar, He and Cutler (2004): what the pixels of the colour measured weigh, in eighths. Named by the colour wanted and
+# where: green or the opposite colour at a coloured pixel, the colour of the row or of the column at a green one.
+_CURVATURES = {
+    "green": {(0, -2): -1, (0, 2): -1, (-2, 0): -1, (2, 0): -1},
+    "opposite": {(0, -2): -1.5, (0, 2): -1.5, (-2, 0): -1.5, (2, 0): -1.5},
+    "row": {(0, -2): -1, (0, 2): -1, (-2, 0): 0.5, (2, 0): 0.5},
+    "column": {(0, -2): 0.5, (0, 2): 0.5, (-2, 0): -1, (2, 0): -1},
+}
+for _name in ("row", "column"):
+    _CURVATURES[_name] |= {(-1, -1): -1, (-1, 1): -1, (1, -1): -1, (1, 1): -1}
+_NEIGHBOURS = {
+    "green": ((0, -1), (0, 1), (-1, 0), (1, 0)),
+    "opposite": ((-1, -1), (-1, 1), (1, -1), (1, 1)),
+    "row": ((0, -1), (0, 1)),
+    "column": ((-1, 0), (1, 0)),
+}
+
+
+def debayer(cfa, pattern, y0=0, x0=0, colour=None):
+    """Twin of `zemosaic_core.cfa.debayer`, pixel by pixel."""
     height, width = cfa.shape
+    pad = 8
+    plane = np.pad(cfa.astype(np.float64), pad, mode="reflect")
+
+    def channel(y, x):
+        return "RGB".index(pattern[2 * ((y + y0) % 2) + (x + x0) % 2])
+
+    taps = (1, 6, 15, 20, 15, 6, 1)
+    shares = {}
+
+    def lights(y, x):
+        sums, weights = np.zeros(3), np.zeros(3)
+        for dy in range(-3, 4):
+            for dx in range(-3, 4):
+                c, w = channel(y + dy, x + dx), taps[dy + 3] * taps[dx + 3]
+                sums[c] += w * plane[pad + y + dy, pad + x + dx]
+                weights[c] += w
+        if colour is None:
+            return 1 + 0 * sums
+        trust = colour.noise_adu[1] * np.array(colour.star) / colour.star[1]
+        return 1 + np.maximum(sums / weights - colour.sky_adu, 0) / trust
+
+    def ratio(y, x, wanted):
+        if (y, x, wanted) not in shares:
+            light, here = lights(y, x), channel(y, x)
+            star = np.ones(3) if colour is None else np.array(colour.star)
+            times = np.minimum(light[wanted] / light[here], max(1.0, light[here] / 4))
+            shares[y, x, wanted] = times * star[wanted] / star[here]
+        return shares[y, x, wanted]
+
     out = np.zeros((3, height, width))
-    padded = np.pad(cfa.astype(np.float64), 1, mode="reflect")
     for y in range(height):
         for x in range(width):
-            for index, colour in enumerate("RGB"):
-                here = [
-                    padded[y + 1 + dy, x + 1 + dx]
-                    for dy in (-1, 0, 1)
-                    for dx in (-1, 0, 1)
-                    if pattern[2 * ((y + y0 + dy) % 2) + (x + x0 + dx) % 2] == colour
-                ]
-                own = pattern[2 * ((y + y0) % 2) + (x + x0) % 2] == colour
-                if own:
-                    out[index, y, x] = padded[y + 1, x + 1]
+            here, value = channel(y, x), plane[pad + y, pad + x]
+            for wanted in range(3):
+                if wanted == here:
+                    out[wanted, y, x] = value
                     continue
-                cross = [
-                    padded[y + 1 + dy, x + 1 + dx]
-                    for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1))
-                    if pattern[2 * ((y + y0 + dy) % 2) + (x + x0 + dx) % 2] == colour
-                ]
-                out[index, y, x] = np.mean(cross or here)
+                if here == 1:
+                    case = "row" if channel(y, x + 1) == wanted else "column"
+                else:
+                    case = "green" if wanted == 1 else "opposite"
+                mean = np.mean([plane[pad + y + dy, pad + x + dx] for dy, dx in _NEIGHBOURS[case]])
+                change = 0.0
+                for (dy, dx), weight in _CURVATURES[case].items():
+                    both = (ratio(y, x, wanted) + ratio(y + dy, x + dx, wanted)) / 2
+                    change += weight / 8 * both * (plane[pad + y + dy, pad + x + dx] - value)
+                found = mean + (change if np.isfinite(change) else 0.0)
+                if colour is not None and np.isfinite(found):
+                    sky, noise = colour.sky_adu[wanted], colour.noise_adu[wanted]
+                    found = max(found, min(mean, sky) - 4 * noise)
+                out[wanted, y, x] = found
     return out

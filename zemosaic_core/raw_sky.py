@@ -109,10 +109,9 @@ def sky_cells(plane: np.ndarray, *, cell_px: int = CELL_PX, missing: np.ndarray 
     level, error, spread, steps = np.empty((4, *shape), np.float32)
     cut_off = np.zeros(shape, np.bool_)
     absent = _count_missing(missing, cell_px, shape)
-    shift, unit = _bits_of_noise(plane)
-    _measure_cells(
-        np.ascontiguousarray(plane), cell_px, shift, unit, absent, level, error, spread, steps, cut_off
-    )
+    shift, unit, dropped = _bits_of_noise(plane)
+    plane = np.ascontiguousarray(plane)
+    _measure_cells(plane, cell_px, shift, unit, dropped, absent, level, error, spread, steps, cut_off)
     sky, smooth_spread, noise = np.empty((3, *shape), np.float32)
     for phase in range(4):
         _fill_and_smooth(level[phase], sky[phase])
@@ -132,22 +131,26 @@ def _count_missing(missing: np.ndarray | None, cell_px: int, shape: tuple[int, i
     return counts
 
 
-def _bits_of_noise(plane: np.ndarray) -> tuple[int, int]:
-    """How many low bits a histogram may drop, and how many of them are never set.
+def _bits_of_noise(plane: np.ndarray) -> tuple[int, int, float]:
+    """How many low bits a histogram may drop, how many bits are never set, and the mean of what is dropped.
 
-    Cameras of 12 bits whose numbers are multiples of 16 keep exact levels that way.
+    Cameras of 12 bits whose numbers are multiples of 16 keep exact levels that way, and so do those whose numbers have
+    other steps: the values of a bin do not lie around its middle.
     """
     lines = plane[plane.shape[0] // 64 :: max(1, plane.shape[0] // 24)].astype(np.int32)
-    moves = np.abs(lines[:, 2:] - lines[:, :-2])[:, ::3].ravel()
-    sigma = float(np.partition(moves, moves.size // 2)[moves.size // 2]) * _STEP_TO_SIGMA
+    moves = np.abs(lines[:, 2:] - lines[:, :-2])[(lines[:, 2:] > 0) & (lines[:, :-2] > 0)][::3]
+    sigma = float(np.median(moves)) * _STEP_TO_SIGMA if moves.size else 0.0
     bits = int(np.bitwise_or.reduce(lines, axis=None))
     unit = (bits & -bits).bit_length() - 1 if bits else 0
     fine = math.floor(math.log2(max(sigma * _BIN_OF_NOISE, 1.0)))
-    return min(max(fine, unit), _COARSEST_BITS), unit
+    shift = min(max(fine, unit), _COARSEST_BITS)
+    # Zeros hold nothing, or what is left of a sky that was cut off.
+    known = lines[lines > 0]
+    return shift, unit, float((known & ((1 << shift) - 1)).mean()) if known.size else 0.0
 
 
 @njit(cache=True, nogil=True)
-def _measure_cells(plane, cell, shift, unit, absent, level, error, spread, steps, cut_off):
+def _measure_cells(plane, cell, shift, unit, dropped, absent, level, error, spread, steps, cut_off):
     height, width = plane.shape
     counts = np.empty((4, _BINS), np.int32)
     base = np.empty(4, np.int32)
@@ -190,7 +193,7 @@ def _measure_cells(plane, cell, shift, unit, absent, level, error, spread, steps
                     fits &= inside
                     if inside and kept >= _USABLE_FRACTION * total:
                         scale = float(1 << coarse)
-                        offset = 0.5 * (scale - float(1 << unit))
+                        offset = dropped + 0.5 * (scale - float(1 << shift))
                         level[p, row, column] = (centre + base[p]) * scale + offset
                         spread[p, row, column] = sigma * scale
                         error[p, row, column] = MIDMEAN_ERROR * sigma * scale / math.sqrt(kept)

@@ -102,7 +102,8 @@ def _measure_raw_frame(info: FrameInfo, data: np.ndarray, options: MeasureOption
         max_stars=options.max_stars,
         cell_px=options.mesh_cell_px,
         missing=counts.missing,
-        noise_factor=counts.noise_factor,
+        # A colour filter array is still as the sensor gave it: its pixels have no noise in common.
+        noise_factor=counts.noise_factor if info.kind == "mono" else 1.0,
     )
     find_hot = options.find_hot_pixels and info.kind == "cfa"
     return _in_adu(measured, counts) | {

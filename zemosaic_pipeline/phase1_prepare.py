@@ -23,7 +23,7 @@ __all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "measure_frame", "run"]
 
 PHASE = "phase1_prepare"
 # Part of the key of stored measurements: raise it when their meaning changes.
-MEASURE_VERSION = 4
+MEASURE_VERSION = 5
 
 log = logging.getLogger(__name__)
 

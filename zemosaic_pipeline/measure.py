@@ -113,7 +113,8 @@ def _measure_raw_frame(info: FrameInfo, data: np.ndarray, options: MeasureOption
         max_stars=options.max_stars,
         cell_px=options.mesh_cell_px,
         missing=counts.missing,
-        noise_factor=counts.noise_factor,
+        # A colour filter array is still as the sensor gave it: its pixels have no noise in common.
+        noise_factor=counts.noise_factor if info.kind == "mono" else 1.0,
     )
     find_hot = options.find_hot_pixels and info.kind == "cfa"
     return _in_adu(measured, counts) | {
@@ -141,8 +142,8 @@ def _in_adu(measured: RawMeasure, counts: Counts) -> dict[str, np.ndarray]:
 
 
 def _measure_picture(data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
-    """Measure a picture of three planes."""
-    planes = _filled_planes(data)
+    """Measure a picture of three planes; NaN means missing."""
+    planes = np.asarray(data, dtype=np.float32)
     found = stars.detect_stars(
         planes.mean(axis=0),
         threshold_sigma=_PICTURE_SIGMA,
@@ -163,12 +164,6 @@ def _measure_picture(data: np.ndarray, options: MeasureOptions) -> dict[str, np.
         "hot": np.empty(0, np.int64),
         "hot_sigma": np.empty(0, np.float32),
     }
-
-
-def _filled_planes(data: np.ndarray) -> np.ndarray:
-    planes = np.asarray(data, dtype=np.float32)
-    finite = np.isfinite(planes)
-    return planes if finite.all() else np.where(finite, planes, np.float32(np.median(planes[finite])))
 
 
 def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure | SkipItem:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pace import work_of_this_machine
 from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent
 from PySide6.QtWidgets import QCheckBox, QComboBox, QLineEdit
@@ -390,7 +391,7 @@ def test_no_event_takes_long_with_ten_thousand_frames(make_window, folders, qtbo
         longest = max(longest, time.thread_time() - begin)
         time.sleep(0.002)
     assert window.controller.state.phase("phase1_prepare").done == 10_000
-    assert longest < 0.1, f"{longest * 1000:.0f} ms"
+    assert longest < 2.5 * work_of_this_machine(), f"{longest * 1000:.0f} ms"
 
 
 def test_phases_are_drawn_in_order(make_window, session, folders, qtbot):

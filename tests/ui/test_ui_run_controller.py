@@ -6,6 +6,7 @@ import time
 
 import psutil
 import pytest
+from pace import work_of_this_machine
 
 from zemosaic_pipeline.events import (
     PHASES,
@@ -135,7 +136,7 @@ def test_a_flood_never_holds_the_window(start):
         time.sleep(0.005)
     assert controller.state.phase("phase1_prepare").done == 10_000
     assert len(controller.state.left_out) == 2500
-    assert longest < 0.1
+    assert longest < 2.5 * work_of_this_machine()
 
 
 def test_fraction_never_goes_back_and_skipped_phases_count():

@@ -95,15 +95,16 @@ def run_zemosaic(night: GlowNight, output: Path, settings: dict[str, Any]) -> tu
 
 
 def night_of(name: str, folder: Path) -> GlowNight:
-    """Return a night, rendered only when its folder is not there yet."""
-    raw = folder / name / "raw"
-    if raw.is_dir():
-        return plan_glow_night(raw, night_spec(name))
-    part = raw.with_name("raw.part")
-    shutil.rmtree(part, ignore_errors=True)
-    write_glow_night(part, night_spec(name))
-    part.rename(raw)
-    return plan_glow_night(raw, night_spec(name))
+    """Return a night; it is rendered when its folder is not there yet, or holds another night of that name."""
+    raw, note = folder / name / "raw", folder / name / "raw.fingerprint"
+    night = plan_glow_night(raw, night_spec(name))
+    if raw.is_dir() and note.is_file() and note.read_text(encoding="utf-8") == night.fingerprint():
+        return night
+    shutil.rmtree(folder / name, ignore_errors=True)
+    write_glow_night(raw, night.spec)
+    # Written last: a rendering that was interrupted has none.
+    note.write_text(night.fingerprint(), encoding="utf-8")
+    return night
 
 
 def judge_night(name: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ def shape_verdicts(
         return np.where(small, _excess(logs, night, _SHAPE_FLOOR), _excess(logs, session, _SHAPE_FLOOR))
 
     trailed, wide = excess(elongation) > sigma, excess(fwhm_px) > sigma
-    return np.where(trailed, "frame_trailed", np.where(wide, "frame_defocused", "")).tolist()
+    return _first_named(("frame_trailed", trailed), ("frame_defocused", wide))
 
 
 def air_verdicts(
@@ -106,7 +106,7 @@ def air_verdicts(
     clouded = clouded_frames(transparency, sessions=sessions, sigma=sigma)
     same_field = _pairs(np.asarray(sessions, dtype=np.int64), np.asarray(pointings, dtype=np.int64))
     bright = _excess(_logs(sky_adu_s), same_field, _SKY_FLOOR) > sigma
-    return np.where(clouded, "frame_clouded", np.where(bright, "frame_bright_sky", "")).tolist()
+    return _first_named(("frame_clouded", clouded), ("frame_bright_sky", bright))
 
 
 def clouded_frames(
@@ -171,7 +171,7 @@ def counts_at_common_limit(
         members = np.flatnonzero(labels == label)
         known = limits[members][np.isfinite(limits[members])]
         limit = np.quantile(known, 0.75) if known.size else np.inf
-        counts[members] = [np.count_nonzero(flux[i] >= limit) for i in members]
+        counts[members] = [np.count_nonzero(flux[i] >= limit) for i in members.tolist()]
     return counts
 
 
@@ -245,6 +245,11 @@ def _medians(
     which, start, count = np.unique(index, return_index=True, return_counts=True)
     result[which] = 0.5 * (values[start + (count - 1) // 2] + values[start + count // 2])
     return result
+
+
+def _first_named(*masks: tuple[str, npt.NDArray[np.bool_]]) -> list[str]:
+    """Name of the first mask that is set for each frame, '' where none is."""
+    return [next((key for key, mask in masks if mask[i]), "") for i in range(masks[0][1].size)]
 
 
 def _logs(values: npt.ArrayLike) -> npt.NDArray[np.float64]:

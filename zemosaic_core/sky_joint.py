@@ -22,7 +22,7 @@ from scipy.sparse.linalg import splu
 from .glow_prior import GlowPrior
 from .sky_lattice import SkyLattice
 
-__all__ = ["JointProblem", "Posterior", "Reduced", "SkyCells", "tuned_sizes"]
+__all__ = ["JointProblem", "Posterior", "Reduced", "SkyCells", "evidence_loss", "posterior_of", "tuned_sizes"]
 
 # Pull between neighbouring nodes, relative to the median weight of a cell: fills nodes that hardly any cell touches.
 _SMOOTHNESS = 1e-4
@@ -161,7 +161,7 @@ def _tiny_diagonal(matrix: csr_matrix) -> csr_matrix:
     """Keep a node that no pull reaches from making the matrix singular."""
     diagonal = matrix.diagonal()
     n = len(diagonal)
-    least = 1e-9 * float(diagonal.max(initial=1.0))
+    least = 1e-13 * float(diagonal.max(initial=1.0))
     return coo_matrix((np.full(n, least), (np.arange(n), np.arange(n))), shape=(n, n)).tocsc()
 
 
@@ -191,7 +191,7 @@ def full_covariance(prior: GlowPrior, log_sizes: np.ndarray, pattern_sigma: np.n
     return total
 
 
-def _evidence_loss(
+def evidence_loss(
     reduced: Reduced, prior: GlowPrior, log_sizes: np.ndarray, pattern_sigma: np.ndarray
 ) -> float:
     """Return minus the logarithm of the marginal likelihood, up to a constant, plus what is believed of the sizes."""
@@ -230,7 +230,7 @@ def tuned_sizes(
         Logarithms of shares of the level.
     """
     best = prior.usual if start is None else start.copy()
-    loss = _evidence_loss(reduced, prior, best, pattern_sigma)
+    loss = evidence_loss(reduced, prior, best, pattern_sigma)
     for step in _SIZE_STEPS if thorough else _SIZE_STEPS[:1]:
         for k in prior.free:
             for sign in (1.0, -1.0):
@@ -241,7 +241,7 @@ def tuned_sizes(
                     trial = prior.clipped(trial)
                     if trial[k] == best[k]:
                         break
-                    value = _evidence_loss(reduced, prior, trial, pattern_sigma)
+                    value = evidence_loss(reduced, prior, trial, pattern_sigma)
                     if value >= loss - _WORTH:
                         break
                     best, loss, moved = trial, value, True

@@ -11,7 +11,7 @@ meshes of the sky and fluxes of stars. No pixels are read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,20 @@ from numpy.typing import NDArray
 from .glow_prior import FrameCircumstances, GlowPrior
 from .normalize import best_frames
 from .sky_gauge import Gauge, empty_nodes, gauged, large_scale_terms
-from .sky_joint import JointProblem, Reduced, SkyCells, posterior_of, tuned_sizes
-from .sky_lattice import bilinear_lattice, cell_spacing_px
+from .sky_joint import JointProblem, Reduced, SkyCells, evidence_loss, posterior_of, tuned_sizes
+from .sky_lattice import cell_spacing_px
+from .sky_meshes import (
+    SkyMeshes,
+    cells_of,
+    detector_columns,
+    guessed_pedestal,
+    light_adu,
+    on_common_scale,
+    spread_rows,
+)
 from .star_flat import StarFlat
 
-__all__ = ["ASSURANCES", "ChannelSky", "SkyMeshes", "SkyModel", "solve_sky"]
+__all__ = ["ASSURANCES", "ChannelSky", "SkyModel", "solve_sky"]
 
 Array = NDArray[np.float64]
 
@@ -47,57 +56,10 @@ _FLAT_ERRORS, _LEAST_PATTERN, _PATTERN_WITHOUT_FLAT, _CONSTANT_PATTERN = 3.0, 0.
 # errors of up to 15 of its sigmas were seen on made-up nights.
 _SIGMA_FACTOR_WITHOUT_SITE = 5.0
 _MIN_CELLS = 6
+# Loss of log evidence up to which directions over the horizon are kept: they are likely right, and say more.
+_INDIFFERENT = 2.0
 _HUBER_SIGMA = 2.0
 _QUADRIC_UNIT_PX = 1000.0
-
-
-@dataclass(frozen=True)
-class SkyMeshes:
-    """What measuring left of N frames with C channels.
-
-    Attributes
-    ----------
-    mesh : ndarray, shape (N, C, ny, nx), float64
-        Sky per cell, ADU as in the file; NaN where unusable.
-    error : ndarray, shape (N, C, ny, nx), float64
-        Standard error of the level of each cell, ADU; NaN or 0 counts as the median of all.
-    sky, pixel_noise : ndarray, shape (N, C), float64
-        Level and noise of each frame, ADU.
-    gains : ndarray, shape (N, C), float64
-        Factors that bring the frames on one flux scale.
-    xy : ndarray, shape (N, ny, nx, 2), float64
-        Cell centres on the mosaic plane, px.
-    uv : ndarray, shape (ny, nx, 2), float64
-        Cell centres on the detector, -1 .. 1.
-    q : ndarray, shape (ny, nx), float64
-        Squared distance from the image centre, 1 in the corners.
-    frame_area_px : float
-        Area of a frame on the mosaic plane.
-    """
-
-    mesh: Array
-    error: Array
-    sky: Array
-    pixel_noise: Array
-    gains: Array
-    xy: Array
-    uv: Array
-    q: Array
-    frame_area_px: float
-
-    def __post_init__(self) -> None:
-        n, c, ny, nx = self.mesh.shape
-        shapes = {
-            "error": (self.error.shape, (n, c, ny, nx)),
-            "sky": (self.sky.shape, (n, c)),
-            "gains": (self.gains.shape, (n, c)),
-            "xy": (self.xy.shape, (n, ny, nx, 2)),
-            "uv": (self.uv.shape, (ny, nx, 2)),
-            "q": (self.q.shape, (ny, nx)),
-        }
-        wrong = {name: got for name, (got, needed) in shapes.items() if got != needed}
-        if wrong:
-            raise ValueError(f"meshes of shape {self.mesh.shape} do not fit {wrong}")
 
 
 @dataclass(frozen=True)
@@ -172,6 +134,8 @@ class SkyModel:
     flat : StarFlat
         The flat of the stars, also where it was not applied.
     flat_applied : bool
+    local_used : bool
+        The glow was tied by directions over the horizon: they were known and fit.
     pedestal_adu : ndarray, shape (C,), float64
     """
 
@@ -180,18 +144,8 @@ class SkyModel:
     channels: tuple[ChannelSky, ...]
     flat: StarFlat
     flat_applied: bool
+    local_used: bool
     pedestal_adu: Array
-
-
-def guessed_pedestal(sky_adu: Array) -> tuple[Array, Array]:
-    """Return pedestal and its uncertainty per channel, ADU, when nothing tells it: 0.3 of the lowest sky.
-
-    Any value between nothing and the lowest sky moves the result by less than half an ADU, because what is additive
-    ends in the levels and constant patterns.
-    """
-    lowest = np.nanmin(np.where(np.isfinite(sky_adu), sky_adu, np.nan), axis=0)
-    lowest = np.where(np.isfinite(lowest), np.maximum(lowest, 0.0), 0.0)
-    return 0.3 * lowest, np.maximum(0.15 * lowest, 1.0)
 
 
 def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFlat) -> SkyModel:
@@ -213,7 +167,13 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
     gains = np.where(np.isfinite(meshes.gains) & (meshes.gains > 0), meshes.gains, 1.0)
     pedestal, pedestal_sigma = guessed_pedestal(meshes.sky)
     applied = flat.usable
-    joint = _spread_rows(meshes.xy, circumstances.hours, MAX_JOINT_FRAMES)
+    brightest = int(np.argmax(np.nanmedian(np.where(np.isfinite(meshes.sky), meshes.sky, -np.inf), axis=0)))
+    local_fits = circumstances.local is not None and _local_sky_fits(
+        meshes, gains[:, brightest], brightest, circumstances, flat, float(pedestal[brightest])
+    )
+    if not local_fits:
+        circumstances = replace(circumstances, local=None)
+    joint = spread_rows(meshes.xy, circumstances.hours, MAX_JOINT_FRAMES)
     channels = tuple(
         _solve_channel(
             meshes, gains[:, c], c, circumstances, flat, float(pedestal[c]), float(pedestal_sigma[c]), joint
@@ -226,7 +186,7 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
     radial = np.zeros((n, n_channels, 4))
     mean_q, mean_q2 = float(meshes.q.mean()), float((meshes.q**2).mean())
     for c, channel in enumerate(channels):
-        light = _light(meshes, gains[:, c], c, float(pedestal[c]))
+        light = light_adu(meshes, gains[:, c], c, float(pedestal[c]))
         pattern = (light / channel.light_adu)[:, None] * channel.patterns[0] + channel.patterns[1]
         dark = gains[:, c] * pedestal[c]
         terms[:, c, 0] = gains[:, c]
@@ -235,82 +195,42 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
         radial[:, c, :2] = f1, f2
         radial[:, c, 2] = -dark * f1 - pattern[:, 0]
         radial[:, c, 3] = -dark * f2 - pattern[:, 1]
-    return SkyModel(terms.astype(np.float32), radial.astype(np.float32), channels, flat, applied, pedestal)
-
-
-def _light(meshes: SkyMeshes, gains: Array, c: int, pedestal: float) -> Array:
-    """Light of the sky above the pedestal in each frame on the common scale, at least 1 ADU."""
-    level = gains * (meshes.sky[:, c] - pedestal)
-    known = np.isfinite(level)
-    typical = float(np.median(level[known])) if known.any() else 1.0
-    return np.maximum(np.where(known, level, typical), 1.0)
-
-
-def _spread_rows(xy: Array, hours: Array, most: int) -> NDArray[np.int64]:
-    """Choose frames evenly over places and times: all, or at most so many; ascending rows.
-
-    The choice depends on where and when frames were taken, not on their order.
-    """
-    n = len(xy)
-    if n <= most:
-        return np.arange(n)
-    flat = xy.reshape(n, -1, 2)
-    centre = np.nanmean(flat, axis=1)
-    extent = np.nanmax(flat, axis=(0, 1)) - np.nanmin(flat, axis=(0, 1))
-    cells = max(1, round(np.sqrt(most / 4)))
-    place = np.floor((centre - centre.min(axis=0)) / np.maximum(extent / cells, 1e-9)).astype(np.int64)
-    label = np.unique(place, axis=0, return_inverse=True)[1].ravel()
-    order = np.lexsort((centre[:, 1], centre[:, 0], hours))
-    turns = []
-    for k in range(label.max() + 1):
-        members = order[label[order] == k]
-        # Any beginning of this list is spread evenly over the times.
-        turns.append(members[np.argsort(_bit_reversed(len(members)), kind="stable")])
-    chosen: list[int] = []
-    depth = 0
-    while len(chosen) < most:
-        layer = [int(members[depth]) for members in turns if depth < len(members)]
-        chosen.extend(layer[: most - len(chosen)])
-        depth += 1
-    return np.sort(np.array(chosen))
-
-
-def _bit_reversed(n: int) -> Array:
-    """Van der Corput numbers of 0 .. n - 1: sorting by them spreads any beginning evenly."""
-    bits = max(1, (n - 1).bit_length())
-    numbers = np.arange(n)
-    result = np.zeros(n)
-    for b in range(bits):
-        result += ((numbers >> b) & 1) / 2.0 ** (b + 1)
-    return result
-
-
-def _detector_columns(meshes: SkyMeshes) -> tuple[Array, Array]:
-    """Return 1, u, v (K, 3) and the patterns q, q^2 less their means (K, 2) of the cells of a mesh."""
-    q = meshes.q.ravel()
-    patterns = np.column_stack([q - q.mean(), q**2 - (q**2).mean()])
-    return np.column_stack([np.ones(len(q)), meshes.uv.reshape(-1, 2)]), patterns
-
-
-def _cells_of(
-    rows: NDArray[np.int64], value: Array, sigma: Array, meshes: SkyMeshes, light: Array, spacing_px: float
-) -> SkyCells:
-    """Return the usable cells of some frames."""
-    nx = meshes.q.shape[1]
-    usable = np.isfinite(value[rows]) & np.isfinite(meshes.xy[rows]).all(axis=-1)
-    frame, j, i = np.nonzero(usable)
-    cell = j * nx + i
-    basis, patterns = _detector_columns(meshes)
-    lattice = bilinear_lattice(meshes.xy[rows][usable], spacing_px)
-    return SkyCells(
-        frame=frame.astype(np.int64),
-        value=value[rows][usable],
-        sigma=sigma[rows][usable],
-        basis=basis[cell],
-        patterns=patterns[cell],
-        light=light[rows] / np.median(light[rows]),
-        lattice=lattice,
+    return SkyModel(
+        terms.astype(np.float32), radial.astype(np.float32), channels, flat, applied, local_fits, pedestal
     )
+
+
+def _local_sky_fits(
+    meshes: SkyMeshes,
+    gains: Array,
+    c: int,
+    circumstances: FrameCircumstances,
+    flat: StarFlat,
+    pedestal: float,
+) -> bool:
+    """Tell whether the frames are likelier with their directions over the horizon than without.
+
+    They are not when a clock is wrong, or a telescope stood elsewhere than its header says.
+    """
+    rows = spread_rows(meshes.xy, circumstances.hours, MAX_TUNED_FRAMES)
+    light = light_adu(meshes, gains, c, pedestal)
+    value, sigma = on_common_scale(meshes, gains, c, flat, pedestal)
+    cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy))
+    if not len(cells.value):
+        return False
+    level = float(np.median(light[rows]))
+    pattern_sigma = np.full(4, _CONSTANT_PATTERN * level)
+    problem = JointProblem(cells)
+    taken = circumstances.taken(rows)
+    without = GlowPrior(replace(taken, local=None), gains[rows], level)
+    terms = large_scale_terms(cells.lattice.node_xy)
+    reduced, _, sizes = _iterate(problem, without, pattern_sigma, terms, level, False, 1.0, None)
+    tied = GlowPrior(taken, gains[rows], level)
+    tied_sizes = tuned_sizes(reduced, tied, pattern_sigma)
+    gain = evidence_loss(reduced, without, sizes, pattern_sigma) - evidence_loss(
+        reduced, tied, tied_sizes, pattern_sigma
+    )
+    return gain > -_INDIFFERENT
 
 
 def _solve_channel(
@@ -324,16 +244,11 @@ def _solve_channel(
     joint: NDArray[np.int64],
 ) -> ChannelSky:
     n = len(gains)
-    light = _light(meshes, gains, c, pedestal)
+    light = light_adu(meshes, gains, c, pedestal)
     level = float(np.median(light[joint]))
-    inverse_flat = 1.0 / flat.values(meshes.q) if flat.usable else np.ones_like(meshes.q)
-    value = gains[:, None, None] * (meshes.mesh[:, c] - pedestal) * inverse_flat
-    error = meshes.error[:, c]
-    known = np.isfinite(error) & (error > 0)
-    error = np.where(known, error, float(np.median(error[known])) if known.any() else 1.0)
-    sigma = gains[:, None, None] * error * inverse_flat
+    value, sigma = on_common_scale(meshes, gains, c, flat, pedestal)
     spacing = cell_spacing_px(meshes.xy)
-    cells = _cells_of(joint, value, sigma, meshes, light, spacing)
+    cells = cells_of(joint, value, sigma, meshes, light, spacing)
     background = _background_level(meshes, gains, c)
     if not len(cells.value):
         return _unknown_sky(n, light, level, background)
@@ -345,7 +260,7 @@ def _solve_channel(
     pattern_sigma = np.concatenate([pattern_sigma, np.full(2, _CONSTANT_PATTERN * level)])
     sizes = None
     if len(joint) > MAX_TUNED_FRAMES:
-        few = joint[_spread_rows(meshes.xy[joint], circumstances.hours[joint], MAX_TUNED_FRAMES)]
+        few = joint[spread_rows(meshes.xy[joint], circumstances.hours[joint], MAX_TUNED_FRAMES)]
         sizes = _tuned_on(few, value, sigma, meshes, light, gains, circumstances, pattern_sigma)
     prior = GlowPrior(circumstances.taken(joint), gains[joint], level)
     problem = JointProblem(cells)
@@ -363,7 +278,7 @@ def _solve_channel(
     rest = np.setdiff1d(np.arange(n), joint)
     if len(rest):
         on_sky = cells.lattice.interpolated(sky, seen, meshes.xy[rest])
-        basis, pattern_values = _detector_columns(meshes)
+        basis, pattern_values = detector_columns(meshes)
         # The light of the patterns was measured against the median of the joint frames.
         glow[rest], residual[rest] = _fit_rest(
             (value[rest] - on_sky).reshape(len(rest), -1),
@@ -406,7 +321,7 @@ def _tuned_on(
     pattern_sigma: Array,
 ) -> Array:
     """Find the sizes of the prior from some frames alone."""
-    cells = _cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy))
+    cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy))
     level = float(np.median(light[rows]))
     prior = GlowPrior(circumstances.taken(rows), gains[rows], level)
     problem = JointProblem(cells)

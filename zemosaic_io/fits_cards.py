@@ -30,6 +30,7 @@ _WCS_KEY = re.compile(
     r"(WCSAXES|CTYPE[12]|CRPIX[12]|CRVAL[12]|CDELT[12]|CUNIT[12]|CROTA[12]|PC[12]_[12]|CD[12]_[12]|PV[12]_\d+"
     r"|(A|B|AP|BP)_(ORDER|\d_\d)|(A|B)_DMAX|LONPOLE|LATPOLE|RADESYS|RADECSYS|EQUINOX)\Z"
 )
+_COMMENT_UNIT = re.compile(rb"/\s*\[([^\]]*)\]")
 _INTEGER = re.compile(r"[+-]?\d+\Z", re.ASCII)
 
 _PLAIN_KEY_TEXT = """
@@ -37,7 +38,8 @@ SIMPLE XTENSION BITPIX NAXIS NAXIS1 NAXIS2 NAXIS3 NAXIS4 PCOUNT GCOUNT BZERO BSC
 ZIMAGE ZBITPIX ZNAXIS ZNAXIS1 ZNAXIS2 ZNAXIS3 ZBLANK
 BAYERPAT COLORTYP CFAIMAGE ROWORDER XBAYROFF YBAYROFF INSTRUME CREATOR TELESCOP EXPTIME EXPOSURE
 DATE-OBS DATE-AVG DATE_OBS FILTER GAIN OBJECT IMAGETYP STACKCNT SITELONG LONG-OBS
-XBINNING TOTALEXP LIVETIME SITELAT LAT-OBS
+XBINNING TOTALEXP LIVETIME FRAMETYP FRAME OBSTYPE SITELAT LAT-OBS
+NCOMBINE SNAPSHOT EXP EXP_TIME BINNING ORIGIN FOVRA FOVDEC PIXSIZE1 PIXSCALE SECPIX IM_SCALE
 RA DEC RAUNIT OBJCTRA OBJCTDEC TELRA TELDEC FOCALLEN FOCAL FLENGTH XPIXSZ PIXSIZE PIXELSIZ PIXSCAL1 SCALE
 """
 _PLAIN_KEYS = frozenset(_PLAIN_KEY_TEXT.split())
@@ -203,6 +205,10 @@ def _parse_cards(header: bytes) -> dict[str, Any]:
         if name not in cards:
             cards[name] = value
             continued = name
+            unit = _COMMENT_UNIT.search(header[start + 9 : start + _CARD]) if key == b"RA      " else None
+            if unit is not None:
+                # The unit of a value belongs in brackets at the start of its comment (FITS 4.0, 4.3.2).
+                cards.setdefault("RAUNIT", unit[1].decode("ascii", "replace").strip())
     return cards
 
 

@@ -31,8 +31,6 @@ PHASE = "phase4_grid"
 # Registration works on the brightest stars; more do not make it better, only slower.
 MAX_STARS = 300
 MIN_PHOTOMETRY_SNR = 25.0
-# The luminance is the mean of four pixels; beyond this one of them is likely full.
-SATURATED_ADU = 45_000.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def _register(
         xy.append(np.column_stack([arrays["x"], arrays["y"]])[:MAX_STARS].astype(float))
         # Near the detection limit only lucky measurements are seen, and more so through haze: faint stars would bias
         # the flux scale. Saturated ones have lost light.
-        usable = (arrays["snr"] >= MIN_PHOTOMETRY_SNR) & (arrays["peak"] < SATURATED_ADU)
+        usable = (arrays["snr"] >= MIN_PHOTOMETRY_SNR) & ~arrays["saturated"]
         flux.append(np.where(usable, arrays["channel_flux"], np.nan)[:, :MAX_STARS])
         # Frame px -> plane px is the map of an output grid (the frame) into a source (the plane).
         initial.append(wcs_transform(wcs, spec.wcs))

@@ -292,6 +292,10 @@ def _mosaic_cards(
         "STK_KERN": (stack.kernel, "resampling kernel"),
         "STK_RADW": (stack.radial is not None, "radial weight applied"),
         "HIERARCH ZMASMBMTH": (plan.assembly.method, "assembly of tiles"),
+        "STACKCNT": (
+            sum(tile.n_exposures for tile in tiles),
+            "exposures, those inside stacked frames counted",
+        ),
         **_sky_cards(behind, plan),
         "EXPTOTAL": (sum(tile.exposure_s for tile in tiles), "[s] exposure of all frames"),
         "BUNIT": ("adu", "counts of the reference frames"),

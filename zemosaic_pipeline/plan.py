@@ -267,7 +267,7 @@ def _block_budget(settings: Settings, machine: Machine) -> int:
 
 def estimate_canvas(infos: Sequence[FrameInfo]) -> tuple[int, int]:
     """Guess height and width (px) of the mosaic from the headers' positions alone."""
-    height, width = infos[0].shape_hw
+    height, width = _largest(infos).shape_hw
     hints = [(i.ra_deg, i.dec_deg) for i in infos if i.ra_deg is not None and i.dec_deg is not None]
     scale = infos[0].scale_arcsec
     if not hints or scale is None:
@@ -358,7 +358,9 @@ def resolve(
             radial,
             # A wide ramp hides where the frames of one night end inside a tile. Frames of one pointing end nearly
             # alike, so their weights fall together and the depth of the stack stays what it is.
-            feather_px=FEATHER_SHARE * min(infos[0].shape_hw) if rule.combine == "mean" else 0.0,
+            feather_px=FEATHER_SHARE * min(min(info.shape_hw) for info in infos)
+            if rule.combine == "mean"
+            else 0.0,
             tile_ramp_px=settings.tile_feather_px,
         ),
         sky=SkyOptions(settings.sky_model, site_of(settings.observer_site), settings.remove_gradient),
@@ -394,6 +396,7 @@ def resolve(
             n_chosen_groups=len(preplanned),
             block_rows=_direct_block_rows(run, infos, canvas_hw),
             n_frames=deepest,
+            n_sizes=len({info.shape_hw for info in infos}),
         ),
     )
     decision = None
@@ -461,7 +464,7 @@ def _frames_per_row(infos: Sequence[FrameInfo]) -> int:
     if scale is None or any(dec is None for dec in hints):
         return len(infos)
     dec = np.sort(np.array(hints, float))
-    reach = TURNED * infos[0].shape_hw[0] * scale / 3600.0
+    reach = TURNED * _largest(infos).shape_hw[0] * scale / 3600.0
     return int((np.searchsorted(dec, dec + reach, side="right") - np.arange(len(dec))).max())
 
 
@@ -470,7 +473,7 @@ def _direct_buffers(
 ) -> tuple[int, tuple[Buffer, ...]]:
     """Return samples per channel and row, and the memory of a row, when all frames are combined at once."""
     n = _frames_per_row(infos)
-    columns = n * min(canvas_hw[1], _tile_hw(infos[0])[1])
+    columns = n * min(canvas_hw[1], _tile_hw(_largest(infos))[1])
     buffers = coadd_buffers(
         n, run.n_channels, canvas_hw[1], run.stack.rule, run.stack.feather_px > 0, columns=columns
     )
@@ -493,7 +496,7 @@ def _frames_at_place(run: RunPlan, infos: Sequence[FrameInfo]) -> int:
 
 def _stacked_hw(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of what is stacked in one go: the fullest tile, or the whole mosaic."""
-    return _tile_hw(infos[0]) if run.route.route == "panels" else canvas_hw
+    return _tile_hw(_largest(infos)) if run.route.route == "panels" else canvas_hw
 
 
 def _workload_on_card(
@@ -502,7 +505,7 @@ def _workload_on_card(
     """Declare what stacking will need on a graphics card."""
     return expected_workload(
         "stack", _stacked_hw(run, infos, canvas_hw), run.n_channels, run.stack.rule, run.stack.kernel, device,
-        n_sources=_frames_at_place(run, infos), source_hw=infos[0].shape_hw, raw=infos[0].kind == "cfa",
+        n_sources=_frames_at_place(run, infos), source_hw=_largest(infos).shape_hw, raw=infos[0].kind == "cfa",
         feather_px=run.stack.feather_px, has_weight_map=run.stack.radial is not None,
     )  # fmt: skip
 
@@ -512,7 +515,7 @@ def _stack_workload(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[i
         in_row, direct = _direct_buffers(run, infos, canvas_hw)
         return Workload("stack", canvas_hw[0], direct, elements_per_row=in_row * run.n_channels)
     n = _largest_group(run, infos)
-    rows, columns = _tile_hw(infos[0])
+    rows, columns = _tile_hw(_largest(infos))
     buffers = coadd_buffers(
         n, run.n_channels, columns, run.stack.rule, run.stack.feather_px > 0, columns=n * columns
     )
@@ -523,7 +526,7 @@ def _estimate(
     run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], decision: Decision | None
 ) -> tuple[PlanRow, ...]:
     n = len(infos)
-    height, width = infos[0].shape_hw
+    height, width = _largest(infos).shape_hw
     frame_px = height * width
     mpx = frame_px / 1e6
     canvas_px = canvas_hw[0] * canvas_hw[1]
@@ -578,9 +581,25 @@ def _estimate(
     )
 
 
-def majority_geometry(infos: Sequence[FrameInfo]) -> tuple[str, tuple[int, int]]:
-    """Return kind and shape that most frames have; ties go to the one seen first."""
-    return Counter((info.kind, info.shape_hw) for info in infos).most_common(1)[0][0]
+def geometry(info: FrameInfo) -> tuple[str, tuple[int, int] | None]:
+    """Return what frames of one run have in common: their kind, and the size of the sensor when they come from it.
+
+    Pictures of three planes and stacks were made by a program that cuts them as it likes.
+    """
+    return info.kind, None if info.kind == "rgb" or info.stack_count > 1 else info.shape_hw
+
+
+def _largest(infos: Sequence[FrameInfo]) -> FrameInfo:
+    """Return the frame with the most pixels, which says how much memory one frame can take."""
+    return max(infos, key=lambda info: math.prod(info.shape_hw))
+
+
+def majority_geometry(infos: Sequence[FrameInfo]) -> tuple[str, tuple[int, int] | None]:
+    """Return the geometry that most frames have; ties go to the larger frames, whatever the files are called."""
+    counts = Counter(map(geometry, infos))
+    return max(
+        counts, key=lambda found: (counts[found], math.prod(found[1] or (0,)), found[0], found[1] or ())
+    )
 
 
 def make_plan(

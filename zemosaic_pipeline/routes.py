@@ -24,7 +24,9 @@ class RouteDecision:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def choose_route(wanted: str, *, n_chosen_groups: int, block_rows: int, n_frames: int) -> RouteDecision:
+def choose_route(
+    wanted: str, *, n_chosen_groups: int, block_rows: int, n_frames: int, n_sizes: int = 1
+) -> RouteDecision:
     """Return the route of a run.
 
     Parameters
@@ -37,7 +39,11 @@ def choose_route(wanted: str, *, n_chosen_groups: int, block_rows: int, n_frames
         Rows of the mosaic that fit the memory when all frames that overlap are combined at once.
     n_frames : int
         Frames of the fullest place.
+    n_sizes : int
+        Different sizes of frames. The sky of one co-add is compared cell by cell, so its frames have one size.
     """
+    if n_sizes > 1:
+        return RouteDecision("panels", "route_sizes", {"sizes": n_sizes})
     if wanted in ROUTES:
         return RouteDecision(wanted, "route_asked")
     if n_chosen_groups:

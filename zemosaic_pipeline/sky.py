@@ -13,7 +13,8 @@ from astropy.wcs import WCS
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
 from zemosaic_core.night_sky import Site, airmass, horizontal, julian_date, moon_place, moonlight_nl
 from zemosaic_core.sky_lattice import cell_centres
-from zemosaic_core.sky_model import SkyMeshes, SkyModel, solve_sky
+from zemosaic_core.sky_meshes import SkyMeshes
+from zemosaic_core.sky_model import SkyModel, solve_sky
 from zemosaic_core.star_flat import StarFlat, radius_squared
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import RunPlan
@@ -194,9 +195,15 @@ def run(
         return SkySolution(None, {}, indices, nothing.hours, "sky_needs_linear_fit")
     if not frames:
         return nothing
+    if len({frame.solved.frame.info.shape_hw for frame in frames}) > 1:
+        # Meshes of different sizes have no cells in common.
+        return SkySolution(None, {}, indices, nothing.hours, "sky_sizes_differ")
     meshes = _meshes(frames, plan.measure.mesh_cell_px)
     circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
     model = solve_sky(meshes, circumstances, flat)
+    if circumstances.local is not None and not model.local_used:
+        site_key = "sky_site_misfit"
+        context.say("sky_site_not_used", "WARN")
     terms = {index: FrameTerms(model.terms[i], model.radial[i]) for i, index in enumerate(indices)}
     _tell(model, context)
     return SkySolution(model, terms, indices, circumstances.hours, site_key=site_key)

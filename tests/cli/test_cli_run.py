@@ -185,7 +185,7 @@ def test_second_ctrl_c_ends_at_once(folders, monkeypatch):
     thread = interrupt_when(folders[1] / "started", [signal.SIGINT, signal.SIGINT])
     before = time.monotonic()
     assert run(folders) == 130
-    assert time.monotonic() - before < 20
+    assert time.monotonic() - before < 55  # the worker itself would take 60 s
     thread.join()
 
 
@@ -295,6 +295,16 @@ def test_missing_toolkit_says_what_to_install(monkeypatch, capsys):
 
 
 # ------------------------------------------------------------------ display
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_variable_of_old_is_mentioned_in_one_line(folders, monkeypatch, capsys, language):
+    """The first lines of a run, also of one that ends for want of frames."""
+    monkeypatch.setenv("ZEMOSAIC_FORCE_CPU_INTERTILE", "1")
+    assert run(folders, "--gpu", "off", "--language", language) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [n for n, line in enumerate(lines) if "ZEMOSAIC_FORCE_CPU_INTERTILE" in line] == [2]
+    assert ("processeur" if language == "fr" else "processor") in lines[2]
 
 
 def test_live_only_on_a_terminal():

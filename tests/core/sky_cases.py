@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
-from zemosaic_core.sky_model import SkyMeshes
+from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.star_flat import radius_squared
 
 SHAPE_HW = (1920, 1080)

@@ -169,7 +169,7 @@ def test_pointing_hint(write_cfa, cards, expected):
     ],
 )
 def test_scale_hint(write_cfa, cards, expected):
-    path, _ = write_cfa(**cards)
+    path, _ = write_cfa(INSTRUME="camera", **cards)
     assert read_frame_info(path).scale_arcsec == (
         None if expected is None else pytest.approx(expected, rel=1e-4)
     )

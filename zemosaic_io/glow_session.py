@@ -474,7 +474,7 @@ def _draw(rng: np.random.Generator, seed: int) -> NightSpec:
     starts = [first]
     if rng.uniform() < 0.35:
         starts.append(first + timedelta(days=int(rng.integers(1, 6)), hours=float(rng.uniform(-3.0, 3.0))))
-    clouds = ()
+    clouds: tuple[Cloud, ...] = ()
     if rng.uniform() < 0.6:
         clouds = (
             Cloud(

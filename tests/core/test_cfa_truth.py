@@ -76,7 +76,7 @@ def test_the_sky_stays_where_it_is_and_blocks_of_it_get_no_noisier():
 
 
 def test_the_light_of_one_line_gets_no_noise_from_the_other_colours():
-    flat = np.ones((3, 300, 300)) * (truth.SKY + (1500, 60, 60))[:, None, None]
+    flat = np.ones((3, 300, 300)) * (truth.SKY + np.array([1500, 60, 60]))[:, None, None]
     raw = truth.through_filters(flat, "GRBG", noise=NOISE)
     red = debayer(raw, "GRBG", colour=COLOUR)[0]
     assert red.std() < 1.3 * NOISE

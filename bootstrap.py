@@ -2,6 +2,7 @@
 
     python3 bootstrap.py demo        a made-up night becomes a mosaic
     python3 bootstrap.py test        the tests (further arguments go to pytest)
+    python3 bootstrap.py ruff check  the style of the code (all arguments go to ruff; also: ruff format --check)
     python3 bootstrap.py gui         the desktop application
     python3 bootstrap.py run IN OUT  and everything else `run_zemosaic.py` can do
 
@@ -27,7 +28,7 @@ LEAST_PYTHON = (3, 11)
 # Two processes: the tests start processes of their own, and many small machines have two cores.
 TEST_PROCESSES = "2"
 
-EXTRAS = {"test": ("dev", "gui", "gputest"), "gui": ("gui",)}
+EXTRAS = {"test": ("dev", "gui", "gputest"), "ruff": ("dev",), "gui": ("gui",)}
 """What a command needs beside the program itself; ``doctor`` and ``run`` take what is there."""
 
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words, environment = command_for(arguments, python, os.environ)
     try:
         return subprocess.run(
-            words, cwd=HERE if command == "test" else None, env=environment, check=False
+            words, cwd=HERE if command in ("test", "ruff") else None, env=environment, check=False
         ).returncode
     except KeyboardInterrupt:  # the command saw it too and has ended by itself
         return 130
@@ -71,6 +72,8 @@ def command_for(
         # Windows of the tests must not need a screen; whoever wants to see them sets another platform.
         environment.setdefault("QT_QPA_PLATFORM", "offscreen")
         return [str(python), "-m", "pytest", "-n", TEST_PROCESSES, *arguments[1:]], environment
+    if arguments and arguments[0] == "ruff":
+        return [str(python), "-m", *arguments], environment
     return [str(python), str(HERE / "run_zemosaic.py"), *arguments], environment
 
 

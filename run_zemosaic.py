@@ -118,6 +118,7 @@ def _add_run(parser: argparse.ArgumentParser, texts: Texts) -> None:
     _add_folders(parser, texts)
     _add_settings(parser, texts)
     _add_verbosity(parser, texts)
+    parser.add_argument("--json", action="store_true", help=texts("cli.run_json"))
 
 
 def _add_plan(parser: argparse.ArgumentParser, texts: Texts) -> None:

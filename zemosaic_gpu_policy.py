@@ -250,6 +250,9 @@ class GpuPolicy:
             if self._status is None:
                 self._status = self._first_status()
                 self.recorder.probe(self._status, self._budget)
+                if self.overrides.force_cpu_intertile:
+                    key, variable = "gpu_info_intertile_forced", "ZEMOSAIC_FORCE_CPU_INTERTILE"
+                    self.recorder.override(Reason.FORCED_CPU, "intertile", key=key, variable=variable)
             if self._status.ok and self._pid != os.getpid():
                 return GpuStatus(
                     False, Reason.FORKED_CHILD, f"process {os.getpid()} was forked from {self._pid}"

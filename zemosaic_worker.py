@@ -20,7 +20,7 @@ from zemosaic_core.errors import Cancelled, SettingsError, ZeMosaicError
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, PixelSource
 from zemosaic_pipeline import phase3_master_tiles
 from zemosaic_pipeline.context import CancelToken, RunContext
-from zemosaic_pipeline.events import Event, Message, PhaseProgress, RunEnded, to_queue
+from zemosaic_pipeline.events import Event, Message, PhaseProgress, RunEnded, spoken_values, to_queue
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
@@ -209,14 +209,14 @@ def _guarded_run(
             **overrides,
         )
     except Cancelled as stop:
-        report(RunEnded("cancelled", key=stop.key, values=dict(stop.values)))
+        report(RunEnded("cancelled", key=stop.key, values=spoken_values(stop.values)))
         return EXIT_CANCELLED
     except SettingsError as error:
         values = {**error.values, "text": str(error), "exit_code": EXIT_SETTINGS}
-        report(RunEnded("failed", key=error.key, values=values))
+        report(RunEnded("failed", key=error.key, values=spoken_values(values)))
         return EXIT_SETTINGS
     except ZeMosaicError as error:
-        report(RunEnded("failed", key=error.key, values={**error.values, "text": str(error)}))
+        report(RunEnded("failed", key=error.key, values=spoken_values({**error.values, "text": str(error)})))
         return EXIT_FAILED
     except Exception as error:
         log.exception("the run ended by an error nobody expected (process %d)", os.getpid())

@@ -30,10 +30,10 @@ from zemosaic_core.gpu.launch import PlannedMemory, Queue
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.reader import RAW_MARGIN
 from zemosaic_core.gpu.tiles import TILE_H, TILE_W, tile_table
-from zemosaic_core.gpu.windows import debayer_on_card
+from zemosaic_core.gpu.windows import N_TERMS, debayer_on_card
 from zemosaic_core.pixel_map import build_pixel_map, step_shift, whole_nodes
 from zemosaic_core.resample import LANCZOS_TABLE
-from zemosaic_core.sources import CoaddSource, CombineRule, RawRows
+from zemosaic_core.sources import CoaddSource, CombineRule, RawRows, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_io.headers import read_frame_info
@@ -51,6 +51,7 @@ RULES = {
     "mean": CombineRule("none"),
     "kappa": CombineRule("kappa_sigma"),
     "winsorized": CombineRule(),
+    "known noise": CombineRule(noise=SampleNoise((95.0**2,) * 3, (1500.0,) * 3)),
     "linear fit": CombineRule("linear_fit_clip"),
 }
 
@@ -188,7 +189,8 @@ def frame_rows(device: Device, copy: float) -> list[Row]:
     lattice = source.pixel_map
     nodes = whole_nodes(lattice.src_x.ravel(), lattice.src_y.ravel())
     node_x, node_y = (queue.upload(part) for part in nodes)
-    terms, taps = queue.upload(source.photometry), queue.upload(np.array(LANCZOS_TABLE))
+    terms = queue.upload(np.pad(source.photometry, ((0, 0), (0, N_TERMS - source.photometry.shape[1]))))
+    taps = queue.upload(np.array(LANCZOS_TABLE))
     nothing = device.empty((1,), np.float32)
     mean = combiner_of(queue, n_frames, (3, height, width), "mean")
     table = mean.table
@@ -196,7 +198,7 @@ def frame_rows(device: Device, copy: float) -> list[Row]:
     def sample(lanczos: int, slot: int = 0) -> None:
         args = (
             planes, 3, height, width, 0, 0, height, width, node_x, node_y, np.int64(0), *lattice.src_x.shape,
-            lattice.y0, lattice.x0, step_shift(lattice), 60, 60, 60 + height, 0, width, taps, terms, 0,
+            lattice.y0, lattice.x0, step_shift(lattice), 60, 60, 60 + height, 0, width, taps, terms, 0, 0,
             np.float32(0), nothing, 0, mean.bases, mean.counts, mean.slots, np.int64(table.slot_starts[slot]), 0, 0,
             table.tiles_yx[1], mean.values, np.int64(table.n_samples), mean.maps, 0,
         )  # fmt: skip
@@ -229,7 +231,7 @@ def kernel_rows(device: Device, copy: float, depths: tuple[int, ...]) -> list[Ro
     """Time the rejections on samples that already lie on the card."""
     rows: list[Row] = []
     for depth in depths:
-        for name in ("kappa", "winsorized", "linear fit"):
+        for name in ("kappa", "winsorized", "known noise", "linear fit"):
             rows.append(rejection_row(device, copy, depth, name))
             device.release()
     return rows

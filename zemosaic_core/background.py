@@ -7,7 +7,14 @@ from numba import njit
 
 from zemosaic_core.statistics import clipped_central_mean_sigma, strided_sample
 
-__all__ = ["estimate_background_map", "expand_mesh_row", "sky_and_noise_mesh", "sky_mesh", "sky_statistics"]
+__all__ = [
+    "estimate_background_map",
+    "expand_mesh_row",
+    "sky_and_noise_mesh",
+    "sky_mesh",
+    "sky_mesh_and_error",
+    "sky_statistics",
+]
 
 # More values per mesh cell than this do not make its median better than the sky is smooth.
 _MAX_CELL_VALUES = 2048
@@ -15,6 +22,8 @@ _USABLE_FRACTION = 0.3
 _CLIP_SIGMA = 2.5
 # 1 / standard deviation of a unit normal distribution cut at 2.5 sigma.
 _CUT_CORRECTION = 1.0476
+# Standard error of the mean of the central half of n normal values, in units of sigma / sqrt(n).
+MIDMEAN_ERROR = 1.092
 
 
 def sky_statistics(plane: np.ndarray, *, max_samples: int = 200_000) -> tuple[float, float]:
@@ -62,6 +71,24 @@ def sky_mesh(planes: np.ndarray, cell_px: int) -> np.ndarray:
     ValueError
         When ``cell_px`` is smaller than 4 or ``planes`` has another number of dimensions.
     """
+    return sky_mesh_and_error(planes, cell_px)[0]
+
+
+def sky_mesh_and_error(planes: np.ndarray, cell_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """`sky_mesh` and how far each of its cells may be off by noise alone.
+
+    Returns
+    -------
+    level, error : ndarray, shape (C, ny, nx), float32
+        Sky of each cell, and the formal 1-sigma uncertainty of that level: scatter of the values that were kept
+        over the root of their number. Structure within the cell counts as scatter; light of faint stars and
+        wings, which lifts the level, is not in it. NaN where the level is.
+
+    Raises
+    ------
+    ValueError
+        As `sky_mesh`.
+    """
     if cell_px < 4:
         raise ValueError(f"cell_px must be at least 4, got {cell_px}")
     planes = np.asarray(planes)
@@ -72,7 +99,8 @@ def sky_mesh(planes: np.ndarray, cell_px: int) -> np.ndarray:
     if planes.dtype not in (np.float32, np.float64):
         planes = planes.astype(np.float32)
     # One channel at a time keeps the sorted copies small.
-    return np.stack([_mesh(plane, cell_px)[0] for plane in planes])
+    meshes = [_mesh(plane, cell_px) for plane in planes]
+    return np.stack([level for level, _, _ in meshes]), np.stack([error for _, _, error in meshes])
 
 
 def sky_and_noise_mesh(plane: np.ndarray, cell_px: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +118,7 @@ def sky_and_noise_mesh(plane: np.ndarray, cell_px: int) -> tuple[np.ndarray, np.
     sky, noise : ndarray, shape (ny, nx), float32
         Cells without usable sky take the medians of their neighbours; NaN only when no cell has any.
     """
-    sky, noise = _mesh(np.asarray(plane, dtype=np.float32), cell_px)
+    sky, noise, _error = _mesh(np.asarray(plane, dtype=np.float32), cell_px)
     known = np.isfinite(sky)
     if not known.any():
         return sky, noise
@@ -100,16 +128,17 @@ def sky_and_noise_mesh(plane: np.ndarray, cell_px: int) -> tuple[np.ndarray, np.
             return sky, noise
 
 
-def _mesh(plane: np.ndarray, cell_px: int) -> tuple[np.ndarray, np.ndarray]:
+def _mesh(plane: np.ndarray, cell_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Level, scatter of one value and error of the level per cell."""
     shape = -(-plane.shape[0] // cell_px), -(-plane.shape[1] // cell_px)
     values = np.empty((shape[0] * shape[1], min(cell_px**2, _MAX_CELL_VALUES)), dtype=np.float32)
     counts = np.empty((values.shape[0], 2), dtype=np.int64)
-    result = np.empty((values.shape[0], 2), dtype=np.float32)
+    result = np.empty((values.shape[0], 3), dtype=np.float32)
     _gather_cells(np.ascontiguousarray(plane), cell_px, values, counts)
     # A sort by rows uses the vector units; one cell after another in a kernel takes ten times as long.
     values.sort(axis=1)
     _clip_cells(values, counts, _USABLE_FRACTION, result)
-    return result[:, 0].reshape(shape), result[:, 1].reshape(shape)
+    return result[:, 0].reshape(shape), result[:, 1].reshape(shape), result[:, 2].reshape(shape)
 
 
 def estimate_background_map(
@@ -226,7 +255,9 @@ def _gather_cells(plane, cell, values, counts):
 def _clip_cells(values, counts, usable_fraction, result):
     for row in range(values.shape[0]):
         ordered = values[row, : counts[row, 1]]
-        result[row, 0], result[row, 1] = _clipped_centre(ordered, counts[row, 0], usable_fraction)
+        level, sigma, kept = _clipped_centre(ordered, counts[row, 0], usable_fraction)
+        result[row, 0], result[row, 1] = level, sigma
+        result[row, 2] = np.float32(MIDMEAN_ERROR) * sigma / np.float32(np.sqrt(kept))
 
 
 @njit(cache=True, nogil=True)
@@ -282,10 +313,13 @@ def expand_mesh_row(mesh, cell, y, row):
 
 @njit(cache=True, nogil=True)
 def _clipped_centre(values, taken, usable_fraction):
-    """Mean of the central half and sigma of ascending values after clipping; NaN when too few of ``taken`` remain."""
+    """Mean of the central half and sigma of ascending values after clipping, and how many were kept.
+
+    NaN when too few of ``taken`` remain.
+    """
     nothing = np.float32(np.nan)
     if values.size < usable_fraction * taken or values.size < 4:
-        return nothing, nothing
+        return nothing, nothing, 1
     n = values.size
     middle = 0.5 * (values[(n - 1) // 2] + values[n // 2])
     # Half of the central 68 % is sigma for a normal sky and cares little about stars.
@@ -304,9 +338,9 @@ def _clipped_centre(values, taken, usable_fraction):
             total += (values[k] - middle) ** 2
         sigma = np.sqrt(total / (m - 1)) * _CUT_CORRECTION
     if high - low < usable_fraction * taken:
-        return nothing, nothing
+        return nothing, nothing, 1
     quarter = (high - low) // 4
     total = 0.0
     for k in range(low + quarter, high - quarter):
         total += values[k]
-    return np.float32(total / (high - low - 2 * quarter)), np.float32(sigma)
+    return np.float32(total / (high - low - 2 * quarter)), np.float32(sigma), high - low

@@ -1,6 +1,7 @@
-"""Pixels that lie: find them in single frames, keep those that stay, repair them before colours are interpolated.
+"""Pixels that lie: those that stay through a night, and their repair before colours are interpolated.
 
-Arrays only; a hot pixel is named by its flat index ``y * W + x`` in the whole sensor.
+Arrays only; a hot or dead pixel is named by its flat index ``y * W + x`` in the whole sensor. Single frames are
+searched by `raw_defects.find_defects`.
 """
 
 from __future__ import annotations
@@ -8,13 +9,62 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-__all__ = ["detect_and_correct", "find_candidates", "persistent", "repair_cfa"]
+__all__ = ["DefectEvidence", "detect_and_correct", "repair_cfa"]
 
-# A star spreads over its neighbours of other colours; a defect does not. The faintest neighbour signal of the
-# sharpest star a telescope of this kind makes (FWHM 1.5 px, red star seen by a green pixel) is near a fifth.
-_NEIGHBOUR_SHARE = 0.12
-_NEIGHBOUR_SIGMA = 3.0
+# A defect must be listed in this share of the frames, and in two: what passes over a pixel once is a particle, a
+# satellite or a star.
+_LISTED_SHARE = 1.0 / 3.0
+_MIN_LISTED = 2
+# Significance of all frames together; frames that do not list the pixel count as 0.
+_NIGHT_SIGMA = 10.0
 _MIN_FLOOR = 1e-5
+
+
+class DefectEvidence:
+    """Adds up what the frames of one camera and night say about each pixel of the sensor.
+
+    Sums over frames: their order does not matter beyond the last digit of a float64.
+
+    Parameters
+    ----------
+    shape_hw : tuple of int
+        Height and width of the sensor.
+    """
+
+    def __init__(self, shape_hw: tuple[int, int]) -> None:
+        self._total = np.zeros(shape_hw[0] * shape_hw[1], np.float64)
+        self._listed = np.zeros(self._total.size, np.int32)
+        self._n_frames = 0
+
+    def add(self, index: np.ndarray, significance: np.ndarray) -> None:
+        """Add one frame.
+
+        Parameters
+        ----------
+        index : ndarray, shape (k,), int64
+            Pixels that stick out alone, each once.
+        significance : ndarray, shape (k,)
+            By how many sigma; negative for pixels that are too dark.
+        """
+        self._total[index] += significance
+        self._listed[index] += np.sign(significance).astype(np.int32)
+        self._n_frames += 1
+
+    def persistent(self) -> np.ndarray:
+        """Pixels that lie in the same sense again and again.
+
+        Listed in a third of the frames and in two at least, with a summed significance of ten sigma,
+        ``|sum s| >= 10 sqrt(frames)``.
+
+        Returns
+        -------
+        ndarray, shape (k,), int64
+            Flat indices, ascending; none from a single frame.
+        """
+        needed = max(_MIN_LISTED, int(np.ceil(_LISTED_SHARE * self._n_frames)))
+        stays = np.abs(self._listed) >= needed
+        stays &= np.abs(self._total) >= _NIGHT_SIGMA * np.sqrt(self._n_frames)
+        return np.flatnonzero(stays).astype(np.int64)
 
 
 @njit(cache=True, nogil=True)
@@ -25,142 +75,6 @@ def _insert(values, n, value):
         values[k] = values[k - 1]
         k -= 1
     values[k] = value
-
-
-@njit(cache=True, nogil=True)
-def _median_same_colour(cfa, y, x, values):
-    """Median of the up to eight pixels of the same colour around (y, x); NaN when there is none."""
-    height, width = cfa.shape
-    n = 0
-    for dy in (-2, 0, 2):
-        for dx in (-2, 0, 2):
-            j, i = y + dy, x + dx
-            if (dy != 0 or dx != 0) and 0 <= j < height and 0 <= i < width:
-                _insert(values, n, np.float32(cfa[j, i]))
-                n += 1
-    if n == 0:
-        return np.float32(np.nan)
-    return np.float32(0.5) * (values[(n - 1) // 2] + values[n // 2])
-
-
-@njit(cache=True, nogil=True)
-def _excess_sample(cfa, stride):
-    """Excess over the median of the same colour on a lattice that meets all four colours."""
-    height, width = cfa.shape
-    out = np.empty((height // stride + 1) * (width // stride + 1), np.float32)
-    values = np.empty(8, np.float32)
-    n = 0
-    for y in range(2, height - 2, stride):
-        for x in range(2 + (y // stride) % 2, width - 2, stride):
-            out[n] = np.float32(cfa[y, x]) - _median_same_colour(cfa, y, x, values)
-            n += 1
-    return out[:n]
-
-
-@njit(cache=True, nogil=True)
-def _scan(cfa, noise, sigma, found):
-    height, width = cfa.shape
-    values = np.empty(8, np.float32)
-    limit = np.float32(sigma * noise)
-    n = 0
-    for y in range(height):
-        for x in range(width):
-            value = np.float32(cfa[y, x])
-            # Most pixels differ from their nearest kin by less than the limit: no median for them.
-            x2 = x - 2 if x >= 2 else x + 2
-            step = value - np.float32(cfa[y, x2])
-            if -limit < step < limit:
-                y2 = y - 2 if y >= 2 else y + 2
-                step = value - np.float32(cfa[y2, x])
-                if -limit < step < limit:
-                    continue
-            excess = value - _median_same_colour(cfa, y, x, values)
-            sign = np.float32(1) if excess > 0 else np.float32(-1)
-            excess *= sign
-            if excess <= limit:
-                continue
-            allowed = max(np.float32(_NEIGHBOUR_SHARE) * excess, np.float32(_NEIGHBOUR_SIGMA * noise))
-            isolated = True
-            for dy in range(-2, 3):
-                for dx in range(-2, 3):
-                    j, i = y + dy, x + dx
-                    near = max(abs(dy), abs(dx)) == 1
-                    kin = dy % 2 == 0 and dx % 2 == 0 and (dy != 0 or dx != 0)
-                    if not isolated or not (near or kin) or not (0 <= j < height and 0 <= i < width):
-                        continue
-                    other = sign * (np.float32(cfa[j, i]) - _median_same_colour(cfa, j, i, values))
-                    # The same colour two pixels away may hold another defect; it must only not be brighter.
-                    if other > (allowed if near else excess):
-                        isolated = False
-            if isolated and n < found.size:
-                found[n] = y * width + x
-                n += 1
-    return n
-
-
-def find_candidates(cfa: np.ndarray, *, sigma: float = 8.0) -> np.ndarray:
-    """Find isolated pixels far above or below what surrounds them.
-
-    A pixel is a candidate when it differs from the median of its eight neighbours of the same colour by more than
-    `sigma` times the scatter of that difference over the frame, and none of its eight direct neighbours shows
-    more than a small share of the same excess over its own colour. Star cores spread and are not found.
-
-    Parameters
-    ----------
-    cfa : ndarray, shape (H, W), uint16 or float32
-        Raw frame with any 2 x 2 colour pattern.
-    sigma : float
-        Threshold; > 0.
-
-    Returns
-    -------
-    ndarray, shape (k,), int64
-        Flat indices, ascending; at most one pixel in fifty (a frame with more is not to be repaired this way).
-
-    Raises
-    ------
-    ValueError
-        When the frame is not 2-D or smaller than 8 x 8, or `sigma` is not positive.
-    """
-    cfa = np.ascontiguousarray(cfa)
-    if cfa.ndim != 2 or min(cfa.shape) < 8:
-        raise ValueError(f"a frame needs two dimensions of at least 8 px, got shape {cfa.shape}")
-    if not sigma > 0:
-        raise ValueError(f"sigma must be positive, got {sigma}")
-    sample = _excess_sample(cfa, max(1, int(np.sqrt(cfa.size / 60_000))) | 1)
-    noise = 1.4826 * float(np.median(np.abs(sample - np.median(sample))))
-    if noise <= 0:
-        # Nearly all pixels equal (a synthetic or saturated frame): the smallest step of the numbers.
-        noise = 1.0 if cfa.dtype.kind in "ui" else max(float(np.abs(sample).mean()), _MIN_FLOOR)
-    found = np.empty(max(16, cfa.size // 50), np.int64)
-    return found[: _scan(cfa, noise, float(sigma), found)].copy()
-
-
-def persistent(
-    counts: np.ndarray, n_frames: int, *, fraction: float = 0.5, min_frames: int = 3
-) -> np.ndarray:
-    """Keep the candidates that stay while the sky moves.
-
-    Parameters
-    ----------
-    counts : ndarray, any shape, int
-        How often every pixel of the sensor was a candidate.
-    n_frames : int
-        Frames looked at.
-    fraction : float
-        Share of the frames a defect must appear in, in (0, 1].
-    min_frames : int
-        And at least this often; with fewer frames nothing is called persistent.
-
-    Returns
-    -------
-    ndarray, shape (k,), int64
-        Flat indices, ascending.
-    """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-    needed = max(min_frames, int(np.ceil(fraction * n_frames)))
-    return np.flatnonzero(np.asarray(counts).ravel() >= needed).astype(np.int64)
 
 
 @njit(cache=True, nogil=True)

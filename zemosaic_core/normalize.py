@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import LinearOperator, cg
 
 from .errors import SettingsError
+from .sky_lattice import bilinear_lattice, cell_spacing_px
 
 __all__ = [
     "METHODS",
@@ -249,50 +250,17 @@ def _make_cells(values, nodes_xy, uv, frame_weight) -> _Cells:
     frame = np.nonzero(usable)[0]
     basis = np.column_stack([np.ones(ny * nx), uv.reshape(-1, 2)])
     basis = np.broadcast_to(basis.reshape(1, ny, nx, 3), (n, ny, nx, 3))[usable]
-    lattice, node_xy, smooth = _lattice(nodes_xy[usable], _cell_spacing(nodes_xy))
-    return _Cells(frame, basis, values[usable], frame_weight[frame], lattice, node_xy, smooth, n)
-
-
-def _cell_spacing(nodes_xy: np.ndarray) -> float:
-    """Median distance of neighbouring cells on the plane."""
-    steps = [np.linalg.norm(np.diff(nodes_xy, axis=axis), axis=-1).ravel() for axis in (1, 2)]
-    steps = np.concatenate(steps)
-    steps = steps[np.isfinite(steps) & (steps > 0)]
-    return float(np.median(steps)) if len(steps) else 1.0
-
-
-def _lattice(xy: np.ndarray, spacing: float) -> tuple[csr_matrix, np.ndarray, csr_matrix]:
-    """Bilinear weights of points on a lattice (points x nodes), the nodes' positions, and smoothing rows.
-
-    Only nodes that a point touches exist; the smoothing rows are differences of neighbouring existing nodes.
-    """
-    origin = xy.min(axis=0) if len(xy) else np.zeros(2)
-    position = (xy - origin) / spacing
-    base = np.floor(position).astype(np.int64)
-    fraction = position - base
-    stride = int(base[:, 0].max(initial=0)) + 3
-    rows, keys, weights = [], [], []
-    for dy in (0, 1):
-        for dx in (0, 1):
-            wx = fraction[:, 0] if dx else 1.0 - fraction[:, 0]
-            wy = fraction[:, 1] if dy else 1.0 - fraction[:, 1]
-            rows.append(np.arange(len(xy)))
-            keys.append((base[:, 1] + dy) * stride + base[:, 0] + dx)
-            weights.append(wx * wy)
-    existing, column = np.unique(np.concatenate(keys), return_inverse=True)
-    shape = (len(xy), len(existing))
-    matrix = coo_matrix((np.concatenate(weights), (np.concatenate(rows), column)), shape=shape).tocsr()
-    pairs = []
-    for step in (1, stride):
-        at = np.minimum(np.searchsorted(existing, existing + step), max(len(existing) - 1, 0))
-        first = np.flatnonzero(existing[at] == existing + step)
-        pairs.append(np.column_stack([first, at[first]]))
-    pair = np.concatenate(pairs)
-    sign = np.concatenate([np.ones(len(pair)), -np.ones(len(pair))])
-    row = np.tile(np.arange(len(pair)), 2)
-    smooth = coo_matrix((sign, (row, pair.T.ravel())), shape=(len(pair), len(existing))).tocsr()
-    node_xy = origin + spacing * np.column_stack([existing % stride, existing // stride])
-    return matrix, node_xy, smooth
+    lattice = bilinear_lattice(nodes_xy[usable], cell_spacing_px(nodes_xy))
+    return _Cells(
+        frame,
+        basis,
+        values[usable],
+        frame_weight[frame],
+        lattice.weights,
+        lattice.node_xy,
+        lattice.differences,
+        n,
+    )
 
 
 def _start_offsets(cells: _Cells) -> np.ndarray:

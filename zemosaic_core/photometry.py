@@ -18,6 +18,7 @@ __all__ = [
     "TileOptions",
     "TilePhotometry",
     "Transparency",
+    "scatter_by_brightness",
     "solve_tiles",
     "solve_transparency",
 ]
@@ -145,7 +146,7 @@ def _solve_channel(frame, star, log_flux, n_frames, n_stars, iterations):
         residual = log_flux + p[frame, 0, 0] - level
         # A star whose measurements all lost their weight has no level and says nothing.
         residual2 = np.where(np.isfinite(residual), residual**2 * inflate, np.inf)
-        noise = _scatter_by_brightness(level, residual2)
+        noise = scatter_by_brightness(level, residual2)
         scatter = float(np.sqrt(np.median(residual2) / _CHI2_MEDIAN))
         weights = np.maximum(1.0 - residual2 / (4.7 * noise) ** 2, 0.0) ** 2 / noise**2
     information = frame_information(frame, star, weights, n_frames, n_stars)
@@ -153,7 +154,7 @@ def _solve_channel(frame, star, log_flux, n_frames, n_stars, iterations):
     return p[:, 0, 0], error, scatter
 
 
-def _scatter_by_brightness(level: np.ndarray, residual2: np.ndarray) -> np.ndarray:
+def scatter_by_brightness(level: np.ndarray, residual2: np.ndarray) -> np.ndarray:
     """Robust scatter of the measurements of similarly bright stars, at least 0.2 % (flat field, PSF)."""
     finite = np.isfinite(level)
     n_bins = int(np.clip(finite.sum() // 200, 1, _BRIGHTNESS_BINS))

@@ -63,6 +63,7 @@ _TABLE8[:, :6] = LANCZOS_TABLE
 
 _NO_MAP = np.zeros((1, 1), dtype=np.float32)
 _NO_WEIGHT = np.zeros((1, 1), dtype=np.float32)
+_NO_RADIAL = np.zeros((1, 4), dtype=np.float32)
 
 
 def _make_dot36(lanes: int):
@@ -341,6 +342,30 @@ def _photometry_row(line, u, t, terms, gap, out):
 
 
 @njit(cache=True, nogil=True)
+def _radial_row(line, u, t, q, terms, radial, gap, out):
+    """Apply ``gain v (1 + f1 q + f2 q^2) + (c0 + cx u + cy t + d1 q + d2 q^2)``; as `_photometry_row`."""
+    gain, c0, cx, cy = terms[0], terms[1], terms[2], terms[3]
+    f1, f2, d1, d2 = radial[0], radial[1], radial[2], radial[3]
+    one = np.float32(1)
+    for k in range(out.size):
+        value = line[k]
+        flat = one + q[k] * (f1 + q[k] * f2)
+        sky = c0 + cx * u[k] + cy * t[k] + q[k] * (d1 + q[k] * d2)
+        out[k] = gain * value * flat + sky + (value - value) + gap[k]
+
+
+@njit(cache=True, nogil=True)
+def _distance_row(u, t, image_hw, q):
+    """Squared distance from the image centre, 1 in the corners; 0 where the image is one pixel."""
+    width, height = np.float32(image_hw[1] - 1), np.float32(image_hw[0] - 1)
+    across, down = width * width, height * height
+    diagonal = max(across + down, np.float32(1))
+    across, down = across / diagonal, down / diagonal
+    for k in range(q.size):
+        q[k] = across * (u[k] * u[k]) + down * (t[k] * t[k])
+
+
+@njit(cache=True, nogil=True)
 def _unit_row(sx, sy, image_hw, u, t):
     """Source position as -1 .. 1 across the image; 0 where the image is one pixel wide or high."""
     height, width = image_hw
@@ -356,8 +381,8 @@ def _unit_row(sx, sy, image_hw, u, t):
 
 @njit(cache=True, nogil=True)
 def _sample_kernel(
-    planes, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, feather, wmap, use_map,
-    out, out_weight, write_weight,
+    planes, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, radial, use_radial,
+    feather, wmap, use_map, out, out_weight, write_weight,
 ):  # fmt: skip
     limits = (origin[0], origin[1], win_hw[0], win_hw[1])
     win_w = win_hw[1]
@@ -366,7 +391,7 @@ def _sample_kernel(
     nan = np.float32(np.nan)
     sx, sy = np.empty(n_cols, np.float64), np.empty(n_cols, np.float64)
     fx, fy = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
-    u, t = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
+    u, t, q = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
     base, gap = np.empty(n_cols, np.uint32), np.empty(n_cols, np.float32)
     row_x, row_y = np.empty(n_cols, np.int32), np.empty(n_cols, np.int32)
     kind = np.empty(n_cols, np.int32)
@@ -389,8 +414,13 @@ def _sample_kernel(
             _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, line)
         else:
             _bilinear_row(flat, plane, win_w, base, fx, fy, line)
+        if use_radial:
+            _distance_row(u, t, image_hw, q)
         for c in range(n_channels):
-            _photometry_row(line[c], u, t, terms[c], gap, out[c, row])
+            if use_radial:
+                _radial_row(line[c], u, t, q, terms[c], radial[c], gap, out[c, row])
+            else:
+                _photometry_row(line[c], u, t, terms[c], gap, out[c, row])
 
 
 def sample_window(
@@ -402,6 +432,7 @@ def sample_window(
     kernel: Kernel,
     photometry: np.ndarray,
     *,
+    radial: np.ndarray | None = None,
     feather_px: float = 0.0,
     weight_window: np.ndarray | None = None,
     out: np.ndarray | None = None,
@@ -418,7 +449,8 @@ def sample_window(
       four times their lowest, what lies below that by more than 0.5 % of the range is lifted, from 1 % on to the
       lowest tap: clipped and bleeding stars get no holes beside them.
 
-    The result ``v`` becomes ``gain v + (c0 + cx u + cy t)`` as described in `CoaddSource`.
+    The result ``v`` becomes ``gain v + (c0 + cx u + cy t)``, with the radial terms if there are any, as described
+    in `CoaddSource`.
 
     Parameters
     ----------
@@ -433,6 +465,7 @@ def sample_window(
         ``(y0, y1, x0, x1)`` in output pixels.
     kernel : {'bilinear', 'lanczos3'}
     photometry : ndarray, shape (C, 4), float32
+    radial : ndarray, shape (C, 4), float32, optional
     feather_px : float
         See `CoaddSource`.
     weight_window : ndarray, shape (h, w), float32, optional
@@ -461,6 +494,8 @@ def sample_window(
         raise ValueError(
             f"window must be (C, h, w) and photometry (C, 4); got {window.shape} and {np.shape(photometry)}"
         )
+    if radial is not None and np.shape(radial) != (window.shape[0], 4):
+        raise ValueError(f"radial must be ({window.shape[0]}, 4) like photometry; got {np.shape(radial)}")
     if weight_window is not None and weight_window.shape != window.shape[1:]:
         raise ValueError(f"weight window {weight_window.shape} does not match window {window.shape}")
     shape = (window.shape[0], y1 - y0, x1 - x0)
@@ -484,6 +519,8 @@ def sample_window(
         kernel == "lanczos3",
         _TABLE8,
         np.ascontiguousarray(photometry, dtype=np.float32),
+        _NO_RADIAL if radial is None else np.ascontiguousarray(radial, dtype=np.float32),
+        radial is not None,
         np.float32(feather_px),
         np.ascontiguousarray(weight_window, dtype=np.float32).reshape(-1) if use_map else _NO_MAP.reshape(-1),
         use_map,

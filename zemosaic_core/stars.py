@@ -1,4 +1,4 @@
-"""Stars of one image: where they are, how bright, how sharp; and which images of a night stand out badly.
+"""Stars of one image: where they are, how bright, how sharp.
 
 Arrays only. Detection is done by sep on an image smoothed like a star; positions, widths and fluxes are
 measured on the image itself with Gaussian windows.
@@ -6,7 +6,6 @@ measured on the image itself with Gaussian windows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +17,7 @@ from zemosaic_core.background import expand_mesh_row, sky_and_noise_mesh, sky_st
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.statistics import mad_sigma
 
-__all__ = ["StarList", "aperture_fluxes", "detect_stars", "night_outliers"]
+__all__ = ["StarList", "aperture_fluxes", "detect_stars"]
 
 _MESH_PX = 64
 _FWHM_TO_SIGMA = 0.42466
@@ -137,81 +136,6 @@ def detect_stars(
     rows, snr = rows[keep], snr[keep]
     order = np.argsort(-rows[:, 2], kind="stable")[:max_stars]
     return _to_star_list(rows[order], snr[order], image, saturation, offset)
-
-
-def night_outliers(
-    *,
-    n_stars: Sequence[float],
-    fwhm_px: Sequence[float],
-    elongation: Sequence[float],
-    sky_adu: Sequence[float] | None = None,
-    transparency: Sequence[float] | None = None,
-    groups: Sequence[int] | None = None,
-    sigma: float = 4.0,
-) -> list[tuple[str, ...]]:
-    """Compare each frame with the others of its night and say what is wrong with the bad ones.
-
-    Every quantity is compared on a logarithmic scale with the median of the night; the scatter is the
-    median absolute deviation, but never less than what is harmless anyway.
-
-    Parameters
-    ----------
-    n_stars, fwhm_px, elongation : sequence of float, one per frame
-        Number of stars and their median width and elongation; NaN when unknown (no stars).
-    sky_adu : sequence of float, optional
-        Sky above the pedestal.
-    transparency : sequence of float, optional
-        Relative gain of starlight, 1 for the best air.
-    groups : sequence of int, optional
-        Label of the pointing: star counts and sky are compared within the same pointing only, because
-        another field has other stars. None: all frames show the same field.
-    sigma : float
-        How far a frame may stand out.
-
-    Returns
-    -------
-    list of tuple of str
-        One tuple per frame, empty for good ones; reasons are 'frame_clouded', 'frame_trailed',
-        'frame_defocused', 'frame_bright_sky'.
-    """
-    n_stars = np.asarray(n_stars, dtype=np.float64)
-    count = n_stars.size
-    labels = np.zeros(count, dtype=np.int64) if groups is None else np.asarray(groups, dtype=np.int64)
-    everyone = np.zeros(count, dtype=np.int64)
-    # The floors are relative: 15 % fewer stars or 5 % wider ones are ordinary air.
-    few = _excess(n_stars, labels, floor=0.15)
-    wide = _excess(np.asarray(fwhm_px, dtype=np.float64), everyone, floor=0.05)
-    long = _excess(np.asarray(elongation, dtype=np.float64), everyone, floor=0.05)
-    bright = np.zeros(count) if sky_adu is None else _excess(np.asarray(sky_adu), labels, floor=0.12)
-    dim = np.zeros(count) if transparency is None else _excess(np.asarray(transparency), everyone, floor=0.08)
-    reasons: list[tuple[str, ...]] = []
-    for i in range(count):
-        trailed = long[i] > sigma
-        clouded = dim[i] < -sigma or few[i] < -sigma or n_stars[i] == 0
-        found = (
-            # A trail spreads the light, so fewer stars reach the limit: that alone is no cloud.
-            ("frame_clouded", clouded and not (trailed and dim[i] >= -sigma)),
-            ("frame_trailed", trailed),
-            ("frame_defocused", wide[i] > sigma and not trailed),
-            ("frame_bright_sky", bright[i] > sigma and not clouded),
-        )
-        reasons.append(tuple(key for key, is_so in found if is_so))
-    return reasons
-
-
-def _excess(values: np.ndarray, labels: np.ndarray, *, floor: float) -> np.ndarray:
-    """Distance of log(value) from the median of its group in units of the scatter; 0 when unknown."""
-    result = np.zeros(values.size)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(values > 0, np.log(values), np.nan)
-    for label in np.unique(labels):
-        members = labels == label
-        known = members & np.isfinite(logs)
-        if np.count_nonzero(known) < 3:
-            continue
-        scatter = max(floor, mad_sigma(logs[known]))
-        result[known] = (logs[known] - np.median(logs[known])) / scatter
-    return result
 
 
 def _empty() -> StarList:

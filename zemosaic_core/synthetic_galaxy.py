@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["Galaxy", "paint_galaxy"]
+__all__ = ["Galaxy", "fractal_noise", "paint_galaxy"]
 
 # Relative response of the colour camera (R, G, B) to the light of the parts of a galaxy: old stars are warm,
 # the young disk is bluish, ionised hydrogen is H-alpha (red) with a little H-beta and [O III].
@@ -67,8 +67,8 @@ def paint_galaxy(galaxy: Galaxy, scale_deg: float, seed: int) -> np.ndarray:
     # Position angle counts towards east, which is -x here.
     along = north * np.cos(angle) - west * np.sin(angle)
     across = (north * np.sin(angle) + west * np.cos(angle)) / np.cos(np.deg2rad(galaxy.inclination_deg))
-    clumps = _fractal_noise(rng, axis.size, (5, 12, 30, 80, 200))
-    warp = _fractal_noise(rng, axis.size, (7, 18))
+    clumps = fractal_noise(rng, axis.size, (5, 12, 30, 80, 200))
+    warp = fractal_noise(rng, axis.size, (7, 18))
     radius = np.hypot(along, across)
     turn = np.arctan2(across, along)
     # Two logarithmic arms; the warp keeps them from looking drawn with a compass.
@@ -114,7 +114,7 @@ def _hydrogen(rng, galaxy, radius, arms, clumps) -> np.ndarray:
     return _HYDROGEN_RGB[:, None, None] * glow * (galaxy.disk_adu * 1.5 * width**2)
 
 
-def _fractal_noise(rng: np.random.Generator, size: int, periods: tuple[int, ...]) -> np.ndarray:
+def fractal_noise(rng: np.random.Generator, size: int, periods: tuple[int, ...]) -> np.ndarray:
     """Sum of smooth random fields; ``periods`` are numbers of cells across; unit variance."""
     total = np.zeros((size, size))
     for cells in periods:

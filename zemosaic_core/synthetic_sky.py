@@ -15,6 +15,7 @@ from scipy import ndimage
 from zemosaic_core.synthetic_galaxy import Galaxy, paint_galaxy
 
 __all__ = [
+    "GLOW_STEP_PX",
     "NOMINAL_SCALE_ARCSEC",
     "Camera",
     "FrameSetup",
@@ -29,6 +30,7 @@ __all__ = [
     "sky_to_pixel",
     "star_pixels",
     "tan_cards",
+    "vignette",
 ]
 
 # Green zero point of real frames: a star of V = 23.1 gives 1 ADU in 10 s, counted over all pixels as if each
@@ -40,6 +42,7 @@ NOMINAL_SCALE_ARCSEC = 2.374
 _WAVELENGTHS_M = np.array([6.15e-7, 5.35e-7, 4.60e-7])
 _RESPONSE_RGB = np.array([0.80, 1.0, 0.74])
 _LATTICE_STEP = 32
+GLOW_STEP_PX = 60
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,13 @@ class FrameSetup:
         Random single hits.
     seed : tuple of int
         Noise, clouds and hits.
+    glow_adu : ndarray, shape (3, ny, nx), or None
+        Sky above the pedestal at nodes every `GLOW_STEP_PX` px from pixel (0, 0) on, bilinear between them, ny and
+        nx at least one more than needed to reach the last pixel. It takes the place of ``sky_adu`` and ``sky_shape``.
+    vignetting : float
+        Share of all light, of stars and sky, that is lost in the corners; grows as the square of the radius.
+    air : ndarray, shape (3, ny, nx), or None
+        Factor on starlight beside ``transparency``, at the nodes of ``glow_adu``.
     """
 
     cards: Mapping[str, float | str]
@@ -156,6 +166,9 @@ class FrameSetup:
     hot_pixels: HotPixels | None = None
     n_cosmics: int = 0
     seed: tuple[int, ...] = (0,)
+    glow_adu: np.ndarray | None = None
+    vignetting: float = 0.0
+    air: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -419,15 +432,22 @@ def render_frame(sky: Sky, setup: FrameSetup, camera: Camera | None = None) -> n
     channels = np.array(["RGB".index(c) for c in camera.pattern], dtype=np.int64).reshape(2, 2)
     light = np.zeros(setup.shape_hw, dtype=np.float32)
     _paint_light(light, sky, setup, channels, np.asarray(setup.transparency, dtype=np.float64))
+    if setup.air is not None:
+        _multiply_lattice(light, setup.air, GLOW_STEP_PX, channels)
     glow = np.ones(setup.shape_hw, dtype=np.float32)
     if setup.cloud_depth > 0.0:
         cover = _cloud_cover(rng, setup.shape_hw)
         light *= 1.0 - setup.cloud_depth * cover
         glow += 1.6 * setup.cloud_depth * cover
-    _add_sky(light, glow, np.asarray(setup.sky_adu), np.asarray(setup.sky_shape), channels)
+    if setup.glow_adu is None:
+        _add_sky(light, glow, np.asarray(setup.sky_adu), np.asarray(setup.sky_shape), channels)
+    else:
+        _add_lattice(light, glow, setup.glow_adu, GLOW_STEP_PX, channels)
     for satellite in setup.satellites:
         s = satellite
         _add_line(light, s.x0, s.y0, s.x1, s.y1, s.sigma_px, s.peak_adu)
+    if setup.vignetting > 0.0:
+        light *= vignette(setup.shape_hw, setup.vignetting)
     electrons = rng.poisson(np.maximum(light, 0.0) / camera.adu_per_electron).astype(np.float32)
     electrons += camera.read_noise_e * rng.standard_normal(setup.shape_hw, dtype=np.float32)
     adu = electrons * camera.adu_per_electron + camera.pedestal_adu
@@ -449,6 +469,19 @@ def render_ideal(sky: Sky, setup: FrameSetup) -> np.ndarray:
         same = np.full((2, 2), channel, dtype=np.int64)
         _paint_light(planes[channel], sky, setup, same, np.asarray(setup.transparency, dtype=np.float64))
     return planes
+
+
+def vignette(shape_hw: tuple[int, int], loss: float) -> np.ndarray:
+    """Return the share of light that arrives at each pixel: 1 in the middle, ``1 - loss`` in the corners.
+
+    Returns
+    -------
+    ndarray, shape (H, W), float32
+        Falls as the square of the distance from the middle.
+    """
+    y, x = (np.linspace(-1.0, 1.0, n, dtype=np.float32) * n for n in shape_hw)
+    radius2 = (y[:, None] ** 2 + x[None, :] ** 2) / np.float32(shape_hw[0] ** 2 + shape_hw[1] ** 2)
+    return np.asarray(1.0 - np.float32(loss) * radius2, dtype=np.float32)
 
 
 def _paint_light(light, sky: Sky, setup: FrameSetup, channels, transparency) -> None:
@@ -597,6 +630,32 @@ def _add_sky(light, glow, level, shape, channels):
             u = 2.0 * x / (width - 1) - 1.0
             rise = shape[0] * u + shape[1] * t + shape[2] * u * u + shape[3] * u * t + shape[4] * t * t
             light[y, x] += level[channels[y & 1, x & 1]] * (1.0 + rise) * glow[y, x]
+
+
+@njit(cache=True, nogil=True)
+def _between_nodes(nodes, c, x, y, step):
+    j = y // step
+    i = x // step
+    fy = (y - j * step) / step
+    fx = (x - i * step) / step
+    value = (1.0 - fy) * ((1.0 - fx) * nodes[c, j, i] + fx * nodes[c, j, i + 1])
+    return value + fy * ((1.0 - fx) * nodes[c, j + 1, i] + fx * nodes[c, j + 1, i + 1])
+
+
+@njit(cache=True, nogil=True)
+def _add_lattice(light, glow, nodes, step, channels):
+    height, width = light.shape
+    for y in range(height):
+        for x in range(width):
+            light[y, x] += _between_nodes(nodes, channels[y & 1, x & 1], x, y, step) * glow[y, x]
+
+
+@njit(cache=True, nogil=True)
+def _multiply_lattice(light, nodes, step, channels):
+    height, width = light.shape
+    for y in range(height):
+        for x in range(width):
+            light[y, x] *= _between_nodes(nodes, channels[y & 1, x & 1], x, y, step)
 
 
 @njit(cache=True, nogil=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
 
 from zemosaic_core.errors import SaveFailed
 from zemosaic_core.synthetic_galaxy import Galaxy
 from zemosaic_core.synthetic_sky import (
     NOMINAL_SCALE_ARCSEC,
-    Camera,
     FrameSetup,
     HotPixels,
     Satellite,
@@ -28,6 +25,8 @@ from zemosaic_core.synthetic_sky import (
     star_pixels,
     tan_cards,
 )
+from zemosaic_io.atomic import atomic_path
+from zemosaic_io.telescope_frames import telescope_cards, wcs_header_cards, write_raw_frame
 
 __all__ = ["DemoFrame", "DemoTruth", "plan_demo_night", "write_demo_night"]
 
@@ -107,7 +106,8 @@ class DemoTruth:
         frames = []
         for frame in self.frames:
             record = asdict(frame)
-            record["setup"].pop("hot_pixels")
+            for arrays in ("hot_pixels", "glow_adu", "air"):
+                record["setup"].pop(arrays)
             frames.append(record)
         text = json.dumps({"frames": frames}, indent=1)
         tables = {
@@ -119,8 +119,10 @@ class DemoTruth:
             "hot_adu": self.hot_pixels.adu,
         }
         json_path, npz_path = stem.with_suffix(".json"), stem.with_suffix(".npz")
-        _save_atomically(json_path, lambda part: part.write_text(text, encoding="utf-8"))
-        _save_atomically(npz_path, lambda part: _write_npz(part, tables))
+        with atomic_path(json_path) as part:
+            part.write_text(text, encoding="utf-8")
+        with atomic_path(npz_path) as part, part.open("wb") as stream:
+            np.savez_compressed(stream, **tables)
         return json_path, npz_path
 
 
@@ -155,7 +157,7 @@ def plan_demo_night(
         galaxy=Galaxy(radius_deg=0.42 * float(extent_deg.max()), position_angle_deg=30.0),
     )
     hot = make_hot_pixels(shape_hw, count=40, seed=seed)
-    centers = _panel_centers(center_deg, pitch_hw, panels)
+    centers = panel_centers(center_deg, pitch_hw, panels)
     frames: list[DemoFrame] = []
     n_panels = len(centers)
     start = _START
@@ -263,7 +265,7 @@ def write_demo_night(
     return truth
 
 
-def _panel_centers(center_deg, pitch_hw, panels) -> list[tuple[float, float]]:
+def panel_centers(center_deg, pitch_hw, panels) -> list[tuple[float, float]]:
     """Centres of the panels, row by row."""
     plane = tan_cards(*center_deg, scale_arcsec=3600.0, shape_hw=(1, 1))
     centers = []
@@ -317,7 +319,7 @@ def _spoil(rng, frames: list[DemoFrame], n_satellites: int, bad_frames: bool) ->
         )
     crossed = [int(i) for i in order if int(i) not in bad][:n_satellites]
     for index in crossed:
-        satellite = _cross(rng, frames[index].setup.shape_hw)
+        satellite = crossing_satellite(rng, frames[index].setup.shape_hw)
         frames[index] = _changed(frames[index], "good", satellites=(satellite,))
     return frames
 
@@ -331,7 +333,7 @@ def _changed(frame: DemoFrame, kind: str, **changes) -> DemoFrame:
     return DemoFrame(frame.name, frame.panel, kind, setup, frame.hint_deg)
 
 
-def _cross(rng, shape_hw) -> Satellite:
+def crossing_satellite(rng, shape_hw) -> Satellite:
     """A line from one side of the frame to the other."""
     height, width = shape_hw
     if rng.uniform() < 0.5:
@@ -344,63 +346,8 @@ def _cross(rng, shape_hw) -> Satellite:
 
 
 def _write_frame(path: Path, pixels: np.ndarray, frame: DemoFrame, with_wcs: bool) -> None:
-    hdu = fits.PrimaryHDU(pixels)  # uint16 becomes int16 with BZERO 32768, as the telescope writes it
-    header = hdu.header
-    for card in _header_cards(path, frame):
-        header.append(card, end=True)
-    if with_wcs:
-        header.append(("RADESYS", "ICRS", "Reference frame"), end=True)
-        for key, value in frame.setup.cards.items():
-            header.append((key, value), end=True)
-    _save_atomically(path, lambda part: hdu.writeto(part))
-
-
-def _header_cards(path: Path, frame: DemoFrame) -> list[tuple[str, object, str]]:
-    stamp = datetime.strptime(path.stem.rsplit("_", 1)[1], "%Y%m%d-%H%M%S")
+    taken = datetime.strptime(path.stem.rsplit("_", 1)[1], "%Y%m%d-%H%M%S")
     rng = np.random.default_rng([*frame.setup.seed, 5])
-    return [
-        ("CREATOR", "ZeMosaic demo night", "Made up, not a photograph"),
-        ("PRODUCER", "ZeMosaic", "Synthetic frame"),
-        ("XORGSUBF", 0, "Subframe X position in binned pixels"),
-        ("YORGSUBF", 0, "Subframe Y position in binned pixels"),
-        ("FOCALLEN", 250, "Focal length of telescope in mm"),
-        ("APERTURE", 5.0, "Aperture of telescope, focal ratio"),
-        ("XBINNING", 1, "Camera X Bin"),
-        ("YBINNING", 1, "Camera Y Bin"),
-        ("CCDXBIN", 1, "Camera X Bin"),
-        ("CCDYBIN", 1, "Camera Y Bin"),
-        ("XPIXSZ", 2.90000009536743, "pixel size in microns (with binning)"),
-        ("YPIXSZ", 2.90000009536743, "pixel size in microns (with binning)"),
-        ("IMAGETYP", "Light", "Type of image"),
-        ("EXPOSURE", 10.0, "Exposure time in seconds"),
-        ("EXPTIME", 10.0, "Exposure time in seconds"),
-        ("CCD-TEMP", 18.0 + round(float(rng.uniform(0, 2)), 3), "sensor temperature in C"),
-        ("RA", round(frame.hint_deg[0], 6), "Object Right Ascension in degrees"),
-        ("DEC", round(frame.hint_deg[1], 6), "Object Declination in degrees"),
-        ("DATE-OBS", stamp.isoformat(timespec="microseconds"), "Image created time"),
-        ("FILTER", "IRCUT", "Filter used when taking image"),
-        ("INSTRUME", "Seestar S50", "Camera model"),
-        ("BAYERPAT", Camera().pattern, "Bayer pattern"),
-        ("GAIN", 80, "Gain Value"),
-        ("FOCUSPOS", 1555, "Focuser position in steps"),
-        ("OBJECT", _OBJECT, "name or catalog number of object being imaged"),
-        ("TOTALEXP", 10.0, "Total Exposure Time in seconds"),
-    ]
-
-
-def _save_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.unlink(missing_ok=True)
-        write(part)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SaveFailed(
-            "save_failed", f"cannot write {path}: {error}", path=str(path), reason=str(error)
-        ) from error
-
-
-def _write_npz(part: Path, tables: dict[str, np.ndarray]) -> None:
-    with part.open("wb") as stream:
-        np.savez_compressed(stream, **tables)
+    celsius = 18.0 + round(float(rng.uniform(0, 2)), 3)
+    cards = telescope_cards(_OBJECT, frame.hint_deg, taken, celsius)
+    write_raw_frame(path, pixels, cards + wcs_header_cards(frame.setup.cards) if with_wcs else cards)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zemosaic_core.errors import SkipItem
+from zemosaic_io.regular_files import open_regular
 
 __all__ = ["FITS_BLOCK", "HduInfo", "is_celestial_key", "iter_hdus"]
 
@@ -29,6 +30,7 @@ _WCS_KEY = re.compile(
     r"(WCSAXES|CTYPE[12]|CRPIX[12]|CRVAL[12]|CDELT[12]|CUNIT[12]|CROTA[12]|PC[12]_[12]|CD[12]_[12]|PV[12]_\d+"
     r"|(A|B|AP|BP)_(ORDER|\d_\d)|(A|B)_DMAX|LONPOLE|LATPOLE|RADESYS|RADECSYS|EQUINOX)\Z"
 )
+_COMMENT_UNIT = re.compile(rb"/\s*\[([^\]]*)\]")
 _INTEGER = re.compile(r"[+-]?\d+\Z", re.ASCII)
 
 _PLAIN_KEY_TEXT = """
@@ -36,6 +38,8 @@ SIMPLE XTENSION BITPIX NAXIS NAXIS1 NAXIS2 NAXIS3 NAXIS4 PCOUNT GCOUNT BZERO BSC
 ZIMAGE ZBITPIX ZNAXIS ZNAXIS1 ZNAXIS2 ZNAXIS3 ZBLANK
 BAYERPAT COLORTYP CFAIMAGE ROWORDER XBAYROFF YBAYROFF INSTRUME CREATOR TELESCOP EXPTIME EXPOSURE
 DATE-OBS DATE-AVG DATE_OBS FILTER GAIN OBJECT IMAGETYP STACKCNT SITELONG LONG-OBS
+XBINNING TOTALEXP LIVETIME FRAMETYP FRAME OBSTYPE SITELAT LAT-OBS
+NCOMBINE SNAPSHOT EXP EXP_TIME BINNING ORIGIN FOVRA FOVDEC PIXSIZE1 PIXSCALE SECPIX IM_SCALE
 RA DEC RAUNIT OBJCTRA OBJCTDEC TELRA TELDEC FOCALLEN FOCAL FLENGTH XPIXSZ PIXSIZE PIXELSIZ PIXSCAL1 SCALE
 """
 _PLAIN_KEYS = frozenset(_PLAIN_KEY_TEXT.split())
@@ -103,10 +107,11 @@ def iter_hdus(path: Path) -> Iterator[HduInfo]:
     Raises
     ------
     SkipItem
-        ``frame_empty``, ``frame_not_fits``, ``frame_truncated``, ``frame_bad_header``, ``frame_unreadable``.
+        ``frame_empty``, ``frame_not_fits``, ``frame_truncated``, ``frame_bad_header``, ``frame_unreadable``,
+        ``frame_not_regular``.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise SkipItem("frame_empty", f"{path} is empty", path=str(path))
@@ -141,7 +146,8 @@ def _starts_extension(head: bytes) -> bool:
 def _read_cards(file: Any, path: Path, *, is_primary: bool) -> tuple[dict[str, Any], int]:
     """Read one header from the current position; return its known cards and its length in bytes."""
     start = file.tell()
-    data = file.read(_FIRST_READ)
+    # It may grow to megabytes: bytes would be copied with every piece that is added.
+    data = bytearray(file.read(_FIRST_READ))
     if is_primary and not (data.startswith(b"SIMPLE  =") or data.startswith(b"SIMPLE =")):
         raise SkipItem("frame_not_fits", f"{path} does not start like a FITS file", path=str(path))
     end = _find_end(data, 0)
@@ -160,12 +166,12 @@ def _read_cards(file: Any, path: Path, *, is_primary: bool) -> tuple[dict[str, A
         data += more
         blocks = len(data) // FITS_BLOCK
         end = _find_end(data, searched)
-    cards = _parse_cards(data[:end])
+    cards = _parse_cards(bytes(data[:end]))
     _check_layout_cards(cards, path)
     return cards, -(-(end + _CARD) // FITS_BLOCK) * FITS_BLOCK
 
 
-def _find_end(data: bytes, start: int) -> int:
+def _find_end(data: bytes | bytearray, start: int) -> int:
     """Return the offset of the END card at a card boundary, or -1."""
     position = data.find(b"END     ", start)
     while position >= 0 and position % _CARD:
@@ -199,6 +205,10 @@ def _parse_cards(header: bytes) -> dict[str, Any]:
         if name not in cards:
             cards[name] = value
             continued = name
+            unit = _COMMENT_UNIT.search(header[start + 9 : start + _CARD]) if key == b"RA      " else None
+            if unit is not None:
+                # The unit of a value belongs in brackets at the start of its comment (FITS 4.0, 4.3.2).
+                cards.setdefault("RAUNIT", unit[1].decode("ascii", "replace").strip())
     return cards
 
 
@@ -232,10 +242,16 @@ def _parse_value(text: bytes) -> Any:
 
 
 def _check_layout_cards(cards: Mapping[str, Any], path: Path) -> None:
-    """The layout of the data hangs on these cards: an odd value there cannot be guessed around."""
+    """The layout of the data hangs on these cards: an odd value there cannot be guessed around.
+
+    A length below zero would send the walk through the file backwards, for ever.
+    """
     for key in _LAYOUT_KEYS:
         value = cards.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        if value is None:
+            continue
+        wrong = isinstance(value, bool) or not isinstance(value, int)
+        if wrong or (value < 0 and key != "BITPIX" and key != "ZBITPIX"):
             raise SkipItem(
                 "frame_bad_header", f"{path}: {key} is {value!r}", path=str(path), reason=f"{key} = {value}"
             )

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from zemosaic_core.errors import SkipItem
 from zemosaic_io.fits_cards import HduInfo, is_celestial_key, iter_hdus
+from zemosaic_io.header_values import PATTERNS, angle_deg, known_telescope, stated_pattern
 
 __all__ = [
     "FrameInfo",
@@ -23,11 +24,21 @@ __all__ = [
     "read_frame_info",
 ]
 
-_POINTING_KEYS = (("RA", "DEC"), ("OBJCTRA", "OBJCTDEC"), ("TELRA", "TELDEC"), ("CRVAL1", "CRVAL2"))
-_PATTERNS = ("GRBG", "RGGB", "GBRG", "BGGR")
-_SEESTAR_TOKENS = ("seestar", "s30", "s50")
+_POINTING_KEYS = (
+    ("RA", "DEC"),
+    ("OBJCTRA", "OBJCTDEC"),
+    ("FOVRA", "FOVDEC"),
+    ("TELRA", "TELDEC"),
+    ("CRVAL1", "CRVAL2"),
+)
+_SCALE_KEYS = ("PIXSCAL1", "PIXSCALE", "SCALE", "SECPIX", "IM_SCALE")
+_MOST_STACKED = 1e6
 _CELESTIAL_PAIRS = ({"RA", "DEC"}, {"GLON", "GLAT"}, {"ELON", "ELAT"})
-_SEXAGESIMAL = re.compile(r"\s*([+-]?)\s*(\d+)[\s:hd°]+(\d+)[\s:m']*(\d+(?:\.\d*)?)?\D*\Z", re.ASCII)
+# Digital frames were taken in these years.
+_FIRST_YEAR, _LAST_YEAR = 1900, 2999
+# Cards of a WCS that refine it.
+_WCS_EXTRAS = ("RADESYS", "RADECSYS", "EQUINOX", "LONPOLE", "LATPOLE")
+_MAX_SIP_ORDER = 9
 _FILE_STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)[-_T](\d\d)(\d\d)(\d\d)")
 
 
@@ -39,8 +50,8 @@ class FrameInfo:
     ----------
     path : Path
         The file; never written to.
-    size_bytes, mtime_ns : int
-        State of the file when it was read.
+    size_bytes, mtime_ns, ctime_ns, inode : int
+        State of the file when it was read; what the last two mean, and whether they last, is the system's business.
     shape_hw : tuple of int
         Height and width, px.
     kind : {'cfa', 'rgb', 'mono'}
@@ -79,6 +90,14 @@ class FrameInfo:
         Celestial WCS cards, only when they describe a usable WCS.
     night : str
         Date of the evening on which the observing night began (``YYYY-MM-DD``); '' when unknown.
+    binning : int
+        Sensor pixels per frame pixel and axis.
+    telescope : str
+        TELESCOP as in the header, stripped; '' when missing.
+    stack_exposure_s : float or None
+        Exposure of all frames stacked in this file; None when the header does not tell (`total_exposure_s`).
+    site_deg : tuple of float or None
+        Latitude and longitude of the observer, east positive.
     """
 
     path: Path
@@ -108,6 +127,12 @@ class FrameInfo:
     scale_arcsec: float | None
     wcs_cards: dict[str, Any] | None
     night: str
+    binning: int = 1
+    telescope: str = ""
+    stack_exposure_s: float | None = None
+    site_deg: tuple[float, float] | None = None
+    ctime_ns: int = 0
+    inode: int = 0
 
     def __hash__(self) -> int:
         return hash((self.path, self.mtime_ns))
@@ -116,6 +141,13 @@ class FrameInfo:
     def n_channels(self) -> int:
         """Channels after decoding: 1 for mono, else 3."""
         return 1 if self.kind == "mono" else 3
+
+    @property
+    def total_exposure_s(self) -> float | None:
+        """Exposure of everything in this file: of all its frames when it is a stack."""
+        if self.stack_exposure_s is not None:
+            return self.stack_exposure_s
+        return None if self.exposure_s is None else self.exposure_s * self.stack_count
 
 
 def frame_to_json(info: FrameInfo) -> dict[str, Any]:
@@ -137,6 +169,7 @@ def frame_from_json(data: Mapping[str, Any]) -> FrameInfo:
     values = {f.name: data[f.name] for f in fields(FrameInfo)}
     values["path"] = Path(values["path"])
     values["shape_hw"] = tuple(values["shape_hw"])
+    values["site_deg"] = values["site_deg"] and tuple(values["site_deg"])
     return FrameInfo(**values)
 
 
@@ -156,33 +189,69 @@ def read_frame_info(path: Path | str) -> FrameInfo:
     ------
     SkipItem
         ``frame_empty``, ``frame_not_fits``, ``frame_truncated``, ``frame_no_image``, ``frame_wrong_shape``,
-        ``frame_unknown_pattern``, ``frame_bad_header`` or ``frame_unreadable``; ``path`` is among the values.
+        ``frame_unknown_pattern``, ``frame_bad_header``, ``frame_not_regular`` or ``frame_unreadable``; ``path``
+        is among the values.
     """
     path = Path(path)
-    for hdu in iter_hdus(path):
-        if hdu.image_axes and len(hdu.image_axes) >= 2:
-            return _frame_info(path, hdu, path.stat())
+    try:
+        for hdu in iter_hdus(path):
+            if hdu.image_axes and len(hdu.image_axes) >= 2:
+                return _frame_info(path, hdu, path.stat())
+    except OSError as error:
+        reason = str(error.strerror or error)
+        raise SkipItem(
+            "frame_unreadable", f"{path} cannot be read: {reason}", path=str(path), reason=reason
+        ) from error
     raise SkipItem("frame_no_image", f"{path} holds no image", path=str(path))
 
 
 def celestial_cards(cards: Mapping[str, Any]) -> dict[str, Any] | None:
     """Select the celestial WCS of axes 1 and 2, or None when it is absent or cannot be used.
 
-    Usable means: the two axis types are a celestial pair, the reference values are finite and the linear part
-    is finite and invertible. Capture programs write zeros there when they know nothing.
+    Usable means: the two axis types are a celestial pair, all numbers are finite, the linear part is invertible
+    and a SIP distortion is complete. Capture programs write zeros there when they know nothing. Whether the cards
+    together describe a projection is for those to find out who build it.
     """
     ctypes = [str(cards.get(f"CTYPE{i}") or "") for i in (1, 2)]
     if {c.split("-")[0].strip().upper() for c in ctypes} not in _CELESTIAL_PAIRS:
         return None
     numbers = [cards.get(k) for k in ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")]
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
+    if not all(_is_number(v) for v in numbers) or max(map(abs, numbers[:2])) > 720.0:
         return None
     latitude = 0 if ctypes[0].split("-")[0].strip().upper() in ("DEC", "GLAT", "ELAT") else 1
     if abs(numbers[latitude]) > 90.0 or linear_scale_arcsec(cards) is None:
         return None
     selected = {k: v for k, v in cards.items() if is_celestial_key(k) and v is not None}
+    for key in _WCS_EXTRAS:
+        # The frame is known without these; a wrong one must not cost the rest.
+        if key in selected and not _is_sound(key, selected[key]):
+            del selected[key]
+    if not all(_is_sound(key, value) for key, value in selected.items()) or not _is_complete_sip(selected):
+        return None
     selected["WCSAXES"] = 2
     return selected
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    """Tell whether a WCS card holds what its name promises: printable ASCII text, or a finite number."""
+    if key[:5] in ("CTYPE", "CUNIT", "RADES", "RADEC"):
+        return isinstance(value, str) and value.isascii() and value.isprintable()
+    return key == "WCSAXES" or _is_number(value)
+
+
+def _is_complete_sip(cards: Mapping[str, Any]) -> bool:
+    """Tell whether SIP polynomials, where there are any, come in pairs of a defined order (Shupe et al. 2005)."""
+    for pair in (("A_ORDER", "B_ORDER"), ("AP_ORDER", "BP_ORDER")):
+        orders = [cards.get(key) for key in pair]
+        if orders == [None, None]:
+            continue
+        if not all(isinstance(order, int) and 0 <= order <= _MAX_SIP_ORDER for order in orders):
+            return False
+    return True
 
 
 def linear_scale_arcsec(cards: Mapping[str, Any]) -> float | None:
@@ -212,11 +281,16 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
     ra_deg, dec_deg = _pointing(cards, wcs_cards, shape_hw)
     kind, pattern = _colour(path, cards, axes, shape_hw[0])
     date_obs = _text(cards, "DATE-OBS", "DATE_OBS", "DATE-AVG")
+    exposure_s = _number(cards, "EXPTIME", "EXPOSURE", "EXP", "EXP_TIME")
+    # Only pictures are stacks: a telescope may count in its raw frames how far the session has come.
+    stack_count, stack_seconds = (1, None) if kind == "cfa" else _stack(cards, exposure_s)
     blank = cards.get("ZBLANK" if compressed else "BLANK")
     return FrameInfo(
         path=path,
         size_bytes=stat.st_size,
         mtime_ns=stat.st_mtime_ns,
+        ctime_ns=stat.st_ctime_ns,
+        inode=stat.st_ino,
         shape_hw=shape_hw,
         kind=kind,
         cfa_pattern=pattern,
@@ -229,19 +303,56 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         axes=axes,
         n_stored_planes=planes,
         instrument=_text(cards, "INSTRUME", "CREATOR", "TELESCOP"),
-        exposure_s=_number(cards, "EXPTIME", "EXPOSURE"),
+        exposure_s=exposure_s,
         date_obs=date_obs,
         filter_name=_text(cards, "FILTER"),
         gain=_number(cards, "GAIN"),
         object_name=_text(cards, "OBJECT"),
-        image_type=_text(cards, "IMAGETYP"),
-        stack_count=max(1, int(_number(cards, "STACKCNT", default=1.0))),
+        image_type=_text(cards, "IMAGETYP", "FRAMETYP", "FRAME", "OBSTYPE"),
+        stack_count=stack_count,
         ra_deg=ra_deg,
         dec_deg=dec_deg,
         scale_arcsec=_scale(cards, wcs_cards),
         wcs_cards=wcs_cards,
         night=_night(path, cards, date_obs),
+        binning=_binning(cards),
+        telescope=_text(cards, "TELESCOP"),
+        stack_exposure_s=stack_seconds,
+        site_deg=_site(cards),
     )
+
+
+def _binning(cards: Mapping[str, Any]) -> int:
+    """Pixels of the sensor in one of the file: XBINNING, or BINNING as ``2*2``."""
+    digits = re.match(r"\d+", _text(cards, "XBINNING", "BINNING"))
+    return min(max(1, int(digits.group())), 16) if digits else 1
+
+
+def _site(cards: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Latitude and longitude of the observer, degrees, east positive.
+
+    (0, 0) is what programs write that do not know.
+    """
+    latitude = angle_deg(cards.get("SITELAT", cards.get("LAT-OBS")), hours_if_text=False)
+    longitude = angle_deg(cards.get("SITELONG", cards.get("LONG-OBS")), hours_if_text=False)
+    if latitude is None or longitude is None or abs(latitude) > 90.0 or abs(longitude) > 360.0:
+        return None
+    if latitude == 0.0 and longitude == 0.0:
+        return None
+    return latitude, (longitude + 180.0) % 360.0 - 180.0
+
+
+def _stack(cards: Mapping[str, Any], exposure_s: float | None) -> tuple[int, float | None]:
+    """Return how many frames are in a file, and the seconds of all of them when it tells that it is a stack.
+
+    Telescopes write TOTALEXP, into raw frames as well; Siril and its followers write LIVETIME.
+    """
+    count = _number(cards, "STACKCNT", "NCOMBINE", "SNAPSHOT", default=1.0)
+    seconds = _number(cards, "TOTALEXP", "LIVETIME", default=0.0)
+    if count <= 1.0 and exposure_s and seconds > 1.5 * exposure_s:
+        count = seconds / exposure_s
+    count = max(1, round(min(count, _MOST_STACKED)))
+    return count, seconds if count > 1 and seconds > 0 else None
 
 
 def _geometry(path: Path, naxes: tuple[int, ...]) -> tuple[tuple[int, int], Literal["hw", "chw", "hwc"], int]:
@@ -286,18 +397,18 @@ def _colour(
     """
     if axes != "hw":
         return "rgb", ""
-    stated = _text(cards, "BAYERPAT", "COLORTYP").upper()
-    if not stated and _text(cards, "CFAIMAGE").upper() in _PATTERNS:
-        stated = _text(cards, "CFAIMAGE").upper()
-    if stated in ("", "NONE", "MONO", "FALSE"):
-        # Early Seestar software wrote raw colour frames without a pattern; its sensor is GRBG.
-        if not _is_seestar(cards):
+    stated = stated_pattern(cards)
+    telescope = known_telescope(cards)
+    if not stated:
+        # Early Seestar software wrote raw colour frames without a pattern.
+        usual = "" if telescope is None else telescope.pattern
+        if not usual and stated == "":
             return "mono", ""
-        stated = "GRBG"
-    if stated not in _PATTERNS:
+        stated = usual or "?"
+    if stated not in PATTERNS:
         raise SkipItem(
             "frame_unknown_pattern",
-            f"{path}: colour pattern {stated!r} is not one of {', '.join(_PATTERNS)}",
+            f"{path}: colour pattern {stated!r} is not one of {', '.join(PATTERNS)}",
             path=str(path),
             pattern=stated,
         )
@@ -312,25 +423,21 @@ def _shift_pattern(pattern: str, row: int, column: int) -> str:
     return "".join(pattern[2 * ((row + j) % 2) + (column + i) % 2] for j in (0, 1) for i in (0, 1))
 
 
-def _is_seestar(cards: Mapping[str, Any]) -> bool:
-    names = " ".join(_text(cards, k) for k in ("INSTRUME", "CREATOR", "TELESCOP")).lower()
-    words = re.split(r"[^a-z0-9]+", names)
-    return any(token in words for token in _SEESTAR_TOKENS) or "seestar" in names
-
-
 def _pointing(
     cards: Mapping[str, Any], wcs_cards: Mapping[str, Any] | None, shape_hw: tuple[int, int]
 ) -> tuple[float | None, float | None]:
     """Return the hint (ra, dec) in degrees, or (None, None).
 
-    A number in RA is degrees unless RAUNIT or CUNIT1 says hours; a sexagesimal RA is hours.
+    A number in RA is degrees unless its unit says hours (RAUNIT, CUNIT1, or ``[h]`` in its comment); a sexagesimal
+    RA is hours.
     """
     if wcs_cards is not None and str(wcs_cards["CTYPE1"]).upper().startswith("RA"):
-        return _wcs_centre(wcs_cards, shape_hw)
+        centre = _wcs_centre(wcs_cards, shape_hw)
+        return centre if all(map(math.isfinite, centre)) else (None, None)
     unit = _text(cards, "RAUNIT", "CUNIT1").lower()
     for ra_key, dec_key in _POINTING_KEYS:
-        ra = _angle(cards.get(ra_key), hours_if_text=True)
-        dec = _angle(cards.get(dec_key), hours_if_text=False)
+        ra = angle_deg(cards.get(ra_key), hours_if_text=True)
+        dec = angle_deg(cards.get(dec_key), hours_if_text=False)
         if ra is None or dec is None:
             continue
         if unit.startswith("h") and isinstance(cards.get(ra_key), int | float):
@@ -339,25 +446,6 @@ def _pointing(
         if -360.0 <= ra <= 360.0 and -90.0 <= dec <= 90.0 and (ra, dec) != (0.0, 0.0):
             return ra % 360.0, dec
     return None, None
-
-
-def _angle(value: Any, *, hours_if_text: bool) -> float | None:
-    """Degrees from a number, a decimal text or a sexagesimal text."""
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, int | float):
-        return float(value) if math.isfinite(value) else None
-    text = str(value)
-    match = _SEXAGESIMAL.match(text)
-    if match:
-        sign, whole, minutes, seconds = match.groups()
-        angle = int(whole) + int(minutes) / 60.0 + float(seconds or 0.0) / 3600.0
-        return (-angle if sign == "-" else angle) * (15.0 if hours_if_text else 1.0)
-    try:
-        angle = float(text)
-    except ValueError:
-        return None
-    return angle if math.isfinite(angle) else None
 
 
 def _wcs_centre(wcs: Mapping[str, Any], shape_hw: tuple[int, int]) -> tuple[float, float]:
@@ -381,6 +469,9 @@ def _linear_matrix(cards: Mapping[str, Any]) -> tuple[float, float, float, float
         value = cards.get(key)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
 
+    keys = [f"{name}{i}_{j}" for name in ("CD", "PC") for i in (1, 2) for j in (1, 2)]
+    if not all(math.isfinite(get(key, 0.0)) for key in ("CDELT1", "CDELT2", "CROTA2", *keys)):
+        return None
     if any(f"CD{i}_{j}" in cards for i in (1, 2) for j in (1, 2)):
         matrix = tuple(get(f"CD{i}_{j}", 0.0) for i in (1, 2) for j in (1, 2))
     elif "CDELT1" in cards and "CDELT2" in cards:
@@ -397,15 +488,21 @@ def _linear_matrix(cards: Mapping[str, Any]) -> tuple[float, float, float, float
 
 
 def _scale(cards: Mapping[str, Any], wcs_cards: Mapping[str, Any] | None) -> float | None:
-    """Arcsec per pixel: from the WCS, else 206.264806 * pixel_um / focal_mm, else stated outright."""
+    """Arcsec per pixel: from the WCS, else 206.264806 * pixel_um / focal_mm, else stated, else the telescope's."""
     if wcs_cards is not None:
         return linear_scale_arcsec(wcs_cards)
     focal_mm = _number(cards, "FOCALLEN", "FOCAL", "FLENGTH")
+    # XPIXSZ is said of the binned pixel; INDI's PIXSIZE1 is that of the sensor.
     pixel_um = _number(cards, "XPIXSZ", "PIXSIZE", "PIXELSIZ")
+    sensor_um = _number(cards, "PIXSIZE1")
+    if not pixel_um and sensor_um:
+        pixel_um = sensor_um * _binning(cards)
     candidates = []
     if focal_mm and pixel_um:
         candidates.append(206.264806 * pixel_um / focal_mm)
-    candidates.append(_number(cards, "PIXSCAL1", "SCALE"))
+    candidates.append(_number(cards, *_SCALE_KEYS))
+    if telescope := known_telescope(cards):
+        candidates.append(telescope.scale_arcsec * _binning(cards))
     return next((s for s in candidates if s is not None and 0.01 < s < 50.0), None)
 
 
@@ -416,7 +513,10 @@ def _night(path: Path, cards: Mapping[str, Any], date_obs: str) -> str:
     except ValueError:
         return ""
     moment = moment.replace(tzinfo=None)
-    longitude = _angle(cards.get("SITELONG", cards.get("LONG-OBS")), hours_if_text=False)
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        # What a clock says that was never set; arithmetic on it runs out of the calendar.
+        return ""
+    longitude = angle_deg(cards.get("SITELONG", cards.get("LONG-OBS")), hours_if_text=False)
     local = moment
     if longitude is not None and abs(longitude) <= 180.0:
         local = moment + datetime.timedelta(hours=longitude / 15.0)
@@ -445,8 +545,8 @@ def _number(cards: Mapping[str, Any], *keys: str, default: float | None = None) 
         if isinstance(value, bool) or value is None:
             continue
         try:
-            number = float(value)
-        except (TypeError, ValueError):
+            number = float(str(value).replace(",", "."))
+        except ValueError:
             continue
         if math.isfinite(number):
             return number

@@ -35,6 +35,7 @@ from zemosaic_pipeline.events import (
     Reporter,
     TileFinished,
 )
+from zemosaic_pipeline.frame_boundary import TRACEBACK
 from zemosaic_pipeline.records import LeftOut, MasterTile
 
 __all__ = ["CancelToken", "MemoryWatch", "PhaseRecord", "RunContext"]
@@ -260,9 +261,12 @@ class RunContext:
     def leave_out(self, path: str, phase: str, key: str, /, **values: Any) -> LeftOut:
         """Note that a frame is not used; the caller's loop goes on. Any name may be among the values."""
         values.pop("path", None)
-        record = LeftOut(path, phase, key, values)
+        if trace := values.pop(TRACEBACK, None):
+            log.warning("%s is left out after an unexpected error\n%s", path, trace)
+        event = FrameLeftOut(path, key, values)
+        record = LeftOut(path, phase, key, event.values)
         self.left_out.append(record)
-        self.report(FrameLeftOut(path, key, values))
+        self.report(event)
         return record
 
     def tile_finished(self, tile: MasterTile) -> None:

@@ -21,7 +21,7 @@ import psutil
 from zemosaic_core import __version__
 from zemosaic_core.errors import SettingsError, ZeMosaicError
 from zemosaic_gpu_policy import gpu_status
-from zemosaic_pipeline.window_libraries import missing_packages
+from zemosaic_pipeline.window_libraries import is_unfit, missing_packages
 from zemosaic_settings import Settings
 
 __all__ = ["STATES", "TOPICS", "Finding", "examine"]
@@ -308,6 +308,9 @@ def _qt_libraries() -> Finding:
         return Finding("window", "warn", "doctor.qt_slow", {"seconds": QT_PROBE_S}, "doctor.qt_advice")
     if done.returncode == 0:
         values = {"version": done.stdout.strip(), "packages": " ".join(missing_packages())}
+        values["python"] = platform.python_version()
+        if is_unfit(values["version"], values["python"]):
+            return Finding("window", "warn", "doctor.qt_unfit", values, "doctor.qt_unfit_advice")
         if values["packages"]:
             return Finding("window", "warn", "doctor.qt_no_x11", values, "doctor.install_packages")
         return Finding("window", "ok", "doctor.qt_ok", values)

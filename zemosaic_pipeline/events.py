@@ -3,13 +3,18 @@
 Exactly two functions cross the process boundary: `to_queue` and `from_queue`. The queue carries the 4-tuples
 ``(key, progress, level, values)`` that listeners of the existing program know; ``values["event"]`` names the
 type, so that the trip back is exact.
+
+An event carries text and plain numbers only, and that is checked where it is made: whoever shows it, in another
+process and much later, cannot tell where a wrong value came from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+import numpy as np
 
 __all__ = [
     "PHASES",
@@ -27,6 +32,7 @@ __all__ = [
     "RunStarted",
     "TileFinished",
     "from_queue",
+    "spoken_values",
     "to_queue",
 ]
 
@@ -44,8 +50,61 @@ PHASES: dict[str, tuple[str, float]] = {
 }
 
 
+def _plain(value: Any, where: str, otherwise: Callable[[Any, str], str]) -> Any:
+    """Return a value with the numbers of NumPy as Python's own, and what JSON has no word for as ``otherwise`` says."""
+    match value:
+        case None | str() | bool() | int() | float():
+            return value
+        case np.bool_():
+            return bool(value)
+        case np.integer():
+            return int(value)
+        case np.floating():
+            return float(value)
+        case list():
+            return [_plain(item, f"{where}[{n}]", otherwise) for n, item in enumerate(value)]
+        case tuple():
+            return tuple(_plain(item, f"{where}[{n}]", otherwise) for n, item in enumerate(value))
+        case dict():
+            return {
+                key if isinstance(key, str) else otherwise(key, f"a key of {where}"): _plain(
+                    item, f"{where}[{key!r}]", otherwise
+                )
+                for key, item in value.items()
+            }
+        case _:
+            return otherwise(value, where)
+
+
+def _refuse(value: Any, where: str) -> str:
+    raise TypeError(f"{where} is {value!r}; an event carries text and plain numbers: convert it first")
+
+
+def spoken_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values for an event from those of an error, which may be anything: what is not plain, as its text."""
+    return {str(name): _plain(value, str(name), lambda odd, _: str(odd)) for name, value in values.items()}
+
+
+class _TextOnly:
+    """What all events share: their values are checked when one is made.
+
+    Raises
+    ------
+    TypeError
+        A value is no text and no plain number, e.g. a path; the message names the event and the field.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every field, and keep it as plain values."""
+        for declared in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            where, value = f"{type(self).__name__}.{declared.name}", getattr(self, declared.name)
+            if declared.type == "str" and not isinstance(value, str):
+                _refuse(value, where)
+            object.__setattr__(self, declared.name, _plain(value, where, _refuse))
+
+
 @dataclass(frozen=True)
-class RunStarted:
+class RunStarted(_TextOnly):
     """A run began. ``phases`` are the names of `PHASES` it will go through, in order."""
 
     run_id: str
@@ -55,7 +114,7 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
-class PhaseStarted:
+class PhaseStarted(_TextOnly):
     """A phase began; ``total`` items are expected (0 = not known yet)."""
 
     phase: str
@@ -63,7 +122,7 @@ class PhaseStarted:
 
 
 @dataclass(frozen=True)
-class PhaseProgress:
+class PhaseProgress(_TextOnly):
     """``done`` of ``total`` items of a phase are finished; ``item`` names the latest one.
 
     ``within`` is the finished share of the item being worked on, for phases of few long items.
@@ -77,7 +136,7 @@ class PhaseProgress:
 
 
 @dataclass(frozen=True)
-class PhaseFinished:
+class PhaseFinished(_TextOnly):
     """A phase ended after ``seconds`` s; ``peak_bytes`` is the peak memory of the run's processes in it."""
 
     phase: str
@@ -86,7 +145,7 @@ class PhaseFinished:
 
 
 @dataclass(frozen=True)
-class FrameLeftOut:
+class FrameLeftOut(_TextOnly):
     """A frame is not used, for the reason ``key`` (text key) with its ``values``."""
 
     path: str
@@ -95,7 +154,7 @@ class FrameLeftOut:
 
 
 @dataclass(frozen=True)
-class TileFinished:
+class TileFinished(_TextOnly):
     """A master tile is on disk. ``preview_path`` is a small PNG, or empty."""
 
     tile_id: int
@@ -105,28 +164,28 @@ class TileFinished:
 
 
 @dataclass(frozen=True)
-class PreviewGrown:
+class PreviewGrown(_TextOnly):
     """A newer preview of the whole mosaic is at ``path`` (PNG)."""
 
     path: str
 
 
 @dataclass(frozen=True)
-class GpuRecorded:
+class GpuRecorded(_TextOnly):
     """One record of the GPU ledger (see `zemosaic_gpu_policy`)."""
 
     record: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class EtaUpdated:
+class EtaUpdated(_TextOnly):
     """The run is expected to end in ``seconds`` s."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
-class Message:
+class Message(_TextOnly):
     """A text for the user: ``key`` with its ``values``; ``level`` is DEBUG, INFO, WARN, ERROR or SUCCESS."""
 
     key: str
@@ -135,7 +194,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class RunEnded:
+class RunEnded(_TextOnly):
     """The run ended. ``outcome`` is success, failed or cancelled; ``outputs`` maps a kind to a path.
 
     ``key`` and ``values`` say why when it is not a success.

@@ -1,4 +1,4 @@
-"""One look at the pixels of one frame: background, stars, hot pixels. Runs in worker processes.
+"""One look at the pixels of one frame: background, stars, defects. Runs in worker processes.
 
 Imports only what it needs: a process that measures starts in well under a second and stays small.
 """
@@ -6,24 +6,52 @@ Imports only what it needs: a process that measures starts in well under a secon
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from zemosaic_core import background, cfa, hot_pixels, stars
+from zemosaic_core import background, stars
 from zemosaic_core.errors import SkipItem
-from zemosaic_io.atomic import atomic_path
-from zemosaic_io.fits_read import read_image_and_key
+from zemosaic_core.measure_pass import RawMeasure, measure_raw
+from zemosaic_core.raw_counts import Counts, as_counts
+from zemosaic_io.fits_read import frame_changed, read_identified
+from zemosaic_io.frame_identity import header_holds, is_as_surveyed
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.sealed_arrays import load_sealed, save_sealed
+from zemosaic_pipeline.frame_boundary import result_or_skip
+from zemosaic_pipeline.missing_pixels import without_missing
 from zemosaic_pipeline.records import FrameMeasure
 
-__all__ = ["ARRAY_NAMES", "MIN_STARS", "STAR_COLUMNS", "MeasureOptions", "measure_arrays", "measure_frame"]
+__all__ = [
+    "ARRAY_NAMES",
+    "MIN_STARS",
+    "STAR_COLUMNS",
+    "MeasureOptions",
+    "measure_arrays",
+    "measure_frame",
+    "stored_measure",
+]
 
 APERTURE_FWHM = 1.5
 # A frame with fewer stars can neither be matched nor judged.
 MIN_STARS = 8
-STAR_COLUMNS = ("x", "y", "flux", "peak", "fwhm_px", "elongation", "snr")
-ARRAY_NAMES = {*STAR_COLUMNS, "channel_flux", "sky", "noise", "mesh", "hot"}
+STAR_COLUMNS = ("x", "y", "flux", "peak", "fwhm_px", "elongation", "snr", "saturated")
+ARRAY_NAMES = {
+    *STAR_COLUMNS,
+    "channel_flux",
+    "sky",
+    "noise",
+    "mesh",
+    "mesh_noise",
+    "hot",
+    "hot_sigma",
+    "ceiling",
+    "row_sums",
+}
+_PICTURE_SIGMA = 5.0
+# Of pictures nobody knows where their light was cut off; 16-bit ones are not trusted beyond this.
+_PICTURE_SATURATION = 45_000.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +61,7 @@ class MeasureOptions:
     quality_sigma: float
     exclude_flagged: bool
     find_hot_pixels: bool
-    detect_sigma: float = 5.0
+    detect_sigma: float = 5.75
     max_stars: int = 600
     mesh_cell_px: int = 64
 
@@ -41,9 +69,19 @@ class MeasureOptions:
 def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
     """Return everything that is measured on one frame as named arrays.
 
-    ``x y flux peak fwhm_px elongation snr`` per star (frame px, brightest first), ``channel_flux`` (C, n),
-    ``sky noise`` (C,),
-    ``mesh`` (C, ny, nx) with cells of ``mesh_cell_px`` frame pixels, ``hot`` flat indices.
+    Raw frames, with one plane, are measured in whole numbers (`measure_pass`), floats after rounding. Pictures of
+    three planes, whose neighbouring pixels are alike, are searched as pictures (`stars.detect_stars`).
+
+    Returns
+    -------
+    dict
+        ``x y flux peak fwhm_px elongation snr saturated`` per star (frame px, brightest first).
+        ``channel_flux`` (C, n): light per channel, NaN where it cannot be told.
+        ``sky noise`` (C,): level, and noise of one pixel, ADU.
+        ``mesh`` (C, ny, nx) float32: sky of cells of ``mesh_cell_px`` frame px, ADU; NaN where unusable.
+        ``mesh_noise`` (C, ny, nx) float32: formal 1-sigma uncertainty of each cell's level, ADU; NaN where that is.
+        ``hot hot_sigma`` (k,): flat indices of pixels that stick out alone, and by how many sigma (negative: too dark).
+        ``ceiling`` (C, 4) float64: evidence of saturation, see `RawMeasure.ceiling`; ADU first. NaN for pictures.
 
     Raises
     ------
@@ -54,74 +92,89 @@ def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -
     low, high = (finite.min(), finite.max()) if finite.size else (math.nan, math.nan)
     if not low < high:
         raise SkipItem("frame_empty", f"{info.path}: every pixel is {low}", value=float(low))
-    found = _find_stars(info, data, options)
-    if len(found.x) < MIN_STARS:
+    arrays = _measure_picture(data, options) if data.ndim == 3 else _measure_raw_frame(info, data, options)
+    n_stars = len(arrays["x"])
+    if n_stars < MIN_STARS:
         raise SkipItem(
             "frame_too_few_stars",
-            f"{info.path}: {len(found.x)} stars, {MIN_STARS} needed",
-            stars=len(found.x),
+            f"{info.path}: {n_stars} stars, {MIN_STARS} needed",
+            stars=n_stars,
             needed=MIN_STARS,
         )
-    # Only now, so that it never lies in memory beside what the detector needs.
-    planes, scale = _colour_planes(info, data)
-    statistics = [background.sky_statistics(plane) for plane in planes]
-    fwhm = float(np.nanmedian(found.fwhm_px))
-    plane_offset = (scale - 1) / 2
-    channel_flux = stars.aperture_fluxes(
-        planes,
-        (found.x - plane_offset) / scale,
-        (found.y - plane_offset) / scale,
-        max(2.0, APERTURE_FWHM * fwhm / scale),
+    return arrays
+
+
+def _measure_raw_frame(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
+    counts = as_counts(data)
+    measured = measure_raw(
+        counts.plane,
+        info.cfa_pattern if info.kind == "cfa" else None,
+        detect_sigma=options.detect_sigma,
+        max_stars=options.max_stars,
+        cell_px=options.mesh_cell_px,
+        missing=counts.missing,
+        # A colour filter array is still as the sensor gave it: its pixels have no noise in common.
+        noise_factor=counts.noise_factor if info.kind == "mono" else 1.0,
     )
     find_hot = options.find_hot_pixels and info.kind == "cfa"
-    return {
-        **{column: getattr(found, column) for column in STAR_COLUMNS},
-        "channel_flux": channel_flux,
-        "sky": np.array([s for s, _ in statistics], dtype=np.float32),
-        # A half-size green plane is the mean of two pixels; the noise of one pixel is what weights need.
-        "noise": np.array([s for _, s in statistics], dtype=np.float32) * _noise_scale(info),
-        "mesh": background.sky_mesh(planes, round(options.mesh_cell_px / scale)),
-        "hot": hot_pixels.find_candidates(data) if find_hot else np.empty(0, np.int64),
+    return _in_adu(measured, counts) | {
+        "hot": measured.defects if find_hot else np.empty(0, np.int64),
+        "hot_sigma": measured.defect_sigma if find_hot else np.empty(0, np.float32),
     }
 
 
-def _find_stars(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -> stars.StarList:
-    """Stars in frame px, found on the luminance, which is gone afterwards."""
-    if info.kind == "cfa":
-        luminance, offset = cfa.luminance(data), 0.5
-    else:
-        luminance, offset = _filled_planes(data).mean(axis=0), 0.0
-    return stars.detect_stars(
-        luminance,
-        threshold_sigma=options.detect_sigma,
-        max_stars=options.max_stars,
-        saturation=65000.0 if data.dtype == np.uint16 else None,
-        offset=(offset, offset),
-    )
+def _in_adu(measured: RawMeasure, counts: Counts) -> dict[str, np.ndarray]:
+    found, step = measured.stars, np.float32(counts.step)
+    columns = {name: getattr(found, name) for name in STAR_COLUMNS}
+    ceiling = measured.ceiling.astype(np.float64)
+    ceiling[:, 0] = counts.zero + counts.step * ceiling[:, 0]
+    return {
+        **columns,
+        "flux": step * found.flux,
+        "peak": step * found.peak,
+        "channel_flux": step * measured.channel_flux,
+        "sky": np.float32(counts.zero) + step * measured.sky,
+        "noise": step * measured.noise,
+        "mesh": np.float32(counts.zero) + step * measured.mesh,
+        "mesh_noise": step * measured.mesh_noise,
+        "ceiling": ceiling,
+    }
 
 
-def _colour_planes(info: FrameInfo, data: np.ndarray) -> tuple[np.ndarray, float]:
-    """Colour planes (C, h, w) float32, and how many frame pixels one of their pixels is wide."""
-    if info.kind == "cfa":
-        return cfa.superpixel(data, info.cfa_pattern), 2.0
-    return _filled_planes(data), 1.0
-
-
-def _filled_planes(data: np.ndarray) -> np.ndarray:
+def _measure_picture(data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
+    """Measure a picture of three planes; NaN means missing."""
     planes = np.asarray(data, dtype=np.float32)
-    planes = planes[None] if planes.ndim == 2 else planes
-    finite = np.isfinite(planes)
-    return planes if finite.all() else np.where(finite, planes, np.float32(np.median(planes[finite])))
-
-
-def _noise_scale(info: FrameInfo) -> np.ndarray:
-    if info.kind == "cfa":
-        return np.array([1.0, math.sqrt(2.0), 1.0], dtype=np.float32)
-    return np.float32(1.0)
+    found = stars.detect_stars(
+        planes.mean(axis=0),
+        threshold_sigma=_PICTURE_SIGMA,
+        max_stars=options.max_stars,
+        saturation=_PICTURE_SATURATION,
+    )
+    radius = max(2.0, APERTURE_FWHM * float(np.median(found.fwhm_px))) if len(found) else 2.0
+    statistics = [background.sky_statistics(plane) for plane in planes]
+    mesh, mesh_noise = background.sky_mesh_and_error(planes, options.mesh_cell_px)
+    return {
+        **{column: getattr(found, column) for column in STAR_COLUMNS},
+        "channel_flux": stars.aperture_fluxes(planes, found.x, found.y, radius),
+        "sky": np.array([s for s, _ in statistics], dtype=np.float32),
+        "noise": np.array([s for _, s in statistics], dtype=np.float32),
+        "mesh": mesh,
+        "mesh_noise": mesh_noise,
+        "ceiling": np.full((len(planes), 4), np.nan),
+        "hot": np.empty(0, np.int64),
+        "hot_sigma": np.empty(0, np.float32),
+    }
 
 
 def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure | SkipItem:
     """Measure one frame and store its arrays in the file given; runs in a worker process.
+
+    What that file holds is kept when it was measured on the same pixels.
+
+    Returns
+    -------
+    FrameMeasure or SkipItem
+        ``frame_changed``: the file is not the one whose header was read; its header has to be read again.
 
     Raises
     ------
@@ -129,19 +182,44 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
         The arrays cannot be written.
     """
     info, options, arrays_path = task
-    try:
-        data, key = read_image_and_key(info)
+    return result_or_skip(info.path, _measure_and_store, info, options, arrays_path)
+
+
+def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: str) -> FrameMeasure:
+    read = read_identified(info)
+    if not is_as_surveyed(info) and not header_holds(info):
+        raise frame_changed(info.path)
+    key = Path(arrays_path).stem
+    before = load_sealed(arrays_path, key)
+    if before is not None and before[0]["content_key"] == read.content_key:
+        zero_is_missing, arrays = before[0]["zero_is_missing"], before[1]
+    else:
+        data, zero_is_missing = without_missing(info, read.data)
         arrays = measure_arrays(info, data, options)
-    except SkipItem as skip:
-        return skip
-    with atomic_path(arrays_path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-    return FrameMeasure(
-        content_key=key,
+    measure = FrameMeasure(
+        content_key=read.content_key,
         sky_adu=tuple(map(float, arrays["sky"])),
         noise_adu=tuple(map(float, arrays["noise"])),
         n_stars=len(arrays["x"]),
         fwhm_px=float(np.nanmedian(arrays["fwhm_px"])),
         elongation=float(np.nanmedian(arrays["elongation"])),
         arrays_path=arrays_path,
+        zero_is_missing=zero_is_missing,
     )
+    record = {name: value for name, value in asdict(measure).items() if name != "arrays_path"}
+    state = [info.ctime_ns, info.inode]
+    save_sealed(arrays_path, key, record | {"file_state": state}, {**arrays, "row_sums": read.row_sums})
+    return measure
+
+
+def stored_measure(info: FrameInfo, arrays_path: str) -> FrameMeasure | None:
+    """Return what `measure_frame` stored for this very file; None when it has to look at the file itself."""
+    stored = load_sealed(arrays_path, Path(arrays_path).stem)
+    if stored is None:
+        return None
+    record, arrays = stored
+    # The name stands for path, size and time. They stay the same when a backup is restored over the file.
+    if record.pop("file_state") != [info.ctime_ns, info.inode] or not ARRAY_NAMES.issubset(arrays):
+        return None
+    lists = {name: tuple(record[name]) for name in ("sky_adu", "noise_adu")}
+    return FrameMeasure(**{**record, **lists}, arrays_path=arrays_path)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_io.folders import survey_files
 from zemosaic_io.headers import FrameInfo, read_frame_info
+from zemosaic_io.light_frames import refuse_other_than_light
 from zemosaic_pipeline.context import RunContext
-from zemosaic_pipeline.plan import majority_geometry
+from zemosaic_pipeline.frame_boundary import result_or_skip
+from zemosaic_pipeline.plan import geometry, majority_geometry
 from zemosaic_pipeline.records import Frame, LeftOut
 
 __all__ = ["PHASE", "run", "survey"]
@@ -19,45 +21,45 @@ __all__ = ["PHASE", "run", "survey"]
 PHASE = "phase0_survey"
 # Headers handed to a worker process at once: one header takes about a millisecond, a round trip as much.
 BATCH = 64
-# What IMAGETYP says of frames that show no sky; hot pixels and dust could pass for stars.
-CALIBRATION = re.compile(r"\b(dark|flat|bias|offset|zero)", re.IGNORECASE)
 
 
-def read_batch(paths: Sequence[str]) -> list[FrameInfo | LeftOut]:
-    """Read headers; a file that cannot be used becomes a `LeftOut`."""
+def read_batch(paths: Sequence[str], root: Path | None = None) -> list[FrameInfo | LeftOut]:
+    """Read headers; a file below ``root`` that cannot be used becomes a `LeftOut`."""
     found: list[FrameInfo | LeftOut] = []
     for path in paths:
-        try:
-            info = read_frame_info(Path(path))
-            if CALIBRATION.search(info.image_type):
-                raise SkipItem(
-                    "frame_not_light", f"{path}: IMAGETYP is {info.image_type}", type=info.image_type
-                )
-            found.append(info)
-        except SkipItem as skip:
-            found.append(
-                LeftOut(path, PHASE, skip.key, {k: v for k, v in skip.values.items() if k != "path"})
-            )
+        result = result_or_skip(path, _read_light, path, root)
+        if isinstance(result, SkipItem):
+            values = {key: value for key, value in result.values.items() if key != "path"}
+            result = LeftOut(path, PHASE, result.key, values)
+        found.append(result)
     return found
 
 
+def _read_light(path: str, root: Path | None) -> FrameInfo:
+    info = read_frame_info(Path(path))
+    refuse_other_than_light(info, root)
+    return info
+
+
 def _one_camera(infos: Sequence[FrameInfo]) -> tuple[list[FrameInfo], list[LeftOut]]:
-    """Keep the geometry most frames have."""
+    """Keep the geometry most frames have; stacks, which telescopes cut as they like, may have any size."""
     if not infos:
         return [], []
-    kind, shape = majority_geometry(infos)
+    usual = majority_geometry(infos)
+    example = next(info for info in infos if geometry(info) == usual)
     kept: list[FrameInfo] = []
     refused: list[LeftOut] = []
     for info in infos:
-        if (info.kind, info.shape_hw) == (kind, shape):
+        if geometry(info) == usual:
             kept.append(info)
             continue
-        values = {
-            "found": f"{info.kind} {info.shape_hw[1]}x{info.shape_hw[0]}",
-            "expected": f"{kind} {shape[1]}x{shape[0]}",
-        }
+        values = {"found": _size_text(info), "expected": _size_text(example)}
         refused.append(LeftOut(str(info.path), PHASE, "frame_other_geometry", values))
     return kept, refused
+
+
+def _size_text(info: FrameInfo) -> str:
+    return f"{info.kind} {info.shape_hw[1]}x{info.shape_hw[0]}"
 
 
 def _batches(paths: Sequence[Path]) -> list[list[str]]:
@@ -88,7 +90,8 @@ def survey(
         paths = [path for path in paths if str(path.resolve()) in wanted]
     batches = _batches(paths)
     results: dict[int, list[FrameInfo | LeftOut]] = {}
-    source = enumerate(map(read_batch, batches)) if map_batches is None else map_batches(read_batch, batches)
+    read = partial(read_batch, root=folder)
+    source = enumerate(map(read, batches)) if map_batches is None else map_batches(read, batches)
     for position, found in source:
         results[position] = found
     everything = [item for position in sorted(results) for item in results[position]]

@@ -40,6 +40,17 @@ def _chosen_groups(solved: Sequence[SolvedFrame], preplanned: Sequence[Sequence[
     return [*groups, np.array(rest)] if rest else groups
 
 
+def _of_one_size(solved: Sequence[SolvedFrame], groups: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Split groups so that the frames of a tile have one size: their sky meshes are compared cell by cell."""
+    parts: list[np.ndarray] = []
+    for members in groups:
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for i in members.tolist():
+            sizes.setdefault(solved[i].frame.info.shape_hw, []).append(i)
+        parts.extend(np.array(same) for same in sizes.values())
+    return parts
+
+
 def _times(solved: Sequence[SolvedFrame]) -> np.ndarray:
     """Return the order of the exposures; ISO dates sort as text, frames without one by their number."""
     order = sorted(range(len(solved)), key=lambda i: (solved[i].frame.info.date_obs, i))
@@ -65,6 +76,7 @@ def run(solved: Sequence[SolvedFrame], options: GroupOptions, context: RunContex
             times=_times(solved),
         )
     records = []
+    groups = _of_one_size(solved, groups)
     for number, members in enumerate(groups):
         ra, dec = mean_direction(centres[members, 0], centres[members, 1])
         indices = tuple(solved[i].frame.index for i in members)

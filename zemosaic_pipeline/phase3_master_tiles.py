@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,25 @@ from zemosaic_core.coverage import edge_ramp, enlarge_rows
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
-from zemosaic_core.sources import CoaddBlock, CoaddSource
+from zemosaic_core.sky_lattice import cell_centres
+from zemosaic_core.sources import CoaddBlock, CoaddSource, SampleNoise
 from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import StreamingFits
+from zemosaic_io.frame_identity import is_as_surveyed, locate_again
 from zemosaic_io.frame_store import FrameStore, TileStore
-from zemosaic_io.headers import read_frame_info
-from zemosaic_io.manifest import Manifest, make_folder
+from zemosaic_io.manifest import Manifest, file_digest, make_folder
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
-from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.records import FrameGroup, FrameTerms, MasterTile, MosaicGrid, RegisteredFrame
 from zemosaic_utils import coadd_on_grid
 
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 4
+TILE_VERSION = 6
 MAP_ERROR_PX = 0.005
 # The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
 RAMP_DECIMATION = 4
@@ -70,7 +72,7 @@ def tile_window(
 def _source(
     frame: RegisteredFrame,
     window: tuple[int, int, int, int],
-    photometry: np.ndarray,
+    terms: FrameTerms,
     weight: np.ndarray,
     feather_px: float,
     has_weight_map: bool,
@@ -95,30 +97,29 @@ def _source(
         shape_hw=shape,
         pixel_map=build_pixel_map(to_source, bbox, max_error_px=MAP_ERROR_PX),
         bbox=bbox,
-        photometry=photometry,
+        photometry=terms.photometry,
         weight=weight,
         feather_px=feather_px,
         has_weight_map=has_weight_map,
+        radial=terms.radial if terms.radial.any() else None,
     )
 
 
-def _cell_centres(
-    shape_hw: tuple[int, int], n_cells: tuple[int, int], cell_px: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return frame positions (x, y) of the centres of the background cells; the last ones may be cut short."""
-
-    def centres(length: int, n: int) -> np.ndarray:
-        start = np.arange(n) * cell_px
-        return (start + np.minimum(start + cell_px, length) - 1) / 2
-
-    return np.meshgrid(centres(shape_hw[1], n_cells[1]), centres(shape_hw[0], n_cells[0]))
+def frame_terms(
+    frames: Sequence[RegisteredFrame], sky: Mapping[int, FrameTerms], plan: RunPlan
+) -> list[FrameTerms]:
+    """Return the terms of each frame: those of the model of the whole sky, or what brings this group onto one sky."""
+    if sky:
+        return [sky[frame.solved.frame.index] for frame in frames]
+    of_group = normalisation(frames, plan.stack.normalise, plan.measure.mesh_cell_px).astype(np.float32)
+    return [FrameTerms(terms, np.zeros_like(terms)) for terms in of_group]
 
 
 def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) -> np.ndarray:
     """Return the photometric terms (N, C, 4) that bring the frames of a group onto one sky."""
     meshes = np.stack([frame.solved.measure.arrays()["mesh"] for frame in frames])
     height, width = frames[0].solved.frame.info.shape_hw
-    x, y = _cell_centres((height, width), meshes.shape[2:], cell_px)
+    x, y = cell_centres((height, width), meshes.shape[2:], cell_px)
     return normalise_group(
         np.array([frame.gain for frame in frames]),
         np.array([frame.solved.measure.sky_adu for frame in frames]),
@@ -127,6 +128,32 @@ def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) 
         np.array([frame.solved.measure.noise_adu for frame in frames]),
         method,
         uv=np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], axis=-1),
+    )
+
+
+def sample_noise(
+    frames: Sequence[RegisteredFrame], weights: np.ndarray, terms: Sequence[FrameTerms]
+) -> SampleNoise | None:
+    """Return what is known beforehand about the samples of a co-add; None where a channel's noise is not known.
+
+    Parameters
+    ----------
+    weights : ndarray, shape (N, C)
+    terms : sequence of FrameTerms
+    """
+    photometry = np.array([term.photometry for term in terms], float)
+    f1, f2, d1, d2 = np.moveaxis(np.array([term.radial for term in terms], float), -1, 0)
+    # Means of q and q^2 over the detector.
+    gain = photometry[..., 0] * (1 + f1 / 3 + f2 / 6)
+    offset = photometry[..., 1] + d1 / 3 + d2 / 6
+    noise = np.array([frame.solved.measure.noise_adu for frame in frames], float)
+    sky = np.array([frame.solved.measure.sky_adu for frame in frames], float)
+    variance = np.where(noise > 0, (gain * noise) ** 2 * weights, np.nan)
+    level = gain * sky + offset
+    if not (np.isfinite(variance).any(axis=0) & np.isfinite(level).any(axis=0)).all():
+        return None
+    return SampleNoise(
+        tuple(map(float, np.nanmedian(variance, axis=0))), tuple(map(float, np.nanmedian(level, axis=0)))
     )
 
 
@@ -176,7 +203,7 @@ class _TileFacts:
 def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: RunPlan) -> tuple[float, ...]:
     """Return what brings the stack of frames to the flux scale of the clear ones; 1 when they were brought there."""
     gains = np.array([frame.gain for frame in frames], dtype=float)
-    if plan.stack.normalise == "linear_fit":
+    if plan.stack.normalise == "linear_fit":  # the model of the sky brings them there too
         return (1.0,) * plan.n_channels
     transparency = np.where(np.isfinite(gains) & (gains > 0), 1 / np.where(gains > 0, gains, 1.0), 1.0)
     if plan.stack.rule.combine == "median":
@@ -187,9 +214,7 @@ def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: Run
 def _tile_cards(
     group: FrameGroup, frames: Sequence[RegisteredFrame], plan: RunPlan, wcs_cards: dict[str, Any]
 ) -> dict[str, Any]:
-    first = frames[0].solved.frame.info
     stack = plan.stack
-    exposure = sum(frame.solved.frame.info.exposure_s or 0.0 for frame in frames)
     cards: dict[str, Any] = {
         **wcs_cards,
         "ZMT_TYPE": ("Master Tile", "ZeMosaic product"),
@@ -206,11 +231,18 @@ def _tile_cards(
         "HIERARCH ZMT_WINHI": (stack.rule.winsor_limits[1], "winsorised fraction, high"),
         "ZMT_COMB": (stack.rule.combine, "combination"),
         "ZMT_KERN": (stack.kernel, "resampling kernel"),
-        "EXPTOTAL": (exposure, "[s] exposure of all frames"),
         "NEXP_SUM": (len(frames), "number of exposures"),
         "BUNIT": ("adu", "counts of the reference frames"),
         "SOFTWARE": (f"ZeMosaic {__version__}", "made by"),
     }
+    return cards | _frame_cards(frames)
+
+
+def _frame_cards(frames: Sequence[RegisteredFrame]) -> dict[str, Any]:
+    """Return what the headers of the frames say about the tile."""
+    first = frames[0].solved.frame.info
+    exposure = sum(frame.solved.frame.info.total_exposure_s or 0.0 for frame in frames)
+    cards: dict[str, Any] = {"EXPTOTAL": (exposure, "[s] exposure of all frames")}
     for name, value in (
         ("OBJECT", first.object_name),
         ("FILTER", first.filter_name),
@@ -241,6 +273,7 @@ def create_tile(
     frames: Sequence[RegisteredFrame],
     weights: np.ndarray,
     hot_pixels: dict[int, np.ndarray],
+    sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
     context: RunContext,
@@ -253,13 +286,15 @@ def create_tile(
     ----------
     weights : ndarray, shape (N, C)
         Weight of each frame, comparable between groups.
+    sky : mapping of int to FrameTerms
+        Terms of every frame from the model of the sky; empty: the group finds a common sky of its own.
     on_rows : callable, optional
         ``on_rows(done, total)`` as rows of the tile are finished.
 
     Raises
     ------
     SkipItem
-        No frame of the group touches the grid.
+        No frame of the group touches the grid; or rows that were read are not those that were measured.
     SaveFailed
         The tile cannot be written.
     """
@@ -268,12 +303,12 @@ def create_tile(
         raise SkipItem(
             "tile_outside_grid", f"group {group.group_id} does not touch the mosaic", group=group.group_id
         )
-    terms = normalisation(frames, plan.stack.normalise, plan.measure.mesh_cell_px)
+    terms = frame_terms(frames, sky, plan)
     candidates = [
         _source(
             frame,
             window,
-            terms[i].astype(np.float32),
+            terms[i],
             weights[i].astype(np.float32),
             plan.stack.feather_px,
             plan.stack.radial is not None,
@@ -290,6 +325,8 @@ def create_tile(
         hot_pixels,
         colours=frame_colours(frames),
         radial=plan.stack.radial,
+        row_sums={frame.solved.frame.index: frame.solved.measure.arrays()["row_sums"] for frame in frames},
+        zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
     )
     facts = _TileFacts(plan.n_channels)
     extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
@@ -311,7 +348,7 @@ def create_tile(
             sources,
             shape,
             plan.n_channels,
-            plan.stack.rule,
+            replace(plan.stack.rule, noise=sample_noise(frames, weights, terms)),
             plan.stack.kernel,
             sink=sink,
             budget_bytes=plan.block_budget_bytes,
@@ -328,7 +365,8 @@ def create_tile(
         origin_yx=(y0, x0),
         shape_hw=shape,
         frames=tuple(frame.solved.frame.index for frame in frames),
-        exposure_s=float(sum(frame.solved.frame.info.exposure_s or 0.0 for frame in frames)),
+        exposure_s=float(sum(frame.solved.frame.info.total_exposure_s or 0.0 for frame in frames)),
+        n_exposures=sum(frame.solved.frame.info.stack_count for frame in frames),
         noise_adu=facts.noise(),
         rejected_fraction=facts.rejected / facts.samples if facts.samples else 0.0,
         median_coverage=facts.median_coverage(),
@@ -343,6 +381,7 @@ def _tile_key(
     frames: Sequence[RegisteredFrame],
     weights: np.ndarray,
     hot: dict[int, np.ndarray],
+    sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
 ) -> str:
@@ -352,26 +391,34 @@ def _tile_key(
             frame.solved.measure.content_key,
             frame.solved.frame.info.kind,
             frame.solved.frame.info.cfa_pattern,
-            frame.solved.frame.info.exposure_s,
+            frame.solved.frame.info.total_exposure_s,
+            frame.solved.frame.info.stack_count,
             frame.solved.frame.info.instrument,
             frame.solved.frame.info.filter_name,
             frame.to_frame.to_dict(),
             frame.gain,
             weights[i].tolist(),
             hot.get(frame.solved.frame.index),
+            _plain_terms(sky.get(frame.solved.frame.index)),
         )
         for i, frame in enumerate(frames)
     ]
+    facts = _frame_cards(frames)
     return manifest.key(
         "tile",
         TILE_VERSION,
         __version__,
         inputs,
+        facts,
         grid.wcs_cards,
         grid.shape_hw,
         asdict(plan.stack),
         plan.output.variance,
     )
+
+
+def _plain_terms(terms: FrameTerms | None) -> list[Any]:
+    return [] if terms is None else [terms.photometry.tolist(), terms.radial.tolist()]
 
 
 def _stored_tile(
@@ -383,7 +430,8 @@ def _stored_tile(
         return None
     try:
         path = folder / Path(record["path"]).name
-        if not path.is_file():
+        if file_digest(path) != record["digest"]:
+            log.warning("stored tile %s is damaged or gone and is made anew", path)
             return None
         tile = MasterTile(
             **{
@@ -395,33 +443,53 @@ def _stored_tile(
                 "path": str(path),
             }
         )
-        if path.stat().st_size != record["size_bytes"]:
-            return None
         return tile if TileStore({0: path}).shape_hw(0) == tile.shape_hw else None
     except (KeyError, TypeError, OSError, SkipItem) as error:
         log.warning("stored tile %s cannot be used: %r", key, error)
         return None
 
 
-def _without_lost(
-    frames: Sequence[RegisteredFrame], skip: SkipItem, context: RunContext
+def _as_measured(frame: RegisteredFrame) -> RegisteredFrame:
+    """Return the frame as its file is now.
+
+    Raises
+    ------
+    SkipItem
+        The file holds other pixels than those measured, or cannot be read any more.
+    """
+    info = frame.solved.frame.info
+    if is_as_surveyed(info):
+        return frame
+    now = locate_again(info, frame.solved.measure.content_key)
+    return replace(frame, solved=replace(frame.solved, frame=replace(frame.solved.frame, info=now)))
+
+
+def _still_there(
+    frames: Sequence[RegisteredFrame],
+    context: RunContext,
+    lost: SkipItem | None = None,
+    tried_again: Collection[str] = (),
 ) -> list[RegisteredFrame]:
-    """Return the frames that can still be read after one could not; the others are left out."""
+    """Return the frames whose pixels are those measured; the others are left out with their reason.
+
+    Parameters
+    ----------
+    lost : SkipItem, optional
+        Why a frame, named in its values, could not be stacked. It is kept when its pixels are found in another
+        place of the file, as after another program wrote into its header.
+    tried_again : collection of str
+        Paths of frames that were kept for that reason before.
+    """
     kept = []
     for frame in frames:
-        info = frame.solved.frame.info
-        reason = skip if str(skip.values.get("path")) == str(info.path) else None
-        try:
-            now = read_frame_info(info.path)
-        except SkipItem as error:
-            reason = error
+        path = str(frame.solved.frame.info.path)
+        now = result_or_skip(path, _as_measured, frame)
+        if lost is not None and lost.values.get("path") == path and (now is frame or path in tried_again):
+            now = lost
+        if isinstance(now, SkipItem):
+            context.leave_out(path, PHASE, now.key, **now.values)
         else:
-            if (now.size_bytes, now.mtime_ns) != (info.size_bytes, info.mtime_ns):
-                reason = SkipItem("frame_changed", f"{info.path} changed during the run")
-        if reason is None:
-            kept.append(frame)
-        else:
-            context.leave_out(str(info.path), PHASE, reason.key, **reason.values)
+            kept.append(now)
     return kept
 
 
@@ -431,6 +499,7 @@ class _Maker:
 
     weights: Mapping[int, np.ndarray]
     hot_pixels: dict[int, np.ndarray]
+    sky: Mapping[int, FrameTerms]
     grid: MosaicGrid
     plan: RunPlan
     context: RunContext
@@ -441,9 +510,11 @@ class _Maker:
         self, group: FrameGroup, frames: Sequence[RegisteredFrame], on_rows: Callable[[int, int], object]
     ) -> tuple[MasterTile | None, bool]:
         """Return the tile, or None when nothing of the group is left; and whether it was made before."""
+        frames = _still_there(frames, self.context)
+        tried_again: set[str] = set()
         while frames:
             weights = np.stack([self.weights[frame.solved.frame.index] for frame in frames])
-            key = _tile_key(self.manifest, frames, weights, self.hot_pixels, self.grid, self.plan)
+            key = _tile_key(self.manifest, frames, weights, self.hot_pixels, self.sky, self.grid, self.plan)
             if self.plan.resume:
                 tile = _stored_tile(self.manifest, key, group, frames, self.folder)
                 if tile is not None:
@@ -451,16 +522,30 @@ class _Maker:
             path = self.folder / f"master_tile_{group.group_id:03d}_{key[:12]}.fits"
             try:
                 tile = create_tile(
-                    group, frames, weights, self.hot_pixels, self.grid, self.plan, self.context, path, on_rows
+                    group,
+                    frames,
+                    weights,
+                    self.hot_pixels,
+                    self.sky,
+                    self.grid,
+                    self.plan,
+                    self.context,
+                    path,
+                    on_rows,
                 )
             except SkipItem as skip:
-                left = _without_lost(frames, skip, self.context)
-                if len(left) == len(frames):
+                left = _still_there(frames, self.context, skip, tried_again)
+                if len(left) == len(frames) and all(a is b for a, b in zip(left, frames, strict=True)):
                     self.context.say(skip.key, "WARN", **skip.values)
                     return None, False
+                tried_again.add(str(skip.values.get("path")))
                 frames = left
                 continue
-            record = {"path": path.name, "size_bytes": path.stat().st_size, "tile": asdict(tile)}
+            record = {
+                "path": path.name,
+                "digest": file_digest(path),
+                "tile": asdict(tile) | {"path": path.name},
+            }
             self.manifest.put(key, record)
             self.manifest.save()
             return tile, False
@@ -471,6 +556,7 @@ def run(
     groups: Sequence[FrameGroup],
     placed: Sequence[RegisteredFrame],
     hot_pixels: dict[int, np.ndarray],
+    sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
     context: RunContext,
@@ -478,7 +564,8 @@ def run(
 ) -> list[MasterTile]:
     """Return the master tiles; a tile made before from the same frames and numbers is used again.
 
-    A frame that can no longer be read is left out, and its group stacked without it.
+    A frame that can no longer be read, or whose pixels are not those that were measured, is left out, and its
+    group stacked without it.
     """
     folder = context.state_dir / "tiles"
     make_folder(folder)
@@ -490,7 +577,7 @@ def run(
         plan.stack.weighting,
     )
     by_frame = {index: weights[i] for index, i in by_index.items()}
-    maker = _Maker(by_frame, hot_pixels, grid, plan, context, manifest, folder)
+    maker = _Maker(by_frame, hot_pixels, sky, grid, plan, context, manifest, folder)
     tiles: list[MasterTile] = []
     n_reused = 0
     for done, group in enumerate(groups):

@@ -16,8 +16,10 @@ from astropy.wcs import WCS
 from zemosaic_core import grid as grids
 from zemosaic_core import photometry, registration
 from zemosaic_core.errors import RunFailed
+from zemosaic_core.frame_verdicts import common_star_transparency
 from zemosaic_core.pixel_map import wcs_transform
 from zemosaic_core.sphere import image_geometry
+from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared, solve_star_flat
 from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import GridOptions
@@ -29,17 +31,21 @@ PHASE = "phase4_grid"
 # Registration works on the brightest stars; more do not make it better, only slower.
 MAX_STARS = 300
 MIN_PHOTOMETRY_SNR = 25.0
-# The luminance is the mean of four pixels; beyond this one of them is likely full.
-SATURATED_ADU = 45_000.0
 
 
 @dataclass(frozen=True)
 class Placed:
-    """The grid and the frames on it; ``one_flux_scale`` when common stars link the gains of all frames."""
+    """The grid and the frames on it; ``linked`` are the indices of frames whose gains follow from common stars."""
 
     grid: MosaicGrid
     frames: tuple[RegisteredFrame, ...]
-    one_flux_scale: bool
+    linked: frozenset[int]
+    flat: StarFlat
+
+    @property
+    def one_flux_scale(self) -> bool:
+        """Whether common stars link the gains of all frames."""
+        return all(frame.solved.frame.index in self.linked for frame in self.frames)
 
 
 def header_cards(wcs: WCS) -> dict[str, object]:
@@ -79,7 +85,7 @@ def _without_far_pointings(
             dropped.update(outlier.frames.tolist())
             for i in outlier.frames:
                 context.leave_out(
-                    solved[i].frame.info.path, PHASE, "frame_far_from_others", cost_megapixels=cost
+                    str(solved[i].frame.info.path), PHASE, "frame_far_from_others", cost_megapixels=cost
                 )
     return [i for i in range(len(solved)) if i not in dropped]
 
@@ -93,7 +99,7 @@ def _register(
         xy.append(np.column_stack([arrays["x"], arrays["y"]])[:MAX_STARS].astype(float))
         # Near the detection limit only lucky measurements are seen, and more so through haze: faint stars would bias
         # the flux scale. Saturated ones have lost light.
-        usable = (arrays["snr"] >= MIN_PHOTOMETRY_SNR) & (arrays["peak"] < SATURATED_ADU)
+        usable = (arrays["snr"] >= MIN_PHOTOMETRY_SNR) & ~arrays["saturated"]
         flux.append(np.where(usable, arrays["channel_flux"], np.nan)[:, :MAX_STARS])
         # Frame px -> plane px is the map of an output grid (the frame) into a source (the plane).
         initial.append(wcs_transform(wcs, spec.wcs))
@@ -116,6 +122,46 @@ def _catalogue_anchors(solved: Sequence[SolvedFrame], spec: grids.GridSpec) -> n
     return spec.wcs.all_world2pix(np.column_stack([ra, dec]), 0) if len(ra) else None
 
 
+def _transparency(
+    solved: Sequence[SolvedFrame],
+    found: registration.GlobalRegistration,
+    flux_scale: photometry.Transparency,
+) -> np.ndarray:
+    """Return how clear the air of each frame was, also of frames that show faint stars only."""
+    flux = np.full(len(found.frame_index), np.nan)
+    for i, item in enumerate(solved):
+        own = np.flatnonzero(found.frame_index == i) if not flux_scale.ok.all() else np.empty(0, np.int64)
+        if len(own):
+            flux[own] = item.measure.columns("channel_flux")["channel_flux"].mean(axis=0)[
+                found.detection_index[own]
+            ]
+    return common_star_transparency(
+        found.frame_index,
+        found.star_index,
+        flux,
+        flux_scale.gains.mean(axis=1),
+        flux_scale.ok,
+        len(found.star_xy),
+    )
+
+
+def _star_flat(
+    solved: Sequence[SolvedFrame], found: registration.GlobalRegistration
+) -> tuple[StarFlat, np.ndarray]:
+    """Return the flat that the stars tell, and their fluxes with it taken out where it is good enough."""
+    q = np.full(len(found.frame_index), np.nan)
+    bounds = np.searchsorted(found.frame_index, np.arange(len(solved) + 1))
+    for item, first, last in zip(solved, bounds[:-1], bounds[1:], strict=True):
+        own = slice(first, last)
+        places = item.measure.columns("x", "y")
+        at = found.detection_index[own]
+        q[own] = radius_squared(places["x"][at], places["y"][at], item.frame.info.shape_hw)
+    flat = solve_star_flat(
+        found.frame_index, found.star_index, found.flux, q, len(solved), len(found.star_xy)
+    )
+    return flat, found.flux / flat.values(q)[:, None] if flat.usable else found.flux
+
+
 def _check_size(shape_hw: tuple[int, int], options: GridOptions) -> None:
     megapixels = shape_hw[0] * shape_hw[1] / 1e6
     if megapixels > options.max_megapixels:
@@ -127,8 +173,15 @@ def _check_size(shape_hw: tuple[int, int], options: GridOptions) -> None:
         )
 
 
-def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext) -> Placed:
+def run(
+    solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext, *, with_flat: bool = False
+) -> Placed:
     """Return the mosaic grid and every frame's transform and flux scale on it.
+
+    Parameters
+    ----------
+    with_flat : bool
+        Also ask the stars for the flat field, and free their fluxes of it.
 
     Raises
     ------
@@ -148,15 +201,17 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
     context.progress(1, 3)
     found = _register(solved, wcs_list, spec)
     context.progress(2, 3)
+    flat, flux = _star_flat(solved, found) if with_flat else (no_star_flat(), found.flux)
     flux_scale = photometry.solve_transparency(
-        found.frame_index, found.star_index, found.flux, n_frames=len(solved), n_stars=len(found.star_xy)
+        found.frame_index, found.star_index, flux, n_frames=len(solved), n_stars=len(found.star_xy)
     )
+    transparency = _transparency(solved, found, flux_scale)
     frames = []
     for i, (item, fit) in enumerate(zip(solved, found.frames, strict=True)):
         if fit.to_plane is None or fit.to_frame is None:
             context.leave_out(str(item.frame.info.path), PHASE, fit.reason)
             continue
-        measure = replace(item.measure, transparency=float(1 / np.mean(flux_scale.gains[i])))
+        measure = replace(item.measure, transparency=float(transparency[i]))
         frames.append(
             RegisteredFrame(
                 solved=replace(item, measure=measure),
@@ -168,7 +223,7 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
                 kind=fit.kind,
             )
         )
-    linked = bool(flux_scale.ok.all())
+    linked = frozenset(item.frame.index for item, ok in zip(solved, flux_scale.ok, strict=True) if ok)
     loose = [item.frame.name for item, fit in zip(solved, found.frames, strict=True) if not fit.ok]
     if loose:
         context.say("registration_weak", "WARN", frames=len(loose), example=loose[0])
@@ -189,4 +244,5 @@ def run(solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext
         rms_px=round(rms, 3),
     )
     context.progress(3, 3)
-    return Placed(MosaicGrid(header_cards(spec.wcs), spec.shape_hw, spec.scale_arcsec), tuple(frames), linked)
+    grid = MosaicGrid(header_cards(spec.wcs), spec.shape_hw, spec.scale_arcsec)
+    return Placed(grid, tuple(frames), linked, flat)

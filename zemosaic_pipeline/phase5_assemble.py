@@ -14,6 +14,7 @@ from astropy.wcs import WCS
 
 from zemosaic_core import __version__
 from zemosaic_core.pixel_map import build_pixel_map
+from zemosaic_core.sky_model import ASSURANCES
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule
 from zemosaic_core.thumbnails import cell_medians
 from zemosaic_core.tile_photometry import OverlapSamples, TileOptions, TilePhotometry, solve_tiles
@@ -24,6 +25,7 @@ from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import MasterTile, Mosaic, MosaicGrid
+from zemosaic_pipeline.sky import SkySolution
 from zemosaic_utils import coadd_incremental, coadd_on_grid
 
 __all__ = ["PHASE", "Canvas", "run", "tile_photometry"]
@@ -107,9 +109,22 @@ def _cell_weights(frames_a: np.ndarray, frames_b: np.ndarray, most: float) -> np
 
 
 def tile_photometry(
-    tiles: Sequence[MasterTile], store: TileStore, one_flux_scale: bool, plan: RunPlan, context: RunContext
+    tiles: Sequence[MasterTile],
+    store: TileStore,
+    one_flux_scale: bool,
+    plan: RunPlan,
+    context: RunContext,
+    *,
+    one_sky: bool = False,
 ) -> tuple[TilePhotometry, list[Thumbnail], list[OverlapSamples]]:
-    """Return gain, offset and gradient of every tile, solved over all overlaps at once."""
+    """Return gain, offset and gradient of every tile, solved over all overlaps at once.
+
+    Parameters
+    ----------
+    one_sky : bool
+        One model of the sky stands behind the frames of all tiles: what is left between tiles is noise, and slopes
+        fitted to it would only bend the mosaic.
+    """
     thumbs = []
     for tile in tiles:
         context.cancel.check()
@@ -130,8 +145,8 @@ def tile_photometry(
     ]
     options = TileOptions(
         fit_gain=plan.assembly.photometric_match and not one_flux_scale,
-        fit_plane=plan.assembly.match_background and plan.assembly.gradient,
-        fit_surface=plan.assembly.match_background and plan.assembly.gradient_order > 1,
+        fit_plane=plan.assembly.match_background and plan.assembly.gradient and not one_sky,
+        fit_surface=plan.assembly.match_background and plan.assembly.gradient_order > 1 and not one_sky,
     )
     solution = solve_tiles(len(tiles), pairs, plan.n_channels, options=options)
     terms = solution.terms.copy()
@@ -231,8 +246,37 @@ def _bent(store: TileStore, tiles: Sequence[MasterTile], solution: TilePhotometr
     return TileSurfaces(store, shapes, {tile.tile_id: bends[i] for i, tile in enumerate(tiles)})
 
 
+def _sky_cards(behind: SkySolution, plan: RunPlan) -> dict[str, Any]:
+    """Return what is known about the sky behind the frames; errors are those of the worst channel."""
+    cards: dict[str, Any] = {
+        "ROUTE": (plan.route.route, "all frames at once, or by panels"),
+        "SKYMODEL": (plan.sky.model if behind.model is not None else "planes", "sky behind the frames"),
+    }
+    if plan.sky.model == "none":
+        cards["SKYMODEL"] = ("none", "sky behind the frames")
+    if behind.model is None:
+        return cards
+    gauges = [channel.gauge.sigma_data for channel in behind.model.channels]
+    tilt, bowl = max(float(s[:2].max()) for s in gauges), max(float(s[2:].max()) for s in gauges)
+    worst = max(ASSURANCES.index(channel.assurance) for channel in behind.model.channels)
+    cards["SKYGRAD"] = (plan.sky.remove_gradient, "glow of the whole mosaic removed")
+    cards["SKYFROM"] = (ASSURANCES[worst], "where tilt and bowl come from")
+    if np.isfinite(tilt):
+        cards["SKYTILT"] = (round(tilt, 2), "[adu] error of the tilt, edge, frames alone")
+        cards["SKYBOWL"] = (round(bowl, 2), "[adu] error of the bowl, edge, frames alone")
+    if behind.model.flat_applied:
+        cards["VIGNET"] = (round(100 * (1 - behind.model.flat.corner), 3), "[%] vignetting taken out, corner")
+        cards["VIGNERR"] = (round(100 * behind.model.flat.corner_sigma, 3), "[%] its standard error")
+    return cards
+
+
 def _mosaic_cards(
-    tiles: Sequence[MasterTile], n_frames: int, plan: RunPlan, wcs_cards: dict[str, Any], approximate: bool
+    tiles: Sequence[MasterTile],
+    n_frames: int,
+    plan: RunPlan,
+    wcs_cards: dict[str, Any],
+    approximate: bool,
+    behind: SkySolution,
 ) -> dict[str, Any]:
     stack = plan.stack
     cards: dict[str, Any] = {
@@ -248,6 +292,11 @@ def _mosaic_cards(
         "STK_KERN": (stack.kernel, "resampling kernel"),
         "STK_RADW": (stack.radial is not None, "radial weight applied"),
         "HIERARCH ZMASMBMTH": (plan.assembly.method, "assembly of tiles"),
+        "STACKCNT": (
+            sum(tile.n_exposures for tile in tiles),
+            "exposures, those inside stacked frames counted",
+        ),
+        **_sky_cards(behind, plan),
         "EXPTOTAL": (sum(tile.exposure_s for tile in tiles), "[s] exposure of all frames"),
         "BUNIT": ("adu", "counts of the reference frames"),
         "WCSAPPRX": (approximate, "position rests on the mount alone"),
@@ -282,11 +331,18 @@ def run(
     n_frames_found: int,
     approximate: bool,
     one_flux_scale: bool,
+    behind: SkySolution,
     grid: MosaicGrid,
     plan: RunPlan,
     context: RunContext,
 ) -> Mosaic:
     """Solve the tiles' photometry and write science image and coverage.
+
+    Parameters
+    ----------
+    behind : SkySolution
+        The sky behind the frames. Its glow over the whole mosaic, which the frames have lost already, goes to a file of
+        its own, or back into the image where `SkyOptions.remove_gradient` is off.
 
     Raises
     ------
@@ -294,7 +350,8 @@ def run(
         A file cannot be written.
     """
     store = TileStore({tile.tile_id: Path(tile.path) for tile in tiles})
-    solution, thumbs, pairs = tile_photometry(tiles, store, one_flux_scale, plan, context)
+    one_sky = behind.model is not None
+    solution, thumbs, pairs = tile_photometry(tiles, store, one_flux_scale, plan, context, one_sky=one_sky)
     _tell_photometry(tiles, solution, context)
     terms = (
         _equalise(solution.terms, thumbs)
@@ -306,11 +363,13 @@ def run(
     n_used = sum(len(tile.frames) for tile in tiles)
     base = context.output_dir / base_name(len(tiles), n_used)
     science, coverage = base.with_suffix(".fits"), Path(f"{base}_coverage.fits")
-    cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate)
+    cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate, behind)
     shape = (plan.n_channels, *canvas.shape_hw)
     coverage_cards = {**wcs_cards, "EXTNAME": ("COVERAGE", "frames per pixel"), "BUNIT": ("count", "")}
     depth = _Depth(tiles, store, canvas)
+    glow = _MosaicGlow(behind, canvas, terms[0, :, 0] / solution.terms[0, :, 0])
     variance_path = Path(f"{base}_variance.fits") if plan.output.variance else None
+    sky_path = Path(f"{base}_sky.fits") if glow.known and plan.sky.remove_gradient else None
     with ExitStack() as files:
         history = _history(plan, solution)
         out = files.enter_context(StreamingFits(science, shape, [*cards.items(), *history]))
@@ -324,8 +383,19 @@ def run(
             }
             out_variance = files.enter_context(StreamingFits(variance_path, shape, variance_cards))
 
+        out_sky = None
+        if sky_path is not None:
+            sky_cards = {
+                **cards,
+                "EXTNAME": ("SKY", "glow removed from the mosaic; add it to have it back"),
+            }
+            out_sky = files.enter_context(StreamingFits(sky_path, shape, sky_cards))
+
         def sink(y0: int, y1: int, block: CoaddBlock) -> None:
-            out.write_rows(y0, block.image)
+            if out_sky is not None:
+                out_sky.write_rows(y0, glow.rows(y0, y1))
+            kept = glow.known and out_sky is None
+            out.write_rows(y0, block.image + glow.rows(y0, y1) if kept else block.image)
             out_coverage.write_rows(y0, depth.rows(y0, y1))
             if out_variance is not None:
                 out_variance.write_rows(y0, depth.variance_rows(y0, y1, terms, block.weight))
@@ -351,16 +421,45 @@ def run(
         )
         out.commit()
         out_coverage.commit()
-        if out_variance is not None:
-            out_variance.commit()
+        for extra in (out_variance, out_sky):
+            if extra is not None:
+                extra.commit()
     return Mosaic(
         science_path=str(science),
         coverage_path=str(coverage),
         grid=replace(grid, wcs_cards=wcs_cards, shape_hw=canvas.shape_hw),
         origin_yx=canvas.origin_yx,
         photometry=_photometry_facts(tiles, pairs, solution, terms),
-        outputs={} if variance_path is None else {"variance": str(variance_path)},
+        outputs={
+            kind: str(path)
+            for kind, path in (("variance", variance_path), ("sky", sky_path))
+            if path is not None
+        },
     )
+
+
+class _MosaicGlow:
+    """The glow that the frames lost over the whole mosaic, row by row of the canvas; zero without a model."""
+
+    def __init__(self, behind: SkySolution, canvas: Canvas, scale: np.ndarray) -> None:
+        self._channels = () if behind.model is None else behind.model.channels
+        self._canvas = canvas
+        self._scale = scale
+
+    @property
+    def known(self) -> bool:
+        """True when there is a model."""
+        return bool(self._channels)
+
+    def rows(self, y0: int, y1: int) -> np.ndarray:
+        """Return canvas rows (C, y1 - y0, W), float32 ADU."""
+        top, left = self._canvas.origin_yx
+        width = self._canvas.shape_hw[1]
+        rows = [
+            np.float32(scale) * channel.removed_rows(top + y0, top + y1, left, left + width)
+            for channel, scale in zip(self._channels, self._scale, strict=True)
+        ]
+        return np.stack(rows)
 
 
 class _Depth:

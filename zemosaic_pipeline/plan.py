@@ -7,25 +7,26 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-from zemosaic_core.chunks import Workload, peak_bytes
+from zemosaic_core.chunks import Buffer, Workload, peak_bytes
 from zemosaic_core.coadd import coadd_buffers
 from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.gpu.coadd import expected_workload
 from zemosaic_core.gpu.device import DeviceInfo
-from zemosaic_core.sources import CombineRule
+from zemosaic_core.sources import CombineRule, SampleNoise
 from zemosaic_gpu_policy import Decision, GpuPolicy
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_pipeline.events import Reporter
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.pointings import pointing_labels
+from zemosaic_pipeline.routes import RouteDecision, choose_route
 from zemosaic_settings import Settings
 from zemosaic_utils import MAX_BLOCK_ROWS
 
@@ -130,6 +131,24 @@ class StackOptions:
 
 
 @dataclass(frozen=True)
+class SkyOptions:
+    """How the sky behind the frames is modelled.
+
+    Attributes
+    ----------
+    model : {'full', 'planes', 'none'}
+    site_deg : tuple of float or None
+        Latitude and longitude the user gave; None: those of the headers.
+    remove_gradient : bool
+        The glow of the mosaic as a whole is taken out of the science file.
+    """
+
+    model: str
+    site_deg: tuple[float, float] | None
+    remove_gradient: bool
+
+
+@dataclass(frozen=True)
 class AssemblyOptions:
     """How the tiles become the mosaic."""
 
@@ -182,6 +201,8 @@ class RunPlan:
     group: GroupOptions
     grid: GridOptions
     stack: StackOptions
+    sky: SkyOptions
+    route: RouteDecision
     assembly: AssemblyOptions
     output: OutputOptions
     rows: tuple[PlanRow, ...]
@@ -246,7 +267,7 @@ def _block_budget(settings: Settings, machine: Machine) -> int:
 
 def estimate_canvas(infos: Sequence[FrameInfo]) -> tuple[int, int]:
     """Guess height and width (px) of the mosaic from the headers' positions alone."""
-    height, width = infos[0].shape_hw
+    height, width = _largest(infos).shape_hw
     hints = [(i.ra_deg, i.dec_deg) for i in infos if i.ra_deg is not None and i.dec_deg is not None]
     scale = infos[0].scale_arcsec
     if not hints or scale is None:
@@ -337,9 +358,13 @@ def resolve(
             radial,
             # A wide ramp hides where the frames of one night end inside a tile. Frames of one pointing end nearly
             # alike, so their weights fall together and the depth of the stack stays what it is.
-            feather_px=FEATHER_SHARE * min(infos[0].shape_hw) if rule.combine == "mean" else 0.0,
+            feather_px=FEATHER_SHARE * min(min(info.shape_hw) for info in infos)
+            if rule.combine == "mean"
+            else 0.0,
             tile_ramp_px=settings.tile_feather_px,
         ),
+        sky=SkyOptions(settings.sky_model, site_of(settings.observer_site), settings.remove_gradient),
+        route=RouteDecision("panels", "route_asked"),
         assembly=AssemblyOptions(
             settings.final_assembly_method,
             settings.intertile_photometric_match,
@@ -363,9 +388,46 @@ def resolve(
         ),
         rows=(),
     )
-    decision = None if policy is None else policy.plan(_workload_on_card(run, infos, policy.status.device))
-    rows = _estimate(run, infos, canvas_hw, decision)
-    return RunPlan(**{**{name: getattr(run, name) for name in run.__dataclass_fields__}, "rows": rows})
+    deepest = _frames_per_row(infos)
+    run = replace(
+        run,
+        route=choose_route(
+            settings.route,
+            n_chosen_groups=len(preplanned),
+            block_rows=_direct_block_rows(run, infos, canvas_hw),
+            n_frames=deepest,
+            n_sizes=len({info.shape_hw for info in infos}),
+        ),
+    )
+    decision = None
+    if policy is not None:
+        decision = policy.plan(_workload_on_card(run, infos, canvas_hw, policy.status.device))
+    return replace(run, rows=_estimate(run, infos, canvas_hw, decision))
+
+
+def site_of(text: str) -> tuple[float, float] | None:
+    """Return latitude and longitude from a setting such as ``48.1, 9.2``; None when it is empty.
+
+    Raises
+    ------
+    SettingsError
+        The text is no place on the Earth.
+    """
+    if not text.strip():
+        return None
+    try:
+        latitude, longitude = (float(part) for part in text.replace(";", ",").split(","))
+    except ValueError:
+        latitude = longitude = math.nan
+    if not (abs(latitude) <= 90.0 and abs(longitude) <= 180.0):
+        raise SettingsError(
+            "settings_no_site",
+            f"observer_site = {text!r} is not allowed; allowed are latitude and longitude in degrees, "
+            "north and east positive, such as 48.1, 9.2",
+            option="observer_site",
+            value=text,
+        )
+    return latitude, longitude
 
 
 def solver_options(settings: Settings) -> SolverOptions:
@@ -395,18 +457,68 @@ def _tile_hw(info: FrameInfo) -> tuple[int, int]:
     return round(TURNED * info.shape_hw[0]), round(TURNED * info.shape_hw[1])
 
 
-def _workload_on_card(run: RunPlan, infos: Sequence[FrameInfo], device: DeviceInfo | None) -> Workload:
-    """Declare what stacking the fullest tile will need on a graphics card."""
+def _frames_per_row(infos: Sequence[FrameInfo]) -> int:
+    """Return how many frames a row of the mosaic may cross, by the headers' positions; all where there are none."""
+    hints = [info.dec_deg for info in infos]
+    scale = infos[0].scale_arcsec
+    if scale is None or any(dec is None for dec in hints):
+        return len(infos)
+    dec = np.sort(np.array(hints, float))
+    reach = TURNED * _largest(infos).shape_hw[0] * scale / 3600.0
+    return int((np.searchsorted(dec, dec + reach, side="right") - np.arange(len(dec))).max())
+
+
+def _direct_buffers(
+    run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]
+) -> tuple[int, tuple[Buffer, ...]]:
+    """Return samples per channel and row, and the memory of a row, when all frames are combined at once."""
+    n = _frames_per_row(infos)
+    columns = n * min(canvas_hw[1], _tile_hw(_largest(infos))[1])
+    buffers = coadd_buffers(
+        n, run.n_channels, canvas_hw[1], run.stack.rule, run.stack.feather_px > 0, columns=columns
+    )
+    return columns, buffers
+
+
+def _direct_block_rows(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> int:
+    """Return the rows of a block that fit the memory on the direct route."""
+    _, buffers = _direct_buffers(run, infos, canvas_hw)
+    fixed, two = peak_bytes(buffers, 0), peak_bytes(buffers, 2)
+    return int((run.block_budget_bytes - fixed) // max(1, (two - fixed) // 2))
+
+
+def _frames_at_place(run: RunPlan, infos: Sequence[FrameInfo]) -> int:
+    """Return how many frames are combined where most of them overlap."""
+    if run.route.route == "panels":
+        return _largest_group(run, infos)
+    return Counter(pointing_labels(infos)).most_common(1)[0][1]
+
+
+def _stacked_hw(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of what is stacked in one go: the fullest tile, or the whole mosaic."""
+    return _tile_hw(_largest(infos)) if run.route.route == "panels" else canvas_hw
+
+
+def _workload_on_card(
+    run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], device: DeviceInfo | None
+) -> Workload:
+    """Declare what stacking will need on a graphics card."""
+    # A run knows the noise of its samples; how much it is does not change what is needed.
+    noise = SampleNoise((1.0,) * run.n_channels, (0.0,) * run.n_channels)
+    rule = replace(run.stack.rule, noise=noise)
     return expected_workload(
-        "stack", _tile_hw(infos[0]), run.n_channels, run.stack.rule, run.stack.kernel, device,
-        n_sources=_largest_group(run, infos), source_hw=infos[0].shape_hw, raw=infos[0].kind == "cfa",
+        "stack", _stacked_hw(run, infos, canvas_hw), run.n_channels, rule, run.stack.kernel, device,
+        n_sources=_frames_at_place(run, infos), source_hw=_largest(infos).shape_hw, raw=infos[0].kind == "cfa",
         feather_px=run.stack.feather_px, has_weight_map=run.stack.radial is not None,
     )  # fmt: skip
 
 
-def _stack_workload(run: RunPlan, infos: Sequence[FrameInfo]) -> Workload:
+def _stack_workload(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> Workload:
+    if run.route.route == "direct":
+        in_row, direct = _direct_buffers(run, infos, canvas_hw)
+        return Workload("stack", canvas_hw[0], direct, elements_per_row=in_row * run.n_channels)
     n = _largest_group(run, infos)
-    rows, columns = _tile_hw(infos[0])
+    rows, columns = _tile_hw(_largest(infos))
     buffers = coadd_buffers(
         n, run.n_channels, columns, run.stack.rule, run.stack.feather_px > 0, columns=n * columns
     )
@@ -417,11 +529,11 @@ def _estimate(
     run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], decision: Decision | None
 ) -> tuple[PlanRow, ...]:
     n = len(infos)
-    height, width = infos[0].shape_hw
+    height, width = _largest(infos).shape_hw
     frame_px = height * width
     mpx = frame_px / 1e6
     canvas_px = canvas_hw[0] * canvas_hw[1]
-    workload = _stack_workload(run, infos)
+    workload = _stack_workload(run, infos, canvas_hw)
     block_rows = min(workload.rows, MAX_BLOCK_ROWS)
     stack_bytes = min(run.block_budget_bytes, workload.peak(block_rows))
     # Per thread: one decoded window and its three colour planes, and the pages of a tile being written.
@@ -472,9 +584,25 @@ def _estimate(
     )
 
 
-def majority_geometry(infos: Sequence[FrameInfo]) -> tuple[str, tuple[int, int]]:
-    """Return kind and shape that most frames have; ties go to the one seen first."""
-    return Counter((info.kind, info.shape_hw) for info in infos).most_common(1)[0][0]
+def geometry(info: FrameInfo) -> tuple[str, tuple[int, int] | None]:
+    """Return what frames of one run have in common: their kind, and the size of the sensor when they come from it.
+
+    Pictures of three planes and stacks were made by a program that cuts them as it likes.
+    """
+    return info.kind, None if info.kind == "rgb" or info.stack_count > 1 else info.shape_hw
+
+
+def _largest(infos: Sequence[FrameInfo]) -> FrameInfo:
+    """Return the frame with the most pixels, which says how much memory one frame can take."""
+    return max(infos, key=lambda info: math.prod(info.shape_hw))
+
+
+def majority_geometry(infos: Sequence[FrameInfo]) -> tuple[str, tuple[int, int] | None]:
+    """Return the geometry that most frames have; ties go to the larger frames, whatever the files are called."""
+    counts = Counter(map(geometry, infos))
+    return max(
+        counts, key=lambda found: (counts[found], math.prod(found[1] or (0,)), found[0], found[1] or ())
+    )
 
 
 def make_plan(

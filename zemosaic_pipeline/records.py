@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_core.errors import RunFailed
 from zemosaic_core.transforms import Transform
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.sealed_arrays import load_sealed
 
 __all__ = [
     "Frame",
     "FrameGroup",
     "FrameMeasure",
+    "FrameTerms",
     "LeftOut",
     "MasterTile",
     "Mosaic",
@@ -27,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Frame:
-    """A file that can be used, with the number it keeps for the whole run."""
+    """A file that can be used, with its number: in the order of names at first, by time once it was measured."""
 
     index: int
     info: FrameInfo
@@ -59,13 +62,16 @@ class FrameMeasure:
     sky_adu, noise_adu : tuple of float
         Background level and its scatter per channel, ADU.
     n_stars : int
-        Stars found.
+        Stars found; once the session is known, those of them that every frame of it could show.
     fwhm_px, elongation : float
         Medians over the stars: full width at half maximum (px) and major over minor axis. NaN without stars.
     transparency : float
-        Flux of the stars of this frame relative to the same stars in the best frames; NaN until known.
+        Flux of the stars of this frame relative to the same stars in clear frames taken in the same way (camera,
+        exposure, gain, filter); NaN until known.
+    zero_is_missing : bool
+        Pixels that are 0 in all planes hold no light: they surround the picture.
     arrays_path : str
-        ``.npz`` with ``x y flux channel_flux mesh hot`` (see `phase1_prepare`).
+        ``.npz`` with ``x y flux channel_flux mesh mesh_noise hot row_sums`` and more (see `measure.measure_arrays`).
     """
 
     content_key: str
@@ -76,11 +82,34 @@ class FrameMeasure:
     elongation: float
     arrays_path: str
     transparency: float = float("nan")
+    zero_is_missing: bool = False
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Read the arrays of this frame."""
-        with np.load(self.arrays_path) as stored:
-            return dict(stored)
+        """Read the arrays of this frame.
+
+        Raises
+        ------
+        RunFailed
+            ``run_error_state_lost``: they are not there any more.
+        """
+        stored = load_sealed(self.arrays_path, self.key)
+        if stored is None:
+            raise RunFailed(
+                "run_error_state_lost",
+                f"{self.arrays_path} was damaged or removed while the run used it; start the run again",
+                path=self.arrays_path,
+            )
+        return stored[1]
+
+    @property
+    def key(self) -> str:
+        """What the measurements follow from: the file, the pixels' layout and the options."""
+        return Path(self.arrays_path).stem
+
+    def columns(self, *names: str) -> dict[str, np.ndarray]:
+        """Read some of the arrays of this frame."""
+        arrays = self.arrays()
+        return {name: arrays[name] for name in names}
 
 
 @dataclass(frozen=True)
@@ -181,6 +210,19 @@ class RegisteredFrame:
 
 
 @dataclass(frozen=True)
+class FrameTerms:
+    """What the pixels of a frame get where they are read, in the form of `sources.CoaddSource`.
+
+    Attributes
+    ----------
+    photometry, radial : ndarray, shape (C, 4), float32
+    """
+
+    photometry: np.ndarray
+    radial: np.ndarray
+
+
+@dataclass(frozen=True)
 class MasterTile:
     """The stack of one group, on a window of the mosaic grid.
 
@@ -190,6 +232,8 @@ class MasterTile:
         Mosaic pixel of the tile's first pixel.
     shape_hw : tuple of int
         Height and width, px.
+    exposure_s, n_exposures : float and int
+        Seconds and number of exposures, those inside stacked frames counted.
     noise_adu : tuple of float
         Typical noise of a pixel per channel, ADU.
     rejected_fraction : float
@@ -206,6 +250,7 @@ class MasterTile:
     shape_hw: tuple[int, int]
     frames: tuple[int, ...]
     exposure_s: float
+    n_exposures: int
     noise_adu: tuple[float, ...]
     rejected_fraction: float
     median_coverage: float

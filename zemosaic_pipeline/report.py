@@ -21,7 +21,7 @@ from zemosaic_core.sphere import footprint
 from zemosaic_io.manifest import save_json
 from zemosaic_io.report_page import write_page
 
-__all__ = ["REPORT_VERSION", "collect", "write_report"]
+__all__ = ["REPORT_VERSION", "collect", "json_value", "write_report"]
 
 REPORT_VERSION = 1
 LIBRARIES = ("numpy", "scipy", "astropy", "numba", "sep", "cupy-cuda12x", "cupy-cuda13x")
@@ -37,17 +37,17 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Return the value with only JSON's own types; NaN becomes null, because JSON has no other word for it."""
     match value:
         case dict():
-            return {str(k): _plain(v) for k, v in value.items()}
+            return {str(k): json_value(v) for k, v in value.items()}
         case list() | tuple() | set():
-            return [_plain(v) for v in value]
+            return [json_value(v) for v in value]
         case np.ndarray():
-            return _plain(value.tolist())
+            return json_value(value.tolist())
         case np.generic():
-            return _plain(value.item())
+            return json_value(value.item())
         case Path():
             return str(value)
         case float():
@@ -114,6 +114,14 @@ def _tiles(run: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def _sky(run: Any) -> dict[str, Any] | None:
+    """Return what is known about the sky behind the frames, and where the mosaic lies on the plane it is given on."""
+    if run.sky is None:
+        return None
+    origin_yx = (0, 0) if run.mosaic is None else run.mosaic.origin_yx
+    return {**run.sky.facts(), "mosaic_origin_xy": [origin_yx[1], origin_yx[0]]}
+
+
 def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseException | None) -> dict[str, Any]:
     """Return the report of a run, finished or not, with only JSON's own types."""
     context = run.context
@@ -130,7 +138,7 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             "traceback": "".join(traceback.format_exception(error)),
         }
     seconds = sum(phase.seconds for phase in context.phases)
-    return _plain(
+    return json_value(
         {
             "report_version": REPORT_VERSION,
             "run_id": context.run_id,
@@ -163,6 +171,8 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             }
             if run.mosaic
             else None,
+            "route": asdict(run.plan.route) if run.plan else None,
+            "sky": _sky(run),
             "photometry": run.mosaic.photometry if run.mosaic else None,
             "messages": [asdict(message) for message in context.messages],
             "gpu": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from zemosaic_pipeline import (
     phase5_assemble,
     phase6_export,
     phase7_cleanup,
+    sky,
     solve_frames,
 )
 from zemosaic_pipeline.context import CancelToken, RunContext
@@ -29,9 +30,11 @@ from zemosaic_pipeline.events import (
     Reporter,
     RunStarted,
 )
+from zemosaic_pipeline.judge_frames import judge_air
 from zemosaic_pipeline.plan import Machine, estimate_canvas, make_policy, resolve, worker_count
 from zemosaic_pipeline.records import MasterTile, SolvedFrame
 from zemosaic_pipeline.report import collect, write_report
+from zemosaic_pipeline.routes import groups_of_route
 from zemosaic_settings import Settings
 
 __all__ = ["RunResult", "Selection", "run_classic"]
@@ -160,6 +163,7 @@ class _ClassicRun:
         self.n_found = 0
         self.solved: Sequence[SolvedFrame] = ()
         self.placed: Any = None
+        self.sky: Any = None
         self.groups: Sequence[Any] = ()
         self.tiles: Sequence[MasterTile] = ()
         self.mosaic: Any = None
@@ -186,23 +190,36 @@ class _ClassicRun:
         with context.phase(phase1_prepare.PHASE, len(frames)):
             if not plan.resume:
                 manifest.keep_only(set())
-            prepared = phase1_prepare.run(frames, plan.measure, context, manifest)
+                phase1_prepare.forget(context)
+            prepared = phase1_prepare.run(frames, plan.measure, context)
             self.solved = solved = solve_frames.run(prepared, plan.solve, context, manifest)
             context.release_pool()
         with context.phase(phase2_group.PHASE):
-            self.groups = groups = phase2_group.run(solved, plan.group, context)
+            groups = phase2_group.run(solved, plan.group, context)
+            self.groups = groups = groups_of_route(plan.route, groups, solved)
+            context.say(plan.route.reason_key, route=plan.route.route, **plan.route.values)
         with context.phase(phase4_grid.PHASE):
-            self.placed = placed = phase4_grid.run(solved, plan.grid, context)
+            placed = phase4_grid.run(solved, plan.grid, context, with_flat=plan.sky.model == "full")
+            clear = judge_air(placed.frames, plan.measure, context, phase4_grid.PHASE)
+            self.placed = placed = replace(placed, frames=clear)
+            self.sky = behind = sky.run(placed.frames, placed.grid, placed.flat, plan, context)
         with context.phase(phase3_master_tiles.PHASE, len(groups)):
             self.tiles = tiles = phase3_master_tiles.run(
-                groups, placed.frames, prepared.hot_pixels, placed.grid, plan, context, manifest
+                groups,
+                placed.frames,
+                prepared.hot_pixels,
+                behind.terms,
+                placed.grid,
+                plan,
+                context,
+                manifest,
             )
             if not tiles:
                 raise RunFailed("run_error_no_tiles", "no master tile could be made")
         approximate = any(item.solution.approximate for item in solved)
         with context.phase(phase5_assemble.PHASE):
             self.mosaic = mosaic = phase5_assemble.run(
-                tiles, self.n_found, approximate, placed.one_flux_scale, placed.grid, plan, context
+                tiles, self.n_found, approximate, placed.one_flux_scale, behind, placed.grid, plan, context
             )
         with context.phase(phase6_export.PHASE):
             outputs = phase6_export.run(mosaic, plan.output, context)

@@ -1,12 +1,13 @@
-"""System libraries that a window on Linux needs and that no Python package brings."""
+"""Libraries that a window needs: system libraries no Python package brings, and what does not go together."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Callable
 
-__all__ = ["missing_packages"]
+__all__ = ["is_unfit", "missing_packages"]
 
 # What Qt's plugin for X11 loads, and the Debian package each library comes in.
 _X11 = {
@@ -47,3 +48,21 @@ def missing_packages(load: Callable[[str], object] = ctypes.CDLL) -> list[str]:
         except OSError:
             missing.append(package)
     return missing
+
+
+def is_unfit(qt: str, python: str) -> bool:
+    """Return whether a version of PySide6 and one of Python do not go together.
+
+    From 6.12 on PySide6 gives back a reference of None at each call that returns nothing. Until Python 3.11 None
+    is counted like any other object, and the interpreter ends when the count has run out, some minutes into a run.
+
+    Parameters
+    ----------
+    qt, python : str
+        Versions as their packages write them, e.g. ``6.12.0``.
+    """
+    return _release(qt) >= (6, 12) and _release(python) < (3, 12)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])

@@ -397,6 +397,23 @@ _GRID = (
 
 _ASSEMBLY = (
     Option(
+        "route",
+        "choice",
+        "auto",
+        "assembly",
+        "basic",
+        choices=("auto", "direct", "panels"),
+        old_values=(
+            ("mosaic_first", "direct"),
+            ("mosaic-first", "direct"),
+            ("seestar", "direct"),
+            ("classic", "panels"),
+        ),
+    ),
+    Option("sky_model", "choice", "full", "assembly", choices=("full", "planes", "none")),
+    Option("remove_gradient", "bool", True, "assembly", "basic"),
+    Option("observer_site", "text", "", "assembly"),
+    Option(
         "final_assembly_method",
         "choice",
         "reproject_coadd",

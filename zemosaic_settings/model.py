@@ -89,6 +89,10 @@ class Settings(BaseModel):
     canvas_max_megapixels: float = _declared("canvas_max_megapixels")
     canvas_exclude_outliers: bool = _declared("canvas_exclude_outliers")
 
+    route: str = _declared("route")
+    sky_model: str = _declared("sky_model")
+    remove_gradient: bool = _declared("remove_gradient")
+    observer_site: str = _declared("observer_site")
     final_assembly_method: str = _declared("final_assembly_method")
     intertile_photometric_match: bool = _declared("intertile_photometric_match")
     intertile_gradient: bool = _declared("intertile_gradient")

@@ -20,9 +20,10 @@ from rich.text import Text
 
 from zemosaic_config import get_config_path, load_config, read_config
 from zemosaic_core.errors import SettingsError
+from zemosaic_pipeline.events import RunEnded, spoken_values
 from zemosaic_settings import OPTIONS_BY_KEY, Settings, canonical_values
 from zemosaic_ui.run_controller import WORKER_TARGET, RunController, RunRequest
-from zemosaic_ui.run_state import RunStatus
+from zemosaic_ui.run_state import RunState, RunStatus
 from zemosaic_ui.terminal import Display, Verbosity, make_display
 from zemosaic_ui.texts import Texts
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "demo", "doctor", "follow_run", "plan", "run", "settings_from", "solve"]
 
+EXIT_SETTINGS = 2
 EXIT_OF = {RunStatus.SUCCESS: 0, RunStatus.FAILED: 1, RunStatus.CANCELLED: 130}
 # A person at a terminal can ask twice; so the first request may wait for a long block or tile to end.
 STOP_GRACE_S = 120.0
@@ -73,8 +75,16 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def run(options: Namespace, texts: Texts) -> int:
     """Make a mosaic."""
-    source, target = _folder(options.input), Path(options.output).expanduser().resolve()
-    settings = settings_from(options, input_dir=str(source), output_dir=str(target))
+    target = Path(options.output).expanduser().resolve()
+    try:
+        source = _folder(options.input)
+        settings = settings_from(options, input_dir=str(source), output_dir=str(target))
+    except SettingsError as error:
+        if options.json:
+            _write_json(_facts_of_no_run(error, options.input, str(target), texts))
+        raise
+    if options.json:
+        return follow_run(settings, texts, _verbosity(options), as_json=True)
     return follow_run(settings, texts, _verbosity(options))
 
 
@@ -87,7 +97,7 @@ def plan(options: Namespace, texts: Texts) -> int:
     made = make_plan(source, target, settings)
     facts = made.to_dict()
     if options.json:
-        sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        _write_json(facts)
         return 0
     console = Console()
     _print_facts(console, texts, facts)
@@ -122,7 +132,7 @@ def doctor(options: Namespace, texts: Texts) -> int:
         if not options.json:
             console.print(_finding_line(finding, texts), soft_wrap=True)
     if options.json:
-        sys.stdout.write(json.dumps([f.to_dict() for f in findings], indent=2, ensure_ascii=False) + "\n")
+        _write_json([finding.to_dict() for finding in findings])
     return 1 if any(finding.state == "fail" for finding in findings) else 0
 
 
@@ -162,11 +172,15 @@ def follow_run(
     *,
     target: str = WORKER_TARGET,
     console: Console | None = None,
+    as_json: bool = False,
 ) -> int:
     """Run the worker in its own process, show what it says, and return the exit code.
 
     The first Ctrl-C (or SIGTERM) asks for a clean stop and waits for it, the second ends everything at once.
+    With ``as_json`` one JSON object is all that goes to standard output, at the end (see `run_facts`).
     """
+    if as_json:
+        console = Console(stderr=True)
     controller = RunController(target, grace_s=STOP_GRACE_S)
     request = RunRequest(settings.input_dir, settings.output_dir, settings.to_mapping())
     with make_display(texts, verbosity, console) as display, _stop_requests() as asked:
@@ -178,10 +192,29 @@ def follow_run(
             if controller.is_active:
                 controller.stop_now()
                 controller.wait(STOP_GRACE_S)
-    display.end(controller.state, controller.elapsed())
-    state = controller.state
+    state, seconds = controller.state, controller.elapsed()
+    display.end(state, seconds)
     # Wrong settings have a code of their own: nothing was started.
-    return int(state.end_values.get("exit_code", EXIT_OF[state.status]))
+    exit_code = int(state.end_values.get("exit_code", EXIT_OF[state.status]))
+    if as_json:
+        from zemosaic_ui.run_facts import run_facts
+
+        _write_json(run_facts(state, texts, seconds=seconds, exit_code=exit_code))
+    return exit_code
+
+
+def _facts_of_no_run(error: SettingsError, source: str, target: str, texts: Texts) -> dict[str, Any]:
+    """Return what `run --json` prints when the arguments or settings are wrong and nothing was started."""
+    from zemosaic_ui.run_facts import run_facts
+
+    state = RunState()
+    state.begin(source, target, 0.0)
+    state.apply(RunEnded("failed", key=error.key, values=spoken_values(error.values)), 0.0)
+    return run_facts(state, texts, seconds=0.0, exit_code=EXIT_SETTINGS)
+
+
+def _write_json(facts: Any) -> None:
+    sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def _follow(controller: RunController, display: Display, asked: list[int]) -> None:

@@ -74,7 +74,7 @@ class ComputeState:
             state.chunk_rows = int(record.get("chunk_rows") or state.chunk_rows)
         elif kind == "operation":
             self._note_end(op, record)
-        if kind in ("split", "fallback") or record.get("level") in ("WARN", "ERROR"):
+        if kind in ("override", "split", "fallback") or record.get("level") in ("WARN", "ERROR"):
             self._note_fallback(op, record)
 
     def _operation(self, op: str) -> OperationState:

@@ -135,15 +135,17 @@ def survey(
     for start in range(0, len(paths), BATCH):
         if cancel_event.is_set():
             return
-        queue.put(("rows", [frame_row(path) for path in paths[start : start + BATCH]]))
+        queue.put(("rows", [frame_row(path, Path(folder)) for path in paths[start : start + BATCH]]))
 
 
-def frame_row(path: Path) -> FrameRow:
-    """Return what the header of a file tells, or why the file cannot be used."""
+def frame_row(path: Path, root: Path | None = None) -> FrameRow:
+    """Return what the header of a file below ``root`` tells, or why the file cannot be used."""
     from zemosaic_io.headers import read_frame_info
+    from zemosaic_io.light_frames import refuse_other_than_light
 
     try:
         info = read_frame_info(path)
+        refuse_other_than_light(info, root)
     except SkipItem as skip:
         values = {name: value for name, value in skip.values.items() if name != "path"}
         return FrameRow(str(path), None, refused_key=skip.key, refused_values=values)
@@ -200,7 +202,7 @@ def measure(queue: Any, infos: Sequence[Any], config: Mapping[str, Any], *, canc
     import tempfile
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
-    from zemosaic_pipeline.phase1_prepare import measure_frame
+    from zemosaic_pipeline.measure import measure_frame
     from zemosaic_pipeline.plan import MeasureOptions
 
     options = MeasureOptions(quality_sigma=4.0, exclude_flagged=False, find_hot_pixels=False)

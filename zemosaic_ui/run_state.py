@@ -122,6 +122,8 @@ class RunState:
     tiles : list of TileState
     gpu_records : list of dict
         Records of the GPU ledger in order of arrival.
+    warnings : list of Message
+        Messages of level WARN or ERROR, also those of the ledger, each once.
     fraction : float
         Finished part of the whole run, 0..1; never goes back.
     """
@@ -137,6 +139,7 @@ class RunState:
         self.left_out: list[FrameLeftOut] = []
         self.tiles: list[TileState] = []
         self.gpu_records: list[dict[str, Any]] = []
+        self.warnings: list[Message] = []
         self.preview_path = ""
         self.preview_version = 0
         self.outputs: dict[str, str] = {}
@@ -216,13 +219,21 @@ class RunState:
                 self.preview_version += 1
             case GpuRecorded():
                 self.gpu_records.append(event.record)
+                self._note_gpu_warning(event.record)
             case EtaUpdated():
                 self.worker_eta_s, self.worker_eta_at = event.seconds, now
             case Message():
                 self.add_log(event.key, _level(event.level), now, **event.values)
+                if _level(event.level) in ("WARN", "ERROR"):
+                    self.warnings.append(event)
             case RunEnded():
                 self._end(event, now)
         self._update_fraction()
+
+    def _note_gpu_warning(self, record: dict[str, Any]) -> None:
+        level = _level(str(record.get("level", "INFO")))
+        if level in ("WARN", "ERROR") and record.get("key") and not record.get("repeat"):
+            self.warnings.append(Message(record["key"], level, record.get("values", {})))
 
     def _set_phases(self, names: tuple[str, ...]) -> None:
         known = [name for name in names if name in PHASES]

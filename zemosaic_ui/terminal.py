@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -64,10 +65,19 @@ class Display:
         Where it goes.
     texts : Texts
         The user's language.
+    errors : Console, optional
+        Where warnings and failures go; to ``console`` when it is not given.
     """
 
-    def __init__(self, console: Console, texts: Texts, verbosity: Verbosity = Verbosity.NORMAL) -> None:
+    def __init__(
+        self,
+        console: Console,
+        texts: Texts,
+        verbosity: Verbosity = Verbosity.NORMAL,
+        errors: Console | None = None,
+    ) -> None:
         self.console = console
+        self.errors = errors or console
         self.texts = texts
         self.verbosity = verbosity
         self._no_card = ""
@@ -89,8 +99,12 @@ class Display:
         self.line(self.texts.message(key, values), level)
 
     def line(self, text: str, level: str = "INFO") -> None:
-        """Print one line in the style of its level."""
-        self.console.print(escape(text), style=_STYLES.get(level), highlight=False, soft_wrap=True)
+        """Print one line in the style of its level, warnings and failures where those belong."""
+        console = self._for_warnings() if level in ("WARN", "ERROR") else self.console
+        console.print(Text(text, _STYLES.get(level, "")), highlight=False, soft_wrap=True)
+
+    def _for_warnings(self) -> Console:
+        return self.errors
 
     def message(self, event: Message) -> None:
         """Print a message of the worker as far as the verbosity asks for it."""
@@ -147,15 +161,13 @@ class Display:
             self.line(f"  {count} × {reason} ({names})", "WARN")
 
     def _outputs(self, state: RunState) -> None:
-        if self.verbosity is Verbosity.QUIET:
-            for path in state.outputs.values():
-                self.line(path)
-            return
-        table = Table.grid(padding=(0, 2))
+        """Write one path per line, past the console: it wraps, cuts, expands tabs and draws emoji."""
+        kinds = {kind: self._kind(kind) for kind in state.outputs}
+        width = max(map(cell_len, kinds.values()), default=0)
         for kind, path in state.outputs.items():
-            # No folding: a path that is cut into lines cannot be copied.
-            table.add_row(self._kind(kind), Text(path, no_wrap=True, overflow="ignore"))
-        self.console.print(table, soft_wrap=True, highlight=False)
+            label = "" if self.verbosity is Verbosity.QUIET else set_cell_size(kinds[kind], width + 2)
+            self.console.file.write(f"{label}{path}\n")
+        self.console.file.flush()
 
     def _summary(self, report: dict[str, Any]) -> None:
         """Print what became of the frames, how large the mosaic is, and what each phase cost."""
@@ -196,8 +208,14 @@ class Display:
 class PlainDisplay(Display):
     """One line after the other, for log files, pipes, ``--quiet`` and ``--verbose``."""
 
-    def __init__(self, console: Console, texts: Texts, verbosity: Verbosity = Verbosity.NORMAL) -> None:
-        super().__init__(console, texts, verbosity)
+    def __init__(
+        self,
+        console: Console,
+        texts: Texts,
+        verbosity: Verbosity = Verbosity.NORMAL,
+        errors: Console | None = None,
+    ) -> None:
+        super().__init__(console, texts, verbosity, errors)
         self._progress_at = 0.0
 
     def show(self, event: Event, state: RunState) -> None:
@@ -252,9 +270,14 @@ class PlainDisplay(Display):
 class LiveDisplay(Display):
     """All phases at a glance, redrawn in place; messages scroll above."""
 
-    def __init__(self, console: Console, texts: Texts) -> None:
-        super().__init__(console, texts)
-        self._live = Live(console=console, refresh_per_second=8, transient=True)
+    def __init__(self, console: Console, texts: Texts, errors: Console | None = None) -> None:
+        super().__init__(console, texts, errors=errors)
+        self._live = Live(
+            console=console,
+            refresh_per_second=8,
+            transient=True,
+            redirect_stderr=self.errors.is_terminal,  # a file gets what was written to it
+        )
 
     def __enter__(self) -> LiveDisplay:
         self._live.start()
@@ -262,6 +285,10 @@ class LiveDisplay(Display):
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+
+    def _for_warnings(self) -> Console:
+        # Two streams that write on one terminal would tear the picture.
+        return self.console if self._live.is_started and self.errors.is_terminal else self.errors
 
     def show(self, event: Event, state: RunState) -> None:
         """Print messages and ended phases above the display."""
@@ -319,12 +346,18 @@ class LiveDisplay(Display):
         return footer
 
 
-def make_display(texts: Texts, verbosity: Verbosity, console: Console | None = None) -> Display:
-    """Return the display that fits: live on a terminal that can, plain lines everywhere else."""
-    console = console or Console()
+def make_display(
+    texts: Texts, verbosity: Verbosity, console: Console | None = None, errors: Console | None = None
+) -> Display:
+    """Return the display that fits: live on a terminal that can, plain lines everywhere else.
+
+    Without consoles, warnings and failures go to standard error and everything else to standard output.
+    """
+    if console is None:
+        console, errors = Console(), errors or Console(stderr=True)
     if verbosity is Verbosity.NORMAL and console.is_terminal and not console.is_dumb_terminal:
-        return LiveDisplay(console, texts)
-    return PlainDisplay(console, texts, verbosity)
+        return LiveDisplay(console, texts, errors)
+    return PlainDisplay(console, texts, verbosity, errors)
 
 
 def _name(path: str) -> str:

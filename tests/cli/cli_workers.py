@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from pathlib import Path
@@ -26,14 +27,16 @@ def good(queue, input_dir, output_dir, config=None, cancel_event=None):
         RunStarted("r", input_dir, output_dir, ("phase1_prepare", "phase3_master_tiles")),
         PhaseStarted("phase1_prepare", 2),
         PhaseProgress("phase1_prepare", 1, 2, f"{input_dir}/a.fit"),
-        FrameLeftOut(f"{input_dir}/b.fit", "test_reason", {"n": 1}),
+        FrameLeftOut(f"{input_dir}/b.fit", "test_reason", {"n": 1, "share": math.nan}),
         PhaseFinished("phase1_prepare", 61.0, 123_000_000),
         PhaseStarted("phase3_master_tiles", 1),
         TileFinished(1, f"{output_dir}/t.fits", 1),
         Message("settings_unknown", "WARN", {"option": "key_of_old"}),
         Message("run_preview_grown", "DEBUG", {"path": "p.png"}),
         Message("seen_config", "INFO", {"kappa": (config or {}).get("stacking_kappa_low")}),
-        RunEnded("success", {"science": f"{output_dir}/mosaic.fits"}),
+        RunEnded(
+            "success", {"science": f"{output_dir}/mosaic.fits", "coverage": f"{output_dir}/coverage.fits"}
+        ),
     ):
         queue.put(to_queue(event))
 

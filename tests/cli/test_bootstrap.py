@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,40 @@ def test_test_command_runs_pytest_without_a_screen():
     assert environment == {"A": "b", "QT_QPA_PLATFORM": "offscreen"}
     _, environment = bootstrap.command_for(["test"], Path("py"), {"QT_QPA_PLATFORM": "xcb"})
     assert environment["QT_QPA_PLATFORM"] == "xcb"
+
+
+def test_ruff_command_runs_ruff_in_the_environment_of_the_project():
+    assert "dev" in bootstrap.extras_for("ruff")
+    for arguments in (["check"], ["format", "--check"]):
+        words, environment = bootstrap.command_for(["ruff", *arguments], Path("py"), {"A": "b"})
+        assert words == ["py", "-m", "ruff", *arguments]
+        assert environment == {"A": "b"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+@pytest.mark.parametrize("fails_at", ["", "ruff check", "ruff format --check", "test"])
+def test_what_runs_on_a_fresh_machine_checks_the_style_before_the_tests(tmp_path, fails_at):
+    """Every step in order, each only when the one before it went well; what fails decides the exit code."""
+    log = tmp_path / "calls"
+    for name, body in (
+        ("python3", f'echo "$*" >> "{log}"; [ "$*" != "bootstrap.py {fails_at}" ] || exit 7'),
+        ("apt-get", "exit 0"),
+    ):
+        tool = tmp_path / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(f"#!/bin/sh\n{body}\n")
+        tool.chmod(0o755)
+    done = subprocess.run(
+        [bootstrap.HERE / ".ci" / "run"],
+        env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    steps = ["ruff check", "ruff format --check", "test"]
+    until = steps.index(fails_at) + 1 if fails_at else len(steps)
+    assert log.read_text().splitlines() == [f"bootstrap.py {step}" for step in steps[:until]]
+    assert done.returncode == (7 if fails_at else 0), done.stderr
 
 
 def test_other_commands_go_to_the_program():

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from packaging.requirements import Requirement
 
 import run_zemosaic
 from zemosaic_core.gpu.terms import GpuStatus, Reason
 from zemosaic_io.solvers import chain
 from zemosaic_io.solvers.base import Availability
 from zemosaic_pipeline import doctor
+from zemosaic_pipeline.window_libraries import is_unfit
 from zemosaic_settings import Settings
+from zemosaic_ui.texts import Texts
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class FakeSolver:
@@ -100,6 +107,49 @@ def test_broken_qt_names_the_library(monkeypatch):
     assert found.state == "warn"
     assert "libEGL.so.1" in found.values["detail"]
     assert found.advice_key == "doctor.qt_advice"
+
+
+@pytest.mark.parametrize(
+    ("qt", "python", "key"),
+    [
+        ("6.12.0", "3.11.2", "doctor.qt_unfit"),
+        ("6.12.1", "3.11.14", "doctor.qt_unfit"),
+        ("6.11.3", "3.11.2", "doctor.qt_ok"),
+        ("6.12.0", "3.12.0", "doctor.qt_ok"),
+        ("6.12.0", "3.13.5", "doctor.qt_ok"),
+    ],
+)
+def test_qt_and_python_that_do_not_go_together_are_named(monkeypatch, qt, python, key):
+    done = subprocess.CompletedProcess([], 0, f"{qt}\n", "")
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: python)
+    monkeypatch.setattr(doctor, "missing_packages", lambda: [])
+    found = of("window", examine())[0]
+    assert found.key == key
+    assert (found.state, found.advice_key) == (
+        ("warn", "doctor.qt_unfit_advice") if key == "doctor.qt_unfit" else ("ok", "")
+    )
+    said = Texts().message(found.key, found.values)
+    assert qt in said
+    assert python in said or key == "doctor.qt_ok"
+
+
+def test_what_is_installed_for_the_window_goes_together():
+    """The extra leaves out what `doctor` warns of, and every version that nobody has tried."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = [Requirement(text) for text in declared["project"]["optional-dependencies"]["gui"]]
+    for python in ("3.11", "3.12", "3.13", "3.14"):
+        allowed = [
+            requirement.specifier
+            for requirement in wanted
+            if requirement.name == "PySide6-Essentials"
+            and (requirement.marker is None or requirement.marker.evaluate({"python_version": python}))
+        ]
+        assert len(allowed) == 1, python
+        for qt in ("6.7.0", "6.11.3", "6.12.0", "6.12.1"):
+            assert allowed[0].contains(qt) != is_unfit(qt, f"{python}.0"), (python, qt)
+        assert not allowed[0].contains("6.13.0")
+        assert not allowed[0].contains("7.0.0")
 
 
 def test_environment_that_changes_a_run_is_shown():

@@ -8,6 +8,7 @@ from zemosaic_core.background import (
     expand_mesh_row,
     sky_and_noise_mesh,
     sky_mesh,
+    sky_mesh_and_error,
     sky_statistics,
 )
 from zemosaic_core.synthetic_sky import FrameSetup, make_sky, render_frame, tan_cards
@@ -66,6 +67,20 @@ def test_mesh_cell_without_enough_sky_is_nan():
     mesh = sky_mesh(plane, 32)
     assert np.isnan(mesh[0, 0, 0])
     np.testing.assert_allclose(mesh[0].ravel()[1:], 100.0)
+
+
+def test_the_error_of_a_mesh_cell_is_its_scatter_from_sky_to_sky():
+    rng = np.random.default_rng(8)
+    skies = rng.normal(500.0, 30.0, (40, 96, 80)).astype(np.float32)
+    level, error = sky_mesh_and_error(skies, 32)
+    assert error.dtype == np.float32
+    # The last column of cells holds half as many pixels.
+    for cells in (np.s_[:, :, :2], np.s_[:, :, 2:]):
+        assert error[cells].mean() == pytest.approx((level[cells] - 500.0).std(), rel=0.1)
+    holed = skies[0].copy()
+    holed[:32, :32] = np.nan
+    level, error = sky_mesh_and_error(holed, 32)
+    np.testing.assert_array_equal(np.isnan(error), np.isnan(level))
 
 
 def test_mesh_refuses_nonsense():

@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zemosaic_core.hot_pixels import detect_and_correct, find_candidates, persistent, repair_cfa
+from zemosaic_core.hot_pixels import DefectEvidence, detect_and_correct, repair_cfa
+from zemosaic_core.raw_defects import find_defects
+from zemosaic_core.raw_sky import sky_cells
 
 SHAPE = (160, 200)
 
@@ -37,40 +39,96 @@ def with_defects(frame, hot=6000):
     return frame
 
 
+def candidates(frame):
+    return find_defects(frame, sky_cells(frame))
+
+
 def test_hot_and_cold_pixels_are_found_and_stars_are_not():
     for seed in range(4):
         frame = make_frame(seed)
-        assert len(find_candidates(frame)) <= 1
+        assert len(candidates(frame)[0]) <= 1
     frame = with_defects(make_frame(1, stars=0))
-    found = set(find_candidates(frame).tolist())
-    assert found == {y * SHAPE[1] + x for y, x in HOT + COLD}
-    assert np.array_equal(find_candidates(frame), np.sort(find_candidates(frame)))
+    found, significance = candidates(frame)
+    assert set(found.tolist()) == {y * SHAPE[1] + x for y, x in HOT + COLD}
+    assert np.array_equal(found, np.sort(found))
+    cold = np.isin(found, [y * SHAPE[1] + x for y, x in COLD])
+    np.testing.assert_array_equal(significance < 0, cold)
 
 
 def test_defects_stay_while_stars_move():
-    counts = np.zeros(SHAPE[0] * SHAPE[1], np.uint16)
+    evidence = DefectEvidence(SHAPE)
     for seed in range(6):
-        np.add.at(counts, find_candidates(with_defects(make_frame(seed))), 1)
-    found = persistent(counts, 6)
+        evidence.add(*candidates(with_defects(make_frame(seed))))
+    found = evidence.persistent()
     expected = {y * SHAPE[1] + x for y, x in HOT + COLD}
     assert expected - set(found.tolist()) == set()
     assert len(found) <= len(expected) + 1
     assert found.dtype == np.int64
 
 
-def test_few_frames_make_nothing_persistent():
-    assert len(persistent(np.full(5, 2), 2)) == 0
-    assert persistent(np.array([0, 3, 2]), 3).tolist() == [1]
-    assert persistent(np.array([4, 5, 10]), 10, fraction=0.5).tolist() == [1, 2]
-    with pytest.raises(ValueError, match="fraction"):
-        persistent(np.array([1]), 3, fraction=0)
+def test_two_frames_suffice_and_one_does_not():
+    evidence = DefectEvidence(SHAPE)
+    evidence.add(*candidates(with_defects(make_frame(0, stars=5))))
+    assert len(evidence.persistent()) == 0
+    evidence.add(*candidates(with_defects(make_frame(1, stars=5))))
+    found = set(evidence.persistent().tolist())
+    assert {y * SHAPE[1] + x for y, x in HOT} <= found
+    assert found <= {y * SHAPE[1] + x for y, x in HOT + COLD}
+
+
+def test_weak_defects_of_either_sign_are_found_by_all_frames_together():
+    evidence = DefectEvidence(SHAPE)
+    bright, dark = 70 * SHAPE[1] + 81, 33 * SHAPE[1] + 150
+    for seed in range(4):
+        frame = make_frame(seed, stars=0).astype(np.int64)
+        # Nine times the noise of 60 ADU.
+        frame.ravel()[[bright, dark]] += [540, -540]
+        evidence.add(*candidates(frame.astype(np.uint16)))
+    assert evidence.persistent().tolist() == sorted([bright, dark])
+
+
+def test_what_is_seen_once_or_in_opposite_senses_is_not_persistent():
+    evidence = DefectEvidence((4, 4))
+    for k in range(9):
+        index = [3, 7] if k == 0 else [7] if k % 2 else []
+        evidence.add(
+            np.array(index, np.int64),
+            np.array([90.0, 30.0 * (-1) ** (k // 2)][-len(index) :] if index else []),
+        )
+    assert evidence.persistent().tolist() == []
+    for _ in range(3):
+        evidence.add(np.array([5]), np.array([12.0]))
+    assert evidence.persistent().tolist() == []
+    evidence.add(np.array([5]), np.array([12.0]))
+    # Four of thirteen are no third.
+    assert evidence.persistent().tolist() == []
+    evidence.add(np.array([5]), np.array([12.0]))
+    assert evidence.persistent().tolist() == [5]
+
+
+@pytest.mark.parametrize("fwhm", [1.6, 1.9, 2.2])
+@pytest.mark.parametrize("cfa", [False, True])
+def test_stars_on_the_same_pixels_in_every_frame_are_no_defects(fwhm, cfa):
+    rng = np.random.default_rng(4)
+    y, x = np.mgrid[0 : SHAPE[0], 0 : SHAPE[1]]
+    light = np.zeros(SHAPE)
+    for _ in range(120):
+        sx, sy = rng.uniform(3, SHAPE[1] - 4), rng.uniform(3, SHAPE[0] - 4)
+        colour = (
+            np.array([[1.0, rng.uniform(0.4, 2)], [rng.uniform(0.3, 1.6), 1.0]]) if cfa else np.ones((2, 2))
+        )
+        r2 = (x - sx) ** 2 + (y - sy) ** 2
+        light += 10 ** rng.uniform(2, 4.5) * colour[y % 2, x % 2] * np.exp(-r2 / (2 * (fwhm / 2.3548) ** 2))
+    evidence = DefectEvidence(SHAPE)
+    for _ in range(4):
+        frame = 900 + light + rng.normal(0, np.sqrt(30**2 + light))
+        evidence.add(*candidates(np.clip(frame, 0, 65535).astype(np.uint16)))
+    assert len(evidence.persistent()) == 0
 
 
 def test_flat_and_saturated_frames_have_no_candidates():
-    assert len(find_candidates(np.full((40, 40), 1000, np.uint16))) == 0
-    assert len(find_candidates(np.full((40, 40), 65535, np.uint16))) == 0
-    with pytest.raises(ValueError, match="8 px"):
-        find_candidates(np.zeros((4, 40), np.uint16))
+    assert len(candidates(np.full((40, 40), 1000, np.uint16))[0]) == 0
+    assert len(candidates(np.full((40, 40), 65535, np.uint16))[0]) == 0
 
 
 def test_repair_takes_the_median_of_good_neighbours_of_the_same_colour():

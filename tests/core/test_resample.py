@@ -8,6 +8,7 @@ from zemosaic_core.pixel_map import build_pixel_map, map_coordinates_at, shift_p
 from zemosaic_core.resample import HALO, LANCZOS_TABLE, sample_window
 from zemosaic_core.sources import CoaddSource
 
+RADIAL = np.array([[0.12, -0.05, 0, 0], [0.2, 0.03, -40, 15], [0, 0, 12, 0]], np.float32)
 TERMS = np.array([[1.0, 0, 0, 0], [0.9, 30, -4, 2], [1.1, -20, 0, 7]], np.float32)
 
 
@@ -37,7 +38,15 @@ def make_image(shape=(31, 43), seed=0, holes=True):
 
 @pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
 @pytest.mark.parametrize("degrees", [0.0, 3.0, 90.0, 137.0])
-@pytest.mark.parametrize("extras", [{}, {"feather_px": 9.0}, {"feather_px": 5.0, "has_weight_map": True}])
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {},
+        {"radial": RADIAL},
+        {"feather_px": 9.0},
+        {"feather_px": 5.0, "has_weight_map": True, "radial": RADIAL},
+    ],
+)
 def test_agrees_with_the_plain_twin(kernel, degrees, extras):
     image = make_image()
     box = (2, 39, 1, 48)
@@ -49,14 +58,14 @@ def test_agrees_with_the_plain_twin(kernel, degrees, extras):
         weight_map[10, 10] = np.nan
     ours, weights = sample_window(
         image, (0, 0), (31, 43), pixel_map, box, kernel, TERMS,
-        feather_px=source.feather_px, weight_window=weight_map,
+        radial=source.radial, feather_px=source.feather_px, weight_window=weight_map,
     )  # fmt: skip
     twin, twin_weights = twins.sample(source, image, weight_map, box, kernel)
     assert np.array_equal(np.isnan(ours), np.isnan(twin))
     np.testing.assert_allclose(ours, twin, rtol=3e-6, atol=2e-3)
     assert np.isfinite(ours).any()
     assert np.isnan(ours).any()
-    if extras:
+    if source.feather_px > 0:
         np.testing.assert_allclose(weights, twin_weights, rtol=1e-5, atol=1e-6)
     else:
         assert weights is None
@@ -73,6 +82,34 @@ def test_integer_shift_is_the_pixel_itself(kernel):
     assert np.array_equal(ours, expected, equal_nan=True)
 
 
+def test_a_radial_flat_and_pattern_reach_their_full_size_in_the_corners():
+    image = np.full((3, 21, 41), 1000.0, np.float32)
+    box = (0, 21, 0, 41)
+    terms = np.tile(np.array([2, 5, 0, 0], np.float32), (3, 1))
+    out, _ = sample_window(
+        image, (0, 0), (21, 41), shift_pixel_map(0, 0, box), box, "lanczos3", terms, radial=RADIAL
+    )
+    np.testing.assert_allclose(out[:, 10, 20], 2005, rtol=1e-6)
+    for y, x in ((0, 0), (0, 40), (20, 0), (20, 40)):
+        np.testing.assert_allclose(out[:, y, x], [2 * 1070 + 5, 2 * 1230 - 20, 2017], rtol=1e-6)
+    # At the middle of the left border only the width counts: q = 40^2 / (40^2 + 20^2).
+    np.testing.assert_allclose(out[0, 10, 0], 2000 * (1 + 0.12 * 0.8 - 0.05 * 0.64) + 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+@pytest.mark.parametrize(
+    "terms", [TERMS, TERMS * np.array([1, 1, 0, 0], np.float32)], ids=["plane", "offset"]
+)
+def test_a_radial_pattern_of_zeros_changes_no_bit(kernel, terms):
+    image, box = make_image(), (2, 39, 1, 48)
+    pixel_map = build_pixel_map(rotation(17, (24, 20), (21.3, 15.6)), box)
+    without, _ = sample_window(image, (0, 0), (31, 43), pixel_map, box, kernel, terms)
+    zeros, _ = sample_window(
+        image, (0, 0), (31, 43), pixel_map, box, kernel, terms, radial=np.zeros_like(RADIAL)
+    )
+    assert np.array_equal(without, zeros, equal_nan=True)
+
+
 @pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
 @pytest.mark.parametrize("degrees", [0.0, 17.0])
 def test_windows_of_the_source_and_boxes_of_the_output_change_no_bit(kernel, degrees):
@@ -80,7 +117,8 @@ def test_windows_of_the_source_and_boxes_of_the_output_change_no_bit(kernel, deg
     image[:, 40:43, 60] = np.nan
     box = (0, 160, 0, 180)
     pixel_map = build_pixel_map(rotation(degrees, (90, 80), (84.9, 75.2)), box)
-    whole, weights = sample_window(image, (0, 0), (150, 170), pixel_map, box, kernel, TERMS, feather_px=20)
+    extras = {"radial": RADIAL, "feather_px": 20}
+    whole, weights = sample_window(image, (0, 0), (150, 170), pixel_map, box, kernel, TERMS, **extras)
     for y0, y1, x0, x1 in ((0, 1, 0, 180), (37, 64, 0, 180), (64, 65, 64, 66), (99, 160, 13, 143)):
         window = source_window(pixel_map, y0, y1, x0, x1, (150, 170), HALO[kernel])
         if window is None:
@@ -88,7 +126,7 @@ def test_windows_of_the_source_and_boxes_of_the_output_change_no_bit(kernel, deg
             continue
         a, b, c, d = window
         part, part_weights = sample_window(
-            image[:, a:b, c:d], (a, c), (150, 170), pixel_map, (y0, y1, x0, x1), kernel, TERMS, feather_px=20
+            image[:, a:b, c:d], (a, c), (150, 170), pixel_map, (y0, y1, x0, x1), kernel, TERMS, **extras
         )
         assert np.array_equal(part, whole[:, y0:y1, x0:x1], equal_nan=True)
         assert np.array_equal(part_weights, weights[y0:y1, x0:x1])
@@ -144,9 +182,11 @@ def test_one_pixel_images_and_odd_sizes():
         box = (0, shape[0] + 2, 0, shape[1] + 2)
         for kernel in ("bilinear", "lanczos3"):
             out, _ = sample_window(
-                image, (0, 0), shape, shift_pixel_map(1, 1, box), box, kernel, TERMS, feather_px=0.0
+                image, (0, 0), shape, shift_pixel_map(1, 1, box), box, kernel, TERMS, radial=RADIAL
             )
             assert np.isfinite(out[0]).sum() == shape[0] * shape[1]
+            corner = 5.0 if shape == (1, 1) else 5.0 * 1.07
+            assert out[0, 1, 1] == pytest.approx(corner, rel=1e-6)
 
 
 def test_table_rows_are_normalised_and_start_at_the_pixel():
@@ -174,6 +214,10 @@ def test_wrong_arguments_are_named():
         sample_window(image, (0, 0), (5, 5), shift_pixel_map(0, 0, box), box, "nearest", terms)
     with pytest.raises(ValueError, match="photometry"):
         sample_window(image, (0, 0), (5, 5), shift_pixel_map(0, 0, box), box, "bilinear", TERMS)
+    with pytest.raises(ValueError, match="radial"):
+        sample_window(
+            image, (0, 0), (5, 5), shift_pixel_map(0, 0, box), box, "bilinear", terms, radial=RADIAL
+        )
 
 
 def star_image(fwhm, peak, ceiling=np.inf, *, sky=350.0, noise=9.0, shape=(60, 64), centre=(30.3, 31.6)):

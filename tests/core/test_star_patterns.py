@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -146,18 +145,6 @@ def test_result_is_the_same_every_time():
     first, second = find_similarity(ref, src), find_similarity(ref, src)
     np.testing.assert_array_equal(first.matrix, second.matrix)
     assert first.log10_odds == second.log10_odds
-
-
-def test_a_match_is_fast():
-    rng = np.random.default_rng(2)
-    pairs = [make_pair(rng, 90, overlap=0.5)[:2] for _ in range(20)]
-    find_similarity(*pairs[0])
-    times = []
-    for ref, src in pairs:
-        start = time.perf_counter()
-        find_similarity(ref, src)
-        times.append(time.perf_counter() - start)
-    assert np.median(times) < 0.02  # measured 2 ms; the margin is for a busy machine
 
 
 @pytest.mark.parametrize("mirror", [False, True])

@@ -6,7 +6,7 @@ from scipy.spatial import cKDTree
 
 from zemosaic_core.background import expand_mesh_row
 from zemosaic_core.errors import SkipItem
-from zemosaic_core.stars import StarList, _smooth_over_noise, aperture_fluxes, detect_stars, night_outliers
+from zemosaic_core.stars import StarList, _smooth_over_noise, aperture_fluxes, detect_stars
 from zemosaic_core.synthetic_galaxy import Galaxy
 from zemosaic_core.synthetic_sky import (
     FrameSetup,
@@ -181,37 +181,6 @@ def test_aperture_needs_all_its_pixels_and_most_of_its_ring():
     np.testing.assert_allclose(fluxes[[2, 3]], 0.0, atol=1e-3)
     with pytest.raises(ValueError, match="radius_px"):
         aperture_fluxes(planes, x, y, 0.0)
-
-
-def test_outliers_of_a_night_have_their_reasons():
-    rng = np.random.default_rng(1)
-    n = rng.normal(120, 6, 20)
-    fwhm = rng.normal(3.2, 0.1, 20)
-    elongation = rng.normal(1.12, 0.02, 20)
-    sky = rng.normal(500, 20, 20)
-    n[3], sky[3] = 30, 900
-    elongation[5], fwhm[5], n[5] = 2.2, 6.0, 60
-    fwhm[8] = 6.5
-    sky[11] = 1500
-    n[13], fwhm[13], elongation[13] = 0, np.nan, np.nan
-    reasons = night_outliers(n_stars=n, fwhm_px=fwhm, elongation=elongation, sky_adu=sky)
-    assert reasons[3] == ("frame_clouded",)
-    assert reasons[5] == ("frame_trailed",)
-    assert reasons[8] == ("frame_defocused",)
-    assert reasons[11] == ("frame_bright_sky",)
-    assert reasons[13] == ("frame_clouded",)
-    others = [r for i, r in enumerate(reasons) if i not in (3, 5, 8, 11, 13)]
-    assert not any(others)
-
-
-def test_other_fields_may_have_other_star_counts_and_low_transparency_is_a_cloud():
-    n = [100.0] * 6 + [20.0] * 6
-    good = {"fwhm_px": [3.0] * 12, "elongation": [1.1] * 12}
-    assert not any(night_outliers(n_stars=n, groups=[0] * 6 + [1] * 6, **good))
-    transparency = [0.95] * 11 + [0.4]
-    reasons = night_outliers(n_stars=n, groups=[0] * 6 + [1] * 6, transparency=transparency, **good)
-    assert reasons[-1] == ("frame_clouded",)
-    assert not any(reasons[:-1])
 
 
 def test_star_list_without_saturation_marks_has_none():

@@ -67,11 +67,23 @@ class FakePixels:
 
 
 def make_sources(
-    pixels, n, out_hw, *, turn=0.0, scatter=3.0, bend=0.0, feather=0.0, weighted=False, seed=1, spread=None
+    pixels,
+    n,
+    out_hw,
+    *,
+    turn=0.0,
+    scatter=3.0,
+    bend=0.0,
+    feather=0.0,
+    weighted=False,
+    seed=1,
+    spread=None,
+    radial=False,
 ) -> list[CoaddSource]:
     """Place the frames on an output grid: turned, shifted by fractions of a pixel, optionally bent as by SIP terms.
 
-    ``spread``: shift them over the whole grid instead (a mosaic of tiles).
+    ``spread``: shift them over the whole grid instead (a mosaic of tiles). ``radial``: two of three have a pattern
+    around the centre of the detector.
     """
     rng = np.random.default_rng(seed)
     height, width = pixels.shape_hw
@@ -102,6 +114,7 @@ def make_sources(
         if key % 3:
             photometry[:, 1:] = rng.normal(0, 10, (pixels.n_channels, 3))
         weight = rng.uniform(0.2, 1, pixels.n_channels) if weighted else np.ones(pixels.n_channels)
+        pattern = np.random.default_rng(key).normal(0, [0.1, 0.05, 20, 10], (pixels.n_channels, 4))
         if weighted and key == 1:
             weight[0] = 0
         sources.append(
@@ -114,6 +127,7 @@ def make_sources(
                 weight=weight.astype(np.float32),
                 feather_px=feather,
                 has_weight_map=pixels.weights is not None,
+                radial=pattern.astype(np.float32) if radial and key % 3 != 1 else None,
             )
         )
     return sources

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import queue
@@ -30,6 +31,7 @@ from zemosaic_io.gpu_files import LeaseTimeout, device_lease
 from zemosaic_pipeline import doctor
 from zemosaic_settings import Settings
 from zemosaic_ui import jobs
+from zemosaic_ui.compute_state import ComputeState
 
 # --- availability ---------------------------------------------------------------------------------------------
 
@@ -212,6 +214,40 @@ def test_forced_cpu_for_intertile_work_and_on_request(install):
     assert run(policy, wanted=False).decision.reason is Reason.FORCED_CPU
 
 
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_forced_cpu_is_told_once_at_the_start(install, tmp_path, mode):
+    """Whoever has set a variable of old learns that it was heard."""
+    install(SimulatedDevice())
+    records = []
+    environ = {"ZEMOSAIC_FORCE_CPU_INTERTILE": "yes"}
+    policy = make_policy(records, mode=mode, environ=environ, ledger_path=tmp_path / "ledger.jsonl")
+    policy.check_required()
+    assert [record["kind"] for record in records] == ["probe", "override"]
+    run(policy)
+    run(policy)
+    said = [record for record in records if record["key"] == "gpu_info_intertile_forced"]
+    assert len(said) == 1
+    assert (said[0]["op"], said[0]["reason"], said[0]["level"]) == ("intertile", "forced_cpu", "INFO")
+    assert said[0]["values"] == {"variable": "ZEMOSAIC_FORCE_CPU_INTERTILE"}
+    ledger = (tmp_path / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in ledger if "intertile" in line] == said
+    assert [key for key, _ in policy.report_lines()].count("gpu_info_intertile_forced") == 1
+    panel = ComputeState()
+    for record in records:
+        panel.add(record)
+    assert [line.key for line in panel.fallbacks].count("gpu_info_intertile_forced") == 1
+
+
+@pytest.mark.parametrize("value", ["", "0", "no", "off"])
+def test_variable_that_asks_for_nothing_is_not_mentioned(install, value):
+    install(SimulatedDevice())
+    records = []
+    policy = make_policy(records, environ={"ZEMOSAIC_FORCE_CPU_INTERTILE": value})
+    policy.check_required()
+    assert [record["kind"] for record in records] == ["probe"]
+    assert "gpu_info_intertile_forced" not in [key for key, _ in policy.report_lines()]
+
+
 def test_a_simulated_size_makes_chunks_smaller(install):
     install(SimulatedDevice(8 << 30))
     big = {"buffers": (Buffer("a", per_row=64 << 20),)}
@@ -282,9 +318,7 @@ def test_two_policies_of_one_thread_share_the_card(install):
     def emit(y0, y1, result):
         reports.append(run(inner))
 
-    start = time.monotonic()
     outer.run(workload(), gpu_body, cpu_body, emit=emit)
-    assert time.monotonic() - start < 5
     assert [(r.gpu_rows, r.fallbacks) for r in reports] == [(ROWS, 0)]
     assert device.pool.total == 0
     inner.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 import time
@@ -20,7 +21,8 @@ from zemosaic_core.gpu.combine import IN_SCRATCH, IN_SHARED, UNSORTED, storage_f
 from zemosaic_core.gpu.device import DeviceInfo
 from zemosaic_core.gpu.launch import Queue
 from zemosaic_core.gpu.reader import ReadAhead, parts_of_block
-from zemosaic_core.sources import CombineRule
+from zemosaic_core.pixel_map import map_coordinates_at
+from zemosaic_core.sources import CombineRule, SampleNoise
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
 
@@ -31,6 +33,7 @@ RULES = {
     "winsor": CombineRule("winsorized_sigma_clip", 3.0, 3.0, (0.1, 0.05)),
     "linear": CombineRule("linear_fit_clip", 4.0, 3.0),
     "winsor median": CombineRule("winsorized_sigma_clip", 2.0, 2.5, combine="median"),
+    "known": CombineRule(noise=SampleNoise((1600.0, 1200.0, 2000.0), (1500.0, 1450.0, 1550.0))),
 }
 OUT = (53, 150)
 
@@ -99,9 +102,27 @@ def test_long_runs_and_merged_runs_agree_with_the_cpu(depth, rule):
 @pytest.mark.parametrize("rule", ["mean", "winsor"])
 def test_kernels_feather_and_weight_maps(kernel, rule):
     pixels = FakePixels(6, (44, 71), weights=True, missing=0.01, raw="some")
-    sources = make_sources(pixels, 6, OUT, turn=0.05, bend=2e-6, feather=12.0, weighted=True)
+    sources = make_sources(pixels, 6, OUT, turn=0.05, bend=2e-6, feather=12.0, weighted=True, radial=True)
     gpu, cpu = both(pixels, sources, RULES[rule], kernel)
     assert_blocks_agree(gpu, cpu, ulps=16 if kernel == "lanczos3" else 4, flips=1e-3)
+
+
+@pytest.mark.parametrize(("size", "key", "turn"), [((41, 67), 2, 0.05), ((1, 60), 0, 0.0), ((30, 1), 0, 0.0)])
+def test_a_radial_pattern_is_sampled_bit_by_bit_alike(size, key, turn):
+    """One source and no rejection: what is compared are the samples themselves."""
+    pixels = FakePixels(3, size)
+    source = make_sources(pixels, 3, OUT, turn=turn, radial=True)[key]
+    gpu, cpu = both(pixels, [source], RULES["mean"])
+    sx, sy = map_coordinates_at(source.pixel_map, *np.meshgrid(np.arange(OUT[1]), np.arange(OUT[0])))
+    inner = ((sx >= 2) | (sx == np.round(sx))) & ((sy >= 2) | (sy == np.round(sy)))
+    assert np.isfinite(gpu.image[:, inner]).sum() > 80
+    np.testing.assert_array_equal(gpu.image[:, inner], cpu.image[:, inner])
+    # A coordinate below two is rounded twice on the card.
+    np.testing.assert_allclose(gpu.image, cpu.image, rtol=2e-7)
+    plain, _ = both(pixels, [dataclasses.replace(source, radial=None)], RULES["mean"])
+    assert np.nanmax(np.abs(gpu.image - plain.image)) > 10
+    zeros, _ = both(pixels, [dataclasses.replace(source, radial=0 * source.radial)], RULES["mean"])
+    np.testing.assert_array_equal(zeros.image, plain.image)
 
 
 def test_tiles_of_a_mosaic_at_whole_pixels_come_through_unchanged():
@@ -121,7 +142,7 @@ def test_rows_without_sources_are_empty():
         assert getattr(gpu, name).dtype == getattr(cpu, name).dtype
 
 
-@pytest.mark.parametrize("rule", ["winsor", "linear", "mean"])
+@pytest.mark.parametrize("rule", ["winsor", "linear", "mean", "known"])
 def test_the_result_does_not_depend_on_the_chunks_bit_by_bit(rule):
     pixels = FakePixels(9, (41, 67), raw="some", hot=30)
     sources = make_sources(pixels, 9, OUT, turn=0.02, feather=6.0, weighted=True)
@@ -137,11 +158,14 @@ def test_the_result_does_not_depend_on_the_chunks_bit_by_bit(rule):
     body.close()
 
 
-@pytest.mark.parametrize("rule", ["winsor", "mean"])
+@pytest.mark.parametrize("rule", ["winsor", "mean", "known"])
 @pytest.mark.parametrize("raw", ["none", "all"])
 def test_the_plan_is_the_peak(rule, raw, monkeypatch):
     pixels = FakePixels(10, (200, 120), raw=raw, weights=raw == "none")
-    sources = make_sources(pixels, 10, (210, 130), turn=0.004, feather=3.0 if raw == "none" else 0.0)
+    plain = raw == "all"
+    sources = make_sources(
+        pixels, 10, (210, 130), turn=0.004, feather=0.0 if plain else 3.0, radial=not plain
+    )
     device = SimulatedDevice(2 << 30)
     body = GpuCoadd(pixels, sources, 130, 3, RULES[rule], "bilinear")
     result = combine.Combiner.result

@@ -169,7 +169,7 @@ def test_pointing_hint(write_cfa, cards, expected):
     ],
 )
 def test_scale_hint(write_cfa, cards, expected):
-    path, _ = write_cfa(**cards)
+    path, _ = write_cfa(INSTRUME="camera", **cards)
     assert read_frame_info(path).scale_arcsec == (
         None if expected is None else pytest.approx(expected, rel=1e-4)
     )
@@ -297,3 +297,50 @@ def test_linear_scale_of_the_three_notations():
 def test_night(write_cfa, date, cards, night):
     path, _ = write_cfa(DATE_OBS=date, **cards)
     assert read_frame_info(path).night == night
+
+
+WCS_CARDS = (
+    "CTYPE1  = 'RA---TAN-SIP'", "CTYPE2  = 'DEC--TAN-SIP'", "CRVAL1  = 150.0", "CRVAL2  = 20.0", "CRPIX1  = 2.0",
+    "CRPIX2  = 3.0", "CD1_1   = -6.6E-4", "CD1_2   = 0.0", "CD2_1   = 0.0", "CD2_2   = 6.6E-4",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cards", "usable"),
+    [
+        ((), True),
+        (("A_ORDER = 2", "B_ORDER = 2", "A_2_0   = 1E-6"), True),
+        (("A_ORDER = 2", "B_ORDER = 2", "A_2_0   = NaN"), False),
+        (("A_ORDER = 2",), False),
+        (("A_ORDER = 'x'", "B_ORDER = 2"), False),
+        (("A_ORDER = 99", "B_ORDER = 99"), False),
+        (("CUNIT1  = 'd\xe9g'",), False),
+        (("CROTA2  = Inf",), False),
+        # These only refine it.
+        (("LONPOLE = NaN", "EQUINOX = 'J2000'", "RADESYS = Inf"), True),
+    ],
+)
+def test_wcs_with_odd_numbers_is_none(tmp_path, cards, usable):
+    info = read_frame_info(write_literal(tmp_path / "f.fit", *WCS_CARDS, *cards))
+    assert (info.wcs_cards is not None) is usable
+    if usable:
+        WCS(info.wcs_cards)
+
+
+@pytest.mark.parametrize(
+    "date", ["0001-01-01T00:00:00", "9999-12-31T23:59:59", "0000-00-00T00:00:00", "1899-12-30"]
+)
+def test_dates_of_clocks_never_set_are_no_night(tmp_path, date):
+    path = write_literal(tmp_path / "f.fit", f"DATE-OBS= '{date}'", "SITELONG= 179.9")
+    assert read_frame_info(path).night == ""
+
+
+@pytest.mark.parametrize("card", ["NAXIS1  = -2880", "NAXIS   = -1", "PCOUNT  = -5", "GCOUNT  = -1"])
+def test_lengths_below_zero_are_a_wrong_header(tmp_path, card):
+    path = tmp_path / "f.fit"
+    table = ("XTENSION= 'BINTABLE'", "BITPIX  = 8", "NAXIS   = 1", "NAXIS1  = 2880", "PCOUNT  = 0")
+    changed = [line for line in table if line[:8] != card[:8]]
+    path.write_bytes(
+        card_block("SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 0") + card_block(*changed, card) + bytes(2880)
+    )
+    assert reason(path) == "frame_bad_header"

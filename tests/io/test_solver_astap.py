@@ -110,7 +110,7 @@ def test_sparse_database_gets_one_more_cheap_try(tmp_path, install):
 )
 def test_failures_say_what_happened(tmp_path, install, body, kind, key):
     _, solver = install(body)
-    outcome = solver.solve(make_request(tmp_path, timeout_s=2.0))
+    outcome = solver.solve(make_request(tmp_path, timeout_s=2.0 if kind == "timeout" else 60.0))
     assert (outcome.ok, outcome.kind, outcome.key) == (False, kind, key)
     assert outcome.values["solver"] == "ASTAP"
     assert outcome.seconds > 0
@@ -124,7 +124,7 @@ def test_cancel_while_it_runs(tmp_path, install):
     start = time.monotonic()
     with pytest.raises(Cancelled):
         solver.solve(make_request(tmp_path), cancel)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 50  # the program itself would take 60 s
     assert list((tmp_path / "work").iterdir()) == []
 
 

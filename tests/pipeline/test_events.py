@@ -1,7 +1,10 @@
 """The trip over the queue is exact, and the tuples are the ones listeners of the existing program know."""
 
+import json
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zemosaic_pipeline.events import (
@@ -18,6 +21,7 @@ from zemosaic_pipeline.events import (
     RunStarted,
     TileFinished,
     from_queue,
+    spoken_values,
     to_queue,
 )
 
@@ -61,3 +65,45 @@ def test_unknown_event_type_is_an_error():
 
 def test_phase_shares_are_the_whole_run():
     assert sum(share for _, share in PHASES.values()) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: RunStarted("r1", Path("in"), "out", ()), "RunStarted.input_dir"),
+        (lambda: RunStarted("r1", "in", "out", (Path("p"),)), r"RunStarted.phases\[0\]"),
+        (lambda: PhaseProgress("phase1_prepare", 1, 2, Path("a.fit")), "PhaseProgress.item"),
+        (lambda: FrameLeftOut(Path("a.fit"), "frame_empty"), "FrameLeftOut.path"),
+        (
+            lambda: FrameLeftOut("a.fit", "frame_empty", {"other": Path("b")}),
+            r"FrameLeftOut.values\['other'\]",
+        ),
+        (lambda: TileFinished(1, Path("t.fits"), 2), "TileFinished.path"),
+        (lambda: TileFinished(1, "t.fits", 2, None), "TileFinished.preview_path"),
+        (lambda: PreviewGrown(Path("p.png")), "PreviewGrown.path"),
+        (lambda: GpuRecorded({"rows": [Path("x")]}), r"GpuRecorded.record\['rows'\]\[0\]"),
+        (lambda: Message("k", "INFO", {"files": [b"x"]}), r"Message.values\['files'\]\[0\]"),
+        (lambda: Message("k", "INFO", {1: "x"}), r"Message.values"),
+        (lambda: RunEnded("success", {"science": Path("m.fits")}), r"RunEnded.outputs\['science'\]"),
+        (lambda: Message("k", "INFO", {"error": OSError("no")}), r"Message.values\['error'\]"),
+        (lambda: Message(Path("k")), "Message.key"),
+    ],
+)
+def test_event_that_carries_no_text_cannot_be_made(make, named):
+    """A path instead of its text was found out after the mosaic had been written, on the other side of the queue."""
+    with pytest.raises(TypeError, match=named):
+        make()
+
+
+def test_numbers_of_arrays_become_plain_numbers_in_an_event():
+    sizes = np.array([3, 4])
+    event = Message("k", "INFO", {"n": sizes.min(), "share": np.float32(0.5), "ok": np.bool_(True)})
+    assert json.dumps(event.values) == '{"n": 3, "share": 0.5, "ok": true}'
+    assert PhaseProgress("phase1_prepare", sizes.max(), 9).done == 4
+
+
+def test_end_of_a_run_can_always_be_told():
+    """Whatever an error carries: the last event must not fail for it."""
+    values = spoken_values({"path": Path("a.fit"), "n": np.int64(3), "reasons": (OSError("no"), 1.5)})
+    assert values == {"path": "a.fit", "n": 3, "reasons": ("no", 1.5)}
+    assert RunEnded("failed", key="k", values=values).values == values

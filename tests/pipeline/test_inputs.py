@@ -25,6 +25,7 @@ from made_frames import (
     write_all,
 )
 
+import run_zemosaic
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.synthetic_sky import tan_cards
 from zemosaic_io.star_catalogue import catalogue_stars_near
@@ -328,6 +329,19 @@ def test_stray_pointing_is_named_with_its_cost(sky, setups, tmp_path):
     with pytest.raises(RunFailed) as error:
         run(tmp_path / "raw", tmp_path / "out", canvas_exclude_outliers=False, canvas_max_megapixels=100)
     assert error.value.key == "run_error_canvas_too_large"
+
+
+def test_run_with_a_stray_pointing_ends_well_on_the_command_line(sky, setups, tmp_path, capsys, monkeypatch):
+    """What a run says is shown by another process, which knows only what the queue can carry."""
+    monkeypatch.setenv("ZEMOSAIC_CONFIG_DIR", str(tmp_path / "user"))
+    write_all(tmp_path / "raw", sky, setups)
+    far = (CENTRE[0] + 12.0, CENTRE[1] + 9.0)
+    write_all(tmp_path / "raw", field_sky(far, seed=3), pointings(far, n=1), first=90)
+    arguments = ["run", str(tmp_path / "raw"), str(tmp_path / "out"), "--gpu", "off", "--verbose"]
+    assert run_zemosaic.main([*arguments, "--set", "num_processing_workers=1"]) == 0
+    shown = capsys.readouterr()
+    assert "light_090.fit" in shown.out + shown.err
+    assert "Traceback" not in shown.err
 
 
 @pytest.fixture(scope="module")

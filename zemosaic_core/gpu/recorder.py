@@ -14,7 +14,18 @@ from zemosaic_core.gpu.terms import CALM_REASONS, Budget, Decision, GpuStatus, P
 
 __all__ = ["KINDS", "OperationTally", "Recorder"]
 
-KINDS = ("probe", "decision", "split", "fallback", "release", "lease", "parity", "operation", "summary")
+KINDS = (
+    "probe",
+    "override",
+    "decision",
+    "split",
+    "fallback",
+    "release",
+    "lease",
+    "parity",
+    "operation",
+    "summary",
+)
 # Operations with a sentence of their own; the others share one.
 _SPOKEN_OPS = {"stack": "stack", "assemble": "phase5"}
 MIB = 1 << 20
@@ -57,6 +68,7 @@ class Recorder:
         self._told: set[tuple[str, str, str]] = set()
         self.tallies: dict[str, OperationTally] = {}
         self.fallbacks: list[dict[str, Any]] = []
+        self.overrides: list[dict[str, Any]] = []
 
     def tally(self, op: str) -> OperationTally:
         """Return the sums of an operation."""
@@ -120,6 +132,10 @@ class Recorder:
         self.emit("probe", Reason.GPU, key="gpu_info_summary", values=values, **numbers)
         if status.unmet_wish:
             self.emit("probe", Reason.GPU, key="gpu_other_card", values=_wish_values(status), level="WARN")
+
+    def override(self, reason: Reason, op: str, *, key: str, variable: str) -> None:
+        """Record that a variable of the environment decides where an operation runs."""
+        self.overrides.append(self.emit("override", reason, op=op, key=key, values={"variable": variable}))
 
     def decision(
         self, workload: Workload, decision: Decision, budget: Budget | None, detail: str = ""
@@ -276,8 +292,9 @@ class Recorder:
 
     def report_lines(self, status: GpuStatus, budget: Budget | None) -> list[tuple[str, dict[str, Any]]]:
         """Return the GPU section of a run report as text keys with their values."""
+        asked = [(record["key"], record["values"]) for record in self.overrides]
         if not status.ok:
-            return [(status.reason.fallback_key, _reason_values(status.reason, status.detail))]
+            return [(status.reason.fallback_key, _reason_values(status.reason, status.detail)), *asked]
         name = status.detail if status.device is None else status.device.name
         total, free = (budget.total, budget.free) if budget else (0, 0)
         lines: list[tuple[str, dict[str, Any]]] = [
@@ -285,6 +302,7 @@ class Recorder:
         ]
         if status.unmet_wish:
             lines.append(("gpu_other_card", _wish_values(status)))
+        lines += asked
         for op, tally in self.tallies.items():
             values = {**_op_values(op), "percent": f"{100 * tally.gpu_share:.1f}", "runs": tally.runs}
             values |= {"gpu_chunks": tally.gpu_chunks, "cpu_chunks": tally.cpu_chunks}

@@ -27,6 +27,7 @@ from zemosaic_core.sources import CoaddSource, Kernel
 
 __all__ = [
     "MAX_HOT",
+    "N_TERMS",
     "SLOTS",
     "Ring",
     "SourceShape",
@@ -39,6 +40,8 @@ __all__ = [
 
 # Bad pixels of one window that fit the card's list; a frame with more is decoded by its source.
 MAX_HOT = 1 << 16
+# Photometric terms of a source and channel: gain, offset, plane, and the radial pattern of the detector.
+N_TERMS = 8
 # Rows of a column for one thread of `colour_shares`.
 SHARE_ROWS = 4
 # Windows on the card: one is being sampled while the next arrives.
@@ -95,7 +98,7 @@ def feed_buffers(shape: SourceShape, sources: Sequence[CoaddSource], kernel: Ker
         window("weight windows", 4, SLOTS)
     nodes = sum(s.pixel_map.src_x.size for s in sources)
     buffers.append(Buffer("nodes", fixed=8 * max(1, nodes), copies=2))
-    buffers.append(Buffer("terms", fixed=16 * max(1, len(sources)) * shape.n_channels))
+    buffers.append(Buffer("terms", fixed=4 * N_TERMS * max(1, len(sources)) * shape.n_channels))
     return [*buffers, Buffer("taps", fixed=LANCZOS_TABLE.nbytes), Buffer("no weights", fixed=4)]
 
 
@@ -276,7 +279,7 @@ class WindowFeed:
             window.planes, self._shape.n_channels, *window.shape_hw, *window.origin, *source.shape_hw,
             self._node_x, self._node_y, np.int64(self._node_starts[index]), *lattice.src_x.shape,
             lattice.y0, lattice.x0, step_shift(lattice), self._block_y, *part.box,
-            self._table, self._terms, index * 4 * self._shape.n_channels,
+            self._table, self._terms, index * N_TERMS * self._shape.n_channels, int(source.radial is not None),
             np.float32(source.feather_px), window.weights, int(source.has_weight_map),
             combiner.bases, combiner.counts, combiner.slots, np.int64(table.slot_starts[index]), top, left,
             table.tiles_yx[1], combiner.values, np.int64(table.n_samples), combiner.maps, int(self._shape.mapped),
@@ -326,7 +329,8 @@ def debayer_on_card(
 
 def _terms(source: CoaddSource) -> np.ndarray:
     """Return the photometric terms, flat; a channel without weight gets terms that make every sample missing."""
-    terms = np.array(source.photometry, np.float32)
+    radial = np.zeros_like(source.photometry) if source.radial is None else source.radial
+    terms = np.concatenate([source.photometry, radial], axis=1, dtype=np.float32)
     terms[~(np.asarray(source.weight) > 0)] = np.nan
     return terms.ravel()
 

@@ -31,6 +31,14 @@ __device__ __forceinline__ float fraction(long long value, int bits)
     return (float)high * (1.0f / 262144.0f) + (float)low * __int_as_float((127 - bits) << 23);
 }
 
+// A coordinate as float32, rounded once from two on: 23 bits behind the point, and a last one that says whether
+// there is more.
+__device__ __forceinline__ float position(long long value, int bits)
+{
+    int high = (int)(value >> (bits - 23)) & 0x7fffff, more = ((int)value & ((1 << (bits - 23)) - 1)) != 0;
+    return (float)(int)(value >> bits) + (float)(2 * high + more) * (1.0f / 16777216.0f);
+}
+
 // Four taps; dx, dy are zero where the fraction is, so that a tap without weight is never used.
 __device__ __forceinline__ float four_taps(const float* p, long long dx, long long dy, float fx, float fy)
 {
@@ -86,7 +94,7 @@ extern "C" __global__ void sample_source(
     const float* planes, int n_channels, int win_h, int win_w, int origin_y, int origin_x, int image_h, int image_w,
     const long long* node_x, const long long* node_y, long long node_offset, int ny, int nx, int map_y0, int map_x0,
     int shift, int block_y, int y0, int y1, int x0, int x1, const float* table, const float* terms, int term_offset,
-    float feather, const float* weight_map, int use_map,
+    int use_radial, float feather, const float* weight_map, int use_map,
     const long long* bases, const int* counts, const int* slots, long long slot_start, int tile_y, int tile_x,
     int tiles_x, float* values, long long plane, float* maps, int write_weight)
 {
@@ -130,9 +138,16 @@ extern "C" __global__ void sample_source(
         return;
     }
 
-    // Source position as -1 .. 1 across the image, for the sky plane of the photometric terms.
-    float u = image_w > 1 ? ((float)ix + fx) * (2.0f / (float)(image_w - 1)) - 1.0f : 0.0f;
-    float t = image_h > 1 ? ((float)iy + fy) * (2.0f / (float)(image_h - 1)) - 1.0f : 0.0f;
+    // Source position as -1 .. 1 across the image, for the photometric terms.
+    float u = image_w > 1 ? position(sx, bits) * (2.0f / (float)(image_w - 1)) - 1.0f : 0.0f;
+    float t = image_h > 1 ? position(sy, bits) * (2.0f / (float)(image_h - 1)) - 1.0f : 0.0f;
+    float q = 0.0f;
+    if (use_radial) {
+        // Squared distance from the image centre, 1 in the corners.
+        float across = (float)(image_w - 1) * (float)(image_w - 1), down = (float)(image_h - 1) * (float)(image_h - 1);
+        float diagonal = fmaxf(across + down, 1.0f);
+        q = across / diagonal * (u * u) + down / diagonal * (t * t);
+    }
     long long window = (long long)win_h * win_w;
 #if LANCZOS
     const float* wx = table + 6 * (int)(fx * 4096.0f + 0.5f);
@@ -156,10 +171,15 @@ extern "C" __global__ void sample_source(
 #else
         float value = four_taps(here, dx, dy, fx, fy);
 #endif
-        const float* term = terms + term_offset + 4 * c;
+        const float* term = terms + term_offset + 8 * c;
         float sky = term[1];
         if (term[2] != 0.0f || term[3] != 0.0f) sky = term[1] + term[2] * u + term[3] * t;
-        value = finite_value(value) ? term[0] * value + sky : MISSING;
+        float scaled = term[0] * value;
+        if (use_radial) {
+            scaled *= 1.0f + q * (term[4] + q * term[5]);
+            sky = term[1] + term[2] * u + term[3] * t + q * (term[6] + q * term[7]);
+        }
+        value = finite_value(value) ? scaled + sky : MISSING;
         values[place + c * plane] = finite_value(value) ? value : MISSING;
     }
 }

@@ -1,0 +1,294 @@
+"""The joint model of the sky on made-up meshes whose every part is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.core.sky_cases import left_over, made_night
+from zemosaic_core import sky_model
+from zemosaic_core.glow_prior import GlowPrior
+from zemosaic_core.sky_gauge import large_scale_terms
+from zemosaic_core.sky_joint import JointProblem, full_covariance, posterior_of
+from zemosaic_core.sky_lattice import bilinear_lattice, cell_spacing_px
+from zemosaic_core.sky_meshes import cells_of, spread_rows
+from zemosaic_core.sky_model import solve_sky
+from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared, solve_star_flat
+
+
+def known_flat(vignetting: float) -> StarFlat:
+    return StarFlat(np.array([np.log(1 - vignetting), 0.0]), np.eye(2) * 1e-6, 1000)
+
+
+@pytest.mark.parametrize("with_site", [False, True])
+@pytest.mark.parametrize(
+    ("night", "limit_adu", "conflict"),
+    [
+        ({}, 2.5, {False}),
+        ({"vignetting": 0.12}, 2.5, {False}),
+        ({"cloud_adu": 120.0, "cloud_px": 600.0}, 3.0, {False}),
+        ({"panels": (3, 3), "frames": 5, "cloud_adu": 100.0, "cloud_px": 1000.0}, 4.0, {False, True}),
+        # A cloud larger than the mosaic: that its empty part is flat is wrong, and has to be noticed.
+        ({"cloud_adu": 120.0}, 9.0, {True}),
+    ],
+)
+def test_one_even_sky_is_left(night, limit_adu, conflict, with_site):
+    made = made_night(3, with_site=with_site, **night)
+    model = solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting))
+    before = made.meshes.mesh[:, 0] - made.sky_truth
+    assert before.std() > 10.0
+    assert left_over(made, model).std() < limit_adu
+    assert model.channels[0].gauge.conflict in conflict
+
+
+def test_nebulae_keep_their_light():
+    made = made_night(5, cloud_adu=120.0, cloud_px=600.0, with_site=True)
+    model = solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting))
+    found = left_over(made, model) + made.sky_truth
+    slope = np.polyfit(made.sky_truth.ravel(), found.ravel(), 1)[0]
+    assert 0.97 < slope < 1.03
+
+
+def test_a_gradient_that_all_frames_share_is_taken_out():
+    made = made_night(2, tilt_adu=30.0, drift_adu=0.0, with_site=True)
+    model = solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting))
+    x, y = np.moveaxis(made.meshes.xy.reshape(-1, 2) / 1000.0, -1, 0)
+    terms = np.column_stack([np.ones(len(x)), x, y])
+    left = np.linalg.lstsq(terms, left_over(made, model).ravel(), rcond=None)[0]
+    assert np.hypot(*left[1:]) < 3.0  # of 30 x 1.15 ADU per 1000 px
+
+
+def test_the_error_that_is_stated_covers_the_error_that_is_made():
+    scores = []
+    for seed in range(8):
+        made = made_night(seed, with_site=True, cloud_adu=100.0, cloud_px=700.0)
+        one_frame = replace(made.meshes, frame_area_px=1e12)  # the gauge is off: what the frames alone say
+        model = solve_sky(one_frame, made.circumstances, known_flat(made.vignetting))
+        channel = model.channels[0]
+        assert not channel.gauge.used
+        low, high = channel.node_xy.min(axis=0), channel.node_xy.max(axis=0)
+        half = (high - low).max() / 2
+        x, y = (made.meshes.xy.reshape(-1, 2) - (low + high) / 2).T / half
+        terms = np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
+        error = np.linalg.lstsq(terms, left_over(made, model).ravel(), rcond=None)[0][1:]
+        scores.append(error / channel.gauge.sigma_data)
+    assert np.sqrt(np.mean(np.square(scores))) < 1.6
+    assert np.mean(np.abs(scores) < 2.0) >= 0.85
+
+
+def test_one_panel_that_a_nebula_fills_is_not_flattened():
+    made = made_night(4, panels=(1, 1), frames=16, cloud_adu=80.0, with_site=True)
+    model = solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting))
+    channel = model.channels[0]
+    assert not channel.gauge.used
+    assert left_over(made, model).std() < 4.0
+
+
+def test_the_order_of_the_frames_does_not_matter():
+    made = made_night(1, frames=4, cloud_adu=80.0, cloud_px=600.0, with_site=True)
+    order = np.random.default_rng(0).permutation(len(made.meshes.mesh))
+    m = made.meshes
+    mixed = replace(
+        m,
+        mesh=m.mesh[order],
+        error=m.error[order],
+        sky=m.sky[order],
+        pixel_noise=m.pixel_noise[order],
+        gains=m.gains[order],
+        xy=m.xy[order],
+    )
+    straight = solve_sky(m, made.circumstances, no_star_flat())
+    shuffled = solve_sky(mixed, made.circumstances.taken(order), no_star_flat())
+    np.testing.assert_allclose(shuffled.terms, straight.terms[order], atol=2e-2)
+
+
+def test_more_frames_than_are_solved_jointly_follow_the_same_sky(monkeypatch):
+    made = made_night(6, frames=12, cloud_adu=80.0, cloud_px=600.0, with_site=True)
+    together = left_over(made, solve_sky(made.meshes, made.circumstances, known_flat(0.04)))
+    monkeypatch.setattr(sky_model, "MAX_JOINT_FRAMES", 20)
+    monkeypatch.setattr(sky_model, "MAX_TUNED_FRAMES", 12)
+    followed = left_over(made, solve_sky(made.meshes, made.circumstances, known_flat(0.04)))
+    assert together.std() < 2.5
+    assert followed.std() < 3.0
+
+
+def test_frames_without_a_usable_cell_keep_their_level():
+    made = made_night(1, frames=3)
+    blind = replace(made.meshes, mesh=np.full_like(made.meshes.mesh, np.nan))
+    model = solve_sky(blind, made.circumstances, no_star_flat())
+    level = model.terms[:, 0, 0] * made.meshes.sky[:, 0] + model.terms[:, 0, 1]
+    np.testing.assert_allclose(level, model.channels[0].background_adu, atol=1e-2)
+
+
+def test_a_wrong_clock_is_noticed():
+    made = made_night(3, with_site=True, tilt_adu=40.0, drift_adu=0.0, frames=10)
+    assert solve_sky(made.meshes, made.circumstances, known_flat(0.04)).local_used
+    local = made.circumstances.local
+    mixed = np.random.default_rng(1).permutation(len(local.airmass))
+    wrong = replace(
+        made.circumstances,
+        local=replace(
+            local,
+            direction=local.direction[mixed],
+            airmass=local.airmass[mixed],
+            moonlight=local.moonlight[mixed],
+        ),
+    )
+    assert not solve_sky(made.meshes, wrong, known_flat(0.04)).local_used
+
+
+def test_shapes_are_checked():
+    made = made_night(1, frames=2)
+    with pytest.raises(ValueError, match="gains"):
+        replace(made.meshes, gains=made.meshes.gains[:, :0])
+
+
+class TestElimination:
+    """The sky eliminated by a sparse factorisation equals one dense least squares over everything."""
+
+    def test_the_plain_way_gives_the_same(self):
+        made = made_night(2, panels=(1, 2), frames=2, with_site=True, cloud_adu=60.0)
+        m, rows = made.meshes, np.arange(4)
+        cells = cells_of(rows, m.mesh[:, 0], m.error[:, 0], m, np.ones(4), cell_spacing_px(m.xy))
+        problem = JointProblem(cells)
+        prior = GlowPrior(made.circumstances, np.ones(4), 400.0)
+        sizes, sigma = prior.usual, np.full(4, 8.0)
+        reduced = problem.reduce()
+        fast = posterior_of(reduced, prior, sizes, sigma)
+        # The twin: every unknown in one dense matrix, priors as rows.
+        lattice = np.asarray(cells.lattice.weights.todense())
+        design = np.zeros((len(cells.value), 12 + 4))
+        for k, frame in enumerate(cells.frame):
+            design[k, 3 * frame : 3 * frame + 3] = cells.basis[k]
+            design[k, 12:14] = cells.patterns[k] * cells.light[frame]
+            design[k, 14:] = cells.patterns[k]
+        root = np.sqrt(problem.weight)[:, None]
+        smooth = np.asarray(cells.lattice.differences.todense()) * np.sqrt(
+            1e-4 * np.median(1 / cells.sigma**2)
+        )
+        covariance = full_covariance(prior, sizes, sigma)
+        pull = np.linalg.inv(np.linalg.cholesky(covariance))
+        n = lattice.shape[1]
+        matrix = np.block(
+            [
+                [root * lattice, root * design],
+                [smooth, np.zeros((len(smooth), 16))],
+                [np.zeros((16, n)), pull],
+            ]
+        )
+        right = np.concatenate([root[:, 0] * cells.value, np.zeros(len(smooth) + 16)])
+        plain = np.linalg.lstsq(matrix, right, rcond=None)[0]
+        levels = np.zeros(16)
+        levels[:12:3] = 1.0
+        # One level of everything is only known to the prior's 800 ADU; neither way finds it to the last digit.
+        common = (fast.unknowns - plain[n:]) @ levels / 4
+        assert abs(common) < 0.5
+        np.testing.assert_allclose(fast.unknowns - common * levels, plain[n:], atol=2e-3)
+        np.testing.assert_allclose(reduced.sky(fast.unknowns) + common, plain[:n], atol=2e-2)
+
+
+class TestPrior:
+    def test_it_is_a_covariance(self):
+        made = made_night(1, frames=3, with_site=True)
+        prior = GlowPrior(made.circumstances, made.meshes.gains[:, 0], 400.0)
+        matrix = prior.covariance(prior.usual)
+        np.testing.assert_allclose(matrix, matrix.T, rtol=1e-9)
+        assert np.linalg.eigvalsh(matrix).min() > 0
+
+    def test_sizes_of_glow_over_the_horizon_need_a_site(self):
+        made = made_night(1, frames=2)
+        assert len(GlowPrior(made.circumstances, made.meshes.gains[:, 0], 1.0).free) == 5
+        made = made_night(1, frames=2, with_site=True)
+        assert len(GlowPrior(made.circumstances, made.meshes.gains[:, 0], 1.0).free) == 7
+
+
+class TestLattice:
+    def test_a_plane_is_met_everywhere(self):
+        rng = np.random.default_rng(3)
+        xy = rng.uniform(-300, 500, (400, 2))
+        lattice = bilinear_lattice(xy, 64.0)
+        plane = 3.0 + lattice.node_xy @ np.array([0.2, -0.1])
+        np.testing.assert_allclose(lattice.weights @ plane, 3.0 + xy @ np.array([0.2, -0.1]), atol=1e-9)
+        known = np.ones(len(plane), bool)
+        inner = lattice.interpolated(plane, known, xy)
+        np.testing.assert_allclose(inner, 3.0 + xy @ np.array([0.2, -0.1]), atol=1e-9)
+        assert np.isnan(lattice.interpolated(plane, known, np.array([5000.0, 0.0])))
+
+    def test_more_points_only_add_nodes(self):
+        xy = np.random.default_rng(4).uniform(0, 300, (50, 2))
+        few, more = bilinear_lattice(xy, 64.0), bilinear_lattice(np.vstack([xy, [[-700.0, 900.0]]]), 64.0)
+        assert {tuple(p) for p in few.node_xy} <= {tuple(p) for p in more.node_xy}
+
+    def test_roughness_is_the_range_of_neighbours(self):
+        lattice = bilinear_lattice(np.array([[10.0, 10.0], [74.0, 10.0]]), 64.0)
+        values = lattice.node_xy[:, 0].copy()
+        assert lattice.roughness(values).max() == pytest.approx(128.0)
+
+    def test_large_scales_are_measured_at_the_edge(self):
+        terms = large_scale_terms(np.array([[0.0, 0.0], [1000.0, 0.0], [0.0, 500.0], [1000.0, 500.0]]))
+        assert terms[:, 1].max() == 1.0
+        assert terms[:, 2].max() == 0.5
+
+
+class TestSpread:
+    def test_few_frames_are_all_taken(self):
+        assert spread_rows(np.zeros((5, 1, 1, 2)), np.arange(5.0), 5).tolist() == [0, 1, 2, 3, 4]
+
+    def test_places_and_times_are_covered(self):
+        rng = np.random.default_rng(0)
+        xy = rng.uniform(0, 4000, (600, 1, 1, 2))
+        hours = rng.uniform(0, 6, 600)
+        rows = spread_rows(xy, hours, 100)
+        assert len(rows) == len(set(rows.tolist())) == 100
+        assert hours[rows].min() < 0.5
+        assert hours[rows].max() > 5.5
+        for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            inside = ((xy[rows, 0, 0] > 2000) == np.array(corner, bool)).all(axis=1)
+            assert inside.sum() >= 15
+
+
+class TestStarFlat:
+    @staticmethod
+    def fluxes(seed: int, vignetting: float, shift_px: float):
+        """Forty frames of 150 stars; the pointing wanders by `shift_px`."""
+        rng = np.random.default_rng(seed)
+        shape = (1920, 1080)
+        star_xy = rng.uniform(-shift_px, [1080 + shift_px, 1920 + shift_px], (400, 2))
+        star_flux = 10 ** rng.uniform(3, 5, 400)
+        frame, star, flux, q = [], [], [], []
+        for i in range(40):
+            x, y = (star_xy + rng.uniform(-shift_px, shift_px, 2)).T
+            on = np.flatnonzero((x > 0) & (x < 1079) & (y > 0) & (y < 1919))
+            r2 = radius_squared(x[on], y[on], shape)
+            transparency = rng.uniform(0.7, 1.0)
+            value = star_flux[on] * transparency * (1 - vignetting * r2)
+            value = value * np.exp(rng.normal(0, 0.01, len(on)))
+            value[rng.uniform(size=len(on)) < 0.02] *= 1.5
+            frame.append(np.full(len(on), i))
+            star.append(on)
+            flux.append(value)
+            q.append(r2)
+        return np.concatenate(frame), np.concatenate(star), np.concatenate(flux)[:, None], np.concatenate(q)
+
+    @pytest.mark.parametrize("vignetting", [0.0, 0.04, 0.12])
+    def test_vignetting_is_found_where_stars_wander(self, vignetting):
+        frame, star, flux, q = self.fluxes(1, vignetting, 400.0)
+        flat = solve_star_flat(frame, star, flux, q, 40, 400)
+        assert flat.usable
+        assert abs(flat.corner - (1 - vignetting)) < 0.005
+        assert abs(flat.corner - (1 - vignetting)) < 3 * flat.corner_sigma + 1e-3
+        at = np.linspace(0, 1, 20)
+        f1, f2 = flat.inverse_terms()
+        np.testing.assert_allclose(1 + f1 * at + f2 * at**2, 1 / flat.values(at), atol=2e-4)
+
+    def test_one_undithered_panel_tells_nothing(self):
+        frame, star, flux, q = self.fluxes(2, 0.05, 0.5)
+        assert not solve_star_flat(frame, star, flux, q, 40, 400).usable
+
+    def test_no_star_no_flat(self):
+        nothing = np.empty(0, np.int64)
+        flat = solve_star_flat(nothing, nothing, np.empty((0, 3)), np.empty(0), 2, 0)
+        assert not flat.usable
+        assert flat.inverse_terms() == (0.0, 0.0)

@@ -1,0 +1,63 @@
+"""The run page during a long run: what it costs to draw the same page again and again."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from zemosaic_pipeline.events import (
+    PHASES,
+    EtaUpdated,
+    FrameLeftOut,
+    GpuRecorded,
+    Message,
+    PhaseFinished,
+    PhaseProgress,
+    PhaseStarted,
+    RunEnded,
+    RunStarted,
+    TileFinished,
+)
+
+REFRESHES = 300
+
+
+def events_of(step: int):
+    """What arrives between two refreshes of a busy run."""
+    yield PhaseProgress("phase1_prepare", step, 10 * REFRESHES, f"frame_{step:05d}.fit")
+    yield EtaUpdated(600.0 - step)
+    if step % 5 == 0:
+        yield FrameLeftOut(f"frame_{step:05d}.fit", "frame_empty", {"value": 0.0})
+        yield Message("run_info_survey", "INFO", {"frames": step, "left_out": step // 5})
+    if step % 20 == 0:
+        yield TileFinished(step, f"tile_{step}.fits", 4)
+        yield GpuRecorded({"kind": "decision", "op": f"op_{step}", "device": "cpu", "reason": "off"})
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="None lives for ever from Python 3.12 on")
+def test_refreshing_takes_no_reference_of_none(make_window, qapp):
+    """A toolkit that gives back more references than it took ends the program after some minutes."""
+    window = make_window()
+    window.show_page("run")
+    state = window.controller.state
+    state.begin("in", "out", 1.0)
+    state.apply(RunStarted("r", "in", "out", tuple(PHASES)), 1.0)
+    state.apply(PhaseFinished("phase0_survey", 1.0, 1), 1.0)
+    state.apply(PhaseStarted("phase1_prepare", 10 * REFRESHES), 1.0)
+
+    def refresh(step: int) -> None:
+        for event in events_of(step):
+            state.apply(event, 1.0 + step)
+        window.run_page.refresh(window.controller)
+        qapp.processEvents()
+
+    for step in range(20):
+        refresh(step)
+    before = sys.getrefcount(None)
+    for step in range(20, 20 + REFRESHES):
+        refresh(step)
+    after = sys.getrefcount(None)
+    state.apply(RunEnded("cancelled", key="run_cancelled"), 400.0)
+    # Each refresh makes dozens of calls that return nothing: one lost at each shows as thousands.
+    assert after > before - REFRESHES

@@ -1,0 +1,168 @@
+"""What is known beforehand about the glow of the night in all frames together, as one covariance. Arrays only.
+
+The glow of a frame is a level and a plane over the detector. Where site and time are known, it is seen as a
+Gaussian process over the directions of the local sky: smooth in altitude and azimuth, drifting slowly with time,
+with the shapes of airmass and moonlight. Where they are not, only what varies from night to night, visit to visit
+and frame to frame is left of it. The sizes of the parts are found from the frames themselves (marginal likelihood,
+`zemosaic_core.sky_joint`); this module only knows the shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["PROBE_UV", "SIZE_NAMES", "FrameCircumstances", "GlowPrior", "LocalSky"]
+
+# Detector places (u, v in [-1, 1]) whose directions stand for a frame, and how they give level and plane.
+PROBE_UV = np.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+_TO_PLANE = np.array([[1, 0, 0, 0, 0], [0, 0.5, -0.5, 0, 0], [0, 0, 0, 0.5, -0.5]])
+
+# The free sizes, as shares of the sky's level: what is usual, and how far the frames may move them.
+SIZE_NAMES = (
+    "frame_level",
+    "frame_plane",
+    "visit_level",
+    "visit_plane",
+    "standing_glow",
+    "drifting_glow",
+    "detector_plane",
+)
+_USUAL = np.array([0.01, 0.002, 0.01, 0.004, 0.15, 0.05, 0.01])
+_LEAST = np.array([0.002, 3e-4, 1e-3, 3e-4, 0.01, 0.005, 5e-4])
+_MOST = np.array([0.3, 0.03, 0.5, 0.3, 0.6, 0.3, 0.1])
+# Parts of fixed size, as shares of the level: any level at all, one per night, and the shapes of airmass and Moon.
+_ANY_LEVEL, _PER_NIGHT, _AIRMASS, _MOON = 2.0, 0.3, 0.5, 0.5
+# Scales on which the glow changes: results move by less than half an ADU between 0.35 and 1.2 rad, 0.5 and 5 h.
+_ANGLE_RAD = 0.6
+_HOURS = 1.5
+
+
+@dataclass(frozen=True)
+class LocalSky:
+    """Where the probe places of each frame look in the sky of the observer.
+
+    Attributes
+    ----------
+    direction : ndarray, shape (N, 5, 3), float64
+        Unit vectors (north, east, up) of the places `PROBE_UV`.
+    airmass : ndarray, shape (N, 5), float64
+    moonlight : ndarray, shape (N, 5), float64
+        Brightness of moonlight in any unit; zeros while the Moon is down.
+    """
+
+    direction: np.ndarray
+    airmass: np.ndarray
+    moonlight: np.ndarray
+
+
+@dataclass(frozen=True)
+class FrameCircumstances:
+    """When and how the frames were taken.
+
+    Attributes
+    ----------
+    hours : ndarray, shape (N,), float64
+        Time since any fixed moment.
+    night : ndarray, shape (N,), int64
+        Frames of one night share a number.
+    visit : ndarray, shape (N,), int64
+        Frames taken one after the other at one pointing share a number.
+    local : LocalSky or None
+        None where site or time is not known, or where glow over the local sky does not fit.
+    """
+
+    hours: np.ndarray
+    night: np.ndarray
+    visit: np.ndarray
+    local: LocalSky | None
+
+    def taken(self, rows: np.ndarray) -> FrameCircumstances:
+        """Return the circumstances of some frames."""
+        local = self.local
+        if local is not None:
+            local = LocalSky(local.direction[rows], local.airmass[rows], local.moonlight[rows])
+        return FrameCircumstances(self.hours[rows], self.night[rows], self.visit[rows], local)
+
+
+class GlowPrior:
+    """Covariance of level and plane of all frames (3 N unknowns, frame by frame) for given sizes.
+
+    Parameters
+    ----------
+    circumstances : FrameCircumstances
+    gains : ndarray, shape (N,)
+        The glow enters a frame multiplied by its gain.
+    level : float
+        Typical light of the sky above the pedestal, ADU: unit of all sizes.
+    """
+
+    def __init__(self, circumstances: FrameCircumstances, gains: np.ndarray, level: float) -> None:
+        n = len(gains)
+        self.level = level
+        self.n_frames = n
+        level_part, plane_part = np.diag([1.0, 0.0, 0.0]), np.diag([0.0, 1.0, 1.0])
+        everywhere = np.ones((n, len(PROBE_UV)))
+
+        def outer(shape: np.ndarray) -> np.ndarray:
+            vector = (np.einsum("ap,ip->ia", _TO_PLANE, shape) * gains[:, None]).ravel()
+            return np.outer(vector, vector)
+
+        def same(labels: np.ndarray) -> np.ndarray:
+            return (labels[:, None] == labels[None, :]).astype(float)
+
+        self._fixed = _ANY_LEVEL**2 * outer(everywhere)
+        self._fixed += _PER_NIGHT**2 * np.kron(same(circumstances.night), level_part)
+        visits, frames = same(circumstances.visit), np.eye(n)
+        self._sized = [
+            np.kron(frames, level_part),
+            np.kron(frames, plane_part),
+            np.kron(visits, level_part),
+            np.kron(visits, plane_part),
+            None,
+            None,
+            np.kron(np.ones((n, n)), plane_part),
+        ]
+        local = circumstances.local
+        if local is None:
+            return
+        self._fixed += _AIRMASS**2 * outer(local.airmass - 1.0)
+        if local.moonlight.max() > 0:
+            self._fixed += _MOON**2 * outer(local.moonlight / local.moonlight.mean())
+        direction = local.direction.reshape(-1, 3)
+        angle2 = np.maximum(2.0 - 2.0 * direction @ direction.T, 0.0)
+        standing = np.exp(-angle2 / (2 * _ANGLE_RAD**2))
+        hours = np.repeat(circumstances.hours, len(PROBE_UV))
+        drifting = standing * np.exp(-((hours[:, None] - hours[None, :]) ** 2) / (2 * _HOURS**2))
+        scale = np.repeat(gains, 3)
+        for place, kernel in ((4, standing), (5, drifting)):
+            pairs = kernel.reshape(n, len(PROBE_UV), n, len(PROBE_UV))
+            on_planes = np.einsum("ap,ipjq,bq->iajb", _TO_PLANE, pairs, _TO_PLANE, optimize=True)
+            self._sized[place] = scale[:, None] * on_planes.reshape(3 * n, 3 * n) * scale[None, :]
+
+    @property
+    def free(self) -> np.ndarray:
+        """Positions of the sizes that exist here."""
+        return np.array([k for k, part in enumerate(self._sized) if part is not None])
+
+    @property
+    def usual(self) -> np.ndarray:
+        """Logarithms of the usual sizes, shape (7,)."""
+        return np.log(_USUAL)
+
+    @staticmethod
+    def clipped(log_sizes: np.ndarray) -> np.ndarray:
+        """Return logarithms of sizes within what is allowed."""
+        return np.clip(log_sizes, np.log(_LEAST), np.log(_MOST))
+
+    def covariance(self, log_sizes: np.ndarray) -> np.ndarray:
+        """Return the covariance (3 N, 3 N) in ADU^2 for sizes given as logarithms of shares of the level."""
+        sizes = np.exp(log_sizes)
+        total = self._fixed.copy()
+        for size, part in zip(sizes, self._sized, strict=True):
+            if part is not None:
+                total += size**2 * part
+        total *= self.level**2
+        total[np.diag_indices_from(total)] += 1e-6
+        return total

@@ -1,0 +1,234 @@
+"""All that a run needs to know about the pixels of one raw frame, from two sweeps over them. Arrays only.
+
+The first sweep counts histograms per cell and phase: sky, noise, meshes (`raw_sky`). The second finds single pixels
+that lie (`raw_defects`), mends them in a copy, smooths it and lists its local maxima (`raw_maxima`). Everything up to
+these lists is whole numbers, or single operations of IEEE arithmetic in a fixed order: another body, as on a graphics
+card, can give the same bits. What follows looks at the listed places only (`raw_stars`, `star_choice`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from zemosaic_core.raw_defects import ceilings, find_defects, mend_defects, saturation_levels
+from zemosaic_core.raw_maxima import Maxima, find_maxima
+from zemosaic_core.raw_sky import CELL_PX, SkyCells, sky_cells
+from zemosaic_core.raw_stars import (
+    Rows,
+    Sharpness,
+    aperture_radius_px,
+    measure_rows,
+    measure_sharpness,
+    phase_fluxes,
+)
+from zemosaic_core.star_choice import choose_stars, not_single_pixels, star_sigma
+from zemosaic_core.stars import StarList
+
+__all__ = ["RawMeasure", "measure_raw"]
+
+# Defects this significant are mended before stars are looked for.
+_MEND_SIGMA = 8.0
+_FIRST_SIGMA_PX = 1.3
+# Stars wider than this reach into the ring that is called their surroundings: again with a wider one.
+_WIDE_SIGMA_PX = 1.9
+_WIDE_RING_PX = 13
+_WIDTH_FROM = 200
+_COLOUR_APERTURE_FWHM = 1.5
+
+
+@dataclass(frozen=True)
+class RawMeasure:
+    """What one look at the pixels of a raw frame tells. C is 3 (R, G, B) with a colour filter array, else 1.
+
+    Attributes
+    ----------
+    stars : StarList
+        Brightest first, frame px.
+    n_found : int
+        Stars found before the list was cut.
+    channel_flux : ndarray, shape (C, n), float32
+        Light of each star per channel, in ADU of one pixel of that channel; NaN where it cannot be told.
+    sky, noise : ndarray, shape (C,), float32
+        Level of the sky and noise of one pixel in it, ADU. Gradients and nebulae are not in the noise.
+    mesh, mesh_noise : ndarray, shape (C, ny, nx), float32
+        Sky of each cell and the formal 1-sigma uncertainty of that level, ADU; NaN where too little is sky.
+    defects : ndarray, shape (k,), int64
+        Flat indices of single pixels that differ from their kin by more than 6 sigma, ascending.
+    defect_sigma : ndarray, shape (k,), float32
+        By how much; negative for those too dark.
+    ceiling : ndarray, shape (C, 4), int64
+        Evidence of saturation, see `raw_defects.ceilings`: the highest value shared by pixels side by side, pixels
+        within 1/128 of it, those of them side by side, pixels in the next 1/128 below.
+    """
+
+    stars: StarList
+    n_found: int
+    channel_flux: np.ndarray
+    sky: np.ndarray
+    noise: np.ndarray
+    mesh: np.ndarray
+    mesh_noise: np.ndarray
+    defects: np.ndarray
+    defect_sigma: np.ndarray
+    ceiling: np.ndarray
+
+
+def measure_raw(
+    plane: np.ndarray,
+    pattern: str | None,
+    *,
+    detect_sigma: float = 5.75,
+    max_stars: int = 600,
+    cell_px: int = CELL_PX,
+    missing: np.ndarray | None = None,
+    noise_factor: float = 1.0,
+) -> RawMeasure:
+    """Measure one raw frame.
+
+    Parameters
+    ----------
+    plane : ndarray, shape (H, W), uint16
+        Raw pixels; only read.
+    pattern : str or None
+        Colours of the 2 x 2 cell at pixel (0, 0), read row by row; None for a mono frame.
+    detect_sigma : float
+        Least height of a star in the smoothed light, in units of its noise.
+    max_stars : int
+        Keep this many of the brightest.
+    cell_px : int
+        Side of the cells of the meshes.
+    missing : ndarray of bool, shape (H, W), optional
+        Pixels that hold no measurement; they must be 0 in ``plane``.
+    noise_factor : float
+        By how much neighbouring pixels being alike lifts the noise of the smoothed light; 1 for a camera's pixels.
+
+    Returns
+    -------
+    RawMeasure
+
+    Raises
+    ------
+    ValueError
+        As `raw_sky.sky_cells`.
+    """
+    is_cfa = pattern is not None
+    cells = sky_cells(plane, cell_px=cell_px, missing=missing)
+    mended = plane.copy()
+    if missing is not None:
+        _fill(mended, missing, cells)
+    defects, significance = find_defects(mended, cells)
+    mend_defects(mended, defects[np.abs(significance) >= _MEND_SIGMA])
+    evidence = ceilings(mended)
+    stars = _find_stars(mended, is_cfa, cells, saturation_levels(evidence), detect_sigma, noise_factor)
+    n_found = len(stars)
+    stars = stars.select(slice(max_stars))
+    scale = 2.0 if is_cfa else 1.0
+    radius = max(2.0, _COLOUR_APERTURE_FWHM * (float(np.median(stars.fwhm_px)) if n_found else 3.0) / scale)
+    colours = _phases_of_colours(pattern)
+    light = phase_fluxes(mended, is_cfa, stars.x, stars.y, radius, cells)
+    frame_noise = cells.frame_noise()
+    mesh = _mean_of_phases(cells.level, colours)
+    return RawMeasure(
+        stars=stars,
+        n_found=n_found,
+        channel_flux=_mean_of_phases(light, colours) if is_cfa else light,
+        sky=np.array([_central(level) for level in mesh], np.float32),
+        noise=np.array([np.sqrt(np.mean(frame_noise[k] ** 2)) for k in colours], np.float32),
+        mesh=mesh,
+        mesh_noise=_error_of_mean(cells.error, colours),
+        defects=defects,
+        defect_sigma=significance,
+        ceiling=np.stack([_ceiling_of_phases(evidence[k]) for k in colours]),
+    )
+
+
+def _find_stars(
+    plane: np.ndarray,
+    is_cfa: bool,
+    cells: SkyCells,
+    saturation: np.ndarray,
+    detect_sigma: float,
+    noise_factor: float,
+) -> StarList:
+    """Stars of a frame without defects, brightest first."""
+    limits = {"threshold_sigma": detect_sigma, "noise_factor": noise_factor}
+    maxima = find_maxima(plane, cells, is_cfa, **limits)
+    sharpness = measure_sharpness(plane, is_cfa, maxima, cells, saturation)
+    sigma, widest = _learn_sigma(plane, is_cfa, maxima, sharpness, _FIRST_SIGMA_PX)
+    # Surroundings that lie within a star make it look narrow in one round and wide in the next.
+    if widest > _WIDE_SIGMA_PX:
+        maxima = find_maxima(plane, cells, is_cfa, **limits, ring_px=_WIDE_RING_PX)
+        sharpness = measure_sharpness(plane, is_cfa, maxima, cells, saturation)
+        sigma, _ = _learn_sigma(plane, is_cfa, maxima, sharpness, widest)
+    everything = np.arange(len(maxima))
+    rows = measure_rows(plane, is_cfa, maxima, everything, sigma, aperture_radius_px(sigma))
+    chosen = choose_stars(rows, maxima.snr, sharpness, plane.shape)
+    by_flux = chosen[np.argsort(-rows.flux[chosen], kind="stable")]
+    return _star_list(rows, maxima.snr, sharpness.saturated, by_flux)
+
+
+def _learn_sigma(
+    plane: np.ndarray, is_cfa: bool, maxima: Maxima, sharpness: Sharpness, sigma: float
+) -> tuple[float, float]:
+    """Width of the window that fits the stars of this frame, from a first guess, and the widest on the way."""
+    snr = maxima.snr
+    usable = np.flatnonzero(not_single_pixels(sharpness, snr) & ~sharpness.saturated)
+    brightest = usable[np.argsort(-snr[usable], kind="stable")[:_WIDTH_FROM]]
+    widest = sigma
+    for _ in range(2):
+        # Measure, then measure again with what was learned.
+        rows = measure_rows(plane, is_cfa, maxima, brightest, sigma, 3.0)
+        learned = star_sigma(rows, snr[brightest], sigma, plane.shape)
+        if learned is None:
+            break
+        sigma = learned
+        widest = max(widest, sigma)
+    return sigma, widest
+
+
+def _star_list(rows: Rows, snr: np.ndarray, saturated: np.ndarray, chosen: np.ndarray) -> StarList:
+    small = [
+        values[chosen].astype(np.float32)
+        for values in (rows.flux, rows.peak, rows.fwhm_px, rows.elongation, snr)
+    ]
+    return StarList(rows.x[chosen], rows.y[chosen], *small, saturated=saturated[chosen])
+
+
+def _fill(plane: np.ndarray, missing: np.ndarray, cells: SkyCells) -> None:
+    """Put the sky where nothing was measured, so that no edge of it looks like a star."""
+    y, x = np.nonzero(missing)
+    sky = cells.sky[2 * (y % 2) + x % 2, y // cells.cell_px, x // cells.cell_px]
+    plane[y, x] = np.where(np.isfinite(sky), sky, 0).astype(np.uint16)
+
+
+def _phases_of_colours(pattern: str | None) -> list[list[int]]:
+    """Which phases make up each channel."""
+    if pattern is None:
+        return [[0, 1, 2, 3]]
+    return [[k for k in range(4) if pattern[k] == colour] for colour in "RGB"]
+
+
+def _mean_of_phases(values: np.ndarray, colours: list[list[int]]) -> np.ndarray:
+    """Means over the phases of each colour; NaN where one of them is."""
+    return np.stack([values[k].mean(axis=0, dtype=np.float64) for k in colours]).astype(np.float32)
+
+
+def _error_of_mean(errors: np.ndarray, colours: list[list[int]]) -> np.ndarray:
+    squares = [(errors[k].astype(np.float64) ** 2).sum(axis=0) / len(k) ** 2 for k in colours]
+    return np.sqrt(np.stack(squares)).astype(np.float32)
+
+
+def _central(values: np.ndarray) -> float:
+    """Mean of the central half; NaN without finite values."""
+    values = np.sort(values[np.isfinite(values)])
+    cut = values.size // 4
+    return float(values[cut : values.size - cut].mean(dtype=np.float64)) if values.size else float("nan")
+
+
+def _ceiling_of_phases(evidence: np.ndarray) -> np.ndarray:
+    """Phases of one colour together: those that reach the highest ceiling."""
+    top = evidence[:, 0].max()
+    at_top = evidence[:, 0] >= top - top // 128
+    return np.array([top, *evidence[at_top, 1:].sum(axis=0)], np.int64)

@@ -1,0 +1,164 @@
+"""What overlaps cannot tell of the sky: its tilt and bowl, and how far "the empty part is flat" decides them.
+
+A plane over the whole mosaic changes no difference between frames, and neither does a bowl that looks like
+vignetting on the detector. What the frames and the prior of the glow know about such large scales is in the
+posterior; the gauge is one more observation, with an error of its own, that counts only as much as they leave open.
+Arrays only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .sky_joint import Posterior, Reduced
+
+__all__ = ["FLAT_SHARE", "Gauge", "empty_nodes", "gauged", "large_scale_terms", "roughness_adu"]
+
+# Half-width of "the empty sky is flat", as a share of the sky's level, beside what roughness adds.
+FLAT_SHARE = 0.004
+# Roughness of the empty part counts more for curvature, which faint nebulae imitate more easily.
+_ROUGH_FACTORS = np.array([2.0, 2.0, 4.0, 4.0, 4.0])
+# Above this the five terms together contradict a flat sky (chi square of 5 degrees of freedom); then the sky is taken
+# to be as uneven as would make it 5.
+_CONFLICT_CHI2, _EXPECTED_CHI2 = 15.0, 5.0
+_CLIP_ABOVE, _CLIP_BELOW = 1.5, 4.0
+_LEAST_EMPTY = 0.15
+_MASK_ROUNDS = 30
+_PASSES = 8
+_SETTLED_ADU = 0.5
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """A solution with the gauge, and what the frames alone said.
+
+    Attributes
+    ----------
+    unknowns : ndarray
+        As in `sky_joint.Posterior`, with the gauge.
+    empty : ndarray of bool, shape (M,)
+        Nodes taken for empty sky.
+    sigma_data : ndarray, shape (5,), float64
+        Standard error of the large scales x, y, x^2, xy, y^2 (ADU at the edge of the mosaic) without the gauge.
+    used : bool
+        False where the gauge was not asked.
+    conflict : bool
+        The frames contradict a flat sky somewhere; there they were believed.
+    roughness_adu : float
+        Scatter of the lower half of the empty part: how empty "empty" is.
+    """
+
+    unknowns: np.ndarray
+    empty: np.ndarray
+    sigma_data: np.ndarray
+    used: bool
+    conflict: bool
+    roughness_adu: float
+
+
+def large_scale_terms(node_xy: np.ndarray) -> np.ndarray:
+    """Return 1, x, y, x^2, xy, y^2 per node with x and y in [-1, 1] over the longer side, shape (M, 6)."""
+    low, high = node_xy.min(axis=0), node_xy.max(axis=0)
+    half = max(float((high - low).max()) / 2, 1e-9)
+    x, y = ((node_xy - (low + high) / 2) / half).T
+    return np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
+
+
+def empty_nodes(sky: np.ndarray, terms: np.ndarray, hits: np.ndarray) -> np.ndarray:
+    """Find the lower envelope of the sky: nodes near a quadric that only what lies above departs from.
+
+    Returns
+    -------
+    ndarray of bool, shape (M,)
+    """
+    seen = hits > 0.1 * np.median(hits)
+    mask = seen.copy()
+    for _ in range(_MASK_ROUNDS):
+        left = sky - terms @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
+        below = left[seen & (left < 0)]
+        sigma = 1.4826 * float(np.median(-below)) if len(below) > 10 else 1.0
+        new = seen & (left < _CLIP_ABOVE * sigma) & (left > -_CLIP_BELOW * sigma)
+        if new.sum() < _LEAST_EMPTY * seen.sum() or new.sum() < 2 * terms.shape[1] or (new == mask).all():
+            break
+        mask = new
+    return mask
+
+
+def roughness_adu(sky: np.ndarray, terms: np.ndarray, mask: np.ndarray) -> float:
+    """Return the scatter of the lower half of the masked nodes about their polynomial."""
+    left = sky[mask] - terms[mask] @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
+    below = left[left < 0]
+    return 1.4826 * float(np.median(-below)) if len(below) else 0.0
+
+
+def _widening(found: np.ndarray, covariance: np.ndarray, width: np.ndarray) -> float:
+    """Return by how much the width of the gauge has to grow to agree with what the frames found; 1 when it does."""
+
+    def chi2(factor: float) -> float:
+        return float(found @ np.linalg.solve(covariance + np.diag((factor * width) ** 2), found))
+
+    if chi2(1.0) <= _CONFLICT_CHI2:
+        return 1.0
+    low, high = 0.0, np.log(1e4)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if chi2(float(np.exp(middle))) > _EXPECTED_CHI2 else (low, middle)
+    return float(np.exp(high))
+
+
+def gauged(
+    reduced: Reduced,
+    posterior: Posterior,
+    terms: np.ndarray,
+    hits: np.ndarray,
+    level: float,
+    *,
+    use: bool,
+    sigma_factor: float = 1.0,
+) -> Gauge:
+    """Add "the empty part of the sky is flat" to a posterior, as one more observation.
+
+    Mask and gauge follow from each other, so they are repeated until the sky settles.
+
+    Parameters
+    ----------
+    terms : ndarray, shape (M, 6)
+        From `large_scale_terms`.
+    hits : ndarray, shape (M,)
+        Weight of the cells on each node.
+    level : float
+        Light of the sky, ADU.
+    use : bool
+        False: only say what is known; the posterior stays as it is. Right where one frame fills the mosaic: a nebula
+        can fill it too.
+    sigma_factor : float
+        What the standard errors of the posterior are multiplied by, where its prior is known to be too stiff.
+    """
+    from_data = posterior.unknowns
+    unknowns = from_data
+    mask = empty_nodes(reduced.sky(unknowns), terms, hits)
+    sigma_data, conflict, rough = np.full(5, np.inf), False, 0.0
+    for _ in range(_PASSES):
+        mask = empty_nodes(reduced.sky(unknowns), terms, hits)
+        fit = np.linalg.pinv(terms[mask])[1:]
+        # Large scales of the empty sky are linear in the unknowns: c = fit (sky_0 - response x).
+        onto = fit @ reduced.response[mask]
+        spread = sigma_factor**2 * (onto @ posterior.covariance)
+        covariance = spread @ onto.T
+        sigma_data = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+        rough = roughness_adu(reduced.sky(unknowns), terms, mask)
+        found = fit @ reduced.sky_0[mask] - onto @ from_data
+        width = np.hypot(FLAT_SHARE * level, _ROUGH_FACTORS * rough)
+        widening = _widening(found, covariance, width)
+        conflict = widening > 1.0
+        width = widening * width
+        if not use:
+            return Gauge(from_data, mask, sigma_data, False, conflict, rough)
+        new = from_data + spread.T @ np.linalg.solve(covariance + np.diag(width**2), found)
+        settled = float(np.abs(reduced.response @ (new - unknowns)).max()) < _SETTLED_ADU
+        unknowns = new
+        if settled:
+            break
+    return Gauge(unknowns, mask, sigma_data, True, conflict, rough)

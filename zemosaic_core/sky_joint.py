@@ -1,0 +1,265 @@
+"""The linear problem behind the sky model: all frames of a mosaic at once, the sky itself eliminated. Arrays only.
+
+For one channel, frame ``i``, mesh cell at detector place ``(u, v)`` that looks at plane position ``p``::
+
+    y_i = S(p) + x_i0 + x_i1 u + x_i2 v + l_i sum_k D_k pattern_k(u, v) + sum_k E_k pattern_k(u, v) + noise
+
+``S`` is the astronomical sky on a lattice, ``x`` the glow of the frames with a prior covariance between all of them
+(`glow_prior`), ``D`` what flat fielding left (in proportion to the light ``l`` of the frame), ``E`` what does not
+depend on the light (pedestal, amplifier). ``S`` enters linearly and without a prior worth the name, so it is
+eliminated exactly with one sparse factorisation; what is left is dense and small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_triangular
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.linalg import splu
+
+from .glow_prior import GlowPrior
+from .sky_lattice import SkyLattice
+
+__all__ = ["JointProblem", "Posterior", "Reduced", "SkyCells", "evidence_loss", "posterior_of", "tuned_sizes"]
+
+# Pull between neighbouring nodes, relative to the median weight of a cell: fills nodes that hardly any cell touches.
+_SMOOTHNESS = 1e-4
+# Scatter that a cell has beyond its noise, in units of the robust scatter: meshes of neighbouring cells share stars.
+_SCATTER_FACTOR = 2.0
+_HUBER_SIGMA = 2.0
+# Where the sky has structure, a bilinear lattice and a clipped cell are off by about this share of the local range.
+# Without it bright galaxies pretend to know the tilt of the sky.
+_STRUCTURE_SHARE = 0.1
+# Logarithmic widths of what is believed about the sizes of the prior, and steps of their search.
+_SIZE_WIDTH = 1.5
+_SIZE_STEPS = (0.8, 0.35)
+_WORTH = 0.05
+
+
+@dataclass(frozen=True)
+class SkyCells:
+    """Usable mesh cells of one channel, flat.
+
+    Attributes
+    ----------
+    frame : ndarray, shape (K,), int64
+        Row of the frame among ``n_frames``.
+    value : ndarray, shape (K,), float64
+        Sky of the cell on the common flux scale, ADU.
+    sigma : ndarray, shape (K,), float64
+        Its noise, ADU; only ratios matter.
+    basis : ndarray, shape (K, 3), float64
+        1, u and v.
+    patterns : ndarray, shape (K, P), float64
+        Detector patterns.
+    light : ndarray, shape (N,), float64
+        Light of each frame over the median of all.
+    lattice : SkyLattice
+        Of the positions of all cells.
+    """
+
+    frame: np.ndarray
+    value: np.ndarray
+    sigma: np.ndarray
+    basis: np.ndarray
+    patterns: np.ndarray
+    light: np.ndarray
+    lattice: SkyLattice
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames."""
+        return len(self.light)
+
+    @property
+    def n_patterns(self) -> int:
+        """Detector patterns, each proportional to the light and constant."""
+        return self.patterns.shape[1]
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Normal equations ``normal x = right`` after the sky is eliminated, and how the sky follows from ``x``.
+
+    ``sky = sky_0 - response x``.
+    """
+
+    normal: np.ndarray
+    right: np.ndarray
+    sky_0: np.ndarray
+    response: np.ndarray
+
+    def sky(self, unknowns: np.ndarray) -> np.ndarray:
+        """Return the sky on the nodes, shape (M,)."""
+        return self.sky_0 - self.response @ unknowns
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Unknowns and their covariance: level and plane per frame, then the patterns."""
+
+    unknowns: np.ndarray
+    covariance: np.ndarray
+
+
+class JointProblem:
+    """Cells, their weights, and the reduced equations of the moment.
+
+    Parameters
+    ----------
+    cells : SkyCells
+    """
+
+    def __init__(self, cells: SkyCells) -> None:
+        self.cells = cells
+        self._noise_weight = 1.0 / cells.sigma**2
+        # Until residuals are known, cells count little beside the prior.
+        self.weight = 0.1 * self._noise_weight
+        self._design = _design_matrix(cells)
+        differences = cells.lattice.differences
+        self._smooth = _SMOOTHNESS * float(np.median(self._noise_weight)) * (differences.T @ differences)
+        self.hits = np.asarray(cells.lattice.weights.sum(axis=0)).ravel()
+
+    @property
+    def n_unknowns(self) -> int:
+        """Level and plane per frame and both kinds of each pattern."""
+        return int(self._design.shape[1])
+
+    def reduce(self) -> Reduced:
+        """Eliminate the sky with the weights of now."""
+        lattice = self.cells.lattice.weights
+        weighted = lattice.multiply(self.weight[:, None]).tocsr()
+        normal_sky = (lattice.T @ weighted + self._smooth).tocsc()
+        normal_sky += _tiny_diagonal(normal_sky)
+        factor = splu(normal_sky)
+        cross = np.asarray((weighted.T @ self._design).todense())
+        response = factor.solve(cross)
+        sky_0 = factor.solve(weighted.T @ self.cells.value)
+        design_weighted = self._design.multiply(self.weight[:, None]).tocsr()
+        normal = np.asarray((self._design.T @ design_weighted).todense()) - cross.T @ response
+        right = design_weighted.T @ self.cells.value - cross.T @ sky_0
+        return Reduced((normal + normal.T) / 2, right, sky_0, response)
+
+    def residual(self, sky: np.ndarray, unknowns: np.ndarray) -> np.ndarray:
+        """Return what the model leaves of each cell, ADU, shape (K,)."""
+        return self.cells.value - self.cells.lattice.weights @ sky - self._design @ unknowns
+
+    def reweigh(self, sky: np.ndarray, unknowns: np.ndarray) -> np.ndarray:
+        """Set robust weights from the residuals of a solution; return the residuals."""
+        residual = self.residual(sky, unknowns)
+        in_noise = np.abs(residual) * np.sqrt(self._noise_weight)
+        scatter = max(1.4826 * float(np.median(in_noise)), 1e-9)
+        structure = _STRUCTURE_SHARE * (self.cells.lattice.weights @ self.cells.lattice.roughness(sky))
+        variance = (_SCATTER_FACTOR * scatter) ** 2 / self._noise_weight + structure**2
+        self.weight = np.minimum(1.0, _HUBER_SIGMA * scatter / np.maximum(in_noise, 1e-12)) / variance
+        return residual
+
+
+def _tiny_diagonal(matrix: csr_matrix) -> csr_matrix:
+    """Keep a node that no pull reaches from making the matrix singular."""
+    diagonal = matrix.diagonal()
+    n = len(diagonal)
+    least = 1e-13 * float(diagonal.max(initial=1.0))
+    return coo_matrix((np.full(n, least), (np.arange(n), np.arange(n))), shape=(n, n)).tocsc()
+
+
+def _design_matrix(cells: SkyCells) -> csr_matrix:
+    """Return what each unknown adds to each cell, (K, 3 N + 2 P)."""
+    k, n, n_patterns = len(cells.value), cells.n_frames, cells.n_patterns
+    columns = [3 * cells.frame + i for i in range(3)]
+    values = [cells.basis[:, i] for i in range(3)]
+    for p in range(n_patterns):
+        columns.append(np.full(k, 3 * n + p))
+        values.append(cells.patterns[:, p] * cells.light[cells.frame])
+    for p in range(n_patterns):
+        columns.append(np.full(k, 3 * n + n_patterns + p))
+        values.append(cells.patterns[:, p])
+    rows = np.tile(np.arange(k), len(columns))
+    shape = (k, 3 * n + 2 * n_patterns)
+    return coo_matrix((np.concatenate(values), (rows, np.concatenate(columns))), shape=shape).tocsr()
+
+
+def full_covariance(prior: GlowPrior, log_sizes: np.ndarray, pattern_sigma: np.ndarray) -> np.ndarray:
+    """Return the prior covariance of all unknowns: glow of the frames, then the patterns."""
+    n = 3 * prior.n_frames
+    total = np.zeros((n + len(pattern_sigma),) * 2)
+    total[:n, :n] = prior.covariance(log_sizes)
+    where = np.arange(n, len(total))
+    total[where, where] = np.asarray(pattern_sigma) ** 2
+    return total
+
+
+def evidence_loss(
+    reduced: Reduced, prior: GlowPrior, log_sizes: np.ndarray, pattern_sigma: np.ndarray
+) -> float:
+    """Return minus the logarithm of the marginal likelihood, up to a constant, plus what is believed of the sizes."""
+    try:
+        root = cholesky(full_covariance(prior, log_sizes, pattern_sigma), lower=True, check_finite=False)
+        inner = root.T @ reduced.normal @ root
+        inner[np.diag_indices_from(inner)] += 1.0
+        factor = cholesky(inner, lower=True, check_finite=False)
+    except LinAlgError:
+        return float("inf")
+    fit = solve_triangular(factor, root.T @ reduced.right, lower=True, check_finite=False)
+    believed = 0.5 * float((((log_sizes - prior.usual) / _SIZE_WIDTH) ** 2).sum())
+    return float(np.log(np.diag(factor)).sum() - 0.5 * fit @ fit + believed)
+
+
+def tuned_sizes(
+    reduced: Reduced,
+    prior: GlowPrior,
+    pattern_sigma: np.ndarray,
+    start: np.ndarray | None = None,
+    *,
+    thorough: bool = True,
+) -> np.ndarray:
+    """Find the sizes of the prior under which the frames are most likely: a search coordinate by coordinate.
+
+    Parameters
+    ----------
+    start : ndarray, shape (7,), optional
+        Logarithms to start from; default the usual ones.
+    thorough : bool
+        Two rounds of steps instead of one.
+
+    Returns
+    -------
+    ndarray, shape (7,), float64
+        Logarithms of shares of the level.
+    """
+    best = prior.usual if start is None else start.copy()
+    loss = evidence_loss(reduced, prior, best, pattern_sigma)
+    for step in _SIZE_STEPS if thorough else _SIZE_STEPS[:1]:
+        for k in prior.free:
+            for sign in (1.0, -1.0):
+                moved = False
+                for _ in range(4):
+                    trial = best.copy()
+                    trial[k] += sign * step
+                    trial = prior.clipped(trial)
+                    if trial[k] == best[k]:
+                        break
+                    value = evidence_loss(reduced, prior, trial, pattern_sigma)
+                    if value >= loss - _WORTH:
+                        break
+                    best, loss, moved = trial, value, True
+                if moved:
+                    break
+    return best
+
+
+def posterior_of(
+    reduced: Reduced, prior: GlowPrior, log_sizes: np.ndarray, pattern_sigma: np.ndarray
+) -> Posterior:
+    """Return unknowns and covariance that follow from frames and prior."""
+    covariance = full_covariance(prior, log_sizes, pattern_sigma)
+    factor = cho_factor(covariance, lower=True, check_finite=False)
+    precision = reduced.normal + cho_solve(factor, np.eye(len(covariance)), check_finite=False)
+    posterior = cho_solve(
+        cho_factor((precision + precision.T) / 2, lower=True, check_finite=False),
+        np.eye(len(covariance)),
+        check_finite=False,
+    )
+    return Posterior(posterior @ reduced.right, posterior)

@@ -1,0 +1,171 @@
+"""What measuring leaves of the frames of a mosaic, and the cells of it that the sky model reads. Arrays only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .sky_joint import SkyCells
+from .sky_lattice import bilinear_lattice
+from .star_flat import StarFlat
+
+__all__ = [
+    "SkyMeshes",
+    "cells_of",
+    "detector_columns",
+    "guessed_pedestal",
+    "light_adu",
+    "on_common_scale",
+    "spread_rows",
+]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SkyMeshes:
+    """What measuring left of N frames with C channels.
+
+    Attributes
+    ----------
+    mesh : ndarray, shape (N, C, ny, nx), float64
+        Sky per cell, ADU as in the file; NaN where unusable.
+    error : ndarray, shape (N, C, ny, nx), float64
+        Standard error of the level of each cell, ADU; NaN or 0 counts as the median of all.
+    sky, pixel_noise : ndarray, shape (N, C), float64
+        Level and noise of each frame, ADU.
+    gains : ndarray, shape (N, C), float64
+        Factors that bring the frames on one flux scale.
+    xy : ndarray, shape (N, ny, nx, 2), float64
+        Cell centres on the mosaic plane, px.
+    uv : ndarray, shape (ny, nx, 2), float64
+        Cell centres on the detector, -1 .. 1.
+    q : ndarray, shape (ny, nx), float64
+        Squared distance from the image centre, 1 in the corners.
+    frame_area_px : float
+        Area of a frame on the mosaic plane.
+    """
+
+    mesh: Array
+    error: Array
+    sky: Array
+    pixel_noise: Array
+    gains: Array
+    xy: Array
+    uv: Array
+    q: Array
+    frame_area_px: float
+
+    def __post_init__(self) -> None:
+        n, c, ny, nx = self.mesh.shape
+        shapes = {
+            "error": (self.error.shape, (n, c, ny, nx)),
+            "sky": (self.sky.shape, (n, c)),
+            "gains": (self.gains.shape, (n, c)),
+            "xy": (self.xy.shape, (n, ny, nx, 2)),
+            "uv": (self.uv.shape, (ny, nx, 2)),
+            "q": (self.q.shape, (ny, nx)),
+        }
+        wrong = {name: got for name, (got, needed) in shapes.items() if got != needed}
+        if wrong:
+            raise ValueError(f"meshes of shape {self.mesh.shape} do not fit {wrong}")
+
+
+def guessed_pedestal(sky_adu: Array) -> tuple[Array, Array]:
+    """Return pedestal and its uncertainty per channel, ADU, when nothing tells it: 0.3 of the lowest sky.
+
+    Any value between nothing and the lowest sky moves the result by less than half an ADU, because what is additive
+    ends in the levels and constant patterns.
+    """
+    lowest = np.nanmin(np.where(np.isfinite(sky_adu), sky_adu, np.nan), axis=0)
+    lowest = np.where(np.isfinite(lowest), np.maximum(lowest, 0.0), 0.0)
+    return 0.3 * lowest, np.maximum(0.15 * lowest, 1.0)
+
+
+def on_common_scale(
+    meshes: SkyMeshes, gains: Array, c: int, flat: StarFlat, pedestal: float
+) -> tuple[Array, Array]:
+    """Return the cells of one channel without pedestal and flat on the common flux scale, and their errors."""
+    inverse_flat = 1.0 / flat.values(meshes.q) if flat.usable else np.ones_like(meshes.q)
+    factor = gains[:, None, None] * inverse_flat
+    error = meshes.error[:, c]
+    known = np.isfinite(error) & (error > 0)
+    error = np.where(known, error, float(np.median(error[known])) if known.any() else 1.0)
+    return factor * (meshes.mesh[:, c] - pedestal), factor * error
+
+
+def light_adu(meshes: SkyMeshes, gains: Array, c: int, pedestal: float) -> Array:
+    """Light of the sky above the pedestal in each frame on the common scale, at least 1 ADU."""
+    level = gains * (meshes.sky[:, c] - pedestal)
+    known = np.isfinite(level)
+    typical = float(np.median(level[known])) if known.any() else 1.0
+    return np.maximum(np.where(known, level, typical), 1.0)
+
+
+def spread_rows(xy: Array, hours: Array, most: int) -> NDArray[np.int64]:
+    """Choose frames evenly over places and times: all, or at most so many; ascending rows.
+
+    The choice depends on where and when frames were taken, not on their order.
+    """
+    n = len(xy)
+    if n <= most:
+        return np.arange(n)
+    flat = xy.reshape(n, -1, 2)
+    centre = np.nanmean(flat, axis=1)
+    extent = np.nanmax(flat, axis=(0, 1)) - np.nanmin(flat, axis=(0, 1))
+    cells = max(1, round(np.sqrt(most / 4)))
+    place = np.floor((centre - centre.min(axis=0)) / np.maximum(extent / cells, 1e-9)).astype(np.int64)
+    label = np.unique(place, axis=0, return_inverse=True)[1].ravel()
+    order = np.lexsort((centre[:, 1], centre[:, 0], hours))
+    turns = []
+    for k in range(label.max() + 1):
+        members = order[label[order] == k]
+        # Any beginning of this list is spread evenly over the times.
+        turns.append(members[np.argsort(_bit_reversed(len(members)), kind="stable")])
+    chosen: list[int] = []
+    depth = 0
+    while len(chosen) < most:
+        layer = [int(members[depth]) for members in turns if depth < len(members)]
+        chosen.extend(layer[: most - len(chosen)])
+        depth += 1
+    return np.sort(np.array(chosen))
+
+
+def _bit_reversed(n: int) -> Array:
+    """Van der Corput numbers of 0 .. n - 1: sorting by them spreads any beginning evenly."""
+    bits = max(1, (n - 1).bit_length())
+    numbers = np.arange(n)
+    result = np.zeros(n)
+    for b in range(bits):
+        result += ((numbers >> b) & 1) / 2.0 ** (b + 1)
+    return result
+
+
+def detector_columns(meshes: SkyMeshes) -> tuple[Array, Array]:
+    """Return 1, u, v (K, 3) and the patterns q, q^2 less their means (K, 2) of the cells of a mesh."""
+    q = meshes.q.ravel()
+    patterns = np.column_stack([q - q.mean(), q**2 - (q**2).mean()])
+    return np.column_stack([np.ones(len(q)), meshes.uv.reshape(-1, 2)]), patterns
+
+
+def cells_of(
+    rows: NDArray[np.int64], value: Array, sigma: Array, meshes: SkyMeshes, light: Array, spacing_px: float
+) -> SkyCells:
+    """Return the usable cells of some frames."""
+    nx = meshes.q.shape[1]
+    usable = np.isfinite(value[rows]) & np.isfinite(meshes.xy[rows]).all(axis=-1)
+    frame, j, i = np.nonzero(usable)
+    cell = j * nx + i
+    basis, patterns = detector_columns(meshes)
+    lattice = bilinear_lattice(meshes.xy[rows][usable], spacing_px)
+    return SkyCells(
+        frame=frame.astype(np.int64),
+        value=value[rows][usable],
+        sigma=sigma[rows][usable],
+        basis=basis[cell],
+        patterns=patterns[cell],
+        light=light[rows] / np.median(light[rows]),
+        lattice=lattice,
+    )

@@ -1,0 +1,466 @@
+"""One model of the sky behind all frames: what each frame has to lose so that one even sky remains. Arrays only.
+
+Per channel, with gain g, pedestal P and the flat V of the stars::
+
+    g_i (m_i - P) / V(detector) = S(place) + level_i + plane_i + detector patterns + noise
+
+All frames are solved at once (`sky_joint`); their glow is tied by what nights are like (`glow_prior`); what remains
+open is decided by the empty part of the sky (`sky_gauge`). The input is what measuring a frame leaves behind: coarse
+meshes of the sky and fluxes of stars. No pixels are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .glow_prior import FrameCircumstances, GlowPrior
+from .normalize import best_frames
+from .sky_gauge import Gauge, empty_nodes, gauged, large_scale_terms
+from .sky_joint import JointProblem, Reduced, SkyCells, evidence_loss, posterior_of, tuned_sizes
+from .sky_lattice import cell_spacing_px
+from .sky_meshes import (
+    SkyMeshes,
+    cells_of,
+    detector_columns,
+    guessed_pedestal,
+    light_adu,
+    on_common_scale,
+    spread_rows,
+)
+from .star_flat import StarFlat
+
+__all__ = ["ASSURANCES", "ChannelSky", "SkyModel", "solve_sky"]
+
+Array = NDArray[np.float64]
+
+ASSURANCES = ("night", "night_and_dark_parts", "assumed_flat")
+"""Where the large scales of the sky come from: the frames, the frames and the empty parts, or only an assumption."""
+
+# Frames solved jointly. The equations are dense, and this many already know the sky better than one more frame can
+# tell; further frames are fitted to the sky that these found.
+MAX_JOINT_FRAMES = 256
+# Frames from which the sizes of the glow's parts are found: seven numbers, and each trial costs a cube of this.
+MAX_TUNED_FRAMES = 64
+_ROUNDS = 3
+# Below this many times the area of a frame a nebula may fill the mosaic: "the empty part is flat" would eat it.
+_GAUGE_AREA_FRAMES = 1.5
+_KNOWN_ADU, _ASSUMED_ADU = 6.0, 20.0
+_LEAST_EMPTY_SHARE = 0.25
+# Patterns that flat fielding left, as shares of the light: three errors of the star flat, at least this much; and
+# without a usable star flat. And constant patterns, pedestal and amplifier.
+_FLAT_ERRORS, _LEAST_PATTERN, _PATTERN_WITHOUT_FLAT, _CONSTANT_PATTERN = 3.0, 0.004, 0.2, 0.02
+# Without directions over the horizon the prior of the glow is too stiff, and its errors this much too small: true
+# errors of up to 15 of its sigmas were seen on made-up nights.
+_SIGMA_FACTOR_WITHOUT_SITE = 5.0
+_MIN_CELLS = 6
+# Loss of log evidence up to which directions over the horizon are kept: they are likely right, and say more.
+_INDIFFERENT = 2.0
+_HUBER_SIGMA = 2.0
+_QUADRIC_UNIT_PX = 1000.0
+
+
+@dataclass(frozen=True)
+class ChannelSky:
+    """The sky of one channel.
+
+    Attributes
+    ----------
+    glow : ndarray, shape (N, 3), float64
+        Level and plane (per u and v) of each frame's glow, ADU on the common flux scale.
+    patterns : ndarray, shape (2, 2), float64
+        Detector patterns q and q^2: in proportion to the light (first row) and constant, ADU.
+    node_xy, sky : ndarray, shape (M, 2) and (M,), float64
+        The astronomical sky on its lattice, plane px and ADU; its empty part lies at ``background_adu``.
+    seen : ndarray of bool, shape (M,)
+        Nodes that cells touch well.
+    empty : ndarray of bool, shape (M,)
+        Nodes taken for empty sky.
+    background_adu : float
+        Level of the empty sky in the co-add.
+    light_adu : float
+        Typical light of the sky above the pedestal.
+    gauge : Gauge
+        How the large scales were decided.
+    assurance : str
+        One of `ASSURANCES`.
+    residual_adu : ndarray, shape (N,), float64
+        Rms of each frame's cells about the model; NaN for a frame without cells.
+    removed_quadric : ndarray, shape (6,), float64
+        The glow that was removed from the mosaic as a whole: coefficients of 1, x, y, x^2, xy, y^2 with x and y
+        in plane px over 1000 from ``quadric_centre_xy``; its median over the mosaic is 0.
+    quadric_centre_xy : tuple of float
+    sizes_adu : ndarray, shape (7,), float64
+        Sizes of the parts of the glow (`glow_prior.SIZE_NAMES`), ADU.
+    """
+
+    glow: Array
+    patterns: Array
+    node_xy: Array
+    sky: Array
+    seen: NDArray[np.bool_]
+    empty: NDArray[np.bool_]
+    background_adu: float
+    light_adu: float
+    gauge: Gauge
+    assurance: str
+    residual_adu: Array
+    removed_quadric: Array
+    quadric_centre_xy: tuple[float, float]
+    sizes_adu: Array
+
+    def removed_rows(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.float32]:
+        """Return the glow removed from the mosaic as a whole on plane pixels, (y1 - y0, x1 - x0) float32 ADU."""
+        centre_x, centre_y = self.quadric_centre_xy
+        x = ((np.arange(x0, x1) - centre_x) / _QUADRIC_UNIT_PX)[None, :]
+        y = ((np.arange(y0, y1) - centre_y) / _QUADRIC_UNIT_PX)[:, None]
+        c = self.removed_quadric
+        return (c[0] + c[1] * x + c[2] * y + c[3] * x * x + c[4] * x * y + c[5] * y * y).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SkyModel:
+    """What every frame gets, and what is known about the sky.
+
+    Attributes
+    ----------
+    terms : ndarray, shape (N, C, 4), float32
+        ``gain, c0, cx, cy`` in the form of `sources.CoaddSource.photometry`.
+    radial : ndarray, shape (N, C, 4), float32
+        ``f1, f2, d1, d2`` in the form of `sources.CoaddSource.radial`.
+    channels : tuple of ChannelSky
+    flat : StarFlat
+        The flat of the stars, also where it was not applied.
+    flat_applied : bool
+    local_used : bool
+        The glow was tied by directions over the horizon: they were known and fit.
+    pedestal_adu : ndarray, shape (C,), float64
+    """
+
+    terms: NDArray[np.float32]
+    radial: NDArray[np.float32]
+    channels: tuple[ChannelSky, ...]
+    flat: StarFlat
+    flat_applied: bool
+    local_used: bool
+    pedestal_adu: Array
+
+
+def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFlat) -> SkyModel:
+    """Solve the sky of all channels.
+
+    Parameters
+    ----------
+    meshes : SkyMeshes
+        At least one frame.
+    circumstances : FrameCircumstances
+        Of the same frames.
+    flat : StarFlat
+        Applied when `StarFlat.usable`; its error bounds what the sky may call a detector pattern.
+
+    Returns
+    -------
+    SkyModel
+    """
+    gains = np.where(np.isfinite(meshes.gains) & (meshes.gains > 0), meshes.gains, 1.0)
+    pedestal, pedestal_sigma = guessed_pedestal(meshes.sky)
+    applied = flat.usable
+    brightest = int(np.argmax(np.nanmedian(np.where(np.isfinite(meshes.sky), meshes.sky, -np.inf), axis=0)))
+    local_fits = circumstances.local is not None and _local_sky_fits(
+        meshes, gains[:, brightest], brightest, circumstances, flat, float(pedestal[brightest])
+    )
+    if not local_fits:
+        circumstances = replace(circumstances, local=None)
+    joint = spread_rows(meshes.xy, circumstances.hours, MAX_JOINT_FRAMES)
+    channels = tuple(
+        _solve_channel(
+            meshes, gains[:, c], c, circumstances, flat, float(pedestal[c]), float(pedestal_sigma[c]), joint
+        )
+        for c in range(meshes.mesh.shape[1])
+    )
+    f1, f2 = flat.inverse_terms() if applied else (0.0, 0.0)
+    n, n_channels = gains.shape
+    terms = np.zeros((n, n_channels, 4))
+    radial = np.zeros((n, n_channels, 4))
+    mean_q, mean_q2 = float(meshes.q.mean()), float((meshes.q**2).mean())
+    for c, channel in enumerate(channels):
+        light = light_adu(meshes, gains[:, c], c, float(pedestal[c]))
+        pattern = (light / channel.light_adu)[:, None] * channel.patterns[0] + channel.patterns[1]
+        dark = gains[:, c] * pedestal[c]
+        terms[:, c, 0] = gains[:, c]
+        terms[:, c, 1] = -dark - channel.glow[:, 0] + pattern @ np.array([mean_q, mean_q2])
+        terms[:, c, 2:] = -channel.glow[:, 1:]
+        radial[:, c, :2] = f1, f2
+        radial[:, c, 2] = -dark * f1 - pattern[:, 0]
+        radial[:, c, 3] = -dark * f2 - pattern[:, 1]
+    return SkyModel(
+        terms.astype(np.float32), radial.astype(np.float32), channels, flat, applied, local_fits, pedestal
+    )
+
+
+def _local_sky_fits(
+    meshes: SkyMeshes,
+    gains: Array,
+    c: int,
+    circumstances: FrameCircumstances,
+    flat: StarFlat,
+    pedestal: float,
+) -> bool:
+    """Tell whether the frames are likelier with their directions over the horizon than without.
+
+    They are not when a clock is wrong, or a telescope stood elsewhere than its header says.
+    """
+    rows = spread_rows(meshes.xy, circumstances.hours, MAX_TUNED_FRAMES)
+    light = light_adu(meshes, gains, c, pedestal)
+    value, sigma = on_common_scale(meshes, gains, c, flat, pedestal)
+    cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy))
+    if not len(cells.value):
+        return False
+    level = float(np.median(light[rows]))
+    pattern_sigma = np.full(4, _CONSTANT_PATTERN * level)
+    problem = JointProblem(cells)
+    taken = circumstances.taken(rows)
+    without = GlowPrior(replace(taken, local=None), gains[rows], level)
+    terms = large_scale_terms(cells.lattice.node_xy)
+    reduced, _, sizes = _iterate(problem, without, pattern_sigma, terms, level, False, 1.0, None)
+    tied = GlowPrior(taken, gains[rows], level)
+    tied_sizes = tuned_sizes(reduced, tied, pattern_sigma)
+    gain = evidence_loss(reduced, without, sizes, pattern_sigma) - evidence_loss(
+        reduced, tied, tied_sizes, pattern_sigma
+    )
+    return gain > -_INDIFFERENT
+
+
+def _solve_channel(
+    meshes: SkyMeshes,
+    gains: Array,
+    c: int,
+    circumstances: FrameCircumstances,
+    flat: StarFlat,
+    pedestal: float,
+    pedestal_sigma: float,
+    joint: NDArray[np.int64],
+) -> ChannelSky:
+    n = len(gains)
+    light = light_adu(meshes, gains, c, pedestal)
+    level = float(np.median(light[joint]))
+    value, sigma = on_common_scale(meshes, gains, c, flat, pedestal)
+    spacing = cell_spacing_px(meshes.xy)
+    cells = cells_of(joint, value, sigma, meshes, light, spacing)
+    background = _background_level(meshes, gains, c)
+    if not len(cells.value):
+        return _unknown_sky(n, light, level, background)
+    if flat.usable:
+        left = _FLAT_ERRORS * np.sqrt(np.diag(flat.covariance)) * level + np.abs(flat.nu) * pedestal_sigma
+        pattern_sigma = np.maximum(left, _LEAST_PATTERN * level)
+    else:
+        pattern_sigma = np.full(2, _PATTERN_WITHOUT_FLAT * level)
+    pattern_sigma = np.concatenate([pattern_sigma, np.full(2, _CONSTANT_PATTERN * level)])
+    sizes = None
+    if len(joint) > MAX_TUNED_FRAMES:
+        few = joint[spread_rows(meshes.xy[joint], circumstances.hours[joint], MAX_TUNED_FRAMES)]
+        sizes = _tuned_on(few, value, sigma, meshes, light, gains, circumstances, pattern_sigma)
+    prior = GlowPrior(circumstances.taken(joint), gains[joint], level)
+    problem = JointProblem(cells)
+    terms = large_scale_terms(cells.lattice.node_xy)
+    seen = problem.hits > 0.3
+    use_gauge = _area_px(seen, spacing) >= _GAUGE_AREA_FRAMES * meshes.frame_area_px
+    factor = 1.0 if circumstances.local is not None else _SIGMA_FACTOR_WITHOUT_SITE
+    reduced, gauge, sizes = _iterate(problem, prior, pattern_sigma, terms, level, use_gauge, factor, sizes)
+    sky = reduced.sky(gauge.unknowns)
+    glow = np.zeros((n, 3))
+    glow[joint] = gauge.unknowns[: 3 * len(joint)].reshape(-1, 3)
+    patterns = gauge.unknowns[3 * len(joint) :].reshape(2, 2)
+    residual = np.full(n, np.nan)
+    residual[joint] = _rms_per_frame(problem.residual(sky, gauge.unknowns), cells.frame, len(joint))
+    rest = np.setdiff1d(np.arange(n), joint)
+    if len(rest):
+        on_sky = cells.lattice.interpolated(sky, seen, meshes.xy[rest])
+        basis, pattern_values = detector_columns(meshes)
+        # The light of the patterns was measured against the median of the joint frames.
+        glow[rest], residual[rest] = _fit_rest(
+            (value[rest] - on_sky).reshape(len(rest), -1),
+            sigma[rest].reshape(len(rest), -1),
+            basis,
+            pattern_values,
+            light[rest] / np.median(light[joint]),
+            patterns,
+        )
+    empty = gauge.empty if gauge.empty.any() else empty_nodes(sky, terms, problem.hits)
+    shift = background - float(np.median(sky[empty]))
+    glow[:, 0] -= shift
+    quadric, centre = _removed_quadric(cells, sky + shift, problem, gauge, glow, joint)
+    return ChannelSky(
+        glow=glow,
+        patterns=patterns,
+        node_xy=cells.lattice.node_xy,
+        sky=sky + shift,
+        seen=seen,
+        empty=empty,
+        background_adu=background,
+        light_adu=float(np.median(light[joint])),
+        gauge=gauge,
+        assurance=_assurance(gauge, empty, seen),
+        residual_adu=residual,
+        removed_quadric=quadric,
+        quadric_centre_xy=centre,
+        sizes_adu=np.exp(sizes) * level,
+    )
+
+
+def _tuned_on(
+    rows: NDArray[np.int64],
+    value: Array,
+    sigma: Array,
+    meshes: SkyMeshes,
+    light: Array,
+    gains: Array,
+    circumstances: FrameCircumstances,
+    pattern_sigma: Array,
+) -> Array:
+    """Find the sizes of the prior from some frames alone."""
+    cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy))
+    level = float(np.median(light[rows]))
+    prior = GlowPrior(circumstances.taken(rows), gains[rows], level)
+    problem = JointProblem(cells)
+    terms = large_scale_terms(cells.lattice.node_xy)
+    return _iterate(problem, prior, pattern_sigma, terms, level, False, 1.0, None)[2]
+
+
+def _iterate(
+    problem: JointProblem,
+    prior: GlowPrior,
+    pattern_sigma: Array,
+    terms: Array,
+    level: float,
+    use_gauge: bool,
+    sigma_factor: float,
+    known_sizes: Array | None,
+) -> tuple[Reduced, Gauge, Array]:
+    """Alternate between the linear solution, the sizes of the prior (unless known) and robust weights."""
+    sizes = prior.usual if known_sizes is None else known_sizes
+    for turn in range(_ROUNDS):
+        reduced = problem.reduce()
+        if known_sizes is None and turn < _ROUNDS - 1:
+            sizes = tuned_sizes(reduced, prior, pattern_sigma, sizes, thorough=turn == 0)
+        posterior = posterior_of(reduced, prior, sizes, pattern_sigma)
+        gauge = gauged(
+            reduced, posterior, terms, problem.hits, level, use=use_gauge, sigma_factor=sigma_factor
+        )
+        if turn < _ROUNDS - 1:
+            problem.reweigh(reduced.sky(gauge.unknowns), gauge.unknowns)
+    return reduced, gauge, sizes
+
+
+def _fit_rest(
+    difference: Array, sigma: Array, basis: Array, patterns: Array, relative_light: Array, found: Array
+) -> tuple[Array, Array]:
+    """Fit level and plane of frames to a sky that others found; robust, all frames at once.
+
+    Parameters
+    ----------
+    difference, sigma : ndarray, shape (R, K)
+        Cells of R frames less that sky, and their errors; NaN where either is not known.
+    basis, patterns : ndarray, shape (K, 3) and (K, 2)
+    relative_light : ndarray, shape (R,)
+        Light of the frames over that of those the sky was found from.
+    found : ndarray, shape (2, 2)
+        Detector patterns that belong to that sky.
+
+    Returns
+    -------
+    glow : ndarray, shape (R, 3)
+        Zeros for a frame with too few cells on that sky.
+    rms : ndarray, shape (R,)
+        NaN for such a frame.
+    """
+    target = difference - np.outer(relative_light, patterns @ found[0]) - patterns @ found[1]
+    good = np.isfinite(target) & np.isfinite(sigma)
+    enough = good.sum(axis=1) >= _MIN_CELLS
+    target = np.where(good, target, 0.0)
+    noise_weight = np.where(good, 1.0 / np.where(good, sigma, 1.0) ** 2, 0.0)
+    noise_weight /= np.maximum(noise_weight.max(axis=1, keepdims=True), 1e-300)
+    weight, glow, left = noise_weight, np.zeros((len(target), 3)), target
+    for _ in range(5):
+        normal = np.einsum("rk,ki,kj->rij", weight, basis, basis, optimize=True) + 1e-9 * np.eye(3)
+        glow = np.linalg.solve(
+            normal, np.einsum("rk,rk,ki->ri", weight, target, basis, optimize=True)[..., None]
+        )[..., 0]
+        left = target - glow @ basis.T
+        spread = (
+            np.nanmedian(np.where(good, np.abs(left), np.nan)[enough], axis=1)
+            if enough.any()
+            else np.zeros(0)
+        )
+        scatter = np.ones(len(target))
+        scatter[enough] = np.maximum(1.4826 * spread, 1e-9)
+        reach = _HUBER_SIGMA * scatter[:, None]
+        weight = noise_weight * np.minimum(1.0, reach / np.maximum(np.abs(left), 1e-12))
+    count = np.maximum(good.sum(axis=1), 1)
+    rms = np.sqrt((np.where(good, left, 0.0) ** 2).sum(axis=1) / count)
+    return np.where(enough[:, None], glow, 0.0), np.where(enough, rms, np.nan)
+
+
+def _background_level(meshes: SkyMeshes, gains: Array, c: int) -> float:
+    """Level of the empty sky in the co-add: that of the better half of the frames, pedestal and all."""
+    best = best_frames(gains[:, None], meshes.sky[:, c : c + 1], meshes.pixel_noise[:, c : c + 1])
+    level = (gains * meshes.sky[:, c])[best]
+    level = level[np.isfinite(level)]
+    return float(np.median(level)) if len(level) else 0.0
+
+
+def _area_px(seen: NDArray[np.bool_], spacing_px: float) -> float:
+    return float(seen.sum()) * spacing_px**2
+
+
+def _assurance(gauge: Gauge, empty: NDArray[np.bool_], seen: NDArray[np.bool_]) -> str:
+    worst = float(gauge.sigma_data[:2].max())
+    if worst < _KNOWN_ADU:
+        return ASSURANCES[0]
+    enough_empty = empty.sum() >= _LEAST_EMPTY_SHARE * max(int(seen.sum()), 1)
+    return ASSURANCES[1] if gauge.used and worst <= _ASSUMED_ADU and enough_empty else ASSURANCES[2]
+
+
+def _rms_per_frame(residual: Array, frame: NDArray[np.int64], n: int) -> Array:
+    count = np.bincount(frame, minlength=n)
+    total = np.bincount(frame, residual**2, minlength=n)
+    return np.sqrt(np.divide(total, count, out=np.full(n, np.nan), where=count > 0))
+
+
+def _removed_quadric(
+    cells: SkyCells,
+    sky: Array,
+    problem: JointProblem,
+    gauge: Gauge,
+    glow: Array,
+    joint: NDArray[np.int64],
+) -> tuple[Array, tuple[float, float]]:
+    """Fit a quadric over the mosaic to the glow that the frames lose there."""
+    removed = np.einsum("kp,kp->k", cells.basis, glow[joint][cells.frame])
+    weights = cells.lattice.weights
+    total = weights.T @ (problem.weight * removed)
+    weight = weights.T @ problem.weight
+    good = problem.hits > 0.3
+    xy = cells.lattice.node_xy
+    centre = (xy[good].min(axis=0) + xy[good].max(axis=0)) / 2 if good.any() else xy.mean(axis=0)
+    x, y = ((xy - centre) / _QUADRIC_UNIT_PX).T
+    terms = np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
+    if good.sum() < 2 * terms.shape[1]:
+        return np.zeros(6), (float(centre[0]), float(centre[1]))
+    mean = total[good] / np.maximum(weight[good], 1e-300)
+    quadric = np.linalg.lstsq(terms[good], mean, rcond=None)[0]
+    quadric[0] -= float(np.median(terms[good] @ quadric))
+    return quadric, (float(centre[0]), float(centre[1]))
+
+
+def _unknown_sky(n: int, light: Array, level: float, background: float) -> ChannelSky:
+    """Return what is left when no frame has a usable cell: levels from the frames' skies alone."""
+    glow = np.zeros((n, 3))
+    glow[:, 0] = light - background
+    nothing = Gauge(np.zeros(0), np.zeros(0, bool), np.full(5, np.inf), False, False, 0.0)
+    return ChannelSky(
+        glow, np.zeros((2, 2)), np.zeros((0, 2)), np.zeros(0), np.zeros(0, bool), np.zeros(0, bool), background,
+        level, nothing, ASSURANCES[2], np.full(n, np.nan), np.zeros(6), (0.0, 0.0), np.full(7, np.nan),
+    )  # fmt: skip

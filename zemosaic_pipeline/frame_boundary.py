@@ -1,0 +1,52 @@
+"""The boundary of one frame: whatever goes wrong with a file costs that file and nothing else.
+
+It lies in the process that works on the frame, before anything is sent back: an exception of a library may not
+survive the way between processes. Imports nothing heavy: every worker process needs it.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from zemosaic_core.errors import SkipItem, ZeMosaicError
+
+__all__ = ["TRACEBACK", "result_or_skip"]
+
+# Name of the value that carries the traceback home; it belongs in the log and not in a report.
+TRACEBACK = "traceback"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def result_or_skip(
+    path: Path | str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+) -> R | SkipItem:
+    """Call ``function``; when it fails because of the frame at ``path``, return why.
+
+    Errors that end a run (`RunFailed`, `SaveFailed`, `Cancelled`) pass.
+
+    Returns
+    -------
+    object or SkipItem
+        What ``function`` returned; or ``frame_unexpected`` with ``path``, ``reason`` and the traceback, all as
+        text; or the `SkipItem` that it raised.
+    """
+    try:
+        return function(*args, **kwargs)
+    except SkipItem as skip:
+        return skip
+    except ZeMosaicError:
+        raise
+    except Exception as error:  # noqa: BLE001 - this is the boundary
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return SkipItem(
+            "frame_unexpected",
+            f"{path}: {reason}",
+            path=str(path),
+            reason=reason[:300],
+            **{TRACEBACK: traceback.format_exc()},
+        )

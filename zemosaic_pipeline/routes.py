@@ -1,0 +1,63 @@
+"""Which way frames become a mosaic: all at once, or panel by panel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from zemosaic_pipeline.records import FrameGroup, SolvedFrame
+
+__all__ = ["ROUTES", "RouteDecision", "choose_route", "groups_of_route"]
+
+ROUTES = ("direct", "panels")
+# Blocks lower than this reread most of what they need of each frame; then fewer frames at a time are faster.
+LEAST_BLOCK_ROWS = 12
+
+
+@dataclass(frozen=True)
+class RouteDecision:
+    """The route and why: ``reason_key`` is a text key with ``values``."""
+
+    route: str
+    reason_key: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def choose_route(
+    wanted: str, *, n_chosen_groups: int, block_rows: int, n_frames: int, n_sizes: int = 1
+) -> RouteDecision:
+    """Return the route of a run.
+
+    Parameters
+    ----------
+    wanted : {'auto', 'direct', 'panels'}
+        What the settings ask for.
+    n_chosen_groups : int
+        Groups the user made by hand.
+    block_rows : int
+        Rows of the mosaic that fit the memory when all frames that overlap are combined at once.
+    n_frames : int
+        Frames of the fullest place.
+    n_sizes : int
+        Different sizes of frames. The sky of one co-add is compared cell by cell, so its frames have one size.
+    """
+    if n_sizes > 1:
+        return RouteDecision("panels", "route_sizes", {"sizes": n_sizes})
+    if wanted in ROUTES:
+        return RouteDecision(wanted, "route_asked")
+    if n_chosen_groups:
+        return RouteDecision("panels", "route_chosen_groups", {"groups": n_chosen_groups})
+    if block_rows < LEAST_BLOCK_ROWS:
+        return RouteDecision("panels", "route_memory", {"frames": n_frames, "rows": block_rows})
+    return RouteDecision("direct", "route_direct_default")
+
+
+def groups_of_route(
+    route: RouteDecision, groups: Sequence[FrameGroup], solved: Sequence[SolvedFrame]
+) -> list[FrameGroup]:
+    """Return the groups that are stacked: those of the pointings, or one that holds every frame."""
+    if route.route == "panels":
+        return list(groups)
+    members = tuple(item.frame.index for item in solved)
+    return [replace(groups[0], group_id=0, members=members)]

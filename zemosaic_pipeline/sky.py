@@ -1,0 +1,229 @@
+"""The end of phase 4: one model of the sky for all frames, from their meshes and star fluxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from astropy.wcs import WCS
+
+from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
+from zemosaic_core.night_sky import Site, airmass, horizontal, julian_date, moon_place, moonlight_nl
+from zemosaic_core.sky_lattice import cell_centres
+from zemosaic_core.sky_meshes import SkyMeshes
+from zemosaic_core.sky_model import SkyModel, solve_sky
+from zemosaic_core.star_flat import StarFlat, radius_squared
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.plan import RunPlan
+from zemosaic_pipeline.records import FrameTerms, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.sessions import night_labels
+
+__all__ = ["SkySolution", "run"]
+
+# Frames taken one after the other at one pointing share what is left of the glow for this long.
+VISIT_S = 600.0
+VISIT_FIELDS = 0.1
+# Extinction that shapes the moonlight; only its shape counts.
+EXTINCTION_MAG = 0.25
+
+
+@dataclass(frozen=True)
+class SkySolution:
+    """The model, and the terms of each frame by its index; no terms where the model was not wanted or not possible.
+
+    ``reason_key`` says why there is no model, ``site_key`` where the site came from.
+    """
+
+    model: SkyModel | None
+    terms: dict[int, FrameTerms]
+    frames: tuple[int, ...]
+    hours: np.ndarray
+    reason_key: str = ""
+    site_key: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the report shows."""
+        if self.model is None:
+            return {"model": False, "reason": self.reason_key}
+        model = self.model
+        return {
+            "model": True,
+            "site": self.site_key,
+            "frames": list(self.frames),
+            "hours": np.round(self.hours, 4).tolist(),
+            "flat": {
+                "applied": model.flat_applied,
+                "nu": model.flat.nu.tolist(),
+                "corner": model.flat.corner,
+                "corner_sigma": model.flat.corner_sigma,
+                "stars": model.flat.n_measurements,
+            },
+            "channels": [
+                {
+                    "assurance": channel.assurance,
+                    "gauge_used": channel.gauge.used,
+                    "conflict": channel.gauge.conflict,
+                    "sigma_tilt_adu": channel.gauge.sigma_data[:2].tolist(),
+                    "sigma_bowl_adu": channel.gauge.sigma_data[2:].tolist(),
+                    "background_adu": channel.background_adu,
+                    "empty_share": float(channel.empty.sum() / max(1, channel.seen.sum())),
+                    "glow": np.round(channel.glow, 3).tolist(),
+                    "patterns_adu": channel.patterns.tolist(),
+                    "residual_adu": np.round(channel.residual_adu, 3).tolist(),
+                    "removed_quadric": channel.removed_quadric.tolist(),
+                    "quadric_centre_xy": list(channel.quadric_centre_xy),
+                    "sizes_adu": channel.sizes_adu.tolist(),
+                }
+                for channel in model.channels
+            ],
+        }
+
+
+def _taken(date_obs: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(date_obs)
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def visit_labels(
+    centre_xy: np.ndarray, field_px: float, seconds: np.ndarray, night: np.ndarray
+) -> np.ndarray:
+    """Return one number per frame, the same for frames taken one after the other at one pointing."""
+    labels = np.zeros(len(seconds), np.int64)
+    order = np.lexsort((centre_xy[:, 1], centre_xy[:, 0], seconds, night))
+    first, label = order[0], 0
+    for i in order:
+        away = float(np.hypot(*(centre_xy[i] - centre_xy[first])))
+        if (
+            night[i] != night[first]
+            or seconds[i] - seconds[first] > VISIT_S
+            or away > VISIT_FIELDS * field_px
+        ):
+            first, label = i, label + 1
+        labels[i] = label
+    return labels
+
+
+def _meshes(frames: Sequence[RegisteredFrame], cell_px: int) -> SkyMeshes:
+    stored = [frame.solved.measure.columns("mesh", "mesh_noise") for frame in frames]
+    mesh = np.stack([arrays["mesh"] for arrays in stored]).astype(float)
+    shape_hw = frames[0].solved.frame.info.shape_hw
+    x, y = cell_centres(shape_hw, mesh.shape[2:], cell_px)
+    height, width = shape_hw
+    places = np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames])
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
+    outline = np.stack(frames[0].to_plane.apply(corners[:, 0], corners[:, 1]), axis=-1)
+    across, along = outline[1] - outline[0], outline[3] - outline[0]
+    return SkyMeshes(
+        mesh=mesh,
+        error=np.stack([arrays["mesh_noise"] for arrays in stored]).astype(float),
+        sky=np.array([frame.solved.measure.sky_adu for frame in frames], float),
+        pixel_noise=np.array([frame.solved.measure.noise_adu for frame in frames], float),
+        gains=np.array([frame.gain for frame in frames], float),
+        xy=places,
+        uv=np.stack([2 * x / max(1, width - 1) - 1, 2 * y / max(1, height - 1) - 1], axis=-1),
+        q=radius_squared(x, y, shape_hw),
+        frame_area_px=float(abs(across[0] * along[1] - across[1] * along[0])),
+    )
+
+
+def _local_sky(
+    frames: Sequence[RegisteredFrame],
+    moments: Sequence[datetime],
+    sites: Sequence[tuple[float, float]],
+    grid: MosaicGrid,
+) -> LocalSky:
+    """Return where each frame looks in the sky of its observer."""
+    wcs = WCS(grid.wcs_cards)
+    height, width = frames[0].solved.frame.info.shape_hw
+    x = (PROBE_UV[:, 0] + 1) * (width - 1) / 2
+    y = (PROBE_UV[:, 1] + 1) * (height - 1) / 2
+    places = np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames])
+    ra, dec = wcs.all_pix2world(places[..., 0].ravel(), places[..., 1].ravel(), 0)
+    ra, dec = ra.reshape(len(frames), -1), dec.reshape(len(frames), -1)
+    directions, masses, light = [], [], []
+    for i, (moment, site) in enumerate(zip(moments, sites, strict=True)):
+        place, jd = Site(*site), julian_date(moment)
+        altitude, azimuth = horizontal(ra[i], dec[i], jd, place)
+        a, z = np.radians(altitude), np.radians(azimuth)
+        directions.append(np.stack([np.cos(a) * np.cos(z), np.cos(a) * np.sin(z), np.sin(a)], axis=-1))
+        masses.append(airmass(altitude))
+        light.append(moonlight_nl(altitude, azimuth, moon_place(jd, place), EXTINCTION_MAG))
+    return LocalSky(np.array(directions), np.array(masses), np.array(light))
+
+
+def _circumstances(
+    frames: Sequence[RegisteredFrame],
+    meshes: SkyMeshes,
+    grid: MosaicGrid,
+    site: tuple[float, float] | None,
+) -> tuple[FrameCircumstances, str]:
+    """Return when and where the frames were taken, and a text key of where the site came from."""
+    infos = [frame.solved.frame.info for frame in frames]
+    moments = [_taken(info.date_obs) for info in infos]
+    known = [moment for moment in moments if moment is not None]
+    first = min(known) if known else None
+    seconds = np.array(
+        [0.0 if moment is None or first is None else (moment - first).total_seconds() for moment in moments]
+    )
+    night = np.array(night_labels(infos), np.int64)
+    centre = np.nanmean(meshes.xy.reshape(len(frames), -1, 2), axis=1)
+    visit = visit_labels(centre, float(np.sqrt(meshes.frame_area_px)), seconds, night)
+    sites = [site or info.site_deg for info in infos]
+    local, key = None, "sky_site_unknown"
+    if all(moment is not None for moment in moments) and all(place is not None for place in sites):
+        local = _local_sky(frames, [m for m in moments if m], [s for s in sites if s], grid)
+        key = "sky_site_setting" if site else "sky_site_header"
+    return FrameCircumstances(seconds / 3600.0, night, visit, local), key
+
+
+def run(
+    frames: Sequence[RegisteredFrame], grid: MosaicGrid, flat: StarFlat, plan: RunPlan, context: RunContext
+) -> SkySolution:
+    """Return the model of the sky, or why there is none."""
+    indices = tuple(frame.solved.frame.index for frame in frames)
+    nothing = SkySolution(None, {}, indices, np.zeros(len(frames)))
+    if plan.sky.model != "full":
+        return SkySolution(None, {}, indices, nothing.hours, "sky_not_wanted")
+    if plan.stack.normalise != "linear_fit":
+        context.say("sky_needs_linear_fit", "WARN", method=plan.stack.normalise)
+        return SkySolution(None, {}, indices, nothing.hours, "sky_needs_linear_fit")
+    if not frames:
+        return nothing
+    if len({frame.solved.frame.info.shape_hw for frame in frames}) > 1:
+        # Meshes of different sizes have no cells in common.
+        return SkySolution(None, {}, indices, nothing.hours, "sky_sizes_differ")
+    meshes = _meshes(frames, plan.measure.mesh_cell_px)
+    circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
+    model = solve_sky(meshes, circumstances, flat)
+    if circumstances.local is not None and not model.local_used:
+        site_key = "sky_site_misfit"
+        context.say("sky_site_not_used", "WARN")
+    terms = {index: FrameTerms(model.terms[i], model.radial[i]) for i, index in enumerate(indices)}
+    _tell(model, context)
+    return SkySolution(model, terms, indices, circumstances.hours, site_key=site_key)
+
+
+def _tell(model: SkyModel, context: RunContext) -> None:
+    """Say how well the large scales of the sky are known, and what flat was found."""
+    worst = max(model.channels, key=lambda channel: float(channel.gauge.sigma_data[:2].max()))
+    tilt, bowl = worst.gauge.sigma_data[:2].max(), worst.gauge.sigma_data[2:].max()
+    residual = float(np.nanmedian([np.nanmedian(channel.residual_adu) for channel in model.channels]))
+    context.detail(sky_assurance=worst.assurance, sky_residual_adu=residual)
+    context.say(
+        f"sky_assurance_{worst.assurance}",
+        tilt_adu=round(float(tilt), 1) if np.isfinite(tilt) else None,
+        bowl_adu=round(float(bowl), 1) if np.isfinite(bowl) else None,
+        residual_adu=round(residual, 2) if np.isfinite(residual) else None,
+    )
+    if model.flat_applied:
+        context.say(
+            "sky_flat_applied",
+            corner_percent=round(100 * (1 - model.flat.corner), 2),
+            error_percent=round(100 * model.flat.corner_sigma, 2),
+        )

@@ -71,12 +71,14 @@ def _make_dot36(lanes: int):
 
     ``sum_k wx[k] * (sum_q wy[q] * p[q, k])``. Compilers do not find this form from scalar loops; it is three
     times faster. With eight lanes the last two are loaded and never used, so memory two floats past the taps
-    must be readable.
+    must be readable. The second value returned is the lowest of the four taps in the middle.
     """
 
     @intrinsic
     def dot36(typingctx, flat, base, stride, table, row_x, row_y):
-        signature = types.float32(flat, types.intp, types.intp, table, types.intp, types.intp)
+        signature = types.UniTuple(types.float32, 2)(
+            flat, types.intp, types.intp, table, types.intp, types.intp
+        )
 
         def codegen(context, builder, sig, args):
             flat_value, base_value, stride_value, table_value, row_x_value, row_y_value = args
@@ -91,9 +93,12 @@ def _make_dot36(lanes: int):
                 loaded.align = 4
                 return loaded
 
+            def lower(one, other):
+                return builder.select(builder.fcmp_ordered("<", one, other), one, other)
+
             wx = load_vector(weights, builder.mul(row_x_value, eight))
             wy_base = builder.mul(row_y_value, eight)
-            total = None
+            total = middle = None
             offset = base_value
             for tap in range(6):
                 address = builder.gep(weights, [builder.add(wy_base, context.get_constant(types.intp, tap))])
@@ -103,7 +108,10 @@ def _make_dot36(lanes: int):
                 )
                 zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
                 broadcast = builder.shuffle_vector(broadcast, ir.Constant(vector, ir.Undefined), zeros)
-                product = builder.fmul(broadcast, load_vector(data, offset), flags=["contract"])
+                row = load_vector(data, offset)
+                if tap in (2, 3):
+                    middle = row if middle is None else lower(middle, row)
+                product = builder.fmul(broadcast, row, flags=["contract"])
                 total = product if total is None else builder.fadd(total, product, flags=["contract"])
                 offset = builder.add(offset, stride_value)
             product = builder.fmul(total, wx)
@@ -111,7 +119,9 @@ def _make_dot36(lanes: int):
                 builder.extract_element(product, ir.Constant(ir.IntType(32), index)) for index in range(6)
             ]
             low = builder.fadd(builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3]))
-            return builder.fadd(low, builder.fadd(parts[4], parts[5]))
+            value = builder.fadd(low, builder.fadd(parts[4], parts[5]))
+            near = [builder.extract_element(middle, ir.Constant(ir.IntType(32), index)) for index in (2, 3)]
+            return context.make_tuple(builder, sig.return_type, (value, lower(*near)))
 
         return signature, codegen
 
@@ -295,15 +305,17 @@ def _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, ou
     n_channels, n_cols = out.shape
     for k in range(n_cols):
         way = kind[k]
-        if way == 3:
+        if way >= 2:
             corner = int(base[k]) - 2 * win_w - 2
             for c in range(n_channels):
-                out[c, k] = _dot36_wide(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
-                corner += plane
-        elif way == 2:
-            corner = int(base[k]) - 2 * win_w - 2
-            for c in range(n_channels):
-                out[c, k] = _dot36_exact(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
+                if way == 3:
+                    value, near = _dot36_wide(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
+                else:
+                    value, near = _dot36_exact(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
+                # What is not well below the four nearest taps is not below all 36.
+                if value < near - CONTRAST * UNDERSHOOT[0] * abs(near):
+                    value = _lift_undershoot(flat, corner, win_w, value)
+                out[c, k] = value
                 corner += plane
     for c in range(n_channels):
         for k in range(n_cols):
@@ -313,12 +325,6 @@ def _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, ou
                 dx = np.uint32(1) if fx[k] > zero else np.uint32(0)
                 dy = np.uint32(win_w) if fy[k] > zero else np.uint32(0)
                 out[c, k] = _bilinear(flat, base[k] + np.uint32(c * plane), dx, dy, fx[k], fy[k])
-            elif kind[k] >= 2:
-                # What is not well below the four nearest taps is not below all 36.
-                at = int(base[k]) + c * plane
-                near = min(min(flat[at], flat[at + 1]), min(flat[at + win_w], flat[at + win_w + 1]))
-                if value < near - CONTRAST * UNDERSHOOT[0] * abs(near):
-                    out[c, k] = _lift_undershoot(flat, at - 2 * win_w - 2, win_w, value)
 
 
 @njit(cache=True, nogil=True)

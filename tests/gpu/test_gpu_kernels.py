@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from simulated_device import COMPILER, SimulatedDevice, signatures
 
-from zemosaic_core import pixel_map, resample
-from zemosaic_core.gpu import combine, kernels, tiles
+from zemosaic_core import cfa, pixel_map, resample
+from zemosaic_core.gpu import combine, kernels, tiles, windows
 from zemosaic_core.gpu.launch import Queue
 from zemosaic_core.sources import CombineRule
 
@@ -90,7 +90,13 @@ def test_constants_agree_with_the_python_side():
     text = kernels.source("sample")
     assert f"{float(resample.LANCZOS_ROWS)}f" in text
     assert f"#define NODE_BITS {pixel_map.NODES_PER_PX.bit_length() - 1}\n" in text
+    assert f"#define UNDERSHOOT_FROM {resample.UNDERSHOOT[0]:g}f\n" in text
+    assert f"#define UNDERSHOOT_TO {resample.UNDERSHOOT[1]:g}f\n" in text
+    assert f"#define CONTRAST {float(resample.CONTRAST)}f\n" in text
     assert f"#define NO_NODE (-(1LL << {(-pixel_map.NO_NODE).bit_length() - 1}))\n" in text
+    text = kernels.source("decode")
+    assert f"#define SHARE_ROWS {windows.SHARE_ROWS}\n" in text
+    assert f"here * {1 / cfa._CLEAR:g}f;" in text
 
 
 def attribute_chains(path: Path) -> set[str]:

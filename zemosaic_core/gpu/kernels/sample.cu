@@ -65,10 +65,13 @@ __device__ __forceinline__ float taps_36(const float* corner, int stride, const 
 }
 
 // Put a sample that lies far below all of its taps back to the lowest of them; see zemosaic_core.resample.UNDERSHOOT.
-__device__ __noinline__ float lifted(const float* corner, int stride, float value)
+__device__ __forceinline__ float lifted(const float* corner, int stride, float value)
 {
     float lowest = corner[0], highest = lowest;
+    // It happens so rarely that it must not cost registers.
+#pragma unroll 1
     for (int q = 0; q < 6; ++q)
+#pragma unroll 1
         for (int k = 0; k < 6; ++k) {
             float tap = corner[(long long)q * stride + k];
             lowest = min(lowest, tap);

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -36,11 +36,12 @@ from zemosaic_pipeline.measure import STAR_COLUMNS
 from zemosaic_pipeline.phase1_prepare import Prepared
 from zemosaic_pipeline.plan import SolveOptions
 from zemosaic_pipeline.pointings import field_deg, pointing_labels
+from zemosaic_pipeline.position_search import Place, anywhere, other_readings
 from zemosaic_pipeline.records import Frame, FrameMeasure, Solution, SolvedFrame
 
 __all__ = ["SOLVE_VERSION", "image_provider", "match_frame", "run"]
 
-SOLVE_VERSION = 2
+SOLVE_VERSION = 3
 PHASE = "phase1_prepare"
 # Solved neighbours tried per frame and round; a frame that matches none of them waits for the next round.
 NEIGHBOURS = 4
@@ -48,6 +49,9 @@ PAIR_RADIUS_PX = 2.5
 MIN_PAIRS = 8
 # When this many frames of a pointing failed and none was solved, the rest are not sent through slow solvers.
 MAX_FAILED = 5
+
+# Frames without a place that are worth a search of the whole sky, as a share of all.
+LOST_SHARE = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -138,43 +142,60 @@ def _pointings(sky: _Sky, indices: Iterable[int]) -> list[list[int]]:
 
 
 def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
-    """Take the WCS of the headers where the frame's own stars do not speak against it."""
-    doubtful: dict[int, Solution] = {}
+    """Take the WCS of the headers: what the catalogue confirms first, what nothing speaks for last.
+
+    Headers are copied from stack to frame and from night to night. So a frame whose header is not confirmed is laid
+    on others by its stars where that can be done.
+    """
+    unconfirmed: dict[int, Solution] = {}
+    doubtful: list[int] = []
     for index, (frame, _) in sky.frames.items():
         cards = frame.info.wcs_cards
         if cards is None or not _is_usable(cards, frame):
             continue
         check = check_wcs(cards, sky.stars[index], frame.info.shape_hw)
         solution = Solution(dict(cards), "header", check.rms_px, check.n_matched, confirmed=check.confirmed)
-        if check.contradicts:
-            doubtful[index] = solution
-        else:
+        if check.confirmed:
             sky.add(index, solution)
-    if doubtful:
-        _settle_doubts(sky, doubtful, options, context)
+            continue
+        unconfirmed[index] = solution
+        if check.contradicts:
+            doubtful.append(index)
+    _match_all(sky, options, context, list(sky.solutions), unconfirmed)
+    _settle_doubts(sky, doubtful, unconfirmed, options, context)
+    for index, solution in unconfirmed.items():
+        if index not in sky.solutions:
+            sky.add(index, solution)
 
 
 def _settle_doubts(
-    sky: _Sky, doubtful: dict[int, Solution], options: SolveOptions, context: RunContext
+    sky: _Sky,
+    doubtful: Sequence[int],
+    unconfirmed: Mapping[int, Solution],
+    options: SolveOptions,
+    context: RunContext,
 ) -> None:
-    """Let the built-in solver look at one frame of each pointing whose header the catalogue does not confirm.
+    """Let the built-in solver look at one frame of each pointing whose header the catalogue speaks against.
 
-    Where it finds another place, the headers of that pointing are wrong. Where it finds none, the catalogue may
-    simply not know these stars: the headers are kept, and the run says so.
+    Where it finds another place, the headers of that pointing are wrong, and all frames without a confirmed place are
+    laid on that frame. Where it finds none, the catalogue may simply not know these stars: the headers are kept, and
+    the run says so.
     """
     solver = make_solvers(replace(options.solver, method="EMBEDDED"))
     radius_deg = min(1.0, options.solver.search_radius_deg)
     near = replace(options, solver=replace(options.solver, search_radius_deg=radius_deg))
-    for members in _pointings(sky, doubtful):
+    for pointing in sorted(_pointings(sky, doubtful), key=len, reverse=True):
+        members = [index for index in pointing if index not in sky.solutions]
+        if not members:
+            continue
         best, example = members[0], sky.frames[members[0]][0].name
         found = _Sky({best: sky.frames[best]}, {best: sky.stars[best]})
         if _solve(best, found, solver, near, context):
             context.say("wcs_header_wrong", "WARN", frames=len(members), example=example)
             sky.add(best, found.solutions[best])
+            _match_all(sky, options, context, [best], unconfirmed)
             continue
         context.say("wcs_header_unconfirmed", "WARN", frames=len(members), example=example)
-        for index in members:
-            sky.add(index, doubtful[index])
 
 
 def image_provider(info: FrameInfo) -> Any:
@@ -189,22 +210,34 @@ def image_provider(info: FrameInfo) -> Any:
     return provide
 
 
+def _told_place(index: int, sky: _Sky, options: SolveOptions) -> Place:
+    """Return where the header says that a frame lies."""
+    ra, dec = sky.hint(index) or (None, None)
+    scale = sky.frames[index][0].info.scale_arcsec
+    return Place(ra, dec, scale, options.solver.search_radius_deg, options.solver.timeout_s)
+
+
 def _solve(
-    index: int, sky: _Sky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
+    index: int,
+    sky: _Sky,
+    solvers: Sequence[Solver],
+    options: SolveOptions,
+    context: RunContext,
+    place: Place | None = None,
 ) -> bool:
     frame, _ = sky.frames[index]
-    hint = sky.hint(index)
+    place = place or _told_place(index, sky, options)
     request = SolveRequest(
         path=frame.info.path,
         shape_hw=frame.info.shape_hw,
-        ra_deg=None if hint is None else hint[0],
-        dec_deg=None if hint is None else hint[1],
-        scale_arcsec=frame.info.scale_arcsec,
-        radius_deg=options.solver.search_radius_deg,
+        ra_deg=place.ra_deg,
+        dec_deg=place.dec_deg,
+        scale_arcsec=place.scale_arcsec,
+        radius_deg=place.radius_deg,
         stars=sky.stars[index],
         image_provider=image_provider(frame.info),
         work_dir=context.work_dir,
-        timeout_s=options.solver.timeout_s,
+        timeout_s=place.timeout_s,
     )
     outcomes = solve_with_chain(request, solvers, context.cancel)
     sky.attempts[index].extend(outcomes)
@@ -299,7 +332,7 @@ def _match_all(
     options: SolveOptions,
     context: RunContext,
     fresh: Sequence[int],
-    among: Sequence[int] | None = None,
+    among: Collection[int] | None = None,
 ) -> None:
     """Spread solutions by star matching until no frame (of ``among``, or of all) can be added."""
     references = list(fresh)
@@ -320,16 +353,49 @@ def _solve_by_pointing(
         failed = 0
         for index in members:
             context.cancel.check()
-            if index in sky.solutions:
+            if index in sky.solutions or sky.hint(index) is None:
+                # Frames that know nothing of their place wait for others: see `_search_everywhere`.
                 continue
             if failed >= MAX_FAILED and not any(i in sky.solutions for i in members):
                 break
-            if _solve(index, sky, solvers, options, context):
+            # The best frame of a pointing is looked for wherever its header may have meant.
+            places = [_told_place(index, sky, options)]
+            if failed == 0 and not any(i in sky.solutions for i in members):
+                places += other_readings(places[0])
+            if any(_solve(index, sky, solvers, options, context, place) for place in places):
                 context.progress(len(sky.solutions), len(sky.frames), sky.frames[index][0].name)
                 _match_all(sky, options, context, [index], members)
             else:
                 failed += 1
     _match_all(sky, options, context, list(sky.solutions))
+    _search_everywhere(sky, solvers, options, context)
+
+
+def _search_everywhere(
+    sky: _Sky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
+) -> None:
+    """Look for one frame in the whole sky, once per run; others are laid on it, or looked for around it.
+
+    It is the one with the most stars of those that no header and no other frame leads to. A few frames that have a
+    hint and match none of the others are poor frames, not lost ones.
+    """
+    unsolved = sorted(sky.unsolved(), key=lambda i: -sky.frames[i][1].n_stars)
+    lost = [i for i in unsolved if sky.hint(i) is None]
+    if not unsolved or (sky.solutions and not lost and len(unsolved) < LOST_SHARE * len(sky.frames)):
+        return
+    best = (lost or unsolved)[0]
+    info = sky.frames[best][0].info
+    context.say("solve_whole_sky", path=str(info.path), frames=len(unsolved))
+    if not _solve(best, sky, solvers, options, context, anywhere(info, options.solver.timeout_s)):
+        return
+    _match_all(sky, options, context, [best])
+    around = sky.hint(best)
+    assert around is not None
+    for index in [i for i in sky.unsolved() if sky.hint(i) is None][:MAX_FAILED]:
+        context.cancel.check()
+        told = _told_place(index, sky, options)
+        if _solve(index, sky, solvers, options, context, replace(told, ra_deg=around[0], dec_deg=around[1])):
+            _match_all(sky, options, context, [index])
 
 
 def _place_by_hint(sky: _Sky, options: SolveOptions, context: RunContext) -> None:

@@ -11,7 +11,6 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from scipy.spatial import cKDTree
 
-from zemosaic_core.errors import RunFailed
 from zemosaic_core.stars import detect_stars
 from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_worker import run_hierarchical_mosaic

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from zemosaic_core.cfa import debayer
+from zemosaic_core.cfa import CfaColour, debayer
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.coadd import GpuCoadd
@@ -28,17 +28,19 @@ from zemosaic_core.gpu.device import Device
 from zemosaic_core.gpu.filters import GpuBlur, GpuOutliers
 from zemosaic_core.gpu.launch import PlannedMemory, Queue
 from zemosaic_core.gpu.parity import compare_blocks
+from zemosaic_core.gpu.reader import RAW_MARGIN
 from zemosaic_core.gpu.tiles import TILE_H, TILE_W, tile_table
-from zemosaic_core.gpu.windows import N_TERMS
+from zemosaic_core.gpu.windows import N_TERMS, debayer_on_card
 from zemosaic_core.pixel_map import build_pixel_map, step_shift, whole_nodes
 from zemosaic_core.resample import LANCZOS_TABLE
-from zemosaic_core.sources import CoaddSource, CombineRule, RawRows
+from zemosaic_core.sources import CoaddSource, CombineRule, RawRows, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_io.headers import read_frame_info
 from zemosaic_utils import coadd_on_grid
 
 FRAME_HW = (1920, 1080)
+COLOUR = CfaColour((1500.0, 1500.0, 1500.0), (95.0, 95.0, 95.0), (0.8, 1.0, 0.7))
 SMALL_HW = (300, 260)
 # Samples of the timed rejections: enough to fill any card, few enough for a small one.
 MOST_PIXELS = 1 << 20
@@ -49,6 +51,7 @@ RULES = {
     "mean": CombineRule("none"),
     "kappa": CombineRule("kappa_sigma"),
     "winsorized": CombineRule(),
+    "known noise": CombineRule(noise=SampleNoise((95.0**2,) * 3, (1500.0,) * 3)),
     "linear fit": CombineRule("linear_fit_clip"),
 }
 
@@ -71,17 +74,17 @@ class RawFrames:
     def read_raw(self, key: int, y0: int, y1: int) -> RawRows:
         width = self.shape_hw[1]
         hot = self.hot[(self.hot >= y0 * width) & (self.hot < y1 * width)]
-        return RawRows(self.frames[key][y0:y1], y0, True, "GRBG", hot)
+        return RawRows(self.frames[key][y0:y1], y0, True, "GRBG", hot, COLOUR)
 
     def read(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         from zemosaic_core.hot_pixels import repair_cfa
 
         height, width = self.shape_hw
-        top, bottom = max(0, y0 - 6), min(height, y1 + 6)
+        top, bottom = max(0, y0 - RAW_MARGIN), min(height, y1 + RAW_MARGIN)
         sensor = repair_cfa(self.frames[key][top:bottom].byteswap() ^ 0x8000, self.hot, top)
-        left, right = max(0, x0 - 2), min(width, x1 + 2)
-        colour = debayer(np.ascontiguousarray(sensor[:, left:right]), "GRBG", top, left)
-        return np.ascontiguousarray(colour[:, y0 - top : y1 - top, x0 - left : x1 - left])
+        left, right = max(0, x0 - RAW_MARGIN), min(width, x1 + RAW_MARGIN)
+        planes = debayer(np.ascontiguousarray(sensor[:, left:right]), "GRBG", top, left, colour=COLOUR)
+        return np.ascontiguousarray(planes[:, y0 - top : y1 - top, x0 - left : x1 - left])
 
     def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> None:
         return None
@@ -176,11 +179,11 @@ def frame_rows(device: Device, copy: float) -> list[Row]:
     height, width = FRAME_HW
     n, n_frames = height * width, 8
     raw, planes = device.empty((n,), np.uint16), device.empty((3 * n,), np.float32)
+    shares = device.empty((2 * n,), np.float32)
     queue.fill(raw, 0x12)
-    text = kernels.source("decode")
 
     def decode() -> None:
-        queue.launch_2d(text, "debayer_raw", width, height, (raw, 1, height, width, 1, 0, planes))
+        debayer_on_card(queue, raw, FRAME_HW, "GRBG", COLOUR, shares, planes, coded=1)
 
     source = place(2, FRAME_HW, 0.05)[0][1]
     lattice = source.pixel_map
@@ -228,7 +231,7 @@ def kernel_rows(device: Device, copy: float, depths: tuple[int, ...]) -> list[Ro
     """Time the rejections on samples that already lie on the card."""
     rows: list[Row] = []
     for depth in depths:
-        for name in ("kappa", "winsorized", "linear fit"):
+        for name in ("kappa", "winsorized", "known noise", "linear fit"):
             rows.append(rejection_row(device, copy, depth, name))
             device.release()
     return rows
@@ -303,7 +306,8 @@ def write_frames(folder: Path, frames: RawFrames) -> FrameStore:
         paths.append(folder / f"Light_{key:04d}.fit")
         fits.PrimaryHDU(raw.byteswap() ^ 0x8000, header).writeto(paths[-1])
     hot = dict.fromkeys(range(len(paths)), frames.hot)
-    return FrameStore({key: read_frame_info(path) for key, path in enumerate(paths)}, hot)
+    colours = dict.fromkeys(hot, COLOUR)
+    return FrameStore({key: read_frame_info(path) for key, path in enumerate(paths)}, hot, colours=colours)
 
 
 def upload_seconds(device: Device, frames: RawFrames) -> float:

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numba import njit
 
-__all__ = ["CFA_PATTERNS", "debayer", "flip_pattern", "luminance", "superpixel"]
+__all__ = [
+    "CFA_PATTERNS",
+    "DEBAYER_REACH",
+    "CfaColour",
+    "DebayerTerms",
+    "average_star",
+    "debayer",
+    "debayer_terms",
+    "flip_pattern",
+    "luminance",
+    "superpixel",
+]
 
 CFA_PATTERNS = ("GRBG", "RGGB", "GBRG", "BGGR")
+# Pixels on each side that a debayered pixel depends on: two of the filter, three of the light around each of these.
+DEBAYER_REACH = 5
+
+# Light that weighs as much as the word of the average star, in noises of a pixel's sky.
+_TRUST = 1.0
+# A colour is taken to have more than the average star's share only where the colour measured has so many times the
+# light of `_TRUST` for each time: in the light of a single emission line the others hold noise, which would be carried.
+_CLEAR = 4.0
+# A value is not taken below the sky, or below the mean of its neighbours where they are darker, by more than this many
+# noises of its sky: the curvature beside clipped or bleeding stars is not that of any star.
+_DEPTH = 4.0
+_MIN_STARS = 5
 
 
 def _check_pattern(pattern: str) -> str:
@@ -110,67 +135,424 @@ def superpixel(cfa: np.ndarray, pattern: str) -> np.ndarray:
     return out
 
 
-@njit(cache=True, nogil=True)
-def _load_padded(cfa, y, line):
-    """Copy a row with one mirrored pixel on either side; -1 -> 1 and W -> W - 2 keep the colour."""
-    width = cfa.shape[1]
-    row = cfa[y]
-    for x in range(width):
-        line[x + 1] = np.float32(row[x])
-    line[0] = line[2]
-    line[width + 1] = line[width - 1]
+@dataclass(frozen=True)
+class CfaColour:
+    """What the light of a frame looks like: its empty sky and the average star.
+
+    Attributes
+    ----------
+    sky_adu, noise_adu : tuple of float
+        Level of the sky and scatter of one pixel of it; red, green, blue; ADU.
+    star : tuple of float
+        Light of the average star in red, green and blue, in any unit.
+
+    Raises
+    ------
+    ValueError
+        When a number is missing or not finite, or noise or light is not positive.
+    """
+
+    sky_adu: tuple[float, float, float]
+    noise_adu: tuple[float, float, float]
+    star: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("sky_adu", "noise_adu", "star"):
+            numbers = np.asarray(getattr(self, name), dtype=float)
+            positive = name == "sky_adu" or bool((numbers > 0).all())
+            if numbers.shape != (3,) or not np.isfinite(numbers).all() or not positive:
+                raise ValueError(
+                    f"{name} of a frame's colour is {getattr(self, name)!r}; three usable numbers needed"
+                )
 
 
-@njit(cache=True, nogil=True)
-def _debayer_rows(cfa, green_first, red_row, out):
-    """Bilinear: `green_first` says whether pixel (0, 0) is green, `red_row` which row parity holds red."""
-    height, width = cfa.shape
-    half, quarter = np.float32(0.5), np.float32(0.25)
-    above, here, below = (
-        np.empty(width + 2, np.float32),
-        np.empty(width + 2, np.float32),
-        np.empty(width + 2, np.float32),
+@dataclass(frozen=True)
+class DebayerTerms:
+    """The numbers of a `CfaColour` as processor and card use them: float32, channels red, green, blue.
+
+    Attributes
+    ----------
+    gain, zero : ndarray, shape (3,)
+        From the weighted sum of a colour's samples to its light: ``max(gain * sum - zero, 0) + 1``.
+    pull : ndarray, shape (3, 3)
+        ``pull[wanted, here]``: the share of a difference in the colour measured that goes to the one wanted, for light
+        of the average star, and half of it, because the shares of two pixels are added.
+    sky, depth : ndarray, shape (3,)
+        What is found is at least ``min(mean of the neighbours, sky) - depth``.
+    """
+
+    gain: np.ndarray
+    zero: np.ndarray
+    pull: np.ndarray
+    sky: np.ndarray
+    depth: np.ndarray
+
+
+def average_star(channel_flux: np.ndarray) -> tuple[float, float, float] | None:
+    """Return the light of the average star in red, green and blue; green is 1.
+
+    Parameters
+    ----------
+    channel_flux : ndarray, shape (3, n)
+        Fluxes of stars; what is not positive or not finite does not count.
+
+    Returns
+    -------
+    tuple of float or None
+        Medians of the ratios to green; None when fewer than five stars have light in every colour.
+    """
+    flux = np.asarray(channel_flux, dtype=float)
+    with np.errstate(invalid="ignore"):
+        flux = flux[:, (flux > 0).all(axis=0) & np.isfinite(flux).all(axis=0)]
+    if flux.shape[1] < _MIN_STARS:
+        return None
+    red, blue = np.median(flux[[0, 2]] / flux[1], axis=1)
+    return float(red), 1.0, float(blue)
+
+
+# Sums of the weights of a colour's taps: half of the samples are green.
+_TAP_SUMS = (1024.0, 2048.0, 1024.0)
+_GREY = 1 / 16
+
+
+def debayer_terms(colour: CfaColour | None) -> DebayerTerms:
+    """Return the terms for a colour; None: all light is grey, and nothing that is found is bounded."""
+    pull = np.full((3, 3), _GREY)
+    if colour is None:
+        none, endless = np.zeros(3, np.float32), np.full(3, np.inf, np.float32)
+        return DebayerTerms(none, none, _from_coloured(pull), none, endless)
+    sky, noise, star = (np.asarray(v, dtype=float) for v in (colour.sky_adu, colour.noise_adu, colour.star))
+    trust = _TRUST * noise[1] * star / star[1]
+    return DebayerTerms(
+        (1 / (trust * _TAP_SUMS)).astype(np.float32),
+        (sky / trust).astype(np.float32),
+        _from_coloured(pull * star[:, None] / star[None, :]),
+        sky.astype(np.float32),
+        (_DEPTH * noise).astype(np.float32),
     )
-    _load_padded(cfa, 1, above)
-    _load_padded(cfa, 0, here)
-    for y in range(height):
-        _load_padded(cfa, y + 1 if y + 1 < height else height - 2, below)
-        # The colour that shares this row with green, and the one of the rows above and below.
-        same = out[0, y] if y % 2 == red_row else out[2, y]
-        other = out[2, y] if y % 2 == red_row else out[0, y]
-        green = out[1, y]
-        start = 0 if green_first == (y % 2 == 0) else 1
-        for x in range(start, width, 2):
-            green[x] = here[x + 1]
-            same[x] = half * (here[x] + here[x + 2])
-            other[x] = half * (above[x + 1] + below[x + 1])
-        for x in range(1 - start, width, 2):
-            same[x] = here[x + 1]
-            green[x] = quarter * ((here[x] + here[x + 2]) + (above[x + 1] + below[x + 1]))
-            other[x] = quarter * ((above[x] + above[x + 2]) + (below[x] + below[x + 2]))
-        above, here, below = here, below, above
 
 
-def debayer(cfa: np.ndarray, pattern: str, y0: int = 0, x0: int = 0) -> np.ndarray:
-    """Interpolate the missing colours bilinearly.
+def _from_coloured(pull: np.ndarray) -> np.ndarray:
+    """Give red in blue pixels, and blue in red ones, the larger weight of their filter."""
+    pull[0, 2] *= 1.5
+    pull[2, 0] *= 1.5
+    return pull.astype(np.float32)
 
-    Each missing colour is the mean of its two or four nearest neighbours. At the border missing neighbours are
-    mirrored about the border pixel, which keeps the phase; read two more pixels on each inner side of a window to
-    have true neighbours.
+
+# A row is taken apart into pairs of a coloured pixel and the green one right of it. Pair k of a row stands at index
+# k + _PAD and holds the pixels ``2 k - late`` and ``2 k + 1 - late``; `late` is 1 in rows that begin with green. Loops
+# write one line each, over plain indices: compilers then make vectors of them.
+_PAD = 6
+_C, _G = 0, 1
+# Shares: of a coloured pixel for green and for the other colour, of a green pixel for the row's and the other colour.
+_C_TO_G, _C_TO_D, _G_TO_C, _G_TO_D = 0, 1, 2, 3
+
+
+@njit(cache=True, nogil=True)
+def _mirrored(i, n):
+    """Index of pixel i, beyond the border mirrored about the border pixel: the colour stays."""
+    while i < 0 or i >= n:
+        i = -i if i < 0 else 2 * (n - 1) - i
+    return i
+
+
+@njit(cache=True, nogil=True)
+def _load_row(cfa, y, late, pairs):
+    width = cfa.shape[1]
+    row = cfa[_mirrored(y, cfa.shape[0])]
+    whole = (width - late) // 2
+    begin = _PAD + late
+    inner, coloured, green = row[late:], pairs[_C][begin:], pairs[_G][begin:]
+    for k in range(whole):
+        coloured[k] = np.float32(inner[2 * k])
+        green[k] = np.float32(inner[2 * k + 1])
+    for i in range(pairs.shape[1]):
+        if i < begin or i >= begin + whole:
+            x = 2 * (i - _PAD) - late
+            pairs[_C, i] = np.float32(row[_mirrored(x, width)])
+            pairs[_G, i] = np.float32(row[_mirrored(x + 1, width)])
+
+
+@njit(cache=True, nogil=True)
+def _sum_columns(ring, y, late, low):
+    """Weigh the columns of seven rows: lines of the row's own colour and green, of the other colour and its green.
+
+    Lines of the other rows are moved such that index i stands on, or left of, index i of this row.
+    """
+    f6, f15, f20 = np.float32(6), np.float32(15), np.float32(20)
+    for kind in range(2):
+        above, here, below, out = (
+            ring[(y - 2) % 8, kind],
+            ring[y % 8, kind],
+            ring[(y + 2) % 8, kind],
+            low[kind],
+        )
+        for i in range(out.size):
+            out[i] = f20 * here[i] + f6 * (above[i] + below[i])
+        above, below, out = ring[(y - 1) % 8, kind], ring[(y + 1) % 8, kind], low[2 + kind][late:]
+        far_above, far_below = ring[(y - 3) % 8, kind], ring[(y + 3) % 8, kind]
+        for i in range(out.size):
+            out[i] = f15 * (above[i] + below[i]) + (far_above[i] + far_below[i])
+
+
+@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+def _light(total, gain, zero):
+    above = gain * total - zero
+    return (np.float32(0) if above < np.float32(0) else above) + np.float32(1)
+
+
+@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+def _share(wanted, here, pull):
+    """Share of a difference in the colour measured that goes to the one wanted."""
+    most = here * np.float32(1 / _CLEAR)
+    most = np.float32(1) if most < np.float32(1) else most
+    ratio = wanted / here
+    ratio = most if ratio > most else ratio
+    return ratio * pull
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fill_shares(low, terms, c, d, here, shares):
+    """Fill the four lines of shares of a row; `c`, `d`: channels of the row's and of the other colour."""
+    gain, zero, pull = terms[0], terms[1], terms[2]
+    f6, f15, f20 = np.float32(6), np.float32(15), np.float32(20)
+    own, green, other, far_green = low[0], low[1], low[2], low[3]
+    n = own.size - 4
+    gain_of, zero_of = gain[c], zero[c]
+    for k in range(n):
+        here[k] = _light(f20 * own[k + 2] + f6 * (own[k + 1] + own[k + 3]), gain_of, zero_of)
+    gain_of, zero_of, pull_of, out = gain[1], zero[1], pull[1, c], shares[_C_TO_G][2:]
+    for k in range(n):
+        along = f15 * (green[k + 1] + green[k + 2]) + (green[k] + green[k + 3])
+        across = f20 * far_green[k + 2] + f6 * (far_green[k + 1] + far_green[k + 3])
+        out[k] = _share(_light(along + across, gain_of, zero_of), here[k], pull_of)
+    gain_of, zero_of, pull_of, out = gain[d], zero[d], pull[d, c], shares[_C_TO_D][2:]
+    for k in range(n):
+        total = f15 * (other[k + 2] + other[k + 3]) + (other[k + 1] + other[k + 4])
+        out[k] = _share(_light(total, gain_of, zero_of), here[k], pull_of)
+    gain_of, zero_of = gain[1], zero[1]
+    for k in range(n):
+        along = f20 * green[k + 2] + f6 * (green[k + 1] + green[k + 3])
+        around = f15 * (far_green[k + 2] + far_green[k + 3]) + (far_green[k + 1] + far_green[k + 4])
+        here[k] = _light(along + around, gain_of, zero_of)
+    gain_of, zero_of, pull_of, out = gain[c], zero[c], pull[c, 1], shares[_G_TO_C][2:]
+    for k in range(n):
+        total = f15 * (own[k + 2] + own[k + 3]) + (own[k + 1] + own[k + 4])
+        out[k] = _share(_light(total, gain_of, zero_of), here[k], pull_of)
+    gain_of, zero_of, pull_of, out = gain[d], zero[d], pull[d, 1], shares[_G_TO_D][2:]
+    for k in range(n):
+        total = f20 * other[k + 3] + f6 * (other[k + 2] + other[k + 4])
+        out[k] = _share(_light(total, gain_of, zero_of), here[k], pull_of)
+
+
+@njit(cache=True, nogil=True)
+def _differ_down(above, here, below, share_above, share, share_below, out):
+    """Differences of the pixels of a line from those straight above and below, each with both pixels' shares."""
+    for k in range(out.size):
+        up = (share_above[k] + share[k]) * (here[k] - above[k])
+        out[k] = up + (share_below[k] + share[k]) * (here[k] - below[k])
+
+
+@njit(cache=True, nogil=True)
+def _differ_diagonally(above, here, below, share_above, share, share_below, out):
+    """As `_differ_down` for the four pixels at the corners: k and k + 1 of the lines above and below."""
+    for k in range(out.size):
+        left = (share_above[k] + share[k]) * (here[k] - above[k])
+        up = left + (share_above[k + 1] + share[k]) * (here[k] - above[k + 1])
+        left = (share_below[k] + share[k]) * (here[k] - below[k])
+        out[k] = up + (left + (share_below[k + 1] + share[k]) * (here[k] - below[k + 1]))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _found(mean, change, sky, depth):
+    """Mean of the neighbours plus what the measured colour tells, unless that is not a number; bounded below."""
+    value = mean + (change if change - change == np.float32(0) else np.float32(0))
+    bound = (sky if mean > sky else mean) - depth
+    return bound if value < bound else value
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _differ_along(line, share, k):
+    """Differences from the two pixels left and right of index k + 1."""
+    left = (share[k] + share[k + 1]) * (line[k + 1] - line[k])
+    return left + (share[k + 2] + share[k + 1]) * (line[k + 1] - line[k + 2])
+
+
+@njit(cache=True, nogil=True)
+def _green_at_coloured(coloured, share, down, green, above, below, sky, depth, out):
+    quarter = np.float32(0.25)
+    for k in range(out.size):
+        mean = quarter * ((green[k] + green[k + 1]) + (above[k + 1] + below[k + 1]))
+        out[k] = _found(mean, _differ_along(coloured, share, k) + down[k], sky, depth)
+
+
+@njit(cache=True, nogil=True)
+def _other_at_coloured(coloured, share, down, above, below, sky, depth, out):
+    quarter = np.float32(0.25)
+    for k in range(out.size):
+        mean = quarter * ((above[k + 1] + above[k + 2]) + (below[k + 1] + below[k + 2]))
+        out[k] = _found(mean, _differ_along(coloured, share, k) + down[k], sky, depth)
+
+
+@njit(cache=True, nogil=True)
+def _own_at_green(green, share, down, corners, coloured, sky, depth, out):
+    half = np.float32(0.5)
+    for k in range(out.size):
+        mean = half * (coloured[k + 1] + coloured[k + 2])
+        change = (corners[k] + _differ_along(green, share, k)) - half * down[k]
+        out[k] = _found(mean, change, sky, depth)
+
+
+@njit(cache=True, nogil=True)
+def _other_at_green(green, share, down, corners, above, below, sky, depth, out):
+    half = np.float32(0.5)
+    for k in range(out.size):
+        mean = half * (above[k + 2] + below[k + 2])
+        change = (corners[k] + down[k]) - half * _differ_along(green, share, k)
+        out[k] = _found(mean, change, sky, depth)
+
+
+@njit(cache=True, nogil=True)
+def _write_row(coloured, green, late, row):
+    """Put the pairs of a row together again."""
+    if late:
+        row[0] = green[0]
+    whole = (row.size - late) // 2
+    left, right, target = coloured[late:], green[late:], row[late:]
+    for k in range(whole):
+        target[2 * k] = left[k]
+        target[2 * k + 1] = right[k]
+    if late + 2 * whole < row.size:
+        row[late + 2 * whole] = left[whole]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _debayer_rows(cfa, green_first, red_row, terms, out):
+    """`green_first` says whether pixel (0, 0) is green, `red_row` which row parity holds red."""
+    height, width = cfa.shape
+    sky, depth = terms[3], terms[4]
+    m = (width + 2) // 2 + 2 * _PAD
+    ring, shares = np.empty((8, 2, m), np.float32), np.zeros((5, 4, m), np.float32)
+    low, lights = np.zeros((4, m), np.float32), np.empty(m, np.float32)
+    down, corners, found_c, found_g = (
+        np.empty(m, np.float32), np.empty(m, np.float32), np.empty(m, np.float32), np.empty(m, np.float32),
+    )  # fmt: skip
+    for y in range(-5, 2):
+        _load_row(cfa, y, 1 if green_first == (y % 2 == 0) else 0, ring[y % 8])
+    for ahead in range(-2, height + 2):
+        late = 1 if green_first == (ahead % 2 == 0) else 0
+        _load_row(cfa, ahead + 3, 1 - late, ring[(ahead + 3) % 8])
+        c, d = (0, 2) if ahead % 2 == red_row else (2, 0)
+        _sum_columns(ring, ahead, late, low)
+        _fill_shares(low, terms, c, d, lights, shares[ahead % 5])
+        y = ahead - 2
+        if y < 0:
+            continue
+        # The row two above is of the same kind, so are `late`, `c` and `d`.
+        n = (width + late + 1) // 2
+        own, others = _PAD - 1, _PAD - 1 - late
+        coloured, green = ring[y % 8, _C][own:], ring[y % 8, _G][own:]
+        above, below = ring[(y - 1) % 8], ring[(y + 1) % 8]
+        here, far_above, far_below = shares[y % 5], shares[(y - 2) % 5], shares[(y + 2) % 5]
+        near_above, near_below = shares[(y - 1) % 5], shares[(y + 1) % 5]
+        first = slice(own + 1, own + 1 + n)
+        for way in range(4):
+            kind = _C if way < 2 else _G
+            _differ_down(
+                ring[(y - 2) % 8, kind][first], ring[y % 8, kind][first], ring[(y + 2) % 8, kind][first],
+                far_above[way][first], here[way][first], far_below[way][first], down[:n],
+            )  # fmt: skip
+            share = here[way][own:]
+            if way == _C_TO_G:
+                _green_at_coloured(
+                    coloured,
+                    share,
+                    down,
+                    green,
+                    above[_G][others:],
+                    below[_G][others:],
+                    sky[1],
+                    depth[1],
+                    found_c[:n],
+                )
+                _write_row(found_c, green[1:], late, out[1, y])
+            elif way == _C_TO_D:
+                _other_at_coloured(
+                    coloured,
+                    share,
+                    down,
+                    above[_C][others:],
+                    below[_C][others:],
+                    sky[d],
+                    depth[d],
+                    found_c[:n],
+                )
+            else:
+                # In the rows above and below the colours have changed places.
+                turned = _G_TO_D if way == _G_TO_C else _G_TO_C
+                _differ_diagonally(
+                    above[_G][others + 1 :], green[1:], below[_G][others + 1 :], near_above[turned][others + 1 :],
+                    share[1:], near_below[turned][others + 1 :], corners[:n],
+                )  # fmt: skip
+            if way == _G_TO_C:
+                _own_at_green(green, share, down, corners, coloured, sky[c], depth[c], found_g[:n])
+                _write_row(coloured[1:], found_g, late, out[c, y])
+            elif way == _G_TO_D:
+                _other_at_green(
+                    green,
+                    share,
+                    down,
+                    corners,
+                    above[_C][others:],
+                    below[_C][others:],
+                    sky[d],
+                    depth[d],
+                    found_g[:n],
+                )
+                _write_row(found_c, found_g, late, out[d, y])
+
+
+def debayer(
+    cfa: np.ndarray, pattern: str, y0: int = 0, x0: int = 0, *, colour: CfaColour | None = None
+) -> np.ndarray:
+    """Find the missing colours of every pixel, as sharp as its own samples and for light of any colour.
+
+    After the gradient correction of Malvar, He and Cutler (2004): a missing colour is the mean of its two or four
+    nearest neighbours plus the curvature of the colour measured here, with their 5 x 5 weights. That curvature is one
+    of another colour. It is a sum of differences between pixels, and each difference is multiplied by the mean of what
+    the two pixels say of the ratio of the colours. So what one pixel gains another one loses: sky and fluxes stay as
+    they are however the ratio changes over a star.
+
+    A pixel's ratio comes from the light around it: of each colour what its samples within 7 x 7 px show above the sky,
+    weighted with the binomial 1 6 15 20 15 6 1 in x and y (wide enough that nothing of the lattice is left in it).
+    Where there is little light the ratio is that of the average star. With ``s`` the weighted sums and the numbers of
+    `debayer_terms`::
+
+        light = max(gain s - zero, 0) + 1
+        share = min(light[wanted] / light[here], max(1, light[here] / 4)) pull[wanted, here]
+        found = mean + sum of weight (share + share at neighbour) (value - value at neighbour)
+        found = max(found, min(mean, sky[wanted]) - depth[wanted])
+
+    The last line keeps clipped or bleeding stars from making holes in the sky beside them.
 
     Parameters
     ----------
     cfa : ndarray, shape (h, w), uint16 or float32
-        Window of a sensor.
+        Window of a sensor. NaN: missing.
     pattern : str
         One of `CFA_PATTERNS`, at pixel (0, 0) of the sensor.
     y0, x0 : int
         Sensor pixel of the window's first pixel.
+    colour : CfaColour, optional
+        Without it all light is taken to be grey; this needs no scale of the numbers.
 
     Returns
     -------
     ndarray, shape (3, h, w), float32
-        Red, green, blue; measured values are kept as they are.
+        Red, green, blue; measured values are kept as they are. NaN where one of the nearest neighbours is missing; the
+        mean of these where only a pixel further away is. At the border missing neighbours are mirrored about the
+        border pixel, which keeps the phase; read `DEBAYER_REACH` more pixels on each inner side of a window to have
+        true neighbours.
 
     Raises
     ------
@@ -179,6 +561,8 @@ def debayer(cfa: np.ndarray, pattern: str, y0: int = 0, x0: int = 0) -> np.ndarr
     """
     cfa = _check_plane(cfa)
     name = _shift_pattern(_check_pattern(pattern), y0, x0)
+    terms = debayer_terms(colour)
     out = np.empty((3, *cfa.shape), np.float32)
-    _debayer_rows(cfa, name[0] == "G", name.index("R") // 2, out)
+    numbers = (terms.gain, terms.zero, terms.pull, terms.sky, terms.depth)
+    _debayer_rows(cfa, name[0] == "G", name.index("R") // 2, numbers, out)
     return out

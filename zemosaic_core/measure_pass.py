@@ -17,6 +17,7 @@ from zemosaic_core.raw_maxima import Maxima, find_maxima
 from zemosaic_core.raw_sky import CELL_PX, SkyCells, sky_cells
 from zemosaic_core.raw_stars import (
     Rows,
+    Sharpness,
     aperture_radius_px,
     measure_rows,
     measure_sharpness,
@@ -30,6 +31,9 @@ __all__ = ["RawMeasure", "measure_raw"]
 # Defects this significant are mended before stars are looked for.
 _MEND_SIGMA = 8.0
 _FIRST_SIGMA_PX = 1.3
+# Stars wider than this reach into the ring that is called their surroundings: again with a wider one.
+_WIDE_SIGMA_PX = 1.9
+_WIDE_RING_PX = 13
 _WIDTH_FROM = 200
 _COLOUR_APERTURE_FWHM = 1.5
 
@@ -117,8 +121,7 @@ def measure_raw(
     defects, significance = find_defects(mended, cells)
     mend_defects(mended, defects[np.abs(significance) >= _MEND_SIGMA])
     evidence = ceilings(mended)
-    maxima = find_maxima(mended, cells, is_cfa, threshold_sigma=detect_sigma, noise_factor=noise_factor)
-    stars = _stars(mended, is_cfa, cells, maxima, saturation_levels(evidence))
+    stars = _find_stars(mended, is_cfa, cells, saturation_levels(evidence), detect_sigma, noise_factor)
     n_found = len(stars)
     stars = stars.select(slice(max_stars))
     scale = 2.0 if is_cfa else 1.0
@@ -141,26 +144,48 @@ def measure_raw(
     )
 
 
-def _stars(
-    plane: np.ndarray, is_cfa: bool, cells: SkyCells, maxima: Maxima, saturation: np.ndarray
+def _find_stars(
+    plane: np.ndarray,
+    is_cfa: bool,
+    cells: SkyCells,
+    saturation: np.ndarray,
+    detect_sigma: float,
+    noise_factor: float,
 ) -> StarList:
-    """Stars among the maxima, brightest first."""
-    snr = maxima.snr
+    """Stars of a frame without defects, brightest first."""
+    limits = {"threshold_sigma": detect_sigma, "noise_factor": noise_factor}
+    maxima = find_maxima(plane, cells, is_cfa, **limits)
     sharpness = measure_sharpness(plane, is_cfa, maxima, cells, saturation)
+    sigma, widest = _learn_sigma(plane, is_cfa, maxima, sharpness, _FIRST_SIGMA_PX)
+    # Surroundings that lie within a star make it look narrow in one round and wide in the next.
+    if widest > _WIDE_SIGMA_PX:
+        maxima = find_maxima(plane, cells, is_cfa, **limits, ring_px=_WIDE_RING_PX)
+        sharpness = measure_sharpness(plane, is_cfa, maxima, cells, saturation)
+        sigma, _ = _learn_sigma(plane, is_cfa, maxima, sharpness, widest)
+    everything = np.arange(len(maxima))
+    rows = measure_rows(plane, is_cfa, maxima, everything, sigma, aperture_radius_px(sigma))
+    chosen = choose_stars(rows, maxima.snr, sharpness, plane.shape)
+    by_flux = chosen[np.argsort(-rows.flux[chosen], kind="stable")]
+    return _star_list(rows, maxima.snr, sharpness.saturated, by_flux)
+
+
+def _learn_sigma(
+    plane: np.ndarray, is_cfa: bool, maxima: Maxima, sharpness: Sharpness, sigma: float
+) -> tuple[float, float]:
+    """Width of the window that fits the stars of this frame, from a first guess, and the widest on the way."""
+    snr = maxima.snr
     usable = np.flatnonzero(not_single_pixels(sharpness, snr) & ~sharpness.saturated)
     brightest = usable[np.argsort(-snr[usable], kind="stable")[:_WIDTH_FROM]]
-    sigma = _FIRST_SIGMA_PX
+    widest = sigma
     for _ in range(2):
-        # The window should fit the stars of this frame: measure, then measure again with what was learned.
+        # Measure, then measure again with what was learned.
         rows = measure_rows(plane, is_cfa, maxima, brightest, sigma, 3.0)
         learned = star_sigma(rows, snr[brightest], sigma, plane.shape)
         if learned is None:
             break
         sigma = learned
-    everything = np.arange(len(maxima))
-    rows = measure_rows(plane, is_cfa, maxima, everything, sigma, aperture_radius_px(sigma))
-    chosen = choose_stars(rows, snr, sharpness, plane.shape)
-    return _star_list(rows, snr, sharpness.saturated, chosen[np.argsort(-rows.flux[chosen], kind="stable")])
+        widest = max(widest, sigma)
+    return sigma, widest
 
 
 def _star_list(rows: Rows, snr: np.ndarray, saturated: np.ndarray, chosen: np.ndarray) -> StarList:

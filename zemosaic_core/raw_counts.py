@@ -15,6 +15,8 @@ _COARSEST_STEP = 0.5
 _ROOM_BELOW_SIGMA = 64.0
 _STEP_TO_SIGMA = 1.0483
 _TAPS = np.array([1.0, 3.0, 4.0, 3.0, 1.0])
+# Below this it may be chance.
+_LEAST_FACTOR = 1.1
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,7 @@ def as_counts(values: np.ndarray) -> Counts:
     low = max(low, float(np.median(known[:: max(1, known.size // 100_000)])) - _ROOM_BELOW_SIGMA * noise)
     step = min(max((high - low) / (_TOP - 1), _FINEST_STEP * noise), _COARSEST_STEP * noise)
     zero = low - step
-    factor = max(1.0, _smoothed_noise(values) / (float((_TAPS**2).sum()) * noise))
-    return Counts(_rounded(values, zero, step, missing), zero, step, missing, factor if factor > 1.1 else 1.0)
+    return Counts(_rounded(values, zero, step, missing), zero, step, missing, _noise_factor(values))
 
 
 def _rounded(values: np.ndarray, zero: float, step: float, missing: np.ndarray | None) -> np.ndarray:
@@ -103,14 +104,23 @@ def _pixel_noise(values: np.ndarray) -> float:
     return float(np.median(steps)) * _STEP_TO_SIGMA if steps.size else 0.0
 
 
-def _smoothed_noise(values: np.ndarray) -> float:
-    """Noise of the light smoothed by (1 3 4 3 1) both ways, from steps over 12 px."""
+def _noise_factor(values: np.ndarray) -> float:
+    """How much noisier light smoothed by (1 3 4 3 1) both ways is than the steps between single pixels make expect.
+
+    Over strips of rows, of which the quietest quarter tells: nebulae and stars are not in it.
+    """
     height = values.shape[0]
-    steps = []
+    ratios = []
     for y in range(height // 64, height - 5, max(5, height // 48)):
-        line = _TAPS @ values[y : y + 5].astype(np.float64)
-        smooth = np.convolve(line, _TAPS, mode="valid")
-        steps.append(np.abs(smooth[12:] - smooth[:-12]))
-    joined = np.concatenate(steps)
-    joined = joined[np.isfinite(joined)]
-    return float(np.median(joined)) * _STEP_TO_SIGMA if joined.size else 0.0
+        strip = values[y : y + 5].astype(np.float64)
+        smooth = np.convolve(_TAPS @ strip, _TAPS, mode="valid")
+        # Beyond 6 px smoothed values share no pixel; a slope cancels.
+        bends = np.abs(smooth[:-12] - 2 * smooth[6:-6] + smooth[12:]) / np.sqrt(3.0)
+        steps = np.abs(strip[:, 2:] - strip[:, :-2])
+        bends, steps = bends[np.isfinite(bends)], steps[np.isfinite(steps)]
+        if bends.size > 20 and np.median(steps) > 0:
+            ratios.append(np.median(bends) / np.median(steps))
+    if not ratios:
+        return 1.0
+    factor = float(np.quantile(ratios, 0.25)) / float((_TAPS**2).sum())
+    return factor if factor > _LEAST_FACTOR else 1.0

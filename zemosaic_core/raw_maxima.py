@@ -23,14 +23,14 @@ _KERNEL_SUM = int(_TAPS.sum()) ** 2
 _MONO_NOISE = float((_TAPS.astype(float) ** 2).sum())
 # Each phase holds three of the six taps per axis; both threes have this sum of squares.
 _CFA_NOISE = 66.0
-# How much a maximum must stand above what is 6 px away: of its whole threshold on diffuse light, of less elsewhere.
-_RING_PX = 6
-_DIAGONAL_PX = 4
+# How much a maximum must stand above what is around it: by its whole threshold on diffuse light, by less elsewhere.
 _OWN_SIGMA = 3.5
 _OWN_SIGMA_ON_LIGHT = 6.0
 _LIGHT_SIGMA = 6.0
 _CAPACITY = 8192
-_RING_ROWS = 16
+# Rows of smoothed light that are kept: twice the farthest ring and one.
+_RING_ROWS = 32
+_FARTHEST_RING_PX = 15
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Maxima:
     y, x : ndarray, shape (n,), int32
         Pixel of the smoothed light.
     height, around : ndarray, shape (n,), int32
-        Smoothed light there and typical smoothed light 6 px away.
+        Smoothed light there and typical smoothed light of the ring around it.
     sky, noise : ndarray, shape (n,), float64
         Smoothed sky underneath, diffuse light included, and the noise of the smoothed light.
     per_pixel : float
@@ -84,7 +84,13 @@ def smoothing_sums(cells: SkyCells, is_cfa: bool) -> tuple[np.ndarray, np.ndarra
 
 
 def find_maxima(
-    plane: np.ndarray, cells: SkyCells, is_cfa: bool, *, threshold_sigma: float, noise_factor: float = 1.0
+    plane: np.ndarray,
+    cells: SkyCells,
+    is_cfa: bool,
+    *,
+    threshold_sigma: float,
+    noise_factor: float = 1.0,
+    ring_px: int = 6,
 ) -> Maxima:
     """Find the local maxima of the smoothed light that stand out of the sky and of their surroundings.
 
@@ -100,12 +106,21 @@ def find_maxima(
         Least height above the sky in units of the noise of the smoothed light.
     noise_factor : float
         By how much the smoothed light is noisier than white noise would make it.
+    ring_px : int
+        Distance of what is called the surroundings of a maximum, 3 to 15; stars should be narrower.
 
     Returns
     -------
     Maxima
         At least 4 px inside the border. A frame with more than 8192 maxima is searched again with a higher limit.
+
+    Raises
+    ------
+    ValueError
+        When ``ring_px`` is out of range.
     """
+    if not 3 <= ring_px <= _FARTHEST_RING_PX:
+        raise ValueError(f"ring_px must be 3 to {_FARTHEST_RING_PX}, got {ring_px}")
     sky, noise, per_pixel = smoothing_sums(cells, is_cfa)
     noise *= np.float32(noise_factor)
     rows = np.empty((_CAPACITY, 4), np.int32)
@@ -113,7 +128,7 @@ def find_maxima(
     if np.isfinite(noise).all():
         while True:
             limit = sky + np.float32(threshold_sigma) * noise
-            found = _list_maxima(plane, is_cfa, cells.cell_px, limit, sky, noise, rows)
+            found = _list_maxima(plane, is_cfa, cells.cell_px, limit, sky, noise, ring_px, rows)
             if found <= _CAPACITY:
                 break
             threshold_sigma *= 1.5
@@ -192,18 +207,19 @@ def _mesh_row(mesh, cell, y, shift, row):
 
 
 @njit(cache=True, nogil=True)
-def _surroundings(smooth, y, x, low_y, high_y, low_x, high_x, ring):
+def _surroundings(smooth, y, x, ring_px, low_y, high_y, low_x, high_x, ring):
     """Mean of ranks 2 to 4 of eight points around a maximum, cut off at the border.
 
     Low ranks, because a trail or a neighbour lifts some of the points.
     """
-    left, right = max(x - _DIAGONAL_PX, low_x), min(x + _DIAGONAL_PX, high_x)
-    above, below = max(y - _DIAGONAL_PX, low_y), min(y + _DIAGONAL_PX, high_y)
+    diagonal = 2 * ring_px // 3
+    left, right = max(x - diagonal, low_x), min(x + diagonal, high_x)
+    above, below = max(y - diagonal, low_y), min(y + diagonal, high_y)
     here = smooth[y % _RING_ROWS]
     upper, lower = smooth[above % _RING_ROWS], smooth[below % _RING_ROWS]
-    ring[0], ring[1] = here[max(x - _RING_PX, low_x)], here[min(x + _RING_PX, high_x)]
-    ring[2] = smooth[max(y - _RING_PX, low_y) % _RING_ROWS, x]
-    ring[3] = smooth[min(y + _RING_PX, high_y) % _RING_ROWS, x]
+    ring[0], ring[1] = here[max(x - ring_px, low_x)], here[min(x + ring_px, high_x)]
+    ring[2] = smooth[max(y - ring_px, low_y) % _RING_ROWS, x]
+    ring[3] = smooth[min(y + ring_px, high_y) % _RING_ROWS, x]
     ring[4], ring[5] = upper[left], upper[right]
     ring[6], ring[7] = lower[left], lower[right]
     for n in range(1, 8):
@@ -218,7 +234,7 @@ def _surroundings(smooth, y, x, low_y, high_y, low_x, high_x, ring):
 
 
 @njit(cache=True, nogil=True)
-def _list_maxima(plane, is_cfa, cell, threshold, sky, noise, rows):
+def _list_maxima(plane, is_cfa, cell, threshold, sky, noise, ring_px, rows):
     """Write (y, x, height, around) of each maximum while there is room; return how many there are.
 
     Of equal neighbours the first one, in reading order, is the maximum.
@@ -236,7 +252,7 @@ def _list_maxima(plane, is_cfa, cell, threshold, sky, noise, rows):
     found = 0
     along_done, smooth_done = 0, low_y
     for y in range(low_y + 2, high_y - 1):
-        while smooth_done <= min(y + _RING_PX, high_y):
+        while smooth_done <= min(y + ring_px, high_y):
             while along_done <= smooth_done + 2:
                 below = min(along_done + extra, height - 1)
                 _smooth_along(plane[along_done], plane[below], is_cfa, sums, along[along_done % 8])
@@ -269,7 +285,7 @@ def _list_maxima(plane, is_cfa, cell, threshold, sky, noise, rows):
                     continue
                 if v < after[x - 1] or v < after[x] or v < after[x + 1]:
                     continue
-                around = _surroundings(smooth, y, x, low_y, high_y, low_x, high_x, ring)
+                around = _surroundings(smooth, y, x, ring_px, low_y, high_y, low_x, high_x, ring)
                 row, column = min(y // cell, noise.shape[0] - 1), min(x // cell, noise.shape[1] - 1)
                 unit = noise[row, column]
                 light = (np.float32(around) - sky[row, column]) / (np.float32(_LIGHT_SIGMA) * unit)

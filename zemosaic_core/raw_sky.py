@@ -28,6 +28,8 @@ _STEP_TO_SIGMA = 1.0483
 # A bin is at most this part of the noise wide: coarser ones lose digits of the level.
 _BIN_OF_NOISE = 1.0 / 8.0
 _COARSEST_BITS = 12
+# Where more of the pixels than this are 0 the sky was cut off there.
+_CUT_OFF_FRACTION = 0.15
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class SkyCells:
         typical step between neighbours of one phase, which does not. NaN where ``level`` is.
     sky, noise : ndarray, shape (4, ny, nx), float32
         Smooth and without gaps: medians of 3 x 3 cells of ``level`` and of the smaller noise.
+    cut_off : ndarray of bool, shape (4, ny, nx)
+        More than 15 % of the pixels are 0: the sky was cut off there. ``level`` and ``steps`` are mean and scatter of
+        what is left of it, ``spread`` is the noise it had.
     """
 
     cell_px: int
@@ -55,6 +60,7 @@ class SkyCells:
     steps: np.ndarray
     sky: np.ndarray
     noise: np.ndarray
+    cut_off: np.ndarray
 
     def frame_noise(self) -> np.ndarray:
         """Return the noise of a typical pixel per phase, shape (4,); NaN when no cell is sky.
@@ -62,11 +68,12 @@ class SkyCells:
         The smaller of the two estimates, each a median over all cells first: single cells scatter, and the smaller
         of two scattered numbers is too small.
         """
+        steps = np.where(self.cut_off, self.spread, self.steps)
         usable = [np.isfinite(plane) for plane in self.spread]
         return np.array(
             [
                 min(np.median(s[u]), np.median(t[u])) if u.any() else math.nan
-                for s, t, u in zip(self.spread, self.steps, usable, strict=True)
+                for s, t, u in zip(self.spread, steps, usable, strict=True)
             ]
         )
 
@@ -100,9 +107,11 @@ def sky_cells(plane: np.ndarray, *, cell_px: int = CELL_PX, missing: np.ndarray 
         raise ValueError(f"cell_px must be even and at least 8, got {cell_px}")
     shape = 4, -(-plane.shape[0] // cell_px), -(-plane.shape[1] // cell_px)
     level, error, spread, steps = np.empty((4, *shape), np.float32)
+    cut_off = np.zeros(shape, np.bool_)
     absent = _count_missing(missing, cell_px, shape)
-    shift, unit = _bits_of_noise(plane)
-    _measure_cells(np.ascontiguousarray(plane), cell_px, shift, unit, absent, level, error, spread, steps)
+    shift, unit, dropped = _bits_of_noise(plane)
+    plane = np.ascontiguousarray(plane)
+    _measure_cells(plane, cell_px, shift, unit, dropped, absent, level, error, spread, steps, cut_off)
     sky, smooth_spread, noise = np.empty((3, *shape), np.float32)
     for phase in range(4):
         _fill_and_smooth(level[phase], sky[phase])
@@ -110,7 +119,7 @@ def sky_cells(plane: np.ndarray, *, cell_px: int = CELL_PX, missing: np.ndarray 
         _fill_and_smooth(steps[phase], noise[phase])
     # Of the smooth meshes, which scatter little: the smaller of two scattered numbers is too small.
     np.minimum(noise, smooth_spread, out=noise)
-    return SkyCells(cell_px, level, error, spread, steps, sky, noise)
+    return SkyCells(cell_px, level, error, spread, steps, sky, noise, cut_off)
 
 
 def _count_missing(missing: np.ndarray | None, cell_px: int, shape: tuple[int, int, int]) -> np.ndarray:
@@ -122,25 +131,30 @@ def _count_missing(missing: np.ndarray | None, cell_px: int, shape: tuple[int, i
     return counts
 
 
-def _bits_of_noise(plane: np.ndarray) -> tuple[int, int]:
-    """How many low bits a histogram may drop, and how many of them are never set.
+def _bits_of_noise(plane: np.ndarray) -> tuple[int, int, float]:
+    """How many low bits a histogram may drop, how many bits are never set, and the mean of what is dropped.
 
-    Cameras of 12 bits whose numbers are multiples of 16 keep exact levels that way.
+    Cameras of 12 bits whose numbers are multiples of 16 keep exact levels that way, and so do those whose numbers have
+    other steps: the values of a bin do not lie around its middle.
     """
     lines = plane[plane.shape[0] // 64 :: max(1, plane.shape[0] // 24)].astype(np.int32)
-    moves = np.abs(lines[:, 2:] - lines[:, :-2])[:, ::3].ravel()
-    sigma = float(np.partition(moves, moves.size // 2)[moves.size // 2]) * _STEP_TO_SIGMA
+    moves = np.abs(lines[:, 2:] - lines[:, :-2])[(lines[:, 2:] > 0) & (lines[:, :-2] > 0)][::3]
+    sigma = float(np.median(moves)) * _STEP_TO_SIGMA if moves.size else 0.0
     bits = int(np.bitwise_or.reduce(lines, axis=None))
     unit = (bits & -bits).bit_length() - 1 if bits else 0
     fine = math.floor(math.log2(max(sigma * _BIN_OF_NOISE, 1.0)))
-    return min(max(fine, unit), _COARSEST_BITS), unit
+    shift = min(max(fine, unit), _COARSEST_BITS)
+    # Zeros hold nothing, or what is left of a sky that was cut off.
+    known = lines[lines > 0]
+    return shift, unit, float((known & ((1 << shift) - 1)).mean()) if known.size else 0.0
 
 
 @njit(cache=True, nogil=True)
-def _measure_cells(plane, cell, shift, unit, absent, level, error, spread, steps):
+def _measure_cells(plane, cell, shift, unit, dropped, absent, level, error, spread, steps, cut_off):
     height, width = plane.shape
     counts = np.empty((4, _BINS), np.int32)
     base = np.empty(4, np.int32)
+    left = np.empty(4, np.float64)
     for row in range(level.shape[1]):
         y0, y1 = row * cell, min(height, (row + 1) * cell)
         high = (y1 - y0) // 2 * 2
@@ -167,11 +181,19 @@ def _measure_cells(plane, cell, shift, unit, absent, level, error, spread, steps
                     counts[p, min(max(-base[p], 0), _BINS - 1)] -= lost
                     if total - lost < max(_USABLE_FRACTION * total, 4):
                         continue
-                    centre, sigma, kept, inside = _clipped_centre(counts[p], total - lost)
+                    floor = -base[p]
+                    cut = 0 <= floor < _BINS and counts[p, floor] > _CUT_OFF_FRACTION * (total - lost)
+                    if cut:
+                        centre, sigma, left[p], kept, inside = _centre_above_floor(
+                            counts[p], floor, total - lost
+                        )
+                    else:
+                        centre, sigma, kept, inside = _clipped_centre(counts[p], total - lost)
+                    cut_off[p, row, column] = cut
                     fits &= inside
                     if inside and kept >= _USABLE_FRACTION * total:
                         scale = float(1 << coarse)
-                        offset = 0.5 * (scale - float(1 << unit))
+                        offset = dropped + 0.5 * (scale - float(1 << shift))
                         level[p, row, column] = (centre + base[p]) * scale + offset
                         spread[p, row, column] = sigma * scale
                         error[p, row, column] = MIDMEAN_ERROR * sigma * scale / math.sqrt(kept)
@@ -189,6 +211,9 @@ def _measure_cells(plane, cell, shift, unit, absent, level, error, spread, steps
                     spread[p, row, column] = np.nan
                     continue
                 scale = float(1 << coarse)
+                if cut_off[p, row, column]:
+                    steps[p, row, column] = left[p] * scale
+                    continue
                 if absent[p, row, column] > 0:
                     # Steps from and to nothing say nothing.
                     steps[p, row, column] = spread[p, row, column]
@@ -316,6 +341,49 @@ def _clipped_centre(counts, total):
             light += part * k
         seen = end
     return light / (n - 2.0 * quarter), sigma, n, low > 0 and high < _BINS - 1
+
+
+@njit(cache=True, nogil=True)
+def _normal_quantile(share):
+    """Value below which this share of a unit normal distribution lies, by halving; within +-6."""
+    low, high = -6.0, 6.0
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        if 0.5 * (1.0 + math.erf(middle / math.sqrt(2.0))) < share:
+            low = middle
+        else:
+            high = middle
+    return 0.5 * (low + high)
+
+
+@njit(cache=True, nogil=True)
+def _centre_above_floor(counts, floor, total):
+    """Mean of a sky whose lower part became 0, the sigma it had, sigma of what is left, how many were kept, inside.
+
+    The mean and the sigma of what is left are what smoothing and averaging such pixels gives. Sigma follows from the
+    normal distribution whose part at the floor and whose middle above it are the ones seen; stars are left out.
+    """
+    last = _BINS - 1
+    while last > floor and counts[last] == 0:
+        last -= 1
+    zeros = counts[floor]
+    share = zeros / total
+    if last == floor or share > 0.99:
+        return float(floor), 0.25, 0.25, zeros, True
+    above = _quantile(counts, floor, last, zeros + 0.5 * (total - zeros)) - floor
+    of_floor = _normal_quantile(share)
+    sigma = max(above / (_normal_quantile(0.5 + 0.5 * share) - of_floor), 0.5)
+    top = floor + (_CLIP_SIGMA - of_floor) * sigma
+    s0, s1, s2 = 0, 0, 0
+    for k in range(floor, min(int(top), last) + 1):
+        c = counts[k]
+        d = k - floor
+        s0 += c
+        s1 += c * d
+        s2 += c * d * d
+    mean = s1 / s0
+    left = max(math.sqrt(max(s2 / s0 - mean * mean, 0.0)), 0.25)
+    return floor + mean, sigma, left, s0, top < _BINS - 1
 
 
 @njit(cache=True, nogil=True)

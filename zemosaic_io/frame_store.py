@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from zemosaic_core.cfa import debayer
+from zemosaic_core.cfa import DEBAYER_REACH, CfaColour, debayer
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.hot_pixels import repair_cfa
 from zemosaic_core.missing_data import RIM_PX, zeros_to_nan
@@ -24,8 +25,8 @@ from zemosaic_io.headers import FrameInfo
 
 __all__ = ["FrameStore", "TileStore"]
 
-# A debayered pixel needs neighbours at 1 px, and each of these may be repaired from neighbours at up to 4 px.
-_MARGIN = 6
+# A debayered pixel needs neighbours within its reach, and each of these may be repaired from neighbours at up to 4 px.
+_MARGIN = DEBAYER_REACH + 4
 _TRACE_WEIGHT = 1e-3
 
 
@@ -38,9 +39,14 @@ class FrameStore:
         The frames by key.
     hot_pixels : mapping of int to ndarray
         Flat indices (``y * W + x``) to repair, by key; frames without an entry have none.
+    colours : mapping of int to CfaColour
+        What is known of the light of each frame, by key; frames without an entry are debayered as grey.
     radial : tuple of float or None
         ``(feather_fraction, shape_power, min_weight_floor)`` of a radial weight map for every frame
         (`zemosaic_core.weights.make_radial_weight_map`); None: no weight maps.
+    row_sums : mapping of int to ndarray, optional
+        Sums of the rows of each frame when it was measured (`zemosaic_io.fits_read.IdentifiedImage`), by key: every
+        row that is read is compared with them. Frames without an entry are read as they are.
     zero_is_missing : collection of int
         Keys of frames without CFA whose zeros are missing pixels (`zemosaic_core.missing_data`).
 
@@ -54,14 +60,18 @@ class FrameStore:
         infos: Mapping[int, FrameInfo],
         hot_pixels: Mapping[int, np.ndarray] | None = None,
         *,
+        colours: Mapping[int, CfaColour] | None = None,
         radial: tuple[float, float, float] | None = None,
+        row_sums: Mapping[int, np.ndarray] | None = None,
         zero_is_missing: Collection[int] = (),
     ) -> None:
         self._zero_is_missing = frozenset(zero_is_missing)
         self._infos = dict(infos)
+        self._sums = dict(row_sums or {})
         self._hot = {
             k: np.sort(np.asarray(v, dtype=np.int64)) for k, v in (hot_pixels or {}).items() if len(v)
         }
+        self._colours = dict(colours or {})
         # A corner keeps a trace of weight: where it is all there is it must still show.
         self._radial = None if radial is None else (*radial[:2], max(radial[2], _TRACE_WEIGHT))
         self._radial_maps: dict[tuple[int, int], np.ndarray] = {}
@@ -77,14 +87,16 @@ class FrameStore:
         Raises
         ------
         SkipItem
-            The file can no longer be read.
+            The file can no longer be read, or its pixels are not those that were measured.
         """
         info = self._infos[key]
         if info.kind == "cfa":
             return self._read_cfa(info, key, y0, y1, x0, x1)
         if key in self._zero_is_missing:
-            return _read_with_emptiness(info, y0, y1, x0, x1)
-        window = np.ascontiguousarray(read_window(info, y0, y1, x0, x1), dtype=np.float32)
+            return self._read_with_emptiness(info, key, y0, y1, x0, x1)
+        window = np.ascontiguousarray(
+            read_window(info, y0, y1, x0, x1, sums=self._sums.get(key)), dtype=np.float32
+        )
         if info.bitpix < 0:
             window[~np.isfinite(window)] = np.nan
         return window[np.newaxis] if window.ndim == 2 else window
@@ -96,11 +108,26 @@ class FrameStore:
         hot = self._hot_rows(key, top, bottom, width)
         if len(hot):
             # Whole rows: the indices count pixels of the full width.
-            sensor = repair_cfa(read_window(info, top, bottom), hot, top)[:, left:right]
+            rows = read_window(info, top, bottom, sums=self._sums.get(key))
+            sensor = repair_cfa(rows, hot, top)[:, left:right]
         else:
-            sensor = read_window(info, top, bottom, left, right)
-        colour = debayer(np.ascontiguousarray(sensor), info.cfa_pattern, top, left)
-        return np.ascontiguousarray(colour[:, y0 - top : y1 - top, x0 - left : x1 - left])
+            sensor = read_window(info, top, bottom, left, right, sums=self._sums.get(key))
+        planes = debayer(
+            np.ascontiguousarray(sensor), info.cfa_pattern, top, left, colour=self._colours.get(key)
+        )
+        return np.ascontiguousarray(planes[:, y0 - top : y1 - top, x0 - left : x1 - left])
+
+    def _read_with_emptiness(
+        self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int
+    ) -> np.ndarray:
+        height, width = info.shape_hw
+        top, bottom = max(0, y0 - RIM_PX), min(height, y1 + RIM_PX)
+        left, right = max(0, x0 - RIM_PX), min(width, x1 + RIM_PX)
+        stored = read_window(info, top, bottom, left, right, sums=self._sums.get(key))
+        window = np.asarray(stored, dtype=np.float32)
+        window = window[np.newaxis] if window.ndim == 2 else window
+        window = np.where(np.isfinite(window), window, np.float32(np.nan))
+        return zeros_to_nan(window, (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)))
 
     def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
         """Return the window of the radial weight map, or None when the store has none."""
@@ -116,13 +143,13 @@ class FrameStore:
         return weights[y0:y1, x0:x1]
 
     def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
-        """Return undecoded rows with their hot pixels, or None when the frame has no such form."""
+        """Return undecoded rows with their hot pixels, or None when the frame has no such form; see `read`."""
         info = self._infos[key]
-        raw = read_raw_rows(info, y0, y1)
+        raw = read_raw_rows(info, y0, y1, sums=self._sums.get(key))
         if raw is None:
             return None
         hot = self._hot_rows(key, y0, y1, info.shape_hw[1])
-        return RawRows(raw.data, raw.y0, raw.big_endian_signed, raw.pattern, hot)
+        return replace(raw, hot_pixels=hot, colour=self._colours.get(key))
 
     def _hot_rows(self, key: int, y0: int, y1: int, width: int) -> np.ndarray:
         hot = self._hot.get(key)
@@ -130,16 +157,6 @@ class FrameStore:
             return np.empty(0, np.int64)
         first, last = np.searchsorted(hot, (y0 * width, y1 * width))
         return hot[first:last]
-
-
-def _read_with_emptiness(info: FrameInfo, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-    height, width = info.shape_hw
-    top, bottom = max(0, y0 - RIM_PX), min(height, y1 + RIM_PX)
-    left, right = max(0, x0 - RIM_PX), min(width, x1 + RIM_PX)
-    window = np.asarray(read_window(info, top, bottom, left, right), dtype=np.float32)
-    window = window[np.newaxis] if window.ndim == 2 else window
-    window = np.where(np.isfinite(window), window, np.float32(np.nan))
-    return zeros_to_nan(window, (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)))
 
 
 class TileStore:

@@ -4,25 +4,75 @@ import numpy as np
 import pytest
 import twins_coadd as twins
 
-from zemosaic_core.cfa import CFA_PATTERNS, debayer, flip_pattern, luminance, superpixel
+from zemosaic_core.cfa import (
+    CFA_PATTERNS,
+    DEBAYER_REACH,
+    CfaColour,
+    average_star,
+    debayer,
+    flip_pattern,
+    luminance,
+    superpixel,
+)
+
+COLOUR = CfaColour((1010.0, 990.0, 1000.0), (40.0, 45.0, 50.0), (0.8, 1.0, 0.6))
 
 
 @pytest.mark.parametrize("pattern", CFA_PATTERNS)
-@pytest.mark.parametrize("shape", [(2, 2), (7, 9), (8, 6), (5, 16)])
-@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
-def test_debayer_agrees_with_the_plain_twin(pattern, shape, dtype):
-    cfa = np.random.default_rng(0).integers(0, 65535, shape).astype(dtype)
+@pytest.mark.parametrize("shape", [(2, 2), (3, 4), (7, 9), (8, 6), (5, 16)])
+@pytest.mark.parametrize("colour", [None, COLOUR])
+@pytest.mark.parametrize("span", [(0, 65536), (900, 1300)])
+def test_debayer_agrees_with_the_plain_twin(pattern, shape, colour, span):
+    cfa = np.random.default_rng(0).integers(*span, shape).astype(np.uint16)
     for y0, x0 in ((0, 0), (1, 0), (0, 1), (3, 5)):
-        ours = debayer(cfa, pattern, y0, x0)
+        ours = debayer(cfa, pattern, y0, x0, colour=colour)
         assert ours.dtype == np.float32
-        np.testing.assert_allclose(ours, twins.debayer(cfa, pattern, y0, x0), rtol=1e-6)
+        plain = twins.debayer(cfa, pattern, y0, x0, colour)
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6 * span[1])
+        np.testing.assert_array_equal(debayer(cfa.astype(np.float32), pattern, y0, x0, colour=colour), ours)
 
 
-def test_a_window_with_margin_equals_the_whole():
-    cfa = np.random.default_rng(1).integers(0, 65535, (40, 50)).astype(np.uint16)
-    whole = debayer(cfa, "GRBG")
-    window = debayer(cfa[9:31, 4:40], "GRBG", 9, 4)
-    assert np.array_equal(window[:, 2:-2, 2:-2], whole[:, 11:29, 6:38])
+@pytest.mark.parametrize("pattern", CFA_PATTERNS)
+@pytest.mark.parametrize("window", [(9, 31, 4, 40), (8, 30, 5, 40), (0, 17, 3, 31), (13, 40, 20, 51)])
+def test_a_window_with_margin_equals_the_whole(pattern, window):
+    cfa = np.random.default_rng(1).integers(900, 1500, (40, 51)).astype(np.uint16)
+    cfa[20, 25] = 60000
+    y0, y1, x0, x1 = window
+    whole = debayer(cfa, pattern, colour=COLOUR)
+    part = debayer(cfa[y0:y1, x0:x1], pattern, y0, x0, colour=COLOUR)
+    top, left = y0 and DEBAYER_REACH, x0 and DEBAYER_REACH
+    bottom, right = (y1 - y0 - DEBAYER_REACH * (y1 < 40)), (x1 - x0 - DEBAYER_REACH * (x1 < 51))
+    expected = whole[:, y0 + top : y0 + bottom, x0 + left : x0 + right]
+    np.testing.assert_array_equal(part[:, top:bottom, left:right], expected)
+
+
+@pytest.mark.parametrize("colour", [None, COLOUR])
+def test_one_missing_sample_takes_only_what_it_is_next_to(colour):
+    cfa = np.random.default_rng(1).integers(900, 1500, (30, 30)).astype(np.float32)
+    cfa[14, 15] = np.nan
+    found = debayer(cfa, "GRBG", colour=colour)
+    plain = twins.debayer(cfa, "GRBG", colour=colour)
+    np.testing.assert_allclose(found, plain, rtol=1e-5)
+    missing = np.argwhere(np.isnan(found))
+    # It was red: gone are its own place and the places whose red is a mean of it and others.
+    assert (missing[:, 0] == 0).sum() == 9
+    assert set(missing[:, 0]) == {0}
+    assert np.abs(missing[:, 1:] - (14, 15)).max() == 1
+
+
+def test_average_star_is_the_median_colour_of_those_with_light():
+    flux = np.array(
+        [[80.0, 8, 160, 40, 800, -3, 5], [100, 10, 200, 50, 1000, 4, np.nan], [60, 5, 150, 30, 600, 4, 5]]
+    )
+    assert average_star(flux) == pytest.approx((0.8, 1.0, 0.6))
+    assert average_star(flux[:, :4]) is None
+
+
+@pytest.mark.parametrize("wrong", [{"star": (1, 0, 1)}, {"noise_adu": (1, np.nan, 1)}, {"sky_adu": (1, 2)}])
+def test_a_colour_without_usable_numbers_is_refused(wrong):
+    numbers = {"sky_adu": (1, 1, 1), "noise_adu": (1, 1, 1), "star": (1, 1, 1)} | wrong
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CfaColour(**numbers)
 
 
 def test_colours_stand_where_the_pattern_says():

@@ -74,6 +74,31 @@ def test_sharp_stars_of_a_mono_camera_are_stars(fwhm):
     assert np.abs(errors.mean(axis=0)).max() < 0.01
 
 
+@pytest.mark.parametrize("fwhm", [4.5, 6.0, 8.0])
+def test_a_frame_out_of_focus_keeps_its_wide_stars_and_says_how_wide_they_are(fwhm):
+    plane, at, _flux, snr = mono(fwhm, 1, n=200, brightest=5.4)
+    found = measure_raw(plane, None).stars
+    distance, _ = cKDTree(np.c_[found.x, found.y]).query(at[snr > 30][:, ::-1])
+    # Stars stand at least 9 px apart: some of the widest run into each other.
+    assert (distance < 1.0).mean() > (0.97 if fwhm < 8 else 0.9)
+    assert np.median(found.fwhm_px[found.snr > 30]) == pytest.approx(fwhm, rel=0.06)
+
+
+@pytest.mark.parametrize("floor", [770, 800, 815])
+def test_a_sky_cut_off_at_zero_keeps_its_stars_and_its_noise(floor):
+    plane, at, _flux, snr = mono(2.4, 2)
+    whole = measure_raw(plane, None)
+    cut = measure_raw(np.clip(plane.astype(int) - floor, 0, 65535).astype(np.uint16), None)
+    distance, _ = cKDTree(np.c_[cut.stars.x, cut.stars.y]).query(at[snr > 10][:, ::-1])
+    assert (distance < 1.0).mean() > 0.98
+    # What is left of the noise is skewed: a few of the faintest more.
+    assert abs(len(cut.stars) - len(whole.stars)) <= 0.1 * len(whole.stars)
+    np.testing.assert_allclose(cut.noise, whole.noise, rtol=0.1)
+    # Faint stars go on being found: the mesh is the mean of what is left.
+    left = np.clip(np.random.default_rng(0).normal(800 - floor, 30, 100_000), 0, None).mean()
+    assert np.nanmedian(cut.mesh) == pytest.approx(left, abs=1.5)
+
+
 @pytest.mark.parametrize("fwhm", [2.2, 3.0])
 def test_bright_stars_are_centred_to_a_twentieth_of_a_pixel(fwhm):
     errors = []

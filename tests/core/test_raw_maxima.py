@@ -71,18 +71,16 @@ def test_mending_looks_at_the_old_pixels_only():
 
 
 @pytest.mark.parametrize("cfa", [True, False])
-@pytest.mark.parametrize("shape", [(150, 140), (131, 97)])
-def test_maxima_agree_with_a_plain_search(cfa, shape):
+@pytest.mark.parametrize(("shape", "ring_px"), [((150, 140), 6), ((131, 97), 6), ((131, 97), 13)])
+def test_maxima_agree_with_a_plain_search(cfa, shape, ring_px):
     plane = frame(shape, 3, cfa=cfa)
     cells = sky_cells(plane)
-    found = find_maxima(plane, cells, cfa, threshold_sigma=5.0)
+    found = find_maxima(plane, cells, cfa, threshold_sigma=5.0, ring_px=ring_px)
     sky, noise, per_pixel = smoothing_sums(cells, cfa)
-    expected = twins.maxima(plane, cfa, sky, noise, 64, 5.0)
+    expected = twins.maxima(plane, cfa, sky, noise, 64, 5.0, ring_px)
     assert len(expected) > 15
-    rows = list(
-        zip(found.y.tolist(), found.x.tolist(), found.height.tolist(), found.around.tolist(), strict=True)
-    )
-    assert rows == expected
+    rows = zip(*(v.tolist() for v in (found.y, found.x, found.height, found.around)), strict=True)
+    assert list(rows) == expected
     assert per_pixel == pytest.approx(1 / 576 if cfa else 1 / 144)
 
 

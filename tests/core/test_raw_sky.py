@@ -79,7 +79,8 @@ def test_missing_pixels_are_not_sky():
         for p in range(4):
             level, spread, _error, _steps = twins.cell_sky(holed, 64, j, i, p, missing)
             assert cells.level[p, j, i] == pytest.approx(level, abs=0.06 * spread)
-    np.testing.assert_array_equal(cells.level[:, 4:], whole.level[:, 4:])
+    # What bins hold on average is learned from the pixels that are there.
+    np.testing.assert_allclose(cells.level[:, 4:], whole.level[:, 4:], atol=0.05)
     assert np.isfinite(cells.sky).all()
 
 

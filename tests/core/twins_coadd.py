@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from zemosaic_core.rejection import FEW_SAMPLES
 from zemosaic_core.resample import LANCZOS_TABLE
 
 
@@ -87,12 +88,12 @@ def sample(source, image, weight_map, box, kernel):
     return values, weights
 
 
-def keep_kappa(kept, rule):
+def keep_kappa(kept, rule, expected):
     centre, scale = np.median(kept), np.std(kept, ddof=1)
-    return _within(kept, centre, scale, rule)
+    return _within(kept, centre, max(scale, expected(centre)), rule)
 
 
-def keep_winsorized(kept, rule):
+def keep_winsorized(kept, rule, expected):
     centre = np.median(kept)
     low, high = np.quantile(kept, [rule.winsor_limits[0], 1 - rule.winsor_limits[1]])
     scale = np.std(np.clip(kept, low, high), ddof=1)
@@ -102,7 +103,7 @@ def keep_winsorized(kept, rule):
         scale = new
         if settled:
             break
-    return _within(kept, centre, scale, rule)
+    return _within(kept, centre, max(scale, expected(centre)), rule)
 
 
 def _within(kept, centre, scale, rule):
@@ -111,7 +112,18 @@ def _within(kept, centre, scale, rule):
     return kept[(kept >= centre - rule.kappa_low * scale) & (kept <= centre + rule.kappa_high * scale)]
 
 
-def keep_line(kept, rule):
+def keep_few(kept, rule, expected):
+    n = len(kept)
+    if n < 2:
+        return kept
+    lower, upper = kept[(n - 1) // 2], kept[n // 2]
+    spare = np.sqrt(n / (n - 1))
+    far = upper - lower > rule.kappa_high * spare * expected(lower)
+    centre = lower if far else (lower + upper) / 2
+    return _within(kept, centre, spare * expected(centre), rule)
+
+
+def keep_line(kept, rule, expected):
     rank = np.arange(len(kept))
     slope, level = np.polyfit(rank, kept, 1)
     residual = kept - (slope * rank + level)
@@ -128,8 +140,21 @@ def keep_line(kept, rule):
 KEEP = {"kappa_sigma": keep_kappa, "winsorized_sigma_clip": keep_winsorized, "linear_fit_clip": keep_line}
 
 
-def combine_pixel(values, weights, rule):
-    """(value, weight, variance, n, rejected low, rejected high) of one pixel and channel."""
+def expected_scale(rule, channel, weights):
+    """Expected scatter of samples of one pixel as a function of their centre; 0 when nothing is known."""
+    if rule.noise is None:
+        return lambda centre: 0.0
+    variance, level = np.mean(rule.noise.variance[channel] / weights), rule.noise.background[channel]
+    return lambda centre: np.hypot(np.sqrt(variance), rule.noise.mismatch * max(centre - level, 0.0))
+
+
+def combine_pixel(values, weights, rule, channel=0, shares=1.0):
+    """(value, weight, variance, n, rejected low, rejected high) of one pixel and channel.
+
+    ``weights`` are those of the sources, ``shares`` those of the samples.
+    """
+    sources = np.asarray(weights, np.float64)
+    weights = sources * shares
     values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
     good = np.isfinite(values) & (weights > 0)
     values, weights = values[good], weights[good]
@@ -138,10 +163,12 @@ def combine_pixel(values, weights, rule):
         return np.nan, 0.0, np.nan, 0, 0, 0
     kept = np.sort(values)
     if rule.rejection != "none":
+        expected = expected_scale(rule, channel, sources[good])
+        few = rule.noise is not None and n <= FEW_SAMPLES
         for _ in range(10):
-            if len(kept) <= 3:
+            if len(kept) <= 3 and not few:
                 break
-            smaller = KEEP[rule.rejection](kept, rule)
+            smaller = (keep_few if few else KEEP[rule.rejection])(kept, rule, expected)
             if len(smaller) in (0, len(kept)):
                 break
             kept = smaller
@@ -168,33 +195,83 @@ def combine(stack, weights, maps, rule):
     for c in range(n_channels):
         for y in range(height):
             for x in range(width):
-                w = weights[:, c] * (1.0 if maps is None else maps[:, y, x])
-                for name, value in zip(names, combine_pixel(stack[:, c, y, x], w, rule), strict=True):
+                shares = 1.0 if maps is None else maps[:, y, x]
+                pixel = combine_pixel(stack[:, c, y, x], weights[:, c], rule, c, shares)
+                for name, value in zip(names, pixel, strict=True):
                     out[name][c, y, x] = value
     return out
 
 
-def debayer(cfa, pattern, y0=0, x0=0):
+# Malvar, He and Cutler (2004): what the pixels of the colour measured weigh, in eighths. Named by the colour wanted and
+# where: green or the opposite colour at a coloured pixel, the colour of the row or of the column at a green one.
+_CURVATURES = {
+    "green": {(0, -2): -1, (0, 2): -1, (-2, 0): -1, (2, 0): -1},
+    "opposite": {(0, -2): -1.5, (0, 2): -1.5, (-2, 0): -1.5, (2, 0): -1.5},
+    "row": {(0, -2): -1, (0, 2): -1, (-2, 0): 0.5, (2, 0): 0.5},
+    "column": {(0, -2): 0.5, (0, 2): 0.5, (-2, 0): -1, (2, 0): -1},
+}
+for _name in ("row", "column"):
+    _CURVATURES[_name] |= {(-1, -1): -1, (-1, 1): -1, (1, -1): -1, (1, 1): -1}
+_NEIGHBOURS = {
+    "green": ((0, -1), (0, 1), (-1, 0), (1, 0)),
+    "opposite": ((-1, -1), (-1, 1), (1, -1), (1, 1)),
+    "row": ((0, -1), (0, 1)),
+    "column": ((-1, 0), (1, 0)),
+}
+
+
+def debayer(cfa, pattern, y0=0, x0=0, colour=None):
+    """Twin of `zemosaic_core.cfa.debayer`, pixel by pixel."""
     height, width = cfa.shape
+    pad = 8
+    plane = np.pad(cfa.astype(np.float64), pad, mode="reflect")
+
+    def channel(y, x):
+        return "RGB".index(pattern[2 * ((y + y0) % 2) + (x + x0) % 2])
+
+    taps = (1, 6, 15, 20, 15, 6, 1)
+    shares = {}
+
+    def lights(y, x):
+        sums, weights = np.zeros(3), np.zeros(3)
+        for dy in range(-3, 4):
+            for dx in range(-3, 4):
+                c, w = channel(y + dy, x + dx), taps[dy + 3] * taps[dx + 3]
+                sums[c] += w * plane[pad + y + dy, pad + x + dx]
+                weights[c] += w
+        if colour is None:
+            return 1 + 0 * sums
+        trust = colour.noise_adu[1] * np.array(colour.star) / colour.star[1]
+        return 1 + np.maximum(sums / weights - colour.sky_adu, 0) / trust
+
+    def ratio(y, x, wanted):
+        if (y, x, wanted) not in shares:
+            light, here = lights(y, x), channel(y, x)
+            star = np.ones(3) if colour is None else np.array(colour.star)
+            times = np.minimum(light[wanted] / light[here], max(1.0, light[here] / 4))
+            shares[y, x, wanted] = times * star[wanted] / star[here]
+        return shares[y, x, wanted]
+
     out = np.zeros((3, height, width))
-    padded = np.pad(cfa.astype(np.float64), 1, mode="reflect")
     for y in range(height):
         for x in range(width):
-            for index, colour in enumerate("RGB"):
-                here = [
-                    padded[y + 1 + dy, x + 1 + dx]
-                    for dy in (-1, 0, 1)
-                    for dx in (-1, 0, 1)
-                    if pattern[2 * ((y + y0 + dy) % 2) + (x + x0 + dx) % 2] == colour
-                ]
-                own = pattern[2 * ((y + y0) % 2) + (x + x0) % 2] == colour
-                if own:
-                    out[index, y, x] = padded[y + 1, x + 1]
+            here, value = channel(y, x), plane[pad + y, pad + x]
+            for wanted in range(3):
+                if wanted == here:
+                    out[wanted, y, x] = value
                     continue
-                cross = [
-                    padded[y + 1 + dy, x + 1 + dx]
-                    for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1))
-                    if pattern[2 * ((y + y0 + dy) % 2) + (x + x0 + dx) % 2] == colour
-                ]
-                out[index, y, x] = np.mean(cross or here)
+                if here == 1:
+                    case = "row" if channel(y, x + 1) == wanted else "column"
+                else:
+                    case = "green" if wanted == 1 else "opposite"
+                mean = np.mean([plane[pad + y + dy, pad + x + dx] for dy, dx in _NEIGHBOURS[case]])
+                change = 0.0
+                for (dy, dx), weight in _CURVATURES[case].items():
+                    both = (ratio(y, x, wanted) + ratio(y + dy, x + dx, wanted)) / 2
+                    change += weight / 8 * both * (plane[pad + y + dy, pad + x + dx] - value)
+                found = mean + (change if np.isfinite(change) else 0.0)
+                if colour is not None and np.isfinite(found):
+                    sky, noise = colour.sky_adu[wanted], colour.noise_adu[wanted]
+                    found = max(found, min(mean, sky) - 4 * noise)
+                out[wanted, y, x] = found
     return out

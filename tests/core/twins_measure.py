@@ -113,7 +113,7 @@ def mesh_value(mesh: np.ndarray, cell: int, y: float, x: float) -> float:
     return (1 - v) * upper + v * lower
 
 
-def maxima(plane, is_cfa, sky, noise, cell, threshold_sigma) -> list[tuple[int, int, int, int]]:
+def maxima(plane, is_cfa, sky, noise, cell, threshold_sigma, ring_px=6) -> list[tuple[int, int, int, int]]:
     smooth = smoothed(plane, is_cfa)
     extra = 1 if is_cfa else 0
     shift = 0.5 if is_cfa else 0.0
@@ -130,7 +130,8 @@ def maxima(plane, is_cfa, sky, noise, cell, threshold_sigma) -> list[tuple[int, 
             after = [smooth[y, x + 1], *smooth[y + 1, x - 1 : x + 2]]
             if value <= max(before) or value < max(after):
                 continue
-            points = [(0, -6), (0, 6), (-6, 0), (6, 0), (-4, -4), (-4, 4), (4, -4), (4, 4)]
+            r, d = ring_px, 2 * ring_px // 3
+            points = [(0, -r), (0, r), (-r, 0), (r, 0), (-d, -d), (-d, d), (d, -d), (d, d)]
             ring = sorted(
                 smooth[min(max(y + b, low), high_y), min(max(x + a, low), high_x)] for b, a in points
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zemosaic_core.cfa import debayer
+from zemosaic_core.cfa import CfaColour, debayer
 from zemosaic_core.hot_pixels import repair_cfa
 from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox
 from zemosaic_core.sources import CoaddBlock, CoaddSource, RawRows
@@ -22,7 +22,7 @@ class FakePixels:
         height, width = shape_hw
         y, x = np.mgrid[:height, :width]
         sky = 1500 + 20 * np.sin(x / 9) + 15 * np.cos(y / 7)
-        self.sensor, self.hot, self.images, self.patterns = {}, {}, {}, {}
+        self.sensor, self.hot, self.images, self.patterns, self.colours = {}, {}, {}, {}, {}
         self.weights = rng.uniform(0, 1, shape_hw).astype(np.float32) if weights else None
         if weights:
             self.weights[:2] = 0
@@ -35,6 +35,9 @@ class FakePixels:
                 self.sensor[key] = np.clip(frame, 0, 65535).astype(np.uint16)
                 self.hot[key] = np.unique(rng.integers(0, frame.size, hot)) if hot else np.empty(0, np.int64)
                 self.patterns[key] = PATTERNS[key % 4]
+                # Every third frame tells nothing of its light.
+                known = CfaColour((1490.0, 1500.0, 1485.0), (40.0, 41.0, 39.0), (0.8, 1.0, 0.6 + 0.01 * key))
+                self.colours[key] = None if key % 3 == 2 else known
             else:
                 image = frame + rng.normal(0, 10, (n_channels, *shape_hw))
                 image[:, rng.uniform(size=shape_hw) < missing] = np.nan
@@ -44,7 +47,9 @@ class FakePixels:
         if key in self.images:
             return np.ascontiguousarray(self.images[key][:, y0:y1, x0:x1])
         sensor = repair_cfa(self.sensor[key], self.hot[key])
-        return np.ascontiguousarray(debayer(sensor, self.patterns[key])[:, y0:y1, x0:x1])
+        return np.ascontiguousarray(
+            debayer(sensor, self.patterns[key], colour=self.colours[key])[:, y0:y1, x0:x1]
+        )
 
     def read_weight(self, key, y0, y1, x0, x1):
         return None if self.weights is None else np.ascontiguousarray(self.weights[y0:y1, x0:x1])
@@ -57,8 +62,8 @@ class FakePixels:
         hot = self.hot[key]
         hot = hot[(hot >= y0 * width) & (hot < y1 * width)]
         if key % 4 == 0:  # as a FITS file has it
-            return RawRows((rows ^ 0x8000).byteswap(), y0, True, self.patterns[key], hot)
-        return RawRows(rows.copy(), y0, False, self.patterns[key], hot)
+            return RawRows((rows ^ 0x8000).byteswap(), y0, True, self.patterns[key], hot, self.colours[key])
+        return RawRows(rows.copy(), y0, False, self.patterns[key], hot, self.colours[key])
 
 
 def make_sources(

@@ -12,15 +12,17 @@ import pytest
 from gpu_cases import FakePixels, assert_blocks_agree, make_sources, stitch
 from simulated_device import COMPILER, SimulatedDevice
 
+from zemosaic_core.cfa import CFA_PATTERNS, CfaColour, debayer
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu import coadd, combine, windows
 from zemosaic_core.gpu.coadd import GpuCoadd
 from zemosaic_core.gpu.combine import IN_SCRATCH, IN_SHARED, UNSORTED, storage_for
 from zemosaic_core.gpu.device import DeviceInfo
+from zemosaic_core.gpu.launch import Queue
 from zemosaic_core.gpu.reader import ReadAhead, parts_of_block
 from zemosaic_core.pixel_map import map_coordinates_at
-from zemosaic_core.sources import CombineRule
+from zemosaic_core.sources import CombineRule, SampleNoise
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
 
@@ -31,6 +33,7 @@ RULES = {
     "winsor": CombineRule("winsorized_sigma_clip", 3.0, 3.0, (0.1, 0.05)),
     "linear": CombineRule("linear_fit_clip", 4.0, 3.0),
     "winsor median": CombineRule("winsorized_sigma_clip", 2.0, 2.5, combine="median"),
+    "known": CombineRule(noise=SampleNoise((1600.0, 1200.0, 2000.0), (1500.0, 1450.0, 1550.0))),
 }
 OUT = (53, 150)
 
@@ -45,6 +48,25 @@ def both(pixels, sources, rule, kernel="bilinear", rows=(0, OUT[0]), device=None
     cpu = coadd_block(pixels, sources, *rows, width, pixels.n_channels, rule, kernel)
     assert device.pool.used == 0
     return gpu, cpu
+
+
+@pytest.mark.parametrize("pattern", CFA_PATTERNS)
+@pytest.mark.parametrize("shape", [(2, 2), (3, 5), (41, 60), (38, 61)])
+@pytest.mark.parametrize(
+    "colour", [None, CfaColour((900.0, 1000.0, 950.0), (11.0, 12.0, 13.0), (0.8, 1.0, 0.6))]
+)
+def test_debayering_is_that_of_the_cpu_bit_by_bit(pattern, shape, colour):
+    raw = np.random.default_rng(0).integers(900, 1300, shape).astype(np.uint16)
+    raw[0, 1] = 65535
+    device = SimulatedDevice()
+    queue = Queue(device)
+    shares, planes = (device.empty((n * raw.size,), np.float32) for n in (2, 3))
+    for coded, stored in ((0, raw), (1, (raw ^ 0x8000).byteswap())):
+        windows.debayer_on_card(
+            queue, queue.upload(stored), shape, pattern, colour, shares, planes, coded=coded
+        )
+        (found,) = queue.download(planes)
+        np.testing.assert_array_equal(found.reshape(3, *shape), debayer(raw, pattern, colour=colour))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -120,7 +142,7 @@ def test_rows_without_sources_are_empty():
         assert getattr(gpu, name).dtype == getattr(cpu, name).dtype
 
 
-@pytest.mark.parametrize("rule", ["winsor", "linear", "mean"])
+@pytest.mark.parametrize("rule", ["winsor", "linear", "mean", "known"])
 def test_the_result_does_not_depend_on_the_chunks_bit_by_bit(rule):
     pixels = FakePixels(9, (41, 67), raw="some", hot=30)
     sources = make_sources(pixels, 9, OUT, turn=0.02, feather=6.0, weighted=True)
@@ -136,7 +158,7 @@ def test_the_result_does_not_depend_on_the_chunks_bit_by_bit(rule):
     body.close()
 
 
-@pytest.mark.parametrize("rule", ["winsor", "mean"])
+@pytest.mark.parametrize("rule", ["winsor", "mean", "known"])
 @pytest.mark.parametrize("raw", ["none", "all"])
 def test_the_plan_is_the_peak(rule, raw, monkeypatch):
     pixels = FakePixels(10, (200, 120), raw=raw, weights=raw == "none")
@@ -167,8 +189,8 @@ def test_the_plan_is_the_peak(rule, raw, monkeypatch):
 
 def test_the_next_block_comes_to_the_card_while_this_one_is_finished(monkeypatch):
     """Two blocks in flight: this one is not handed out before a thread has begun to sample the next one."""
-    pixels = FakePixels(3, (80, 60))
-    sources = make_sources(pixels, 3, (88, 64))
+    pixels = FakePixels(3, (110, 60))
+    sources = make_sources(pixels, 3, (120, 64))
     device = SimulatedDevice()
     two_blocks = threading.Event()
 
@@ -187,10 +209,10 @@ def test_the_next_block_comes_to_the_card_while_this_one_is_finished(monkeypatch
 
     monkeypatch.setattr(combine.Combiner, "result", when_the_next_is_there)
     body = GpuCoadd(pixels, sources, 64, 3, RULES["winsor"], "bilinear")
-    blocks = [body(device, 0, 44, (44, 88)), body(device, 44, 88, None)]
+    blocks = [body(device, 0, 60, (60, 120)), body(device, 60, 120, None)]
     assert waited == [True]
     body.close()
-    cpu = coadd_block(pixels, sources, 0, 88, 64, 3, RULES["winsor"], "bilinear")
+    cpu = coadd_block(pixels, sources, 0, 120, 64, 3, RULES["winsor"], "bilinear")
     assert_blocks_agree(stitch(blocks), cpu)
     assert device.pool.used == 0
 
@@ -200,13 +222,13 @@ def test_a_block_that_was_begun_in_vain_leaves_nothing():
     sources = make_sources(pixels, 4, (150, 40))
     device = SimulatedDevice()
     body = GpuCoadd(pixels, sources, 40, 3, RULES["winsor"], "lanczos3")
-    body(device, 0, 50, (50, 100))
+    body(device, 0, 60, (60, 120))
     assert body._begun is not None
     body.discard()
     assert device.pool.used == 0
-    first = body(device, 0, 50, (50, 100))
-    other = body(device, 50, 70, None)  # the plan changed: the block that was begun is of no use
-    cpu = coadd_block(pixels, sources, 0, 70, 40, 3, RULES["winsor"], "lanczos3")
+    first = body(device, 0, 60, (60, 120))
+    other = body(device, 60, 80, None)  # the plan changed: the block that was begun is of no use
+    cpu = coadd_block(pixels, sources, 0, 80, 40, 3, RULES["winsor"], "lanczos3")
     assert_blocks_agree(stitch([first, other]), cpu, ulps=16)
     body.close()
     assert device.pool.used == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from zemosaic_core.cfa import debayer
+from zemosaic_core.cfa import CfaColour, debayer
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.hot_pixels import repair_cfa
 from zemosaic_core.weights import make_radial_weight_map
@@ -17,6 +17,7 @@ from zemosaic_io.headers import read_frame_info
 HOT = np.array([0, 31, 5 * 30 + 7, 5 * 30 + 9, 7 * 30 + 7, 12 * 30 + 29, 19 * 30 + 15, 19 * 30 + 29])
 # All nearest neighbours of the same colour are bad: the repair of (10, 15) reaches 4 px far.
 CLUSTER = np.array([(10 + dy) * 30 + 15 + dx for dy in (-2, 0, 2) for dx in (-2, 0, 2)])
+COLOUR = CfaColour((20000.0, 25000.0, 22000.0), (900.0, 800.0, 700.0), (0.8, 1.0, 0.6))
 WINDOWS = [
     (0, 20, 0, 30),
     (5, 6, 7, 8),
@@ -30,10 +31,12 @@ WINDOWS = [
 
 @pytest.mark.parametrize("pattern", ["GRBG", "RGGB", "GBRG", "BGGR"])
 @pytest.mark.parametrize("hot", [None, HOT, CLUSTER])
-def test_window_equals_the_same_window_of_the_whole_frame(write_cfa, pattern, hot):
+@pytest.mark.parametrize("colour", [None, COLOUR])
+def test_window_equals_the_same_window_of_the_whole_frame(write_cfa, pattern, hot, colour):
     path, data = write_cfa(BAYERPAT=pattern)
-    store = FrameStore({5: read_frame_info(path)}, {} if hot is None else {5: hot})
-    whole = debayer(data if hot is None else repair_cfa(data, hot), pattern)
+    colours = {} if colour is None else {5: colour}
+    store = FrameStore({5: read_frame_info(path)}, {} if hot is None else {5: hot}, colours=colours)
+    whole = debayer(data if hot is None else repair_cfa(data, hot), pattern, colour=colour)
     for y0, y1, x0, x1 in WINDOWS:
         window = store.read(5, y0, y1, x0, x1)
         assert window.dtype == np.float32
@@ -50,8 +53,9 @@ def test_unsorted_hot_pixels_and_frames_without_any(write_cfa):
 
 def test_raw_rows_carry_their_hot_pixels(write_cfa):
     path, data = write_cfa()
-    store = FrameStore({0: read_frame_info(path)}, {0: HOT})
+    store = FrameStore({0: read_frame_info(path)}, {0: HOT}, colours={0: COLOUR})
     raw = store.read_raw(0, 5, 8)
+    assert raw.colour == COLOUR
     np.testing.assert_array_equal(raw.hot_pixels, [5 * 30 + 7, 5 * 30 + 9, 7 * 30 + 7])
     np.testing.assert_array_equal(raw.data.byteswap() ^ 0x8000, data[5:8])
     assert (raw.y0, raw.pattern) == (5, "GRBG")

@@ -1,19 +1,31 @@
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from zemosaic_core.errors import SkipItem
 from zemosaic_io.demo_session import write_demo_night
-from zemosaic_io.fits_read import content_key
+from zemosaic_io.fits_read import content_key, read_image
 from zemosaic_io.headers import read_frame_info
-from zemosaic_pipeline.measure import ARRAY_NAMES, MeasureOptions, measure_frame
+from zemosaic_pipeline import measure as measuring
+from zemosaic_pipeline.measure import (
+    ARRAY_NAMES,
+    MeasureOptions,
+    measure_arrays,
+    measure_frame,
+    stored_measure,
+)
 
+UNDERSAMPLED = Path(__file__).resolve().parents[3] / "shared" / "data" / "undersampled_hatp32"
 ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIONS = MeasureOptions(quality_sigma=4.0, exclude_flagged=True, find_hot_pixels=True)
 
@@ -40,6 +52,115 @@ def test_a_frame_is_measured_and_its_arrays_stored(frame, tmp_path):
     expected = arrays["noise"] / np.sqrt([1024, 2048, 1024])
     np.testing.assert_allclose(np.median(arrays["mesh_noise"], axis=(1, 2)), expected, rtol=0.3)
     assert [path.name for path in tmp_path.iterdir()] == ["arrays.npz"]
+
+
+def test_what_was_measured_on_the_same_pixels_is_kept(frame, tmp_path, monkeypatch):
+    """After a look at the pixels, when the file system says that this is another file."""
+    target = str(tmp_path / "arrays.npz")
+    measure = repr(measure_frame((frame, OPTIONS, target)))
+    assert repr(stored_measure(frame, target)) == measure
+    other = replace(frame, inode=frame.inode + 1)
+    assert stored_measure(other, target) is None
+    monkeypatch.setattr(measuring, "measure_arrays", None)
+    assert repr(measure_frame((other, OPTIONS, target))) == measure
+    assert repr(stored_measure(other, target)) == measure
+
+
+def test_a_header_rewritten_since_it_was_read_is_told(frame, tmp_path):
+    path = tmp_path / "own.fit"
+    shutil.copy(frame.path, path)
+    info = read_frame_info(path)
+    os.utime(path, (1e9, 1e9))
+    assert not isinstance(measure_frame((info, OPTIONS, str(tmp_path / "a.npz"))), SkipItem)
+    path.write_bytes(
+        path.read_bytes().replace(b"EXPTIME =                 10.0", b"EXPTIME =                 20.0")
+    )
+    assert read_frame_info(path).exposure_s == 20.0
+    skip = measure_frame((info, OPTIONS, str(tmp_path / "b.npz")))
+    assert skip.key == "frame_changed"
+    assert not (tmp_path / "b.npz").exists()
+
+
+@pytest.mark.parametrize("factor", [1.0, 1 / 65535])
+def test_a_frame_of_floats_is_measured_like_the_raw_one(frame, factor):
+    data = read_image(frame)
+    whole = measure_arrays(frame, data, OPTIONS)
+    floats = data.astype(np.float32) * np.float32(factor)
+    # A value that no camera gives, so that all are rounded.
+    floats[0, 0] += np.float32(0.4 * factor)
+    part = measure_arrays(frame, floats, OPTIONS)
+    np.testing.assert_allclose(part["sky"] / factor, whole["sky"], atol=0.5)
+    np.testing.assert_allclose(part["noise"] / factor, whole["noise"], rtol=0.02)
+    np.testing.assert_allclose(part["mesh"] / factor, whole["mesh"], atol=2)
+    near = cKDTree(np.c_[part["x"], part["y"]]).query(np.c_[whole["x"], whole["y"]])
+    assert (near[0] < 0.05).mean() > 0.97
+    same = (near[0] < 0.05) & (whole["snr"] > 50)
+    ratio = part["channel_flux"][:, near[1][same]] / factor / whole["channel_flux"][:, same]
+    np.testing.assert_allclose(np.nanmedian(ratio, axis=1), 1.0, atol=0.005)
+    strong = whole["hot"][np.abs(whole["hot_sigma"]) > 9]
+    assert np.isin(strong, part["hot"]).all()
+
+
+def test_missing_pixels_of_frames_and_pictures_are_no_sky(frame):
+    data = read_image(frame).astype(np.float32)
+    holed = data.copy()
+    holed[:, :130] = np.nan
+    whole, part = measure_arrays(frame, data, OPTIONS), measure_arrays(frame, holed, OPTIONS)
+    assert np.isnan(part["mesh"][:, :, :2]).all()
+    np.testing.assert_array_equal(np.isnan(part["mesh_noise"]), np.isnan(part["mesh"]))
+    np.testing.assert_allclose(part["mesh"][:, :, 3:], whole["mesh"][:, :, 3:], atol=0.7)
+    assert (part["x"] > 130).all()
+    picture = np.stack([data, 1.1 * data, 0.9 * data])
+    picture[:, :, :130] = np.nan
+    measured = measure_arrays(frame, picture, OPTIONS)
+    assert np.isnan(measured["mesh"][:, :, :2]).all()
+    assert np.isfinite(measured["mesh"][:, :, 3:]).all()
+    assert (measured["x"] > 130).all()
+    assert np.isnan(measured["ceiling"]).all()
+
+
+def test_where_light_was_cut_off_is_found_in_the_data(frame):
+    data = read_image(frame)
+    assert not measure_arrays(frame, np.minimum(data, 60000), OPTIONS)["saturated"].all()
+    cut = measure_arrays(frame, np.minimum(data, 6000), OPTIONS)
+    assert 0 < cut["saturated"].sum() < len(cut["x"])
+    assert (cut["ceiling"][:, 0] == 6000).all()
+    scaled = measure_arrays(frame, np.minimum(data, 6000) / np.float32(7.3), OPTIONS)
+    np.testing.assert_allclose(scaled["ceiling"][:, 0], 6000 / 7.3, rtol=1e-3)
+    np.testing.assert_array_equal(scaled["ceiling"][:, 2] >= 3, True)
+
+
+@pytest.mark.skipif(not UNDERSAMPLED.is_dir(), reason="the real frames are not beside the project")
+def test_sharp_stars_of_a_real_mono_camera_are_kept():
+    import sep
+
+    found, plain = [], []
+    for path in sorted(UNDERSAMPLED.glob("*.FITS"))[:2]:
+        info = read_frame_info(path)
+        data = read_image(info)
+        found.append(measure_arrays(info, data, replace(OPTIONS, max_stars=5000)))
+        image = data.astype(np.float32)
+        sky = sep.Background(image)
+        rows = sep.extract(image - sky.back(), 4.0, err=sky.globalrms, minarea=3)
+        light, error, _ = sep.sum_circle(image - sky.back(), rows["x"], rows["y"], 2.5, err=sky.globalrms)
+        inside = (np.abs(rows["x"] - 325) < 315) & (np.abs(rows["y"] - 250) < 240) & (light > 10 * error)
+        plain.append(np.c_[rows["x"], rows["y"]][inside])
+    # Between the frames the field drifted by 65 to 136 px: what both show at the same place of the sky is a star.
+    shift = _drift(*plain)
+    stars = plain[0][cKDTree(plain[1]).query(plain[0] + shift)[0] < 1.0]
+    assert len(stars) > 500
+    distance, _ = cKDTree(np.c_[found[0]["x"], found[0]["y"]]).query(stars)
+    assert (distance < 1.2).mean() >= 0.95
+    assert np.isin(4095, found[0]["ceiling"][:, 0])
+
+
+def _drift(first, second):
+    """The shift that most pairs of two lists have in common."""
+    steps = (second[:, None] - first[None]).reshape(-1, 2)
+    steps = steps[np.abs(steps).max(axis=1) < 160]
+    cells, counts = np.unique(np.round(steps), axis=0, return_counts=True)
+    best = cells[np.argmax(counts)]
+    return np.median(steps[np.abs(steps - best).max(axis=1) < 1.5], axis=0)
 
 
 def test_a_frame_without_stars_is_skipped_with_its_reason(tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from zemosaic_core.cfa import DEBAYER_REACH
 from zemosaic_core.pixel_map import source_window
 from zemosaic_core.resample import HALO
 from zemosaic_core.sources import CoaddSource, Kernel, PixelSource, RawRows
@@ -16,8 +17,8 @@ from zemosaic_core.sources import CoaddSource, Kernel, PixelSource, RawRows
 __all__ = ["Part", "ReadAhead", "Window", "parts_of_block"]
 
 Box = tuple[int, int, int, int]
-# Repairing a pixel needs neighbours at up to four rows, debayering one more row of repaired ones.
-RAW_MARGIN = 5
+# Repairing a pixel needs neighbours at up to four rows, debayering as many more rows of repaired ones as it reaches.
+RAW_MARGIN = 4 + DEBAYER_REACH
 
 
 @dataclass(frozen=True)

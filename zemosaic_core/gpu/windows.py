@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_core.cfa import CfaColour, debayer_terms
 from zemosaic_core.chunks import Buffer
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.combine import Combiner
@@ -31,6 +32,7 @@ __all__ = [
     "Ring",
     "SourceShape",
     "WindowFeed",
+    "debayer_on_card",
     "extra_rows",
     "feed_buffers",
     "stage_window",
@@ -40,6 +42,8 @@ __all__ = [
 MAX_HOT = 1 << 16
 # Photometric terms of a source and channel: gain, offset, plane, and the radial pattern of the detector.
 N_TERMS = 8
+# Rows of a column for one thread of `colour_shares`.
+SHARE_ROWS = 4
 # Windows on the card: one is being sampled while the next arrives.
 SLOTS = 2
 
@@ -85,6 +89,7 @@ def feed_buffers(shape: SourceShape, sources: Sequence[CoaddSource], kernel: Ker
 
     if shape.raw:
         window("raw windows", 2, SLOTS)
+        window("shares", 8)
         window("planes", 12)
         buffers.append(Buffer("hot pixels", 8 * MAX_HOT))
     if shape.planes:
@@ -203,6 +208,7 @@ class WindowFeed:
         self._decoded = slots("plane windows", n * largest, np.float32, shape.planes)
         self._weights = slots("weight windows", largest, np.float32, shape.has_weight_map)
         self._raw = slots("raw windows", largest, np.uint16, shape.raw)
+        self._shares = memory.empty("shares", 2 * largest, np.float32) if shape.raw else None
         self._hot = memory.empty("hot pixels", MAX_HOT, np.int64) if shape.raw else None
         self._ring = ring
         self._used: list[Any] = [None] * SLOTS
@@ -257,9 +263,8 @@ class WindowFeed:
             args = (raw, coded, self._hot, int(hot.size), np.int64(first), height, width)
             self.queue.launch_1d(source, "mend_hot", hot.size, args)
         pattern = rows.pattern[2:] + rows.pattern[:2] if rows.y0 % 2 else rows.pattern
-        phase = (int(pattern[0] == "G"), pattern.index("R") // 2)
-        self.queue.launch_2d(
-            source, "debayer_raw", width, height, (raw, coded, height, width, *phase, self._planes)
+        debayer_on_card(
+            self.queue, raw, window.shape_hw, pattern, rows.colour, self._shares, self._planes, coded=coded
         )
 
     def sample(self, index: int, window: _OnCard | None, table: TileTable, combiner: Combiner) -> None:
@@ -285,6 +290,41 @@ class WindowFeed:
         )  # fmt: skip
         if self._count:
             self._used[(self._count - 1) % SLOTS] = self.queue.record()
+
+
+def debayer_on_card(
+    queue: Queue,
+    raw: Any,
+    shape_hw: tuple[int, int],
+    pattern: str,
+    colour: CfaColour | None,
+    shares: Any,
+    planes: Any,
+    *,
+    coded: int,
+) -> None:
+    """Queue what `zemosaic_core.cfa.debayer` does to raw pixels on the card.
+
+    Parameters
+    ----------
+    queue : Queue
+    raw : array on the card, (h, w), uint16
+        ``coded``: 1 as FITS stores them, 0 native.
+    shape_hw : tuple of int
+    pattern : str
+        At the first pixel.
+    colour : CfaColour or None
+    shares, planes : arrays on the card, (2, h, w) and (3, h, w), float32
+        The first for what is between the two steps, the second for the result.
+    coded : int
+    """
+    height, width = shape_hw
+    source, terms = kernels.source("decode"), debayer_terms(colour)
+    frame = (raw, coded, height, width, int(pattern[0] == "G"), pattern.index("R") // 2)
+    pulls = [terms.pull[wanted, here] for wanted, here in ((1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2))]
+    args = (*frame, *terms.gain, *terms.zero, *pulls, shares)
+    queue.launch_2d(source, "colour_shares", width, -(-height // SHARE_ROWS), args)
+    queue.launch_2d(source, "debayer_raw", width, height, (*frame, shares, *terms.sky, *terms.depth, planes))
 
 
 def _terms(source: CoaddSource) -> np.ndarray:

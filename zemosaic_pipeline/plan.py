@@ -390,14 +390,11 @@ def resolve(
         ),
         rows=(),
     )
-    deepest = _frames_per_row(infos)
     run = replace(
         run,
         route=choose_route(
             settings.route,
             n_chosen_groups=len(preplanned),
-            block_rows=_direct_block_rows(run, infos, canvas_hw),
-            n_frames=deepest,
             n_sizes=len({info.shape_hw for info in infos}),
         ),
     )
@@ -480,13 +477,6 @@ def _direct_buffers(
         n, run.n_channels, canvas_hw[1], run.stack.rule, run.stack.feather_px > 0, columns=columns
     )
     return columns, buffers
-
-
-def _direct_block_rows(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> int:
-    """Return the rows of a block that fit the memory on the direct route."""
-    _, buffers = _direct_buffers(run, infos, canvas_hw)
-    fixed, two = peak_bytes(buffers, 0), peak_bytes(buffers, 2)
-    return int((run.block_budget_bytes - fixed) // max(1, (two - fixed) // 2))
 
 
 def _frames_at_place(run: RunPlan, infos: Sequence[FrameInfo]) -> int:

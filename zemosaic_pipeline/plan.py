@@ -27,6 +27,7 @@ from zemosaic_pipeline.events import Reporter
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.routes import RouteDecision, choose_route
+from zemosaic_pipeline.sessions import mixture_text
 from zemosaic_settings import Settings
 from zemosaic_utils import MAX_BLOCK_ROWS
 
@@ -224,6 +225,7 @@ class Plan:
     canvas_exact: bool
     gpu: dict[str, Any]
     machine: Machine
+    mixture: str = ""
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
@@ -630,4 +632,5 @@ def make_plan(
         canvas_exact=all(info.wcs_cards for info in infos),
         gpu=policy.summary(),
         machine=machine,
+        mixture=mixture_text(infos),
     )

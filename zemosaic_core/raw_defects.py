@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from zemosaic_core.few_values import insert_sorted
 from zemosaic_core.raw_sky import SkyCells
 
 __all__ = ["NEVER_SATURATED", "ceilings", "find_defects", "isolation", "mend_defects", "saturation_levels"]
@@ -137,15 +138,6 @@ def _load_patch(plane, y, x, patch):
 
 
 @njit(cache=True, nogil=True)
-def _insert(values, n, value):
-    k = n
-    while k > 0 and values[k - 1] > value:
-        values[k] = values[k - 1]
-        k -= 1
-    values[k] = value
-
-
-@njit(cache=True, nogil=True)
 def _middle(values, n):
     return np.float32(0.5) * (values[(n - 1) // 2] + values[n // 2])
 
@@ -175,21 +167,21 @@ def isolation(plane, y, x, patch, values):
     for j in (1, 3, 5):
         for i in (1, 3, 5):
             if j != 3 or i != 3:
-                _insert(values, n, patch[j, i])
+                insert_sorted(values, n, patch[j, i])
                 n += 1
     kin = _middle(values, 8)
     scatter = (values[6] - values[1]) * np.float32(1.0 / _MIDDLE_OF_EIGHT)
     own = patch[3, 3] - kin
     n = 0
     for j in (1, 3, 5):
-        _insert(values, n, patch[j, 0])
-        _insert(values, n + 1, patch[j, 6])
+        insert_sorted(values, n, patch[j, 0])
+        insert_sorted(values, n + 1, patch[j, 6])
         n += 2
     sides = patch[3, 2] + patch[3, 4] - np.float32(2) * _middle(values, 6)
     n = 0
     for i in (1, 3, 5):
-        _insert(values, n, patch[0, i])
-        _insert(values, n + 1, patch[6, i])
+        insert_sorted(values, n, patch[0, i])
+        insert_sorted(values, n + 1, patch[6, i])
         n += 2
     ends = patch[2, 3] + patch[4, 3] - np.float32(2) * _middle(values, 6)
     n = 0
@@ -199,7 +191,7 @@ def isolation(plane, y, x, patch, values):
             if (j == 2 or j == 4) and (i == 2 or i == 4):
                 corners += patch[j, i]
             else:
-                _insert(values, n, patch[j, i])
+                insert_sorted(values, n, patch[j, i])
                 n += 1
     corners -= np.float32(4) * _middle(values, 12)
     return own, sides + ends + corners, kin, scatter

@@ -24,7 +24,7 @@ from zemosaic_core.image_coadd import ArrayPixels
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.rejection import combine_stack
 from zemosaic_core.resample import sample_window
-from zemosaic_core.sources import CoaddSource, CombineRule
+from zemosaic_core.sources import CoaddSource, CombineRule, SampleNoise
 
 IDENTITY = np.tile(np.array([1, 0, 0, 0], np.float32), (3, 1))
 
@@ -121,8 +121,9 @@ def bench_rejection(n, rows, width, rng):
         return np.nanmean(clipped, axis=0)
 
     peers = {"NumPy kappa-sigma": seconds(numpy_kappa, 1), "astropy sigma_clip": seconds(astropy_kappa, 1)}
-    for rejection in ("kappa_sigma", "winsorized_sigma_clip", "linear_fit_clip"):
-        rule = CombineRule(rejection)
+    rules = {name: CombineRule(name) for name in ("kappa_sigma", "winsorized_sigma_clip", "linear_fit_clip")}
+    rules["winsorized, known noise"] = CombineRule(noise=SampleNoise((90.0**2,) * 3, (1000.0,) * 3))
+    for rejection, rule in rules.items():
         ours = seconds(lambda r=rule: combine_stack(stack, r, threads=1))
         for name, peer in peers.items():
             show(f"N={n} {rejection}", ours, name, peer, stack.size, "samples")

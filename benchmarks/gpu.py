@@ -33,7 +33,7 @@ from zemosaic_core.gpu.tiles import TILE_H, TILE_W, tile_table
 from zemosaic_core.gpu.windows import N_TERMS, debayer_on_card
 from zemosaic_core.pixel_map import build_pixel_map, step_shift, whole_nodes
 from zemosaic_core.resample import LANCZOS_TABLE
-from zemosaic_core.sources import CoaddSource, CombineRule, RawRows
+from zemosaic_core.sources import CoaddSource, CombineRule, RawRows, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_io.headers import read_frame_info
@@ -51,6 +51,7 @@ RULES = {
     "mean": CombineRule("none"),
     "kappa": CombineRule("kappa_sigma"),
     "winsorized": CombineRule(),
+    "known noise": CombineRule(noise=SampleNoise((95.0**2,) * 3, (1500.0,) * 3)),
     "linear fit": CombineRule("linear_fit_clip"),
 }
 
@@ -230,7 +231,7 @@ def kernel_rows(device: Device, copy: float, depths: tuple[int, ...]) -> list[Ro
     """Time the rejections on samples that already lie on the card."""
     rows: list[Row] = []
     for depth in depths:
-        for name in ("kappa", "winsorized", "linear fit"):
+        for name in ("kappa", "winsorized", "known noise", "linear fit"):
             rows.append(rejection_row(device, copy, depth, name))
             device.release()
     return rows

@@ -22,10 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality_judge import judge_scene, vignetting_found
+from benchmarks.quality_judge import judge_scene
 from benchmarks.quality_nights import NIGHTS, QUICK, night_spec
 from benchmarks.quality_peers import PEERS, run_peer
 from benchmarks.quality_picture import side_by_side
+from benchmarks.quality_report import claims_of_report, large_scale_deviations
 from benchmarks.quality_scene import load_scene
 from benchmarks.quality_table import print_table
 from zemosaic_io.glow_session import GlowNight, plan_glow_night, write_glow_night
@@ -55,7 +56,7 @@ def route_settings(route: str) -> dict[str, str] | None:
 
 
 def run_zemosaic(night: GlowNight, output: Path, settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Run in a process of its own; return the mosaic, and seconds, CPU seconds, peak bytes and the flat's error.
+    """Run in a process of its own; return the mosaic, and seconds, CPU seconds, peak bytes and the run's claims.
 
     Raises
     ------
@@ -88,7 +89,7 @@ def run_zemosaic(night: GlowNight, output: Path, settings: dict[str, Any]) -> tu
         "peak_bytes": report["peak_bytes"],
         "frames_used": report["frames_used"],
         "tiles": len(report["tiles"]),
-        "vignetting": vignetting_found(report, night),
+        "claims": claims_of_report(report, night),
     }
     return Path(report["outputs"]["science"]), cost
 
@@ -123,7 +124,9 @@ def judge_night(name: str, options: argparse.Namespace, folder: Path) -> list[di
             continue
         mosaic, cost = made
         scene = load_scene(mosaic, night)
-        rows.append({"night": name, "route": route, **cost, **judge_scene(scene, night).as_dict()})
+        verdict = judge_scene(scene, night).as_dict()
+        deviations = large_scale_deviations(cost["claims"], verdict["large_scales_adu"])
+        rows.append({"night": name, "route": route, **cost, **verdict, "large_scale_deviations": deviations})
         scenes[route] = scene
     if scenes:
         picture = side_by_side(scenes, options.pictures / f"{name}.png")

@@ -39,6 +39,15 @@ class Cells:
         low, high = np.nanpercentile(self.residual, [5.0, 95.0])
         return float(high - low)
 
+    def large_scales(self) -> list[float]:
+        """Return x, y, x^2, xy, y^2 of a quadric through the residual, ADU at the edge of the longer side."""
+        use = np.isfinite(self.residual)
+        place = np.argwhere(use)[:, ::-1].astype(np.float64)
+        low, high = place.min(axis=0), place.max(axis=0)
+        x, y = ((place - (low + high) / 2.0) / max(0.5 * float((high - low).max()), 0.5)).T
+        design = np.column_stack([np.ones(x.size), x, y, x * x, x * y, y * y])
+        return [float(v) for v in np.linalg.lstsq(design, self.residual[use], rcond=None)[0][1:]]
+
     def slope(self) -> float:
         use = np.isfinite(self.residual)
         truth = self.truth[use]

@@ -26,7 +26,7 @@ from benchmarks.quality_scene import Scene, Stars, load_scene, panel_spread
 from benchmarks.quality_seams import measure_seams
 from zemosaic_io.glow_session import GlowNight
 
-__all__ = ["Verdict", "judge", "judge_scene", "vignetting_error", "vignetting_found"]
+__all__ = ["Verdict", "judge", "judge_scene", "vignetting_error"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Verdict:
         Distance of the 5th and 95th percentile of those cells.
     slope : list of float
         Slope of diffuse light against truth; NaN where the truth has less than 20 ADU of it.
+    large_scales_adu : list of list of float
+        Quadric through the residual of each channel: x, y, x^2, xy, y^2 with x and y in [-1, 1] over the longer side.
     seam_rms_adu, seam_noise_adu : float
         Steps across the outlines of panels or frames in G, per 64 px of outline, and what noise alone would give.
     seam_worst_adu, seam_worst_sigma : float
@@ -71,6 +73,7 @@ class Verdict:
     bg_rms_after_plane_adu: list[float]
     bg_p5_p95_adu: list[float]
     slope: list[float]
+    large_scales_adu: list[list[float]]
     seam_rms_adu: float
     seam_noise_adu: float
     seam_worst_adu: float
@@ -113,6 +116,7 @@ def judge_scene(scene: Scene, truth: GlowNight) -> Verdict:
         bg_rms_after_plane_adu=[c.rms_after_plane() for c in cells],
         bg_p5_p95_adu=[c.spread() for c in cells],
         slope=[c.slope() for c in cells],
+        large_scales_adu=[c.large_scales() for c in cells],
         seam_rms_adu=seam[0],
         seam_noise_adu=seam[1],
         seam_worst_adu=seam[2],
@@ -141,26 +145,14 @@ def vignetting_error(truth: GlowNight, coefficients: tuple[float, float]) -> dic
         ``rms_pct`` and ``max_pct`` over the detector, with the mean of the ratio divided out, and what no flat at all
         would leave (``without_rms_pct``).
     """
+    height, width = truth.spec.shape_hw
+    y, x = np.mgrid[0:height:4, 0:width:4]
+    radius2 = ((2 * y - height + 1) ** 2 + (2 * x - width + 1) ** 2) / float(height**2 + width**2)
     flat = truth.flat()[::4, ::4].astype(np.float64)
-    radius2 = (1.0 - flat) / truth.spec.vignetting if truth.spec.vignetting > 0 else None
-    if radius2 is None:
-        height, width = truth.spec.shape_hw
-        y, x = np.mgrid[0:height:4, 0:width:4]
-        radius2 = ((2 * y - height + 1) ** 2 + (2 * x - width + 1) ** 2) / float(height**2 + width**2)
-    found = np.exp(coefficients[0] * radius2 + coefficients[1] * radius2**2)
-    ratio = found / flat
+    ratio = np.exp(coefficients[0] * radius2 + coefficients[1] * radius2**2) / flat
     ratio = 100.0 * (ratio / ratio.mean() - 1.0)
     return {
         "rms_pct": float(np.sqrt((ratio**2).mean())),
         "max_pct": float(np.abs(ratio).max()),
         "without_rms_pct": float(100.0 * flat.std() / flat.mean()),
     }
-
-
-def vignetting_found(report: dict[str, Any], truth: GlowNight) -> dict[str, float] | None:
-    """Return the error of the flat that a run report tells of, or None where it tells of none.
-
-    The report has ``sky_model.vignetting``: the coefficients (a, b) of `vignetting_error`, or null.
-    """
-    told = (report.get("sky_model") or {}).get("vignetting")
-    return None if told is None else vignetting_error(truth, (float(told[0]), float(told[1])))

@@ -13,7 +13,15 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from scipy import ndimage
 
-from zemosaic_core.synthetic_sky import Camera, FrameSetup, pixel_to_sky, render_ideal, sky_to_pixel
+from zemosaic_core.synthetic_sky import (
+    Camera,
+    FrameSetup,
+    Sky,
+    pixel_to_sky,
+    render_ideal,
+    sky_to_pixel,
+    tan_cards,
+)
 from zemosaic_io.glow_session import GlowNight
 
 __all__ = ["CFA_DENSITY", "Scene", "Stars", "load_scene", "panel_spread"]
@@ -25,6 +33,8 @@ CFA_DENSITY = np.array([0.25, 0.5, 0.25])
 STAR_MASK_ADU = 4.0
 BRIGHT_TEXTURE_ADU = 250.0
 LATTICE_PX = 8
+# Seeing of the painted truth, in the middle of what the frames have.
+TRUTH_FWHM_PX = 2.65
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ def load_scene(mosaic_path: Path | str, truth: GlowNight) -> Scene:
     }
     cards |= {f"CD{i + 1}_{j + 1}": float(matrix[i, j]) for i in range(2) for j in range(2)}
     shape = (image.shape[1], image.shape[2])
-    setup = FrameSetup(cards=cards, shape_hw=shape, fwhm_px=2.65)
+    setup = FrameSetup(cards=cards, shape_hw=shape, fwhm_px=TRUTH_FWHM_PX)
     none = np.zeros(0)
     empty = replace(truth.sky, ra_deg=none, dec_deg=none, mag=none, flux=np.zeros((0, 3)))
     diffuse = render_ideal(empty, setup)
@@ -171,6 +181,8 @@ class Stars:
         whole = np.ascontiguousarray(scene.stars[channel] + scene.diffuse[channel])
         expected, _, _ = sep.sum_circle(whole, x, y, APERTURE_PX, bkgann=RING_PX)
         share = expected / flux
+        # The seeing of the frames decides how much of a star the aperture holds.
+        expected = expected * _seeing_factor(truth, sky.ra_deg[row], sky.dec_deg[row])
         good = (np.abs(share - np.median(share)) < 0.05) & (flag == 0) & (got > 0)
         good &= scene.diffuse[channel][np.rint(y).astype(int), np.rint(x).astype(int)] < BRIGHT_TEXTURE_ADU
         row, x, y, flux = row[good], x[good], y[good], flux[good]
@@ -204,6 +216,29 @@ def _flux_noise(
         total = (variance[channel] * pixels * (1.0 + pixels / ring) + photons) / CFA_DENSITY[channel]
         precision += np.where(inside, 1.0 / total, 0.0)
     return np.asarray(1.0 / np.sqrt(np.maximum(precision, 1e-30)))
+
+
+def _seeing_factor(truth: GlowNight, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+    """Share of a star's light in the aperture above its ring, relative to the seeing of the painted truth."""
+    widths = [frame.setup.fwhm_px for frame in truth.frames]
+    share = {width: _aperture_share(width) for width in {*widths, TRUTH_FWHM_PX}}
+    total, weights = np.zeros(ra.size), np.zeros(ra.size)
+    for index, width in enumerate(widths):
+        inside, variance = variance_at(truth, index, ra, dec)
+        weight = np.where(inside, 1.0 / variance[1], 0.0)
+        total += weight * share[width]
+        weights += weight
+    return np.asarray(total / np.maximum(weights, 1e-30) / share[TRUTH_FWHM_PX])
+
+
+def _aperture_share(fwhm_px: float) -> float:
+    """Flux of a star of unit flux in the aperture after the ring is subtracted, measured as stars are."""
+    setup = FrameSetup(cards=tan_cards(0.0, 0.0, shape_hw=(61, 61)), shape_hw=(61, 61), fwhm_px=fwhm_px)
+    none = np.zeros((3, 0, 0), dtype=np.float32)
+    one = Sky(np.zeros(1), np.zeros(1), np.zeros(1), np.full((1, 3), 1e6), none, dict(setup.cards))
+    image = np.ascontiguousarray(render_ideal(one, setup)[1])
+    flux, _, _ = sep.sum_circle(image, [30.0], [30.0], APERTURE_PX, bkgann=RING_PX)
+    return float(flux[0]) / 1e6
 
 
 def panel_spread(stars: Stars, truth: GlowNight) -> tuple[float, float]:

@@ -19,6 +19,10 @@ def _farthest_from_one(values: Sequence[float]) -> float:
     return max(known, key=lambda v: abs(v - 1.0), default=math.nan)
 
 
+def _claims(row: dict[str, Any]) -> dict[str, Any]:
+    return row.get("claims") or {}
+
+
 # Heading, format, value of a row; of three channels the worst one.
 COLUMNS: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
     ("night", "", lambda r: r["night"]),
@@ -33,7 +37,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
     ("flux %", ".2f", lambda r: r["panel_spread_pct"]),
     ("(noise)", ".2f", lambda r: r["panel_spread_noise_pct"]),
     ("stars/noise", ".2f", lambda r: r["flux_scatter"][1]),
-    ("V %", ".2f", lambda r: (r.get("vignetting") or {}).get("rms_pct", math.nan)),
+    ("V %", ".2f", lambda r: (_claims(r).get("vignetting") or {}).get("rms_pct", math.nan)),
+    ("err/claim", ".1f", lambda r: _worst([z for c in r.get("large_scale_deviations", []) for z in c])),
     ("out/M", ".1f", lambda r: r["outliers_ppm"]),
     ("trails", "", lambda r: f"{r['satellites_left']}/{r['satellites']}"),
     ("noise", ".3f", lambda r: r["noise_ratio"][1]),

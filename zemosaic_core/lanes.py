@@ -74,7 +74,7 @@ def _sort_rows(values, n):
 
 
 # Rows of the scratch array `work`, one value per lane.
-_SCALE, _CENTRE, _LOW, _HIGH, _SUM, _SQUARES, _DONE = range(7)
+_SCALE, _CENTRE, _LOW, _HIGH, _SUM, _SQUARES, _DONE, _VARIANCE, _LIGHT = range(9)
 _LEVEL, _SLOPE = _LOW, _HIGH  # of the fitted line
 
 
@@ -209,8 +209,9 @@ def _winsorized_scale(values, first, last, lanes, quantiles, work):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _cut_by_scale(values, first, last, lanes, kappa_low, kappa_high, work, changed):
+def _cut_by_scale(values, first, last, lanes, kappas, work, changed):
     """Narrow every run to ``centre - kl s <= v <= centre + kh s``; note which lanes changed."""
+    kappa_low, kappa_high = kappas
     for lane in range(lanes):
         a, b, s = first[lane], last[lane], work[_SCALE, lane]
         if s > np.float32(0):
@@ -269,6 +270,55 @@ def _cut_by_line(values, first, last, lanes, kappa_low, kappa_high, work, change
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _expect_noise(raw, count, pivot, lanes, members, n, channel, noise, work):
+    """Fill the mean variance of the samples and the light of the pivot above the background."""
+    expected, light = work[_VARIANCE], work[_LIGHT]
+    zero, inf = np.float32(0), np.float32(np.inf)
+    variances, background = noise[1], noise[2][channel]
+    expected[:lanes] = zero
+    for m in range(n):
+        variance = variances[members[m], channel]
+        for i in range(lanes):
+            expected[i] += variance if raw[m, i] < inf else zero
+    for i in range(lanes):
+        # Lanes without samples divide by zero, to no effect.
+        expected[i] /= np.float32(count[i])
+        light[i] = pivot[i] - background
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _noise_scale(work, lane, centre, mismatch):
+    """Expected standard deviation of the samples of a lane around a centre."""
+    light = work[_LIGHT, lane] + centre
+    extra = mismatch * light if light > np.float32(0) else np.float32(0)
+    return np.sqrt(work[_VARIANCE, lane] + extra * extra)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _cut_by_noise(values, first, last, lanes, kappas, noise, work):
+    """Narrow the runs of few samples to what their expected noise allows, until nothing changes."""
+    for lane in range(lanes):
+        a, b = first[lane], last[lane]
+        for _ in range(MAX_ROUNDS if 2 <= b <= noise[0] else 0):
+            n = b - a
+            # A sample against the others, whose mean has noise as well.
+            spare = np.sqrt(np.float32(n) / np.float32(n - 1))
+            centre, above = values[a + (n - 1) // 2, lane], values[a + n // 2, lane]
+            reach = spare * _noise_scale(work, lane, centre, noise[3])
+            if above - centre <= kappas[1] * reach:
+                centre = np.float32(0.5) * (centre + above)
+                reach = spare * _noise_scale(work, lane, centre, noise[3])
+            low, high = centre - kappas[0] * reach, centre + kappas[1] * reach
+            while a < b and values[a, lane] < low:
+                a += 1
+            while b > a and values[b - 1, lane] > high:
+                b -= 1
+            if b - a == n:
+                break
+        first[lane], last[lane] = a, b
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _store_run(values, a, b, count, lane, home, runs, bounds):
     """Write the final run of one lane, widened to values equal to its ends."""
     if count == 0:
@@ -290,11 +340,11 @@ def _store_run(values, a, b, count, lane, home, runs, bounds):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _reject_lanes(values, n_rows, count, lanes, code, kappas, quantiles, runs, bounds, scratch):
+def _reject_lanes(values, n_rows, count, lanes, code, kappas, quantiles, noise, runs, bounds, scratch):
     """Find the kept run of every lane of a sorted block; `values` is used up.
 
-    Fills ``runs`` (first, last rank) and ``bounds`` (lowest kept, highest kept, median of the kept). Lanes that
-    are finished are squeezed out of the block, so later rounds cost only what still changes.
+    Fills ``runs`` (first, last rank) and ``bounds`` (lowest kept, highest kept, median of the kept). Lanes
+    that are finished are squeezed out of the block, so later rounds cost only what still changes.
     """
     index, first, last, changed, work = scratch
     active = 0
@@ -302,18 +352,22 @@ def _reject_lanes(values, n_rows, count, lanes, code, kappas, quantiles, runs, b
         index[active] = lane
         first[active], last[active] = 0, count[lane]
         active += 1
+    if noise[0] > 0:
+        _cut_by_noise(values, first, last, lanes, kappas, noise, work)
     for rounds in range(MAX_ROUNDS + 1):
         keep = 0
         for lane in range(active):
             a, b = first[lane], last[lane]
             home = index[lane]
-            if b - a <= 3 or code == 0 or rounds == MAX_ROUNDS or (rounds > 0 and not changed[lane]):
+            done = b - a <= 3 or code == 0 or count[home] <= noise[0]
+            if done or rounds == MAX_ROUNDS or (rounds > 0 and not changed[lane]):
                 _store_run(values, a, b, count[home], lane, home, runs, bounds)
                 continue
             if keep != lane:
                 for k in range(n_rows):
                     values[k, keep] = values[k, lane]
                 index[keep], first[keep], last[keep] = home, a, b
+                work[_VARIANCE, keep], work[_LIGHT, keep] = work[_VARIANCE, lane], work[_LIGHT, lane]
             keep += 1
         active = keep
         if active == 0:
@@ -333,7 +387,11 @@ def _reject_lanes(values, n_rows, count, lanes, code, kappas, quantiles, runs, b
             _sum_clipped(values, first, last, begin, end, active, work)
             for lane in range(active):
                 work[_SCALE, lane] = _deviation(first, last, lane, work)
-        _cut_by_scale(values, first, last, active, kappas[0], kappas[1], work, changed)
+        if noise[0] > 0:
+            for lane in range(active):
+                least = _noise_scale(work, lane, work[_CENTRE, lane], noise[3])
+                work[_SCALE, lane] = max(work[_SCALE, lane], least)
+        _cut_by_scale(values, first, last, active, kappas, work, changed)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -434,7 +492,7 @@ def _write_lanes(sums, pivot, bounds, runs, count, lanes, median, image, weight,
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def combine_rows(
-    values, starts, boxes, weights, maps, map_starts, code, kappas, quantiles, median, r0, r1,
+    values, starts, boxes, weights, maps, map_starts, code, kappas, quantiles, median, noise, r0, r1,
     image, weight, coverage, variance, rejected_low, rejected_high,
 ):  # fmt: skip
     """Combine the rows ``r0 <= y < r1`` of a pool into the output arrays."""
@@ -449,7 +507,7 @@ def combine_rows(
     runs, bounds = np.empty((2, width), np.int32), np.empty((3, width), np.float32)
     scratch = (
         np.empty(width, np.int32), np.zeros(padded, np.int32), np.zeros(padded, np.int32),
-        np.empty(width, np.bool_), np.zeros((7, padded), np.float32),
+        np.empty(width, np.bool_), np.zeros((9, padded), np.float32),
     )  # fmt: skip
     sums, part = np.empty((6, width), np.float32), np.empty((2, width), np.float32)
     members = np.empty(n_sources, np.int64)
@@ -494,7 +552,9 @@ def combine_rows(
                 for k in range(n):
                     for i in range(lanes):
                         block[k, i] -= pivot[i]
-                _reject_lanes(block, n, count, lanes, code, kappas, quantiles, runs, bounds, scratch)
+                if noise[0] > 0:
+                    _expect_noise(raw, count, pivot, lanes, members, n, channel, noise, scratch[4])
+                _reject_lanes(block, n, count, lanes, code, kappas, quantiles, noise, runs, bounds, scratch)
                 _accumulate(
                     raw, maps, map_starts, boxes, members, n, place, lanes, weights, median, pivot, bounds,
                     sums, part,

@@ -2,8 +2,8 @@
 
 Definitions, per output pixel and channel. The valid samples are sorted; the kept set is always a contiguous run of
 the sorted values. Median: mean of the two middle values when their number is even. ``sd`` divides by ``n - 1``.
-Fewer than four kept samples end the rejection, so do a step that changes nothing, a scale of zero, a step that
-would leave nothing (it is not taken) and `MAX_ROUNDS` rounds.
+Fewer than four kept samples end the rejection by scatter, so do a step that changes nothing, a scale of zero, a step
+that would leave nothing (it is not taken) and `MAX_ROUNDS` rounds.
 
 kappa_sigma
     ``m`` = median, ``s`` = sd of the kept; keep ``m - kl s <= x <= m + kh s``.
@@ -15,6 +15,37 @@ linear_fit_clip
     Least squares ``y = a i + b`` of the kept sorted values on their rank; ``s`` = mean absolute residual; drop
     values from the low end while their residual is below ``-kl s``, from the high end while above ``kh s``.
     After the last round values equal to the outermost kept ones are kept as well.
+
+What is known about the noise (`SampleNoise`) does what scatter cannot: the largest deviation of ``n`` samples is
+``(n - 1) / sqrt(n)`` of their own ``sd``. With ``V`` the mean of ``variance / w`` over the valid samples, samples
+around ``m`` are expected to scatter by ``e(m) = sqrt(V + (mismatch * max(m - background, 0))^2)``.
+
+up to `FEW_SAMPLES` valid samples
+    No rule above is used. ``m`` = median, or the lower of the two middle values when they are further apart than
+    ``kh e'`` of it: light that comes and goes is brighter. Keep ``m - kl e' <= x <= m + kh e'`` with
+    ``e' = sqrt(n / (n - 1)) e(m)``, as a sample is compared with the mean of the others; again, until nothing changes.
+more
+    kappa_sigma and winsorized_sigma_clip use ``max(s, e(m))`` for ``s``; linear_fit_clip is left as it is.
+
+Measured on 10^5 made-up pixels each with normal noise that differs by up to 1.5 between frames, kappa 3, winsorized
+as it is (first number) and with the noise known (second): of samples with a satellite of 5 to 150 sigma those that
+stay, of the sky those rejected in vain, and the noise of the weighted mean against no rejection.
+
+=====  ==============  =============  =============
+n      stay, per 1000  in vain, %     noise
+=====  ==============  =============  =============
+2      1000     23     0      0.14    1.00   1.02
+3      1000     22     0      0.07    1.00   1.01
+4      145      10     1.47   0.09    1.03   1.00
+5      63       7      1.99   0.16    1.05   1.01
+6      39       5      1.50   0.17    1.04   1.01
+8      19       3      1.41   0.22    1.04   1.01
+12     9        2      1.12   0.26    1.04   1.01
+15     5        2      1.05   0.30    1.03   1.01
+16     5        6      0.99   0.23    1.04   1.01
+20     4        4      0.85   0.23    1.03   1.01
+30     2        3      0.69   0.25    1.02   1.01
+=====  ==============  =============  =============
 
 Weighted mean: ``p + sum(w (x - p)) / sum(w)`` over the kept with a pivot ``p`` among the samples; its variance is
 estimated as ``n / (n - 1) * sum(w^2 (x - mean)^2) / sum(w)^2``. The median ignores weights; its variance is
@@ -34,6 +65,7 @@ from zemosaic_core.lanes import LANES, MAX_ROUNDS, MAX_SCALE_STEPS, REJECTION_CO
 from zemosaic_core.sources import CoaddBlock, CombineRule
 
 __all__ = [
+    "FEW_SAMPLES",
     "LANES",
     "MAX_ROUNDS",
     "MAX_SCALE_STEPS",
@@ -42,7 +74,13 @@ __all__ = [
     "check_rule",
     "combine_pool",
     "combine_stack",
+    "noise_terms",
 ]
+
+# Up to so many samples the expected noise alone decides. Below ten scatter leaves more than one outlier in a hundred;
+# at fifteen it still leaves three times as many. With more, scatter does as well and forgives a noise that is known
+# badly: half the true variance costs 3 % of the sky at 5 to 15 samples, but 0.7 % at 20.
+FEW_SAMPLES = 15
 
 
 @dataclass(frozen=True)
@@ -94,10 +132,52 @@ def check_rule(rule: CombineRule) -> None:
         ),
     ):
         if not good:
-            raise SettingsError(
-                "combine_rule_invalid", f"{field} is {value!r}; allowed: {allowed}",
-                field=field, value=str(value), allowed=str(allowed),
-            )  # fmt: skip
+            raise _invalid(field, value, allowed)
+    noise = rule.noise
+    if noise is not None and not (
+        all(np.isfinite(v) and v > 0 for v in noise.variance)
+        and np.isfinite(noise.background).all()
+        and np.isfinite(noise.mismatch)
+        and noise.mismatch >= 0
+    ):
+        raise _invalid("noise", noise, "variance > 0, finite background, mismatch >= 0")
+
+
+def _invalid(field: str, value: object, allowed: object) -> SettingsError:
+    return SettingsError(
+        "combine_rule_invalid", f"{field} is {value!r}; allowed: {allowed}",
+        field=field, value=str(value), allowed=str(allowed),
+    )  # fmt: skip
+
+
+def noise_terms(rule: CombineRule, weights: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.float32]:
+    """Return what the inner loops need of the noise of a rule.
+
+    Parameters
+    ----------
+    rule : CombineRule
+    weights : ndarray, shape (N, C)
+        Weight of all samples of a source and channel.
+
+    Returns
+    -------
+    tuple
+        Most samples of a pixel for which the expected noise alone decides (0: nothing is known), the variances of
+        the samples of all sources (N, C) float32, the background (C,) float32 and the mismatch.
+
+    Raises
+    ------
+    SettingsError
+        When the noise is given for another number of channels.
+    """
+    noise, n_channels = rule.noise, weights.shape[1]
+    if noise is None or not rule.uses_noise:
+        return 0, np.zeros((1, n_channels), np.float32), np.zeros(n_channels, np.float32), np.float32(0)
+    if not len(noise.variance) == len(noise.background) == n_channels:
+        raise _invalid("noise", noise, f"{n_channels} channels")
+    with np.errstate(divide="ignore"):
+        variances = np.array(noise.variance, np.float32) / np.asarray(weights, np.float32)
+    return FEW_SAMPLES, variances, np.array(noise.background, np.float32), np.float32(noise.mismatch)
 
 
 def combine_pool(
@@ -132,6 +212,7 @@ def combine_pool(
     """
     check_rule(rule)
     height = shape[1]
+    noise = noise_terms(rule, pool.weights)
     out = CoaddBlock.blank(shape)
     edges = np.linspace(0, height, max(1, min(pieces, height)) + 1).astype(int)
 
@@ -139,7 +220,7 @@ def combine_pool(
         combine_rows(
             pool.values, pool.starts, pool.boxes, pool.weights, pool.maps, pool.map_starts,
             REJECTION_CODES[rule.rejection], (np.float32(rule.kappa_low), np.float32(rule.kappa_high)),
-            (float(rule.winsor_limits[0]), float(rule.winsor_limits[1])), rule.combine == "median",
+            (float(rule.winsor_limits[0]), float(rule.winsor_limits[1])), rule.combine == "median", noise,
             int(edges[piece]), int(edges[piece + 1]),
             out.image, out.weight, out.coverage, out.variance, out.rejected_low, out.rejected_high,
         )  # fmt: skip

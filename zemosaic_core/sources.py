@@ -13,7 +13,16 @@ import numpy as np
 
 from zemosaic_core.cfa import CfaColour
 
-__all__ = ["CoaddBlock", "CoaddSource", "CombineRule", "Kernel", "PixelMap", "PixelSource", "RawRows"]
+__all__ = [
+    "CoaddBlock",
+    "CoaddSource",
+    "CombineRule",
+    "Kernel",
+    "PixelMap",
+    "PixelSource",
+    "RawRows",
+    "SampleNoise",
+]
 
 Kernel = Literal["bilinear", "lanczos3"]
 
@@ -131,6 +140,29 @@ class PixelSource(Protocol):
 
 
 @dataclass(frozen=True)
+class SampleNoise:
+    """What is known about the noise of the samples before they are compared; all tuples hold one number per channel.
+
+    Attributes
+    ----------
+    variance : tuple of float
+        Variance (ADU^2) of a sample of weight 1: a sample of weight ``w`` is expected to have ``variance / w``.
+        Feathers and weight maps do not count.
+    background : tuple of float
+        Level of the empty sky in the co-add, ADU. Where there is light above it, frames differ by more than noise.
+    mismatch : float
+        Relative difference of the frames where there is light: seeing, registration, saturation. Of Moffat stars
+        whose width varies from 2.3 to 2.9 px and whose place by 0.1 px rms, 0.2 rejects up to 0.7 % of the wings at
+        three to twelve samples, 0.3 0.2 % and 0.4 0.1 %, which is what it takes of the sky, and none of the cores;
+        winsorized clipping as it is takes 0.5 to 2 % of both at four to twenty.
+    """
+
+    variance: tuple[float, ...]
+    background: tuple[float, ...]
+    mismatch: float = 0.4
+
+
+@dataclass(frozen=True)
 class CombineRule:
     """How the samples of one output pixel become one value.
 
@@ -144,6 +176,9 @@ class CombineRule:
         Fractions pulled in at the low and high end for the first scale estimate (winsorized only).
     combine : {'mean', 'median'}
         Weighted mean or plain median of the kept samples.
+    noise : SampleNoise, optional
+        With it samples are also rejected where there are too few for their scatter to tell; see
+        `zemosaic_core.rejection`. Nothing is where `rejection` is 'none'.
     """
 
     rejection: str = "winsorized_sigma_clip"
@@ -151,6 +186,12 @@ class CombineRule:
     kappa_high: float = 3.0
     winsor_limits: tuple[float, float] = (0.05, 0.05)
     combine: str = "mean"
+    noise: SampleNoise | None = None
+
+    @property
+    def uses_noise(self) -> bool:
+        """Whether what is known about the noise takes part in the rejection."""
+        return self.noise is not None and self.rejection != "none"
 
 
 @dataclass(frozen=True)

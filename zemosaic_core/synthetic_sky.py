@@ -149,6 +149,8 @@ class FrameSetup:
         nx at least one more than needed to reach the last pixel. It takes the place of ``sky_adu`` and ``sky_shape``.
     vignetting : float
         Share of all light, of stars and sky, that is lost in the corners; grows as the square of the radius.
+    air : ndarray, shape (3, ny, nx), or None
+        Factor on starlight beside ``transparency``, at the nodes of ``glow_adu``.
     """
 
     cards: Mapping[str, float | str]
@@ -166,6 +168,7 @@ class FrameSetup:
     seed: tuple[int, ...] = (0,)
     glow_adu: np.ndarray | None = None
     vignetting: float = 0.0
+    air: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -429,6 +432,8 @@ def render_frame(sky: Sky, setup: FrameSetup, camera: Camera | None = None) -> n
     channels = np.array(["RGB".index(c) for c in camera.pattern], dtype=np.int64).reshape(2, 2)
     light = np.zeros(setup.shape_hw, dtype=np.float32)
     _paint_light(light, sky, setup, channels, np.asarray(setup.transparency, dtype=np.float64))
+    if setup.air is not None:
+        _multiply_lattice(light, setup.air, GLOW_STEP_PX, channels)
     glow = np.ones(setup.shape_hw, dtype=np.float32)
     if setup.cloud_depth > 0.0:
         cover = _cloud_cover(rng, setup.shape_hw)
@@ -628,18 +633,29 @@ def _add_sky(light, glow, level, shape, channels):
 
 
 @njit(cache=True, nogil=True)
+def _between_nodes(nodes, c, x, y, step):
+    j = y // step
+    i = x // step
+    fy = (y - j * step) / step
+    fx = (x - i * step) / step
+    value = (1.0 - fy) * ((1.0 - fx) * nodes[c, j, i] + fx * nodes[c, j, i + 1])
+    return value + fy * ((1.0 - fx) * nodes[c, j + 1, i] + fx * nodes[c, j + 1, i + 1])
+
+
+@njit(cache=True, nogil=True)
 def _add_lattice(light, glow, nodes, step, channels):
     height, width = light.shape
     for y in range(height):
-        j = y // step
-        fy = (y - j * step) / step
         for x in range(width):
-            i = x // step
-            fx = (x - i * step) / step
-            c = channels[y & 1, x & 1]
-            value = (1.0 - fy) * ((1.0 - fx) * nodes[c, j, i] + fx * nodes[c, j, i + 1])
-            value += fy * ((1.0 - fx) * nodes[c, j + 1, i] + fx * nodes[c, j + 1, i + 1])
-            light[y, x] += value * glow[y, x]
+            light[y, x] += _between_nodes(nodes, channels[y & 1, x & 1], x, y, step) * glow[y, x]
+
+
+@njit(cache=True, nogil=True)
+def _multiply_lattice(light, nodes, step, channels):
+    height, width = light.shape
+    for y in range(height):
+        for x in range(width):
+            light[y, x] *= _between_nodes(nodes, channels[y & 1, x & 1], x, y, step)
 
 
 @njit(cache=True, nogil=True)

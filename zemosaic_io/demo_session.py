@@ -106,8 +106,8 @@ class DemoTruth:
         frames = []
         for frame in self.frames:
             record = asdict(frame)
-            record["setup"].pop("hot_pixels")
-            record["setup"].pop("glow_adu")
+            for arrays in ("hot_pixels", "glow_adu", "air"):
+                record["setup"].pop(arrays)
             frames.append(record)
         text = json.dumps({"frames": frames}, indent=1)
         tables = {

@@ -9,21 +9,25 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from zemosaic_core.errors import SkipItem
+from zemosaic_core.row_sums import row_sums
 from zemosaic_core.sources import RawRows
 from zemosaic_io.fits_cards import HduInfo
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.regular_files import open_regular
 
 __all__ = [
+    "IdentifiedImage",
     "content_key",
+    "frame_changed",
     "is_raw_uint16",
+    "read_identified",
     "read_image",
-    "read_image_and_key",
     "read_plane_rows",
     "read_raw_rows",
     "read_window",
@@ -40,7 +44,34 @@ def is_raw_uint16(info: FrameInfo) -> bool:
     return info.bitpix == 16 and info.bzero == 32768.0 and info.bscale == 1.0 and info.blank is None
 
 
-def read_window(info: FrameInfo, y0: int, y1: int, x0: int = 0, x1: int | None = None) -> np.ndarray:
+@dataclass(frozen=True)
+class IdentifiedImage:
+    """A whole frame with what its pixels are known by, all from the same bytes.
+
+    Attributes
+    ----------
+    data : ndarray
+        As `read_window` gives it.
+    content_key : str
+        See `content_key`.
+    row_sums : ndarray, shape (planes, H), uint32
+        Of the rows as they are stored, or decompressed (`zemosaic_core.row_sums`).
+    """
+
+    data: np.ndarray
+    content_key: str
+    row_sums: np.ndarray
+
+
+def read_window(
+    info: FrameInfo,
+    y0: int,
+    y1: int,
+    x0: int = 0,
+    x1: int | None = None,
+    *,
+    sums: np.ndarray | None = None,
+) -> np.ndarray:
     """Read a window of a frame.
 
     Parameters
@@ -49,6 +80,8 @@ def read_window(info: FrameInfo, y0: int, y1: int, x0: int = 0, x1: int | None =
         What `read_frame_info` said about the file.
     y0, y1, x0, x1 : int
         Window in px, end exclusive; ``x1=None`` is the right border.
+    sums : ndarray, shape (planes, H), uint32, optional
+        `IdentifiedImage.row_sums` of the frame; every row that is read is compared with them.
 
     Returns
     -------
@@ -59,7 +92,7 @@ def read_window(info: FrameInfo, y0: int, y1: int, x0: int = 0, x1: int | None =
     Raises
     ------
     SkipItem
-        ``frame_unreadable`` or ``frame_truncated``.
+        ``frame_unreadable``, ``frame_truncated`` or ``frame_changed``.
     ValueError
         The window does not lie in the image.
     """
@@ -70,9 +103,15 @@ def read_window(info: FrameInfo, y0: int, y1: int, x0: int = 0, x1: int | None =
             f"window rows {y0}:{y1}, columns {x0}:{x1} is not inside an image of {height} x {width}"
         )
     if info.data_offset < 0:
-        return _read_compressed(info, y0, y1, x0, x1)
+        if sums is None:
+            return _read_compressed(info, y0, y1, x0, x1)
+        whole_rows = _read_compressed(info, y0, y1, 0, width)
+        _check_rows(info, whole_rows, y0, sums)
+        return np.ascontiguousarray(whole_rows[..., x0:x1])
     stored = _read_stored_rows(info, y0, y1)
-    return _to_native(info, stored[..., x0:x1])
+    if sums is not None:
+        _check_rows(info, stored, y0, sums)
+    return _to_native(info, _as_planes(info, stored)[..., x0:x1])
 
 
 def read_image(info: FrameInfo) -> np.ndarray:
@@ -80,33 +119,38 @@ def read_image(info: FrameInfo) -> np.ndarray:
     return read_window(info, 0, info.shape_hw[0])
 
 
-def read_image_and_key(info: FrameInfo) -> tuple[np.ndarray, str]:
-    """Read the whole frame and its `content_key`, plain files only once.
+def read_identified(info: FrameInfo) -> IdentifiedImage:
+    """Read the whole frame once; its pixels, its key and the sums of its rows belong together.
 
     Raises
     ------
     SkipItem
         ``frame_unreadable`` or ``frame_truncated``.
     """
-    # The key covers the bytes as they lie in the file; only these layouts are read in that order and whole.
-    if info.data_offset < 0 or not (info.axes == "hw" or (info.axes == "chw" and info.n_stored_planes == 3)):
-        return read_image(info), content_key(info)
-    stored = _read_stored_rows(info, 0, info.shape_hw[0])
     digest = _start_digest(info)
+    if info.data_offset < 0:
+        data = read_image(info)
+        digest.update(_compressed_bytes(info, data))
+        return IdentifiedImage(data, digest.hexdigest(), row_sums(_by_planes(data)))
+    stored = _read_stored_rows(info, 0, info.shape_hw[0], planes=info.n_stored_planes)
     digest.update(stored.view(np.uint8))
-    return _to_native(info, stored), digest.hexdigest()
+    sums = row_sums(stored)
+    return IdentifiedImage(_to_native(info, _as_planes(info, stored)), digest.hexdigest(), sums)
 
 
-def read_raw_rows(info: FrameInfo, y0: int, y1: int) -> RawRows | None:
+def read_raw_rows(info: FrameInfo, y0: int, y1: int, *, sums: np.ndarray | None = None) -> RawRows | None:
     """Read undecoded rows of an uncompressed 16-bit CFA frame; None for every other frame.
 
-    The bit patterns are those of the file, in the file's byte order. ``hot_pixels`` is empty here.
+    The bit patterns are those of the file, in the file's byte order. ``hot_pixels`` is empty here. ``sums`` and
+    errors as in `read_window`.
     """
     if info.kind != "cfa" or info.data_offset < 0 or not is_raw_uint16(info):
         return None
     stored = _read_stored_rows(info, y0, y1)
+    if sums is not None:
+        _check_rows(info, stored, y0, sums)
     return RawRows(
-        data=stored.view(np.uint16),
+        data=stored[0].view(np.uint16),
         y0=y0,
         big_endian_signed=True,
         pattern=info.cfa_pattern,
@@ -162,12 +206,7 @@ def _start_digest(info: FrameInfo) -> hashlib._Hash:
 
 def _iter_pixel_bytes(info: FrameInfo) -> Iterator[bytes | memoryview]:
     if info.data_offset < 0:
-        # The same pixels can be compressed in many ways; only the decompressed ones identify the frame.
-        native = np.ascontiguousarray(read_image(info))
-        if is_raw_uint16(info):
-            # As the plain file stores them, so that a frame and its compressed copy are known as the same.
-            native = (native ^ np.uint16(0x8000)).view(np.int16)
-        yield native.astype(_STORED[info.bitpix]).tobytes()
+        yield _compressed_bytes(info, read_image(info))
         return
     left = info.shape_hw[0] * info.shape_hw[1] * info.n_stored_planes * abs(info.bitpix) // 8
     try:
@@ -183,22 +222,53 @@ def _iter_pixel_bytes(info: FrameInfo) -> Iterator[bytes | memoryview]:
         raise _unreadable(info.path, error) from error
 
 
-def _read_stored_rows(info: FrameInfo, y0: int, y1: int) -> np.ndarray:
-    """Rows in the type and byte order of the file: (h, W), or (3, h, W) as a view for both plane orders."""
+def _compressed_bytes(info: FrameInfo, data: np.ndarray) -> bytes:
+    """Return what identifies a compressed frame: the same pixels can be compressed in many ways."""
+    native = np.ascontiguousarray(data)
+    if is_raw_uint16(info):
+        # As the plain file stores them, so that a frame and its compressed copy are known as the same.
+        native = (native ^ np.uint16(0x8000)).view(np.int16)
+    return native.astype(_STORED[info.bitpix]).tobytes()
+
+
+def _by_planes(data: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(data if data.ndim == 3 else data[np.newaxis])
+
+
+def _check_rows(info: FrameInfo, rows: np.ndarray, y0: int, sums: np.ndarray) -> None:
+    """Compare rows with the sums they had when the frame was measured."""
+    found = row_sums(_by_planes(rows))
+    if not np.array_equal(found, sums[: len(found), y0 : y0 + found.shape[1]]):
+        raise frame_changed(info.path)
+
+
+def _read_stored_rows(info: FrameInfo, y0: int, y1: int, *, planes: int | None = None) -> np.ndarray:
+    """Rows as they lie in the file, in its type and byte order.
+
+    (1, h, W); for planes that come first (planes, h, W), three of them unless told; for planes that come last
+    (1, h, W * planes).
+    """
     height, width = info.shape_hw
+    in_rows, in_planes = (info.n_stored_planes, 1) if info.axes == "hwc" else (1, planes or 3)
+    if info.axes == "hw":
+        in_planes = 1
     dtype = np.dtype(_STORED[info.bitpix])
-    row_bytes = width * dtype.itemsize
-    if info.axes == "chw":
-        stored = np.empty((3, y1 - y0, width), dtype)
-        offsets = [info.data_offset + (plane * height + y0) * row_bytes for plane in range(3)]
-        _read_into(info.path, offsets, stored)
-        return stored
-    planes = info.n_stored_planes
-    stored = np.empty((1, y1 - y0, width * planes), dtype)
-    _read_into(info.path, [info.data_offset + y0 * row_bytes * planes], stored)
+    row_bytes = width * in_rows * dtype.itemsize
+    stored = np.empty((in_planes, y1 - y0, width * in_rows), dtype)
+    _read_into(
+        info.path, [info.data_offset + (p * height + y0) * row_bytes for p in range(in_planes)], stored
+    )
+    return stored
+
+
+def _as_planes(info: FrameInfo, stored: np.ndarray) -> np.ndarray:
+    """View stored rows as (h, W), or as (3, h, W) for both orders of planes."""
     if info.axes == "hw":
         return stored[0]
-    return np.moveaxis(stored[0].reshape(y1 - y0, width, planes)[..., :3], -1, 0)
+    if info.axes == "chw":
+        return stored[:3]
+    rows = stored.shape[1]
+    return np.moveaxis(stored[0].reshape(rows, -1, info.n_stored_planes)[..., :3], -1, 0)
 
 
 def _read_into(path: Path, offsets: list[int], target: np.ndarray) -> None:
@@ -263,6 +333,11 @@ def _read_compressed(info: FrameInfo, y0: int, y1: int, x0: int, x1: int) -> np.
     if is_raw_uint16(info) or window.dtype == np.uint8:
         return np.ascontiguousarray(window, dtype=np.uint16)
     return np.ascontiguousarray(window, dtype=np.float32)
+
+
+def frame_changed(path: Path) -> SkipItem:
+    """Return the reason to leave a frame out whose pixels are not those that were measured."""
+    return SkipItem("frame_changed", f"{path} changed during the run", path=str(path))
 
 
 def _truncated(path: Path, missing: int) -> SkipItem:

@@ -44,6 +44,9 @@ class FrameStore:
     radial : tuple of float or None
         ``(feather_fraction, shape_power, min_weight_floor)`` of a radial weight map for every frame
         (`zemosaic_core.weights.make_radial_weight_map`); None: no weight maps.
+    row_sums : mapping of int to ndarray, optional
+        Sums of the rows of each frame when it was measured (`zemosaic_io.fits_read.IdentifiedImage`), by key: every
+        row that is read is compared with them. Frames without an entry are read as they are.
     zero_is_missing : collection of int
         Keys of frames without CFA whose zeros are missing pixels (`zemosaic_core.missing_data`).
 
@@ -59,10 +62,12 @@ class FrameStore:
         *,
         colours: Mapping[int, CfaColour] | None = None,
         radial: tuple[float, float, float] | None = None,
+        row_sums: Mapping[int, np.ndarray] | None = None,
         zero_is_missing: Collection[int] = (),
     ) -> None:
         self._zero_is_missing = frozenset(zero_is_missing)
         self._infos = dict(infos)
+        self._sums = dict(row_sums or {})
         self._hot = {
             k: np.sort(np.asarray(v, dtype=np.int64)) for k, v in (hot_pixels or {}).items() if len(v)
         }
@@ -82,14 +87,16 @@ class FrameStore:
         Raises
         ------
         SkipItem
-            The file can no longer be read.
+            The file can no longer be read, or its pixels are not those that were measured.
         """
         info = self._infos[key]
         if info.kind == "cfa":
             return self._read_cfa(info, key, y0, y1, x0, x1)
         if key in self._zero_is_missing:
-            return _read_with_emptiness(info, y0, y1, x0, x1)
-        window = np.ascontiguousarray(read_window(info, y0, y1, x0, x1), dtype=np.float32)
+            return self._read_with_emptiness(info, key, y0, y1, x0, x1)
+        window = np.ascontiguousarray(
+            read_window(info, y0, y1, x0, x1, sums=self._sums.get(key)), dtype=np.float32
+        )
         if info.bitpix < 0:
             window[~np.isfinite(window)] = np.nan
         return window[np.newaxis] if window.ndim == 2 else window
@@ -101,13 +108,26 @@ class FrameStore:
         hot = self._hot_rows(key, top, bottom, width)
         if len(hot):
             # Whole rows: the indices count pixels of the full width.
-            sensor = repair_cfa(read_window(info, top, bottom), hot, top)[:, left:right]
+            rows = read_window(info, top, bottom, sums=self._sums.get(key))
+            sensor = repair_cfa(rows, hot, top)[:, left:right]
         else:
-            sensor = read_window(info, top, bottom, left, right)
+            sensor = read_window(info, top, bottom, left, right, sums=self._sums.get(key))
         planes = debayer(
             np.ascontiguousarray(sensor), info.cfa_pattern, top, left, colour=self._colours.get(key)
         )
         return np.ascontiguousarray(planes[:, y0 - top : y1 - top, x0 - left : x1 - left])
+
+    def _read_with_emptiness(
+        self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int
+    ) -> np.ndarray:
+        height, width = info.shape_hw
+        top, bottom = max(0, y0 - RIM_PX), min(height, y1 + RIM_PX)
+        left, right = max(0, x0 - RIM_PX), min(width, x1 + RIM_PX)
+        stored = read_window(info, top, bottom, left, right, sums=self._sums.get(key))
+        window = np.asarray(stored, dtype=np.float32)
+        window = window[np.newaxis] if window.ndim == 2 else window
+        window = np.where(np.isfinite(window), window, np.float32(np.nan))
+        return zeros_to_nan(window, (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)))
 
     def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
         """Return the window of the radial weight map, or None when the store has none."""
@@ -123,9 +143,9 @@ class FrameStore:
         return weights[y0:y1, x0:x1]
 
     def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
-        """Return undecoded rows with their hot pixels, or None when the frame has no such form."""
+        """Return undecoded rows with their hot pixels, or None when the frame has no such form; see `read`."""
         info = self._infos[key]
-        raw = read_raw_rows(info, y0, y1)
+        raw = read_raw_rows(info, y0, y1, sums=self._sums.get(key))
         if raw is None:
             return None
         hot = self._hot_rows(key, y0, y1, info.shape_hw[1])
@@ -137,16 +157,6 @@ class FrameStore:
             return np.empty(0, np.int64)
         first, last = np.searchsorted(hot, (y0 * width, y1 * width))
         return hot[first:last]
-
-
-def _read_with_emptiness(info: FrameInfo, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-    height, width = info.shape_hw
-    top, bottom = max(0, y0 - RIM_PX), min(height, y1 + RIM_PX)
-    left, right = max(0, x0 - RIM_PX), min(width, x1 + RIM_PX)
-    window = np.asarray(read_window(info, top, bottom, left, right), dtype=np.float32)
-    window = window[np.newaxis] if window.ndim == 2 else window
-    window = np.where(np.isfinite(window), window, np.float32(np.nan))
-    return zeros_to_nan(window, (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)))
 
 
 class TileStore:

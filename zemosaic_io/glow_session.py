@@ -14,11 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zemosaic_core.synthetic_galaxy import Galaxy
-from zemosaic_core.synthetic_glow import (
-    Glow,
+from zemosaic_core.night_sky import (
     Site,
-    glow_adu,
     horizontal,
     julian_date,
     moon_place,
@@ -26,6 +23,8 @@ from zemosaic_core.synthetic_glow import (
     sun_altitude_deg,
     transmission,
 )
+from zemosaic_core.synthetic_galaxy import Galaxy
+from zemosaic_core.synthetic_glow import Glow, glow_adu
 from zemosaic_core.synthetic_nebula import Cloud, paint_diffuse_light
 from zemosaic_core.synthetic_sky import (
     GLOW_STEP_PX,
@@ -85,6 +84,8 @@ class NightSpec:
         At the centre, brightness in ADU per pixel of the frames.
     level_jitter, plane_jitter : float
         Scatter of the sky level from frame to frame, and of its slopes (from middle to edge), relative to the level.
+    differential_extinction : bool
+        Starlight is dimmed by the air at its own altitude; otherwise by that at the middle of its frame.
     haze : float
         A frame loses up to this share of the light of the stars.
     n_satellites, bad_pixels : int
@@ -114,6 +115,7 @@ class NightSpec:
     galaxy: Galaxy | None = _GALAXY
     level_jitter: float = 0.01
     plane_jitter: float = 0.002
+    differential_extinction: bool = False
     haze: float = 0.04
     n_satellites: int = 2
     bad_pixels: int = 40
@@ -383,17 +385,21 @@ def _expose(
             f"{moment}: the target is {altitude:.0f} degrees high and the Sun "
             f"{sun_altitude_deg(jd, spec.site):.0f}; choose another time"
         )
-    air = (1.0 - spec.haze * float(rng.uniform())) * transmission(altitude, spec.glow.extinction_mag)
+    overhead = transmission(altitude, spec.glow.extinction_mag)
+    air = (1.0 - spec.haze * float(rng.uniform())) * overhead
+    fwhm_px, n_cosmics = float(rng.uniform(2.4, 2.9)), int(rng.integers(1, 5))
+    nodes, across = _light_nodes(rng, spec, cards, jd, hours)
     setup = FrameSetup(
         cards=cards,
         shape_hw=spec.shape_hw,
         transparency=(float(air[0]), float(air[1]), float(air[2])),
-        fwhm_px=float(rng.uniform(2.4, 2.9)),
+        fwhm_px=fwhm_px,
         hot_pixels=hot,
-        n_cosmics=int(rng.integers(1, 5)),
+        n_cosmics=n_cosmics,
         seed=(spec.seed, index),
-        glow_adu=_glow_nodes(rng, spec, cards, jd, hours),
+        glow_adu=nodes,
         vignetting=spec.vignetting,
+        air=across / overhead[:, None, None] if spec.differential_extinction else None,
     )
     name = f"Light_{_TARGET.replace(' ', '_')}_10.0s_IRCUT_{moment.strftime('%Y%m%d-%H%M%S')}.fit"
     if spec.hint_is_target:
@@ -406,9 +412,10 @@ def _expose(
     return GlowFrame(name, *numbers, moment, altitude, azimuth, hint, setup)
 
 
-def _glow_nodes(
+def _light_nodes(
     rng: np.random.Generator, spec: NightSpec, cards: dict[str, float | str], jd: float, hours: float
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sky (ADU) and transmission of the air at the nodes of a frame, (3, ny, nx) each."""
     height, width = spec.shape_hw
     xs = np.arange(0, width + 2 * GLOW_STEP_PX, GLOW_STEP_PX)
     ys = np.arange(0, height + 2 * GLOW_STEP_PX, GLOW_STEP_PX)
@@ -418,7 +425,8 @@ def _glow_nodes(
     u, t = 2.0 * x / (width - 1) - 1.0, 2.0 * y / (height - 1) - 1.0
     slopes = spec.plane_jitter * rng.standard_normal(2)
     level = spec.level_jitter * float(rng.standard_normal())
-    return np.asarray(nodes * (1.0 + level + slopes[0] * u + slopes[1] * t))
+    jittered = np.asarray(nodes * (1.0 + level + slopes[0] * u + slopes[1] * t))
+    return jittered, transmission(altitude, spec.glow.extinction_mag)
 
 
 def random_night(seed: int) -> NightSpec:

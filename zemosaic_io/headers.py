@@ -50,8 +50,8 @@ class FrameInfo:
     ----------
     path : Path
         The file; never written to.
-    size_bytes, mtime_ns : int
-        State of the file when it was read.
+    size_bytes, mtime_ns, ctime_ns, inode : int
+        State of the file when it was read; what the last two mean, and whether they last, is the system's business.
     shape_hw : tuple of int
         Height and width, px.
     kind : {'cfa', 'rgb', 'mono'}
@@ -131,6 +131,8 @@ class FrameInfo:
     telescope: str = ""
     stack_exposure_s: float | None = None
     site_deg: tuple[float, float] | None = None
+    ctime_ns: int = 0
+    inode: int = 0
 
     def __hash__(self) -> int:
         return hash((self.path, self.mtime_ns))
@@ -287,6 +289,8 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         path=path,
         size_bytes=stat.st_size,
         mtime_ns=stat.st_mtime_ns,
+        ctime_ns=stat.st_ctime_ns,
+        inode=stat.st_ino,
         shape_hw=shape_hw,
         kind=kind,
         cfa_pattern=pattern,

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ import numpy as np
 from zemosaic_core.errors import SaveFailed
 from zemosaic_io.fits_write import atomic_path
 
-__all__ = ["STATE_FOLDER", "Manifest", "hash_key", "load_json", "make_folder", "save_json"]
+__all__ = ["STATE_FOLDER", "Manifest", "file_digest", "hash_key", "load_json", "make_folder", "save_json"]
 
 STATE_FOLDER = ".zemosaic_state"
-_FORMAT = 1
+_FORMAT = 2
+_SAVE_EVERY_S = 4.0
 _log = logging.getLogger(__name__)
 
 
@@ -81,8 +83,24 @@ def hash_key(*parts: Any) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: Path | str) -> str | None:
+    """Return a fingerprint of the bytes of a file (BLAKE2b, 32 hex digits), or None when it cannot be read."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            piece = bytearray(1 << 20)
+            while count := file.readinto(piece):
+                digest.update(memoryview(piece)[:count])
+    except OSError as error:
+        _log.info("%s cannot be read: %s", path, error)
+        return None
+    return digest.hexdigest()
+
+
 class Manifest:
     """Records by key in one JSON file.
+
+    Each record carries a checksum over its key and its content; one that does not fit was never made.
 
     Parameters
     ----------
@@ -99,14 +117,16 @@ class Manifest:
         self.path = Path(path)
         self._records: dict[str, Any] = {}
         self._changed = False
+        self._saved_at = time.monotonic()
+        self._save_every_s = _SAVE_EVERY_S
         try:
             stored = load_json(self.path)
             if stored["format"] == _FORMAT:
-                self._records = dict(stored["records"])
+                self._records = _sound_records(self.path, stored["records"], stored["checksums"])
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            _log.warning("%s cannot be used and is started anew: %s", self.path, error)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+            _log.warning("%s cannot be used and is started anew: %r", self.path, error)
 
     @staticmethod
     def key(*parts: Any) -> str:
@@ -138,15 +158,43 @@ class Manifest:
         SaveFailed
             ``save_failed``.
         """
+        start = time.monotonic()
         if self._changed:
-            save_json(self.path, {"format": _FORMAT, "records": self._records})
+            checksums = {key: _checksum(key, record) for key, record in self._records.items()}
+            save_json(self.path, {"format": _FORMAT, "checksums": checksums, "records": self._records})
             self._changed = False
+        self._saved_at = time.monotonic()
+        # A long manifest is saved less often, so that saving never takes more than a tenth of the time.
+        self._save_every_s = max(_SAVE_EVERY_S, 10 * (self._saved_at - start))
+
+    def save_now_and_then(self) -> None:
+        """Write the manifest when the last time was some seconds ago, so that a killed run loses no more.
+
+        Raises
+        ------
+        SaveFailed
+            ``save_failed``.
+        """
+        if time.monotonic() - self._saved_at > self._save_every_s:
+            self.save()
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __contains__(self, key: str) -> bool:
         return key in self._records
+
+
+def _sound_records(path: Path, records: Mapping[str, Any], checksums: Mapping[str, str]) -> dict[str, Any]:
+    sound = {key: record for key, record in records.items() if checksums.get(key) == _checksum(key, record)}
+    if len(sound) < len(records):
+        _log.warning("%s: %d damaged records do not count", path, len(records) - len(sound))
+    return sound
+
+
+def _checksum(key: str, record: Any) -> str:
+    text = json.dumps([key, record], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _plain(value: Any) -> Any:

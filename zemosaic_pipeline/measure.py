@@ -6,7 +6,8 @@ Imports only what it needs: a process that measures starts in well under a secon
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -14,14 +15,23 @@ from zemosaic_core import background, stars
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.measure_pass import RawMeasure, measure_raw
 from zemosaic_core.raw_counts import Counts, as_counts
-from zemosaic_io.atomic import atomic_path
-from zemosaic_io.fits_read import read_image_and_key
+from zemosaic_io.fits_read import frame_changed, read_identified
+from zemosaic_io.frame_identity import header_holds, is_as_surveyed
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.sealed_arrays import load_sealed, save_sealed
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.missing_pixels import without_missing
 from zemosaic_pipeline.records import FrameMeasure
 
-__all__ = ["ARRAY_NAMES", "MIN_STARS", "STAR_COLUMNS", "MeasureOptions", "measure_arrays", "measure_frame"]
+__all__ = [
+    "ARRAY_NAMES",
+    "MIN_STARS",
+    "STAR_COLUMNS",
+    "MeasureOptions",
+    "measure_arrays",
+    "measure_frame",
+    "stored_measure",
+]
 
 APERTURE_FWHM = 1.5
 # A frame with fewer stars can neither be matched nor judged.
@@ -37,6 +47,7 @@ ARRAY_NAMES = {
     "hot",
     "hot_sigma",
     "ceiling",
+    "row_sums",
 }
 _PICTURE_SIGMA = 5.0
 # Of pictures nobody knows where their light was cut off; 16-bit ones are not trusted beyond this.
@@ -158,6 +169,13 @@ def _measure_picture(data: np.ndarray, options: MeasureOptions) -> dict[str, np.
 def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure | SkipItem:
     """Measure one frame and store its arrays in the file given; runs in a worker process.
 
+    What that file holds is kept when it was measured on the same pixels.
+
+    Returns
+    -------
+    FrameMeasure or SkipItem
+        ``frame_changed``: the file is not the one whose header was read; its header has to be read again.
+
     Raises
     ------
     SaveFailed
@@ -168,13 +186,18 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
 
 
 def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: str) -> FrameMeasure:
-    data, key = read_image_and_key(info)
-    data, zero_is_missing = without_missing(info, data)
-    arrays = measure_arrays(info, data, options)
-    with atomic_path(arrays_path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-    return FrameMeasure(
-        content_key=key,
+    read = read_identified(info)
+    if not is_as_surveyed(info) and not header_holds(info):
+        raise frame_changed(info.path)
+    key = Path(arrays_path).stem
+    before = load_sealed(arrays_path, key)
+    if before is not None and before[0]["content_key"] == read.content_key:
+        zero_is_missing, arrays = before[0]["zero_is_missing"], before[1]
+    else:
+        data, zero_is_missing = without_missing(info, read.data)
+        arrays = measure_arrays(info, data, options)
+    measure = FrameMeasure(
+        content_key=read.content_key,
         sky_adu=tuple(map(float, arrays["sky"])),
         noise_adu=tuple(map(float, arrays["noise"])),
         n_stars=len(arrays["x"]),
@@ -183,3 +206,20 @@ def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: st
         arrays_path=arrays_path,
         zero_is_missing=zero_is_missing,
     )
+    record = {name: value for name, value in asdict(measure).items() if name != "arrays_path"}
+    state = [info.ctime_ns, info.inode]
+    save_sealed(arrays_path, key, record | {"file_state": state}, {**arrays, "row_sums": read.row_sums})
+    return measure
+
+
+def stored_measure(info: FrameInfo, arrays_path: str) -> FrameMeasure | None:
+    """Return what `measure_frame` stored for this very file; None when it has to look at the file itself."""
+    stored = load_sealed(arrays_path, Path(arrays_path).stem)
+    if stored is None:
+        return None
+    record, arrays = stored
+    # The name stands for path, size and time. They stay the same when a backup is restored over the file.
+    if record.pop("file_state") != [info.ctime_ns, info.inode] or not ARRAY_NAMES.issubset(arrays):
+        return None
+    lists = {name: tuple(record[name]) for name in ("sky_adu", "noise_adu")}
+    return FrameMeasure(**{**record, **lists}, arrays_path=arrays_path)

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-import zipfile
+import shutil
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_core.hot_pixels import DefectEvidence
-from zemosaic_io.headers import FrameInfo
-from zemosaic_io.manifest import Manifest, make_folder
+from zemosaic_io.fits_read import frame_changed
+from zemosaic_io.headers import FrameInfo, read_frame_info
+from zemosaic_io.manifest import hash_key, make_folder
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.judge_frames import count_stars_alike, judge_shapes
-from zemosaic_pipeline.measure import ARRAY_NAMES, MeasureOptions, measure_frame
+from zemosaic_pipeline.measure import MeasureOptions, measure_frame, stored_measure
 from zemosaic_pipeline.records import Frame, FrameMeasure
 from zemosaic_pipeline.sessions import night_labels
 
-__all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "measure_frame", "run"]
+__all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "forget", "run"]
 
 PHASE = "phase1_prepare"
 # Part of the key of stored measurements: raise it when their meaning changes.
 MEASURE_VERSION = 5
-
-log = logging.getLogger(__name__)
+FOLDER = "frames"
+_NOT_FROM_THE_HEADER = ("path", "size_bytes", "mtime_ns", "ctime_ns", "inode", "data_offset", "hdu")
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,12 @@ class Prepared:
     hot_pixels: dict[int, np.ndarray]
 
 
-def _stored(manifest: Manifest, info: FrameInfo, options: MeasureOptions) -> tuple[str, FrameMeasure | None]:
-    key = manifest.key(
+def _arrays_path(folder: Path, info: FrameInfo, options: MeasureOptions) -> str:
+    """Name by what the measurements follow from: copies of a frame are measured at the same time.
+
+    Other options of a later run do not find these arrays under the same name.
+    """
+    key = hash_key(
         "measure",
         MEASURE_VERSION,
         str(info.path),
@@ -49,72 +56,104 @@ def _stored(manifest: Manifest, info: FrameInfo, options: MeasureOptions) -> tup
         options.mesh_cell_px,
         options.find_hot_pixels,
     )
-    record = manifest.get(key)
-    if record is None:
-        return key, None
-    try:
-        measure = FrameMeasure(
-            **{**record, "sky_adu": tuple(record["sky_adu"]), "noise_adu": tuple(record["noise_adu"])}
-        )
-        # A file cut short by a power cut must not end a later run; its table of contents is at its end.
-        with np.load(measure.arrays_path) as arrays:
-            intact = ARRAY_NAMES.issubset(arrays.files)
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("stored measurements of %s cannot be used: %r", info.path, error)
-        return key, None
-    return key, measure if intact else None
+    return str(folder / f"{key}.npz")
+
+
+def forget(context: RunContext) -> None:
+    """Drop the measurements of earlier runs."""
+    shutil.rmtree(context.state_dir / FOLDER, ignore_errors=True)
 
 
 def _measure_all(
-    frames: list[Frame], options: MeasureOptions, context: RunContext, manifest: Manifest
-) -> dict[int, FrameMeasure]:
-    folder = context.state_dir / "frames"
+    frames: list[Frame], options: MeasureOptions, context: RunContext
+) -> tuple[list[Frame], dict[int, FrameMeasure]]:
+    """Return the frames as they are now, and their measurements by index; what could not be measured is missing."""
+    folder = context.state_dir / FOLDER
     make_folder(folder)
+    current = {frame.index: frame for frame in frames}
     measures: dict[int, FrameMeasure] = {}
-    keys: dict[int, str] = {}
-    todo: list[Frame] = []
     for frame in frames:
-        keys[frame.index], stored = _stored(manifest, frame.info, options)
-        if stored is None:
-            todo.append(frame)
-        else:
+        stored = stored_measure(frame.info, _arrays_path(folder, frame.info, options))
+        if stored is not None:
             measures[frame.index] = stored
     if measures:
         context.say("run_info_measures_reused", frames=len(measures))
-    # Named by what they follow from: copies of a frame are measured at the same time, and other options of a later
-    # run must not find these arrays under the same name.
-    tasks = [(frame.info, options, str(folder / f"{keys[frame.index]}.npz")) for frame in todo]
     done = len(measures)
-    try:
+    todo = [frame for frame in frames if frame.index not in measures]
+    for is_last in (False, True):
+        changed: list[Frame] = []
+        tasks = [(frame.info, options, _arrays_path(folder, frame.info, options)) for frame in todo]
         for position, result in context.map(measure_frame, tasks):
             frame = todo[position]
+            if isinstance(result, SkipItem) and result.key == "frame_changed" and not is_last:
+                changed.append(frame)
+                continue
             done += 1
             context.progress(done, len(frames), frame.name)
             if isinstance(result, SkipItem):
                 context.leave_out(str(frame.info.path), PHASE, result.key, **result.values)
-                continue
-            measures[frame.index] = result
-            manifest.put(keys[frame.index], result.__dict__)
-    finally:
-        # A stopped run keeps what it measured.
-        manifest.save()
-    return measures
+            else:
+                measures[frame.index] = result
+        todo = _read_anew(changed, context)
+        current.update({frame.index: frame for frame in todo})
+    return list(current.values()), measures
 
 
-def _same_pixels(frames: list[Frame], measures: dict[int, FrameMeasure], context: RunContext) -> list[Frame]:
-    """Leave out frames whose pixels were seen before: a copy would count twice."""
-    seen: dict[str, Frame] = {}
-    kept: list[Frame] = []
+def _read_anew(changed: list[Frame], context: RunContext) -> list[Frame]:
+    """Return frames whose headers were rewritten since the survey with what these say now."""
+    again = []
+    for frame in changed:
+        info = result_or_skip(frame.info.path, read_frame_info, frame.info.path)
+        if not isinstance(info, SkipItem) and (info.kind, info.shape_hw) != (
+            frame.info.kind,
+            frame.info.shape_hw,
+        ):
+            info = frame_changed(frame.info.path)
+        if isinstance(info, SkipItem):
+            context.leave_out(str(frame.info.path), PHASE, info.key, **info.values)
+        else:
+            again.append(replace(frame, info=info))
+    return again
+
+
+def _one_of_each(frames: list[Frame], measures: dict[int, FrameMeasure], context: RunContext) -> list[Frame]:
+    """Leave out all but the best of frames with the same pixels: a copy would count twice."""
+    copies: dict[str, list[Frame]] = defaultdict(list)
     for frame in frames:
-        if frame.index not in measures:
-            continue
-        key = measures[frame.index].content_key
-        if key in seen:
-            context.leave_out(str(frame.info.path), PHASE, "frame_duplicate", other=str(seen[key].info.path))
-            continue
-        seen[key] = frame
-        kept.append(frame)
+        if frame.index in measures:
+            copies[measures[frame.index].content_key].append(frame)
+    kept = []
+    for same in copies.values():
+        best, *others = sorted(same, key=_worth, reverse=True)
+        kept.append(best)
+        for frame in others:
+            context.leave_out(str(frame.info.path), PHASE, "frame_duplicate", other=str(best.info.path))
     return kept
+
+
+def _worth(frame: Frame) -> tuple[Any, ...]:
+    """Order copies by what their headers know; between equals anything will do that is not their name."""
+    info = frame.info
+    facts = (
+        info.date_obs,
+        info.exposure_s,
+        info.ra_deg,
+        info.scale_arcsec,
+        info.instrument,
+        info.filter_name,
+    )
+    known = sum(fact not in (None, "") for fact in facts)
+    header = {k: v for k, v in asdict(info).items() if k not in _NOT_FROM_THE_HEADER}
+    return info.wcs_cards is not None, known, len(info.wcs_cards or ()), hash_key(header), str(info.path)
+
+
+def _numbered(
+    frames: list[Frame], measures: dict[int, FrameMeasure]
+) -> tuple[list[Frame], dict[int, FrameMeasure]]:
+    """Number frames by time; the result of a run must not depend on what files are called."""
+    order = sorted(frames, key=lambda f: (f.info.date_obs, measures[f.index].content_key))
+    by_number = {number: measures[frame.index] for number, frame in enumerate(order)}
+    return [replace(frame, index=number) for number, frame in enumerate(order)], by_number
 
 
 def _persistent(
@@ -141,16 +180,18 @@ def _persistent(
     return found
 
 
-def run(frames: list[Frame], options: MeasureOptions, context: RunContext, manifest: Manifest) -> Prepared:
+def run(frames: list[Frame], options: MeasureOptions, context: RunContext) -> Prepared:
     """Measure all frames, leave out what cannot be used, find persistent hot pixels.
+
+    The frames that are returned are numbered anew, by time.
 
     Raises
     ------
     RunFailed
         No frame is usable.
     """
-    measures = _measure_all(frames, options, context, manifest)
-    usable = _same_pixels(frames, measures, context)
+    current, measured = _measure_all(frames, options, context)
+    usable, measures = _numbered(_one_of_each(current, measured, context), measured)
     measures = count_stars_alike(usable, measures)
     kept = judge_shapes(usable, measures, options, context, PHASE)
     if not kept:

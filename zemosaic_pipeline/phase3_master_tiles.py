@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.sources import CoaddBlock, CoaddSource
 from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import StreamingFits
+from zemosaic_io.frame_identity import is_as_surveyed, locate_again
 from zemosaic_io.frame_store import FrameStore, TileStore
-from zemosaic_io.headers import read_frame_info
-from zemosaic_io.manifest import Manifest, make_folder
+from zemosaic_io.manifest import Manifest, file_digest, make_folder
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
@@ -34,7 +35,7 @@ from zemosaic_utils import coadd_on_grid
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 4
+TILE_VERSION = 5
 MAP_ERROR_PX = 0.005
 # The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
 RAMP_DECIMATION = 4
@@ -187,9 +188,7 @@ def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: Run
 def _tile_cards(
     group: FrameGroup, frames: Sequence[RegisteredFrame], plan: RunPlan, wcs_cards: dict[str, Any]
 ) -> dict[str, Any]:
-    first = frames[0].solved.frame.info
     stack = plan.stack
-    exposure = sum(frame.solved.frame.info.total_exposure_s or 0.0 for frame in frames)
     cards: dict[str, Any] = {
         **wcs_cards,
         "ZMT_TYPE": ("Master Tile", "ZeMosaic product"),
@@ -206,11 +205,18 @@ def _tile_cards(
         "HIERARCH ZMT_WINHI": (stack.rule.winsor_limits[1], "winsorised fraction, high"),
         "ZMT_COMB": (stack.rule.combine, "combination"),
         "ZMT_KERN": (stack.kernel, "resampling kernel"),
-        "EXPTOTAL": (exposure, "[s] exposure of all frames"),
         "NEXP_SUM": (len(frames), "number of exposures"),
         "BUNIT": ("adu", "counts of the reference frames"),
         "SOFTWARE": (f"ZeMosaic {__version__}", "made by"),
     }
+    return cards | _frame_cards(frames)
+
+
+def _frame_cards(frames: Sequence[RegisteredFrame]) -> dict[str, Any]:
+    """Return what the headers of the frames say about the tile."""
+    first = frames[0].solved.frame.info
+    exposure = sum(frame.solved.frame.info.total_exposure_s or 0.0 for frame in frames)
+    cards: dict[str, Any] = {"EXPTOTAL": (exposure, "[s] exposure of all frames")}
     for name, value in (
         ("OBJECT", first.object_name),
         ("FILTER", first.filter_name),
@@ -262,7 +268,7 @@ def create_tile(
     Raises
     ------
     SkipItem
-        No frame of the group touches the grid.
+        No frame of the group touches the grid; or rows that were read are not those that were measured.
     SaveFailed
         The tile cannot be written.
     """
@@ -293,6 +299,7 @@ def create_tile(
         hot_pixels,
         colours=frame_colours(frames),
         radial=plan.stack.radial,
+        row_sums={frame.solved.frame.index: frame.solved.measure.arrays()["row_sums"] for frame in frames},
         zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
     )
     facts = _TileFacts(plan.n_channels)
@@ -370,11 +377,13 @@ def _tile_key(
         )
         for i, frame in enumerate(frames)
     ]
+    facts = _frame_cards(frames)
     return manifest.key(
         "tile",
         TILE_VERSION,
         __version__,
         inputs,
+        facts,
         grid.wcs_cards,
         grid.shape_hw,
         asdict(plan.stack),
@@ -395,7 +404,8 @@ def _stored_tile(
         return None
     try:
         path = folder / Path(record["path"]).name
-        if not path.is_file():
+        if file_digest(path) != record["digest"]:
+            log.warning("stored tile %s is damaged or gone and is made anew", path)
             return None
         tile = MasterTile(
             **{
@@ -407,33 +417,53 @@ def _stored_tile(
                 "path": str(path),
             }
         )
-        if path.stat().st_size != record["size_bytes"]:
-            return None
         return tile if TileStore({0: path}).shape_hw(0) == tile.shape_hw else None
     except (KeyError, TypeError, OSError, SkipItem) as error:
         log.warning("stored tile %s cannot be used: %r", key, error)
         return None
 
 
-def _without_lost(
-    frames: Sequence[RegisteredFrame], skip: SkipItem, context: RunContext
+def _as_measured(frame: RegisteredFrame) -> RegisteredFrame:
+    """Return the frame as its file is now.
+
+    Raises
+    ------
+    SkipItem
+        The file holds other pixels than those measured, or cannot be read any more.
+    """
+    info = frame.solved.frame.info
+    if is_as_surveyed(info):
+        return frame
+    now = locate_again(info, frame.solved.measure.content_key)
+    return replace(frame, solved=replace(frame.solved, frame=replace(frame.solved.frame, info=now)))
+
+
+def _still_there(
+    frames: Sequence[RegisteredFrame],
+    context: RunContext,
+    lost: SkipItem | None = None,
+    tried_again: Collection[str] = (),
 ) -> list[RegisteredFrame]:
-    """Return the frames that can still be read after one could not; the others are left out."""
+    """Return the frames whose pixels are those measured; the others are left out with their reason.
+
+    Parameters
+    ----------
+    lost : SkipItem, optional
+        Why a frame, named in its values, could not be stacked. It is kept when its pixels are found in another
+        place of the file, as after another program wrote into its header.
+    tried_again : collection of str
+        Paths of frames that were kept for that reason before.
+    """
     kept = []
     for frame in frames:
-        info = frame.solved.frame.info
-        reason = skip if str(skip.values.get("path")) == str(info.path) else None
-        try:
-            now = read_frame_info(info.path)
-        except SkipItem as error:
-            reason = error
+        path = str(frame.solved.frame.info.path)
+        now = result_or_skip(path, _as_measured, frame)
+        if lost is not None and lost.values.get("path") == path and (now is frame or path in tried_again):
+            now = lost
+        if isinstance(now, SkipItem):
+            context.leave_out(path, PHASE, now.key, **now.values)
         else:
-            if (now.size_bytes, now.mtime_ns) != (info.size_bytes, info.mtime_ns):
-                reason = SkipItem("frame_changed", f"{info.path} changed during the run")
-        if reason is None:
-            kept.append(frame)
-        else:
-            context.leave_out(str(info.path), PHASE, reason.key, **reason.values)
+            kept.append(now)
     return kept
 
 
@@ -454,6 +484,8 @@ class _Maker:
         self, group: FrameGroup, frames: Sequence[RegisteredFrame], on_rows: Callable[[int, int], object]
     ) -> tuple[MasterTile | None, bool]:
         """Return the tile, or None when nothing of the group is left; and whether it was made before."""
+        frames = _still_there(frames, self.context)
+        tried_again: set[str] = set()
         while frames:
             weights = np.stack([self.weights[frame.solved.frame.index] for frame in frames])
             key = _tile_key(self.manifest, frames, weights, self.hot_pixels, self.sky, self.grid, self.plan)
@@ -476,13 +508,18 @@ class _Maker:
                     on_rows,
                 )
             except SkipItem as skip:
-                left = _without_lost(frames, skip, self.context)
-                if len(left) == len(frames):
+                left = _still_there(frames, self.context, skip, tried_again)
+                if len(left) == len(frames) and all(a is b for a, b in zip(left, frames, strict=True)):
                     self.context.say(skip.key, "WARN", **skip.values)
                     return None, False
+                tried_again.add(str(skip.values.get("path")))
                 frames = left
                 continue
-            record = {"path": path.name, "size_bytes": path.stat().st_size, "tile": asdict(tile)}
+            record = {
+                "path": path.name,
+                "digest": file_digest(path),
+                "tile": asdict(tile) | {"path": path.name},
+            }
             self.manifest.put(key, record)
             self.manifest.save()
             return tile, False
@@ -501,7 +538,8 @@ def run(
 ) -> list[MasterTile]:
     """Return the master tiles; a tile made before from the same frames and numbers is used again.
 
-    A frame that can no longer be read is left out, and its group stacked without it.
+    A frame that can no longer be read, or whose pixels are not those that were measured, is left out, and its
+    group stacked without it.
     """
     folder = context.state_dir / "tiles"
     make_folder(folder)

@@ -595,8 +595,11 @@ def _largest(infos: Sequence[FrameInfo]) -> FrameInfo:
 
 
 def majority_geometry(infos: Sequence[FrameInfo]) -> tuple[str, tuple[int, int] | None]:
-    """Return the geometry that most frames have; ties go to the one seen first."""
-    return Counter(map(geometry, infos)).most_common(1)[0][0]
+    """Return the geometry that most frames have; ties go to the larger frames, whatever the files are called."""
+    counts = Counter(map(geometry, infos))
+    return max(
+        counts, key=lambda found: (counts[found], math.prod(found[1] or (0,)), found[0], found[1] or ())
+    )
 
 
 def make_plan(

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_core.errors import RunFailed
 from zemosaic_core.transforms import Transform
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.sealed_arrays import load_sealed
 
 __all__ = [
     "Frame",
@@ -28,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Frame:
-    """A file that can be used, with the number it keeps for the whole run."""
+    """A file that can be used, with its number: in the order of names at first, by time once it was measured."""
 
     index: int
     info: FrameInfo
@@ -69,7 +71,7 @@ class FrameMeasure:
     zero_is_missing : bool
         Pixels that are 0 in all planes hold no light: they surround the picture.
     arrays_path : str
-        ``.npz`` with ``x y flux channel_flux mesh mesh_noise hot`` and more (see `measure.measure_arrays`).
+        ``.npz`` with ``x y flux channel_flux mesh mesh_noise hot row_sums`` and more (see `measure.measure_arrays`).
     """
 
     content_key: str
@@ -83,14 +85,31 @@ class FrameMeasure:
     zero_is_missing: bool = False
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Read the arrays of this frame."""
-        with np.load(self.arrays_path) as stored:
-            return dict(stored)
+        """Read the arrays of this frame.
+
+        Raises
+        ------
+        RunFailed
+            ``run_error_state_lost``: they are not there any more.
+        """
+        stored = load_sealed(self.arrays_path, self.key)
+        if stored is None:
+            raise RunFailed(
+                "run_error_state_lost",
+                f"{self.arrays_path} was damaged or removed while the run used it; start the run again",
+                path=self.arrays_path,
+            )
+        return stored[1]
+
+    @property
+    def key(self) -> str:
+        """What the measurements follow from: the file, the pixels' layout and the options."""
+        return Path(self.arrays_path).stem
 
     def columns(self, *names: str) -> dict[str, np.ndarray]:
         """Read some of the arrays of this frame."""
-        with np.load(self.arrays_path) as stored:
-            return {name: stored[name] for name in names}
+        arrays = self.arrays()
+        return {name: arrays[name] for name in names}
 
 
 @dataclass(frozen=True)

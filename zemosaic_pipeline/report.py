@@ -114,6 +114,14 @@ def _tiles(run: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def _sky(run: Any) -> dict[str, Any] | None:
+    """Return what is known about the sky behind the frames, and where the mosaic lies on the plane it is given on."""
+    if run.sky is None:
+        return None
+    origin_yx = (0, 0) if run.mosaic is None else run.mosaic.origin_yx
+    return {**run.sky.facts(), "mosaic_origin_xy": [origin_yx[1], origin_yx[0]]}
+
+
 def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseException | None) -> dict[str, Any]:
     """Return the report of a run, finished or not, with only JSON's own types."""
     context = run.context
@@ -163,6 +171,8 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             }
             if run.mosaic
             else None,
+            "route": asdict(run.plan.route) if run.plan else None,
+            "sky": _sky(run),
             "photometry": run.mosaic.photometry if run.mosaic else None,
             "messages": [asdict(message) for message in context.messages],
             "gpu": {

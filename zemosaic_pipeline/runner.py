@@ -190,7 +190,8 @@ class _ClassicRun:
         with context.phase(phase1_prepare.PHASE, len(frames)):
             if not plan.resume:
                 manifest.keep_only(set())
-            prepared = phase1_prepare.run(frames, plan.measure, context, manifest)
+                phase1_prepare.forget(context)
+            prepared = phase1_prepare.run(frames, plan.measure, context)
             self.solved = solved = solve_frames.run(prepared, plan.solve, context, manifest)
             context.release_pool()
         with context.phase(phase2_group.PHASE):

@@ -11,11 +11,11 @@ import numpy as np
 from astropy.wcs import WCS
 
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
+from zemosaic_core.night_sky import Site, airmass, horizontal, julian_date, moon_place, moonlight_nl
 from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.sky_model import SkyModel, solve_sky
 from zemosaic_core.star_flat import StarFlat, radius_squared
-from zemosaic_core.synthetic_glow import Site, airmass, horizontal, julian_date, moon_place, moonlight_nl
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameTerms, MosaicGrid, RegisteredFrame

@@ -2,6 +2,8 @@
 
 The header's own WCS first; then one frame per pointing is solved, and the others are laid on solved neighbours
 by their stars; what matches none is solved on its own. Nothing is written to the input files.
+
+Every run goes this way from its beginning; what single steps gave before comes from `SolveMemory`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,29 +21,32 @@ from astropy.wcs import WCS
 from scipy.spatial import cKDTree
 
 from zemosaic_core.cfa import luminance
-from zemosaic_core.errors import RunFailed
+from zemosaic_core.errors import RunFailed, SkipItem
+from zemosaic_core.plate_solve import WcsCheck
 from zemosaic_core.sphere import separation_deg
 from zemosaic_core.star_patterns import find_similarity
 from zemosaic_core.stars import StarList
 from zemosaic_core.tan_fit import fit_tan
 from zemosaic_core.transforms import fit_transform
 from zemosaic_io.fits_read import read_window
+from zemosaic_io.frame_identity import is_as_surveyed, locate_again
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.solvers.base import SolveOutcome, Solver, SolveRequest
 from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
 from zemosaic_io.solvers.embedded import check_wcs
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_boundary import TRACEBACK, result_or_skip
 from zemosaic_pipeline.frame_wcs import UnusableWcs, build_frame_wcs
 from zemosaic_pipeline.measure import STAR_COLUMNS
 from zemosaic_pipeline.phase1_prepare import Prepared
 from zemosaic_pipeline.plan import SolveOptions
 from zemosaic_pipeline.pointings import field_deg, pointing_labels
 from zemosaic_pipeline.records import Frame, FrameMeasure, Solution, SolvedFrame
+from zemosaic_pipeline.solve_memory import HeaderCheck, SolveMemory
 
-__all__ = ["SOLVE_VERSION", "image_provider", "match_frame", "run"]
+__all__ = ["image_provider", "match_frame", "run"]
 
-SOLVE_VERSION = 2
 PHASE = "phase1_prepare"
 # Solved neighbours tried per frame and round; a frame that matches none of them waits for the next round.
 NEIGHBOURS = 4
@@ -54,17 +60,33 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Sky:
-    """What is known so far: stars of every frame, solutions found."""
+    """What is known so far: stars of every frame, solutions found, why frames could not even be tried."""
 
     frames: dict[int, tuple[Frame, FrameMeasure]]
     stars: dict[int, StarList]
+    memory: SolveMemory
     solutions: dict[int, Solution] = field(default_factory=dict)
     wcs: dict[int, WCS] = field(default_factory=dict)
     attempts: dict[int, list[SolveOutcome]] = field(default_factory=lambda: defaultdict(list))
+    lost: dict[int, SkipItem] = field(default_factory=dict)
 
-    def add(self, index: int, solution: Solution) -> None:
+    @staticmethod
+    def of(frames: Mapping[int, tuple[Frame, FrameMeasure]], memory: SolveMemory) -> _Sky:
+        stars = {index: _star_list(measure) for index, (_, measure) in frames.items()}
+        return _Sky(dict(frames), stars, memory)
+
+    def only(self, index: int) -> _Sky:
+        """Return a sky with this frame alone, of which nothing is known yet."""
+        return _Sky({index: self.frames[index]}, {index: self.stars[index]}, self.memory)
+
+    @cached_property
+    def stars_key(self) -> dict[int, str]:
+        return {index: self.memory.stars_key(stars) for index, stars in self.stars.items()}
+
+    def add(self, index: int, solution: Solution, *, remembered: bool = False) -> None:
         self.solutions[index] = solution
         self.wcs[index] = WCS(solution.wcs_cards)
+        (self.memory.reused.add if remembered else self.memory.reused.discard)(index)
 
     def unsolved(self) -> list[int]:
         return [index for index in self.frames if index not in self.solutions]
@@ -82,19 +104,17 @@ class _Sky:
         return None if info.ra_deg is None or info.dec_deg is None else (info.ra_deg, info.dec_deg)
 
 
-def _is_usable(cards: Mapping[str, Any], frame: Frame) -> bool:
-    try:
-        build_frame_wcs(cards, frame.info.shape_hw)
-    except UnusableWcs as error:
-        log.warning("%s: a WCS found for it is not used: %s", frame.info.path, error)
-        return False
-    return True
+Match = tuple[int, np.ndarray, np.ndarray, float]
 
 
-def match_frame(
-    task: tuple[list[np.ndarray], np.ndarray, float],
-) -> tuple[int, np.ndarray, np.ndarray, float] | None:
-    """Lay a frame's stars on the first neighbour that fits; runs in a worker process.
+def _match_of(task: tuple[str, list[np.ndarray], np.ndarray, float]) -> Match | SkipItem | None:
+    """Match the frame with the path given; runs in a worker process."""
+    path, *stars = task
+    return result_or_skip(path, match_frame, tuple(stars))
+
+
+def match_frame(task: tuple[list[np.ndarray], np.ndarray, float]) -> Match | None:
+    """Lay a frame's stars on the first neighbour that fits.
 
     Parameters
     ----------
@@ -137,19 +157,47 @@ def _pointings(sky: _Sky, indices: Iterable[int]) -> list[list[int]]:
     return [sorted(group, key=lambda i: -sky.frames[i][1].n_stars) for group in members.values()]
 
 
+def _check(sky: _Sky, index: int, cards: Mapping[str, Any]) -> WcsCheck:
+    """Hold a WCS against what a run will do with it and against the catalogue.
+
+    Raises
+    ------
+    SkipItem
+        It cannot be used.
+    """
+    frame, _ = sky.frames[index]
+    shape_hw = frame.info.shape_hw
+    try:
+        build_frame_wcs(cards, shape_hw)
+    except UnusableWcs as error:
+        raise SkipItem("wcs_unusable", f"{frame.info.path}: {error}", path=str(frame.info.path)) from error
+    return check_wcs(cards, sky.stars[index], shape_hw)
+
+
 def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
     """Take the WCS of the headers where the frame's own stars do not speak against it."""
     doubtful: dict[int, Solution] = {}
     for index, (frame, _) in sky.frames.items():
         cards = frame.info.wcs_cards
-        if cards is None or not _is_usable(cards, frame):
+        if cards is None:
             continue
-        check = check_wcs(cards, sky.stars[index], frame.info.shape_hw)
+        key = sky.memory.header_key(sky.stars_key[index], cards, frame.info.shape_hw)
+        known = sky.memory.header_check(key)
+        check = known
+        if check is None:
+            found = result_or_skip(frame.info.path, _check, sky, index, cards)
+            if isinstance(found, SkipItem):
+                log.warning("the WCS of its header is not used: %s", found)
+                continue
+            check = HeaderCheck(
+                float(found.rms_px), int(found.n_matched), bool(found.confirmed), bool(found.contradicts)
+            )
+            sky.memory.keep_check(key, check)
         solution = Solution(dict(cards), "header", check.rms_px, check.n_matched, confirmed=check.confirmed)
         if check.contradicts:
             doubtful[index] = solution
         else:
-            sky.add(index, solution)
+            sky.add(index, solution, remembered=known is not None)
     if doubtful:
         _settle_doubts(sky, doubtful, options, context)
 
@@ -167,21 +215,24 @@ def _settle_doubts(
     near = replace(options, solver=replace(options.solver, search_radius_deg=radius_deg))
     for members in _pointings(sky, doubtful):
         best, example = members[0], sky.frames[members[0]][0].name
-        found = _Sky({best: sky.frames[best]}, {best: sky.stars[best]})
-        if _solve(best, found, solver, near, context):
+        alone = sky.only(best)
+        if _solve(best, alone, solver, near, context):
             context.say("wcs_header_wrong", "WARN", frames=len(members), example=example)
-            sky.add(best, found.solutions[best])
+            sky.add(best, alone.solutions[best], remembered=best in sky.memory.reused)
             continue
         context.say("wcs_header_unconfirmed", "WARN", frames=len(members), example=example)
         for index in members:
-            sky.add(index, doubtful[index])
+            sky.add(index, doubtful[index], remembered=True)
 
 
-def image_provider(info: FrameInfo) -> Any:
-    """Return what gives a solver the frame's luminance (h, w) and the position of its first pixel."""
+def image_provider(info: FrameInfo, row_sums: np.ndarray | None = None) -> Any:
+    """Return what gives a solver the frame's luminance (h, w) and the position of its first pixel.
+
+    With ``row_sums`` the pixels have to be those that were measured.
+    """
 
     def provide() -> tuple[np.ndarray, tuple[float, float]]:
-        data = read_window(info, 0, info.shape_hw[0])
+        data = read_window(info, 0, info.shape_hw[0], sums=row_sums)
         if info.kind == "cfa":
             return luminance(data), (0.5, 0.5)
         return np.asarray(data if data.ndim == 2 else data.mean(axis=0), dtype=np.float32), (0.0, 0.0)
@@ -192,7 +243,37 @@ def image_provider(info: FrameInfo) -> Any:
 def _solve(
     index: int, sky: _Sky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
 ) -> bool:
-    frame, _ = sky.frames[index]
+    """Ask the solvers for one frame; return whether it has a place now."""
+    frame, measure = sky.frames[index]
+    key = sky.memory.solver_key(frame, measure, sky.stars_key[index], sky.hint(index), solvers, options)
+    known, solution = sky.memory.solution(key)
+    if not known:
+        found = result_or_skip(frame.info.path, _ask_solvers, index, sky, solvers, options, context)
+        if isinstance(found, SkipItem):
+            log.warning("not solved: %s %s", found, found.values.get(TRACEBACK, ""))
+            sky.lost[index] = found
+        else:
+            solution = found
+            if solution is not None:
+                # What failed is tried again: the next time a program may answer, or in time.
+                sky.memory.keep_solution(key, solution)
+    if solution is None:
+        return False
+    sky.add(index, solution, remembered=known)
+    return True
+
+
+def _ask_solvers(
+    index: int, sky: _Sky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
+) -> Solution | None:
+    """Return what the solvers find, after the stars of the frame were asked about it.
+
+    Raises
+    ------
+    SkipItem
+        The file cannot be read any more, or holds other pixels than those measured.
+    """
+    frame, measure = sky.frames[index]
     hint = sky.hint(index)
     request = SolveRequest(
         path=frame.info.path,
@@ -202,21 +283,24 @@ def _solve(
         scale_arcsec=frame.info.scale_arcsec,
         radius_deg=options.solver.search_radius_deg,
         stars=sky.stars[index],
-        image_provider=image_provider(frame.info),
+        image_provider=image_provider(frame.info, measure.arrays()["row_sums"]),
         work_dir=context.work_dir,
         timeout_s=options.solver.timeout_s,
     )
     outcomes = solve_with_chain(request, solvers, context.cancel)
     sky.attempts[index].extend(outcomes)
     last = outcomes[-1] if outcomes else None
-    if last is None or not last.ok or not _is_usable(last.wcs_cards, frame):
-        return False
-    check = check_wcs(last.wcs_cards, sky.stars[index], frame.info.shape_hw)
+    if last is None or not last.ok:
+        return None
+    if last.solver != "EMBEDDED" and not is_as_surveyed(frame.info):
+        # The other program may have read the file itself.
+        locate_again(frame.info, measure.content_key)
+    check = _check(sky, index, last.wcs_cards)
     if check.contradicts:
         context.say(
             "wcs_solver_wrong", "WARN", path=str(frame.info.path), solver=last.solver, matched=check.n_matched
         )
-        return False
+        return None
     cards = dict(last.wcs_cards)
     if last.solver != "EMBEDDED" and check.confirmed and check.is_shifted:
         # Some releases of a solver are off by a constant part of a pixel; the stars say by how much.
@@ -231,10 +315,7 @@ def _solve(
         )
     rms = check.rms_px if last.rms_px is None else last.rms_px
     matched = check.n_matched if last.n_matched is None else last.n_matched
-    sky.add(
-        index, Solution(cards, last.solver, rms, matched, seconds=last.seconds, confirmed=check.confirmed)
-    )
-    return True
+    return Solution(cards, last.solver, rms, matched, seconds=last.seconds, confirmed=check.confirmed)
 
 
 @dataclass(frozen=True)
@@ -267,31 +348,52 @@ class _Places:
 
 def _match_round(
     sky: _Sky, waiting: Sequence[int], references: Sequence[int], options: SolveOptions, context: RunContext
-) -> int:
-    """Try to lay the waiting frames on solved ones; return how many were."""
-    todo = list(waiting)
+) -> None:
+    """Try to lay the waiting frames on solved ones."""
     places = _Places.of(sky, references)
-    chosen = [places.nearest(sky, index) for index in todo]
+    chosen = {index: places.nearest(sky, index) for index in waiting}
+    keys: dict[int, str] = {}
+    found: dict[int, Solution | None] = {}
+    for index, others in chosen.items():
+        neighbours = [(sky.stars_key[other], sky.solutions[other]) for other in others]
+        shape_hw = sky.frames[index][0].info.shape_hw
+        keys[index] = sky.memory.match_key(sky.stars_key[index], shape_hw, neighbours, options.tolerance_px)
+        known, solution = sky.memory.solution(keys[index])
+        if known:
+            found[index] = solution
+    todo = [index for index in waiting if index not in found]
+    remembered = set(found)
     tasks = [
-        ([sky.xy(other) for other in others], sky.xy(index), options.tolerance_px)
-        for index, others in zip(todo, chosen, strict=True)
-    ]
-    matched = 0
-    for position, result in context.map(match_frame, tasks):
-        if result is None:
-            continue
-        which, reference_xy, xy, rms = result
-        reference = chosen[position][which]
-        index = todo[position]
-        ra, dec = sky.wcs[reference].all_pix2world(reference_xy[:, 0], reference_xy[:, 1], 0)
-        cards, _ = fit_tan(ra, dec, xy[:, 0], xy[:, 1], sky.frames[index][0].info.shape_hw)
-        known = sky.solutions[reference]
-        sky.add(
-            index, Solution(cards, "star_match", rms, len(xy), known.approximate, confirmed=known.confirmed)
+        (
+            str(sky.frames[index][0].info.path),
+            [sky.xy(other) for other in chosen[index]],
+            sky.xy(index),
+            options.tolerance_px,
         )
-        matched += 1
-        context.progress(len(sky.solutions), len(sky.frames), sky.frames[index][0].name)
-    return matched
+        for index in todo
+    ]
+    for position, match in context.map(_match_of, tasks):
+        index = todo[position]
+        if isinstance(match, SkipItem):
+            log.warning("not matched: %s %s", match, match.values.get(TRACEBACK, ""))
+            continue
+        found[index] = None if match is None else _solution_of_match(sky, index, chosen[index], match)
+        sky.memory.keep_solution(keys[index], found[index])
+        context.progress(len(sky.solutions) + len(found), len(sky.frames), sky.frames[index][0].name)
+    # In the order of the frames, not in that of the answers.
+    for index in waiting:
+        solution = found.get(index)
+        if solution is not None:
+            sky.add(index, solution, remembered=index in remembered)
+
+
+def _solution_of_match(sky: _Sky, index: int, neighbours: Sequence[int], match: Match) -> Solution:
+    which, reference_xy, xy, rms = match
+    reference = neighbours[which]
+    ra, dec = sky.wcs[reference].all_pix2world(reference_xy[:, 0], reference_xy[:, 1], 0)
+    cards, _ = fit_tan(ra, dec, xy[:, 0], xy[:, 1], sky.frames[index][0].info.shape_hw)
+    known = sky.solutions[reference]
+    return Solution(cards, "star_match", rms, len(xy), known.approximate, confirmed=known.confirmed)
 
 
 def _match_all(
@@ -302,14 +404,14 @@ def _match_all(
     among: Sequence[int] | None = None,
 ) -> None:
     """Spread solutions by star matching until no frame (of ``among``, or of all) can be added."""
-    references = list(fresh)
+    references = sorted(fresh)
     while references:
         waiting = [i for i in sky.unsolved() if among is None or i in among]
         if not waiting:
             return
         before = set(sky.solutions)
         _match_round(sky, waiting, references, options, context)
-        references = [index for index in sky.solutions if index not in before]
+        references = sorted(set(sky.solutions) - before)
 
 
 def _solve_by_pointing(
@@ -361,23 +463,6 @@ def _attempts(outcomes: Sequence[SolveOutcome]) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _stored_solution(
-    manifest: Manifest, info: FrameInfo, measure: FrameMeasure, options: SolveOptions
-) -> tuple[str, Solution | None]:
-    # The header's WCS is part of it: another program may have solved the same pixels anew since.
-    key = manifest.key(
-        "solution", SOLVE_VERSION, measure.content_key, info.wcs_cards, options.solver.method,
-        options.ignore_header_wcs, options.tolerance_px,
-    )  # fmt: skip
-    record = manifest.get(key)
-    if record is None:
-        return key, None
-    try:
-        return key, Solution(**{**record, "attempts": tuple(record["attempts"])})
-    except (TypeError, KeyError):
-        return key, None
-
-
 def run(
     prepared: Prepared, options: SolveOptions, context: RunContext, manifest: Manifest
 ) -> list[SolvedFrame]:
@@ -388,20 +473,20 @@ def run(
     RunFailed
         No frame could be placed.
     """
-    frames = {frame.index: (frame, measure) for frame, measure in prepared.frames}
-    sky = _Sky(frames, {index: _star_list(measure) for index, (_, measure) in frames.items()})
-    keys: dict[int, str] = {}
-    for index, (frame, measure) in frames.items():
-        keys[index], stored = _stored_solution(manifest, frame.info, measure, options)
-        if stored is not None:
-            sky.add(index, stored)
-    if sky.solutions:
-        context.say("run_info_solutions_reused", frames=len(sky.solutions))
-    fresh = _Sky({i: frames[i] for i in sky.unsolved()}, {i: sky.stars[i] for i in sky.unsolved()})
+    memory = SolveMemory(manifest)
+    sky = _Sky.of({frame.index: (frame, measure) for frame, measure in prepared.frames}, memory)
+    try:
+        solvers = _find_places(sky, options, context)
+    finally:
+        # A stopped run keeps what it found.
+        memory.save()
+    return _finish(sky, solvers, options, context)
+
+
+def _find_places(sky: _Sky, options: SolveOptions, context: RunContext) -> list[Solver]:
+    """Go through all ways to place frames; return the solvers that could be asked."""
     if not options.ignore_header_wcs:
-        _use_headers(fresh, options, context)
-        for index, solution in fresh.solutions.items():
-            sky.add(index, solution)
+        _use_headers(sky, options, context)
     solvers: list[Solver] = []
     if sky.unsolved():
         solvers = [solver for solver in make_solvers(options.solver) if solver.find().ok]
@@ -413,27 +498,25 @@ def run(
             _solve_by_pointing(sky, solvers, options, context)
         elif options.solver.method.upper() == "NONE":
             _place_by_hint(sky, options, context)
-    return _finish(sky, solvers, options, keys, context, manifest)
+    return solvers
 
 
 def _finish(
-    sky: _Sky,
-    solvers: Sequence[Solver],
-    options: SolveOptions,
-    keys: dict[int, str],
-    context: RunContext,
-    manifest: Manifest,
+    sky: _Sky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
 ) -> list[SolvedFrame]:
     for index, (frame, _) in sky.frames.items():
         if index in sky.solutions:
-            manifest.put(keys[index], asdict(sky.solutions[index]))
             continue
-        if solvers or options.solver.method.upper() == "NONE":
+        path = str(frame.info.path)
+        if index in sky.lost:
+            context.leave_out(path, PHASE, sky.lost[index].key, **sky.lost[index].values)
+        elif solvers or options.solver.method.upper() == "NONE":
             key = "frame_unsolved" if solvers else "frame_not_connected"
-            context.leave_out(str(frame.info.path), PHASE, key, attempts=list(_attempts(sky.attempts[index])))
+            context.leave_out(path, PHASE, key, attempts=list(_attempts(sky.attempts[index])))
         else:
-            context.leave_out(str(frame.info.path), PHASE, "frame_no_solver")
-    manifest.save()
+            context.leave_out(path, PHASE, "frame_no_solver")
+    if reused := sky.memory.reused & set(sky.solutions):
+        context.say("run_info_solutions_reused", frames=len(reused))
     counts: dict[str, int] = defaultdict(int)
     for solution in sky.solutions.values():
         counts[solution.method] += 1

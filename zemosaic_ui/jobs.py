@@ -202,7 +202,7 @@ def measure(queue: Any, infos: Sequence[Any], config: Mapping[str, Any], *, canc
     import tempfile
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
-    from zemosaic_pipeline.phase1_prepare import measure_frame
+    from zemosaic_pipeline.measure import measure_frame
     from zemosaic_pipeline.plan import MeasureOptions
 
     options = MeasureOptions(quality_sigma=4.0, exclude_flagged=False, find_hot_pixels=False)

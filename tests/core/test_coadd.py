@@ -9,7 +9,7 @@ import twins_coadd as twins
 from zemosaic_core.coadd import coadd_block, coadd_buffers, stack_columns_per_row
 from zemosaic_core.errors import Cancelled, SettingsError
 from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox, shift_pixel_map
-from zemosaic_core.sources import CoaddSource, CombineRule
+from zemosaic_core.sources import CoaddSource, CombineRule, SampleNoise
 
 FIELDS = ("image", "weight", "coverage", "variance", "rejected_low", "rejected_high")
 RULES = [
@@ -18,7 +18,12 @@ RULES = [
     CombineRule("kappa_sigma", 2.0, 2.0),
     CombineRule("winsorized_sigma_clip"),
     CombineRule("linear_fit_clip", combine="median"),
+    CombineRule(noise=SampleNoise((800.0, 900.0, 1000.0), (1000.0, 990.0, 1010.0))),
 ]
+
+
+def name_of(rule):
+    return f"{rule.rejection}-{rule.combine}" + ("-known" if rule.noise else "")
 
 
 class Images:
@@ -89,7 +94,7 @@ def twin_block(pixels, sources, out, rule, kernel):
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
-@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.rejection}-{r.combine}")
+@pytest.mark.parametrize("rule", RULES, ids=name_of)
 def test_agrees_with_the_plain_twin(rule, kernel):
     pixels, sources, out = make_scene(n=8, shape=(30, 26), out=(33, 41))
     block = coadd_block(pixels, sources, 0, out[0], out[1], 3, rule, kernel)
@@ -108,7 +113,7 @@ def test_agrees_with_the_plain_twin(rule, kernel):
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
-@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.rejection}-{r.combine}")
+@pytest.mark.parametrize("rule", RULES, ids=name_of)
 def test_blocks_and_threads_change_no_bit(rule, kernel):
     pixels, sources, out = make_scene(n=14, shape=(120, 90), out=(150, 400))
     whole = coadd_block(pixels, sources, 0, out[0], out[1], 3, rule, kernel, threads=2)
@@ -135,7 +140,7 @@ def test_no_source_and_sources_elsewhere_give_an_empty_block():
             assert block.image.shape == (3, 1, out[1])
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.rejection}-{r.combine}")
+@pytest.mark.parametrize("rule", RULES, ids=name_of)
 def test_integer_shift_of_one_image_is_a_copy(rule):
     image = np.random.default_rng(0).normal(1000, 50, (3, 20, 30)).astype(np.float32)
     image[:, 3, 4] = np.nan

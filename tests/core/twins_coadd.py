@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from zemosaic_core.rejection import FEW_SAMPLES
 from zemosaic_core.resample import LANCZOS_TABLE
 
 
@@ -87,12 +88,12 @@ def sample(source, image, weight_map, box, kernel):
     return values, weights
 
 
-def keep_kappa(kept, rule):
+def keep_kappa(kept, rule, expected):
     centre, scale = np.median(kept), np.std(kept, ddof=1)
-    return _within(kept, centre, scale, rule)
+    return _within(kept, centre, max(scale, expected(centre)), rule)
 
 
-def keep_winsorized(kept, rule):
+def keep_winsorized(kept, rule, expected):
     centre = np.median(kept)
     low, high = np.quantile(kept, [rule.winsor_limits[0], 1 - rule.winsor_limits[1]])
     scale = np.std(np.clip(kept, low, high), ddof=1)
@@ -102,7 +103,7 @@ def keep_winsorized(kept, rule):
         scale = new
         if settled:
             break
-    return _within(kept, centre, scale, rule)
+    return _within(kept, centre, max(scale, expected(centre)), rule)
 
 
 def _within(kept, centre, scale, rule):
@@ -111,7 +112,18 @@ def _within(kept, centre, scale, rule):
     return kept[(kept >= centre - rule.kappa_low * scale) & (kept <= centre + rule.kappa_high * scale)]
 
 
-def keep_line(kept, rule):
+def keep_few(kept, rule, expected):
+    n = len(kept)
+    if n < 2:
+        return kept
+    lower, upper = kept[(n - 1) // 2], kept[n // 2]
+    spare = np.sqrt(n / (n - 1))
+    far = upper - lower > rule.kappa_high * spare * expected(lower)
+    centre = lower if far else (lower + upper) / 2
+    return _within(kept, centre, spare * expected(centre), rule)
+
+
+def keep_line(kept, rule, expected):
     rank = np.arange(len(kept))
     slope, level = np.polyfit(rank, kept, 1)
     residual = kept - (slope * rank + level)
@@ -128,8 +140,21 @@ def keep_line(kept, rule):
 KEEP = {"kappa_sigma": keep_kappa, "winsorized_sigma_clip": keep_winsorized, "linear_fit_clip": keep_line}
 
 
-def combine_pixel(values, weights, rule):
-    """(value, weight, variance, n, rejected low, rejected high) of one pixel and channel."""
+def expected_scale(rule, channel, weights):
+    """Expected scatter of samples of one pixel as a function of their centre; 0 when nothing is known."""
+    if rule.noise is None:
+        return lambda centre: 0.0
+    variance, level = np.mean(rule.noise.variance[channel] / weights), rule.noise.background[channel]
+    return lambda centre: np.hypot(np.sqrt(variance), rule.noise.mismatch * max(centre - level, 0.0))
+
+
+def combine_pixel(values, weights, rule, channel=0, shares=1.0):
+    """(value, weight, variance, n, rejected low, rejected high) of one pixel and channel.
+
+    ``weights`` are those of the sources, ``shares`` those of the samples.
+    """
+    sources = np.asarray(weights, np.float64)
+    weights = sources * shares
     values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
     good = np.isfinite(values) & (weights > 0)
     values, weights = values[good], weights[good]
@@ -138,10 +163,12 @@ def combine_pixel(values, weights, rule):
         return np.nan, 0.0, np.nan, 0, 0, 0
     kept = np.sort(values)
     if rule.rejection != "none":
+        expected = expected_scale(rule, channel, sources[good])
+        few = rule.noise is not None and n <= FEW_SAMPLES
         for _ in range(10):
-            if len(kept) <= 3:
+            if len(kept) <= 3 and not few:
                 break
-            smaller = KEEP[rule.rejection](kept, rule)
+            smaller = (keep_few if few else KEEP[rule.rejection])(kept, rule, expected)
             if len(smaller) in (0, len(kept)):
                 break
             kept = smaller
@@ -168,8 +195,9 @@ def combine(stack, weights, maps, rule):
     for c in range(n_channels):
         for y in range(height):
             for x in range(width):
-                w = weights[:, c] * (1.0 if maps is None else maps[:, y, x])
-                for name, value in zip(names, combine_pixel(stack[:, c, y, x], w, rule), strict=True):
+                shares = 1.0 if maps is None else maps[:, y, x]
+                pixel = combine_pixel(stack[:, c, y, x], weights[:, c], rule, c, shares)
+                for name, value in zip(names, pixel, strict=True):
                     out[name][c, y, x] = value
     return out
 

@@ -22,7 +22,7 @@ from zemosaic_core.gpu.device import DeviceInfo
 from zemosaic_core.gpu.launch import Queue
 from zemosaic_core.gpu.reader import ReadAhead, parts_of_block
 from zemosaic_core.pixel_map import map_coordinates_at
-from zemosaic_core.sources import CombineRule
+from zemosaic_core.sources import CombineRule, SampleNoise
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
 
@@ -33,6 +33,7 @@ RULES = {
     "winsor": CombineRule("winsorized_sigma_clip", 3.0, 3.0, (0.1, 0.05)),
     "linear": CombineRule("linear_fit_clip", 4.0, 3.0),
     "winsor median": CombineRule("winsorized_sigma_clip", 2.0, 2.5, combine="median"),
+    "known": CombineRule(noise=SampleNoise((1600.0, 1200.0, 2000.0), (1500.0, 1450.0, 1550.0))),
 }
 OUT = (53, 150)
 
@@ -141,7 +142,7 @@ def test_rows_without_sources_are_empty():
         assert getattr(gpu, name).dtype == getattr(cpu, name).dtype
 
 
-@pytest.mark.parametrize("rule", ["winsor", "linear", "mean"])
+@pytest.mark.parametrize("rule", ["winsor", "linear", "mean", "known"])
 def test_the_result_does_not_depend_on_the_chunks_bit_by_bit(rule):
     pixels = FakePixels(9, (41, 67), raw="some", hot=30)
     sources = make_sources(pixels, 9, OUT, turn=0.02, feather=6.0, weighted=True)
@@ -157,7 +158,7 @@ def test_the_result_does_not_depend_on_the_chunks_bit_by_bit(rule):
     body.close()
 
 
-@pytest.mark.parametrize("rule", ["winsor", "mean"])
+@pytest.mark.parametrize("rule", ["winsor", "mean", "known"])
 @pytest.mark.parametrize("raw", ["none", "all"])
 def test_the_plan_is_the_peak(rule, raw, monkeypatch):
     pixels = FakePixels(10, (200, 120), raw=raw, weights=raw == "none")

@@ -26,7 +26,7 @@ VARIANTS = [
     ("sample", ("-DLANCZOS=0",)),
     ("sample", ("-DLANCZOS=1",)),
     *(("filters", (f"-DSIDE={side}",)) for side in (3, 5, 7)),
-    ("combine", combine.Storage(combine.UNSORTED).options(mapped=True)),
+    ("combine", combine.Storage(combine.UNSORTED).options(mapped=True, noise=False)),
 ]
 
 
@@ -35,7 +35,7 @@ def sorting_variants() -> list[tuple[str, ...]]:
     depths = [*combine.REGISTER_SIZES, 160, 190, 220, 250]
     storages = [combine.storage_for(depth, CombineRule(), None) for depth in depths]
     assert {s.run for s in storages if s.kind == combine.IN_SCRATCH} == set(combine.MERGED_RUNS)
-    return [storage.options(mapped=True) for storage in storages]  # what takes most registers
+    return [storage.options(mapped=True, noise=True) for storage in storages]  # what takes most registers
 
 
 @functools.cache

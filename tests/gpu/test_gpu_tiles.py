@@ -59,7 +59,7 @@ def test_sources_are_listed_in_their_order_and_own_their_slots(boxes):
     assert taken.all()
     assert table.depth == max(map(len, wanted.values()), default=0)
     weights = np.arange(2.0 * len(boxes)).reshape(-1, 2)
-    np.testing.assert_array_equal(table.item_weights(weights), weights[table.members].T)
+    np.testing.assert_array_equal(table.per_item(weights), weights[table.members].T)
 
 
 @settings(deadline=None)
@@ -68,20 +68,20 @@ def test_sources_are_listed_in_their_order_and_own_their_slots(boxes):
     y0=st.integers(0, GRID[0] - 1),
     rows=st.integers(1, GRID[0]),
     mapped=st.booleans(),
+    noise=st.booleans(),
 )
-def test_the_plan_bounds_every_block(boxes, y0, rows, mapped):
+def test_the_plan_bounds_every_block(boxes, y0, rows, mapped, noise):
     y1 = min(GRID[0], y0 + rows)
     table = tile_table(np.array(block_boxes(boxes, y0, y1), int).reshape(-1, 4), y1 - y0, GRID[1])
-    planned = {
-        b.name: b.n_bytes(y1 - y0) for b in pool_buffers(boxes, 3, mapped) + tile_buffers(boxes, 3, GRID[1])
-    }
+    buffers = pool_buffers(boxes, 3, mapped) + tile_buffers(boxes, 3, GRID[1], noise=noise)
+    planned = {b.name: b.n_bytes(y1 - y0) for b in buffers}
     needed = {
         "pool": 12 * table.n_samples,
         "pool weights": 4 * table.n_samples if mapped else 4,
         "tile places": table.bases.nbytes,
         "tile counts": 2 * table.counts.nbytes,
         "slots": table.slots.nbytes,
-        "sample weights": 3 * table.members.nbytes,
+        "sample weights": (6 if noise else 3) * table.members.nbytes,
     }
     assert set(planned) == set(needed)
     for name, n_bytes in needed.items():

@@ -10,8 +10,8 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_io.fits_cards import iter_hdus
 from zemosaic_io.fits_read import (
     content_key,
+    read_identified,
     read_image,
-    read_image_and_key,
     read_plane_rows,
     read_raw_rows,
     read_window,
@@ -160,6 +160,43 @@ def test_image_and_key_in_one_read_are_those_of_two(tmp_path, planes, interleave
     path = tmp_path / "frame.fit"
     fits.writeto(path, rng.integers(0, 65535, shape).astype(np.uint16))
     info = read_frame_info(path)
-    image, key = read_image_and_key(info)
-    np.testing.assert_array_equal(image, read_image(info))
-    assert key == content_key(info)
+    read = read_identified(info)
+    np.testing.assert_array_equal(read.data, read_image(info))
+    assert read.content_key == content_key(info)
+
+
+def _as_cube(form):
+    rng = np.random.default_rng(4)
+    shape = {"hw": (20, 31), "chw": (3, 20, 31), "hwc": (20, 31, 3), "chw4": (4, 20, 31)}[form.split(".")[0]]
+    return rng.integers(0, 65535, shape).astype(np.uint16)
+
+
+@pytest.mark.parametrize("form", ["hw", "chw", "hwc", "chw4", "hw.fz", "chw.fz", "hw.raw"])
+def test_every_row_that_changed_is_noticed_in_every_window_that_reads_it(tmp_path, form):
+    data = _as_cube(form)
+    names = [tmp_path / name for name in ("before.fits", "after.fits")]
+    header = fits.Header([("BAYERPAT", "GRBG")] if form == "hw.raw" else [])
+    changed = data.copy()
+    # One pixel by one count, on row 11.
+    changed[(11, 5, 0) if form == "hwc" else (..., 11, 5)] ^= 1
+    for path, pixels in zip(names, (data, changed), strict=True):
+        unit = fits.CompImageHDU(pixels, header) if form.endswith(".fz") else fits.PrimaryHDU(pixels, header)
+        unit.writeto(path)
+    info, other = map(read_frame_info, names)
+    sums = read_identified(info).row_sums
+    for y0 in range(19):
+        for y1 in (y0 + 1, 20):
+            window = read_window(info, y0, y1, 3, 9, sums=sums)
+            np.testing.assert_array_equal(window, read_window(info, y0, y1, 3, 9))
+            readers = [lambda y0=y0, y1=y1: read_window(other, y0, y1, 3, 9, sums=sums)]
+            if form == "hw.raw":
+                readers.append(lambda y0=y0, y1=y1: read_raw_rows(other, y0, y1, sums=sums))
+                raw = read_raw_rows(info, y0, y1, sums=sums)
+                np.testing.assert_array_equal(raw.data, read_raw_rows(info, y0, y1).data)
+            for read in readers:
+                if not y0 <= 11 < y1:
+                    read()
+                    continue
+                with pytest.raises(SkipItem) as caught:
+                    read()
+                assert caught.value.key == "frame_changed"

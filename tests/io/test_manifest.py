@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,7 +11,15 @@ import numpy as np
 import pytest
 
 from zemosaic_core.errors import SaveFailed
-from zemosaic_io.manifest import STATE_FOLDER, Manifest, hash_key, load_json, make_folder, save_json
+from zemosaic_io.manifest import (
+    STATE_FOLDER,
+    Manifest,
+    file_digest,
+    hash_key,
+    load_json,
+    make_folder,
+    save_json,
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,9 @@ def test_manifest_remembers(tmp_path):
     assert len(Manifest(tmp_path / "m.json")) == 1
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"format": 1}', '{"format": 99, "records": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", '{"format": 1}', '{"format": 99, "records": {"a": 1}}', "[" * 90_000]
+)
 def test_damaged_manifest_counts_as_empty(tmp_path, content):
     (tmp_path / "m.json").write_text(content)
     manifest = Manifest(tmp_path / "m.json")
@@ -111,3 +123,46 @@ def test_damaged_manifest_counts_as_empty(tmp_path, content):
     manifest.put("a", 1)
     manifest.save()
     assert Manifest(tmp_path / "m.json").get("a") == 1
+
+
+def test_records_that_were_changed_do_not_count(tmp_path):
+    path = tmp_path / "m.json"
+    manifest = Manifest(path)
+    for key in "abc":
+        manifest.put(key, {"sky": 1.5, "names": ("x", key), "no": None})
+    manifest.save()
+    text = path.read_text()
+    stored = json.loads(text)
+    stored["records"]["b"]["sky"] = 2.5
+    path.write_text(json.dumps(stored))
+    again = Manifest(path)
+    assert (again.get("b"), len(again)) == (None, 2)
+    # What belongs to another key does not count either.
+    stored["records"] = {"a": stored["records"]["c"], "c": stored["records"]["c"]}
+    path.write_text(json.dumps(stored))
+    assert Manifest(path).get("a") is None
+    path.write_text(text)
+    assert len(Manifest(path)) == 3
+
+
+def test_manifest_is_saved_now_and_then(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("zemosaic_io.manifest.time.monotonic", lambda: now[0])
+    manifest = Manifest(tmp_path / "m.json")
+    manifest.put("a", 1)
+    manifest.save_now_and_then()
+    assert not (tmp_path / "m.json").exists()
+    now[0] += 5.0
+    manifest.save_now_and_then()
+    assert Manifest(tmp_path / "m.json").get("a") == 1
+
+
+def test_digest_of_a_file(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(bytes(3_000_000))
+    before = file_digest(path)
+    assert before == hashlib.blake2b(bytes(3_000_000), digest_size=16).hexdigest()
+    path.write_bytes(bytes(2_999_999) + b"\x01")
+    assert file_digest(path) != before
+    assert file_digest(tmp_path) is None
+    assert file_digest(tmp_path / "none") is None

@@ -18,6 +18,8 @@ from astropy.io import fits
 from made_frames import expose, field_sky, pointings, run, write_all
 
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed
+from zemosaic_core.synthetic_sky import make_sky
+from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_pipeline.events import PHASES, PhaseFinished, PhaseProgress, PhaseStarted, from_queue
 from zemosaic_worker import run_hierarchical_mosaic, run_hierarchical_mosaic_process
 
@@ -188,18 +190,23 @@ def test_result_does_not_depend_on_the_order_the_folder_gives(own_raw, reference
     assert_same(pictures(run(own_raw, tmp_path / "out", **SETTINGS)), reference)
 
 
-def test_other_names_for_the_files_change_next_to_nothing(own_raw, reference, tmp_path):
-    """Another order of summing and of references: rounding, and the level of the whole."""
+def test_names_of_the_files_change_nothing(own_raw, reference, tmp_path):
     for i, path in enumerate(sorted(own_raw.iterdir())):
         path.rename(own_raw / f"z{97 - 7 * i:03d}.fit")
-    got = pictures(run(own_raw, tmp_path / "out", **SETTINGS))
-    image, expected = got["science"], reference["science"]
-    assert image.shape == expected.shape
-    difference = image - expected
-    # Which tile comes first decides whose sky level is kept; that is one number per channel.
-    difference -= np.nanmedian(difference, axis=(1, 2))[:, None, None]
-    assert np.nanmax(np.abs(difference)) < 0.01
-    np.testing.assert_allclose(got["variance"], reference["variance"], rtol=1e-3)
+    assert_same(pictures(run(own_raw, tmp_path / "out", **SETTINGS)), reference)
+
+
+@pytest.mark.parametrize("name", ["a_copy.fit", "z_copy.fit"])
+def test_the_copy_that_knows_most_is_used_whatever_it_is_called(own_raw, reference, tmp_path, name):
+    """A second copy without position and time, before or after the good one."""
+    with fits.open(own_raw / "light_003.fit") as hdus:
+        header = hdus[0].header.copy()
+        for key in ("CRVAL1", "CRVAL2", "CTYPE1", "CTYPE2", "RA", "DEC", "DATE-OBS"):
+            del header[key]
+        fits.writeto(own_raw / name, hdus[0].data, header)
+    result = run(own_raw, tmp_path / "out", **SETTINGS)
+    assert result.left_out == {name: "frame_duplicate"}
+    assert_same(pictures(result), reference)
 
 
 def test_resume_off_trusts_nothing_stored(raw, reference, tmp_path):
@@ -460,3 +467,231 @@ def test_report_that_cannot_be_written_is_an_error(raw, tmp_path):
     (tmp_path / "run_report.html").mkdir()
     with pytest.raises(SaveFailed):
         run(raw, tmp_path, **SETTINGS)
+
+
+def overwrite_pixels(path: Path, value: int = -20_000) -> None:
+    """Write other pixels into a file, its header as before."""
+    content = path.read_bytes()
+    start = (content.find(b"END     ") // 2880 + 1) * 2880
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(np.full(300 * 400, value, ">i2").tobytes())
+
+
+def grow_header(path: Path) -> None:
+    """Move the pixels by one block, as a program does that writes its solution into the header."""
+    content = path.read_bytes()
+    end = content.find(b"END     ")
+    start = (end // 2880 + 1) * 2880
+    header = (
+        content[:end] + b"".join(f"HISTORY line {i}".encode().ljust(80) for i in range(36)) + b"END".ljust(80)
+    )
+    path.write_bytes(header.ljust(-(-len(header) // 2880) * 2880) + content[start:])
+
+
+def same_times(path: Path, act: Callable[[Path], None]) -> None:
+    """Do something with a file and put its times back, as a restored backup does."""
+    times = path.stat()
+    act(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("keeps_times", [False, True])
+def test_frame_overwritten_before_it_is_stacked(own_raw, raw, reference, tmp_path, keeps_times):
+    """It is left out by name, and nothing that was made from it is stored."""
+    victim = own_raw / "light_001.fit"
+    whole = victim.read_bytes()
+
+    def act() -> None:
+        (same_times(victim, overwrite_pixels) if keeps_times else overwrite_pixels(victim))
+
+    out = tmp_path / "out"
+    result, _ = disturbed_run(own_raw, out, after("phase4_grid"), act)
+    assert [(Path(i["path"]).name, i["key"]) for i in result.report["left_out"]] == [
+        ("light_001.fit", "frame_changed")
+    ]
+    assert result.report["frames_used"] == 7
+    victim.write_bytes(whole)
+    assert_same(pictures(run(own_raw, out, **SETTINGS)), reference)
+
+
+def test_frame_overwritten_while_it_is_stacked(own_raw, reference, tmp_path, monkeypatch):
+    """The file system cannot tell any more, the bytes that go into the tile can."""
+    from zemosaic_pipeline import phase3_master_tiles as phase3
+
+    victim = own_raw / "light_002.fit"
+    whole = victim.read_bytes()
+    real = phase3.coadd_on_grid
+    calls = []
+
+    def late(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            # The last rows only: most of the tile is made before.
+            with open(victim, "r+b") as file:
+                file.seek(-2880 - 400 * 2 * 3, os.SEEK_END)
+                file.write(b"\x12\x34" * 400)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(phase3, "coadd_on_grid", late)
+    result = run(own_raw, tmp_path / "out", **SETTINGS)
+    assert result.left_out == {"light_002.fit": "frame_changed"}
+    monkeypatch.undo()
+    victim.write_bytes(whole)
+    assert_same(pictures(run(own_raw, tmp_path / "out", **SETTINGS)), reference)
+
+
+def test_header_rewritten_during_the_run_costs_nothing(own_raw, reference, tmp_path):
+    """The same pixels in another place of the file are the same frame."""
+    for phase, name in (("phase0_survey", "light_000.fit"), ("phase4_grid", "light_005.fit")):
+        out = tmp_path / phase
+        result, _ = disturbed_run(own_raw, out, after(phase), lambda name=name: grow_header(own_raw / name))
+        assert result.report["left_out"] == []
+        assert_same(pictures(result), reference)
+        assert_same(pictures(run(own_raw, out, **SETTINGS)), reference)
+
+
+def test_other_pixels_with_the_old_times_are_noticed(own_raw, sky, tmp_path):
+    run(own_raw, tmp_path / "out", **SETTINGS)
+    victim = own_raw / "light_006.fit"
+    data = expose(sky, pointings(n=8, step_px=(120, 0), seed=2)[2])
+
+    def act(path: Path) -> None:
+        with fits.open(path) as hdus:
+            header = hdus[0].header.copy()
+        fits.writeto(path, data + np.uint16(400), header, overwrite=True)
+
+    size = victim.stat().st_size
+    same_times(victim, act)
+    assert victim.stat().st_size == size
+    again = run(own_raw, tmp_path / "out", **SETTINGS)
+    values = {m["key"]: m["values"] for m in again.report["messages"]}
+    assert values["run_info_measures_reused"]["frames"] == 7
+    assert_same(pictures(again), pictures(run(own_raw, tmp_path / "fresh", **SETTINGS)))
+
+
+def flip_bit(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x40
+    same_times(path, lambda p: p.write_bytes(content))
+
+
+@pytest.mark.parametrize("what", ["arrays", "arrays_swapped", "tile", "tile_header", "tiles_swapped"])
+def test_flipped_bits_in_stored_files_are_noticed(raw, reference, tmp_path, what):
+    run(raw, tmp_path, **SETTINGS)
+    arrays = sorted((tmp_path / STATE / "frames").glob("*.npz"))
+    tiles = sorted((tmp_path / STATE / "tiles").glob("*.fits"))
+    if what == "arrays":
+        for i, path in enumerate(arrays):
+            flip_bit(path, (i + 1) * path.stat().st_size // 10)
+    elif what == "tile":
+        for path in tiles:
+            flip_bit(path, path.stat().st_size // 3)
+    elif what == "tile_header":
+        flip_bit(tiles[0], 90)
+    else:
+        one, other = (arrays if what == "arrays_swapped" else tiles)[:2]
+        first, second = one.read_bytes(), other.read_bytes()
+        one.write_bytes(second)
+        other.write_bytes(first)
+    assert_same(pictures(run(raw, tmp_path, **SETTINGS)), reference)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda m: "[" * 100_000,
+        lambda m: json.dumps(m | {"records": []}),
+        lambda m: json.dumps(m | {"records": dict.fromkeys(m["records"], 5)}),
+        lambda m: json.dumps(m | {"checksums": 7}),
+        lambda m: json.dumps(m).replace('"CRVAL1": 1', '"CRVAL1": 2'),
+        lambda m: json.dumps(m).replace('"median_coverage"', '"median"'),
+        lambda m: json.dumps(m).replace('"noise_adu": [', '"noise_adu": [null, '),
+    ],
+    ids=["deep", "list", "numbers", "no_checksums", "moved", "renamed", "longer"],
+)
+def test_nonsense_in_the_manifest_never_was(raw, reference, tmp_path, damage):
+    run(raw, tmp_path, **SETTINGS)
+    path = tmp_path / STATE / "manifest.json"
+    path.write_text(damage(json.loads(path.read_text())))
+    assert_same(pictures(run(raw, tmp_path, **SETTINGS)), reference)
+
+
+def test_a_killed_run_loses_no_measurement(raw, tmp_path, monkeypatch):
+    """What a process measured counts without anything the main process would have written later."""
+    run(raw, tmp_path, **SETTINGS)
+    (tmp_path / STATE / "manifest.json").unlink()
+    again = run(raw, tmp_path, **SETTINGS)
+    values = {m["key"]: m["values"] for m in again.report["messages"]}
+    assert values["run_info_measures_reused"]["frames"] == 8
+
+
+def test_state_names_no_place(raw, reference, tmp_path):
+    """The output folder may be moved; its state goes on being used."""
+    run(raw, tmp_path / "out", **SETTINGS)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert str(tmp_path) not in (tmp_path / "moved" / STATE / "manifest.json").read_text()
+    again = run(raw, tmp_path / "moved", **SETTINGS)
+    assert {
+        "run_info_measures_reused",
+        "run_info_solutions_reused",
+        "run_info_tiles_reused",
+    } <= again.message_keys
+    assert_same(pictures(again), reference)
+
+
+@pytest.fixture(scope="module")
+def unsolved(tmp_path_factory):
+    """Two panels without positions that the catalogue knows; the faintest frames come first."""
+    centre = (83.0, 22.0)
+    catalogue = catalogue_stars_near(*centre, 1.0)
+    sky = make_sky(centre, 1.4, seed=4, stars_per_deg2=35, catalogue=catalogue)
+    made = [
+        *pointings(centre, n=4, shape_hw=(640, 480), step_px=(-120, 0), seed=3),
+        *pointings(centre, n=4, shape_hw=(640, 480), step_px=(120, 0), seed=4),
+    ]
+    folder = tmp_path_factory.mktemp("unsolved") / "raw"
+    write_all(folder, sky, made, with_wcs=False)
+    return folder
+
+
+UNSOLVED = {**SETTINGS, "solver_method": "EMBEDDED"}
+
+
+@pytest.mark.parametrize("left_out", [(0,), (0, 1, 5), (3, 4)], ids=str)
+def test_frames_added_or_removed_give_what_a_fresh_run_gives(unsolved, tmp_path, left_out):
+    """Bit for bit, though the new frames may be the better neighbours, or the old ones be gone."""
+    raw, few, out = tmp_path / "raw", tmp_path / "few", tmp_path / "out"
+    for folder in (raw, few):
+        shutil.copytree(unsolved, folder)
+    gone = [sorted(raw.iterdir())[i].name for i in left_out]
+    for name in gone:
+        (raw / name).unlink()
+        (few / name).unlink()
+    fresh_few = pictures(run(few, tmp_path / "fresh_few", **UNSOLVED))
+    run(raw, out, **UNSOLVED)
+    for name in gone:
+        shutil.copy2(unsolved / name, raw / name)
+    all_frames = run(raw, out, **UNSOLVED)
+    assert "run_info_measures_reused" in all_frames.message_keys
+    assert_same(pictures(all_frames), pictures(run(raw, tmp_path / "fresh", **UNSOLVED)))
+    for name in gone:
+        (raw / name).unlink()
+    again = run(raw, out, **UNSOLVED)
+    assert {"run_info_measures_reused", "run_info_solutions_reused"} <= again.message_keys
+    assert_same(pictures(again), fresh_few)
+
+
+def test_a_solution_is_used_again_for_what_it_follows_from(unsolved, tmp_path, monkeypatch):
+    """Of a run that only repeats, every step is known."""
+    run(unsolved, tmp_path, **UNSOLVED)
+    from zemosaic_pipeline import solve_frames
+
+    def never(*_):
+        raise AssertionError("asked again")
+
+    for name in ("check_wcs", "match_frame", "solve_with_chain"):
+        monkeypatch.setattr(solve_frames, name, never)
+    again = run(unsolved, tmp_path, **UNSOLVED)
+    values = {m["key"]: m["values"] for m in again.report["messages"]}
+    assert values["run_info_solutions_reused"]["frames"] == 8

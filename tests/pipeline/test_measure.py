@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +16,14 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_io.demo_session import write_demo_night
 from zemosaic_io.fits_read import content_key, read_image
 from zemosaic_io.headers import read_frame_info
-from zemosaic_pipeline.measure import ARRAY_NAMES, MeasureOptions, measure_arrays, measure_frame
+from zemosaic_pipeline import measure as measuring
+from zemosaic_pipeline.measure import (
+    ARRAY_NAMES,
+    MeasureOptions,
+    measure_arrays,
+    measure_frame,
+    stored_measure,
+)
 
 UNDERSAMPLED = Path(__file__).resolve().parents[3] / "shared" / "data" / "undersampled_hatp32"
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -43,6 +52,33 @@ def test_a_frame_is_measured_and_its_arrays_stored(frame, tmp_path):
     expected = arrays["noise"] / np.sqrt([1024, 2048, 1024])
     np.testing.assert_allclose(np.median(arrays["mesh_noise"], axis=(1, 2)), expected, rtol=0.3)
     assert [path.name for path in tmp_path.iterdir()] == ["arrays.npz"]
+
+
+def test_what_was_measured_on_the_same_pixels_is_kept(frame, tmp_path, monkeypatch):
+    """After a look at the pixels, when the file system says that this is another file."""
+    target = str(tmp_path / "arrays.npz")
+    measure = repr(measure_frame((frame, OPTIONS, target)))
+    assert repr(stored_measure(frame, target)) == measure
+    other = replace(frame, inode=frame.inode + 1)
+    assert stored_measure(other, target) is None
+    monkeypatch.setattr(measuring, "measure_arrays", None)
+    assert repr(measure_frame((other, OPTIONS, target))) == measure
+    assert repr(stored_measure(other, target)) == measure
+
+
+def test_a_header_rewritten_since_it_was_read_is_told(frame, tmp_path):
+    path = tmp_path / "own.fit"
+    shutil.copy(frame.path, path)
+    info = read_frame_info(path)
+    os.utime(path, (1e9, 1e9))
+    assert not isinstance(measure_frame((info, OPTIONS, str(tmp_path / "a.npz"))), SkipItem)
+    path.write_bytes(
+        path.read_bytes().replace(b"EXPTIME =                 10.0", b"EXPTIME =                 20.0")
+    )
+    assert read_frame_info(path).exposure_s == 20.0
+    skip = measure_frame((info, OPTIONS, str(tmp_path / "b.npz")))
+    assert skip.key == "frame_changed"
+    assert not (tmp_path / "b.npz").exists()
 
 
 @pytest.mark.parametrize("factor", [1.0, 1 / 65535])

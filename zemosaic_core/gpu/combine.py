@@ -13,7 +13,7 @@ from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.device import DeviceInfo
 from zemosaic_core.gpu.launch import PlannedMemory, Queue
 from zemosaic_core.gpu.tiles import TILE_W, TileTable, pool_buffers, tile_buffers, widest_depth
-from zemosaic_core.rejection import REJECTION_CODES
+from zemosaic_core.rejection import REJECTION_CODES, noise_terms
 from zemosaic_core.sources import CoaddBlock, CombineRule
 
 __all__ = ["Combiner", "Storage", "combine_buffers", "storage_for"]
@@ -50,9 +50,10 @@ class Storage:
     rows: int = 0
     columns: int = 0
 
-    def options(self, *, mapped: bool) -> tuple[str, ...]:
-        """Compiler options of this variant."""
-        numbers = {"STORAGE": self.kind, "RUN": self.run, "THREADS": self.threads, "MAPPED": int(mapped)}
+    def options(self, *, mapped: bool, noise: bool) -> tuple[str, ...]:
+        """Compiler options of this variant: samples have weights of their own, their noise is known."""
+        numbers = {"STORAGE": self.kind, "RUN": self.run, "THREADS": self.threads}
+        numbers |= {"MAPPED": int(mapped), "NOISE": int(noise)}
         return tuple(f"-D{name}={value}" for name, value in numbers.items())
 
     @property
@@ -114,11 +115,12 @@ def combine_buffers(
     results += [Buffer(name, per_row=2 * n_channels * width) for name in ("rejected low", "rejected high")]
     return [
         *pool_buffers(boxes, n_channels, mapped),
-        *tile_buffers(boxes, n_channels, width),
+        *tile_buffers(boxes, n_channels, width, noise=rule.uses_noise),
         *results,
         Buffer("coverage", per_row=2 * width),
         Buffer("scratch", fixed=storage.scratch_bytes + spare),
         Buffer("quantiles", fixed=8 * (max(1, depth) + 1), copies=2),
+        Buffer("background", fixed=4 * n_channels),
     ]
 
 
@@ -190,9 +192,14 @@ class Combiner:
         self.counts = memory.upload(queue, "tile counts", table.counts)
         self._firsts = memory.upload(queue, "tile counts", table.firsts)
         self.slots = memory.upload(queue, "slots", table.slots)
-        self._weights = memory.upload(queue, "sample weights", table.item_weights(weights))
+        self._weights = memory.upload(queue, "sample weights", table.per_item(weights))
         quantiles = quantile_tables(table.depth, rule.winsor_limits)
         self._quantiles = [memory.upload(queue, "quantiles", part) for part in quantiles]
+        self._few, variances, background, self._mismatch = noise_terms(rule, weights)
+        self._variances = self._weights
+        if rule.uses_noise:
+            self._variances = memory.upload(queue, "sample weights", table.per_item(variances))
+        self._background = memory.upload(queue, "background", background)
 
     def launch(self) -> None:
         """Queue the combination, in pieces that end soon enough for a card that drives a display."""
@@ -205,15 +212,17 @@ class Combiner:
         )  # fmt: skip
         after = (
             REJECTION_CODES[rule.rejection], np.float32(rule.kappa_low), np.float32(rule.kappa_high),
-            int(rule.combine == "median"), image, weight, self._coverage, variance, *self._rejected, self._scratch,
+            int(rule.combine == "median"), self._variances, self._background, self._few, self._mismatch,
+            image, weight, self._coverage, variance, *self._rejected, self._scratch,
         )  # fmt: skip
+        options = storage.options(mapped=self._mapped, noise=rule.uses_noise)
         rows = max(1, LAUNCH_SAMPLES[storage.kind] // max(1, n_channels * width * table.depth))
         for first in range(0, height, rows):
             n_rows = min(rows, height - first)
             grid, shared = storage.geometry(n_rows, width)
             queue.launch(
                 kernels.source("combine"), "combine_pool", grid, (storage.threads,),
-                (*before, first, n_rows, *after), options=storage.options(mapped=self._mapped), shared_bytes=shared,
+                (*before, first, n_rows, *after), options=options, shared_bytes=shared,
             )  # fmt: skip
             if queue.device.info.drives_display:
                 queue.device.synchronize(queue.record())

@@ -65,9 +65,9 @@ class TileTable:
         """Most sources of any tile."""
         return int(self.counts.max(initial=0))
 
-    def item_weights(self, weights: np.ndarray) -> np.ndarray:
-        """Return the weights (N, C) of the sources in the order of `members`, shape (C, items), float32."""
-        return np.ascontiguousarray(np.asarray(weights, np.float32)[self.members].T)
+    def per_item(self, values: np.ndarray) -> np.ndarray:
+        """Return values (N, C) of the sources in the order of `members`, shape (C, items), float32."""
+        return np.ascontiguousarray(np.asarray(values, np.float32)[self.members].T)
 
 
 def tile_table(boxes: np.ndarray, height: int, width: int) -> TileTable:
@@ -192,8 +192,11 @@ def pool_buffers(boxes: Sequence[Box], n_channels: int, mapped: bool) -> list[Bu
     return [samples("pool", n_channels), weights]
 
 
-def tile_buffers(boxes: Sequence[Box], n_channels: int, width: int) -> list[Buffer]:
-    """Declare the tables of a block: what `tile_table` and `TileTable.item_weights` take on the card."""
+def tile_buffers(boxes: Sequence[Box], n_channels: int, width: int, *, noise: bool) -> list[Buffer]:
+    """Declare the tables of a block: what `tile_table` and `TileTable.per_item` take on the card.
+
+    Of every entry its weight, with ``noise`` also its variance.
+    """
     per_tile_row, all_rows = _items_per_tile_row(boxes)
     tiles_x = -(-width // TILE_W)
 
@@ -204,5 +207,7 @@ def tile_buffers(boxes: Sequence[Box], n_channels: int, width: int) -> list[Buff
         per_tile("tile places", 8 * tiles_x),
         per_tile("tile counts", 4 * tiles_x, copies=2),
         per_tile("slots", 4 * per_tile_row, 4 * max(1, all_rows)),
-        per_tile("sample weights", 4 * n_channels * per_tile_row, 4 * n_channels * max(1, all_rows)),
+        per_tile(
+            "sample weights", 4 * n_channels * per_tile_row, 4 * n_channels * max(1, all_rows), 1 + noise
+        ),
     ]

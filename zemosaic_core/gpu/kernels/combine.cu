@@ -20,6 +20,9 @@
 #ifndef MAPPED
 #define MAPPED 0
 #endif
+#ifndef NOISE
+#define NOISE 0
+#endif
 #define MAX_ROUNDS 10
 #define MAX_SCALE_STEPS 10
 #define INF __int_as_float(0x7f800000)
@@ -52,8 +55,10 @@ template <int P, int K> __device__ __forceinline__ void sort_steps(float (&v)[RU
     else if constexpr (2 * P < RUN) sort_steps<2 * P, 2 * P>(v);
 }
 
-// Sort n <= RUN samples into the first RUN rows of a column; missing samples become +inf and end up last.
-__device__ __forceinline__ void sort_run(const float* samples, int n, float* column)
+// Sort n <= RUN samples into the first RUN rows of a column; missing samples become +inf and end up last. If
+// NOISE, the variances of the others are added to total.
+__device__ __forceinline__ void sort_run(
+    const float* samples, const float* variances, int n, float* column, float& total)
 {
     float v[RUN];
 #pragma unroll
@@ -69,6 +74,10 @@ __device__ __forceinline__ void sort_run(const float* samples, int n, float* col
     }
 #pragma unroll
     for (int k = 0; k < RUN; ++k) v[k] = fminf(v[k], INF);  // of NaN and a number the number
+#if NOISE
+#pragma unroll
+    for (int k = 0; k < RUN; ++k) if (v[k] < INF) total += variances[k];
+#endif
     sort_steps<1, 1>(v);
 #pragma unroll
     for (int k = 0; k < RUN; ++k, column += STRIDE) *column = v[k];
@@ -93,17 +102,20 @@ __device__ __forceinline__ void merge_runs(const float* from, float* to, int row
 }
 #endif
 
-// Sort all samples of a pixel; returns the column that holds them.
-__device__ __forceinline__ const float* sort_samples(const float* samples, int n, float* column)
+// Sort all samples of a pixel; returns the column that holds them. If NOISE, the variances of those that are
+// there are added to total.
+__device__ __forceinline__ const float* sort_samples(
+    const float* samples, const float* variances, int n, float* column, float& total)
 {
 #if STORAGE == 0
-    sort_run(samples, n, column);
+    sort_run(samples, variances, n, column, total);
     return column;
 #else
     int rows = (n + RUN - 1) / RUN * RUN;
     float* other = column + rows * STRIDE;
 #pragma unroll 1
-    for (int k = 0; k < rows; k += RUN) sort_run(samples + (long long)k * TILE_W, n - k, column + k * STRIDE);
+    for (int k = 0; k < rows; k += RUN)
+        sort_run(samples + (long long)k * TILE_W, variances + k, n - k, column + k * STRIDE, total);
     for (int length = RUN; length < rows; length *= 2) {
         merge_runs(column, other, rows, length);
         float* merged = other;
@@ -297,17 +309,54 @@ __device__ __forceinline__ bool cut_by_line(const Column& v, int& first, int& la
     return take_cut(a, b, first, last);
 }
 
+// What is expected of samples, which alone decides for up to so many: their mean variance, and how much more they differ
+// where there is light; that of the pivot above the background.
+struct Noise {
+    int few;
+    float expected, light, mismatch;
+
+    __device__ __forceinline__ float scale(float centre) const
+    {
+        float above = light + centre, extra = above > 0.0f ? mismatch * above : 0.0f;
+        return sqrtf(expected + extra * extra);
+    }
+};
+
+// Narrow a run of few samples to what their expected noise allows, until nothing changes.
+__device__ __forceinline__ void cut_by_noise(
+    const Column& v, int& first, int& last, float kl, float kh, const Noise& noise)
+{
+#pragma unroll 1
+    for (int round = 0; round < MAX_ROUNDS; ++round) {
+        int n = last - first;
+        if (n < 2) return;
+        // A sample against the others, whose mean has noise as well.
+        float spare = sqrtf((float)n / (float)(n - 1));
+        float centre = v[first + (n - 1) / 2], above = v[first + n / 2];
+        float reach = spare * noise.scale(centre);
+        if (above - centre <= kh * reach) {
+            centre = 0.5f * (centre + above);
+            reach = spare * noise.scale(centre);
+        }
+        float low = centre - kl * reach, high = centre + kh * reach;
+        while (first < last && v[first] < low) ++first;
+        while (last > first && v[last - 1] > high) --last;
+        if (last - first == n) return;
+    }
+}
+
 // The kept run of sorted values, widened to values equal to its ends.
 __device__ __forceinline__ void reject(
     const Column& v, int count, int code, float kl, float kh, const int* ranks, const float* fractions,
-    int& first, int& last)
+    const Noise& noise, int& first, int& last)
 {
     first = 0;
     last = count;
+    if (count <= noise.few) cut_by_noise(v, first, last, kl, kh, noise);
     Window window;
     window.low = -1;
 #pragma unroll 1
-    for (int round = 0; round < MAX_ROUNDS && last - first > 3 && code != 0; ++round) {
+    for (int round = 0; round < MAX_ROUNDS && count > noise.few && last - first > 3 && code != 0; ++round) {
         bool changed;
         if (code == 3) {
             changed = cut_by_line(v, first, last, kl, kh);
@@ -315,6 +364,7 @@ __device__ __forceinline__ void reject(
             float centre = run_median(v, first, last);
             float s = code == 2 ? winsorized_scale(v, first, last, centre, ranks, fractions, window)
                                 : run_deviation(v, first, last);
+            if (noise.few > 0) s = fmaxf(s, noise.scale(centre));
             changed = cut_by_scale(v, first, last, centre, s, kl, kh);
         }
         if (!changed) break;
@@ -359,13 +409,14 @@ template <bool UNIT> __device__ __forceinline__ Sums weighted_sums(
 
 // values, maps: samples and, if MAPPED, their weights; bases, firsts, counts: per tile of TILE_H x TILE_W pixels of
 // the block the place of its samples, of its first weight and their number. weights: (n_channels, n_items).
-// plane: distance between the channels of values. ranks, fractions: see winsorized_scale.
+// plane: distance between the channels of values. ranks, fractions: see winsorized_scale. If NOISE, variances:
+// of the samples, as weights; background: (n_channels,); few, mismatch: see Noise.
 // Results: (n_channels, height, width), coverage (height, width). A launch does the n_rows rows from first_row.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) combine_pool(
     const float* values, const float* maps, const long long* bases, const int* firsts, const int* counts,
     const float* weights, const int* ranks, const float* fractions, long long plane, int n_items, int tiles_x,
     int n_channels, int height, int width, int first_row, int n_rows, int code, float kl, float kh, int median,
-    float* image, float* weight, unsigned short* coverage, float* variance,
+    const float* variances, const float* background, int few, float mismatch, float* image, float* weight, unsigned short* coverage, float* variance,
     unsigned short* rejected_low, unsigned short* rejected_high, float* scratch)
 {
 #if STORAGE == 1
@@ -413,11 +464,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) combine_pool(
             if (total_weight > 0.0f) pivot = sum / total_weight;
 #else
             if (n > 0) {
-                Column sorted = {sort_samples(samples, n, column), 0.0f};
+                float all = 0.0f;
+                const float* noises = variances + (own - weights);
+                Column sorted = {sort_samples(samples, noises, n, column, all), 0.0f};
                 count = count_valid(sorted.rows, n);
                 if (count > 0) {
                     sorted.pivot = pivot = sorted.rows[(count - 1) / 2 * STRIDE];
-                    reject(sorted, count, code, kl, kh, ranks, fractions, first, last);
+#if NOISE
+                    const Noise expected = {few, all / (float)count, pivot - background[channel], mismatch};
+#else
+                    const Noise expected = {0, 0.0f, 0.0f, 0.0f};
+#endif
+                    reject(sorted, count, code, kl, kh, ranks, fractions, expected, first, last);
                     low = sorted[first];
                     high = sorted[last - 1];
                     middle = run_median(sorted, first, last);

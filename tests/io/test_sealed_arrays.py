@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+
+from zemosaic_io.sealed_arrays import load_sealed, save_sealed
+
+ARRAYS = {"x": np.arange(7.0), "hot": np.empty(0, np.int64), "mesh": np.ones((3, 4, 5), np.float32)}
+
+
+def test_what_was_saved_comes_back_and_any_program_can_read_it(tmp_path):
+    path = tmp_path / "a.npz"
+    save_sealed(path, "key", {"sky": [1.5, float("nan")]}, ARRAYS)
+    record, arrays = load_sealed(path, "key")
+    assert record["sky"][0] == 1.5
+    assert np.isnan(record["sky"][1])
+    assert set(arrays) == set(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(arrays[name], array)
+    with np.load(path) as stored:
+        np.testing.assert_array_equal(stored["x"], ARRAYS["x"])
+
+
+def test_any_flipped_or_missing_byte_means_it_is_not_there(tmp_path):
+    path = tmp_path / "a.npz"
+    save_sealed(path, "key", {"sky": 1}, ARRAYS)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        content = bytearray(whole)
+        content[position] ^= 1 << (position % 8)
+        path.write_bytes(content)
+        assert load_sealed(path, "key") is None
+    for length in (0, 1, 31, 32, 33, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert load_sealed(path, "key") is None
+    path.write_bytes(whole + b"more")
+    assert load_sealed(path, "key") is None
+    path.write_bytes(whole)
+    assert load_sealed(path, "other key") is None
+    assert load_sealed(path, "key") is not None
+    assert load_sealed(tmp_path, "key") is None
+    assert load_sealed(tmp_path / "none", "key") is None

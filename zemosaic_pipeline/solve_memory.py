@@ -1,0 +1,110 @@
+"""Steps of finding frames in the sky that were done before, each under everything it follows from.
+
+A run always goes through all steps, in the same order as the first one; only their answers are taken from here. So
+adding or removing frames gives what a fresh run gives: a match with a neighbour is stored under the stars and the
+place of that neighbour, and does not outlive them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from zemosaic_core.stars import StarList
+from zemosaic_io.manifest import Manifest, hash_key
+from zemosaic_io.solvers.base import Solver
+from zemosaic_pipeline.measure import STAR_COLUMNS
+from zemosaic_pipeline.plan import SolveOptions
+from zemosaic_pipeline.records import Frame, FrameMeasure, Solution
+
+__all__ = ["SOLVE_VERSION", "HeaderCheck", "SolveMemory"]
+
+# Part of every key: raise it when the answer of a step changes.
+SOLVE_VERSION = 3
+# Of the solver's options, what does not change its answer, or must not be written anywhere.
+_NOT_IN_KEYS = ("max_instances", "api_key", "timeout_s")
+
+
+@dataclass(frozen=True)
+class HeaderCheck:
+    """What the star catalogue says about the WCS of a header; see `zemosaic_core.plate_solve.WcsCheck`."""
+
+    rms_px: float
+    n_matched: int
+    confirmed: bool
+    contradicts: bool
+
+
+class SolveMemory:
+    """Answers by key, and how many frames got their place from them."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self.reused: set[int] = set()
+
+    def stars_key(self, stars: StarList) -> str:
+        """Return what names a list of stars."""
+        return hash_key(*(getattr(stars, column) for column in STAR_COLUMNS))
+
+    def header_key(self, stars_key: str, cards: Mapping[str, Any], shape_hw: tuple[int, int]) -> str:
+        """Return the key of a `HeaderCheck`."""
+        return self._key("header", stars_key, cards, shape_hw)
+
+    def solver_key(
+        self,
+        frame: Frame,
+        measure: FrameMeasure,
+        stars_key: str,
+        hint: tuple[float, float] | None,
+        solvers: Sequence[Solver],
+        options: SolveOptions,
+    ) -> str:
+        """Return the key of what solvers found: they may see stars, pixels and hints of the frame."""
+        chosen = {k: v for k, v in asdict(options.solver).items() if k not in _NOT_IN_KEYS}
+        seen = (stars_key, measure.content_key, frame.info.shape_hw, hint, frame.info.scale_arcsec)
+        return self._key("solver", seen, [solver.name for solver in solvers], chosen)
+
+    def match_key(
+        self,
+        stars_key: str,
+        shape_hw: tuple[int, int],
+        neighbours: Sequence[tuple[str, Solution]],
+        tolerance_px: float,
+    ) -> str:
+        """Return the key of a match: the frame's stars, and stars and place of every neighbour tried."""
+        others = [(key, s.wcs_cards, s.approximate, s.confirmed) for key, s in neighbours]
+        return self._key("match", stars_key, shape_hw, others, tolerance_px)
+
+    def header_check(self, key: str) -> HeaderCheck | None:
+        """Return a check made before."""
+        record = self._manifest.get(key)
+        return None if record is None else HeaderCheck(**record)
+
+    def keep_check(self, key: str, check: HeaderCheck) -> None:
+        """Remember a check."""
+        self._keep(key, asdict(check))
+
+    def solution(self, key: str) -> tuple[bool, Solution | None]:
+        """Return whether the step was done before, and the solution it gave; None when it gave none."""
+        record = self._manifest.get(key)
+        if record is None:
+            return False, None
+        if not record:
+            return True, None
+        return True, Solution(**{**record, "attempts": tuple(record["attempts"])})
+
+    def keep_solution(self, key: str, solution: Solution | None) -> None:
+        """Remember a solution, or that a step gives none."""
+        self._keep(key, {} if solution is None else asdict(solution))
+
+    def save(self) -> None:
+        """Write everything kept so far."""
+        self._manifest.save()
+
+    def _keep(self, key: str, record: dict[str, Any]) -> None:
+        self._manifest.put(key, record)
+        self._manifest.save_now_and_then()
+
+    def _key(self, step: str, *parts: Any) -> str:
+        return self._manifest.key("solve", SOLVE_VERSION, step, *parts)

@@ -12,7 +12,15 @@ from numba import njit
 from zemosaic_core.few_values import insert_sorted
 from zemosaic_core.raw_sky import SkyCells
 
-__all__ = ["NEVER_SATURATED", "ceilings", "find_defects", "isolation", "mend_defects", "saturation_levels"]
+__all__ = [
+    "NEVER_SATURATED",
+    "ceilings",
+    "find_defects",
+    "isolation",
+    "joined_ceiling",
+    "mend_defects",
+    "saturation_levels",
+]
 
 # Light of the eight neighbours over that of the pixel: 0 for a defect, 0.7 for the reddest star a red pixel can see
 # at FWHM 2 px, 2.3 for a mono star of FWHM 1.6 px.
@@ -97,17 +105,24 @@ def ceilings(plane: np.ndarray) -> np.ndarray:
     return result
 
 
+def joined_ceiling(evidence: np.ndarray) -> np.ndarray:
+    """What phases of one colour say together, shape (4,): those that reach the highest ceiling, as in `ceilings`."""
+    top = evidence[:, 0].max()
+    at_top = evidence[:, 0] >= top - top // _CEILING_PART
+    return np.array([top, *evidence[at_top, 1:].sum(axis=0)], np.int64)
+
+
 def saturation_levels(evidence: np.ndarray) -> np.ndarray:
     """Values from which pixels of each phase are cut off, as far as one frame tells.
 
     Parameters
     ----------
-    evidence : ndarray, shape (4, 4), int64
-        From `ceilings`.
+    evidence : ndarray, shape (n, 4), int64
+        Rows of `ceilings` or `joined_ceiling`.
 
     Returns
     -------
-    ndarray, shape (4,), int64
+    ndarray, shape (n,), int64
         The largest 16-bit number where nothing was cut: that one always is.
     """
     top, count, touching, below = evidence.T

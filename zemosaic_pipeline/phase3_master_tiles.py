@@ -18,7 +18,7 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sky_lattice import cell_centres
-from zemosaic_core.sources import CoaddBlock, CoaddSource
+from zemosaic_core.sources import CoaddBlock, CoaddSource, SampleNoise
 from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
@@ -35,7 +35,7 @@ from zemosaic_utils import coadd_on_grid
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 5
+TILE_VERSION = 6
 MAP_ERROR_PX = 0.005
 # The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
 RAMP_DECIMATION = 4
@@ -128,6 +128,32 @@ def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) 
         np.array([frame.solved.measure.noise_adu for frame in frames]),
         method,
         uv=np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], axis=-1),
+    )
+
+
+def sample_noise(
+    frames: Sequence[RegisteredFrame], weights: np.ndarray, terms: Sequence[FrameTerms]
+) -> SampleNoise | None:
+    """Return what is known beforehand about the samples of a co-add; None where a channel's noise is not known.
+
+    Parameters
+    ----------
+    weights : ndarray, shape (N, C)
+    terms : sequence of FrameTerms
+    """
+    photometry = np.array([term.photometry for term in terms], float)
+    f1, f2, d1, d2 = np.moveaxis(np.array([term.radial for term in terms], float), -1, 0)
+    # Means of q and q^2 over the detector.
+    gain = photometry[..., 0] * (1 + f1 / 3 + f2 / 6)
+    offset = photometry[..., 1] + d1 / 3 + d2 / 6
+    noise = np.array([frame.solved.measure.noise_adu for frame in frames], float)
+    sky = np.array([frame.solved.measure.sky_adu for frame in frames], float)
+    variance = np.where(noise > 0, (gain * noise) ** 2 * weights, np.nan)
+    level = gain * sky + offset
+    if not (np.isfinite(variance).any(axis=0) & np.isfinite(level).any(axis=0)).all():
+        return None
+    return SampleNoise(
+        tuple(map(float, np.nanmedian(variance, axis=0))), tuple(map(float, np.nanmedian(level, axis=0)))
     )
 
 
@@ -322,7 +348,7 @@ def create_tile(
             sources,
             shape,
             plan.n_channels,
-            plan.stack.rule,
+            replace(plan.stack.rule, noise=sample_noise(frames, weights, terms)),
             plan.stack.kernel,
             sink=sink,
             budget_bytes=plan.block_budget_bytes,

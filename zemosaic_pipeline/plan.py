@@ -19,7 +19,7 @@ from zemosaic_core.coadd import coadd_buffers
 from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.gpu.coadd import expected_workload
 from zemosaic_core.gpu.device import DeviceInfo
-from zemosaic_core.sources import CombineRule
+from zemosaic_core.sources import CombineRule, SampleNoise
 from zemosaic_gpu_policy import Decision, GpuPolicy
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.chain import SolverOptions
@@ -503,8 +503,11 @@ def _workload_on_card(
     run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], device: DeviceInfo | None
 ) -> Workload:
     """Declare what stacking will need on a graphics card."""
+    # A run knows the noise of its samples; how much it is does not change what is needed.
+    noise = SampleNoise((1.0,) * run.n_channels, (0.0,) * run.n_channels)
+    rule = replace(run.stack.rule, noise=noise)
     return expected_workload(
-        "stack", _stacked_hw(run, infos, canvas_hw), run.n_channels, run.stack.rule, run.stack.kernel, device,
+        "stack", _stacked_hw(run, infos, canvas_hw), run.n_channels, rule, run.stack.kernel, device,
         n_sources=_frames_at_place(run, infos), source_hw=_largest(infos).shape_hw, raw=infos[0].kind == "cfa",
         feather_px=run.stack.feather_px, has_weight_map=run.stack.radial is not None,
     )  # fmt: skip

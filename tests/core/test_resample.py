@@ -218,3 +218,61 @@ def test_wrong_arguments_are_named():
         sample_window(
             image, (0, 0), (5, 5), shift_pixel_map(0, 0, box), box, "bilinear", terms, radial=RADIAL
         )
+
+
+def star_image(fwhm, peak, ceiling=np.inf, *, sky=350.0, noise=9.0, shape=(60, 64), centre=(30.3, 31.6)):
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    r2 = (y - centre[0]) ** 2 + (x - centre[1]) ** 2
+    image = sky + peak * np.exp(-4 * np.log(2) * r2 / fwhm**2)
+    image += np.random.default_rng(3).normal(0, noise, shape)
+    return np.minimum(image, ceiling).astype(np.float32)[None]
+
+
+def sampled(image, degrees=3.0):
+    """Lanczos at every place of a turned grid, and the smallest of the 6 x 6 taps there."""
+    height, width = image.shape[1:]
+    box = (14, height - 14, 14, width - 14)
+    pixel_map = build_pixel_map(rotation(degrees, (32, 30), (32.4, 30.3)), box)
+    terms = np.array([[1, 0, 0, 0]], np.float32)
+    found, _ = sample_window(image, (0, 0), image.shape[1:], pixel_map, box, "lanczos3", terms)
+    y, x = np.mgrid[box[0] : box[1], box[2] : box[3]]
+    sx, sy = map_coordinates_at(pixel_map, x, y)
+    iy, ix = np.floor(sy).astype(int), np.floor(sx).astype(int)
+    taps = [image[0][iy + q, ix + k] for q in range(-2, 4) for k in range(-2, 4)]
+    return found[0], np.min(taps, axis=0)
+
+
+@pytest.mark.parametrize("case", ["clipped", "bleeding"])
+def test_no_holes_beside_clipped_and_bleeding_stars(case):
+    image = star_image(2.4, 4e6, 65535.0) if case == "clipped" else star_image(3.0, 3000.0)
+    if case == "bleeding":
+        image[0, 5:55, 30:32] = 65535
+    for degrees in (0.0, 3.0, 20.0):
+        found, lowest = sampled(image, degrees)
+        raised, _ = sampled(
+            image + np.float32(40000), degrees
+        )  # as much light, but no contrast: left as it is
+        holes, before = found - lowest, raised - 40000 - lowest
+        assert before.min() < -1500
+        # What is left is no deeper than where lifting begins.
+        assert holes.min() > -0.0063 * 65535
+        assert np.minimum(holes, 0).mean() > 0.2 * np.minimum(before, 0).mean()
+
+
+@pytest.mark.parametrize("fwhm", [2.3, 2.6, 3.5])
+@pytest.mark.parametrize("peak", [500.0, 60000.0])
+def test_ordinary_stars_keep_their_lanczos(fwhm, peak):
+    for k in range(4):
+        image = star_image(fwhm, peak, centre=(30 + k / 4, 31.6 - k / 3))
+        found, _ = sampled(image)
+        raised, _ = sampled(image + np.float32(40000))
+        np.testing.assert_allclose(found, raised - 40000, atol=0.05)
+
+
+def test_sharp_stars_keep_their_flux():
+    for k in range(4):
+        image = star_image(1.9, 60000.0, centre=(30 + k / 4, 31.6 - k / 3))
+        found, _ = sampled(image)
+        raised, _ = sampled(image + np.float32(40000))
+        light = float((image - 350).sum())
+        assert abs(float((found - (raised - 40000)).sum())) < 0.005 * light

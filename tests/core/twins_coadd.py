@@ -48,7 +48,10 @@ def lanczos(plane, sx, sy):
     wy = LANCZOS_TABLE[int(fy * np.float32(4096) + np.float32(0.5))].astype(np.float64)
     taps = np.array([[tap(plane, iy - 2 + q, ix - 2 + k) for k in range(6)] for q in range(6)])
     if np.isfinite(taps).all():
-        return float(wy @ taps @ wx)
+        value, lowest, span = float(wy @ taps @ wx), taps.min(), np.ptp(taps)
+        if value < lowest and span > 4 * abs(lowest):
+            value += np.clip((lowest - value) / (0.005 * span) - 1, 0, 1) * (lowest - value)
+        return value
     return bilinear(plane, sx, sy)
 
 

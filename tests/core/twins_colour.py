@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import erf
 
 import numpy as np
+from scipy import ndimage
 
 # Light of the average star in red, green, blue, as a fraction of green.
 STAR = np.array([0.8, 1.0, 0.72])
@@ -121,3 +123,33 @@ def block_noise(plane, size=4):
     """Scatter of the means of blocks, times their side: for independent pixels the noise of one; ADU."""
     h, w = (n // size * size for n in plane.shape)
     return size * float(plane[:h, :w].reshape(h // size, size, w // size, size).mean(axis=(1, 3)).std())
+
+
+def slanted_bar(colour, *, size=240, angle_deg=27.0, fwhm=2.4, sky=SKY):
+    """A bar of light with edges as sharp as a star; truth (3, size, size), and the distance from its edge, px."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    angle = np.radians(angle_deg)
+    inside = size / 6 - np.abs(x * np.cos(angle) + y * np.sin(angle))
+    scale = fwhm / (2 * np.sqrt(2 * np.log(2)))
+    share = 0.5 * (1 + np.vectorize(erf)(inside / (scale * np.sqrt(2))))
+    return np.asarray(sky)[:, None, None] + np.asarray(colour)[:, None, None] * share, inside
+
+
+def chroma_percent(planes, colour, channel, inside, *, sky=SKY):
+    """Mean difference of a channel from green on either side of the edge, each on its own scale, by distance, %."""
+    own, green = ((planes[c] - sky[c]) / colour[c] for c in (channel, 1))
+    middle = (slice(8, -8), slice(8, -8))
+    bins = np.round(np.clip(inside[middle], -8, 8)).astype(int) + 8
+    means = np.bincount(bins.ravel(), (own - green)[middle].ravel()) / np.bincount(bins.ravel())
+    return 100 * means
+
+
+def means_of_neighbours(raw, pattern):
+    """Bilinear: every missing colour is the mean of its nearest samples; what the judges are to find wanting."""
+    out = np.empty((3, *raw.shape))
+    kernel = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 4
+    for c in range(3):
+        mask = own_samples(raw.shape, pattern, c).astype(float)
+        sums, weights = (ndimage.convolve(a, kernel, mode="mirror") for a in (raw * mask, mask))
+        out[c] = np.where(mask > 0, raw, sums / weights)
+    return out

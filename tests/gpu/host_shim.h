@@ -10,6 +10,7 @@
 #define __host__
 #define __constant__ static
 #define __forceinline__ inline
+#define __noinline__
 #define __restrict__
 #define __launch_bounds__(...)
 #define __shared__

@@ -356,3 +356,18 @@ def test_the_next_block_is_read_while_the_card_works_on_this_one():
     window = ahead.take(smaller, 0, [])
     np.testing.assert_array_equal(window.planes, pixels.read(0, *smaller[0].window))
     ahead.close()
+
+
+def test_holes_beside_clipped_stars_are_closed_alike():
+    pixels = FakePixels(4, (41, 67))
+    for image in pixels.images.values():
+        image[:] = np.clip(image / 4, 340, 380)
+        image[:, 8:33, 30:32] = 65535
+    sources = make_sources(pixels, 4, OUT, turn=0.05)
+    gpu, cpu = both(pixels, sources, RULES["mean"], "lanczos3")
+    assert_blocks_agree(gpu, cpu, ulps=16)
+    raised = FakePixels(4, (41, 67))
+    for key, image in pixels.images.items():
+        raised.images[key] = image + np.float32(40000)
+    before = coadd_block(raised, sources, 0, OUT[0], OUT[1], 3, RULES["mean"], "lanczos3")
+    assert np.nanmin(before.image - cpu.image) < 35000

@@ -177,7 +177,7 @@ def test_peak_memory_is_below_the_plan(small_night, tmp_path):
     worker.start()
     keys = []
     while not keys or keys[-1] not in ("PROCESS_DONE", "PROCESS_ERROR"):
-        keys.append(queue.get(timeout=120)[0])
+        keys.append(queue.get(timeout=250)[0])
     worker.join(60)
     assert (keys[-1], worker.exitcode) == ("PROCESS_DONE", 0)
     report = json.loads((tmp_path / "run_report.json").read_text(encoding="utf-8"))

@@ -9,6 +9,9 @@
 #define LANCZOS 0
 #endif
 #define NODE_BITS 24
+#define UNDERSHOOT_FROM 0.005f
+#define UNDERSHOOT_TO 0.01f
+#define CONTRAST 4.0f
 // A node where the map is undefined.
 #define NO_NODE (-(1LL << 44))
 
@@ -59,6 +62,22 @@ __device__ __forceinline__ float taps_36(const float* corner, int stride, const 
 #pragma unroll
     for (int k = 0; k < 6; ++k) total[k] *= wx[k];
     return ((total[0] + total[1]) + (total[2] + total[3])) + (total[4] + total[5]);
+}
+
+// Put a sample that lies far below all of its taps back to the lowest of them; see zemosaic_core.resample.UNDERSHOOT.
+__device__ __noinline__ float lifted(const float* corner, int stride, float value)
+{
+    float lowest = corner[0], highest = lowest;
+    for (int q = 0; q < 6; ++q)
+        for (int k = 0; k < 6; ++k) {
+            float tap = corner[(long long)q * stride + k];
+            lowest = min(lowest, tap);
+            highest = max(highest, tap);
+        }
+    float span = highest - lowest, below = lowest - value;
+    if (!(span > CONTRAST * fabsf(lowest))) return value;
+    float share = (below - UNDERSHOOT_FROM * span) / ((UNDERSHOOT_TO - UNDERSHOOT_FROM) * span);
+    return value + min(max(share, 0.0f), 1.0f) * below;
 }
 #endif
 
@@ -138,7 +157,14 @@ extern "C" __global__ void sample_source(
 #if LANCZOS
         // Any missing tap makes the sum NaN (0 * NaN too); then the four nearest decide.
         float value = taps ? taps_36(here - 2LL * win_w - 2, win_w, wx, wy) : MISSING;
-        if (!finite_value(value)) value = four_taps(here, dx, dy, fx, fy);
+        if (!finite_value(value)) {
+            value = four_taps(here, dx, dy, fx, fy);
+        } else {
+            // What is not well below the four nearest taps is not below all of them.
+            float near = min(min(here[0], here[1]), min(here[win_w], here[win_w + 1]));
+            if (value < near - CONTRAST * UNDERSHOOT_FROM * fabsf(near))
+                value = lifted(here - 2LL * win_w - 2, win_w, value);
+        }
 #else
         float value = four_taps(here, dx, dy, fx, fy);
 #endif

@@ -95,15 +95,29 @@ def run_zemosaic(night: GlowNight, output: Path, settings: dict[str, Any]) -> tu
 
 
 def night_of(name: str, folder: Path) -> GlowNight:
-    """Return a night, rendered only when its folder is not there yet."""
-    raw = folder / name / "raw"
-    if raw.is_dir():
-        return plan_glow_night(raw, night_spec(name))
+    """Return a night; it is rendered when its folder is not there yet, or holds an older night of that name.
+
+    Raises
+    ------
+    FileExistsError
+        When a folder of that name was not made by this benchmark.
+    """
+    raw, note = folder / name / "raw", folder / name / "raw.fingerprint"
+    night = plan_glow_night(raw, night_spec(name))
+    if note.is_file():
+        if note.read_text(encoding="utf-8") == night.fingerprint():
+            return night
+        shutil.rmtree(folder / name)
+    elif raw.exists():
+        raise FileExistsError(
+            f"{raw} is not of this benchmark: no {note.name} beside it; choose another folder"
+        )
     part = raw.with_name("raw.part")
     shutil.rmtree(part, ignore_errors=True)
-    write_glow_night(part, night_spec(name))
+    write_glow_night(part, night.spec)
     part.rename(raw)
-    return plan_glow_night(raw, night_spec(name))
+    note.write_text(night.fingerprint(), encoding="utf-8")
+    return night
 
 
 def judge_night(name: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality_background import measure_cells
-from benchmarks.quality_pixels import count_outliers, find_satellites
+from benchmarks.quality_pixels import count_outliers, find_satellites, worst_coverage
 from benchmarks.quality_scene import Scene, Stars, load_scene, panel_spread
 from benchmarks.quality_seams import measure_seams
 from zemosaic_io.glow_session import GlowNight
@@ -59,6 +59,8 @@ class Verdict:
         Stars measured in G.
     outliers_ppm : float
         Pixels beyond 6 sigma, away from stars, where at least 4 frames overlap, per million, all channels.
+    outliers_ppm_worst, outliers_worst_coverage : float, int
+        The most per million at any number of frames from 4 on; neighbours are pooled until they hold 100,000 values.
     outliers_by_coverage : dict
         Frames -> (pixels looked at, outliers), from 1 on.
     satellites, satellites_left, satellite_worst_adu : int, int, float
@@ -84,6 +86,8 @@ class Verdict:
     flux_scatter: list[float]
     n_stars: int
     outliers_ppm: float
+    outliers_ppm_worst: float
+    outliers_worst_coverage: int
     outliers_by_coverage: dict[int, tuple[int, int]]
     satellites: int
     satellites_left: int
@@ -108,8 +112,9 @@ def judge_scene(scene: Scene, truth: GlowNight) -> Verdict:
     seam = measure_seams(scene, truth)
     spread = panel_spread(stars[1], truth)
     outliers, ratio = count_outliers(scene, cells)
-    deep = [counts for n, counts in outliers.items() if n >= 4]
-    looked, beyond = (sum(counts[k] for counts in deep) for k in (0, 1))
+    deep = {frames: counts for frames, counts in outliers.items() if frames >= 4}
+    looked, beyond = (sum(counts[k] for counts in deep.values()) for k in (0, 1))
+    worst = worst_coverage(deep)
     trails = find_satellites(scene, truth, cells[1])
     return Verdict(
         bg_rms_adu=[c.rms() for c in cells],
@@ -127,6 +132,8 @@ def judge_scene(scene: Scene, truth: GlowNight) -> Verdict:
         flux_scatter=[s.scatter() for s in stars],
         n_stars=len(stars[1].ratio),
         outliers_ppm=1e6 * beyond / looked if looked else float("nan"),
+        outliers_ppm_worst=worst[0],
+        outliers_worst_coverage=worst[1],
         outliers_by_coverage=outliers,
         satellites=trails[0],
         satellites_left=trails[1],

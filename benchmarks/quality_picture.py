@@ -46,7 +46,7 @@ def side_by_side(scenes: dict[str, Scene], path: Path, *, width_px: int = 700) -
 def _level(scene: Scene) -> np.ndarray:
     """Sky of the mosaic per channel: the median of what is left over, so that nebulae do not count as sky."""
     use = scene.clean & np.isfinite(scene.image[1])
-    return np.median(scene.residual[:, use], axis=1)[:, None, None]
+    return np.asarray(np.median(scene.residual[:, use], axis=1)[:, None, None])
 
 
 def _part(title: str, image: np.ndarray, width_px: int) -> np.ndarray:

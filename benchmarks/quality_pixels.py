@@ -9,9 +9,11 @@ from benchmarks.quality_scene import CFA_DENSITY, Scene
 from zemosaic_core.synthetic_sky import pixel_to_sky, sky_to_pixel
 from zemosaic_io.glow_session import GlowNight
 
-__all__ = ["count_outliers", "find_satellites"]
+__all__ = ["count_outliers", "find_satellites", "worst_coverage"]
 
 OUTLIER_SIGMA = 6.0
+# Fewer values than this say nothing about ten in a million.
+ENOUGH_VALUES = 100_000
 
 
 def count_outliers(scene: Scene, cells: list[Cells]) -> tuple[dict[int, tuple[int, int]], list[float]]:
@@ -33,6 +35,21 @@ def count_outliers(scene: Scene, cells: list[Cells]) -> tuple[dict[int, tuple[in
             looked, found = counts.get(int(frames), (0, 0))
             counts[int(frames)] = (looked + here.size, found + beyond)
     return counts, ratios
+
+
+def worst_coverage(counts: dict[int, tuple[int, int]]) -> tuple[float, int]:
+    """Return the most outliers per million at any number of frames, and the number; neighbours are pooled."""
+    worst = (float("nan"), 0)
+    looked = beyond = first = 0
+    for frames in sorted(counts):
+        first = first or frames
+        looked, beyond = looked + counts[frames][0], beyond + counts[frames][1]
+        if looked >= ENOUGH_VALUES:
+            share = 1e6 * beyond / looked
+            if not worst[0] >= share:
+                worst = (share, first)
+            looked = beyond = first = 0
+    return worst
 
 
 def find_satellites(scene: Scene, truth: GlowNight, cells: Cells) -> tuple[int, int, float]:

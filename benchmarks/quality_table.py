@@ -40,6 +40,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
     ("V %", ".2f", lambda r: (_claims(r).get("vignetting") or {}).get("rms_pct", math.nan)),
     ("err/claim", ".1f", lambda r: _worst([z for c in r.get("large_scale_deviations", []) for z in c])),
     ("out/M", ".1f", lambda r: r["outliers_ppm"]),
+    ("worst", ".0f", lambda r: r["outliers_ppm_worst"]),
+    ("at", "", lambda r: r["outliers_worst_coverage"]),
     ("trails", "", lambda r: f"{r['satellites_left']}/{r['satellites']}"),
     ("noise", ".3f", lambda r: r["noise_ratio"][1]),
     ("CPU s", ".0f", lambda r: r.get("cpu_seconds", math.nan)),

@@ -163,6 +163,7 @@ class GlowPrior:
         for size, part in zip(sizes, self._sized, strict=True):
             if part is not None:
                 total += size**2 * part
+        # Keeps parts that repeat each other from making the matrix singular.
+        total[np.diag_indices_from(total)] += 1e-11
         total *= self.level**2
-        total[np.diag_indices_from(total)] += 1e-6
         return total

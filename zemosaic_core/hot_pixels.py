@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from zemosaic_core.few_values import insert_sorted
+
 __all__ = ["DefectEvidence", "detect_and_correct", "repair_cfa"]
 
 # A defect must be listed in this share of the frames, and in two: what passes over a pixel once is a particle, a
@@ -68,16 +70,6 @@ class DefectEvidence:
 
 
 @njit(cache=True, nogil=True)
-def _insert(values, n, value):
-    """Put a value into its place among the first ``n`` sorted ones."""
-    k = n
-    while k > 0 and values[k - 1] > value:
-        values[k] = values[k - 1]
-        k -= 1
-    values[k] = value
-
-
-@njit(cache=True, nogil=True)
 def _repair(cfa, out, indices, first_row):
     height, width = cfa.shape
     bad = np.zeros((height, width), np.bool_)
@@ -100,7 +92,7 @@ def _repair(cfa, out, indices, first_row):
                     j, i = y + dy, x + dx
                     inside = 0 <= j < height and 0 <= i < width
                     if (dy != 0 or dx != 0) and inside and not bad[j, i]:
-                        _insert(values, n, np.float32(cfa[j, i]))
+                        insert_sorted(values, n, np.float32(cfa[j, i]))
                         n += 1
         if n > 0:
             out[y, x] = np.float32(0.5) * (values[(n - 1) // 2] + values[n // 2])

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zemosaic_core.raw_defects import ceilings, find_defects, mend_defects, saturation_levels
+from zemosaic_core.raw_defects import (
+    ceilings,
+    find_defects,
+    joined_ceiling,
+    mend_defects,
+    saturation_levels,
+)
 from zemosaic_core.raw_maxima import Maxima, find_maxima
 from zemosaic_core.raw_sky import CELL_PX, SkyCells, sky_cells
 from zemosaic_core.raw_stars import (
@@ -140,7 +146,7 @@ def measure_raw(
         mesh_noise=_error_of_mean(cells.error, colours),
         defects=defects,
         defect_sigma=significance,
-        ceiling=np.stack([_ceiling_of_phases(evidence[k]) for k in colours]),
+        ceiling=np.stack([joined_ceiling(evidence[k]) for k in colours]),
     )
 
 
@@ -225,10 +231,3 @@ def _central(values: np.ndarray) -> float:
     values = np.sort(values[np.isfinite(values)])
     cut = values.size // 4
     return float(values[cut : values.size - cut].mean(dtype=np.float64)) if values.size else float("nan")
-
-
-def _ceiling_of_phases(evidence: np.ndarray) -> np.ndarray:
-    """Phases of one colour together: those that reach the highest ceiling."""
-    top = evidence[:, 0].max()
-    at_top = evidence[:, 0] >= top - top // 128
-    return np.array([top, *evidence[at_top, 1:].sum(axis=0)], np.int64)

@@ -129,7 +129,8 @@ def moon_place(jd: float, site: Site) -> tuple[float, float, float]:
 
     def series(terms: tuple[tuple[float, float, float], ...]) -> np.ndarray:
         size, start, rate = np.array(terms).T
-        return np.stack([size * f(np.deg2rad(start + rate * t)) for f in (np.sin, np.cos)]).sum(axis=1)
+        angle = np.deg2rad(start + rate * t)
+        return np.array([(size * np.sin(angle)).sum(), (size * np.cos(angle)).sum()])
 
     # Astronomical Almanac, section D, "low-precision formulae for geocentric coordinates of the Moon".
     longitude = 218.32 + 481267.881 * t

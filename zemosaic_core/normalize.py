@@ -28,8 +28,8 @@ __all__ = [
     "solve_group",
 ]
 
-Method = Literal["none", "linear_fit", "sky_mean"]
-METHODS: tuple[Method, ...] = ("none", "linear_fit", "sky_mean")
+Method = Literal["none", "linear_fit", "sky_mean", "levels"]
+METHODS: tuple[Method, ...] = ("none", "linear_fit", "sky_mean", "levels")
 
 # A plane needs three cells; this many leave room for robust weights.
 _MIN_CELLS = 6
@@ -118,10 +118,11 @@ def solve_group(
         Position (x, y) of each cell centre on the tile plane, px.
     noise : ndarray, shape (N, C)
         Pixel noise, ADU.
-    method : {'none', 'linear_fit', 'sky_mean'}
+    method : {'none', 'linear_fit', 'sky_mean', 'levels'}
         'none': identity. 'sky_mean': gain 1 and an offset that brings every sky level to the median level of the
         best frames. 'linear_fit': the gain, and offset and plane from a joint robust fit in which
-        ``gain * mesh + c0 + cx u + cy t`` equals one common sky wherever frames overlap on the plane.
+        ``gain * mesh + c0 + cx u + cy t`` equals one common sky wherever frames overlap on the plane. 'levels': the
+        gain, and an offset from the sky level alone.
     uv : ndarray, shape (ny, nx, 2), optional
         Cell centres in the frame's normalised coordinates; default `mesh_uv` (cells divide the frame evenly).
 
@@ -154,8 +155,11 @@ def solve_group(
     if method == "sky_mean":
         terms[..., 1] = _level_offsets(sky, best)
         return GroupNormalisation(terms.astype(np.float32), nothing, nothing.copy(), solved, best)
-    uv = mesh_uv(*meshes.shape[2:]) if uv is None else np.asarray(uv, dtype=np.float64)
     terms[..., 0] = gains
+    if method == "levels":
+        terms[..., 1] = _level_offsets(gains * sky, best)
+        return GroupNormalisation(terms.astype(np.float32), nothing, nothing.copy(), solved, best)
+    uv = mesh_uv(*meshes.shape[2:]) if uv is None else np.asarray(uv, dtype=np.float64)
     before, after = nothing.copy(), nothing.copy()
     fallback = _level_offsets(gains * sky, best)
     for c in range(n_channels):

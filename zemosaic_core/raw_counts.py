@@ -15,6 +15,8 @@ _COARSEST_STEP = 0.5
 _ROOM_BELOW_SIGMA = 64.0
 _STEP_TO_SIGMA = 1.0483
 _TAPS = np.array([1.0, 3.0, 4.0, 3.0, 1.0])
+# What a full pixel has become where frames of 16 bits were stored as floats.
+_FULL_SCALES = (1.0, 65535.0)
 # Below this it may be chance.
 _LEAST_FACTOR = 1.1
 
@@ -85,7 +87,8 @@ def as_counts(values: np.ndarray) -> Counts:
         noise = (high - low) / _TOP
     low = max(low, float(np.median(known[:: max(1, known.size // 100_000)])) - _ROOM_BELOW_SIGMA * noise)
     step = min(max((high - low) / (_TOP - 1), _FINEST_STEP * noise), _COARSEST_STEP * noise)
-    zero = low - step
+    # A full pixel stays the largest number there is.
+    zero = high - _TOP * step if high in _FULL_SCALES else low - step
     return Counts(_rounded(values, zero, step, missing), zero, step, missing, _noise_factor(values))
 
 

@@ -9,9 +9,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from zemosaic_core.few_values import insert_sorted
 from zemosaic_core.raw_sky import SkyCells
 
-__all__ = ["NEVER_SATURATED", "ceilings", "find_defects", "isolation", "mend_defects", "saturation_levels"]
+__all__ = [
+    "NEVER_SATURATED",
+    "ceilings",
+    "find_defects",
+    "isolation",
+    "joined_ceiling",
+    "mend_defects",
+    "saturation_levels",
+]
 
 # Light of the eight neighbours over that of the pixel: 0 for a defect, 0.7 for the reddest star a red pixel can see
 # at FWHM 2 px, 2.3 for a mono star of FWHM 1.6 px.
@@ -96,17 +105,24 @@ def ceilings(plane: np.ndarray) -> np.ndarray:
     return result
 
 
+def joined_ceiling(evidence: np.ndarray) -> np.ndarray:
+    """What phases of one colour say together, shape (4,): those that reach the highest ceiling, as in `ceilings`."""
+    top = evidence[:, 0].max()
+    at_top = evidence[:, 0] >= top - top // _CEILING_PART
+    return np.array([top, *evidence[at_top, 1:].sum(axis=0)], np.int64)
+
+
 def saturation_levels(evidence: np.ndarray) -> np.ndarray:
     """Values from which pixels of each phase are cut off, as far as one frame tells.
 
     Parameters
     ----------
-    evidence : ndarray, shape (4, 4), int64
-        From `ceilings`.
+    evidence : ndarray, shape (n, 4), int64
+        Rows of `ceilings` or `joined_ceiling`.
 
     Returns
     -------
-    ndarray, shape (4,), int64
+    ndarray, shape (n,), int64
         The largest 16-bit number where nothing was cut: that one always is.
     """
     top, count, touching, below = evidence.T
@@ -134,15 +150,6 @@ def _load_patch(plane, y, x, patch):
     for j in range(7):
         for i in range(7):
             patch[j, i] = np.float32(plane[_mirrored(y + j - 3, height), _mirrored(x + i - 3, width)])
-
-
-@njit(cache=True, nogil=True)
-def _insert(values, n, value):
-    k = n
-    while k > 0 and values[k - 1] > value:
-        values[k] = values[k - 1]
-        k -= 1
-    values[k] = value
 
 
 @njit(cache=True, nogil=True)
@@ -175,21 +182,21 @@ def isolation(plane, y, x, patch, values):
     for j in (1, 3, 5):
         for i in (1, 3, 5):
             if j != 3 or i != 3:
-                _insert(values, n, patch[j, i])
+                insert_sorted(values, n, patch[j, i])
                 n += 1
     kin = _middle(values, 8)
     scatter = (values[6] - values[1]) * np.float32(1.0 / _MIDDLE_OF_EIGHT)
     own = patch[3, 3] - kin
     n = 0
     for j in (1, 3, 5):
-        _insert(values, n, patch[j, 0])
-        _insert(values, n + 1, patch[j, 6])
+        insert_sorted(values, n, patch[j, 0])
+        insert_sorted(values, n + 1, patch[j, 6])
         n += 2
     sides = patch[3, 2] + patch[3, 4] - np.float32(2) * _middle(values, 6)
     n = 0
     for i in (1, 3, 5):
-        _insert(values, n, patch[0, i])
-        _insert(values, n + 1, patch[6, i])
+        insert_sorted(values, n, patch[0, i])
+        insert_sorted(values, n + 1, patch[6, i])
         n += 2
     ends = patch[2, 3] + patch[4, 3] - np.float32(2) * _middle(values, 6)
     n = 0
@@ -199,7 +206,7 @@ def isolation(plane, y, x, patch, values):
             if (j == 2 or j == 4) and (i == 2 or i == 4):
                 corners += patch[j, i]
             else:
-                _insert(values, n, patch[j, i])
+                insert_sorted(values, n, patch[j, i])
                 n += 1
     corners -= np.float32(4) * _middle(values, 12)
     return own, sides + ends + corners, kin, scatter

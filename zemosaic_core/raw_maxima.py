@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from zemosaic_core.few_values import insert_sorted
 from zemosaic_core.raw_sky import SkyCells, mesh_at
 
 __all__ = ["Maxima", "find_maxima", "smoothing_sums"]
@@ -223,12 +224,7 @@ def _surroundings(smooth, y, x, ring_px, low_y, high_y, low_x, high_x, ring):
     ring[4], ring[5] = upper[left], upper[right]
     ring[6], ring[7] = lower[left], lower[right]
     for n in range(1, 8):
-        value = ring[n]
-        k = n
-        while k > 0 and ring[k - 1] > value:
-            ring[k] = ring[k - 1]
-            k -= 1
-        ring[k] = value
+        insert_sorted(ring, n, ring[n])
     # Whole numbers, so that every body gives the same.
     return (ring[1] + ring[2] + ring[3]) // 3
 

@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from zemosaic_core.background import MIDMEAN_ERROR
+from zemosaic_core.few_values import insert_sorted
 
 __all__ = ["CELL_PX", "SkyCells", "mesh_at", "sky_cells"]
 
@@ -233,18 +234,8 @@ def _rough_median(plane, y0, x0, high, wide, py, px):
         y = y0 + (((2 * j + 1) * high) // 6 // 2) * 2 + py
         for i in range(3):
             x = x0 + (((2 * i + 1) * wide) // 6 // 2) * 2 + px
-            _insert(values, 3 * j + i, np.int32(plane[y, x]))
+            insert_sorted(values, 3 * j + i, np.int32(plane[y, x]))
     return values[4]
-
-
-@njit(cache=True, nogil=True)
-def _insert(values, n, value):
-    """Put a value into its place among the first ``n`` sorted ones."""
-    k = n
-    while k > 0 and values[k - 1] > value:
-        values[k] = values[k - 1]
-        k -= 1
-    values[k] = value
 
 
 @njit(cache=True, nogil=True)
@@ -400,7 +391,7 @@ def _fill_and_smooth(mesh, result):
                 for y in range(max(0, j - 1), min(rows, j + 2)):
                     for x in range(max(0, i - 1), min(columns, i + 2)):
                         if np.isfinite(source[y, x]):
-                            _insert(values, n, source[y, x])
+                            insert_sorted(values, n, source[y, x])
                             n += 1
                 if n == 0:
                     gaps = True

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from zemosaic_core.few_values import insert_sorted
 from zemosaic_core.raw_defects import isolation
 from zemosaic_core.raw_maxima import Maxima
 from zemosaic_core.raw_sky import SkyCells
@@ -390,12 +391,7 @@ def _ring_sky(values, rough, least_sigma):
     """Mean of values clipped about a rough median."""
     count = values.size
     for n in range(12):
-        value = values[(n * count) // 12 + count // 24]
-        k = n
-        while k > 0 and rough[k - 1] > value:
-            rough[k] = rough[k - 1]
-            k -= 1
-        rough[k] = value
+        insert_sorted(rough, n, values[(n * count) // 12 + count // 24])
     centre = np.float32(0.5) * (rough[5] + rough[6])
     sigma = max(np.float32(0.5) * (rough[8] - rough[2]), least_sigma)
     for _ in range(4):

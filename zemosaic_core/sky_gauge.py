@@ -27,7 +27,8 @@ _CLIP_ABOVE, _CLIP_BELOW = 1.5, 4.0
 _LEAST_EMPTY = 0.15
 _MASK_ROUNDS = 30
 _PASSES = 8
-_SETTLED_ADU = 0.5
+# The sky has settled when no node moves by more than this share of the light.
+_SETTLED_SHARE = 0.001
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def gauged(
         if not use:
             return Gauge(from_data, mask, sigma_data, False, conflict, rough)
         new = from_data + spread.T @ np.linalg.solve(covariance + np.diag(width**2), found)
-        settled = float(np.abs(reduced.response @ (new - unknowns)).max()) < _SETTLED_ADU
+        settled = float(np.abs(reduced.response @ (new - unknowns)).max()) < _SETTLED_SHARE * level
         unknowns = new
         if settled:
             break

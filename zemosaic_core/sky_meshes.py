@@ -81,7 +81,7 @@ def guessed_pedestal(sky_adu: Array) -> tuple[Array, Array]:
     """
     lowest = np.nanmin(np.where(np.isfinite(sky_adu), sky_adu, np.nan), axis=0)
     lowest = np.where(np.isfinite(lowest), np.maximum(lowest, 0.0), 0.0)
-    return 0.3 * lowest, np.maximum(0.15 * lowest, 1.0)
+    return 0.3 * lowest, 0.15 * lowest
 
 
 def on_common_scale(
@@ -97,11 +97,12 @@ def on_common_scale(
 
 
 def light_adu(meshes: SkyMeshes, gains: Array, c: int, pedestal: float) -> Array:
-    """Light of the sky above the pedestal in each frame on the common scale, at least 1 ADU."""
+    """Light of the sky above the pedestal in each frame on the common scale, at least a hundredth of the usual."""
     level = gains * (meshes.sky[:, c] - pedestal)
     known = np.isfinite(level)
     typical = float(np.median(level[known])) if known.any() else 1.0
-    return np.maximum(np.where(known, level, typical), 1.0)
+    typical = typical if typical > 0 else 1.0
+    return np.maximum(np.where(known, level, typical), 0.01 * typical)
 
 
 def spread_rows(xy: Array, hours: Array, most: int) -> NDArray[np.int64]:

@@ -47,7 +47,9 @@ MAX_TUNED_FRAMES = 64
 _ROUNDS = 3
 # Below this many times the area of a frame a nebula may fill the mosaic: "the empty part is flat" would eat it.
 _GAUGE_AREA_FRAMES = 1.5
-_KNOWN_ADU, _ASSUMED_ADU = 6.0, 20.0
+# Errors of the tilt, as shares of the sky's light (6 and 20 of 430 ADU): up to the first the frames know it well
+# enough for any picture, beyond the second they hardly know it.
+_KNOWN_SHARE, _ASSUMED_SHARE = 0.014, 0.046
 _LEAST_EMPTY_SHARE = 0.25
 # Patterns that flat fielding left, as shares of the light: three errors of the star flat, at least this much; and
 # without a usable star flat. And constant patterns, pedestal and amplifier.
@@ -302,7 +304,7 @@ def _solve_channel(
         background_adu=background,
         light_adu=float(np.median(light[joint])),
         gauge=gauge,
-        assurance=_assurance(gauge, empty, seen),
+        assurance=_assurance(gauge, empty, seen, level),
         residual_adu=residual,
         removed_quadric=quadric,
         quadric_centre_xy=centre,
@@ -415,12 +417,16 @@ def _area_px(seen: NDArray[np.bool_], spacing_px: float) -> float:
     return float(seen.sum()) * spacing_px**2
 
 
-def _assurance(gauge: Gauge, empty: NDArray[np.bool_], seen: NDArray[np.bool_]) -> str:
+def _assurance(gauge: Gauge, empty: NDArray[np.bool_], seen: NDArray[np.bool_], light_adu: float) -> str:
     worst = float(gauge.sigma_data[:2].max())
-    if worst < _KNOWN_ADU:
+    if worst < _KNOWN_SHARE * light_adu:
         return ASSURANCES[0]
     enough_empty = empty.sum() >= _LEAST_EMPTY_SHARE * max(int(seen.sum()), 1)
-    return ASSURANCES[1] if gauge.used and worst <= _ASSUMED_ADU and enough_empty else ASSURANCES[2]
+    return (
+        ASSURANCES[1]
+        if gauge.used and worst <= _ASSUMED_SHARE * light_adu and enough_empty
+        else ASSURANCES[2]
+    )
 
 
 def _rms_per_frame(residual: Array, frame: NDArray[np.int64], n: int) -> Array:

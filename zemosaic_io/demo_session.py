@@ -157,7 +157,7 @@ def plan_demo_night(
         galaxy=Galaxy(radius_deg=0.42 * float(extent_deg.max()), position_angle_deg=30.0),
     )
     hot = make_hot_pixels(shape_hw, count=40, seed=seed)
-    centers = panel_centers(center_deg, pitch_hw, panels)
+    centers = _panel_centers(center_deg, pitch_hw, panels)
     frames: list[DemoFrame] = []
     n_panels = len(centers)
     start = _START
@@ -265,7 +265,7 @@ def write_demo_night(
     return truth
 
 
-def panel_centers(center_deg, pitch_hw, panels) -> list[tuple[float, float]]:
+def _panel_centers(center_deg, pitch_hw, panels) -> list[tuple[float, float]]:
     """Centres of the panels, row by row."""
     plane = tan_cards(*center_deg, scale_arcsec=3600.0, shape_hw=(1, 1))
     centers = []

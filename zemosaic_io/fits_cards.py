@@ -107,7 +107,8 @@ def iter_hdus(path: Path) -> Iterator[HduInfo]:
     Raises
     ------
     SkipItem
-        ``frame_empty``, ``frame_not_fits``, ``frame_truncated``, ``frame_bad_header``, ``frame_unreadable``,
+        ``frame_empty``, ``frame_gzip``,
+        ``frame_not_fits``, ``frame_truncated``, ``frame_bad_header``, ``frame_unreadable``,
         ``frame_not_regular``.
     """
     try:
@@ -148,6 +149,8 @@ def _read_cards(file: Any, path: Path, *, is_primary: bool) -> tuple[dict[str, A
     start = file.tell()
     # It may grow to megabytes: bytes would be copied with every piece that is added.
     data = bytearray(file.read(_FIRST_READ))
+    if is_primary and data.startswith(b"\x1f\x8b"):
+        raise SkipItem("frame_gzip", f"{path} is packed with gzip", path=str(path))
     if is_primary and not (data.startswith(b"SIMPLE  =") or data.startswith(b"SIMPLE =")):
         raise SkipItem("frame_not_fits", f"{path} does not start like a FITS file", path=str(path))
     end = _find_end(data, 0)

@@ -19,18 +19,18 @@ EXCLUDED_FOLDERS = frozenset({"unaligned_by_zemosaic", ".zemosaic_state"})
 
 
 def is_frame_name(name: str) -> bool:
-    """Return True when a file name looks like a FITS frame, plain or ``.fz``; hidden files are not frames."""
+    """Return True when a file name looks like a FITS frame, plain, ``.fz`` or ``.gz``; hidden files are not frames."""
     lowered = name.lower()
     if lowered.startswith("."):
         # macOS leaves "._name.fits" companions on foreign disks.
         return False
-    return lowered.endswith(FRAME_SUFFIXES) or lowered.endswith(tuple(s + ".fz" for s in FRAME_SUFFIXES))
+    return lowered.endswith(tuple(s + packed for s in FRAME_SUFFIXES for packed in ("", ".fz", ".gz")))
 
 
 def survey_files(
     root: Path | str, *, recursive: bool = True, exclude: Iterable[Path | str] = ()
 ) -> list[Path]:
-    """List the frames below a folder.
+    """List the frames below a folder; links to folders are followed, each folder is listed once.
 
     Parameters
     ----------
@@ -63,15 +63,29 @@ def survey_files(
         _log.warning("subfolder left out, it cannot be listed: %s", error)
 
     found: list[Path] = []
-    for folder, folder_names, file_names in os.walk(root, onerror=fail):
-        here = Path(folder)
-        folder_names[:] = [
-            name
-            for name in folder_names
-            if recursive and name.lower() not in EXCLUDED_FOLDERS and _identity(here / name) not in left_out
-        ]
-        frames = [here / name for name in file_names if is_frame_name(name)]
-        found.extend(path for path in frames if not left_out or _identity(path) not in left_out)
+    seen: set[str] = set()
+    # Links are followed after the folders themselves: what lies below the root under its own name keeps it.
+    waiting = [root]
+    while waiting:
+        for folder, folder_names, file_names in os.walk(waiting.pop(0), onerror=fail):
+            here = Path(folder)
+            real = os.path.realpath(here)
+            if real in seen:
+                folder_names.clear()
+                continue
+            seen.add(real)
+            folder_names[:] = sorted(
+                name
+                for name in folder_names
+                if recursive
+                and name.lower() not in EXCLUDED_FOLDERS
+                and _identity(here / name) not in left_out
+                and _identity(Path(os.path.realpath(here / name))) not in left_out
+            )
+            # `os.walk` lists links to folders and does not enter them; as a start it does.
+            waiting.extend(here / name for name in folder_names if (here / name).is_symlink())
+            frames = [here / name for name in file_names if is_frame_name(name)]
+            found.extend(path for path in frames if not left_out or _identity(path) not in left_out)
     return sorted(found, key=lambda p: (str(p.relative_to(root)).casefold(), str(p)))
 
 

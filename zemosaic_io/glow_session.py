@@ -7,6 +7,7 @@ frames of 960 x 540 px as wide as those of the telescope, so that the glow acros
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -39,7 +40,7 @@ from zemosaic_core.synthetic_sky import (
     tan_cards,
     vignette,
 )
-from zemosaic_io.demo_session import crossing_satellite, panel_centers
+from zemosaic_io.demo_session import crossing_satellite
 from zemosaic_io.telescope_frames import telescope_cards, wcs_header_cards, write_raw_frame
 
 __all__ = ["GlowFrame", "GlowNight", "NightSpec", "plan_glow_night", "random_night", "write_glow_night"]
@@ -189,6 +190,20 @@ class GlowNight:
         """Paths of all frames, in the order they were taken."""
         return [self.folder / frame.name for frame in self.frames]
 
+    def fingerprint(self) -> str:
+        """Return a hash of everything the pixels of the frames follow from."""
+        digest = hashlib.sha256(repr(self.spec).encode())
+        for array in (self.sky.ra_deg, self.sky.flux, self.sky.texture, self.hot_pixels.flat):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        for frame in self.frames:
+            setup = frame.setup
+            digest.update(
+                repr((frame.name, setup.cards, setup.transparency, setup.fwhm_px, setup.satellites)).encode()
+            )
+            for nodes in (setup.glow_adu, setup.air):
+                digest.update(b"" if nodes is None else np.ascontiguousarray(nodes).tobytes())
+        return digest.hexdigest()[:16]
+
     def glow_at(self, index: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Return the light of the sky at places (px, origin 0) of a frame, before vignetting: (3, ...) ADU."""
         nodes = self.frames[index].setup.glow_adu
@@ -292,7 +307,13 @@ def _stops(spec: NightSpec) -> list[tuple[int, tuple[float, float]]]:
         return [(0, spec.center_deg)]
     turn = _grid_angle_deg(spec)
     if spec.layout == "panels":
-        return list(enumerate(_turned(spec, panel_centers((0.0, 0.0), pitch_hw, spec.panels), turn)))
+        rows, columns = spec.panels
+        places = [
+            ((column - (columns - 1) / 2.0) * pitch_hw[1], (row - (rows - 1) / 2.0) * pitch_hw[0])
+            for row in range(rows)
+            for column in range(columns)
+        ]
+        return list(enumerate(_turned(spec, places, turn)))
     if spec.layout == "walk":
         count = spec.panels[0] * spec.panels[1] * spec.frames_per_panel
         columns = max(2, round(float(np.sqrt(count * spec.panels[1] / spec.panels[0]))))
@@ -322,7 +343,6 @@ def _turned(
     plane = tan_cards(*spec.center_deg, rotation_deg=turn_deg, scale_arcsec=3600.0, shape_hw=(1, 1))
     found = []
     for right, down in offsets_deg:
-        right = (right + 180.0) % 360.0 - 180.0
         ra, dec = pixel_to_sky(plane, right, down)
         found.append((float(ra), float(dec)))
     return found
@@ -454,7 +474,7 @@ def _draw(rng: np.random.Generator, seed: int) -> NightSpec:
     starts = [first]
     if rng.uniform() < 0.35:
         starts.append(first + timedelta(days=int(rng.integers(1, 6)), hours=float(rng.uniform(-3.0, 3.0))))
-    clouds = ()
+    clouds: tuple[Cloud, ...] = ()
     if rng.uniform() < 0.6:
         clouds = (
             Cloud(

@@ -15,6 +15,7 @@ from zemosaic_core import background, stars
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.measure_pass import RawMeasure, measure_raw
 from zemosaic_core.raw_counts import Counts, as_counts
+from zemosaic_core.raw_defects import ceilings, joined_ceiling, saturation_levels
 from zemosaic_io.fits_read import frame_changed, read_identified
 from zemosaic_io.frame_identity import header_holds, is_as_surveyed
 from zemosaic_io.headers import FrameInfo
@@ -50,8 +51,6 @@ ARRAY_NAMES = {
     "row_sums",
 }
 _PICTURE_SIGMA = 5.0
-# Of pictures nobody knows where their light was cut off; 16-bit ones are not trusted beyond this.
-_PICTURE_SATURATION = 45_000.0
 
 
 @dataclass(frozen=True)
@@ -81,17 +80,14 @@ def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -
         ``mesh`` (C, ny, nx) float32: sky of cells of ``mesh_cell_px`` frame px, ADU; NaN where unusable.
         ``mesh_noise`` (C, ny, nx) float32: formal 1-sigma uncertainty of each cell's level, ADU; NaN where that is.
         ``hot hot_sigma`` (k,): flat indices of pixels that stick out alone, and by how many sigma (negative: too dark).
-        ``ceiling`` (C, 4) float64: evidence of saturation, see `RawMeasure.ceiling`; ADU first. NaN for pictures.
+        ``ceiling`` (C, 4) float64: evidence of saturation, see `RawMeasure.ceiling`; ADU first.
 
     Raises
     ------
     SkipItem
         The frame is empty, or shows too few stars.
     """
-    finite = data if data.dtype.kind == "u" else data[np.isfinite(data)]
-    low, high = (finite.min(), finite.max()) if finite.size else (math.nan, math.nan)
-    if not low < high:
-        raise SkipItem("frame_empty", f"{info.path}: every pixel is {low}", value=float(low))
+    _refuse_empty(info, data)
     arrays = _measure_picture(data, options) if data.ndim == 3 else _measure_raw_frame(info, data, options)
     n_stars = len(arrays["x"])
     if n_stars < MIN_STARS:
@@ -102,6 +98,29 @@ def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -
             needed=MIN_STARS,
         )
     return arrays
+
+
+def frame_stars(info: FrameInfo, data: np.ndarray, max_stars: int = 600) -> stars.StarList:
+    """Return the stars of a frame alone, as `measure_arrays` finds them; the scale of their fluxes may be another.
+
+    Raises
+    ------
+    SkipItem
+        The frame is empty, or full of structure.
+    """
+    _refuse_empty(info, data)
+    if data.ndim == 3:
+        return _find_in_picture(np.asarray(data, dtype=np.float32), max_stars)
+    pattern = info.cfa_pattern if info.kind == "cfa" else None
+    counts = as_counts(data)
+    return measure_raw(counts.plane, pattern, max_stars=max_stars, missing=counts.missing).stars
+
+
+def _refuse_empty(info: FrameInfo, data: np.ndarray) -> None:
+    finite = data if data.dtype.kind == "u" else data[np.isfinite(data)]
+    low, high = (finite.min(), finite.max()) if finite.size else (math.nan, math.nan)
+    if not low < high:
+        raise SkipItem("frame_empty", f"{info.path}: every pixel is {low}", value=float(low))
 
 
 def _measure_raw_frame(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
@@ -141,26 +160,50 @@ def _in_adu(measured: RawMeasure, counts: Counts) -> dict[str, np.ndarray]:
     }
 
 
+def _find_in_picture(planes: np.ndarray, max_stars: int) -> stars.StarList:
+    return stars.detect_stars(planes.mean(axis=0), threshold_sigma=_PICTURE_SIGMA, max_stars=max_stars)
+
+
+def _picture_ceiling(plane: np.ndarray) -> tuple[np.ndarray, float]:
+    """Evidence of saturation in one plane of a picture, and the value from which it is cut off."""
+    if not np.isfinite(plane).any():
+        return np.full(4, np.nan), math.inf
+    counts = as_counts(plane)
+    evidence = joined_ceiling(ceilings(counts.plane))
+    values = evidence.astype(np.float64)
+    values[0] = counts.zero + counts.step * values[0]
+    return values, counts.zero + counts.step * float(saturation_levels(evidence[None])[0])
+
+
+def _is_cut(planes: np.ndarray, levels: np.ndarray, found: stars.StarList) -> np.ndarray:
+    """Mask of stars with a pixel next to their centre that reached the level of its plane."""
+    height, width = planes.shape[1:]
+    y, x = np.rint(found.y).astype(int), np.rint(found.x).astype(int)
+    cut = np.zeros(len(found), bool)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            near = planes[:, np.clip(y + dy, 0, height - 1), np.clip(x + dx, 0, width - 1)]
+            cut |= (near >= levels[:, None]).any(axis=0)
+    return cut
+
+
 def _measure_picture(data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
     """Measure a picture of three planes; NaN means missing."""
     planes = np.asarray(data, dtype=np.float32)
-    found = stars.detect_stars(
-        planes.mean(axis=0),
-        threshold_sigma=_PICTURE_SIGMA,
-        max_stars=options.max_stars,
-        saturation=_PICTURE_SATURATION,
-    )
+    found = _find_in_picture(planes, options.max_stars)
     radius = max(2.0, APERTURE_FWHM * float(np.median(found.fwhm_px))) if len(found) else 2.0
     statistics = [background.sky_statistics(plane) for plane in planes]
     mesh, mesh_noise = background.sky_mesh_and_error(planes, options.mesh_cell_px)
+    tops = [_picture_ceiling(plane) for plane in planes]
     return {
         **{column: getattr(found, column) for column in STAR_COLUMNS},
+        "saturated": _is_cut(planes, np.array([level for _, level in tops]), found),
         "channel_flux": stars.aperture_fluxes(planes, found.x, found.y, radius),
         "sky": np.array([s for s, _ in statistics], dtype=np.float32),
         "noise": np.array([s for _, s in statistics], dtype=np.float32),
         "mesh": mesh,
         "mesh_noise": mesh_noise,
-        "ceiling": np.full((len(planes), 4), np.nan),
+        "ceiling": np.stack([evidence for evidence, _ in tops]),
         "hot": np.empty(0, np.int64),
         "hot_sigma": np.empty(0, np.float32),
     }

@@ -15,6 +15,7 @@ from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.plan import geometry, majority_geometry
 from zemosaic_pipeline.records import Frame, LeftOut
+from zemosaic_pipeline.sessions import mixture_text
 
 __all__ = ["PHASE", "run", "survey"]
 
@@ -131,4 +132,6 @@ def run(
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
     context.say("run_info_survey", frames=len(infos), left_out=len(refused))
+    if details := mixture_text(infos):
+        context.say("run_info_mixed", "WARN", details=details)
     return [Frame(index, info) for index, info in enumerate(infos)]

@@ -26,7 +26,7 @@ __all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "forget", "run"]
 
 PHASE = "phase1_prepare"
 # Part of the key of stored measurements: raise it when their meaning changes.
-MEASURE_VERSION = 5
+MEASURE_VERSION = 6
 FOLDER = "frames"
 _NOT_FROM_THE_HEADER = ("path", "size_bytes", "mtime_ns", "ctime_ns", "inode", "data_offset", "hdu")
 

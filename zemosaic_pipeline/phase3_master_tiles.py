@@ -111,7 +111,10 @@ def frame_terms(
     """Return the terms of each frame: those of the model of the whole sky, or what brings this group onto one sky."""
     if sky:
         return [sky[frame.solved.frame.index] for frame in frames]
-    of_group = normalisation(frames, plan.stack.normalise, plan.measure.mesh_cell_px).astype(np.float32)
+    method = plan.stack.normalise
+    if method == "linear_fit" and plan.sky.model == "none":
+        method = "levels"
+    of_group = normalisation(frames, method, plan.measure.mesh_cell_px).astype(np.float32)
     return [FrameTerms(terms, np.zeros_like(terms)) for terms in of_group]
 
 
@@ -413,6 +416,7 @@ def _tile_key(
         grid.wcs_cards,
         grid.shape_hw,
         asdict(plan.stack),
+        plan.sky.model,
         plan.output.variance,
     )
 

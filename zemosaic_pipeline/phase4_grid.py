@@ -200,6 +200,7 @@ def run(
     _check_size(spec.shape_hw, options)
     context.progress(1, 3)
     found = _register(solved, wcs_list, spec)
+    context.cancel.check()
     context.progress(2, 3)
     flat, flux = _star_flat(solved, found) if with_flat else (no_star_flat(), found.flux)
     flux_scale = photometry.solve_transparency(

@@ -27,6 +27,7 @@ from zemosaic_pipeline.events import Reporter
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.routes import RouteDecision, choose_route
+from zemosaic_pipeline.sessions import mixture_text
 from zemosaic_settings import Settings
 from zemosaic_utils import MAX_BLOCK_ROWS
 
@@ -224,6 +225,7 @@ class Plan:
     canvas_exact: bool
     gpu: dict[str, Any]
     machine: Machine
+    mixture: str = ""
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
@@ -388,14 +390,11 @@ def resolve(
         ),
         rows=(),
     )
-    deepest = _frames_per_row(infos)
     run = replace(
         run,
         route=choose_route(
             settings.route,
             n_chosen_groups=len(preplanned),
-            block_rows=_direct_block_rows(run, infos, canvas_hw),
-            n_frames=deepest,
             n_sizes=len({info.shape_hw for info in infos}),
         ),
     )
@@ -478,13 +477,6 @@ def _direct_buffers(
         n, run.n_channels, canvas_hw[1], run.stack.rule, run.stack.feather_px > 0, columns=columns
     )
     return columns, buffers
-
-
-def _direct_block_rows(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> int:
-    """Return the rows of a block that fit the memory on the direct route."""
-    _, buffers = _direct_buffers(run, infos, canvas_hw)
-    fixed, two = peak_bytes(buffers, 0), peak_bytes(buffers, 2)
-    return int((run.block_budget_bytes - fixed) // max(1, (two - fixed) // 2))
 
 
 def _frames_at_place(run: RunPlan, infos: Sequence[FrameInfo]) -> int:
@@ -640,4 +632,5 @@ def make_plan(
         canvas_exact=all(info.wcs_cards for info in infos),
         gpu=policy.summary(),
         machine=machine,
+        mixture=mixture_text(infos),
     )

@@ -11,8 +11,6 @@ from zemosaic_pipeline.records import FrameGroup, SolvedFrame
 __all__ = ["ROUTES", "RouteDecision", "choose_route", "groups_of_route"]
 
 ROUTES = ("direct", "panels")
-# Blocks lower than this reread most of what they need of each frame; then fewer frames at a time are faster.
-LEAST_BLOCK_ROWS = 12
 
 
 @dataclass(frozen=True)
@@ -24,9 +22,7 @@ class RouteDecision:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def choose_route(
-    wanted: str, *, n_chosen_groups: int, block_rows: int, n_frames: int, n_sizes: int = 1
-) -> RouteDecision:
+def choose_route(wanted: str, *, n_chosen_groups: int, n_sizes: int = 1) -> RouteDecision:
     """Return the route of a run.
 
     Parameters
@@ -35,10 +31,6 @@ def choose_route(
         What the settings ask for.
     n_chosen_groups : int
         Groups the user made by hand.
-    block_rows : int
-        Rows of the mosaic that fit the memory when all frames that overlap are combined at once.
-    n_frames : int
-        Frames of the fullest place.
     n_sizes : int
         Different sizes of frames. The sky of one co-add is compared cell by cell, so its frames have one size.
     """
@@ -48,8 +40,6 @@ def choose_route(
         return RouteDecision(wanted, "route_asked")
     if n_chosen_groups:
         return RouteDecision("panels", "route_chosen_groups", {"groups": n_chosen_groups})
-    if block_rows < LEAST_BLOCK_ROWS:
-        return RouteDecision("panels", "route_memory", {"frames": n_frames, "rows": block_rows})
     return RouteDecision("direct", "route_direct_default")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 from zemosaic_io.headers import FrameInfo
 
-__all__ = ["night_labels", "session_labels", "setup_labels"]
+__all__ = ["mixture_text", "night_labels", "session_labels", "setup_labels"]
 
 # Solvers and capture programs that measure the focal length tell it anew for each frame; another telescope differs
 # by more than this.
@@ -40,6 +41,30 @@ def setup_labels(infos: Sequence[FrameInfo]) -> list[int]:
 def night_labels(infos: Sequence[FrameInfo]) -> list[int]:
     """Return one number per frame, the same for frames of one camera and night, whatever exposure or filter."""
     return _numbers([(*camera, info.night) for camera, info in zip(_cameras(infos), infos, strict=True)])
+
+
+def mixture_text(infos: Sequence[FrameInfo]) -> str:
+    """Say in what way frames were not taken alike, in words of the FITS header; '' when they were.
+
+    Returns
+    -------
+    str
+        For instance ``FILTER IRCUT (8), LP (6); EXPTIME 10 (9), 30 (5)``, the most frequent first.
+    """
+    kinds = {
+        "TELESCOP": [info.telescope for info in infos],
+        "INSTRUME": [info.instrument for info in infos],
+        "FILTER": [info.filter_name for info in infos],
+        "EXPTIME": ["" if info.exposure_s is None else f"{info.exposure_s:.2g}" for info in infos],
+        "GAIN": ["" if info.gain is None else f"{info.gain:g}" for info in infos],
+        "XBINNING": [str(info.binning) for info in infos],
+    }
+    parts = []
+    for card, values in kinds.items():
+        counts = Counter(values).most_common()
+        if len(counts) > 1:
+            parts.append(card + " " + ", ".join(f"{value or '-'} ({n})" for value, n in counts))
+    return "; ".join(parts)
 
 
 def _cameras(infos: Sequence[FrameInfo]) -> list[tuple[Hashable, ...]]:

@@ -11,10 +11,11 @@ from astropy.wcs import WCS
 
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.sphere import image_geometry
-from zemosaic_core.stars import detect_stars
+from zemosaic_io.fits_read import read_image
 from zemosaic_io.headers import FrameInfo, linear_scale_arcsec, read_frame_info
 from zemosaic_io.solvers.base import Cancel, SolveOutcome, Solver, SolveRequest
 from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
+from zemosaic_pipeline.measure import frame_stars
 from zemosaic_pipeline.plan import solver_options
 from zemosaic_pipeline.solve_frames import image_provider
 from zemosaic_settings import Settings
@@ -97,8 +98,6 @@ def _solve(
     info = read_frame_info(path)
     if not solvers:
         return FileSolution(path, info, key="frame_no_solver", values={})
-    provider = image_provider(info)
-    luminance, offset = provider()
     request = SolveRequest(
         path=path,
         shape_hw=info.shape_hw,
@@ -106,8 +105,8 @@ def _solve(
         dec_deg=info.dec_deg,
         scale_arcsec=info.scale_arcsec,
         radius_deg=settings.astap_default_search_radius,
-        stars=detect_stars(luminance, offset=offset),
-        image_provider=provider,
+        stars=frame_stars(info, read_image(info)),
+        image_provider=image_provider(info),
         work_dir=work_dir,
         timeout_s=settings.astrometry_timeout,
     )

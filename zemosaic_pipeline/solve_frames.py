@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -42,6 +42,7 @@ from zemosaic_pipeline.measure import STAR_COLUMNS
 from zemosaic_pipeline.phase1_prepare import Prepared
 from zemosaic_pipeline.plan import SolveOptions
 from zemosaic_pipeline.pointings import field_deg, pointing_labels
+from zemosaic_pipeline.position_search import Place, anywhere, other_readings
 from zemosaic_pipeline.records import Frame, FrameMeasure, Solution, SolvedFrame
 from zemosaic_pipeline.solve_memory import HeaderCheck, SolveMemory
 
@@ -54,6 +55,9 @@ PAIR_RADIUS_PX = 2.5
 MIN_PAIRS = 8
 # When this many frames of a pointing failed and none was solved, the rest are not sent through slow solvers.
 MAX_FAILED = 5
+
+# Frames without a place that are worth a search of the whole sky, as a share of all.
+LOST_SHARE = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -175,8 +179,14 @@ def _check(sky: _Sky, index: int, cards: Mapping[str, Any]) -> WcsCheck:
 
 
 def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
-    """Take the WCS of the headers where the frame's own stars do not speak against it."""
-    doubtful: dict[int, Solution] = {}
+    """Take the WCS of the headers: what the catalogue confirms first, what nothing speaks for last.
+
+    Headers are copied from stack to frame and from night to night. So a frame whose header is not confirmed is laid
+    on others by its stars where that can be done.
+    """
+    unconfirmed: dict[int, Solution] = {}
+    doubtful: list[int] = []
+    remembered: set[int] = set()
     for index, (frame, _) in sky.frames.items():
         cards = frame.info.wcs_cards
         if cards is None:
@@ -194,35 +204,49 @@ def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
             )
             sky.memory.keep_check(key, check)
         solution = Solution(dict(cards), "header", check.rms_px, check.n_matched, confirmed=check.confirmed)
-        if check.contradicts:
-            doubtful[index] = solution
-        else:
+        if known is not None:
+            remembered.add(index)
+        if check.confirmed:
             sky.add(index, solution, remembered=known is not None)
-    if doubtful:
-        _settle_doubts(sky, doubtful, options, context)
+            continue
+        unconfirmed[index] = solution
+        if check.contradicts:
+            doubtful.append(index)
+    _match_all(sky, options, context, list(sky.solutions), unconfirmed)
+    _settle_doubts(sky, doubtful, unconfirmed, options, context)
+    for index, solution in unconfirmed.items():
+        if index not in sky.solutions:
+            sky.add(index, solution, remembered=index in remembered)
 
 
 def _settle_doubts(
-    sky: _Sky, doubtful: dict[int, Solution], options: SolveOptions, context: RunContext
+    sky: _Sky,
+    doubtful: Sequence[int],
+    unconfirmed: Mapping[int, Solution],
+    options: SolveOptions,
+    context: RunContext,
 ) -> None:
-    """Let the built-in solver look at one frame of each pointing whose header the catalogue does not confirm.
+    """Let the built-in solver look at one frame of each pointing whose header the catalogue speaks against.
 
-    Where it finds another place, the headers of that pointing are wrong. Where it finds none, the catalogue may
-    simply not know these stars: the headers are kept, and the run says so.
+    Where it finds another place, the headers of that pointing are wrong, and all frames without a confirmed place are
+    laid on that frame. Where it finds none, the catalogue may simply not know these stars: the headers are kept, and
+    the run says so.
     """
     solver = make_solvers(replace(options.solver, method="EMBEDDED"))
     radius_deg = min(1.0, options.solver.search_radius_deg)
     near = replace(options, solver=replace(options.solver, search_radius_deg=radius_deg))
-    for members in _pointings(sky, doubtful):
+    for pointing in sorted(_pointings(sky, doubtful), key=len, reverse=True):
+        members = [index for index in pointing if index not in sky.solutions]
+        if not members:
+            continue
         best, example = members[0], sky.frames[members[0]][0].name
         alone = sky.only(best)
         if _solve(best, alone, solver, near, context):
             context.say("wcs_header_wrong", "WARN", frames=len(members), example=example)
             sky.add(best, alone.solutions[best], remembered=best in sky.memory.reused)
+            _match_all(sky, options, context, [best], unconfirmed)
             continue
         context.say("wcs_header_unconfirmed", "WARN", frames=len(members), example=example)
-        for index in members:
-            sky.add(index, doubtful[index], remembered=True)
 
 
 def image_provider(info: FrameInfo, row_sums: np.ndarray | None = None) -> Any:
@@ -240,15 +264,28 @@ def image_provider(info: FrameInfo, row_sums: np.ndarray | None = None) -> Any:
     return provide
 
 
+def _told_place(index: int, sky: _Sky, options: SolveOptions) -> Place:
+    """Return where the header says that a frame lies."""
+    ra, dec = sky.hint(index) or (None, None)
+    scale = sky.frames[index][0].info.scale_arcsec
+    return Place(ra, dec, scale, options.solver.search_radius_deg, options.solver.timeout_s)
+
+
 def _solve(
-    index: int, sky: _Sky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
+    index: int,
+    sky: _Sky,
+    solvers: Sequence[Solver],
+    options: SolveOptions,
+    context: RunContext,
+    place: Place | None = None,
 ) -> bool:
     """Ask the solvers for one frame; return whether it has a place now."""
     frame, measure = sky.frames[index]
-    key = sky.memory.solver_key(frame, measure, sky.stars_key[index], sky.hint(index), solvers, options)
+    place = place or _told_place(index, sky, options)
+    key = sky.memory.solver_key(frame, measure, sky.stars_key[index], place, solvers, options)
     known, solution = sky.memory.solution(key)
     if not known:
-        found = result_or_skip(frame.info.path, _ask_solvers, index, sky, solvers, options, context)
+        found = result_or_skip(frame.info.path, _ask_solvers, index, sky, solvers, place, context)
         if isinstance(found, SkipItem):
             log.warning("not solved: %s %s", found, found.values.get(TRACEBACK, ""))
             sky.lost[index] = found
@@ -264,7 +301,7 @@ def _solve(
 
 
 def _ask_solvers(
-    index: int, sky: _Sky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
+    index: int, sky: _Sky, solvers: Sequence[Solver], place: Place, context: RunContext
 ) -> Solution | None:
     """Return what the solvers find, after the stars of the frame were asked about it.
 
@@ -274,18 +311,17 @@ def _ask_solvers(
         The file cannot be read any more, or holds other pixels than those measured.
     """
     frame, measure = sky.frames[index]
-    hint = sky.hint(index)
     request = SolveRequest(
         path=frame.info.path,
         shape_hw=frame.info.shape_hw,
-        ra_deg=None if hint is None else hint[0],
-        dec_deg=None if hint is None else hint[1],
-        scale_arcsec=frame.info.scale_arcsec,
-        radius_deg=options.solver.search_radius_deg,
+        ra_deg=place.ra_deg,
+        dec_deg=place.dec_deg,
+        scale_arcsec=place.scale_arcsec,
+        radius_deg=place.radius_deg,
         stars=sky.stars[index],
         image_provider=image_provider(frame.info, measure.arrays()["row_sums"]),
         work_dir=context.work_dir,
-        timeout_s=options.solver.timeout_s,
+        timeout_s=place.timeout_s,
     )
     outcomes = solve_with_chain(request, solvers, context.cancel)
     sky.attempts[index].extend(outcomes)
@@ -401,7 +437,7 @@ def _match_all(
     options: SolveOptions,
     context: RunContext,
     fresh: Sequence[int],
-    among: Sequence[int] | None = None,
+    among: Collection[int] | None = None,
 ) -> None:
     """Spread solutions by star matching until no frame (of ``among``, or of all) can be added."""
     references = sorted(fresh)
@@ -422,16 +458,49 @@ def _solve_by_pointing(
         failed = 0
         for index in members:
             context.cancel.check()
-            if index in sky.solutions:
+            if index in sky.solutions or sky.hint(index) is None:
+                # Frames that know nothing of their place wait for others: see `_search_everywhere`.
                 continue
             if failed >= MAX_FAILED and not any(i in sky.solutions for i in members):
                 break
-            if _solve(index, sky, solvers, options, context):
+            # The best frame of a pointing is looked for wherever its header may have meant.
+            places = [_told_place(index, sky, options)]
+            if failed == 0 and not any(i in sky.solutions for i in members):
+                places += other_readings(places[0])
+            if any(_solve(index, sky, solvers, options, context, place) for place in places):
                 context.progress(len(sky.solutions), len(sky.frames), sky.frames[index][0].name)
                 _match_all(sky, options, context, [index], members)
             else:
                 failed += 1
     _match_all(sky, options, context, list(sky.solutions))
+    _search_everywhere(sky, solvers, options, context)
+
+
+def _search_everywhere(
+    sky: _Sky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
+) -> None:
+    """Look for one frame in the whole sky, once per run; others are laid on it, or looked for around it.
+
+    It is the one with the most stars of those that no header and no other frame leads to. A few frames that have a
+    hint and match none of the others are poor frames, not lost ones.
+    """
+    unsolved = sorted(sky.unsolved(), key=lambda i: -sky.frames[i][1].n_stars)
+    lost = [i for i in unsolved if sky.hint(i) is None]
+    if not unsolved or (sky.solutions and not lost and len(unsolved) < LOST_SHARE * len(sky.frames)):
+        return
+    best = (lost or unsolved)[0]
+    info = sky.frames[best][0].info
+    context.say("solve_whole_sky", path=str(info.path), frames=len(unsolved))
+    if not _solve(best, sky, solvers, options, context, anywhere(info, options.solver.timeout_s)):
+        return
+    _match_all(sky, options, context, [best])
+    around = sky.hint(best)
+    assert around is not None
+    for index in [i for i in sky.unsolved() if sky.hint(i) is None][:MAX_FAILED]:
+        context.cancel.check()
+        told = _told_place(index, sky, options)
+        if _solve(index, sky, solvers, options, context, replace(told, ra_deg=around[0], dec_deg=around[1])):
+            _match_all(sky, options, context, [index])
 
 
 def _place_by_hint(sky: _Sky, options: SolveOptions, context: RunContext) -> None:

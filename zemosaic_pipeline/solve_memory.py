@@ -16,12 +16,13 @@ from zemosaic_io.manifest import Manifest, hash_key
 from zemosaic_io.solvers.base import Solver
 from zemosaic_pipeline.measure import STAR_COLUMNS
 from zemosaic_pipeline.plan import SolveOptions
+from zemosaic_pipeline.position_search import Place
 from zemosaic_pipeline.records import Frame, FrameMeasure, Solution
 
 __all__ = ["SOLVE_VERSION", "HeaderCheck", "SolveMemory"]
 
 # Part of every key: raise it when the answer of a step changes.
-SOLVE_VERSION = 3
+SOLVE_VERSION = 4
 # Of the solver's options, what does not change its answer, or must not be written anywhere.
 _NOT_IN_KEYS = ("max_instances", "api_key", "timeout_s")
 
@@ -56,13 +57,13 @@ class SolveMemory:
         frame: Frame,
         measure: FrameMeasure,
         stars_key: str,
-        hint: tuple[float, float] | None,
+        place: Place,
         solvers: Sequence[Solver],
         options: SolveOptions,
     ) -> str:
-        """Return the key of what solvers found: they may see stars, pixels and hints of the frame."""
+        """Return the key of what solvers found: they may see stars and pixels of the frame."""
         chosen = {k: v for k, v in asdict(options.solver).items() if k not in _NOT_IN_KEYS}
-        seen = (stars_key, measure.content_key, frame.info.shape_hw, hint, frame.info.scale_arcsec)
+        seen = (stars_key, measure.content_key, frame.info.shape_hw, asdict(place))
         return self._key("solver", seen, [solver.name for solver in solvers], chosen)
 
     def match_key(

@@ -293,6 +293,8 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
             clock=texts.clock(facts["seconds"]),
         ),
     ]
+    if facts.get("mixture"):
+        lines.append(texts("run_info_mixed", details=facts["mixture"]))
     if facts["left_out"]:
         lines.append(texts("run_left_out_total", n=len(facts["left_out"])))
     for line in lines:

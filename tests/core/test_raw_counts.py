@@ -48,6 +48,16 @@ def test_fractions_are_rounded_far_below_the_noise():
     assert counts.plane[60, 60] == 65535
 
 
+@pytest.mark.parametrize("full", [1.0, 65535.0])
+def test_a_full_pixel_stays_the_largest_number(full):
+    values = sky(level=0.02 * full, sigma=0.001 * full)
+    values[50, 50:53] = full
+    counts = as_counts(values)
+    assert (counts.plane == 65535).sum() == 3
+    np.testing.assert_allclose(counts.zero + counts.step * counts.plane, values, atol=0.6 * counts.step)
+    assert counts.plane.min() >= 1
+
+
 def test_noise_that_neighbours_share_is_told():
     rough = np.random.default_rng(1).normal(0, 1, (400, 400))
     shared = (rough[:-1, :-1] + rough[1:, :-1] + rough[:-1, 1:] + rough[1:, 1:]) / 2

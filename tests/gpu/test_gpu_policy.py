@@ -441,6 +441,7 @@ def test_the_ledger_is_json_lines_and_survives_a_read_only_place(tmp_path, insta
 
 EVENT_KEYS = {
     "gpu_info_summary",
+    "gpu_info_intertile_forced",
     "stack_using_gpu",
     "stack_using_cpu",
     "phase5_using_gpu",

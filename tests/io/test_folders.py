@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from zemosaic_core.errors import RunFailed
@@ -20,6 +22,7 @@ def touch(folder, *names):
         ("a.FITS", True),
         ("a.Fts", True),
         ("a.fits.fz", True),
+        ("a.fits.gz", True),
         ("a.fz", False),
         ("a.txt", False),
         ("fits", False),
@@ -55,3 +58,27 @@ def test_missing_folder(tmp_path):
     with pytest.raises(RunFailed) as caught:
         survey_files(tmp_path / "nowhere")
     assert caught.value.key == "input_folder_missing"
+
+
+def names(root, **options):
+    return [path.relative_to(root).as_posix() for path in survey_files(root, **options)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_links_to_folders_are_followed_once_and_loops_are_cut(tmp_path):
+    touch(tmp_path, "in/night/a.fit", "elsewhere/b.fit", "elsewhere/deep/c.fit", "in/out/tile.fits")
+    root = tmp_path / "in"
+    (root / "archive").symlink_to(tmp_path / "elsewhere")
+    (root / "again").symlink_to(tmp_path / "elsewhere" / "deep")
+    (root / "night" / "loop").symlink_to(root)
+    (root / "a link to night").symlink_to(root / "night")
+    (root / "gone").symlink_to(tmp_path / "nowhere")
+    (root / "results").symlink_to(root / "out")
+    found = names(root, exclude=[root / "out"])
+    assert sorted(path.rsplit("/", 1)[1] for path in found) == ["a.fit", "b.fit", "c.fit"]
+    # What lies there under its own name keeps it.
+    assert "night/a.fit" in found
+    assert names(root, recursive=False) == []
+    linked = tmp_path / "linked"
+    linked.symlink_to(root)
+    assert len(names(linked, exclude=[root / "out"])) == 3

@@ -93,6 +93,10 @@ def test_panels_overlap_and_a_walk_is_everywhere_once():
     assert (x - 89.5, y - 119.5) == (pytest.approx(0.8 * 180, abs=15), pytest.approx(0.0, abs=15))
     x, y = sky_to_pixel(cards[0], cards[2]["CRVAL1"], cards[2]["CRVAL2"])
     assert (x - 89.5, y - 119.5) == (pytest.approx(0.0, abs=15), pytest.approx(0.8 * 240, abs=15))
+    assert plan_glow_night("", spec).fingerprint() == plan_glow_night("elsewhere", spec).fingerprint()
+    assert (
+        plan_glow_night("", spec).fingerprint() != plan_glow_night("", replace(spec, haze=0.0)).fingerprint()
+    )
     walk = plan_glow_night("", replace(spec, layout="walk")).frames
     assert len({(f.setup.cards["CRVAL1"], f.setup.cards["CRVAL2"]) for f in walk}) == len(walk) == 12
     assert [f.visit for f in walk] == list(range(12))

@@ -344,3 +344,9 @@ def test_lengths_below_zero_are_a_wrong_header(tmp_path, card):
         card_block("SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 0") + card_block(*changed, card) + bytes(2880)
     )
     assert reason(path) == "frame_bad_header"
+
+
+def test_a_file_packed_with_gzip_is_named(tmp_path):
+    path = tmp_path / "frame.fits.gz"
+    fits.PrimaryHDU(np.zeros((4, 6), np.uint16)).writeto(path)
+    assert reason(path) == "frame_gzip"

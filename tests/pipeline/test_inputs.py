@@ -285,7 +285,7 @@ def test_across_the_seam_of_right_ascension_and_at_the_poles(tmp_path, centre):
     sky = field_sky(centre, size_deg=1.0)
     left, right = (pointings(centre, n=3, step_px=(step, 0), seed=s) for s, step in ((1, -140), (2, 140)))
     write_all(tmp_path / "raw", sky, [*left, *right])
-    result = run(tmp_path / "raw", tmp_path / "out", cluster_panel_threshold=0.06)
+    result = run(tmp_path / "raw", tmp_path / "out", cluster_panel_threshold=0.06, route="panels")
     assert result.report["frames_used"] == 6
     assert len(result.report["tiles"]) == 2
     height, width = result.coverage.shape
@@ -311,7 +311,7 @@ def test_turned_frames_fit_each_other(sky, tmp_path):
     assert result.report["frames_used"] == 8
     stars = result.stars(sky, min_frames=6)
     assert np.median(stars["offset"]) < 0.06
-    split = run(tmp_path / "raw", tmp_path / "out", cluster_orientation_split_deg=20.0)
+    split = run(tmp_path / "raw", tmp_path / "out", cluster_orientation_split_deg=20.0, route="panels")
     # Upside down is the same field: 0 and 180 degrees stay together.
     assert len(split.report["tiles"]) == 3
 
@@ -381,13 +381,54 @@ def test_position_from_hints_or_from_neighbours(real_field, tmp_path, hint):
     assert np.median(stars["offset"]) < 0.3
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"RA": 83.0 / 15}, False),
+        ({"FOCALLEN": 250 * 2.5}, False),
+        ({"RA": 83.0 / 15, "FOCALLEN": None}, False),
+        ({"RA": 0.0, "DEC": 0.0}, True),
+    ],
+    ids=["hours that nobody calls hours", "another scale", "both", "no place at all"],
+)
+def test_a_header_that_leads_nowhere_is_read_otherwise(real_field, tmp_path, wrong, said):
+    """One frame is solved and the others are laid on it: the detour is made once."""
+    centre, shape, sky = real_field
+    for i, setup in enumerate(pointings(centre, n=3, shape_hw=shape)):
+        cards = base_cards(setup, i, with_wcs=False) | wrong
+        write(
+            tmp_path / f"raw/f{i}.fit", expose(sky, setup), {k: v for k, v in cards.items() if v is not None}
+        )
+    result = run(tmp_path / "raw", tmp_path / "out", solver_method="EMBEDDED")
+    assert result.left_out == {}
+    methods = sorted(frame["solution"]["method"] for frame in result.report["frames"])
+    assert methods == ["EMBEDDED", "star_match", "star_match"]
+    assert ("solve_whole_sky" in result.message_keys) == said
+    np.testing.assert_allclose(result.wcs.wcs.crval, centre, atol=0.2)
+
+
+def test_headers_copied_from_elsewhere_are_believed_last(real_field, tmp_path):
+    """All frames carry the WCS of one stack although they are dithered and turned; two that of another field."""
+    centre, shape, sky = real_field
+    setups = pointings(centre, n=6, shape_hw=shape, turn_deg=3.0)
+    stack = tan_cards(*centre, rotation_deg=40.0, shape_hw=shape)
+    for i, setup in enumerate(setups):
+        place = {"CRVAL1": 210.8, "CRVAL2": 54.35} if i in (1, 4) else {}
+        write(tmp_path / f"raw/f{i}.fit", expose(sky, setup), base_cards(setup, i) | stack | place)
+    result = run(tmp_path / "raw", tmp_path / "out", solver_method="EMBEDDED")
+    assert result.left_out == {}
+    assert result.report["frames_used"] == 6
+    stars = result.stars(sky, min_frames=6, faintest=5000)
+    assert np.median(stars["offset"]) < 0.3
+
+
 def test_nothing_at_all_is_unsolved_and_none_is_approximate(sky, setups, tmp_path):
     """Invented stars: no catalogue knows them, and the hint is 30 degrees off."""
     for i, setup in enumerate(setups[:3]):
         cards = base_cards(setup, i, with_wcs=False)
         write(tmp_path / "raw" / f"f{i}.fit", expose(sky, setup), cards)
     with pytest.raises(RunFailed) as error:
-        run(tmp_path / "raw", tmp_path / "out", solver_method="EMBEDDED")
+        run(tmp_path / "raw", tmp_path / "out", solver_method="EMBEDDED", astrometry_timeout=5)
     assert error.value.key == "run_error_nothing_solved"
     result = run(tmp_path / "raw", tmp_path / "out", solver_method="NONE")
     assert result.report["frames_used"] == 3

@@ -122,9 +122,9 @@ def test_stopped_in_every_phase_and_resumed(raw, reference, tmp_path, where):
         try:
             run_hierarchical_mosaic(raw, tmp_path, reporter=reporter, cancel_event=stop, **options)
         except Cancelled:
-            # What was in work is finished, nothing new is begun.
+            # What was in work is finished, nothing new is begun; laying out is one piece of work in three steps.
             assert not [e for e in reporter.afterwards if isinstance(e, PhaseStarted)]
-            assert len([e for e in reporter.afterwards if isinstance(e, PhaseProgress)]) <= 2
+            assert len([e for e in reporter.afterwards if isinstance(e, PhaseProgress)]) <= 3
         else:
             # Only the last steps of a run have nothing left to stop.
             assert phase in ("phase7_cleanup", "phase6_export", "phase0_survey") or reporter.at is None
@@ -448,7 +448,7 @@ def test_killed_run_takes_its_processes_along_and_the_next_sweeps_up(raw, refere
     )
     process.start()
     while True:
-        item = queue.get(timeout=60)
+        item = queue.get(timeout=250)
         if item[0] == "STAGE_PROGRESS" and item[1] == "phase1_prepare":
             break
     family = [p for p in psutil.Process(process.pid).children(recursive=True) if p.is_running()]
@@ -456,7 +456,7 @@ def test_killed_run_takes_its_processes_along_and_the_next_sweeps_up(raw, refere
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
     assert leftovers(tmp_path)
     assert_same(pictures(run(raw, tmp_path, **SETTINGS)), reference)

@@ -116,7 +116,16 @@ def test_missing_pixels_of_frames_and_pictures_are_no_sky(frame):
     assert np.isnan(measured["mesh"][:, :, :2]).all()
     assert np.isfinite(measured["mesh"][:, :, 3:]).all()
     assert (measured["x"] > 130).all()
-    assert np.isnan(measured["ceiling"]).all()
+
+
+def test_saturated_stars_of_a_picture_are_marked_whatever_its_scale(frame):
+    data = np.minimum(read_image(frame), 6000)
+    planes = np.stack([data, data // 2, data // 3])
+    whole = measure_arrays(frame, planes, OPTIONS)
+    assert 0 < whole["saturated"].sum() < len(whole["x"])
+    np.testing.assert_allclose(whole["ceiling"][:, 0], [6000, 3000, 2000])
+    scaled = measure_arrays(frame, planes / np.float32(65535), OPTIONS)
+    np.testing.assert_array_equal(scaled["saturated"], whole["saturated"])
 
 
 def test_where_light_was_cut_off_is_found_in_the_data(frame):

@@ -48,7 +48,13 @@ def raw(sky, setups, tmp_path_factory):
     return folder
 
 
-COMMON = {"exclude_flagged_frames": False, "cluster_panel_threshold": 0.06}
+# By panels: most options are about tiles.
+COMMON = {
+    "exclude_flagged_frames": False,
+    "cluster_panel_threshold": 0.06,
+    "route": "panels",
+    "sky_model": "planes",
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +87,7 @@ class Kept:
         self.image, self.coverage, self.header, self.wcs = (
             result.image, result.coverage, result.header, result.wcs,
         )  # fmt: skip
+        self.sky = fits.getdata(result.outputs["sky"]) if "sky" in result.outputs else None
         self.truth = result.truth
         self.stars = result.stars
         self.extra = {
@@ -263,6 +270,62 @@ def test_apply_radial_weight(make, plain):
     assert np.nanmedian(difference) > 0.1
     floor = make(apply_radial_weight=True, radial_feather_fraction=0.5, min_radial_weight_floor=1.0)
     assert same_grid(floor, plain).max() < 0.5
+
+
+def test_route(make, plain):
+    direct = make(route="direct")
+    assert [len(r.report["tiles"]) for r in (plain, direct)] == [2, 1]
+    assert [r.header["ROUTE"] for r in (plain, direct)] == ["panels", "direct"]
+    assert direct.report["route"] == {"route": "direct", "reason_key": "route_asked", "values": {}}
+    # The same frames on the same pixels, whatever stands between.
+    np.testing.assert_array_equal(direct.coverage, plain.coverage)
+    assert make(route="auto").header["ROUTE"] == "direct"
+    assert "mosaic_first" not in direct.report["settings"].values()
+    assert make(route="Mosaic_First").header["ROUTE"] == "direct"
+
+
+def test_sky_model(make, plain):
+    full = make(route="direct", sky_model="full")
+    assert [r.header["SKYMODEL"] for r in (plain, full)] == ["planes", "full"]
+    assert plain.report["sky"]["model"] is False
+    sky = full.report["sky"]
+    assert sky["model"] is True
+    assert len(sky["channels"]) == 3
+    assert full.header["SKYFROM"] in ("night", "night_and_dark_parts", "assumed_flat")
+    level = make(route="direct", sky_model="none")
+    assert level.header["SKYMODEL"] == "none"
+    tilt = [np.abs(large_slope(r)).max() for r in (full, make(route="direct"), level)]
+    # The skies of these frames are tilted: the model leaves less of it than what only compares frames.
+    assert tilt[0] < min(tilt[1:])
+
+
+def large_slope(result: Kept) -> np.ndarray:
+    """Change of the sky of the middle channel from edge to edge, along both axes, ADU."""
+    image = result.image[1]
+    height, width = image.shape
+    y, x = np.mgrid[0:height:8, 0:width:8]
+    value = image[::8, ::8]
+    good = np.isfinite(value) & (value < np.nanpercentile(value, 80))
+    terms = np.column_stack([np.ones(good.sum()), x[good] / width, y[good] / height])
+    return np.linalg.lstsq(terms, value[good], rcond=None)[0][1:]
+
+
+def test_remove_gradient(make):
+    removed = make(route="direct", sky_model="full")
+    kept = make(route="direct", sky_model="full", remove_gradient=False)
+    assert removed.header["SKYGRAD"] is True
+    assert kept.header["SKYGRAD"] is False
+    assert "sky" not in kept.outputs
+    assert removed.sky.shape == removed.image.shape
+    assert np.ptp(removed.sky[1]) > 1.0
+    np.testing.assert_allclose(removed.image + removed.sky, kept.image, atol=2e-3, equal_nan=True)
+
+
+def test_observer_site(make):
+    unknown = make(route="direct", sky_model="full")
+    assert unknown.report["sky"]["site"] == "sky_site_unknown"
+    known = make(route="direct", sky_model="full", observer_site="47.5, 8.5")
+    assert known.report["sky"]["site"] in ("sky_site_setting", "sky_site_misfit")
 
 
 def overlap_step(result: Kept) -> float:

@@ -11,7 +11,6 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from scipy.spatial import cKDTree
 
-from zemosaic_core.errors import RunFailed
 from zemosaic_core.stars import detect_stars
 from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_worker import run_hierarchical_mosaic
@@ -87,14 +86,18 @@ def test_an_outside_solver_gives_the_same_place(solved, tmp_path):
         assert np.abs(apart.mean(axis=0)).max() < 0.5
 
 
-def test_no_frame_with_a_place_is_a_failure_with_a_reason(tmp_path):
-    """A solver that may be used but knows nothing of a field without a position ends the run, and says why."""
+def test_a_position_that_is_wrong_is_dropped(tmp_path):
+    """The mount was somewhere else, it says: the frame is found in the whole sky."""
     (tmp_path / "raw").mkdir()
     source = sorted(FRAMES.glob("*.fit"))[0]
     with fits.open(source) as hdus:
         header = hdus[0].header
         header["RA"], header["DEC"] = 10.0, -60.0
         hdus.writeto(tmp_path / "raw" / "elsewhere.fit")
-    with pytest.raises(RunFailed) as error:
-        run_hierarchical_mosaic(tmp_path / "raw", tmp_path / "out", gpu_mode="off", solver_method="EMBEDDED")
-    assert error.value.key == "run_error_nothing_solved"
+    result = run_hierarchical_mosaic(
+        tmp_path / "raw", tmp_path / "out", gpu_mode="off", solver_method="EMBEDDED", astrometry_timeout=120
+    )
+    assert result.report["frames_used"] == 1
+    mosaic = result.report["mosaic"]["wcs"]
+    assert (mosaic["CRVAL1"], mosaic["CRVAL2"]) == pytest.approx((192.7, 41.1), abs=0.4)
+    assert "solve_whole_sky" in {message["key"] for message in result.report["messages"]}

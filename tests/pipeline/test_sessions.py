@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zemosaic_io.headers import FrameInfo
-from zemosaic_pipeline.sessions import night_labels, session_labels, setup_labels
+from zemosaic_pipeline.sessions import mixture_text, night_labels, session_labels, setup_labels
 
 PLAIN = FrameInfo(
     path=Path("light.fit"), size_bytes=0, mtime_ns=0, shape_hw=(1920, 1080), kind="cfa", cfa_pattern="GRBG",
@@ -59,3 +59,12 @@ def test_timers_solvers_and_spelling_make_no_session():
     # A chain of small steps is one telescope only as long as no gap is wide.
     other = replace(PLAIN, scale_arcsec=2.43 * 1.1)
     assert session_labels([*infos, other])[-1] == 1
+
+
+def test_what_differs_is_said_in_words_of_the_header():
+    assert mixture_text([PLAIN, PLAIN]) == ""
+    assert mixture_text([]) == ""
+    # Another place, night or object is no other way of taking frames.
+    assert mixture_text([PLAIN, replace(PLAIN, night="2025-10-20", ra_deg=90.0, object_name="M 42")]) == ""
+    mixed = [replace(PLAIN, filter_name="LP", exposure_s=30.0), PLAIN, PLAIN, replace(PLAIN, gain=None)]
+    assert mixture_text(mixed) == "FILTER IRCUT (3), LP (1); EXPTIME 10 (3), 30 (1); GAIN 80 (3), - (1)"

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from astropy.io import fits
+from pace import work_of_this_machine
 from PySide6.QtCore import QPointF, Qt
 
 from zemosaic_filter_gui_qt import FilterQtDialog, launch_filter_interface_qt
@@ -52,11 +53,11 @@ def night(tmp_path):
 
 def settle(qtbot, dialog):
     """Wait until survey, redraw and preview have come to rest."""
-    qtbot.waitUntil(lambda: not dialog.is_busy and not dialog._refresh_timer.isActive(), timeout=20_000)
+    qtbot.waitUntil(lambda: not dialog.is_busy and not dialog._refresh_timer.isActive(), timeout=60_000)
     qtbot.waitUntil(
-        lambda: dialog.preview is not None and dialog.preview.number == dialog._question, timeout=20_000
+        lambda: dialog.preview is not None and dialog.preview.number == dialog._question, timeout=60_000
     )
-    qtbot.waitUntil(lambda: not dialog._refresh_timer.isActive(), timeout=5_000)
+    qtbot.waitUntil(lambda: not dialog._refresh_timer.isActive(), timeout=60_000)
 
 
 @pytest.fixture
@@ -262,12 +263,6 @@ def test_ten_thousand_frames_stay_fluid(session, qtbot, qapp, tmp_path):
     made.show()
     fill_filter(made.frames, 10_000)
     settle(qtbot, made)
-
-    def work_of_this_machine():
-        # What a busy machine makes slow, it makes slow here too. On a quiet one this is about 70 ms.
-        begin = time.thread_time()
-        sum(k * k % 7 for k in range(1_000_000))
-        return time.thread_time() - begin
 
     def longest(action, seconds=0.7):
         # Time of this thread, not of the clock: other programs on the machine do not count.

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pace import work_of_this_machine
 from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent
 from PySide6.QtWidgets import QCheckBox, QComboBox, QLineEdit
@@ -20,7 +21,7 @@ from zemosaic_ui.run_state import RunStatus
 ENDED = (RunStatus.SUCCESS, RunStatus.FAILED, RunStatus.CANCELLED)
 
 
-def wait_end(qtbot, window, timeout=20_000):
+def wait_end(qtbot, window, timeout=60_000):
     qtbot.waitUntil(
         lambda: window.controller.state.status in ENDED and not window.controller.is_active, timeout=timeout
     )
@@ -206,7 +207,7 @@ def test_files_are_counted_and_recent_folders_offered(make_window, session, fold
     window = make_window()
     session.memory.visit("inputs", "/" + "long_name/" * 40 + "night")
     start = window.start_page
-    qtbot.waitUntil(lambda: "1" in start.input_note.text(), timeout=5000)
+    qtbot.waitUntil(lambda: "1" in start.input_note.text(), timeout=60_000)
     start._fill_recent(start.input_recent.menu(), "input_dir", "inputs")
     start.input_recent.menu().actions()[0].trigger()
     assert session.form["input_dir"].endswith("night")
@@ -320,7 +321,7 @@ def test_stop_is_clean_in_a_phase(make_window, session, folders, qtbot, phase, m
     monkeypatch.setitem(window.filter_choice, "folder", session.form["input_dir"])
     window.start_run()
     state = lambda: window.controller.state.phase(phase)  # noqa: E731
-    qtbot.waitUntil(lambda: state() is not None and state().status == "done", timeout=15_000)
+    qtbot.waitUntil(lambda: state() is not None and state().status == "done", timeout=60_000)
     qtbot.mouseClick(window.stop_button, Qt.MouseButton.LeftButton)
     assert window.controller.state.status is RunStatus.STOPPING
     wait_end(qtbot, window)
@@ -353,7 +354,7 @@ def test_log_levels_and_search(make_window, session, folders, qtbot):
     qtbot.waitUntil(lambda: [line.level for line, _ in log.model.lines] == ["WARN"])
     log.level.setCurrentIndex(0)
     log.search.setText("frame_0001")
-    qtbot.waitUntil(lambda: len(log.model.lines) == 1, timeout=3000)
+    qtbot.waitUntil(lambda: len(log.model.lines) == 1, timeout=60_000)
     log.copy_selected()
 
 
@@ -361,13 +362,13 @@ def test_closing_during_a_run_asks(fresh_window, session, folders, qtbot, monkey
     window = fresh_window
     window.filter_choice = {"folder": session.form["input_dir"], "config": {"fake_hold_in": "phase2_group"}}
     window.start_run()
-    qtbot.waitUntil(lambda: window.controller.state.status is RunStatus.RUNNING, timeout=10_000)
+    qtbot.waitUntil(lambda: window.controller.state.status is RunStatus.RUNNING, timeout=60_000)
     monkeypatch.setattr(window, "ask_to_close", lambda: False)
     assert not window.close()
     assert window.controller.is_active
     monkeypatch.setattr(window, "ask_to_close", lambda: True)
     window.close()
-    qtbot.waitUntil(lambda: window.isHidden(), timeout=15_000)
+    qtbot.waitUntil(lambda: window.isHidden(), timeout=60_000)
     assert not window.controller.is_active
     assert window.controller.state.status is RunStatus.CANCELLED
 
@@ -390,7 +391,7 @@ def test_no_event_takes_long_with_ten_thousand_frames(make_window, folders, qtbo
         longest = max(longest, time.thread_time() - begin)
         time.sleep(0.002)
     assert window.controller.state.phase("phase1_prepare").done == 10_000
-    assert longest < 0.1, f"{longest * 1000:.0f} ms"
+    assert longest < 2.5 * work_of_this_machine(), f"{longest * 1000:.0f} ms"
 
 
 def test_phases_are_drawn_in_order(make_window, session, folders, qtbot):

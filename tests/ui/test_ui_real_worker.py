@@ -51,7 +51,7 @@ def test_from_start_to_the_mosaic(window, session, night, tmp_path, qtbot):
     assert all(phase.status == "done" for phase in state.phases)
     assert {record.get("reason") for record in state.gpu_records if record["kind"] == "decision"} == {"off"}
     window.run_page.refresh(window.controller)
-    qtbot.waitUntil(lambda: window.viewer_page.canvas.has_overview, timeout=20_000)
+    qtbot.waitUntil(lambda: window.viewer_page.canvas.has_overview, timeout=60_000)
     assert set(window.viewer_page.canvas.overlays) == {"tiles", "frames"}
     window.open_result()
     assert window.page == "mosaic"

@@ -6,6 +6,7 @@ import time
 
 import psutil
 import pytest
+from pace import work_of_this_machine
 
 from zemosaic_pipeline.events import (
     PHASES,
@@ -21,7 +22,7 @@ from zemosaic_ui.run_controller import RunController, RunRequest
 from zemosaic_ui.run_state import RunState, RunStatus
 
 
-def follow(controller, *, until=lambda c: not c.is_active, timeout=30.0):
+def follow(controller, *, until=lambda c: not c.is_active, timeout=120.0):
     events = []
     end = time.monotonic() + timeout
     while not until(controller):
@@ -135,7 +136,7 @@ def test_a_flood_never_holds_the_window(start):
         time.sleep(0.005)
     assert controller.state.phase("phase1_prepare").done == 10_000
     assert len(controller.state.left_out) == 2500
-    assert longest < 0.1
+    assert longest < 2.5 * work_of_this_machine()
 
 
 def test_fraction_never_goes_back_and_skipped_phases_count():

@@ -61,7 +61,7 @@ def gui(tmp_path):
             made.close()
 
 
-def spin(gui, until, timeout=15.0):
+def spin(gui, until, timeout=60.0):
     end = time.monotonic() + timeout
     while not until():
         assert time.monotonic() < end
@@ -130,7 +130,7 @@ def test_closing_during_a_run_asks_and_ends_the_worker(gui, tmp_path, monkeypatc
     assert gui.controller.is_active
     monkeypatch.setattr(gui, "ask_to_close", lambda: True)
     gui.close()
-    end = time.monotonic() + 15
+    end = time.monotonic() + 60
     while time.monotonic() < end and gui.controller.is_active:
         try:
             gui.root.update()

@@ -156,13 +156,13 @@ def page(make_window, mosaic, qtbot):
     window = make_window()
     window.show_page("mosaic")
     window.take_dropped(str(mosaic[0]))
-    qtbot.waitUntil(lambda: window.viewer_page.canvas.has_overview, timeout=10_000)
+    qtbot.waitUntil(lambda: window.viewer_page.canvas.has_overview, timeout=60_000)
     yield window.viewer_page
     window.viewer_page.close_file()
 
 
 def test_the_mosaic_appears_and_parts_follow(page, qtbot):
-    qtbot.waitUntil(lambda: page.canvas.n_parts >= 1, timeout=10_000)
+    qtbot.waitUntil(lambda: page.canvas.n_parts >= 1, timeout=60_000)
     assert "1" in page.name.text()
     picture = page.canvas.grab().toImage()
     x, y = picture.width() // 2, picture.height() // 2
@@ -205,13 +205,13 @@ def test_value_and_position_under_the_cursor(page, mosaic, qtbot):
 def test_channels_and_sliders_change_the_picture(page, qtbot):
     number = page.canvas.look.number
     page.channels.setCurrentIndex(1)
-    qtbot.waitUntil(lambda: page.canvas.look.number > number, timeout=5_000)
+    qtbot.waitUntil(lambda: page.canvas.look.number > number, timeout=60_000)
     assert page.canvas.look.view == "red"
     before = page.canvas.look.params
     page.brightness.setValue(60)
-    qtbot.waitUntil(lambda: page.canvas.look.params != before, timeout=5_000)
+    qtbot.waitUntil(lambda: page.canvas.look.params != before, timeout=60_000)
     page.reset_stretch()
-    qtbot.waitUntil(lambda: page.canvas.look.params == before, timeout=5_000)
+    qtbot.waitUntil(lambda: page.canvas.look.params == before, timeout=60_000)
     page.channels.setCurrentIndex(0)
 
 

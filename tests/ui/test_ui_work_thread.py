@@ -10,19 +10,19 @@ def test_jobs_are_done_in_order_and_replaced_ones_never():
 
     def do(job):
         started.set()
-        go.wait(5)
+        go.wait(60)
         done.append(job)
         if job == "last":
             finished.set()
 
     thread = WorkThread("test", do)
     thread.put("begun")
-    assert started.wait(5)
+    assert started.wait(60)
     thread.put("a1", "b1", "last")
     thread.put("a2", first=True, replaces=lambda job: job.startswith("a"))
     assert thread.waiting == 3
     go.set()
-    assert finished.wait(5)
+    assert finished.wait(60)
     assert done == ["begun", "a2", "b1", "last"]
     thread.close(wait_s=5)
 
@@ -32,12 +32,12 @@ def test_a_closed_thread_finishes_its_job_and_forgets_the_rest():
 
     def do(job):
         started.set()
-        go.wait(5)
+        go.wait(60)
         done.append(job)
 
     thread = WorkThread("test", do)
     thread.put(1, 2)
-    assert started.wait(5)
+    assert started.wait(60)
     threading.Timer(0.05, go.set).start()
     thread.close(wait_s=5)
     thread.put(3)

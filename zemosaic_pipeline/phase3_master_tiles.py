@@ -35,7 +35,7 @@ from zemosaic_utils import coadd_on_grid
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 6
+TILE_VERSION = 7
 MAP_ERROR_PX = 0.005
 # The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
 RAMP_DECIMATION = 4

@@ -82,6 +82,33 @@ def test_star_fluxes_are_within_one_percent_of_one_scale(small_mosaic, small_nig
     assert abs(sides[0] - sides[1]) < 0.01
 
 
+def test_every_colour_is_as_sharp_as_the_others(small_mosaic, small_night):
+    """Half of the light of a star within the same diameter in red, green and blue, and as in the truth."""
+    sky = small_night.sky
+    x, y = small_mosaic.wcs.all_world2pix(sky.ra_deg, sky.dec_deg, 0)
+    height, width = small_mosaic.coverage.shape
+    inside = (x > 16) & (x < width - 17) & (y > 16) & (y < height - 17)
+    inside &= (sky.flux[:, 1] > 20_000) & (sky.flux[:, 1] < 300_000)
+    x, y = x[inside], y[inside]
+    deep = small_mosaic.coverage[np.rint(y).astype(int), np.rint(x).astype(int)] >= 6
+    x, y = x[deep], y[deep]
+    truth = ideal_image(small_mosaic, small_night)
+    diameters = np.empty((3, len(x)))
+    expected = np.empty((3, len(x)))
+    for channel in range(3):
+        for image, out in ((small_mosaic.image[channel], diameters), (truth[channel], expected)):
+            filled = np.where(np.isfinite(image), image, np.nanmedian(image)).astype(np.float32)
+            flat = np.ascontiguousarray(filled - sep.Background(filled, bw=24, bh=24).back())
+            flux, _, _ = sep.sum_circle(flat, x, y, 6.0)
+            radius, _ = sep.flux_radius(flat, x, y, np.full(len(x), 6.0), 0.5, normflux=flux)
+            out[channel] = 2 * radius
+    alone = np.abs(expected[1] / np.median(expected[1]) - 1) < 0.1
+    ratio = np.median((diameters / expected)[:, alone], axis=1)
+    assert alone.sum() >= 15
+    assert ratio[[0, 2]] == pytest.approx([ratio[1], ratio[1]], abs=0.03)
+    assert ratio == pytest.approx([1, 1, 1], abs=0.08)
+
+
 def test_hot_pixels_and_satellites_are_gone(small_mosaic, small_run):
     image = small_mosaic.image[1]
     deep = small_mosaic.coverage >= 6

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from astropy.wcs import WCS
+from threadpoolctl import threadpool_limits
 
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
 from zemosaic_core.night_sky import Site, airmass, horizontal, julian_date, moon_place, moonlight_nl
@@ -200,7 +201,9 @@ def run(
         return SkySolution(None, {}, indices, nothing.hours, "sky_sizes_differ")
     meshes = _meshes(frames, plan.measure.mesh_cell_px)
     circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
-    model = solve_sky(meshes, circumstances, flat)
+    # Small dense algebra: several threads would mostly wait for each other, for minutes on a busy machine.
+    with threadpool_limits(limits=1):
+        model = solve_sky(meshes, circumstances, flat)
     if circumstances.local is not None and not model.local_used:
         site_key = "sky_site_misfit"
         context.say("sky_site_not_used", "WARN")

@@ -48,13 +48,13 @@ def julian_date(moment: datetime) -> float:
     return 2440587.5 + moment.timestamp() / 86400.0
 
 
-def sidereal_deg(jd: float, longitude_deg: float) -> float:
+def sidereal_deg(jd: np.ndarray | float, longitude_deg: float) -> np.ndarray | float:
     """Return the local mean sidereal time in degrees (Meeus, Astronomical Algorithms, ch. 12)."""
     return (280.46061837 + 360.98564736629 * (jd - _J2000) + longitude_deg) % 360.0
 
 
 def horizontal(
-    ra_deg: np.ndarray | float, dec_deg: np.ndarray | float, jd: float, site: Site
+    ra_deg: np.ndarray | float, dec_deg: np.ndarray | float, jd: np.ndarray | float, site: Site
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return altitude and azimuth (degrees, float64) of sky positions; refraction and precession are left out."""
     hour = np.deg2rad(sidereal_deg(jd, site.longitude_deg) - np.asarray(ra_deg, dtype=np.float64))
@@ -65,13 +65,15 @@ def horizontal(
     return np.rad2deg(np.arctan2(up, np.hypot(north, east))), np.rad2deg(np.arctan2(east, north)) % 360.0
 
 
-def parallactic_deg(ra_deg: float, dec_deg: float, jd: float, site: Site) -> float:
+def parallactic_deg(
+    ra_deg: np.ndarray | float, dec_deg: np.ndarray | float, jd: np.ndarray | float, site: Site
+) -> np.ndarray:
     """Return the position angle of the zenith (north through east): how an alt-az telescope holds its frame."""
-    hour = np.deg2rad(sidereal_deg(jd, site.longitude_deg) - ra_deg)
+    hour = np.deg2rad(sidereal_deg(jd, site.longitude_deg) - np.asarray(ra_deg, dtype=np.float64))
     dec, lat = np.deg2rad(dec_deg), np.deg2rad(site.latitude_deg)
     across = np.cos(lat) * np.sin(hour)
     along = np.sin(lat) * np.cos(dec) - np.cos(lat) * np.sin(dec) * np.cos(hour)
-    return float(np.rad2deg(np.arctan2(across, along)))
+    return np.rad2deg(np.arctan2(across, along))
 
 
 def airmass(altitude_deg: np.ndarray | float) -> np.ndarray:

@@ -13,9 +13,11 @@ from threadpoolctl import threadpool_limits
 
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
 from zemosaic_core.night_sky import Site, airmass, horizontal, julian_date, moon_place, moonlight_nl
+from zemosaic_core.site_of_frames import RotationFit, site_from_rotation
 from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.sky_model import SkyModel, solve_sky
+from zemosaic_core.sphere import image_geometry
 from zemosaic_core.star_flat import StarFlat, radius_squared
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import RunPlan
@@ -158,6 +160,23 @@ def _local_sky(
     return LocalSky(np.array(directions), np.array(masses), np.array(light))
 
 
+def _site_from_rotation(
+    frames: Sequence[RegisteredFrame], moments: Sequence[datetime], night: np.ndarray
+) -> RotationFit:
+    """Find the site from how the frames turned; one place for all of them."""
+    places = [
+        image_geometry(WCS(frame.solved.solution.wcs_cards), frame.solved.frame.info.shape_hw)
+        for frame in frames
+    ]
+    return site_from_rotation(
+        np.array([place.ra_deg for place in places]),
+        np.array([place.dec_deg for place in places]),
+        np.array([place.rotation_deg for place in places]),
+        np.array([julian_date(moment) for moment in moments]),
+        night,
+    )
+
+
 def _circumstances(
     frames: Sequence[RegisteredFrame],
     meshes: SkyMeshes,
@@ -177,9 +196,17 @@ def _circumstances(
     visit = visit_labels(centre, float(np.sqrt(meshes.frame_area_px)), seconds, night)
     sites = [site or info.site_deg for info in infos]
     local, key = None, "sky_site_unknown"
+    from_turning = ""
+    if any(place is None for place in sites) and all(moment is not None for moment in moments):
+        fit = _site_from_rotation(frames, [m for m in moments if m], night)
+        if fit.site is not None:
+            sites = [(fit.site.latitude_deg, fit.site.longitude_deg)] * len(frames)
+            from_turning = "sky_site_rotation"
+        elif fit.equatorial:
+            key = "sky_site_equatorial"
     if all(moment is not None for moment in moments) and all(place is not None for place in sites):
         local = _local_sky(frames, [m for m in moments if m], [s for s in sites if s], grid)
-        key = "sky_site_setting" if site else "sky_site_header"
+        key = "sky_site_setting" if site else from_turning or "sky_site_header"
     return FrameCircumstances(seconds / 3600.0, night, visit, local), key
 
 

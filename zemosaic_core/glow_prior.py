@@ -110,7 +110,7 @@ class GlowPrior:
             return np.outer(vector, vector)
 
         def same(labels: np.ndarray) -> np.ndarray:
-            return (labels[:, None] == labels[None, :]).astype(float)
+            return np.asarray(labels[:, None] == labels[None, :], dtype=np.float64)
 
         self._fixed = _ANY_LEVEL**2 * outer(everywhere)
         self._fixed += _PER_NIGHT**2 * np.kron(same(circumstances.night), level_part)
@@ -149,12 +149,12 @@ class GlowPrior:
     @property
     def usual(self) -> np.ndarray:
         """Logarithms of the usual sizes, shape (7,)."""
-        return np.log(_USUAL)
+        return np.asarray(np.log(_USUAL))
 
     @staticmethod
     def clipped(log_sizes: np.ndarray) -> np.ndarray:
         """Return logarithms of sizes within what is allowed."""
-        return np.clip(log_sizes, np.log(_LEAST), np.log(_MOST))
+        return np.asarray(np.clip(log_sizes, np.log(_LEAST), np.log(_MOST)))
 
     def covariance(self, log_sizes: np.ndarray) -> np.ndarray:
         """Return the covariance (3 N, 3 N) in ADU^2 for sizes given as logarithms of shares of the level."""

@@ -84,7 +84,7 @@ def empty_nodes(sky: np.ndarray, terms: np.ndarray, hits: np.ndarray) -> np.ndar
         if new.sum() < _LEAST_EMPTY * seen.sum() or new.sum() < 2 * terms.shape[1] or (new == mask).all():
             break
         mask = new
-    return mask
+    return np.asarray(mask)
 
 
 def roughness_adu(sky: np.ndarray, terms: np.ndarray, mask: np.ndarray) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_triangular
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, diags_array
 from scipy.sparse.linalg import splu
 
 from .glow_prior import GlowPrior
@@ -76,7 +76,7 @@ class SkyCells:
     @property
     def n_patterns(self) -> int:
         """Detector patterns, each proportional to the light and constant."""
-        return self.patterns.shape[1]
+        return int(self.patterns.shape[1])
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Reduced:
 
     def sky(self, unknowns: np.ndarray) -> np.ndarray:
         """Return the sky on the nodes, shape (M,)."""
-        return self.sky_0 - self.response @ unknowns
+        return np.asarray(self.sky_0 - self.response @ unknowns)
 
 
 @dataclass(frozen=True)
@@ -130,21 +130,21 @@ class JointProblem:
     def reduce(self) -> Reduced:
         """Eliminate the sky with the weights of now."""
         lattice = self.cells.lattice.weights
-        weighted = lattice.multiply(self.weight[:, None]).tocsr()
+        weighted = diags_array(self.weight) @ lattice
         normal_sky = (lattice.T @ weighted + self._smooth).tocsc()
         normal_sky += _tiny_diagonal(normal_sky)
         factor = splu(normal_sky)
-        cross = np.asarray((weighted.T @ self._design).todense())
+        cross = (weighted.T @ self._design).toarray()
         response = factor.solve(cross)
         sky_0 = factor.solve(weighted.T @ self.cells.value)
-        design_weighted = self._design.multiply(self.weight[:, None]).tocsr()
-        normal = np.asarray((self._design.T @ design_weighted).todense()) - cross.T @ response
+        design_weighted = diags_array(self.weight) @ self._design
+        normal = (self._design.T @ design_weighted).toarray() - cross.T @ response
         right = design_weighted.T @ self.cells.value - cross.T @ sky_0
         return Reduced((normal + normal.T) / 2, right, sky_0, response)
 
     def residual(self, sky: np.ndarray, unknowns: np.ndarray) -> np.ndarray:
         """Return what the model leaves of each cell, ADU, shape (K,)."""
-        return self.cells.value - self.cells.lattice.weights @ sky - self._design @ unknowns
+        return np.asarray(self.cells.value - self.cells.lattice.weights @ sky - self._design @ unknowns)
 
     def reweigh(self, sky: np.ndarray, unknowns: np.ndarray) -> np.ndarray:
         """Set robust weights from the residuals of a solution; return the residuals."""
@@ -157,7 +157,7 @@ class JointProblem:
         return residual
 
 
-def _tiny_diagonal(matrix: csr_matrix) -> csr_matrix:
+def _tiny_diagonal(matrix: csc_matrix) -> csc_matrix:
     """Keep a node that no pull reaches from making the matrix singular."""
     diagonal = matrix.diagonal()
     n = len(diagonal)

@@ -38,7 +38,7 @@ class SkyLattice:
         for here, there in ((0, 1), (1, 0)):
             np.maximum.at(high, pairs[:, here], values[pairs[:, there]])
             np.minimum.at(low, pairs[:, here], values[pairs[:, there]])
-        return high - low
+        return np.asarray(high - low)
 
     def interpolated(self, values: np.ndarray, known: np.ndarray, xy: np.ndarray) -> np.ndarray:
         """Return the bilinear values at other points.

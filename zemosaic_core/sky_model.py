@@ -119,7 +119,8 @@ class ChannelSky:
         x = ((np.arange(x0, x1) - centre_x) / _QUADRIC_UNIT_PX)[None, :]
         y = ((np.arange(y0, y1) - centre_y) / _QUADRIC_UNIT_PX)[:, None]
         c = self.removed_quadric
-        return (c[0] + c[1] * x + c[2] * y + c[3] * x * x + c[4] * x * y + c[5] * y * y).astype(np.float32)
+        value = c[0] + c[1] * x + c[2] * y + c[3] * x * x + c[4] * x * y + c[5] * y * y
+        return np.asarray(value, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -432,7 +433,7 @@ def _assurance(gauge: Gauge, empty: NDArray[np.bool_], seen: NDArray[np.bool_], 
 def _rms_per_frame(residual: Array, frame: NDArray[np.int64], n: int) -> Array:
     count = np.bincount(frame, minlength=n)
     total = np.bincount(frame, residual**2, minlength=n)
-    return np.sqrt(np.divide(total, count, out=np.full(n, np.nan), where=count > 0))
+    return np.asarray(np.sqrt(np.divide(total, count, out=np.full(n, np.nan), where=count > 0)))
 
 
 def _removed_quadric(

@@ -71,7 +71,7 @@ class StarFlat:
 
     def values(self, q: np.ndarray) -> np.ndarray:
         """Return ``V`` at squared distances `q`."""
-        return np.exp(self.nu[0] * q + self.nu[1] * q**2)
+        return np.asarray(np.exp(self.nu[0] * q + self.nu[1] * q**2))
 
 
 def radius_squared(x: np.ndarray, y: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:

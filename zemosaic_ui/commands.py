@@ -295,6 +295,8 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
     ]
     if facts.get("mixture"):
         lines.append(texts("run_info_mixed", details=facts["mixture"]))
+    route = facts["run"]["route"]
+    lines.append(texts(route["reason_key"], route=route["route"], **route["values"]))
     if facts["left_out"]:
         lines.append(texts("run_left_out_total", n=len(facts["left_out"])))
     for line in lines:

@@ -387,7 +387,7 @@ def run(
         if sky_path is not None:
             sky_cards = {
                 **cards,
-                "EXTNAME": ("SKY", "glow removed from the mosaic; add it to have it back"),
+                "EXTNAME": ("SKY", "glow removed; add it to have it back"),
             }
             out_sky = files.enter_context(StreamingFits(sky_path, shape, sky_cards))
 

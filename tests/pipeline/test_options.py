@@ -226,9 +226,14 @@ def test_kappa_sets_how_much_is_rejected(make):
     assert rejected(stacking_kappa_low=10.0, stacking_kappa_high=10.0) < 0.5 * default
 
 
-def test_winsor_limits_matter(make, plain):
-    other = make(stacking_winsor_limits="0.2,0.2")
-    assert (same_grid(plain, other) > 0).any()
+def test_winsor_limits_matter(sky, tmp_path):
+    """Where frames are many; up to fifteen samples are judged by their known noise."""
+    write_all(tmp_path / "raw", sky, pointings(n=18, seed=3))
+    usual, other = (
+        run(tmp_path / "raw", tmp_path / "out", **COMMON, stacking_winsor_limits=limits).image
+        for limits in ("0.05,0.05", "0.3,0.3")
+    )
+    assert (usual != other)[np.isfinite(usual)].any()
 
 
 def test_stacking_final_combine_method(make, plain, setups, sky):
@@ -323,7 +328,7 @@ def test_remove_gradient(make):
 
 def test_observer_site(make):
     unknown = make(route="direct", sky_model="full")
-    assert unknown.report["sky"]["site"] == "sky_site_unknown"
+    assert unknown.report["sky"]["site"] not in ("sky_site_setting", "sky_site_header")
     known = make(route="direct", sky_model="full", observer_site="47.5, 8.5")
     assert known.report["sky"]["site"] in ("sky_site_setting", "sky_site_misfit")
 

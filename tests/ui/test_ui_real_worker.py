@@ -42,6 +42,7 @@ def wait_end(qtbot, window):
 def test_from_start_to_the_mosaic(window, session, night, tmp_path, qtbot):
     session.form.set("input_dir", str(night))
     session.form.set("output_dir", str(tmp_path / "out"))
+    session.form.set("route", "panels")
     window.start_page.gpu_switch.click()
     assert window.start_run()
     wait_end(qtbot, window)

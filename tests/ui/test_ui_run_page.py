@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import pytest
@@ -54,10 +55,16 @@ def test_refreshing_takes_no_reference_of_none(make_window, qapp):
 
     for step in range(20):
         refresh(step)
-    before = sys.getrefcount(None)
-    for step in range(20, 20 + REFRESHES):
-        refresh(step)
-    after = sys.getrefcount(None)
+    lost, step = [], 20
+    for _ in range(3):
+        gc.collect()
+        before = sys.getrefcount(None)
+        for _ in range(REFRESHES):
+            refresh(step)
+            step += 1
+        gc.collect()
+        lost.append(before - sys.getrefcount(None))
     state.apply(RunEnded("cancelled", key="run_cancelled"), 400.0)
-    # Each refresh makes dozens of calls that return nothing: one lost at each shows as thousands.
-    assert after > before - REFRESHES
+    # Each refresh makes dozens of calls that return nothing: one lost at each shows as thousands, in each round. What
+    # other tests left behind is given back once.
+    assert min(lost) < REFRESHES

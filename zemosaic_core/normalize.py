@@ -34,7 +34,6 @@ METHODS: tuple[Method, ...] = ("none", "linear_fit", "sky_mean", "levels")
 # A plane needs three cells; this many leave room for robust weights.
 _MIN_CELLS = 6
 _HUBER_SIGMA = 1.5
-_ITERATIONS = 6
 # Weight, relative to the median cell, of the pull between neighbouring lattice nodes: it only fills nodes that
 # hardly any cell touches.
 _SMOOTHNESS = 1e-4

@@ -122,11 +122,6 @@ class JointProblem:
         self._smooth = _SMOOTHNESS * float(np.median(self._noise_weight)) * (differences.T @ differences)
         self.hits = np.asarray(cells.lattice.weights.sum(axis=0)).ravel()
 
-    @property
-    def n_unknowns(self) -> int:
-        """Level and plane per frame and both kinds of each pattern."""
-        return int(self._design.shape[1])
-
     def reduce(self) -> Reduced:
         """Eliminate the sky with the weights of now."""
         lattice = self.cells.lattice.weights

@@ -7,7 +7,7 @@ existing program, on grids of their own, cost a second interpolation that blurs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -122,6 +122,15 @@ def _catalogue_anchors(solved: Sequence[SolvedFrame], spec: grids.GridSpec) -> n
     return spec.wcs.all_world2pix(np.column_stack([ra, dec]), 0) if len(ra) else None
 
 
+def _detections(
+    solved: Sequence[SolvedFrame], found: registration.GlobalRegistration
+) -> Iterator[tuple[SolvedFrame, slice]]:
+    """Yield each frame and its rows in the table of detections, which is ordered by frame."""
+    bounds = np.searchsorted(found.frame_index, np.arange(len(solved) + 1))
+    for item, first, last in zip(solved, bounds[:-1], bounds[1:], strict=True):
+        yield item, slice(int(first), int(last))
+
+
 def _transparency(
     solved: Sequence[SolvedFrame],
     found: registration.GlobalRegistration,
@@ -129,12 +138,10 @@ def _transparency(
 ) -> np.ndarray:
     """Return how clear the air of each frame was, also of frames that show faint stars only."""
     flux = np.full(len(found.frame_index), np.nan)
-    for i, item in enumerate(solved):
-        own = np.flatnonzero(found.frame_index == i) if not flux_scale.ok.all() else np.empty(0, np.int64)
-        if len(own):
-            flux[own] = item.measure.columns("channel_flux")["channel_flux"].mean(axis=0)[
-                found.detection_index[own]
-            ]
+    if not flux_scale.ok.all():
+        for item, own in _detections(solved, found):
+            light = item.measure.columns("channel_flux")["channel_flux"].mean(axis=0)
+            flux[own] = light[found.detection_index[own]]
     return common_star_transparency(
         found.frame_index,
         found.star_index,
@@ -150,9 +157,7 @@ def _star_flat(
 ) -> tuple[StarFlat, np.ndarray]:
     """Return the flat that the stars tell, and their fluxes with it taken out where it is good enough."""
     q = np.full(len(found.frame_index), np.nan)
-    bounds = np.searchsorted(found.frame_index, np.arange(len(solved) + 1))
-    for item, first, last in zip(solved, bounds[:-1], bounds[1:], strict=True):
-        own = slice(first, last)
+    for item, own in _detections(solved, found):
         places = item.measure.columns("x", "y")
         at = found.detection_index[own]
         q[own] = radius_squared(places["x"][at], places["y"][at], item.frame.info.shape_hw)

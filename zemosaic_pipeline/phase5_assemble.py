@@ -248,12 +248,12 @@ def _bent(store: TileStore, tiles: Sequence[MasterTile], solution: TilePhotometr
 
 def _sky_cards(behind: SkySolution, plan: RunPlan) -> dict[str, Any]:
     """Return what is known about the sky behind the frames; errors are those of the worst channel."""
+    # The full model may be wanted and not possible; then frames are compared by planes.
+    model = "planes" if plan.sky.model == "full" and behind.model is None else plan.sky.model
     cards: dict[str, Any] = {
         "ROUTE": (plan.route.route, "all frames at once, or by panels"),
-        "SKYMODEL": (plan.sky.model if behind.model is not None else "planes", "sky behind the frames"),
+        "SKYMODEL": (model, "sky behind the frames"),
     }
-    if plan.sky.model == "none":
-        cards["SKYMODEL"] = ("none", "sky behind the frames")
     if behind.model is None:
         return cards
     gauges = [channel.gauge.sigma_data for channel in behind.model.channels]

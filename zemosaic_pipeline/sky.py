@@ -17,9 +17,9 @@ from zemosaic_core.site_of_frames import RotationFit, site_from_rotation
 from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.sky_model import SkyModel, solve_sky
-from zemosaic_core.sphere import image_geometry
 from zemosaic_core.star_flat import StarFlat, radius_squared
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.phase2_group import frame_centres
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameTerms, MosaicGrid, RegisteredFrame
 from zemosaic_pipeline.sessions import night_labels
@@ -164,17 +164,9 @@ def _site_from_rotation(
     frames: Sequence[RegisteredFrame], moments: Sequence[datetime], night: np.ndarray
 ) -> RotationFit:
     """Find the site from how the frames turned; one place for all of them."""
-    places = [
-        image_geometry(WCS(frame.solved.solution.wcs_cards), frame.solved.frame.info.shape_hw)
-        for frame in frames
-    ]
-    return site_from_rotation(
-        np.array([place.ra_deg for place in places]),
-        np.array([place.dec_deg for place in places]),
-        np.array([place.rotation_deg for place in places]),
-        np.array([julian_date(moment) for moment in moments]),
-        night,
-    )
+    ra_deg, dec_deg, rotation_deg = frame_centres([frame.solved for frame in frames]).T
+    jd = np.array([julian_date(moment) for moment in moments])
+    return site_from_rotation(ra_deg, dec_deg, rotation_deg, jd, night)
 
 
 def _circumstances(
@@ -215,17 +207,20 @@ def run(
 ) -> SkySolution:
     """Return the model of the sky, or why there is none."""
     indices = tuple(frame.solved.frame.index for frame in frames)
-    nothing = SkySolution(None, {}, indices, np.zeros(len(frames)))
+
+    def without(reason_key: str) -> SkySolution:
+        return SkySolution(None, {}, indices, np.zeros(len(frames)), reason_key)
+
     if plan.sky.model != "full":
-        return SkySolution(None, {}, indices, nothing.hours, "sky_not_wanted")
+        return without("sky_not_wanted")
     if plan.stack.normalise != "linear_fit":
         context.say("sky_needs_linear_fit", "WARN", method=plan.stack.normalise)
-        return SkySolution(None, {}, indices, nothing.hours, "sky_needs_linear_fit")
+        return without("sky_needs_linear_fit")
     if not frames:
-        return nothing
+        return without("")
     if len({frame.solved.frame.info.shape_hw for frame in frames}) > 1:
         # Meshes of different sizes have no cells in common.
-        return SkySolution(None, {}, indices, nothing.hours, "sky_sizes_differ")
+        return without("sky_sizes_differ")
     meshes = _meshes(frames, plan.measure.mesh_cell_px)
     circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
     # Small dense algebra: several threads would mostly wait for each other, for minutes on a busy machine.

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zemosaic_core.chunks import Workload, equal_chunks
+from zemosaic_core.chunks import Workload
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.gpu import device as seam
 from zemosaic_core.gpu.ladder import Ahead, CpuBody, GpuBody, Job, fault_of, run_chunks
@@ -120,7 +120,7 @@ def decide(
     if not status.ok or budget is None:
         return Decision(workload.op, "cpu", status.reason, 0, 0, 0)
     usable = min(budget.usable, ceiling_bytes) if ceiling_bytes else budget.usable
-    rows = workload.rows
+    rows = workload.rows - workload.start
     smallest = min(max(workload.min_rows, workload.align), rows)
     limits = {"rows": rows}
     if workload.host_rows:
@@ -142,7 +142,7 @@ def decide(
     travel = (workload.upload_bytes + workload.download_bytes) / TRANSFER_BYTES_PER_SECOND
     if 0 < workload.cpu_seconds < travel + OPERATION_OVERHEAD_SECONDS:
         return Decision(workload.op, "cpu", Reason.WORKLOAD_TOO_SMALL, 0, 0, workload.peak(fitting), limits)
-    chunks = list(equal_chunks(0, rows, fitting, align=workload.align))
+    chunks = workload.chunks(fitting)
     largest = max(b - a for a, b in chunks)
     return Decision(workload.op, "gpu", Reason.GPU, largest, len(chunks), workload.peak(largest), limits)
 
@@ -386,9 +386,12 @@ class GpuPolicy:
                 if decision.device == "gpu":
                     self._run_on_card(job)
                 else:
-                    numbers = {"needed_bytes": decision.estimated_bytes, "rows": [0, workload.rows]}
+                    numbers = {
+                        "needed_bytes": decision.estimated_bytes,
+                        "rows": [workload.start, workload.rows],
+                    }
                     job.leave_gpu(decision.reason, detail=detail, **numbers)
-                    job.on_cpu(0, workload.rows)
+                    job.on_cpu(workload.start, workload.rows)
             finally:
                 # Written for an operation that failed or was stopped too: its rows are the first ones only.
                 job.report.seconds = time.perf_counter() - start
@@ -403,8 +406,10 @@ class GpuPolicy:
                 stack.enter_context(self._lease(device.info.uuid, job.cancel))
             except LeaseTimeout as error:
                 job.check_cancel()
-                job.leave_gpu(Reason.LEASE_TIMEOUT, detail=str(error), rows=[0, job.workload.rows])
-                job.on_cpu(0, job.workload.rows)
+                job.leave_gpu(
+                    Reason.LEASE_TIMEOUT, detail=str(error), rows=[job.workload.start, job.workload.rows]
+                )
+                job.on_cpu(job.workload.start, job.workload.rows)
                 return
             stack.enter_context(self.phase(job.workload.op))
             # Another policy of this process may have set its own limit meanwhile.

@@ -14,8 +14,8 @@ from astropy.wcs import WCS
 from zemosaic_core import background, cfa, hot_pixels, stretch
 from zemosaic_core import weights as weight_maps
 from zemosaic_core.axes import to_chw, to_hwc
-from zemosaic_core.chunks import equal_chunks
-from zemosaic_core.coadd import CancelToken, check_streaming, coadd_block, row_blocks
+from zemosaic_core.chunks import Workload
+from zemosaic_core.coadd import CancelToken, check_streaming, coadd_block, row_blocks, stack_columns_per_row
 from zemosaic_core.coverage import crop_sides
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu.coadd import GpuCoadd
@@ -60,6 +60,12 @@ __all__ = [
 
 # Blocks stay small enough that progress moves and a stop is honoured within seconds.
 MAX_BLOCK_ROWS = 1024
+# The same for many frames on wide grids: samples of a block per channel and thread, some five seconds of work. Lower
+# blocks than the least read too much of their frames in vain.
+MAX_BLOCK_SAMPLES = 60_000_000
+LEAST_BLOCK_ROWS = 64
+# Blocks begin at multiples of this where memory allows.
+LATTICE_ROWS = 64
 # Rows of a block of the card that are done again on the CPU now and then.
 AUDIT_ROWS = 2
 
@@ -120,6 +126,8 @@ def coadd_on_grid(
     threads: int = 2,
     on_rows: Callable[[int, int], object] | None = None,
     cancel: CancelToken | None = None,
+    first_row: int = 0,
+    lattice_row: int = 0,
 ) -> None:
     """Co-add sources on an output grid, block of rows by block of rows.
 
@@ -146,6 +154,10 @@ def coadd_on_grid(
         ``on_rows(done, total)`` after every block.
     cancel : CancelToken, optional
         Asked before every block and source.
+    first_row : int
+        Rows above it are there already and are not computed.
+    lattice_row : int
+        Blocks begin at multiples of `LATTICE_ROWS` from this row where memory allows; it may lie outside the grid.
 
     Raises
     ------
@@ -157,6 +169,9 @@ def coadd_on_grid(
     check_rule(rule)
     height, width = shape_hw
     blocks = row_blocks(sources, shape_hw, n_channels, rule, budget_bytes)
+    lattice: dict[str, Any] = {"start": first_row, "lattice_rows": LATTICE_ROWS, "origin": lattice_row}
+    in_time = max(LEAST_BLOCK_ROWS, MAX_BLOCK_SAMPLES * threads // max(1, stack_columns_per_row(sources)))
+    cpu_rows = min(MAX_BLOCK_ROWS, in_time, max((y1 - y0 for y0, y1 in blocks), default=1))
 
     def on_cpu(y0: int, y1: int) -> CoaddBlock:
         return coadd_block(
@@ -169,7 +184,7 @@ def coadd_on_grid(
             on_rows(y1, height)
 
     if policy is None:
-        for y0, y1 in (part for block in blocks for part in equal_chunks(*block, MAX_BLOCK_ROWS)):
+        for y0, y1 in Workload(op, height, (), **lattice).chunks(cpu_rows):
             if cancel is not None and cancel.is_set():
                 raise Cancelled()
             emit(y0, y1, on_cpu(y0, y1))
@@ -180,9 +195,8 @@ def coadd_on_grid(
     )  # fmt: skip
     with closing(body):
         policy.run(
-            body.workload(op, height, policy.status.device), body, on_cpu, emit=emit,
-            cpu_rows=min(MAX_BLOCK_ROWS, max((y1 - y0 for y0, y1 in blocks), default=1)),
-            cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks), ahead=body,
+            body.workload(op, height, policy.status.device, **lattice), body, on_cpu, emit=emit,
+            cpu_rows=cpu_rows, cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks), ahead=body,
         )  # fmt: skip
 
 

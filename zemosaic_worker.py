@@ -239,7 +239,7 @@ def create_master_tile(
 ) -> MasterTile:
     """Stack one group into a master tile on disk; see `phase3_master_tiles.create_tile`."""
     return phase3_master_tiles.create_tile(
-        group, frames, weights, dict(hot_pixels), grid, plan, context, path
+        group, frames, weights, dict(hot_pixels), {}, grid, plan, context, path
     )
 
 

@@ -94,6 +94,11 @@ class Workload:
         Bytes that travel to and from the device for the whole operation.
     cpu_seconds : float
         Expected time on the CPU for the whole operation; 0 when unknown (then it is never "too small").
+    start : int
+        First row that is to be done; those above it are there already.
+    lattice_rows, origin : int
+        Chunks that are tall enough for it to cost little begin at multiples of this, a power of two, or of a smaller
+        power of two; counted from the row ``origin``.
     detail : dict
         Further numbers worth recording (frames, channels, width).
     """
@@ -111,11 +116,23 @@ class Workload:
     upload_bytes: int = 0
     download_bytes: int = 0
     cpu_seconds: float = 0.0
+    start: int = 0
+    lattice_rows: int = 1
+    origin: int = 0
     detail: dict[str, int | float | str] = field(default_factory=dict, compare=False)
 
     def peak(self, rows: int) -> int:
         """Return the bytes alive at once while the work is done in chunks of ``rows`` rows."""
         return self._alive(rows) * peak_bytes(self.buffers, rows, self.halo)
+
+    def chunks(self, max_rows: int, y0: int | None = None, y1: int | None = None) -> list[tuple[int, int]]:
+        """Return the rows that are to be done, or ``y0..y1`` of them, in chunks of at most ``max_rows`` rows."""
+        first, last = self.start if y0 is None else y0, self.rows if y1 is None else y1
+        # At most a quarter of a chunk is given away.
+        unit = min(self.lattice_rows, 1 << max(0, (max_rows // 4).bit_length() - 1))
+        if unit <= self.align:
+            return list(equal_chunks(first, last, max_rows, align=self.align))
+        return list(equal_chunks(first, last, max_rows, align=unit, origin=self.origin))
 
     def _alive(self, rows: int) -> int:
         n_chunks = -(-self.rows // max(1, rows))
@@ -150,11 +167,13 @@ def rows_for_budget(buffers: tuple[Buffer, ...], budget_bytes: int, max_rows: in
     return low
 
 
-def equal_chunks(y0: int, y1: int, max_rows: int, *, align: int = 1) -> Iterator[tuple[int, int]]:
+def equal_chunks(
+    y0: int, y1: int, max_rows: int, *, align: int = 1, origin: int | None = None
+) -> Iterator[tuple[int, int]]:
     """Yield ``(a, b)`` covering ``y0..y1`` in chunks of at most ``max_rows`` rows of nearly equal size.
 
-    Chunk borders lie at multiples of ``align`` counted from ``y0``. No chunk is a small remainder: 100 rows
-    in chunks of at most 99 become 50 + 50.
+    Chunk borders lie at multiples of ``align`` counted from ``origin``, by default from ``y0``. No chunk is a small
+    remainder: 100 rows in chunks of at most 99 become 50 + 50.
 
     Raises
     ------
@@ -168,12 +187,16 @@ def equal_chunks(y0: int, y1: int, max_rows: int, *, align: int = 1) -> Iterator
         return
     if max_rows < rows and max_rows < align:
         raise ValueError(f"chunks of {max_rows} rows cannot start at multiples of {align}")
-    units = -(-rows // align)
+    lead = 0 if origin is None else (y0 - origin) % align
+    if lead and rows <= max_rows:
+        yield y0, y1
+        return
+    units = -(-(rows + lead) // align)
     n_chunks = -(-units // max(1, max_rows // align))
     for i in range(n_chunks):
         a = units * i // n_chunks * align
         b = units * (i + 1) // n_chunks * align
-        yield y0 + a, y0 + min(b, rows)
+        yield y0 + max(0, a - lead), y0 + min(b - lead, rows)
 
 
 def iter_row_chunks(

@@ -90,6 +90,9 @@ class StreamingFits:
         Type of the primary image.
     extensions : sequence of ExtensionSpec or (name, shape, dtype)
         Image extensions, filled with ``write_rows(..., ext=name)``.
+    unfinished : Path, optional
+        Write to this file, on the disk of ``path``, instead of a temporary one, and leave it there when the block is
+        left without `commit`. One of the same size and with the same headers is gone on with: see `keep_rows`.
 
     Raises
     ------
@@ -98,7 +101,7 @@ class StreamingFits:
 
     Notes
     -----
-    Use it as a context manager; leaving the block without `commit` removes the temporary file.
+    Use it as a context manager; leaving the block without `commit` removes a temporary file.
     """
 
     def __init__(
@@ -108,18 +111,28 @@ class StreamingFits:
         cards: Cards = (),
         dtype: DTypeLike = "float32",
         extensions: Sequence[ExtensionSpec | tuple] = (),
+        *,
+        unfinished: Path | None = None,
     ) -> None:
         self.path = Path(path)
+        self._unfinished = unfinished
         specs = [s if isinstance(s, ExtensionSpec) else ExtensionSpec(*s) for s in extensions]
         self._units: dict[str | None, _Unit] = {}
         self._file: Any = None
+        self.goes_on = False
         self._temporary: Path | None = None
         headers = [(None, make_header(cards, shape, dtype, has_extensions=bool(specs)), shape, dtype)]
         for s in specs:
             header = make_header(s.cards, s.shape, s.dtype, extname=s.name)
             headers.append((s.name, header, s.shape, s.dtype))
         try:
-            self._temporary, self._file = open_temporary(self.path)
+            if unfinished is None:
+                self._temporary, self._file = open_temporary(self.path)
+            else:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                unfinished.parent.mkdir(parents=True, exist_ok=True)
+                unfinished.touch()
+                self._temporary, self._file = unfinished, open(unfinished, "r+b")  # noqa: SIM115 - closed by abort
             self._lay_out(headers)
         except OSError as error:
             self.abort()
@@ -127,6 +140,7 @@ class StreamingFits:
 
     def _lay_out(self, headers: list) -> None:
         offset = 0
+        texts: list[tuple[int, bytes]] = []
         for name, header, shape, dtype in headers:
             text = header.tostring(padding=True).encode("ascii")
             _, stored, bzero = _storage(dtype)
@@ -134,11 +148,38 @@ class StreamingFits:
             if name in self._units:
                 raise ValueError(f"two extensions are called {name}")
             self._units[name] = unit
-            self._file.seek(offset)
-            self._file.write(text)
+            texts.append((offset, text))
             size = math.prod(shape) * unit.stored.itemsize
             offset = unit.data_offset + -(-size // FITS_BLOCK) * FITS_BLOCK
+        self.goes_on = self._unfinished is not None and self._begins_like(texts, offset)
+        if self.goes_on:
+            return
+        self._file.truncate(0)
+        for position, text in texts:
+            self._file.seek(position)
+            self._file.write(text)
         _claim_space(self._file, offset)
+
+    def _begins_like(self, texts: list[tuple[int, bytes]], size: int) -> bool:
+        """Return whether the file has these headers at these places, and this size."""
+        if os.fstat(self._file.fileno()).st_size != size:
+            return False
+        for position, text in texts:
+            self._file.seek(position)
+            if self._file.read(len(text)) != text:
+                return False
+        return True
+
+    def keep_rows(self, y0: int, y1: int, ext: str | None = None) -> None:
+        """Take rows of an unfinished file as they are; `goes_on` tells whether there are any."""
+        self._units[ext].written[y0:y1] = self.goes_on
+
+    def flush(self) -> None:
+        """Hand everything written so far to the system: it outlives this process."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise save_failed(self.path, error) from error
 
     def write_rows(self, y0: int, rows: np.ndarray, ext: str | None = None) -> None:
         """Write rows ``y0 .. y0 + h`` of the primary image or of the extension ``ext``.
@@ -223,14 +264,15 @@ class StreamingFits:
         return self.path
 
     def abort(self) -> None:
-        """Drop everything written so far; nothing remains on disk. Does nothing after `commit`."""
+        """Drop everything written so far; only an unfinished file remains on disk. Does nothing after `commit`."""
         if self._file is not None:
             # On a full disk closing fails once more, on what is still buffered: nothing of it is wanted.
             with suppress(OSError):
                 self._file.close()
             self._file = None
         if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
+            if self._unfinished is None:
+                self._temporary.unlink(missing_ok=True)
             self._temporary = None
 
     def __enter__(self) -> StreamingFits:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import math
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from astropy.wcs import WCS
 
-from zemosaic_core import __version__
+from zemosaic_core.block_facts import summarise
 from zemosaic_core.coverage import edge_ramp, enlarge_rows
-from zemosaic_core.errors import SkipItem
+from zemosaic_core.errors import SaveFailed, SkipItem
 from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sky_lattice import cell_centres
@@ -22,29 +21,28 @@ from zemosaic_core.sources import CoaddBlock, CoaddSource, SampleNoise
 from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
-from zemosaic_io.frame_store import FrameStore, TileStore
-from zemosaic_io.manifest import Manifest, file_digest, make_folder
+from zemosaic_io.frame_store import FrameStore
+from zemosaic_io.manifest import Manifest, make_folder
+from zemosaic_io.tile_bands import TileBands
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, FrameTerms, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.tile_cards import tile_cards
+from zemosaic_pipeline.tile_memory import store_tile, stored_tile, tile_key
 from zemosaic_utils import coadd_on_grid
 
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 7
 MAP_ERROR_PX = 0.005
 # Variance of a sample of white noise, relative to that of a pixel, at all fractions of a pixel alike.
 SAMPLE_VARIANCE = {"lanczos3": 0.80, "bilinear": 0.44}
 # The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
 RAMP_DECIMATION = 4
-# Fields of a tile that JSON gives back as lists.
-TUPLES = ("origin_yx", "shape_hw", "noise_adu", "covered_bbox", "flux_gain")
-
-log = logging.getLogger(__name__)
+BANDS = "bands"
 
 
 def _corners(shape_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -163,47 +161,18 @@ def sample_noise(
     )
 
 
-class _TileFacts:
-    """Collects what the report wants to know while blocks go by."""
-
-    def __init__(self, n_channels: int) -> None:
-        self.samples = 0
-        self.rejected = 0
-        self.variance: list[list[np.ndarray]] = [[] for _ in range(n_channels)]
-        self.coverage: list[np.ndarray] = []
-        self.rows: list[np.ndarray] = []
-        self.columns: np.ndarray | None = None
-
-    def add(self, row0: int, block: CoaddBlock) -> None:
-        n_channels = len(block.image)
-        touched = block.coverage > 0
-        self.rows.append(touched.any(axis=1))
-        columns = touched.any(axis=0)
-        self.columns = columns if self.columns is None else self.columns | columns
-        self.samples += int(block.coverage.sum(dtype=np.int64)) * n_channels
-        self.rejected += int(block.rejected_low.sum(dtype=np.int64) + block.rejected_high.sum(dtype=np.int64))
-        # Every seventh row of the tile, not of the block: what is found must not depend on the size of the blocks.
-        sample = slice(-row0 % 7, None, 7), slice(None, None, 7)
-        covered = block.coverage[sample]
-        self.coverage.append(covered[covered > 0])
-        for channel in range(n_channels):
-            values = block.variance[channel][sample]
-            self.variance[channel].append(values[np.isfinite(values)])
-
-    def noise(self) -> tuple[float, ...]:
-        joined = [np.concatenate(parts) if parts else np.empty(0) for parts in self.variance]
-        return tuple(float(np.sqrt(np.median(v))) if len(v) else float("nan") for v in joined)
-
-    def covered_bbox(self) -> tuple[int, int, int, int]:
-        """Return rows and columns, end exclusive, around all covered pixels; empty at 0 when there are none."""
-        rows, columns = np.flatnonzero(np.concatenate(self.rows)), np.flatnonzero(self.columns)
-        if not len(rows):
-            return 0, 0, 0, 0
-        return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-
-    def median_coverage(self) -> float:
-        joined = np.concatenate(self.coverage) if self.coverage else np.empty(0)
-        return float(np.median(joined)) if len(joined) else 0.0
+def _write_weights(out: StreamingFits, bands: TileBands, shape_hw: tuple[int, int], ramp_px: int) -> None:
+    """Write the weights, times a ramp that falls to zero at the border of the covered area."""
+    step = RAMP_DECIMATION
+    small = None
+    if ramp_px > 0:
+        valid = np.asarray(out.read_rows(0, shape_hw[0], ext="COVERAGE")[::step, ::step]) > 0
+        small = edge_ramp(valid, max(1, ramp_px // step))
+    for y0, y1, weights in bands.weights():
+        if small is not None:
+            # A covered pixel at the very edge keeps a trace of weight: where it is alone it must still show.
+            weights = weights * np.maximum(enlarge_rows(small, step, y0, y1, shape_hw[1]), 1e-3)
+        out.write_rows(y0, weights, ext="WEIGHT")
 
 
 def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: RunPlan) -> tuple[float, ...]:
@@ -217,63 +186,6 @@ def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: Run
     return tuple(map(float, 1 / np.average(transparency, axis=0, weights=np.maximum(weights, 1e-12))))
 
 
-def _tile_cards(
-    group: FrameGroup, frames: Sequence[RegisteredFrame], plan: RunPlan, wcs_cards: dict[str, Any]
-) -> dict[str, Any]:
-    stack = plan.stack
-    cards: dict[str, Any] = {
-        **wcs_cards,
-        "ZMT_TYPE": ("Master Tile", "ZeMosaic product"),
-        "ZMT_ID": (group.group_id, "tile number"),
-        "ZMT_NRAW": (len(group.members), "frames in the group"),
-        "HIERARCH ZMT_NALGN": (len(frames), "frames stacked"),
-        "ZMT_NORM": (stack.normalise, "normalisation applied"),
-        "ZMT_WGHT": (stack.weighting, "weights applied"),
-        "ZMT_RADW": (stack.radial is not None, "radial weight applied"),
-        "ZMT_REJ": (stack.rule.rejection, "rejection applied"),
-        "HIERARCH ZMT_KAPLO": (stack.rule.kappa_low, "sigma below the centre"),
-        "HIERARCH ZMT_KAPHI": (stack.rule.kappa_high, "sigma above the centre"),
-        "HIERARCH ZMT_WINLO": (stack.rule.winsor_limits[0], "winsorised fraction, low"),
-        "HIERARCH ZMT_WINHI": (stack.rule.winsor_limits[1], "winsorised fraction, high"),
-        "ZMT_COMB": (stack.rule.combine, "combination"),
-        "ZMT_KERN": (stack.kernel, "resampling kernel"),
-        "NEXP_SUM": (len(frames), "number of exposures"),
-        "BUNIT": ("adu", "counts of the reference frames"),
-        "SOFTWARE": (f"ZeMosaic {__version__}", "made by"),
-    }
-    return cards | _frame_cards(frames)
-
-
-def _frame_cards(frames: Sequence[RegisteredFrame]) -> dict[str, Any]:
-    """Return what the headers of the frames say about the tile."""
-    first = frames[0].solved.frame.info
-    exposure = sum(frame.solved.frame.info.total_exposure_s or 0.0 for frame in frames)
-    cards: dict[str, Any] = {"EXPTOTAL": (exposure, "[s] exposure of all frames")}
-    for name, value in (
-        ("OBJECT", first.object_name),
-        ("FILTER", first.filter_name),
-        ("INSTRUME", first.instrument),
-        ("GAIN", first.gain),
-    ):
-        if value not in (None, ""):
-            cards[name] = value
-    return cards
-
-
-def _write_ramp(out: StreamingFits, shape_hw: tuple[int, int], ramp_px: int, rows: int = 512) -> None:
-    """Multiply the weight plane by a ramp that falls to zero at the border of the covered area."""
-    if ramp_px <= 0:
-        return
-    step = RAMP_DECIMATION
-    valid = np.asarray(out.read_rows(0, shape_hw[0], ext="COVERAGE")[::step, ::step]) > 0
-    small = edge_ramp(valid, max(1, ramp_px // step))
-    for y0 in range(0, shape_hw[0], rows):
-        y1 = min(y0 + rows, shape_hw[0])
-        # A covered pixel at the very edge keeps a trace of weight: where it is alone it must still show.
-        ramp = np.maximum(enlarge_rows(small, step, y0, y1, shape_hw[1]), 1e-3)
-        out.write_rows(y0, np.asarray(out.read_rows(y0, y1, ext="WEIGHT")) * ramp, ext="WEIGHT")
-
-
 def create_tile(
     group: FrameGroup,
     frames: Sequence[RegisteredFrame],
@@ -285,6 +197,7 @@ def create_tile(
     context: RunContext,
     path: Path,
     on_rows: Callable[[int, int], object] | None = None,
+    bands: TileBands | None = None,
 ) -> MasterTile:
     """Stack one group and write its tile.
 
@@ -296,6 +209,8 @@ def create_tile(
         Terms of every frame from the model of the sky; empty: the group finds a common sky of its own.
     on_rows : callable, optional
         ``on_rows(done, total)`` as rows of the tile are finished.
+    bands : TileBands, optional
+        Rows of the same tile that are finished already; those that are made here outlive a run that ends early.
 
     Raises
     ------
@@ -334,37 +249,44 @@ def create_tile(
         row_sums={frame.solved.frame.index: frame.solved.measure.arrays()["row_sums"] for frame in frames},
         zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
     )
-    facts = _TileFacts(plan.n_channels)
     extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
     if plan.output.variance:
         extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
-    cards = _tile_cards(group, frames, plan, header_cards(wcs))
-    with StreamingFits(path, (plan.n_channels, *shape), cards, extensions=extensions) as out:
+    cards = tile_cards(group, frames, plan, header_cards(wcs))
+    bands = bands or TileBands(path.with_name(f".{path.stem}.rows"), "", with_variance=plan.output.variance)
+    with StreamingFits(
+        path, (plan.n_channels, *shape), cards, extensions=extensions, unfinished=bands.unfinished
+    ) as out:
+        finished = bands.take_up(out)
+        if finished:
+            context.say("run_info_rows_reused", rows=finished, total=shape[0])
 
         def sink(row0: int, row1: int, block: CoaddBlock) -> None:
-            out.write_rows(row0, block.image)
-            out.write_rows(row0, block.coverage, ext="COVERAGE")
-            out.write_rows(row0, block.weight.mean(axis=0), ext="WEIGHT")
-            if plan.output.variance:
-                out.write_rows(row0, block.variance, ext="VARIANCE")
-            facts.add(row0, block)
+            bands.add(out, row0, row1, block)
 
-        coadd_on_grid(
-            store,
-            sources,
-            shape,
-            plan.n_channels,
-            replace(plan.stack.rule, noise=sample_noise(frames, weights, terms, plan.stack.kernel)),
-            plan.stack.kernel,
-            sink=sink,
-            budget_bytes=plan.block_budget_bytes,
-            policy=context.policy,
-            threads=plan.threads,
-            on_rows=on_rows,
-            cancel=context.cancel,
-        )
-        _write_ramp(out, shape, plan.stack.tile_ramp_px)
+        if finished < shape[0]:
+            coadd_on_grid(
+                store,
+                sources,
+                shape,
+                plan.n_channels,
+                replace(plan.stack.rule, noise=sample_noise(frames, weights, terms, plan.stack.kernel)),
+                plan.stack.kernel,
+                sink=sink,
+                budget_bytes=plan.block_budget_bytes,
+                policy=context.policy,
+                threads=plan.threads,
+                on_rows=on_rows,
+                cancel=context.cancel,
+                first_row=finished,
+                # Rows of the sky, whatever part of it this tile covers.
+                lattice_row=-grid.first_pixel_yx[0] - y0,
+            )
+        bands.record(out)
+        _write_weights(out, bands, shape, plan.stack.tile_ramp_px)
         out.commit()
+    facts = summarise(bands.facts)
+    bands.remove()
     return MasterTile(
         tile_id=group.group_id,
         path=str(path),
@@ -373,87 +295,13 @@ def create_tile(
         frames=tuple(frame.solved.frame.index for frame in frames),
         exposure_s=float(sum(frame.solved.frame.info.total_exposure_s or 0.0 for frame in frames)),
         n_exposures=sum(frame.solved.frame.info.stack_count for frame in frames),
-        noise_adu=facts.noise(),
-        rejected_fraction=facts.rejected / facts.samples if facts.samples else 0.0,
-        median_coverage=facts.median_coverage(),
-        covered_bbox=facts.covered_bbox(),
+        noise_adu=facts.noise_adu,
+        rejected_fraction=facts.rejected_fraction,
+        median_coverage=facts.median_coverage,
+        covered_bbox=facts.covered_bbox,
         flux_gain=_flux_gain(frames, weights, plan),
         map_error_px=max((source.pixel_map.max_error_px for source in sources), default=0.0),
     )
-
-
-def _tile_key(
-    manifest: Manifest,
-    frames: Sequence[RegisteredFrame],
-    weights: np.ndarray,
-    hot: dict[int, np.ndarray],
-    sky: Mapping[int, FrameTerms],
-    grid: MosaicGrid,
-    plan: RunPlan,
-) -> str:
-    """Return the key of a tile: the same key gives the same tile."""
-    inputs = [
-        (
-            frame.solved.measure.content_key,
-            frame.solved.frame.info.kind,
-            frame.solved.frame.info.cfa_pattern,
-            frame.solved.frame.info.total_exposure_s,
-            frame.solved.frame.info.stack_count,
-            frame.solved.frame.info.instrument,
-            frame.solved.frame.info.filter_name,
-            frame.to_frame.to_dict(),
-            frame.gain,
-            weights[i].tolist(),
-            hot.get(frame.solved.frame.index),
-            _plain_terms(sky.get(frame.solved.frame.index)),
-        )
-        for i, frame in enumerate(frames)
-    ]
-    facts = _frame_cards(frames)
-    return manifest.key(
-        "tile",
-        TILE_VERSION,
-        __version__,
-        inputs,
-        facts,
-        grid.wcs_cards,
-        grid.shape_hw,
-        asdict(plan.stack),
-        plan.sky.model,
-        plan.output.variance,
-    )
-
-
-def _plain_terms(terms: FrameTerms | None) -> list[Any]:
-    return [] if terms is None else [terms.photometry.tolist(), terms.radial.tolist()]
-
-
-def _stored_tile(
-    manifest: Manifest, key: str, group: FrameGroup, frames: Sequence[RegisteredFrame], folder: Path
-) -> MasterTile | None:
-    """Return the tile made before under this key, when its file is still whole."""
-    record = manifest.get(key)
-    if record is None:
-        return None
-    try:
-        path = folder / Path(record["path"]).name
-        if file_digest(path) != record["digest"]:
-            log.warning("stored tile %s is damaged or gone and is made anew", path)
-            return None
-        tile = MasterTile(
-            **{
-                **record["tile"],
-                **{k: tuple(record["tile"][k]) for k in TUPLES},
-                # Frames and groups are numbered anew in every run.
-                "tile_id": group.group_id,
-                "frames": tuple(frame.solved.frame.index for frame in frames),
-                "path": str(path),
-            }
-        )
-        return tile if TileStore({0: path}).shape_hw(0) == tile.shape_hw else None
-    except (KeyError, TypeError, OSError, SkipItem) as error:
-        log.warning("stored tile %s cannot be used: %r", key, error)
-        return None
 
 
 def _as_measured(frame: RegisteredFrame) -> RegisteredFrame:
@@ -521,12 +369,13 @@ class _Maker:
         tried_again: set[str] = set()
         while frames:
             weights = np.stack([self.weights[frame.solved.frame.index] for frame in frames])
-            key = _tile_key(self.manifest, frames, weights, self.hot_pixels, self.sky, self.grid, self.plan)
+            key = tile_key(self.manifest, frames, weights, self.hot_pixels, self.sky, self.grid, self.plan)
             if self.plan.resume:
-                tile = _stored_tile(self.manifest, key, group, frames, self.folder)
+                tile = stored_tile(self.manifest, key, group, frames, self.folder)
                 if tile is not None:
                     return tile, True
             path = self.folder / f"master_tile_{group.group_id:03d}_{key[:12]}.fits"
+            bands = self._bands_of(key)
             try:
                 tile = create_tile(
                     group,
@@ -539,7 +388,11 @@ class _Maker:
                     self.context,
                     path,
                     on_rows,
+                    bands,
                 )
+            except SaveFailed:
+                bands.remove()
+                raise
             except SkipItem as skip:
                 left = _still_there(frames, self.context, skip, tried_again)
                 if len(left) == len(frames) and all(a is b for a, b in zip(left, frames, strict=True)):
@@ -548,15 +401,17 @@ class _Maker:
                 tried_again.add(str(skip.values.get("path")))
                 frames = left
                 continue
-            record = {
-                "path": path.name,
-                "digest": file_digest(path),
-                "tile": asdict(tile) | {"path": path.name},
-            }
-            self.manifest.put(key, record)
-            self.manifest.save()
+            store_tile(self.manifest, key, tile)
             return tile, False
         return None, False
+
+    def _bands_of(self, key: str) -> TileBands:
+        """Return the finished rows of this tile; those of any other one are removed, for room on the disk."""
+        folder = self.folder.with_name(BANDS)
+        for other in folder.glob("*"):
+            if other.name != key or not self.plan.resume:
+                shutil.rmtree(other, ignore_errors=True)
+        return TileBands(folder / key, key, with_variance=self.plan.output.variance)
 
 
 def run(
@@ -601,6 +456,7 @@ def run(
         tiles.append(tile)
         context.tile_finished(tile)
         context.progress(done + 1, len(groups), Path(tile.path).name)
+    shutil.rmtree(folder.with_name(BANDS), ignore_errors=True)
     if n_reused:
         context.say("run_info_tiles_reused", tiles=n_reused)
     return tiles

@@ -183,6 +183,11 @@ class MosaicGrid:
     shape_hw: tuple[int, int]
     scale_arcsec: float
 
+    @property
+    def first_pixel_yx(self) -> tuple[int, int]:
+        """Row and column of the first pixel in the endless grid whose pixel (0, 0) lies on the tangent point."""
+        return round(1 - self.wcs_cards["CRPIX2"]), round(1 - self.wcs_cards["CRPIX1"])
+
 
 @dataclass(frozen=True)
 class RegisteredFrame:

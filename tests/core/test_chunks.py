@@ -57,6 +57,27 @@ def test_equal_chunks_cover_rows_once_in_order(rows, max_rows, align, y0):
         assert max(sizes) - min(sizes) <= 2 * align
 
 
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 700),
+    st.integers(-3000, 3000),
+    st.integers(0, 500),
+    st.integers(1, 2),
+)
+def test_chunks_of_a_workload_begin_on_its_lattice(rows, max_rows, origin, start, align):
+    """Two grids that differ by whole pixels only are cut at the same rows of the sky, where chunks are tall."""
+    if max_rows < align:
+        return
+    work = Workload("x", start + rows, (), start=start, lattice_rows=64, origin=origin, align=align)
+    chunks = work.chunks(max_rows)
+    assert [a for a, _ in chunks] == [start] + [b for _, b in chunks[:-1]]
+    assert chunks[-1][1] == start + rows
+    assert all(0 < b - a <= max_rows for a, b in chunks)
+    if max_rows >= 4 * align and len(chunks) > 1:
+        unit = min(64, max(u for u in (1, 2, 4, 8, 16, 32, 64) if 4 * u <= max_rows))
+        assert all((a - origin) % unit == 0 for a, _ in chunks[1:]) or unit <= align
+
+
 @given(st.integers(1, 10_000), st.integers(0, 10_000), st.integers(0, 10**7), st.integers(1, 300))
 def test_rows_for_budget_is_the_largest_that_fits(per_row, fixed, budget, max_rows):
     buffers = (Buffer("a", fixed, per_row, 2), Buffer("b", 0, per_row))

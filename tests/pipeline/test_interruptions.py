@@ -19,6 +19,7 @@ from made_frames import expose, field_sky, pointings, run, write_all
 
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed
 from zemosaic_core.synthetic_sky import make_sky
+from zemosaic_io import tile_bands
 from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_pipeline.events import PHASES, PhaseFinished, PhaseProgress, PhaseStarted, from_queue
 from zemosaic_worker import run_hierarchical_mosaic, run_hierarchical_mosaic_process
@@ -462,6 +463,119 @@ def test_killed_run_takes_its_processes_along_and_the_next_sweeps_up(raw, refere
     assert leftovers(tmp_path)
     assert_same(pictures(run(raw, tmp_path, **SETTINGS)), reference)
     assert leftovers(tmp_path) == []
+
+
+# Blocks of a few rows, so that small frames give many of them.
+LOW_BLOCKS = {**SETTINGS, "stack_ram_budget_gb": 0.052}
+
+
+def stacking(share: float) -> Callable[[object], bool]:
+    return lambda e: (
+        isinstance(e, PhaseProgress) and e.phase == "phase3_master_tiles" and share <= e.within < 1
+    )
+
+
+def rows_taken_up(result) -> int:
+    said = [m["values"]["rows"] for m in result.report["messages"] if m["key"] == "run_info_rows_reused"]
+    return sum(said)
+
+
+@pytest.fixture
+def seals_at_once(monkeypatch):
+    """Every block is sealed when it is finished; else those of a second are sealed together."""
+    real = tile_bands.TileBands.__init__
+
+    def init(self, *args, **kwargs):
+        real(self, *args, **kwargs, every_s=0.0)
+
+    monkeypatch.setattr(tile_bands.TileBands, "__init__", init)
+
+
+def stopped_half_way(raw: Path, out: Path) -> Path:
+    """Stop a run in the middle of its one co-add; return the folder of the rows that are finished."""
+    stop = threading.Event()
+    with pytest.raises(Cancelled):
+        disturbed_run(raw, out, stacking(0.5), stop.set, cancel_event=stop, **LOW_BLOCKS)
+    assert leftovers(out) == []
+    (folder,) = (out / STATE / "bands").iterdir()
+    return folder
+
+
+def test_finished_rows_are_taken_up(raw, reference, tmp_path, seals_at_once):
+    folder = stopped_half_way(raw, tmp_path)
+    assert len(list(folder.glob("rows_*.npz"))) > 3
+    # As much disk as the tile and its weights take, and little more.
+    with fits.open(folder / "tile.fits") as hdus:
+        assert sum(p.stat().st_size for p in folder.iterdir()) < 1.4 * sum(h.size for h in hdus)
+    again = run(raw, tmp_path, **LOW_BLOCKS)
+    assert 0.4 < rows_taken_up(again) / again.image.shape[1] < 0.7
+    assert_same(pictures(again), reference)
+    assert again.report["tiles"] == run(raw, tmp_path / "fresh", **SETTINGS).report["tiles"]
+    assert not (tmp_path / STATE / "bands").exists()
+
+
+@pytest.mark.parametrize("what", ["pixels", "record", "last record"])
+def test_damaged_rows_are_made_anew(raw, reference, tmp_path, seals_at_once, what):
+    folder = stopped_half_way(raw, tmp_path)
+    records = sorted(folder.glob("rows_*.npz"))
+    if what == "pixels":
+        with open(folder / "tile.fits", "r+b") as file:
+            file.seek(2880 * 4 + 400 * 4 * 30)
+            file.write(b"\x41" * 4000)
+    else:
+        victim = records[-1 if what == "last record" else 1]
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    again = run(raw, tmp_path, **LOW_BLOCKS)
+    assert_same(pictures(again), reference)
+    assert (rows_taken_up(again) > 100) == (what == "last record")
+
+
+def test_rows_of_other_frames_or_options_are_dropped(own_raw, tmp_path, seals_at_once):
+    out = tmp_path / "out"
+    first = stopped_half_way(own_raw, out)
+    (own_raw / "light_003.fit").unlink()
+    second = stopped_half_way(own_raw, out)
+    assert second.name != first.name
+    again = run(own_raw, out, **LOW_BLOCKS, stacking_kappa_low=2.5)
+    assert rows_taken_up(again) == 0
+    assert_same(
+        pictures(again), pictures(run(own_raw, tmp_path / "fresh", **SETTINGS, stacking_kappa_low=2.5))
+    )
+    stopped_half_way(own_raw, out)
+    assert rows_taken_up(run(own_raw, out, **LOW_BLOCKS, resume="off")) == 0
+
+
+@posix
+def test_killed_in_the_one_co_add_and_taken_up(raw, reference, tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    queue = spawn.Queue()
+    config = {**LOW_BLOCKS, "gpu_mode": "off", "num_processing_workers": 1}
+    process = spawn.Process(target=killed_while_stacking, args=(queue, raw, tmp_path, config))
+    process.start()
+    process.join(timeout=250)
+    assert process.exitcode == -signal.SIGKILL
+    again = run(raw, tmp_path, **LOW_BLOCKS)
+    assert rows_taken_up(again) > 0
+    assert_same(pictures(again), reference)
+    assert leftovers(tmp_path) == []
+    assert not (tmp_path / STATE / "bands").exists()
+
+
+def killed_while_stacking(queue, raw: Path, out: Path, config: dict) -> None:
+    """Run, and be killed by the system at two thirds of the co-add, without a word."""
+    real = tile_bands.TileBands.record
+
+    def record(self, file):
+        real(self, file)
+        if self._bands and self._bands[-1][1] > 2 * file.read_rows(0, 1).shape[-1] // 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    tile_bands.TileBands.record = record
+    init = tile_bands.TileBands.__init__
+    tile_bands.TileBands.__init__ = lambda self, *args, **kwargs: init(self, *args, **kwargs, every_s=0.0)
+    run_hierarchical_mosaic_process(queue, raw, out, config=config)
 
 
 def test_report_that_cannot_be_written_is_an_error(raw, tmp_path):

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from zemosaic_core.chunks import Workload, equal_chunks
+from zemosaic_core.chunks import Workload
 from zemosaic_core.errors import Cancelled, RunFailed
 from zemosaic_core.gpu.device import Device, GpuFault, classify
 from zemosaic_core.gpu.recorder import Recorder
@@ -119,7 +119,7 @@ class Job:
 
     def on_cpu(self, y0: int, y1: int) -> None:
         """Do some rows on the CPU."""
-        for a, b in equal_chunks(y0, y1, self.cpu_rows or max(1, y1 - y0)):
+        for a, b in self.workload.chunks(self.cpu_rows or max(1, y1 - y0), y0, y1):
             self.check_cancel()
             self.deliver(a, b, self.cpu_body(a, b), "cpu")
 
@@ -163,7 +163,7 @@ class Job:
 def run_chunks(job: Job, device: Device) -> None:
     """Work through the chunks on the card; smaller chunks first, the CPU last."""
     workload, report, policy = job.workload, job.report, job.policy
-    todo = deque(equal_chunks(0, workload.rows, report.decision.chunk_rows, align=workload.align))
+    todo = deque(workload.chunks(report.decision.chunk_rows))
     job.expect(report.decision.chunk_rows)
     failures = 0
     while todo:
@@ -195,7 +195,7 @@ def run_chunks(job: Job, device: Device) -> None:
         if fault.kind == "oom" and smaller >= max(workload.min_rows, workload.align):
             end = todo[-1][1] if todo else b
             policy.ceilings[workload.op] = workload.peak(smaller)
-            todo = deque(equal_chunks(a, end, smaller, align=workload.align))
+            todo = deque(workload.chunks(smaller, a, end))
             job.expect(smaller)
             policy.recorder.split(workload.op, (a, b), smaller, fault, planned_bytes=workload.peak(b - a))
             report.splits += 1

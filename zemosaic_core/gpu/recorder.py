@@ -244,7 +244,7 @@ class Recorder:
             gpu_chunks=report.gpu_chunks,
             cpu_chunks=report.cpu_chunks,
             rows=workload.rows,
-            complete=report.gpu_rows + report.cpu_rows == workload.rows,
+            complete=report.gpu_rows + report.cpu_rows == workload.rows - workload.start,
             pieces=[list(piece) for piece in report.pieces],
             splits=report.splits,
             fallbacks=report.fallbacks,

@@ -2,12 +2,17 @@
 
 Arrays and WCS objects only. Sizes are true angular sizes, so the canvas is neither stretched by 1/cos(dec)
 nor broken across RA 0 h or at a pole.
+
+The canvas is a window of an endless grid that does not move when frames are added: the tangent point is a point of a
+lattice fixed in the sky near the first frame, scale and rotation are round numbers, and the tangent point is the
+middle of a pixel. More frames make the window larger, by whole pixels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +25,7 @@ from .sphere import (
     footprint,
     gnomonic,
     image_geometry,
+    lattice_point,
     mean_direction,
     position_angle_deg,
     separation_deg,
@@ -43,6 +49,14 @@ PixelScaleMode = Literal["min", "max", "median", "mean"]
 BYTES_PER_PIXEL = 3 * 3 * 4 + 2
 # A gnomonic plane doubles its scale 60 degrees off and never ends at 90: a wider TAN mosaic is nonsense.
 _MAX_RADIUS_DEG = 60.0
+# Spacing of the fixed points on which grids are tangent to the sky, degrees. Over a mosaic of 2 degrees that begins one
+# degree from such a point, pixels differ by 0.2 % of their area.
+_LATTICE_DEG = 1.0
+# Farther from the middle of a mosaic the first frame does not say where its plane touches the sky.
+_MAX_OFFSET_DEG = 3.0
+# Steps of the pixel size, as a share of it, and of the rotation, degrees.
+_SCALE_STEP = 0.005
+_ROTATION_STEP_DEG = {"median_pc": 1.0, "min_area": 0.25}
 
 
 @dataclass(frozen=True)
@@ -52,14 +66,14 @@ class GridSpec:
     Attributes
     ----------
     wcs : astropy.wcs.WCS
-        TAN, ICRS, tangent point at the canvas centre.
+        TAN, ICRS; the tangent point may lie outside the canvas. CRPIX is a whole number.
     shape_hw : tuple of int
     scale_arcsec : float
         Pixel size at the tangent point.
     rotation_deg : float
-        Position angle of +y, east of north.
+        Position angle of +y at the tangent point, east of north.
     center_deg : tuple of float
-        RA and Dec of the tangent point.
+        RA and Dec of the middle of the canvas.
     boxes : ndarray, shape (N, 4), int64
         ``(y0, y1, x0, x1)`` of each input on the canvas, end exclusive.
     """
@@ -115,10 +129,12 @@ def make_grid(
     Parameters
     ----------
     wcs_list, shapes_hw : sequences of equal length
+        In the order in which the frames were taken: later ones do not move the grid.
     pixelscale_mode : {'median', 'min', 'max', 'mean'}
-        Which of the frames' true pixel sizes the canvas gets.
+        Which of the frames' true pixel sizes the canvas gets, rounded to three digits or so (half a percent).
     orientation : {'north_up', 'median_pc', 'min_area'}
-        North along +y; the frames' median orientation (modulo 180 degrees); the smallest canvas.
+        North along +y; the frames' median orientation (modulo 180 degrees), in whole degrees; the smallest canvas,
+        in quarters of a degree.
     scale_factor : float
         Output pixels per input pixel along an axis (> 1: finer).
     padding_px : int
@@ -172,12 +188,10 @@ def make_grid_from_footprints(
         raise RunFailed("grid_no_frames", "no frame with a position on the sky: there is nothing to lay out")
     scale_deg = _canvas_scale(scales_deg, pixelscale_mode, scale_factor)
     points = np.concatenate([np.asarray(f, dtype=np.float64) for f in footprints])
-    center = _tangent_point(points)
-    xi, eta = gnomonic(points[:, 0], points[:, 1], *center)
-    rotation = _canvas_rotation(orientation, np.column_stack([xi, eta]), rotations_deg)
-    center = _recentre(points, center, rotation)
-    # Moving the tangent point turns north a little near the poles; the rotation is relative to the new one.
-    pixel_wcs = tan_wcs(center, scale_deg, (1, 1), rotation)
+    middle = _middle(points, _checked_centre(points))
+    tangent = _tangent_point(np.asarray(footprints[0], dtype=np.float64), points, middle)
+    rotation = _canvas_rotation(orientation, points, rotations_deg, tangent, middle)
+    pixel_wcs = tan_wcs(tangent, scale_deg, (1, 1), rotation)
     x, y = pixel_wcs.all_world2pix(points[:, 0], points[:, 1], 0)
     # Canvas pixel i covers i - 0.5 ... i + 0.5.
     x_low, y_low = np.floor(x.min() + 0.5) - padding_px, np.floor(y.min() + 0.5) - padding_px
@@ -187,12 +201,12 @@ def make_grid_from_footprints(
     wcs.wcs.crpix = [1.0 - x_low, 1.0 - y_low]
     wcs.wcs.set()
     wcs.array_shape = (height, width)
+    ra, dec = wcs.all_pix2world((width - 1) / 2, (height - 1) / 2, 0)
+    center = float(ra) % 360.0, float(dec)
     grid = GridSpec(
         wcs, (height, width), scale_deg * 3600.0, rotation, center, np.empty((0, 4), dtype=np.int64)
     )
-    return GridSpec(
-        grid.wcs, grid.shape_hw, grid.scale_arcsec, rotation, center, footprint_boxes(grid, footprints)
-    )
+    return replace(grid, boxes=footprint_boxes(grid, footprints))
 
 
 def footprint_boxes(grid: GridSpec, footprints: Sequence[np.ndarray], margin_px: int = 2) -> np.ndarray:
@@ -311,10 +325,18 @@ def _canvas_scale(scales_deg: np.ndarray, mode: str, scale_factor: float) -> flo
             scale_deg=float(scale),
             scale_factor=float(scale_factor),
         )
-    return scale
+    return _round_number(scale * 3600.0, _SCALE_STEP) / 3600.0
 
 
-def _tangent_point(points: np.ndarray) -> tuple[float, float]:
+def _round_number(value: float, share: float) -> float:
+    """Round to a multiple of 1, 2 or 5 times a power of ten, the largest that is at most ``share`` of the value."""
+    exponent = math.floor(math.log10(share * value))
+    step = max(m for m in (1, 2, 5) if m * 10.0**exponent <= share * value)
+    # By way of decimal digits: the same number comes out whatever was rounded to it.
+    return float(f"{round(value / (step * 10.0**exponent)) * step}e{exponent}")
+
+
+def _checked_centre(points: np.ndarray) -> tuple[float, float]:
     center = mean_direction(points[:, 0], points[:, 1])
     radius = float(separation_deg(*center, points[:, 0], points[:, 1]).max())
     if not radius <= _MAX_RADIUS_DEG:
@@ -328,29 +350,56 @@ def _tangent_point(points: np.ndarray) -> tuple[float, float]:
     return center
 
 
-def _recentre(points: np.ndarray, center: tuple[float, float], rotation_deg: float) -> tuple[float, float]:
-    """Move the tangent point to the middle of the rotated box, so that distortion is shared evenly."""
+def _middle(points: np.ndarray, center: tuple[float, float]) -> tuple[float, float]:
+    """Return the middle of the box around all points, north up."""
     for _ in range(3):
-        wcs = tan_wcs(center, 1.0, (1, 1), rotation_deg)
+        wcs = tan_wcs(center, 1.0, (1, 1))
         x, y = wcs.all_world2pix(points[:, 0], points[:, 1], 0)
-        middle = ((x.min() + x.max()) / 2.0, (y.min() + y.max()) / 2.0)
-        ra, dec = wcs.all_pix2world(*middle, 0)
+        ra, dec = wcs.all_pix2world((x.min() + x.max()) / 2.0, (y.min() + y.max()) / 2.0, 0)
         center = (float(ra) % 360.0, float(dec))
     return center
 
 
-def _canvas_rotation(orientation: str, plane: np.ndarray, rotations_deg: np.ndarray) -> float:
+def _tangent_point(first: np.ndarray, points: np.ndarray, middle: tuple[float, float]) -> tuple[float, float]:
+    """Return where the plane touches the sky.
+
+    Near the first frame, which stays the first one when others are added later. A mosaic so wide that this would be
+    too far from its middle gets a point of a coarser lattice: distortion matters more there.
+    """
+    point = lattice_point(*mean_direction(first[:, 0], first[:, 1]), _LATTICE_DEG)
+    if float(separation_deg(*middle, *point)) <= _MAX_OFFSET_DEG:
+        return point
+    radius = float(separation_deg(*middle, points[:, 0], points[:, 1]).max())
+    return lattice_point(*middle, 2.0 ** math.floor(math.log2(max(radius, 2.0)) - 1))
+
+
+def _canvas_rotation(
+    orientation: str,
+    points: np.ndarray,
+    rotations_deg: np.ndarray,
+    tangent: tuple[float, float],
+    middle: tuple[float, float],
+) -> float:
+    """Return the position angle of +y at the tangent point."""
     if orientation == "north_up":
         return 0.0
     if orientation == "median_pc":
-        return _median_orientation(np.asarray(rotations_deg, dtype=np.float64))
-    if orientation == "min_area":
-        return _smallest_rectangle(plane)
-    raise SettingsError(
-        "grid_unknown_orientation",
-        f"unknown canvas orientation {orientation!r}; use north_up, median_pc or min_area",
-        orientation=str(orientation),
-    )
+        # Frames tell their angle to the north of their own place; in the plane that lies elsewhere than at its tangent
+        # point, the more so the nearer the pole.
+        xi, eta = gnomonic(np.full(2, middle[0]), middle[1] + np.array([-1e-3, 1e-3]), *tangent)
+        north = float(np.rad2deg(np.arctan2(np.diff(xi), np.diff(eta))[0]))
+        angle = _median_orientation(np.asarray(rotations_deg, dtype=np.float64)) + north
+        angle = (angle + 90.0) % 180.0 - 90.0
+    elif orientation == "min_area":
+        angle = _smallest_rectangle(np.column_stack(gnomonic(points[:, 0], points[:, 1], *tangent)))
+    else:
+        raise SettingsError(
+            "grid_unknown_orientation",
+            f"unknown canvas orientation {orientation!r}; use north_up, median_pc or min_area",
+            orientation=str(orientation),
+        )
+    step = _ROTATION_STEP_DEG[orientation]
+    return round(angle / step) * step
 
 
 def _median_orientation(rotations_deg: np.ndarray) -> float:

@@ -5,6 +5,7 @@ Everything goes through unit vectors, so nothing special happens across RA 0 h o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ __all__ = [
     "footprint",
     "gnomonic",
     "image_geometry",
+    "lattice_point",
     "mean_direction",
     "position_angle_deg",
     "ra_dec",
@@ -155,6 +157,23 @@ def mean_direction(
         )
     ra, dec = ra_dec(total)
     return float(ra), float(dec)
+
+
+def lattice_point(ra_deg: float, dec_deg: float, step_deg: float) -> tuple[float, float]:
+    """Return the point of a lattice fixed in the sky that is nearest in declination, then in right ascension.
+
+    Rings of points lie ``step_deg`` apart, from pole to pole, and so do, nearly, the points of a ring.
+
+    Parameters
+    ----------
+    ra_deg, dec_deg : float
+    step_deg : float
+        Spacing; rounded so that a whole number of rings fits.
+    """
+    n_rings = max(1, round(180.0 / step_deg))
+    dec = round((dec_deg + 90.0) * n_rings / 180.0) * 180.0 / n_rings - 90.0
+    n = max(1, round(360.0 * math.cos(math.radians(dec)) / step_deg))
+    return round(ra_deg * n / 360.0) % n * 360.0 / n, dec
 
 
 def gnomonic(

@@ -5,7 +5,7 @@ import pytest
 
 from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.grid import BYTES_PER_PIXEL, canvas_outliers, footprint_boxes, make_grid
-from zemosaic_core.sphere import footprint, image_geometry, tan_wcs
+from zemosaic_core.sphere import footprint, image_geometry, separation_deg, tan_wcs
 
 SHAPE = (192, 108)
 SCALE = 24.0 / 3600
@@ -63,13 +63,64 @@ def test_canvas_is_tight_and_padding_is_kept():
     assert wider.shape_hw == (grid.shape_hw[0] + 20, grid.shape_hw[1] + 20)
 
 
-def test_tangent_point_is_near_the_middle_of_an_uneven_set():
-    # Many frames in one corner must not pull the tangent point there.
+def test_centre_is_the_middle_of_an_uneven_set():
+    # Many frames in one corner must not pull it there.
     wcs_list = _frames(40.0) + [_frames(40.0)[0]] * 50
     grid = make_grid(wcs_list, [SHAPE] * len(wcs_list))
     x, y = grid.wcs.all_world2pix(*grid.center_deg, 0)
     assert float(x) == pytest.approx((grid.shape_hw[1] - 1) / 2, abs=3)
     assert float(y) == pytest.approx((grid.shape_hw[0] - 1) / 2, abs=3)
+
+
+def _night(ra, dec, n, seed, step_deg=(0.0, 0.0)):
+    """Frames of a panel: dithered, turning, of a scale that is known to 1e-4 only."""
+    rng = np.random.default_rng(seed)
+    plane = tan_wcs((ra, dec), 1.0, (1, 1))
+    made = []
+    for i in range(n):
+        x, y = np.array(step_deg) + rng.normal(0, 0.02, 2)
+        at_ra, at_dec = plane.all_pix2world(x, y, 0)
+        place = (float(at_ra), float(at_dec))
+        made.append(tan_wcs(place, SCALE * (1 + rng.normal(0, 1e-4)), SHAPE, 12 + 0.2 * i))
+    return made
+
+
+@pytest.mark.parametrize("orientation", ["north_up", "median_pc"])
+@pytest.mark.parametrize("mode", ["median", "mean", "min"])
+@pytest.mark.parametrize(("ra", "dec"), [(83.8, -5.4), (359.9, 41.3), (10.7, 68.0), (120.0, 89.2)])
+def test_more_frames_do_not_move_the_pixels(ra, dec, mode, orientation):
+    """Whatever is added later, at the same place or beside it: whole pixels are added at the borders."""
+    if orientation == "median_pc" and dec > 60:
+        pytest.skip("north turns so fast there that frames of another panel lie another way")
+    first = _night(ra, dec, 30, 1)
+    options = {"pixelscale_mode": mode, "orientation": orientation}
+    before = make_grid(first, [SHAPE] * 30, **options)
+    for seed, step in ((2, (0.0, 0.0)), (3, (0.55, 0.0)), (4, (0.0, -1.1)), (5, (0.6, 1.2))):
+        after = make_grid(first + _night(ra, dec, 30, seed, step), [SHAPE] * 60, **options)
+        assert tuple(after.wcs.wcs.crval) == tuple(before.wcs.wcs.crval)
+        np.testing.assert_array_equal(after.wcs.wcs.cdelt, before.wcs.wcs.cdelt)
+        np.testing.assert_array_equal(after.wcs.wcs.pc, before.wcs.wcs.pc)
+        moved = after.wcs.wcs.crpix - before.wcs.wcs.crpix
+        np.testing.assert_array_equal(moved, np.round(moved))
+        assert np.all(moved >= 0)
+        assert np.all(np.array(after.shape_hw) >= before.shape_hw)
+
+
+def test_a_grid_is_tangent_near_its_middle():
+    """Fixed points are near enough for pixels of nearly one size; very wide mosaics have one near their middle."""
+    for spread, most in ((1.0, 2.2), (4.0, 3.0), (20.0, 4.5), (60.0, 12.0)):
+        rng = np.random.default_rng(int(spread))
+        ra, dec = 200 + rng.uniform(-spread / 2, spread / 2, (2, 40)) / [[np.cos(0.5)], [1]]
+        dec = dec - 170
+        grid = make_grid([tan_wcs(p, SCALE, SHAPE) for p in zip(ra, dec, strict=True)], [SHAPE] * 40)
+        assert separation_deg(*grid.wcs.wcs.crval, *grid.center_deg) < most
+
+
+def test_nominal_scale_is_a_round_number():
+    for scale, expected in ((2.3689, 2.37), (2.3731, 2.37), (3.994, 3.99), (1.2013, 1.2), (0.4412, 0.442)):
+        grid = make_grid([tan_wcs((10, 10), scale / 3600, SHAPE)], [SHAPE])
+        assert grid.scale_arcsec == pytest.approx(expected, abs=1e-9)
+        assert abs(grid.scale_arcsec / scale - 1) <= 0.0026
 
 
 def test_median_orientation_folds_by_180_and_saves_area():

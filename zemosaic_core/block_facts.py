@@ -9,7 +9,7 @@ import numpy as np
 
 from zemosaic_core.sources import CoaddBlock
 
-__all__ = ["BlockFacts", "CoaddFacts", "summarise"]
+__all__ = ["SAMPLE_STEP", "BlockFacts", "CoaddFacts", "summarise"]
 
 # Noise and depth are medians over every seventh pixel of every seventh row.
 SAMPLE_STEP = 7

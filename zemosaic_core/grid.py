@@ -56,7 +56,7 @@ _LATTICE_DEG = 1.0
 _MAX_OFFSET_DEG = 3.0
 # Steps of the pixel size, as a share of it, and of the rotation, degrees.
 _SCALE_STEP = 0.005
-_ROTATION_STEP_DEG = {"median_pc": 1.0, "min_area": 0.25}
+_ROTATION_STEP_DEG = {"north_up": 10.0, "median_pc": 1.0, "min_area": 0.25}
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def make_grid(
     pixelscale_mode : {'median', 'min', 'max', 'mean'}
         Which of the frames' true pixel sizes the canvas gets, rounded to three digits or so (half a percent).
     orientation : {'north_up', 'median_pc', 'min_area'}
-        North along +y; the frames' median orientation (modulo 180 degrees), in whole degrees; the smallest canvas,
-        in quarters of a degree.
+        North along +y, which near the poles is that of the first frame to within 5 degrees; the frames' median
+        orientation (modulo 180 degrees), in whole degrees; the smallest canvas, in quarters of a degree.
     scale_factor : float
         Output pixels per input pixel along an axis (> 1: finer).
     padding_px : int
@@ -189,8 +189,9 @@ def make_grid_from_footprints(
     scale_deg = _canvas_scale(scales_deg, pixelscale_mode, scale_factor)
     points = np.concatenate([np.asarray(f, dtype=np.float64) for f in footprints])
     middle = _middle(points, _checked_centre(points))
-    tangent = _tangent_point(np.asarray(footprints[0], dtype=np.float64), points, middle)
-    rotation = _canvas_rotation(orientation, points, rotations_deg, tangent, middle)
+    first = mean_direction(*np.asarray(footprints[0], dtype=np.float64).T)
+    tangent = _tangent_point(first, points, middle)
+    rotation = _canvas_rotation(orientation, points, rotations_deg, tangent, first, middle)
     pixel_wcs = tan_wcs(tangent, scale_deg, (1, 1), rotation)
     x, y = pixel_wcs.all_world2pix(points[:, 0], points[:, 1], 0)
     # Canvas pixel i covers i - 0.5 ... i + 0.5.
@@ -366,7 +367,7 @@ def _tangent_point(first: np.ndarray, points: np.ndarray, middle: tuple[float, f
     Near the first frame, which stays the first one when others are added later. A mosaic so wide that this would be
     too far from its middle gets a point of a coarser lattice: distortion matters more there.
     """
-    point = lattice_point(*mean_direction(first[:, 0], first[:, 1]), _LATTICE_DEG)
+    point = lattice_point(*first, _LATTICE_DEG)
     if float(separation_deg(*middle, *point)) <= _MAX_OFFSET_DEG:
         return point
     radius = float(separation_deg(*middle, points[:, 0], points[:, 1]).max())
@@ -378,17 +379,15 @@ def _canvas_rotation(
     points: np.ndarray,
     rotations_deg: np.ndarray,
     tangent: tuple[float, float],
+    first: tuple[float, float],
     middle: tuple[float, float],
 ) -> float:
-    """Return the position angle of +y at the tangent point."""
+    """Return the position angle of +y at the tangent point, in (-180, 180]."""
     if orientation == "north_up":
-        return 0.0
-    if orientation == "median_pc":
-        # Frames tell their angle to the north of their own place; in the plane that lies elsewhere than at its tangent
-        # point, the more so the nearer the pole.
-        xi, eta = gnomonic(np.full(2, middle[0]), middle[1] + np.array([-1e-3, 1e-3]), *tangent)
-        north = float(np.rad2deg(np.arctan2(np.diff(xi), np.diff(eta))[0]))
-        angle = _median_orientation(np.asarray(rotations_deg, dtype=np.float64)) + north
+        angle = _north_deg(first, tangent)
+    elif orientation == "median_pc":
+        # Frames tell their angle to the north of their own place.
+        angle = _median_orientation(np.asarray(rotations_deg, dtype=np.float64)) + _north_deg(middle, tangent)
         angle = (angle + 90.0) % 180.0 - 90.0
     elif orientation == "min_area":
         angle = _smallest_rectangle(np.column_stack(gnomonic(points[:, 0], points[:, 1], *tangent)))
@@ -400,6 +399,12 @@ def _canvas_rotation(
         )
     step = _ROTATION_STEP_DEG[orientation]
     return round(angle / step) * step
+
+
+def _north_deg(place: tuple[float, float], tangent: tuple[float, float]) -> float:
+    """Return which way north of a place points in a tangent plane, counted as position angles are."""
+    xi, eta = gnomonic(np.full(2, place[0]), place[1] + np.array([-1e-3, 1e-3]), *tangent)
+    return float(np.rad2deg(np.arctan2(np.diff(xi), np.diff(eta))[0]))
 
 
 def _median_orientation(rotations_deg: np.ndarray) -> float:

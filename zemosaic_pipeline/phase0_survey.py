@@ -13,7 +13,7 @@ from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_io.light_frames import refuse_other_than_light
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
-from zemosaic_pipeline.plan import geometry, majority_geometry
+from zemosaic_pipeline.frame_kinds import geometry, majority_geometry
 from zemosaic_pipeline.records import Frame, LeftOut
 from zemosaic_pipeline.sessions import mixture_text
 

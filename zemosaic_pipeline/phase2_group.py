@@ -9,7 +9,8 @@ import numpy as np
 from astropy.wcs import WCS
 
 from zemosaic_core.clustering import cluster_pointings
-from zemosaic_core.sphere import image_geometry, mean_direction
+from zemosaic_core.small_groups import merge_small_groups
+from zemosaic_core.sphere import footprint, image_geometry, mean_direction
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import GroupOptions
 from zemosaic_pipeline.records import FrameGroup, SolvedFrame
@@ -51,6 +52,35 @@ def _of_one_size(solved: Sequence[SolvedFrame], groups: Sequence[np.ndarray]) ->
     return parts
 
 
+def _without_small_ones(
+    solved: Sequence[SolvedFrame], groups: list[np.ndarray], options: GroupOptions, context: RunContext
+) -> list[np.ndarray]:
+    """Return the groups after those of few frames have joined others that cover their sky."""
+    shapes = [item.frame.info.shape_hw for item in solved]
+    corners = [
+        footprint(WCS(item.solution.wcs_cards), shape, 1) for item, shape in zip(solved, shapes, strict=True)
+    ]
+    merged = merge_small_groups(
+        groups,
+        np.array(corners),
+        min_frames=options.min_frames,
+        max_per_group=options.max_per_group,
+        kinds=shapes,
+    )
+    if len(merged) < len(groups):
+        context.say(
+            "run_info_small_groups",
+            before=len(groups),
+            groups=len(merged),
+            frames=options.min_frames,
+        )
+    small = sum(len(group) < options.min_frames for group in merged)
+    if small:
+        context.say("run_info_small_groups_alone", groups=small, frames=options.min_frames)
+    context.detail(merged_groups=len(groups) - len(merged), small_groups=small)
+    return merged
+
+
 def _times(solved: Sequence[SolvedFrame]) -> np.ndarray:
     """Return the order of the exposures; ISO dates sort as text, frames without one by their number."""
     order = sorted(range(len(solved)), key=lambda i: (solved[i].frame.info.date_obs, i))
@@ -77,6 +107,8 @@ def run(solved: Sequence[SolvedFrame], options: GroupOptions, context: RunContex
         )
     records = []
     groups = _of_one_size(solved, groups)
+    if options.min_frames > 1:
+        groups = _without_small_ones(solved, groups, options, context)
     for number, members in enumerate(groups):
         ra, dec = mean_direction(centres[members, 0], centres[members, 1])
         indices = tuple(solved[i].frame.index for i in members)

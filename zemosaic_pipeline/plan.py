@@ -5,31 +5,26 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
-from zemosaic_core.chunks import Buffer, Workload, peak_bytes
-from zemosaic_core.coadd import coadd_buffers
 from zemosaic_core.errors import RunFailed, SettingsError
-from zemosaic_core.gpu.coadd import expected_workload
-from zemosaic_core.gpu.device import DeviceInfo
-from zemosaic_core.sources import CombineRule, SampleNoise
-from zemosaic_gpu_policy import Decision, GpuPolicy
+from zemosaic_core.sources import CombineRule
+from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.chain import SolverOptions
+from zemosaic_pipeline.cost import CostBasis, PlanRow, estimate_rows, small_pointings, workload_on_card
 from zemosaic_pipeline.events import Reporter
 from zemosaic_pipeline.measure import MeasureOptions
-from zemosaic_pipeline.pointings import pointing_labels
+from zemosaic_pipeline.outline import estimate_canvas
 from zemosaic_pipeline.routes import RouteDecision, choose_route
 from zemosaic_pipeline.sessions import mixture_text
 from zemosaic_settings import Settings
-from zemosaic_utils import MAX_BLOCK_ROWS
 
 __all__ = [
     "AssemblyOptions",
@@ -50,23 +45,7 @@ __all__ = [
     "worker_count",
 ]
 
-# What one process costs before it holds a single frame: interpreter, libraries and compiled kernels. Private memory
-# measured on Linux with Python 3.11: 240 MB at the end of a run, 110 MB in a process that only measures.
-PARENT_BYTES = 260_000_000
-CHILD_BYTES = 115_000_000
-# Measured on 1080x1920 frames: a measuring process peaks at 160 to 176 MB.
-MEASURE_BYTES_PER_PX = 32
-# The preview's stretch, per pixel of the picture; measured at 3200x3200.
-PREVIEW_BYTES_PER_PX = 48
 FEATHER_SHARE = 0.1
-# A tile is wider than its frames: they are dithered and turned against the grid by some degrees.
-TURNED = 1.2
-# Rates used for the expected time, measured on 2 cores with 1080x1920 frames; only the order of magnitude counts.
-MEASURE_S_PER_MPX_CORE = 0.055
-SOLVE_S_PER_FRAME = 0.06
-STACK_S_PER_MPX_CORE = 0.085
-ASSEMBLE_S_PER_MPX = 0.17
-EXPORT_S_PER_MPX = 0.4
 
 
 @dataclass(frozen=True)
@@ -98,12 +77,19 @@ class SolveOptions:
 
 @dataclass(frozen=True)
 class GroupOptions:
-    """How frames are put together into tiles."""
+    """How frames are put together into tiles.
+
+    Attributes
+    ----------
+    min_frames : int
+        Smaller groups join others that overlap them; 0: none does.
+    """
 
     threshold_deg: float
     orientation_split_deg: float
     target_groups: int
     max_per_group: int
+    min_frames: int = 0
     preplanned: tuple[tuple[str, ...], ...] = ()
 
 
@@ -173,19 +159,6 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class PlanRow:
-    """What a phase is expected to cost: memory and disk in bytes, time in seconds, and where it computes."""
-
-    phase: str
-    items: int
-    ram_bytes: int
-    disk_bytes: int
-    seconds: float
-    device: str = "cpu"
-    reason_key: str = ""
-
-
-@dataclass(frozen=True)
 class RunPlan:
     """Every number and every choice a phase needs; no phase looks at the settings."""
 
@@ -226,6 +199,7 @@ class Plan:
     gpu: dict[str, Any]
     machine: Machine
     mixture: str = ""
+    small_pointings: int = 0
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
@@ -237,7 +211,7 @@ class Plan:
         facts = asdict(self)
         facts["run"]["solve"]["solver"].pop("api_key", None)
         facts["peak_bytes"] = self.run.peak_bytes
-        facts["disk_bytes"] = sum(row.disk_bytes for row in self.rows)
+        facts["disk_bytes"] = max(accumulate(row.disk_bytes for row in self.rows), default=0)
         facts["seconds"] = sum(row.seconds for row in self.rows)
         return facts
 
@@ -265,25 +239,6 @@ def _block_budget(settings: Settings, machine: Machine) -> int:
         return int(settings.stack_ram_budget_gb * 1e9)
     # A third of what is free leaves room for the pages of the input files, which make the second read cheap.
     return int(min(max(0.33 * machine.memory_bytes, 256e6), 4e9))
-
-
-def estimate_canvas(infos: Sequence[FrameInfo]) -> tuple[int, int]:
-    """Guess height and width (px) of the mosaic from the headers' positions alone."""
-    height, width = _largest(infos).shape_hw
-    hints = [(i.ra_deg, i.dec_deg) for i in infos if i.ra_deg is not None and i.dec_deg is not None]
-    scale = infos[0].scale_arcsec
-    if not hints or scale is None:
-        return height, width
-    ra, dec = np.radians(np.array(hints, dtype=float)).T
-    mean = np.array(
-        [np.mean(np.cos(dec) * np.cos(ra)), np.mean(np.cos(dec) * np.sin(ra)), np.mean(np.sin(dec))]
-    )
-    ra0 = math.atan2(mean[1], mean[0])
-    east = (np.mod(ra - ra0 + np.pi, 2 * np.pi) - np.pi) * np.cos(dec)
-    px = 3600 / scale
-    return height + round(float(np.degrees(np.ptp(dec))) * px), width + round(
-        float(np.degrees(np.ptp(east))) * px
-    )
 
 
 def resolve(
@@ -343,7 +298,7 @@ def resolve(
             settings.cluster_orientation_split_deg,
             settings.cluster_target_groups,
             settings.max_raw_per_master_tile,
-            tuple(tuple(group) for group in preplanned),
+            preplanned=tuple(tuple(group) for group in preplanned),
         ),
         grid=GridOptions(
             settings.global_wcs_pixelscale_mode,
@@ -398,10 +353,30 @@ def resolve(
             n_sizes=len({info.shape_hw for info in infos}),
         ),
     )
-    decision = None
+    if run.route.route == "panels" and not preplanned:
+        run = replace(run, group=replace(run.group, min_frames=settings.cluster_min_frames))
+    basis, decision = _cost_basis(run), None
     if policy is not None:
-        decision = policy.plan(_workload_on_card(run, infos, canvas_hw, policy.status.device))
-    return replace(run, rows=_estimate(run, infos, canvas_hw, decision))
+        decision = policy.plan(workload_on_card(basis, infos, canvas_hw, policy.status.device))
+    return replace(run, rows=estimate_rows(basis, infos, canvas_hw, decision))
+
+
+def _cost_basis(run: RunPlan) -> CostBasis:
+    return CostBasis(
+        n_channels=run.n_channels,
+        workers=run.workers,
+        threads=run.threads,
+        block_budget_bytes=run.block_budget_bytes,
+        route=run.route.route,
+        max_per_group=run.group.max_per_group,
+        rule=run.stack.rule,
+        kernel=run.stack.kernel,
+        feather_px=run.stack.feather_px,
+        has_weight_map=run.stack.radial is not None,
+        variance=run.output.variance,
+        keep_state=run.output.keep_state,
+        preview_max_dim=run.output.preview["max_dim"],
+    )
 
 
 def site_of(text: str) -> tuple[float, float] | None:
@@ -444,159 +419,6 @@ def solver_options(settings: Settings) -> SolverOptions:
     )
 
 
-def _largest_group(run: RunPlan, infos: Sequence[FrameInfo]) -> int:
-    """Return how many frames the fullest tile is likely to hold: those the mount says point alike."""
-    fullest = Counter(pointing_labels(infos)).most_common(1)[0][1]
-    cap = run.group.max_per_group
-    return min(fullest, cap) if cap > 0 else fullest
-
-
-def _tile_hw(info: FrameInfo) -> tuple[int, int]:
-    """Guess height and width of a tile from those of its frames."""
-    return round(TURNED * info.shape_hw[0]), round(TURNED * info.shape_hw[1])
-
-
-def _frames_per_row(infos: Sequence[FrameInfo]) -> int:
-    """Return how many frames a row of the mosaic may cross, by the headers' positions; all where there are none."""
-    hints = [info.dec_deg for info in infos]
-    scale = infos[0].scale_arcsec
-    if scale is None or any(dec is None for dec in hints):
-        return len(infos)
-    dec = np.sort(np.array(hints, float))
-    reach = TURNED * _largest(infos).shape_hw[0] * scale / 3600.0
-    return int((np.searchsorted(dec, dec + reach, side="right") - np.arange(len(dec))).max())
-
-
-def _direct_buffers(
-    run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]
-) -> tuple[int, tuple[Buffer, ...]]:
-    """Return samples per channel and row, and the memory of a row, when all frames are combined at once."""
-    n = _frames_per_row(infos)
-    columns = n * min(canvas_hw[1], _tile_hw(_largest(infos))[1])
-    buffers = coadd_buffers(
-        n, run.n_channels, canvas_hw[1], run.stack.rule, run.stack.feather_px > 0, columns=columns
-    )
-    return columns, buffers
-
-
-def _frames_at_place(run: RunPlan, infos: Sequence[FrameInfo]) -> int:
-    """Return how many frames are combined where most of them overlap."""
-    if run.route.route == "panels":
-        return _largest_group(run, infos)
-    return Counter(pointing_labels(infos)).most_common(1)[0][1]
-
-
-def _stacked_hw(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width of what is stacked in one go: the fullest tile, or the whole mosaic."""
-    return _tile_hw(_largest(infos)) if run.route.route == "panels" else canvas_hw
-
-
-def _workload_on_card(
-    run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], device: DeviceInfo | None
-) -> Workload:
-    """Declare what stacking will need on a graphics card."""
-    # A run knows the noise of its samples; how much it is does not change what is needed.
-    noise = SampleNoise((1.0,) * run.n_channels, (0.0,) * run.n_channels)
-    rule = replace(run.stack.rule, noise=noise)
-    return expected_workload(
-        "stack", _stacked_hw(run, infos, canvas_hw), run.n_channels, rule, run.stack.kernel, device,
-        n_sources=_frames_at_place(run, infos), source_hw=_largest(infos).shape_hw, raw=infos[0].kind == "cfa",
-        feather_px=run.stack.feather_px, has_weight_map=run.stack.radial is not None,
-    )  # fmt: skip
-
-
-def _stack_workload(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> Workload:
-    if run.route.route == "direct":
-        in_row, direct = _direct_buffers(run, infos, canvas_hw)
-        return Workload("stack", canvas_hw[0], direct, elements_per_row=in_row * run.n_channels)
-    n = _largest_group(run, infos)
-    rows, columns = _tile_hw(_largest(infos))
-    buffers = coadd_buffers(
-        n, run.n_channels, columns, run.stack.rule, run.stack.feather_px > 0, columns=n * columns
-    )
-    return Workload("stack", rows, buffers, elements_per_row=n * run.n_channels * columns)
-
-
-def _estimate(
-    run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], decision: Decision | None
-) -> tuple[PlanRow, ...]:
-    n = len(infos)
-    height, width = _largest(infos).shape_hw
-    frame_px = height * width
-    mpx = frame_px / 1e6
-    canvas_px = canvas_hw[0] * canvas_hw[1]
-    workload = _stack_workload(run, infos, canvas_hw)
-    block_rows = min(workload.rows, MAX_BLOCK_ROWS)
-    stack_bytes = min(run.block_budget_bytes, workload.peak(block_rows))
-    # Per thread: one decoded window and its three colour planes, and the pages of a tile being written.
-    window_bytes = run.threads * frame_px * (2 + 4 * 2 * run.n_channels) + 2 * frame_px * 4
-    children = run.workers if run.workers > 1 and n > 1 else 0
-    survey = PARENT_BYTES
-    measure = (
-        PARENT_BYTES
-        + children * CHILD_BYTES
-        + max(1, children) * frame_px * MEASURE_BYTES_PER_PX
-        + n * 60_000
-    )
-    stack = PARENT_BYTES + n * 60_000 + stack_bytes + window_bytes
-    streaming = coadd_buffers(4, run.n_channels, canvas_hw[1], CombineRule("none"), True)
-    assemble_rows = min(canvas_hw[0], MAX_BLOCK_ROWS)
-    assemble = PARENT_BYTES + min(run.block_budget_bytes, peak_bytes(streaming, assemble_rows))
-    variance_planes = run.n_channels if run.output.variance else 0
-    step = -(-max(canvas_hw) // run.output.preview["max_dim"])
-    export = PARENT_BYTES + canvas_px // step**2 * PREVIEW_BYTES_PER_PX + 100_000_000
-    tiles_disk = round(1.4 * canvas_px) * 4 * (run.n_channels + 2 + variance_planes)
-    science_disk = canvas_px * 4 * (run.n_channels + 1 + variance_planes)
-    cores = max(1, run.workers)
-    device = "cpu" if decision is None else decision.device
-    reason = "" if decision is None else decision.reason_key
-    solves = n * SOLVE_S_PER_FRAME / cores
-    return (
-        PlanRow("phase0_survey", n, survey, 0, 0.2 + n * 0.003 / cores),
-        PlanRow(
-            "phase1_prepare", n, measure, n * 60_000, 3 + n * mpx * MEASURE_S_PER_MPX_CORE / cores + solves
-        ),
-        PlanRow("phase2_group", n, survey, 0, 0.1 + n * 2e-4),
-        PlanRow("phase4_grid", n, survey + n * 200_000, 0, 0.3 + n * 0.01),
-        PlanRow(
-            "phase3_master_tiles",
-            n,
-            stack,
-            tiles_disk,
-            n * mpx * STACK_S_PER_MPX_CORE / run.threads,
-            device,
-            reason,
-        ),
-        PlanRow(
-            "phase5_assemble", 1, assemble, science_disk, canvas_px / 1e6 * ASSEMBLE_S_PER_MPX, device, reason
-        ),
-        PlanRow("phase6_export", 1, export, canvas_px // 4, 1 + canvas_px / 1e6 * EXPORT_S_PER_MPX),
-        # Tiles that a later run may use again stay; the cost of the run is then theirs too.
-        PlanRow("phase7_cleanup", 1, PARENT_BYTES, 0 if run.output.keep_state else -tiles_disk, 0.1),
-    )
-
-
-def geometry(info: FrameInfo) -> tuple[str, tuple[int, int] | None]:
-    """Return what frames of one run have in common: their kind, and the size of the sensor when they come from it.
-
-    Pictures of three planes and stacks were made by a program that cuts them as it likes.
-    """
-    return info.kind, None if info.kind == "rgb" or info.stack_count > 1 else info.shape_hw
-
-
-def _largest(infos: Sequence[FrameInfo]) -> FrameInfo:
-    """Return the frame with the most pixels, which says how much memory one frame can take."""
-    return max(infos, key=lambda info: math.prod(info.shape_hw))
-
-
-def majority_geometry(infos: Sequence[FrameInfo]) -> tuple[str, tuple[int, int] | None]:
-    """Return the geometry that most frames have; ties go to the larger frames, whatever the files are called."""
-    counts = Counter(map(geometry, infos))
-    return max(
-        counts, key=lambda found: (counts[found], math.prod(found[1] or (0,)), found[0], found[1] or ())
-    )
-
-
 def make_plan(
     input_dir: str | Path, output_dir: str | Path, settings: Settings, reporter: Reporter | None = None
 ) -> Plan:
@@ -633,4 +455,5 @@ def make_plan(
         gpu=policy.summary(),
         machine=machine,
         mixture=mixture_text(infos),
+        small_pointings=small_pointings(infos, run.group.min_frames),
     )

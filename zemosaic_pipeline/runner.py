@@ -31,7 +31,8 @@ from zemosaic_pipeline.events import (
     RunStarted,
 )
 from zemosaic_pipeline.judge_frames import judge_air
-from zemosaic_pipeline.plan import Machine, estimate_canvas, make_policy, resolve, worker_count
+from zemosaic_pipeline.outline import estimate_canvas
+from zemosaic_pipeline.plan import Machine, make_policy, resolve, worker_count
 from zemosaic_pipeline.records import MasterTile, SolvedFrame
 from zemosaic_pipeline.report import collect, write_report
 from zemosaic_pipeline.routes import groups_of_route

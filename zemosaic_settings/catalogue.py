@@ -260,6 +260,7 @@ _GROUPS = (
         step=1.0,
         special="off",
     ),
+    Option("cluster_min_frames", "int", 8, "groups", minimum=0, maximum=1000, step=1, special="off"),
     Option(
         "max_raw_per_master_tile",
         "int",

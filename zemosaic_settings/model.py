@@ -68,6 +68,7 @@ class Settings(BaseModel):
     cluster_panel_threshold: float = _declared("cluster_panel_threshold")
     cluster_target_groups: int = _declared("cluster_target_groups")
     cluster_orientation_split_deg: float = _declared("cluster_orientation_split_deg")
+    cluster_min_frames: int = _declared("cluster_min_frames")
     max_raw_per_master_tile: int = _declared("max_raw_per_master_tile")
 
     stacking_normalize_method: str = _declared("stacking_normalize_method")

@@ -116,6 +116,15 @@ def test_a_grid_is_tangent_near_its_middle():
         assert separation_deg(*grid.wcs.wcs.crval, *grid.center_deg) < most
 
 
+def test_north_is_up_also_beside_a_pole():
+    """The grid touches the sky at the pole, where north is every direction."""
+    for ra in (0.0, 100.0, 200.0, 333.0):
+        grid = make_grid([tan_wcs((ra, 89.6), SCALE, SHAPE)], [SHAPE])
+        angle = image_geometry(grid.wcs, grid.shape_hw).rotation_deg
+        assert abs((angle + 180) % 360 - 180) <= 5.5
+    assert make_grid(_frames(60.0), [SHAPE] * 4).rotation_deg == 0
+
+
 def test_nominal_scale_is_a_round_number():
     for scale, expected in ((2.3689, 2.37), (2.3731, 2.37), (3.994, 3.99), (1.2013, 1.2), (0.4412, 0.442)):
         grid = make_grid([tan_wcs((10, 10), scale / 3600, SHAPE)], [SHAPE])

@@ -289,7 +289,9 @@ def test_across_the_seam_of_right_ascension_and_at_the_poles(tmp_path, centre):
     sky = field_sky(centre, size_deg=1.0)
     left, right = (pointings(centre, n=3, step_px=(step, 0), seed=s) for s, step in ((1, -140), (2, 140)))
     write_all(tmp_path / "raw", sky, [*left, *right])
-    result = run(tmp_path / "raw", tmp_path / "out", cluster_panel_threshold=0.06, route="panels")
+    result = run(
+        tmp_path / "raw", tmp_path / "out", cluster_panel_threshold=0.06, route="panels", cluster_min_frames=0
+    )
     assert result.report["frames_used"] == 6
     assert len(result.report["tiles"]) == 2
     height, width = result.coverage.shape
@@ -316,7 +318,13 @@ def test_turned_frames_fit_each_other(sky, tmp_path):
     assert result.report["frames_used"] == 8
     stars = result.stars(sky, min_frames=6)
     assert np.median(stars["offset"]) < 0.06
-    split = run(tmp_path / "raw", tmp_path / "out", cluster_orientation_split_deg=20.0, route="panels")
+    split = run(
+        tmp_path / "raw",
+        tmp_path / "out",
+        cluster_orientation_split_deg=20.0,
+        route="panels",
+        cluster_min_frames=0,
+    )
     # Upside down is the same field: 0 and 180 degrees stay together.
     assert len(split.report["tiles"]) == 3
 

@@ -52,7 +52,7 @@ def own_raw(raw, tmp_path):
 
 
 SETTINGS = {"cluster_panel_threshold": 0.06, "exclude_flagged_frames": False, "save_variance": True}
-PANELS = {**SETTINGS, "route": "panels"}
+PANELS = {**SETTINGS, "route": "panels", "cluster_min_frames": 0}
 
 
 @pytest.fixture(scope="module")
@@ -510,7 +510,8 @@ def test_finished_rows_are_taken_up(raw, reference, tmp_path, seals_at_once):
     again = run(raw, tmp_path, **LOW_BLOCKS)
     assert 0.4 < rows_taken_up(again) / again.image.shape[1] < 0.7
     assert_same(pictures(again), reference)
-    assert again.report["tiles"] == run(raw, tmp_path / "fresh", **SETTINGS).report["tiles"]
+    undisturbed = run(raw, tmp_path / "fresh", **SETTINGS).report["tiles"]
+    assert [t | {"path": ""} for t in again.report["tiles"]] == [t | {"path": ""} for t in undisturbed]
     assert not (tmp_path / STATE / "bands").exists()
 
 

@@ -53,6 +53,7 @@ COMMON = {
     "exclude_flagged_frames": False,
     "cluster_panel_threshold": 0.06,
     "route": "panels",
+    "cluster_min_frames": 0,
     "sky_model": "planes",
 }
 

@@ -43,6 +43,7 @@ def test_from_start_to_the_mosaic(window, session, night, tmp_path, qtbot):
     session.form.set("input_dir", str(night))
     session.form.set("output_dir", str(tmp_path / "out"))
     session.form.set("route", "panels")
+    session.form.set("cluster_min_frames", 0)
     window.start_page.gpu_switch.click()
     assert window.start_run()
     wait_end(qtbot, window)

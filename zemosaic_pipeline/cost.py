@@ -1,0 +1,252 @@
+"""What a run is expected to cost: memory, disk and time of every phase, from the headers and the size of the mosaic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from zemosaic_core.block_facts import SAMPLE_STEP
+from zemosaic_core.chunks import Buffer, Workload, peak_bytes
+from zemosaic_core.coadd import coadd_buffers
+from zemosaic_core.gpu.coadd import expected_workload
+from zemosaic_core.gpu.device import DeviceInfo
+from zemosaic_core.sources import CombineRule, Kernel, SampleNoise
+from zemosaic_gpu_policy import Decision
+from zemosaic_io.headers import FrameInfo
+from zemosaic_pipeline.frame_kinds import largest_frame
+from zemosaic_pipeline.pointings import pointing_labels
+from zemosaic_utils import MAX_BLOCK_ROWS
+
+__all__ = ["CostBasis", "PlanRow", "estimate_rows", "small_pointings", "workload_on_card"]
+
+# What one process costs before it holds a single frame: interpreter, libraries and compiled kernels. Private memory
+# measured on Linux with Python 3.11: 240 MB at the end of a run, 110 MB in a process that only measures.
+PARENT_BYTES = 260_000_000
+CHILD_BYTES = 115_000_000
+# Measured on 1080x1920 frames: a measuring process peaks at 160 to 176 MB.
+MEASURE_BYTES_PER_PX = 32
+# The preview's stretch, per pixel of the picture; measured at 3200x3200.
+PREVIEW_BYTES_PER_PX = 48
+# A tile is wider than its frames: they are dithered and turned against the grid by some degrees.
+TURNED = 1.2
+# Copies of the weights of a band while they are sealed.
+BAND_COPIES = 5
+# Rates used for the expected time, measured on 2 cores with 1080x1920 frames; only the order of magnitude counts.
+MEASURE_S_PER_MPX_CORE = 0.055
+SOLVE_S_PER_FRAME = 0.06
+STACK_S_PER_MPX_CORE = 0.085
+ASSEMBLE_S_PER_MPX = 0.17
+EXPORT_S_PER_MPX = 0.4
+
+
+@dataclass(frozen=True)
+class CostBasis:
+    """What the cost of a run follows from, beside its frames.
+
+    Attributes
+    ----------
+    workers, threads : int
+        Processes that measure, threads of the co-add.
+    block_budget_bytes : int
+        Memory for the blocks of a co-add.
+    route : {'direct', 'panels'}
+    max_per_group : int
+        Most frames of a tile; 0: no limit.
+    rule, kernel, feather_px, has_weight_map
+        How frames are combined; see `zemosaic_core.sources`.
+    variance, keep_state : bool
+        A variance is written; tiles stay on the disk.
+    preview_max_dim : int
+        Longer side of the preview, px.
+    """
+
+    n_channels: int
+    workers: int
+    threads: int
+    block_budget_bytes: int
+    route: str
+    max_per_group: int
+    rule: CombineRule
+    kernel: Kernel
+    feather_px: float
+    has_weight_map: bool
+    variance: bool
+    keep_state: bool
+    preview_max_dim: int
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """What a phase is expected to cost: memory and disk in bytes, time in seconds, and where it computes.
+
+    What a phase removes from the disk is negative.
+    """
+
+    phase: str
+    items: int
+    ram_bytes: int
+    disk_bytes: int
+    seconds: float
+    device: str = "cpu"
+    reason_key: str = ""
+
+
+def _largest_group(basis: CostBasis, infos: Sequence[FrameInfo]) -> int:
+    """Return how many frames the fullest tile is likely to hold: those the mount says point alike."""
+    fullest = Counter(pointing_labels(infos)).most_common(1)[0][1]
+    cap = basis.max_per_group
+    return min(fullest, cap) if cap > 0 else fullest
+
+
+def _tile_hw(info: FrameInfo) -> tuple[int, int]:
+    """Guess height and width of a tile from those of its frames."""
+    return round(TURNED * info.shape_hw[0]), round(TURNED * info.shape_hw[1])
+
+
+def _frames_per_row(infos: Sequence[FrameInfo]) -> int:
+    """Return how many frames a row of the mosaic may cross, by the headers' positions; all where there are none."""
+    hints = [info.dec_deg for info in infos]
+    scale = infos[0].scale_arcsec
+    if scale is None or any(dec is None for dec in hints):
+        return len(infos)
+    dec = np.sort(np.array(hints, float))
+    reach = TURNED * largest_frame(infos).shape_hw[0] * scale / 3600.0
+    return int((np.searchsorted(dec, dec + reach, side="right") - np.arange(len(dec))).max())
+
+
+def _direct_buffers(
+    basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]
+) -> tuple[int, tuple[Buffer, ...]]:
+    """Return samples per channel and row, and the memory of a row, when all frames are combined at once."""
+    n = _frames_per_row(infos)
+    columns = n * min(canvas_hw[1], _tile_hw(largest_frame(infos))[1])
+    buffers = coadd_buffers(
+        n, basis.n_channels, canvas_hw[1], basis.rule, basis.feather_px > 0, columns=columns
+    )
+    return columns, buffers
+
+
+def _frames_at_place(basis: CostBasis, infos: Sequence[FrameInfo]) -> int:
+    """Return how many frames are combined where most of them overlap."""
+    if basis.route == "panels":
+        return _largest_group(basis, infos)
+    return Counter(pointing_labels(infos)).most_common(1)[0][1]
+
+
+def _stacked_hw(basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of what is stacked in one go: the fullest tile, or the whole mosaic."""
+    return _tile_hw(largest_frame(infos)) if basis.route == "panels" else canvas_hw
+
+
+def workload_on_card(
+    basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], device: DeviceInfo | None
+) -> Workload:
+    """Declare what stacking will need on a graphics card."""
+    # A run knows the noise of its samples; how much it is does not change what is needed.
+    noise = SampleNoise((1.0,) * basis.n_channels, (0.0,) * basis.n_channels)
+    rule = replace(basis.rule, noise=noise)
+    return expected_workload(
+        "stack", _stacked_hw(basis, infos, canvas_hw), basis.n_channels, rule, basis.kernel, device,
+        n_sources=_frames_at_place(basis, infos), source_hw=largest_frame(infos).shape_hw, raw=infos[0].kind == "cfa",
+        feather_px=basis.feather_px, has_weight_map=basis.has_weight_map,
+    )  # fmt: skip
+
+
+def _stack_workload(basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> Workload:
+    if basis.route == "direct":
+        in_row, direct = _direct_buffers(basis, infos, canvas_hw)
+        return Workload("stack", canvas_hw[0], direct, elements_per_row=in_row * basis.n_channels)
+    n = _largest_group(basis, infos)
+    rows, columns = _tile_hw(largest_frame(infos))
+    buffers = coadd_buffers(
+        n, basis.n_channels, columns, basis.rule, basis.feather_px > 0, columns=n * columns
+    )
+    return Workload("stack", rows, buffers, elements_per_row=n * basis.n_channels * columns)
+
+
+def estimate_rows(
+    basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], decision: Decision | None
+) -> tuple[PlanRow, ...]:
+    """Return what every phase is expected to cost.
+
+    Parameters
+    ----------
+    infos : sequence of FrameInfo
+        At least one.
+    canvas_hw : tuple of int
+        Height and width of the mosaic, px.
+    decision : Decision or None
+        Where frames are stacked; None: on the processor.
+    """
+    n = len(infos)
+    height, width = largest_frame(infos).shape_hw
+    frame_px = height * width
+    mpx = frame_px / 1e6
+    canvas_px = canvas_hw[0] * canvas_hw[1]
+    workload = _stack_workload(basis, infos, canvas_hw)
+    block_rows = min(workload.rows, MAX_BLOCK_ROWS)
+    stack_bytes = min(basis.block_budget_bytes, workload.peak(block_rows))
+    # Per thread: one decoded window and its three colour planes, and the pages of a tile being written.
+    window_bytes = basis.threads * frame_px * (2 + 4 * 2 * basis.n_channels) + 2 * frame_px * 4
+    children = basis.workers if basis.workers > 1 and n > 1 else 0
+    survey = PARENT_BYTES
+    measure = (
+        PARENT_BYTES
+        + children * CHILD_BYTES
+        + max(1, children) * frame_px * MEASURE_BYTES_PER_PX
+        + n * 60_000
+    )
+    stacked_hw = _stacked_hw(basis, infos, canvas_hw)
+    sealing_bytes = BAND_COPIES * 4 * block_rows * stacked_hw[1]
+    stack = PARENT_BYTES + n * 60_000 + stack_bytes + window_bytes + sealing_bytes
+    streaming = coadd_buffers(4, basis.n_channels, canvas_hw[1], CombineRule("none"), True)
+    assemble_rows = min(canvas_hw[0], MAX_BLOCK_ROWS)
+    assemble = PARENT_BYTES + min(basis.block_budget_bytes, peak_bytes(streaming, assemble_rows))
+    variance_planes = basis.n_channels if basis.variance else 0
+    step = -(-max(canvas_hw) // basis.preview_max_dim)
+    export = PARENT_BYTES + canvas_px // step**2 * PREVIEW_BYTES_PER_PX + 100_000_000
+    tiles_disk = round(1.4 * canvas_px) * 4 * (basis.n_channels + 2 + variance_planes)
+    # Beside the tile in work: its weights, and facts of some of its pixels, until it is complete.
+    bands_disk = round(stacked_hw[0] * stacked_hw[1] * (4 + (2 + 4 * basis.n_channels) / SAMPLE_STEP**2))
+    science_disk = canvas_px * 4 * (basis.n_channels + 1 + variance_planes)
+    cores = max(1, basis.workers)
+    device = "cpu" if decision is None else decision.device
+    reason = "" if decision is None else decision.reason_key
+    solves = n * SOLVE_S_PER_FRAME / cores
+    return (
+        PlanRow("phase0_survey", n, survey, 0, 0.2 + n * 0.003 / cores),
+        PlanRow(
+            "phase1_prepare", n, measure, n * 60_000, 3 + n * mpx * MEASURE_S_PER_MPX_CORE / cores + solves
+        ),
+        PlanRow("phase2_group", n, survey, 0, 0.1 + n * 2e-4),
+        PlanRow("phase4_grid", n, survey + n * 200_000, 0, 0.3 + n * 0.01),
+        PlanRow(
+            "phase3_master_tiles",
+            n,
+            stack,
+            tiles_disk + bands_disk,
+            n * mpx * STACK_S_PER_MPX_CORE / basis.threads,
+            device,
+            reason,
+        ),
+        PlanRow(
+            "phase5_assemble", 1, assemble, science_disk, canvas_px / 1e6 * ASSEMBLE_S_PER_MPX, device, reason
+        ),
+        PlanRow("phase6_export", 1, export, canvas_px // 4, 1 + canvas_px / 1e6 * EXPORT_S_PER_MPX),
+        # Tiles that a later run may use again stay; the cost of the run is then theirs too.
+        PlanRow(
+            "phase7_cleanup",
+            1,
+            PARENT_BYTES,
+            -bands_disk if basis.keep_state else -bands_disk - tiles_disk,
+            0.1,
+        ),
+    )
+
+
+def small_pointings(infos: Sequence[FrameInfo], min_frames: int) -> int:
+    """Return how many pointings have fewer frames than this, by the headers' positions."""
+    return sum(n < min_frames for n in Counter(pointing_labels(infos)).values())

@@ -124,6 +124,7 @@ def _add_run(parser: argparse.ArgumentParser, texts: Texts) -> None:
 def _add_plan(parser: argparse.ArgumentParser, texts: Texts) -> None:
     _add_folders(parser, texts)
     _add_settings(parser, texts)
+    parser.add_argument("--solve-some", type=int, metavar="N", default=0, help=texts("cli.solve_some"))
     parser.add_argument("--json", action="store_true", help=texts("cli.json"))
 
 

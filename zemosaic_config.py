@@ -17,8 +17,9 @@ from typing import Any
 import platformdirs
 
 from zemosaic_core.errors import SaveFailed, SettingsError
-from zemosaic_settings.catalogue import OPTIONS, OPTIONS_BY_KEY, Option
+from zemosaic_settings.catalogue import OPTIONS, OPTIONS_BY_KEY
 from zemosaic_settings.model import canonical_values
+from zemosaic_settings.option import Option
 from zemosaic_settings.values import parse_value
 
 __all__ = [

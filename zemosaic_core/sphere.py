@@ -247,6 +247,8 @@ def tan_wcs(
     wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
     wcs.wcs.cunit = ["deg", "deg"]
     wcs.wcs.radesys = "ICRS"
+    # The default would turn the plane by 180 degrees where the tangent point is the pole itself.
+    wcs.wcs.lonpole = 180.0
     wcs.wcs.crval = [float(center[0]) % 360.0, float(center[1])]
     wcs.wcs.crpix = [(shape_hw[1] + 1) / 2.0, (shape_hw[0] + 1) / 2.0]
     # CDELT carries the usual signs of the sky (east left), so an unrotated PC is the identity.

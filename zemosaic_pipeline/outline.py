@@ -1,16 +1,102 @@
-"""How large a mosaic becomes, from the positions in the headers alone."""
+"""How large a mosaic becomes: from what the headers say of positions, or from frames that were solved.
+
+A telescope that writes the place of its target into every frame says nothing about where each frame points.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from astropy.wcs import WCS
 
+from zemosaic_core.grid import Orientation, PixelScaleMode, make_grid
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
+from zemosaic_pipeline.frame_wcs import UnusableWcs, build_frame_wcs
 
-__all__ = ["estimate_canvas"]
+__all__ = ["Outline", "estimate_canvas", "outline_of_headers", "outline_of_wcs", "spread_in_time"]
+
+# Positions closer together than this share of a frame are the same one: readings of a mount differ by more.
+SAME_POSITION = 0.001
+# With fewer positions per frame than this, the headers give those of targets or of planned panels.
+POSITIONS_PER_FRAME = 1 / 3
+# Frames whose WCS is laid out for a plan; of more frames their positions must do.
+MAX_LAID_OUT = 1000
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Size of a mosaic, and what that rests on.
+
+    Attributes
+    ----------
+    shape_hw : tuple of int
+        Height and width, px.
+    known_from : {'wcs', 'solved', 'positions', 'targets'}
+        The WCS of every frame; the places of some frames; positions in the headers; positions that are not those of
+        single frames, or none at all: then the mosaic is at least as large.
+    n_solved : int
+        Frames that were solved for it.
+    """
+
+    shape_hw: tuple[int, int]
+    known_from: Literal["wcs", "solved", "positions", "targets"]
+    n_solved: int = 0
+
+
+def outline_of_headers(
+    infos: Sequence[FrameInfo], pixelscale_mode: PixelScaleMode, orientation: Orientation
+) -> Outline:
+    """Return what the headers tell; at least one frame."""
+    if len(infos) <= MAX_LAID_OUT and all(info.wcs_cards for info in infos):
+        try:
+            frames = [build_frame_wcs(info.wcs_cards or {}, info.shape_hw) for info in infos]
+        except UnusableWcs:
+            frames = []
+        if frames:
+            shapes = [info.shape_hw for info in infos]
+            return Outline(outline_of_wcs(frames, shapes, pixelscale_mode, orientation), "wcs")
+    known_from: Literal["positions", "targets"] = "positions" if _tell_pointings(infos) else "targets"
+    return Outline(estimate_canvas(infos), known_from)
+
+
+def outline_of_wcs(
+    frames: Sequence[WCS],
+    shapes_hw: Sequence[tuple[int, int]],
+    pixelscale_mode: PixelScaleMode,
+    orientation: Orientation,
+) -> tuple[int, int]:
+    """Return height and width (px) of the grid that holds frames with a WCS."""
+    return make_grid(frames, shapes_hw, pixelscale_mode=pixelscale_mode, orientation=orientation).shape_hw
+
+
+def spread_in_time(infos: Sequence[FrameInfo], n: int) -> list[FrameInfo]:
+    """Return ``n`` frames spread evenly over the exposures, the first and the last among them."""
+    order = sorted(infos, key=lambda info: (info.date_obs, str(info.path)))
+    if n >= len(order):
+        return order
+    return [order[i] for i in np.unique(np.linspace(0, len(order) - 1, n).round().astype(int)).tolist()]
+
+
+def _tell_pointings(infos: Sequence[FrameInfo]) -> bool:
+    """Return whether the positions in the headers are those of single frames."""
+    hints = {
+        (
+            round(info.ra_deg * math.cos(math.radians(info.dec_deg)) / _position_step_deg(info)),
+            round(info.dec_deg / _position_step_deg(info)),
+        )
+        for info in infos
+        if info.ra_deg is not None and info.dec_deg is not None
+    }
+    return len(infos) == 1 or len(hints) > POSITIONS_PER_FRAME * len(infos)
+
+
+def _position_step_deg(info: FrameInfo) -> float:
+    return SAME_POSITION * min(info.shape_hw) * (info.scale_arcsec or 2.0) / 3600
 
 
 def estimate_canvas(infos: Sequence[FrameInfo]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from astropy.wcs import WCS
 
 from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.sources import CombineRule
@@ -21,7 +23,7 @@ from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_pipeline.cost import CostBasis, PlanRow, estimate_rows, small_pointings, workload_on_card
 from zemosaic_pipeline.events import Reporter
 from zemosaic_pipeline.measure import MeasureOptions
-from zemosaic_pipeline.outline import estimate_canvas
+from zemosaic_pipeline.outline import Outline, outline_of_headers, outline_of_wcs, spread_in_time
 from zemosaic_pipeline.routes import RouteDecision, choose_route
 from zemosaic_pipeline.sessions import mixture_text
 from zemosaic_settings import Settings
@@ -194,8 +196,7 @@ class Plan:
     run: RunPlan
     n_frames: int
     left_out: tuple[dict[str, Any], ...]
-    canvas_hw: tuple[int, int]
-    canvas_exact: bool
+    outline: Outline
     gpu: dict[str, Any]
     machine: Machine
     mixture: str = ""
@@ -210,6 +211,8 @@ class Plan:
         """Return the plan as JSON-serialisable facts."""
         facts = asdict(self)
         facts["run"]["solve"]["solver"].pop("api_key", None)
+        facts["canvas_hw"] = self.outline.shape_hw
+        facts["canvas_exact"] = self.outline.known_from == "wcs"
         facts["peak_bytes"] = self.run.peak_bytes
         facts["disk_bytes"] = max(accumulate(row.disk_bytes for row in self.rows), default=0)
         facts["seconds"] = sum(row.seconds for row in self.rows)
@@ -419,10 +422,39 @@ def solver_options(settings: Settings) -> SolverOptions:
     )
 
 
+def _outline(infos: Sequence[FrameInfo], settings: Settings, solve_some: int) -> Outline:
+    """Return the size of the mosaic: from some frames that are solved now, or from the headers."""
+    from zemosaic_pipeline.solve_files import iter_solutions
+
+    layout: tuple[Any, Any] = (settings.global_wcs_pixelscale_mode, settings.global_wcs_orientation)
+    told = outline_of_headers(infos, *layout)
+    if solve_some <= 0:
+        return told
+    with tempfile.TemporaryDirectory(prefix="zemosaic_plan_") as work:
+        some = [Path(info.path) for info in spread_in_time(infos, solve_some)]
+        found = [f for f in iter_solutions(some, settings, Path(work)) if f.ok and f.info is not None]
+    if not found:
+        return told
+    frames = [WCS(solution.outcomes[-1].wcs_cards, relax=True) for solution in found]
+    shapes = [solution.info.shape_hw for solution in found if solution.info is not None]
+    shape_hw = outline_of_wcs(frames, shapes, *layout)
+    return Outline(shape_hw, "wcs" if len(found) == len(infos) else "solved", len(found))
+
+
 def make_plan(
-    input_dir: str | Path, output_dir: str | Path, settings: Settings, reporter: Reporter | None = None
+    input_dir: str | Path,
+    output_dir: str | Path,
+    settings: Settings,
+    reporter: Reporter | None = None,
+    *,
+    solve_some: int = 0,
 ) -> Plan:
     """Survey the folder and say what a run would do and cost; nothing is written.
+
+    Parameters
+    ----------
+    solve_some : int
+        Frames, spread over the exposures, that are solved to learn the outline of the mosaic; 0: what headers say.
 
     Raises
     ------
@@ -444,14 +476,13 @@ def make_plan(
     policy = make_policy(settings, None)
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
-    canvas = estimate_canvas(infos)
-    run = resolve(settings, infos, machine, canvas_hw=canvas, policy=policy)
+    outline = _outline(infos, settings, solve_some)
+    run = resolve(settings, infos, machine, canvas_hw=outline.shape_hw, policy=policy)
     return Plan(
         run=run,
         n_frames=len(infos),
         left_out=tuple(asdict(item) for item in refused),
-        canvas_hw=canvas,
-        canvas_exact=all(info.wcs_cards for info in infos),
+        outline=outline,
         gpu=policy.summary(),
         machine=machine,
         mixture=mixture_text(infos),

@@ -5,8 +5,9 @@ pydantic and the error nouns of `zemosaic_core.errors`. `zemosaic_config` puts t
 the command line and the options table of the README are drawn from the catalogue.
 """
 
-from zemosaic_settings.catalogue import GROUPS, LEVELS, OPTIONS, OPTIONS_BY_KEY, Option, options_in_group
+from zemosaic_settings.catalogue import OPTIONS, OPTIONS_BY_KEY, options_in_group
 from zemosaic_settings.model import Settings, canonical_values
+from zemosaic_settings.option import GROUPS, LEVELS, Option
 
 __all__ = [
     "GROUPS",

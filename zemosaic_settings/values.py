@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from zemosaic_core.errors import SettingsError
-from zemosaic_settings.catalogue import Option
+from zemosaic_settings.option import Option
 
 __all__ = ["parse_value", "split_pair"]
 

@@ -94,7 +94,7 @@ def plan(options: Namespace, texts: Texts) -> int:
 
     source, target = _folder(options.input), Path(options.output).expanduser().resolve()
     settings = settings_from(options, input_dir=str(source), output_dir=str(target))
-    made = make_plan(source, target, settings)
+    made = make_plan(source, target, settings, solve_some=options.solve_some)
     facts = made.to_dict()
     if options.json:
         _write_json(facts)
@@ -281,7 +281,8 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
     lines = [
         texts("plan.frames", n=facts["n_frames"]),
         texts(
-            "plan.canvas" if facts["canvas_exact"] else "plan.canvas_guessed",
+            f"plan.canvas.{facts['outline']['known_from']}",
+            solved=facts["outline"]["n_solved"],
             width=width,
             height=height,
             mpx=texts.number(width * height / 1e6, 1),

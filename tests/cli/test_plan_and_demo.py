@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from astropy.io import fits
+from astropy.wcs import WCS
 
 import run_zemosaic
 from zemosaic_core.errors import SettingsError
+from zemosaic_core.grid import make_grid
 from zemosaic_io import demo_session
+from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_ui import commands, demo
 
 
@@ -38,6 +43,48 @@ def test_plan_shows_frames_cost_and_what_is_left_out(night, tmp_path, capsys):
     assert "switched off" in shown
     assert "{" not in shown
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def target_only(tmp_path_factory):
+    """Four frames side by side, whose headers all name the target; and the size of their mosaic."""
+    folder = tmp_path_factory.mktemp("target")
+    truth = demo_session.write_demo_night(
+        folder,
+        panels=(1, 4),
+        frames_per_panel=1,
+        shape_hw=(960, 640),
+        bad_frames=False,
+        n_satellites=0,
+        catalogue=catalogue_stars_near(*demo_session.DEMO_CENTER_DEG, 2.0),
+    )
+    for frame in truth.frames:
+        with fits.open(folder / frame.name, mode="update") as hdus:
+            hdus[0].header["RA"], hdus[0].header["DEC"] = demo_session.DEMO_CENTER_DEG
+    wcs_list = [WCS(frame.setup.cards) for frame in truth.frames]
+    return folder, make_grid(wcs_list, [(960, 640)] * 4).shape_hw
+
+
+def planned(folder, tmp_path, capsys, *more):
+    assert run_zemosaic.main(["plan", str(folder), str(tmp_path / "out"), "--json", *more]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_headers_that_name_the_target_give_a_lower_bound_and_solved_frames_the_outline(
+    target_only, tmp_path, capsys
+):
+    folder, true_hw = target_only
+    told = planned(folder, tmp_path, capsys)
+    assert told["outline"] == {"shape_hw": [960, 640], "known_from": "targets", "n_solved": 0}
+    some = planned(folder, tmp_path, capsys, "--solve-some", "2")
+    assert some["outline"] == {"shape_hw": some["canvas_hw"], "known_from": "solved", "n_solved": 2}
+    np.testing.assert_allclose(some["canvas_hw"], true_hw, rtol=0.03)
+    assert some["disk_bytes"] > 2 * told["disk_bytes"]
+
+
+def test_plan_says_at_least_where_headers_name_the_target(target_only, tmp_path, capsys):
+    assert run_zemosaic.main(["plan", str(target_only[0]), str(tmp_path / "out")]) == 0
+    assert "at least" in capsys.readouterr().out
 
 
 def test_plan_as_facts(night, tmp_path, capsys):

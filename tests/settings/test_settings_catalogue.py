@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from zemosaic_settings import GROUPS, LEVELS, OPTIONS, OPTIONS_BY_KEY, Settings, options_in_group
-from zemosaic_settings.catalogue import ALIASES, KINDS
+from zemosaic_settings.catalogue import ALIASES
+from zemosaic_settings.option import KINDS
 from zemosaic_settings.values import parse_value
 
 PYTHON_TYPES = {"bool": bool, "int": int, "float": float}

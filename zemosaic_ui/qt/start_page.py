@@ -374,7 +374,9 @@ class StartPage(QWidget):
     def _plan_text(self, facts: dict[str, Any]) -> str:
         text = self.session.texts
         height, width = facts["canvas_hw"]
-        exact = "ui_plan_canvas" if facts["canvas_exact"] else "ui_plan_canvas_guessed"
+        at_least = facts["outline"]["known_from"] == "targets"
+        guessed = "ui_plan_canvas_at_least" if at_least else "ui_plan_canvas_guessed"
+        exact = "ui_plan_canvas" if facts["canvas_exact"] else guessed
         lines = [
             text(
                 "ui_plan_frames",

@@ -40,7 +40,9 @@ class BlockFacts:
     @staticmethod
     def of(row0: int, block: CoaddBlock) -> BlockFacts:
         """Return the facts of the block that begins in row ``row0``; they do not depend on how rows are cut."""
-        touched = block.coverage > 0
+        touched: np.ndarray = block.coverage > 0
+        rows: np.ndarray = touched.any(axis=1)
+        columns: np.ndarray = touched.any(axis=0)
         samples = int(block.coverage.sum(dtype=np.int64)) * len(block.image)
         rejected = int(block.rejected_low.sum(dtype=np.int64) + block.rejected_high.sum(dtype=np.int64))
         some = slice(-row0 % SAMPLE_STEP, None, SAMPLE_STEP), slice(None, None, SAMPLE_STEP)
@@ -48,8 +50,8 @@ class BlockFacts:
         variance = [channel[some] for channel in block.variance]
         return BlockFacts(
             np.array([samples, rejected], np.int64),
-            touched.any(axis=1),
-            touched.any(axis=0),
+            rows,
+            columns,
             covered[covered > 0],
             tuple(values[np.isfinite(values)] for values in variance),
         )

@@ -361,13 +361,15 @@ def _middle(points: np.ndarray, center: tuple[float, float]) -> tuple[float, flo
     return center
 
 
-def _tangent_point(first: np.ndarray, points: np.ndarray, middle: tuple[float, float]) -> tuple[float, float]:
+def _tangent_point(
+    first: tuple[float, float], points: np.ndarray, middle: tuple[float, float]
+) -> tuple[float, float]:
     """Return where the plane touches the sky.
 
     Near the first frame, which stays the first one when others are added later. A mosaic so wide that this would be
     too far from its middle gets a point of a coarser lattice: distortion matters more there.
     """
-    point = lattice_point(*first, _LATTICE_DEG)
+    point = lattice_point(first[0], first[1], _LATTICE_DEG)
     if float(separation_deg(*middle, *point)) <= _MAX_OFFSET_DEG:
         return point
     radius = float(separation_deg(*middle, points[:, 0], points[:, 1]).max())

@@ -53,7 +53,10 @@ def merge_small_groups(
         label[group] = number
     centres = np.array([mean_direction(c[:, 0], c[:, 1]) for c in corners_deg]).reshape(-1, 2)
     radius = np.array(
-        [separation_deg(*m, c[:, 0], c[:, 1]).max() for m, c in zip(centres, corners_deg, strict=True)]
+        [
+            separation_deg(m[0], m[1], c[:, 0], c[:, 1]).max()
+            for m, c in zip(centres, corners_deg, strict=True)
+        ]
     )
     vectors = unit_vectors(centres[:, 0], centres[:, 1]).reshape(-1, 3)
     alone: set[int] = set()
@@ -131,4 +134,5 @@ def _inside(points: np.ndarray, quads: np.ndarray) -> np.ndarray:
     edges = np.roll(quads, -1, axis=1) - quads
     offsets = points[:, None, None, :] - quads[None]
     cross = edges[None, ..., 0] * offsets[..., 1] - edges[None, ..., 1] * offsets[..., 0]
-    return (cross >= 0).all(axis=-1) | (cross <= 0).all(axis=-1)
+    inside: np.ndarray = (cross >= 0).all(axis=-1) | (cross <= 0).all(axis=-1)
+    return inside

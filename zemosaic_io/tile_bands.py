@@ -171,4 +171,4 @@ class TileBands:
 
 
 def _feed(digest: hashlib.blake2b, rows: np.ndarray) -> None:
-    digest.update(memoryview(np.ascontiguousarray(rows)).cast("B"))
+    digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)

@@ -56,9 +56,14 @@ PANELS = {**SETTINGS, "route": "panels", "cluster_min_frames": 0}
 
 
 @pytest.fixture(scope="module")
-def reference(raw, tmp_path_factory):
+def undisturbed(raw, tmp_path_factory):
+    return run(raw, tmp_path_factory.mktemp("reference"), **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def reference(undisturbed):
     """The pictures of a run nobody disturbed."""
-    return pictures(run(raw, tmp_path_factory.mktemp("reference"), **SETTINGS))
+    return pictures(undisturbed)
 
 
 def pictures(result) -> dict[str, np.ndarray]:
@@ -501,7 +506,7 @@ def stopped_half_way(raw: Path, out: Path) -> Path:
     return folder
 
 
-def test_finished_rows_are_taken_up(raw, reference, tmp_path, seals_at_once):
+def test_finished_rows_are_taken_up(raw, undisturbed, reference, tmp_path, seals_at_once):
     folder = stopped_half_way(raw, tmp_path)
     assert len(list(folder.glob("rows_*.npz"))) > 3
     # As much disk as the tile and its weights take, and little more.
@@ -510,12 +515,12 @@ def test_finished_rows_are_taken_up(raw, reference, tmp_path, seals_at_once):
     again = run(raw, tmp_path, **LOW_BLOCKS)
     assert 0.4 < rows_taken_up(again) / again.image.shape[1] < 0.7
     assert_same(pictures(again), reference)
-    undisturbed = run(raw, tmp_path / "fresh", **SETTINGS).report["tiles"]
-    assert [t | {"path": ""} for t in again.report["tiles"]] == [t | {"path": ""} for t in undisturbed]
+    got, expected = ([t | {"path": ""} for t in r.report["tiles"]] for r in (again, undisturbed))
+    assert got == expected
     assert not (tmp_path / STATE / "bands").exists()
 
 
-@pytest.mark.parametrize("what", ["pixels", "record", "last record"])
+@pytest.mark.parametrize("what", ["pixels", "last record"])
 def test_damaged_rows_are_made_anew(raw, reference, tmp_path, seals_at_once, what):
     folder = stopped_half_way(raw, tmp_path)
     records = sorted(folder.glob("rows_*.npz"))
@@ -524,28 +529,28 @@ def test_damaged_rows_are_made_anew(raw, reference, tmp_path, seals_at_once, wha
             file.seek(2880 * 4 + 400 * 4 * 30)
             file.write(b"\x41" * 4000)
     else:
-        victim = records[-1 if what == "last record" else 1]
-        content = bytearray(victim.read_bytes())
+        content = bytearray(records[-1].read_bytes())
         content[len(content) // 2] ^= 1
-        victim.write_bytes(content)
+        records[-1].write_bytes(content)
     again = run(raw, tmp_path, **LOW_BLOCKS)
     assert_same(pictures(again), reference)
     assert (rows_taken_up(again) > 100) == (what == "last record")
 
 
-def test_rows_of_other_frames_or_options_are_dropped(own_raw, tmp_path, seals_at_once):
+def test_rows_of_other_frames_are_dropped(own_raw, raw, reference, tmp_path, seals_at_once):
     out = tmp_path / "out"
     first = stopped_half_way(own_raw, out)
     (own_raw / "light_003.fit").unlink()
-    second = stopped_half_way(own_raw, out)
-    assert second.name != first.name
-    again = run(own_raw, out, **LOW_BLOCKS, stacking_kappa_low=2.5)
+    assert stopped_half_way(own_raw, out).name != first.name
+    shutil.copy2(raw / "light_003.fit", own_raw)
+    again = run(own_raw, out, **LOW_BLOCKS)
     assert rows_taken_up(again) == 0
-    assert_same(
-        pictures(again), pictures(run(own_raw, tmp_path / "fresh", **SETTINGS, stacking_kappa_low=2.5))
-    )
-    stopped_half_way(own_raw, out)
-    assert rows_taken_up(run(own_raw, out, **LOW_BLOCKS, resume="off")) == 0
+    assert_same(pictures(again), reference)
+
+
+def test_resume_off_takes_no_rows_up(raw, tmp_path, seals_at_once):
+    stopped_half_way(raw, tmp_path)
+    assert rows_taken_up(run(raw, tmp_path, **LOW_BLOCKS, resume="off")) == 0
 
 
 @posix

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import numpy as np
 from zemosaic_core.block_facts import BlockFacts
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.sources import CoaddBlock
+from zemosaic_io.atomic import save_failed
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.sealed_arrays import load_sealed, save_sealed
 
@@ -64,6 +66,20 @@ class TileBands:
     def facts(self) -> list[BlockFacts]:
         """Facts of all rows so far, in their order."""
         return [*self._facts, *self._new_facts]
+
+    def recover(self, path: Path) -> None:
+        """Take a complete tile back into work that a run was killed over before it could note that it exists.
+
+        Raises
+        ------
+        SaveFailed
+            ``save_failed``.
+        """
+        if path.is_file() and not self.unfinished.exists() and any(self._folder.glob("rows_*.npz")):
+            try:
+                os.replace(path, self.unfinished)
+            except OSError as error:
+                raise save_failed(path, error) from error
 
     def take_up(self, out: StreamingFits) -> int:
         """Return how many rows from the top are there and whole; records of others are removed."""

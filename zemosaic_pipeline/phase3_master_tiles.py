@@ -210,7 +210,8 @@ def create_tile(
     on_rows : callable, optional
         ``on_rows(done, total)`` as rows of the tile are finished.
     bands : TileBands, optional
-        Rows of the same tile that are finished already; those that are made here outlive a run that ends early.
+        Rows of the same tile that are finished already; those that are made here outlive a run that ends early. They
+        are still there when the tile is complete.
 
     Raises
     ------
@@ -253,7 +254,9 @@ def create_tile(
     if plan.output.variance:
         extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
     cards = tile_cards(group, frames, plan, header_cards(wcs))
+    kept = bands is not None
     bands = bands or TileBands(path.with_name(f".{path.stem}.rows"), "", with_variance=plan.output.variance)
+    bands.recover(path)
     with StreamingFits(
         path, (plan.n_channels, *shape), cards, extensions=extensions, unfinished=bands.unfinished
     ) as out:
@@ -286,7 +289,8 @@ def create_tile(
         _write_weights(out, bands, shape, plan.stack.tile_ramp_px)
         out.commit()
     facts = summarise(bands.facts)
-    bands.remove()
+    if not kept:
+        bands.remove()
     return MasterTile(
         tile_id=group.group_id,
         path=str(path),
@@ -402,6 +406,7 @@ class _Maker:
                 frames = left
                 continue
             store_tile(self.manifest, key, tile)
+            bands.remove()
             return tile, False
         return None, False
 

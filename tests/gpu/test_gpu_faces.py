@@ -283,6 +283,36 @@ def test_an_error_in_a_real_operation_leaves_nothing_behind(install, where, erro
         pass
 
 
+@pytest.mark.parametrize("card", [True, False])
+def test_rows_that_are_there_already_are_not_done_again(install, card):
+    """The rows below them are the same, bit by bit, although blocks are cut elsewhere; they begin on the lattice."""
+    install(SimulatedDevice(64 << 20))
+    environ = {"ZEMOSAIC_GPU_RESERVE_MB": "0", "ZEMOSAIC_GPU_CHUNK_ROWS": "16"}
+    pixels = FakePixels(5, (60, 64), raw="some", hot=3)
+    sources = make_sources(pixels, 5, (64, 70), turn=0.01, feather=3.0)
+
+    def coadd(**options):
+        records, rows, blocks = [], [], []
+        policy = GpuPolicy(mode="require" if card else "off", environ=environ, on_record=records.append)
+        utils.coadd_on_grid(
+            pixels, sources, (64, 70), 3, CombineRule(), "lanczos3", budget_bytes=50_550_000, policy=policy,
+            sink=lambda y0, y1, block: (rows.append((y0, y1)), blocks.append(block.image)), **options,
+        )  # fmt: skip
+        policy.close()
+        (operation,) = [record for record in records if record["kind"] == "operation"]
+        assert operation["complete"]
+        return rows, np.concatenate(blocks, axis=1)
+
+    rows, whole = coadd()
+    assert rows[0][0] == 0
+    below, rest = coadd(first_row=23, lattice_row=-101)
+    assert below[0][0] == 23
+    assert below[-1][1] == 64
+    assert len(below) > 2
+    assert all((y0 + 101) % 2 == 0 for y0, _ in below[1:])
+    np.testing.assert_array_equal(rest, whole[:, 23:])
+
+
 def test_without_a_card_the_short_answers_are_calm():
     if utils.gpu_is_available():
         pytest.skip("this machine has a card")

@@ -290,6 +290,17 @@ def test_route(make, plain):
     assert make(route="Mosaic_First").header["ROUTE"] == "direct"
 
 
+def test_groups_of_few_frames_join_others(make, plain):
+    """Seven frames each, side by side: too few for a tile where another one lies over it."""
+    joined = make(cluster_min_frames=8)
+    assert joined.header["ROUTE"] == "panels"
+    assert [len(tile["frames"]) for tile in joined.tiles] == [14]
+    said = {m["key"]: m["values"] for m in joined.report["messages"]}
+    assert said["run_info_small_groups"] == {"before": 2, "groups": 1, "frames": 8}
+    np.testing.assert_array_equal(joined.coverage, plain.coverage)
+    assert len(make(cluster_min_frames=7).tiles) == 2
+
+
 def test_sky_model(make, plain):
     full = make(route="direct", sky_model="full")
     assert [r.header["SKYMODEL"] for r in (plain, full)] == ["planes", "full"]

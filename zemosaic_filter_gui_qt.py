@@ -337,7 +337,6 @@ class FilterQtDialog(QDialog):
             "cluster_panel_threshold",
             "cluster_target_groups",
             "cluster_orientation_split_deg",
-            "cluster_min_frames",
             "max_raw_per_master_tile",
         )
         return {

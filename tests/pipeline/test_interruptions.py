@@ -284,10 +284,17 @@ def test_frames_added_in_front_do_not_mix_up_stored_tiles(own_raw, tmp_path):
     for path in list(own_raw.iterdir()):
         if path.name < "light_004":
             path.rename(tmp_path / path.name)
-    run(own_raw, tmp_path / "out", **PANELS)
+    fewer = fits.getheader(run(own_raw, tmp_path / "out", **PANELS).outputs["science"])
     for path in tmp_path.glob("light_*.fit"):
         path.rename(own_raw / path.name)
     again = run(own_raw, tmp_path / "out", **PANELS)
+    # The pixels of the mosaic stay where they are in the sky.
+    more = fits.getheader(again.outputs["science"])
+    for key in ("CRVAL1", "CRVAL2", "CDELT1", "CDELT2"):
+        assert more[key] == fewer[key]
+    moved = np.array([more[key] - fewer[key] for key in ("CRPIX1", "CRPIX2")])
+    assert np.array_equal(moved, np.round(moved))
+    assert np.abs(moved).max() > 100
     assert [tile["tile_id"] for tile in again.report["tiles"]] == [0, 1]
     assert sorted(i for tile in again.report["tiles"] for i in tile["frames"]) == list(range(8))
     assert_same(pictures(again), pictures(run(own_raw, tmp_path / "fresh", **PANELS)))

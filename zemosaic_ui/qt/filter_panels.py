@@ -28,7 +28,6 @@ GROUPING_KEYS = (
     "cluster_panel_threshold",
     "cluster_target_groups",
     "cluster_orientation_split_deg",
-    "cluster_min_frames",
     "max_raw_per_master_tile",
 )
 SHOWS = ("all", "kept", "excluded", "selected")

@@ -37,6 +37,7 @@ __all__ = [
     "CanvasOutlier",
     "GridSpec",
     "canvas_outliers",
+    "far_frames",
     "footprint_boxes",
     "make_grid",
     "make_grid_from_footprints",
@@ -307,6 +308,17 @@ def canvas_outliers(
             )
         )
     return sorted(outliers, key=lambda o: (-o.extra_pixels, int(o.frames[0])))
+
+
+def far_frames(wcs_list: Sequence[WCS], shapes_hw: Sequence[tuple[int, int]]) -> list[CanvasOutlier]:
+    """Find frames that make the canvas much larger than their own sky is worth; see `canvas_outliers`."""
+    places = [image_geometry(wcs, shape) for wcs, shape in zip(wcs_list, shapes_hw, strict=True)]
+    return canvas_outliers(
+        np.array([place.ra_deg for place in places]),
+        np.array([place.dec_deg for place in places]),
+        field_deg=float(np.median([np.hypot(*place.size_deg) for place in places])),
+        scale_deg=float(np.median([place.scale_deg for place in places])),
+    )
 
 
 def _canvas_scale(scales_deg: np.ndarray, mode: str, scale_factor: float) -> float:

@@ -13,12 +13,12 @@ from typing import Literal
 import numpy as np
 from astropy.wcs import WCS
 
-from zemosaic_core.grid import Orientation, PixelScaleMode, make_grid
+from zemosaic_core.grid import Orientation, PixelScaleMode, far_frames, make_grid
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
 from zemosaic_pipeline.frame_wcs import UnusableWcs, build_frame_wcs
 
-__all__ = ["Outline", "estimate_canvas", "outline_of_headers", "outline_of_wcs", "spread_in_time"]
+__all__ = ["Layout", "Outline", "estimate_canvas", "outline_of_headers", "outline_of_wcs", "spread_in_time"]
 
 # Positions closer together than this share of a frame are the same one: readings of a mount differ by more.
 SAME_POSITION = 0.001
@@ -39,18 +39,26 @@ class Outline:
     known_from : {'wcs', 'solved', 'positions', 'targets'}
         The WCS of every frame; the places of some frames; positions in the headers; positions that are not those of
         single frames, or none at all: then the mosaic is at least as large.
-    n_solved : int
-        Frames that were solved for it.
+    n_solved, n_asked : int
+        Frames that were solved for it, of how many.
     """
 
     shape_hw: tuple[int, int]
     known_from: Literal["wcs", "solved", "positions", "targets"]
     n_solved: int = 0
+    n_asked: int = 0
 
 
-def outline_of_headers(
-    infos: Sequence[FrameInfo], pixelscale_mode: PixelScaleMode, orientation: Orientation
-) -> Outline:
+@dataclass(frozen=True)
+class Layout:
+    """What the settings say about the grid: see `zemosaic_core.grid.make_grid`; and whether strays are left out."""
+
+    pixelscale_mode: PixelScaleMode
+    orientation: Orientation
+    exclude_outliers: bool
+
+
+def outline_of_headers(infos: Sequence[FrameInfo], layout: Layout) -> Outline:
     """Return what the headers tell; at least one frame."""
     if len(infos) <= MAX_LAID_OUT and all(info.wcs_cards for info in infos):
         try:
@@ -59,19 +67,25 @@ def outline_of_headers(
             frames = []
         if frames:
             shapes = [info.shape_hw for info in infos]
-            return Outline(outline_of_wcs(frames, shapes, pixelscale_mode, orientation), "wcs")
+            return Outline(outline_of_wcs(frames, shapes, layout), "wcs")
     known_from: Literal["positions", "targets"] = "positions" if _tell_pointings(infos) else "targets"
     return Outline(estimate_canvas(infos), known_from)
 
 
 def outline_of_wcs(
-    frames: Sequence[WCS],
-    shapes_hw: Sequence[tuple[int, int]],
-    pixelscale_mode: PixelScaleMode,
-    orientation: Orientation,
+    frames: Sequence[WCS], shapes_hw: Sequence[tuple[int, int]], layout: Layout
 ) -> tuple[int, int]:
-    """Return height and width (px) of the grid that holds frames with a WCS."""
-    return make_grid(frames, shapes_hw, pixelscale_mode=pixelscale_mode, orientation=orientation).shape_hw
+    """Return height and width (px) of the grid that holds frames with a WCS, laid out as a run does it."""
+    strays: set[int] = set()
+    if layout.exclude_outliers:
+        strays = {int(i) for outlier in far_frames(frames, shapes_hw) for i in outlier.frames}
+    kept = [i for i in range(len(frames)) if i not in strays]
+    return make_grid(
+        [frames[i] for i in kept],
+        [shapes_hw[i] for i in kept],
+        pixelscale_mode=layout.pixelscale_mode,
+        orientation=layout.orientation,
+    ).shape_hw
 
 
 def spread_in_time(infos: Sequence[FrameInfo], n: int) -> list[FrameInfo]:

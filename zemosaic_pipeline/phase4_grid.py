@@ -18,7 +18,6 @@ from zemosaic_core import photometry, registration
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.frame_verdicts import common_star_transparency
 from zemosaic_core.pixel_map import wcs_transform
-from zemosaic_core.sphere import image_geometry
 from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared, solve_star_flat
 from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_pipeline.context import RunContext
@@ -61,15 +60,7 @@ def _without_far_pointings(
     solved: Sequence[SolvedFrame], wcs_list: list[WCS], options: GridOptions, context: RunContext
 ) -> list[int]:
     """Return positions of the frames to keep; a stray pointing must not blow the canvas up."""
-    places = [
-        image_geometry(wcs, item.frame.info.shape_hw) for wcs, item in zip(wcs_list, solved, strict=True)
-    ]
-    outliers = grids.canvas_outliers(
-        np.array([place.ra_deg for place in places]),
-        np.array([place.dec_deg for place in places]),
-        field_deg=float(np.median([np.hypot(*place.size_deg) for place in places])),
-        scale_deg=float(np.median([place.scale_deg for place in places])),
-    )
+    outliers = grids.far_frames(wcs_list, [item.frame.info.shape_hw for item in solved])
     dropped: set[int] = set()
     for outlier in outliers:
         names = [solved[i].frame.name for i in outlier.frames]

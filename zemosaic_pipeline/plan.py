@@ -23,7 +23,7 @@ from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_pipeline.cost import CostBasis, PlanRow, estimate_rows, small_pointings, workload_on_card
 from zemosaic_pipeline.events import Reporter
 from zemosaic_pipeline.measure import MeasureOptions
-from zemosaic_pipeline.outline import Outline, outline_of_headers, outline_of_wcs, spread_in_time
+from zemosaic_pipeline.outline import Layout, Outline, outline_of_headers, outline_of_wcs, spread_in_time
 from zemosaic_pipeline.routes import RouteDecision, choose_route
 from zemosaic_pipeline.sessions import mixture_text
 from zemosaic_settings import Settings
@@ -426,19 +426,20 @@ def _outline(infos: Sequence[FrameInfo], settings: Settings, solve_some: int) ->
     """Return the size of the mosaic: from some frames that are solved now, or from the headers."""
     from zemosaic_pipeline.solve_files import iter_solutions
 
-    layout: tuple[Any, Any] = (settings.global_wcs_pixelscale_mode, settings.global_wcs_orientation)
-    told = outline_of_headers(infos, *layout)
+    modes: tuple[Any, Any] = (settings.global_wcs_pixelscale_mode, settings.global_wcs_orientation)
+    layout = Layout(*modes, exclude_outliers=settings.canvas_exclude_outliers)
+    told = outline_of_headers(infos, layout)
     if solve_some <= 0:
         return told
     with tempfile.TemporaryDirectory(prefix="zemosaic_plan_") as work:
         some = [Path(info.path) for info in spread_in_time(infos, solve_some)]
         found = [f for f in iter_solutions(some, settings, Path(work)) if f.ok and f.info is not None]
     if not found:
-        return told
+        return replace(told, n_asked=len(some))
     frames = [WCS(solution.outcomes[-1].wcs_cards, relax=True) for solution in found]
     shapes = [solution.info.shape_hw for solution in found if solution.info is not None]
-    shape_hw = outline_of_wcs(frames, shapes, *layout)
-    return Outline(shape_hw, "wcs" if len(found) == len(infos) else "solved", len(found))
+    shape_hw = outline_of_wcs(frames, shapes, layout)
+    return Outline(shape_hw, "wcs" if len(found) == len(infos) else "solved", len(found), len(some))
 
 
 def make_plan(

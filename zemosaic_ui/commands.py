@@ -294,6 +294,9 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
             clock=texts.clock(facts["seconds"]),
         ),
     ]
+    unsolved = facts["outline"]["n_asked"] - facts["outline"]["n_solved"]
+    if unsolved:
+        lines.append(texts("plan.not_solved", n=unsolved))
     if facts.get("mixture"):
         lines.append(texts("run_info_mixed", details=facts["mixture"]))
     route = facts["run"]["route"]

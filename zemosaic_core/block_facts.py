@@ -41,8 +41,7 @@ class BlockFacts:
     def of(row0: int, block: CoaddBlock) -> BlockFacts:
         """Return the facts of the block that begins in row ``row0``; they do not depend on how rows are cut."""
         touched: np.ndarray = block.coverage > 0
-        rows: np.ndarray = touched.any(axis=1)
-        columns: np.ndarray = touched.any(axis=0)
+        rows, columns = np.asarray(touched.any(axis=1)), np.asarray(touched.any(axis=0))
         samples = int(block.coverage.sum(dtype=np.int64)) * len(block.image)
         rejected = int(block.rejected_low.sum(dtype=np.int64) + block.rejected_high.sum(dtype=np.int64))
         some = slice(-row0 % SAMPLE_STEP, None, SAMPLE_STEP), slice(None, None, SAMPLE_STEP)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 from astropy.wcs import WCS
 
 from zemosaic_core.errors import RunFailed, SettingsError
-from zemosaic_core.sources import CombineRule
+from zemosaic_core.sources import CombineRule, Kernel
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.chain import SolverOptions
@@ -112,7 +112,7 @@ class StackOptions:
     normalise: str
     weighting: str
     rule: CombineRule
-    kernel: str
+    kernel: Kernel
     equalise_rgb: bool
     radial: tuple[float, float, float] | None
     feather_px: float
@@ -313,7 +313,7 @@ def resolve(
             settings.stacking_normalize_method,
             settings.stacking_weighting_method,
             rule,
-            settings.resample_kernel,
+            cast(Kernel, settings.resample_kernel),
             settings.poststack_equalize_rgb,
             radial,
             # A wide ramp hides where the frames of one night end inside a tile. Frames of one pointing end nearly

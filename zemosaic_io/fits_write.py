@@ -36,6 +36,7 @@ _STORAGE: dict[str, tuple[int, str, int]] = {
     "uint16": (16, ">i2", 32768),
     "int32": (32, ">i4", 0),
 }
+_CARD_BYTES = 80
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _STRUCTURE = {"SIMPLE", "XTENSION", "BITPIX", "NAXIS", "EXTEND", "PCOUNT", "GCOUNT", "BZERO", "BSCALE", "END"}
 
@@ -90,6 +91,8 @@ class StreamingFits:
         Type of the primary image.
     extensions : sequence of ExtensionSpec or (name, shape, dtype)
         Image extensions, filled with ``write_rows(..., ext=name)``.
+    spare_cards : int
+        Room in the primary header for `add_cards`, which knows what only the finished pixels tell.
 
     Raises
     ------
@@ -108,13 +111,15 @@ class StreamingFits:
         cards: Cards = (),
         dtype: DTypeLike = "float32",
         extensions: Sequence[ExtensionSpec | tuple] = (),
+        spare_cards: int = 0,
     ) -> None:
         self.path = Path(path)
         specs = [s if isinstance(s, ExtensionSpec) else ExtensionSpec(*s) for s in extensions]
         self._units: dict[str | None, _Unit] = {}
         self._file: Any = None
         self._temporary: Path | None = None
-        headers = [(None, make_header(cards, shape, dtype, has_extensions=bool(specs)), shape, dtype)]
+        self._header = make_header(cards, shape, dtype, has_extensions=bool(specs))
+        headers = [(None, _with_blanks(self._header, spare_cards), shape, dtype)]
         for s in specs:
             header = make_header(s.cards, s.shape, s.dtype, extname=s.name)
             headers.append((s.name, header, s.shape, s.dtype))
@@ -197,6 +202,26 @@ class StreamingFits:
         if unit.bzero:
             native = (native.view(np.uint16) ^ np.uint16(0x8000)).astype(np.uint16)
         return native.reshape(*unit.shape[:-2], y1 - y0, width)
+
+    def add_cards(self, cards: Cards) -> None:
+        """Add cards to the primary header, in the room that ``spare_cards`` left.
+
+        Raises
+        ------
+        ValueError
+            They do not fit.
+        """
+        for card in cards.items() if isinstance(cards, Mapping) else cards:
+            _append_card(self._header, *card)
+        room = self._units[None].data_offset
+        spare = (room - len(self._header.tostring(padding=True))) // _CARD_BYTES
+        if spare < 0:
+            raise ValueError(f"{-spare} cards too many for the header of {self.path}")
+        try:
+            self._file.seek(0)
+            self._file.write(_with_blanks(self._header, spare).tostring(padding=True).encode("ascii"))
+        except OSError as error:
+            raise save_failed(self.path, error) from error
 
     def commit(self) -> Path:
         """Close the file and give it its name; return the path."""
@@ -297,6 +322,13 @@ def make_header(
     for card in cards.items() if isinstance(cards, Mapping) else cards:
         _append_card(header, *card)
     return header
+
+
+def _with_blanks(header: fits.Header, count: int) -> fits.Header:
+    filled = header.copy()
+    for _ in range(count):
+        filled.append(("", ""), end=True)
+    return filled
 
 
 def _append_card(header: fits.Header, key: str, value: Any, comment: str = "") -> None:

@@ -16,6 +16,7 @@ import psutil
 
 from zemosaic_core.chunks import Buffer, Workload, peak_bytes
 from zemosaic_core.coadd import coadd_buffers
+from zemosaic_core.colour_calibration import SPIRAL_B_V, SUN_B_V
 from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.gpu.coadd import expected_workload
 from zemosaic_core.gpu.device import DeviceInfo
@@ -162,6 +163,20 @@ class AssemblyOptions:
 
 
 @dataclass(frozen=True)
+class ColourOptions:
+    """Whether colours are calibrated, and what shall be white: 'g2v', 'average_spiral' or 'none'."""
+
+    calibrate: bool
+    white: str
+    save_calibrated: bool
+
+    @property
+    def white_b_v(self) -> float:
+        """Colour B-V of what is to be white; zero points are always those of a G2V star's colour or of this."""
+        return SPIRAL_B_V if self.white == "average_spiral" else SUN_B_V
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """Which files are written and how the preview looks."""
 
@@ -169,6 +184,7 @@ class OutputOptions:
     viewer_tiff: bool
     variance: bool
     keep_state: bool
+    colour: ColourOptions
     preview: dict[str, Any]
 
 
@@ -380,6 +396,9 @@ def resolve(
             settings.save_viewer_tiff,
             settings.save_variance,
             settings.cache_retention == "keep",
+            ColourOptions(
+                settings.colour_calibration == "auto", settings.white_reference, settings.save_calibrated
+            ),
             {
                 "p_low": settings.preview_png_p_low,
                 "p_high": settings.preview_png_p_high,

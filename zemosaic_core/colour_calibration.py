@@ -72,15 +72,20 @@ class ColourSolution:
         V magnitude of a star of the white colour that gives one unit of flux, per channel.
     ratios : tuple of ChannelColour
         ``-2.5 log10(flux / flux of the middle channel)`` per channel but the middle one; empty for one channel.
-    n_stars : int
-        Stars that count in every ratio (in the zero point, for one channel).
+    counted : numpy.ndarray
+        bool (n,): stars that count in every ratio (in the zero point, for one channel).
     """
 
     gains: tuple[float, ...]
     gain_error: float
     zero_points: tuple[ChannelColour, ...]
     ratios: tuple[ChannelColour, ...]
-    n_stars: int
+    counted: np.ndarray
+
+    @property
+    def n_stars(self) -> int:
+        """Number of stars that count."""
+        return int(self.counted.sum())
 
 
 def solve_colours(
@@ -141,9 +146,8 @@ def solve_colours(
     for c, ratio in zip((c for c in range(channels) if c != middle), ratios, strict=True):
         gains[c] = 10.0 ** (0.4 * ratio.at_white)
     error = max((ratio.sigma for ratio in ratios), default=0.0) / 1.0857
-    return ColourSolution(
-        tuple(float(g) for g in gains / gains.mean()), float(error), zero_points, ratios, int(counted.sum())
-    )
+    white = tuple(float(g) for g in gains / gains.mean())
+    return ColourSolution(white, float(error), zero_points, ratios, counted)
 
 
 def lonely_stars(

@@ -29,8 +29,11 @@ _GAP_PX, _RING_PX = 3.0, 4.0
 _MOST_STARS = 2000
 _MIN_SNR = 20.0
 _BAND_ROWS = 256
-# A catalogue star is the saturated one of a frame when they lie this near each other.
+# A star of a frame is one of the catalogue when they lie this near each other; one that is cut in more than this share
+# of the frames is not measured. Only the brightest of a frame can be.
 _SAME_STAR_PX = 3.0
+_OFTEN = 0.25
+_SEEN_STARS = 120
 # The best aperture for a faint star on an even sky, in units of the width, and the share of the light inside.
 _FAINT_APERTURE_FWHM, _FAINT_SHARE, _FAINT_SNR = 0.68, 0.72, 5.0
 
@@ -43,22 +46,21 @@ def star_light(frames: Sequence[RegisteredFrame]) -> StarLight:
         for info, frame in zip(infos, frames, strict=True)
         if info.exposure_s
     ]
-    places, widths = [np.empty((0, 2))], []
+    places, cut, widths = [np.empty((0, 2))], [np.empty(0, bool)], []
     for frame in frames:
         stars = frame.solved.measure.columns("x", "y", "fwhm_px", "saturated")
-        cut = stars["saturated"].astype(bool)
-        places.append(np.column_stack(frame.to_plane.apply(stars["x"][cut], stars["y"][cut])))
+        brightest = slice(0, _SEEN_STARS)
+        x, y = stars["x"][brightest], stars["y"][brightest]
+        places.append(np.column_stack(frame.to_plane.apply(x, y)))
+        cut.append(stars["saturated"][brightest].astype(bool))
         step = frame.to_plane.apply(np.array([0.0, 1.0]), np.zeros(2))
         scale = float(np.hypot(np.diff(step[0])[0], np.diff(step[1])[0]))
         widths.append(scale * float(np.nanmedian(stars["fwhm_px"])) if len(stars["x"]) else np.nan)
-    cut_xy = np.vstack(places)
-    # The same star in every frame is one place; a tenth of a pixel does not matter.
-    cut_xy = np.unique(np.round(cut_xy), axis=0)
     width = float(np.nanmedian(widths)) if np.isfinite(widths).any() else _LEAST_APERTURE_PX
     # Gains are near one for clear frames and larger for hazy ones.
     exposure = float(np.percentile(scaled, 25.0)) if len(scaled) == len(frames) and scaled else float("nan")
     epoch = float(np.mean([info.epoch for info in infos])) if infos else CATALOGUE_EPOCH
-    return StarLight(epoch, exposure, width, cut_xy)
+    return StarLight(epoch, exposure, width, np.vstack(places), np.concatenate(cut))
 
 
 def calibrate(
@@ -100,8 +102,8 @@ def calibrate(
     inside[inside] = ((xy[inside] > reach) & (xy[inside] < np.array([width, height]) - reach)).all(axis=1)
     rows = np.flatnonzero(inside)
     rows = rows[lonely_stars(xy[rows], known.v_mag[rows], all_xy[every_ok], every.mag[every_ok], aperture)]
-    saturated = light.saturated_xy - np.array([origin_yx[1], origin_yx[0]])
-    rows = rows[_far_from(xy[rows], saturated, _SAME_STAR_PX)][:_MOST_STARS]
+    seen_xy = light.seen_xy - np.array([origin_yx[1], origin_yx[0]])
+    rows = rows[~_often_cut(xy[rows], seen_xy, light.cut)][:_MOST_STARS]
     flux, noise = _measure(read_rows, shape, xy[rows], aperture, reach)
     error = np.broadcast_to(noise[:, None] * np.sqrt(np.pi) * aperture, flux.shape)
     with np.errstate(invalid="ignore"):
@@ -149,11 +151,14 @@ def _measure(
         # Neighbours share samples; pixels this far apart do not.
         apart = (pixels[..., 8:] - pixels[..., :-8]).reshape(channels, -1)
         noises.append([mad_sigma(d[np.isfinite(d)][::7]) / np.sqrt(2.0) for d in apart])
-    noise = np.nanmedian(np.array(noises), axis=0) if noises else np.full(channels, np.nan)
-    return flux, noise
+    known = np.array(noises).reshape(-1, channels)
+    known = known[np.isfinite(known).all(axis=1)]
+    return flux, np.median(known, axis=0) if len(known) else np.full(channels, np.nan)
 
 
-def _far_from(xy: np.ndarray, places: np.ndarray, radius_px: float) -> np.ndarray:
-    if not len(xy) or not len(places):
-        return np.ones(len(xy), bool)
-    return cKDTree(places).query(xy)[0] > radius_px
+def _often_cut(xy: np.ndarray, seen_xy: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Tell which stars more than a quarter of the frames that show them could not hold, bool (n,)."""
+    if not len(xy) or not len(seen_xy):
+        return np.zeros(len(xy), bool)
+    near = cKDTree(seen_xy).query_ball_point(xy, _SAME_STAR_PX)
+    return np.array([len(rows) > 0 and cut[rows].mean() > _OFTEN for rows in near])

@@ -277,14 +277,17 @@ class StarLight:
         Exposure of a frame on the common flux scale; NaN when headers do not tell.
     fwhm_px : float
         Width of stars, mosaic px.
-    saturated_xy : numpy.ndarray, shape (n, 2)
-        Places on the grid of stars that reached the ceiling of the sensor in any frame.
+    seen_xy : numpy.ndarray, shape (n, 2)
+        Places on the grid of the bright stars of all frames.
+    cut : numpy.ndarray of bool, shape (n,)
+        Which of them reached the ceiling of the sensor.
     """
 
     epoch: float
     exposure_s: float
     fwhm_px: float
-    saturated_xy: np.ndarray
+    seen_xy: np.ndarray
+    cut: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -360,7 +363,7 @@ class MosaicColour:
             "limit_mag": self.limit_mag,
             "lines": [{name: round(getattr(line, name), 4) for name in names} for line in lines],
             "stars": np.round(self.stars, 3),
-            "counted": np.logical_and.reduce([line.used for line in lines]),
+            "counted": self.solution.counted,
         }
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "airmass",
     "horizontal",
     "julian_date",
+    "julian_year",
     "moon_place",
     "moonlight_nl",
     "parallactic_deg",
@@ -46,6 +47,11 @@ def julian_date(moment: datetime) -> float:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return 2440587.5 + moment.timestamp() / 86400.0
+
+
+def julian_year(moment: datetime) -> float:
+    """Return the Julian year of a moment, 2000.0 at noon of 2000 January 1; one without time zone is UTC."""
+    return 2000.0 + (julian_date(moment) - _J2000) / 365.25
 
 
 def sidereal_deg(jd: np.ndarray | float, longitude_deg: float) -> np.ndarray | float:

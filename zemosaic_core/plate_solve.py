@@ -494,7 +494,7 @@ class _Search:
 def tolerance_px(scale_arcsec: float) -> float:
     """Distance within which a detected and a catalogue star are one: 2 px, or 1.5 arcsec for small pixels.
 
-    The catalogue is at epoch J2000.0 without proper motions; a typical star has moved by a few tenths of an
-    arcsecond since, one in a hundred by more than 1.5.
+    Stars whose motion is not known have gone their own way by a few tenths of an arcsecond since J2000.0, one in a
+    hundred by more than 1.5.
     """
     return max(2.0, 1.5 / scale_arcsec)

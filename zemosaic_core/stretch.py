@@ -167,6 +167,7 @@ def auto_stretch_params(
     p_high: float = 99.9,
     asinh_a: float = 12.0,
     apply_wb: bool = True,
+    white_gains: tuple[float, ...] | None = None,
 ) -> StretchParams:
     """Choose sky, white balance, black, white and steepness for an image.
 
@@ -190,6 +191,9 @@ def auto_stretch_params(
     apply_wb : bool
         Make the average star white; without, one unit of light counts alike in all channels. The sky becomes
         neutral either way.
+    white_gains : tuple of float, optional
+        White balance known from elsewhere, factors per channel; with `apply_wb` it is used instead of the average
+        star.
 
     Returns
     -------
@@ -212,7 +216,9 @@ def auto_stretch_params(
     sky, unevenness = _sky_levels(planes, known)
     planes = np.where(known, planes - sky.astype(np.float32)[:, None, None], np.float32(0.0))
     weight = known.astype(np.float32)
-    gain = _white_balance(planes, weight) if apply_wb and channels > 1 else np.ones(channels)
+    gain = np.ones(channels)
+    if apply_wb and channels > 1:
+        gain = np.array(white_gains) if white_gains else _white_balance(planes, weight)
     light = np.tensordot((gain / channels).astype(np.float32), planes, axes=1)
     noise = pixel_noise(light, weight)
     sigma = max(noise, 1e-6 * float(np.abs(sky).max()), 1e-12)
@@ -241,6 +247,7 @@ def preview_rgba(
     p_high: float = 99.9,
     asinh_a: float = 12.0,
     apply_wb: bool = True,
+    white_gains: tuple[float, ...] | None = None,
     max_dim: int | None = 2000,
     params: StretchParams | None = None,
     calm_noise: bool | None = None,
@@ -251,7 +258,7 @@ def preview_rgba(
     ----------
     image_chw : ndarray, shape (C, h, w) with C = 1 or 3, or (h, w)
         Linear image; NaN means missing.
-    p_low, p_high, asinh_a, apply_wb
+    p_low, p_high, asinh_a, apply_wb, white_gains
         As for `auto_stretch_params`.
     max_dim : int, optional
         Longest side of the picture; larger images are averaged down by a whole number. None: no limit.
@@ -282,7 +289,9 @@ def preview_rgba(
     if calm_noise is None:
         calm_noise = params is None
     if params is None:
-        params = auto_stretch_params(image, p_low=p_low, p_high=p_high, asinh_a=asinh_a, apply_wb=apply_wb)
+        params = auto_stretch_params(
+            image, p_low=p_low, p_high=p_high, asinh_a=asinh_a, apply_wb=apply_wb, white_gains=white_gains
+        )
     known = np.isfinite(image).all(axis=0)
     light, colours = _light_and_colour(image, known, params)
     del image

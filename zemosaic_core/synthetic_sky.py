@@ -35,6 +35,7 @@ __all__ = [
     "render_frame",
     "render_ideal",
     "sky_to_pixel",
+    "star_colour",
     "star_pixels",
     "tan_cards",
     "vignette",
@@ -294,7 +295,7 @@ def make_sky(
     seed: int = 7,
     stars_per_deg2: float = 35.0,
     faintest_mag: float = 16.5,
-    catalogue: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    catalogue: tuple[np.ndarray, ...] | None = None,
     galaxy: Galaxy | None = None,
 ) -> Sky:
     """Invent a patch of sky, or fill one around real stars.
@@ -312,8 +313,9 @@ def make_sky(
     faintest_mag : float
         Faintest star.
     catalogue : tuple of ndarray, optional
-        Real stars ``(ra_deg, dec_deg, mag)``. They replace the random ones down to the magnitude where the
-        catalogue thins out; fainter stars stay random.
+        Real stars ``(ra_deg, dec_deg, mag)`` or ``(ra_deg, dec_deg, mag, b_v)``. They replace the random ones
+        down to the magnitude where the catalogue thins out; fainter stars stay random. Where B-V is given and
+        not NaN, the star shines as a black body of that colour.
     galaxy : Galaxy, optional
         Galaxy at the centre; None: stars only.
 
@@ -324,11 +326,13 @@ def make_sky(
     """
     rng = np.random.default_rng([seed, 1])
     ra, dec, mag = _random_stars(rng, center_deg, size_deg, stars_per_deg2, faintest_mag)
+    b_v = np.full(len(mag), np.nan)
     if catalogue is not None:
-        ra, dec, mag = _merge_catalogue(catalogue, (ra, dec, mag), center_deg, size_deg)
+        ra, dec, mag, b_v = _merge_catalogue(catalogue, (ra, dec, mag, b_v), center_deg, size_deg)
     order = np.argsort(mag, kind="stable")
-    ra, dec, mag = ra[order], dec[order], mag[order]
-    flux = 10.0 ** (0.4 * (ZERO_POINT_MAG - mag))[:, None] * _star_colours(rng, mag)
+    ra, dec, mag, b_v = ra[order], dec[order], mag[order], b_v[order]
+    colours = np.where(np.isfinite(b_v)[:, None], star_colour(b_v), _star_colours(rng, mag))
+    flux = 10.0 ** (0.4 * (ZERO_POINT_MAG - mag))[:, None] * colours
     texture = np.zeros((3, 0, 0), dtype=np.float32)
     cards = tan_cards(*center_deg, shape_hw=(0, 0))
     if galaxy is not None:
@@ -355,17 +359,19 @@ def _random_stars(rng, center_deg, size_deg, density, faintest):
 
 
 def _merge_catalogue(catalogue, random_stars, center_deg, size_deg):
-    ra, dec, mag = (np.asarray(a, dtype=np.float64) for a in catalogue)
+    ra, dec, mag = (np.asarray(a, dtype=np.float64) for a in catalogue[:3])
+    b_v = np.asarray(catalogue[3], dtype=np.float64) if len(catalogue) > 3 else np.full(len(mag), np.nan)
     plane = tan_cards(*center_deg, scale_arcsec=3600.0, shape_hw=(1, 1))
     x, y = sky_to_pixel(plane, ra, dec)
     inside = np.hypot(x, y) <= size_deg / 2.0
-    ra, dec, mag = ra[inside] % 360.0, dec[inside], mag[inside]
+    ra, dec, mag, b_v = ra[inside] % 360.0, dec[inside], mag[inside], b_v[inside]
     if mag.size == 0:
         raise ValueError("the catalogue has no star in the field of the synthetic sky")
     limit = np.percentile(mag, 75.0)  # a catalogue is nearly complete down to about here
     keep = random_stars[2] > limit
     return tuple(
-        np.concatenate([real, made[keep]]) for real, made in zip((ra, dec, mag), random_stars, strict=True)
+        np.concatenate([real, made[keep]])
+        for real, made in zip((ra, dec, mag, b_v), random_stars, strict=True)
     )
 
 
@@ -378,6 +384,19 @@ def _star_colours(rng: np.random.Generator, mag: np.ndarray) -> np.ndarray:
         9500.0 * np.exp(0.22 * spread),
         np.where(kind < 0.72, 5900.0 * np.exp(0.10 * spread), 4150.0 * np.exp(0.10 * spread)),
     )
+    return _seen_colour(kelvin)
+
+
+def star_colour(b_v: np.ndarray) -> np.ndarray:
+    """Return the relative flux (n, 3) of black bodies of these colours B-V; NaN where B-V is.
+
+    Temperature after Ballesteros (2012, EPL 97, 34008).
+    """
+    scaled = 0.92 * np.asarray(b_v, dtype=np.float64)
+    return _seen_colour(4600.0 * (1.0 / (scaled + 1.7) + 1.0 / (scaled + 0.62)))
+
+
+def _seen_colour(kelvin: np.ndarray) -> np.ndarray:
     flux = _black_body(np.clip(kelvin, 3000.0, 20000.0)) / _black_body(np.array([5800.0]))
     return flux / flux[:, 1:2] * _RESPONSE_RGB
 

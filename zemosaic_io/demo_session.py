@@ -34,6 +34,8 @@ DEMO_CENTER_DEG = (10.6847, 41.2690)
 _OBJECT = "Demo M 31"
 _OVERLAP = 0.20
 _PANEL_ROTATION_STEP_DEG = 8.0
+# Julian year of the night: where its stars stand.
+DEMO_EPOCH = 2025.8
 _START = datetime(2025, 10, 18, 20, 30, 0)
 
 
@@ -135,7 +137,7 @@ def plan_demo_night(
     shape_hw: tuple[int, int] = (1920, 1080),
     bad_frames: bool = True,
     n_satellites: int = 4,
-    catalogue: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    catalogue: tuple[np.ndarray, ...] | None = None,
     center_deg: tuple[float, float] = DEMO_CENTER_DEG,
 ) -> DemoTruth:
     """Decide everything about the night without rendering or writing a frame.
@@ -191,7 +193,7 @@ def write_demo_night(
     with_wcs: bool = False,
     bad_frames: bool = True,
     n_satellites: int = 4,
-    catalogue: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    catalogue: tuple[np.ndarray, ...] | None = None,
     center_deg: tuple[float, float] = DEMO_CENTER_DEG,
     save_truth: Path | str | None = None,
     on_frame: Callable[[int, int], None] | None = None,
@@ -217,7 +219,7 @@ def write_demo_night(
     n_satellites : int
         Frames with a satellite trail.
     catalogue : tuple of ndarray, optional
-        Real stars ``(ra_deg, dec_deg, mag)`` to show instead of invented bright ones.
+        Real stars, see `synthetic_sky.make_sky`, to show instead of invented bright ones.
     center_deg : tuple of float
         Sky position of the mosaic centre.
     save_truth : path, optional

@@ -36,6 +36,7 @@ _STORAGE: dict[str, tuple[int, str, int]] = {
     "uint16": (16, ">i2", 32768),
     "int32": (32, ">i4", 0),
 }
+_CARD_BYTES = 80
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _STRUCTURE = {"SIMPLE", "XTENSION", "BITPIX", "NAXIS", "EXTEND", "PCOUNT", "GCOUNT", "BZERO", "BSCALE", "END"}
 
@@ -93,6 +94,8 @@ class StreamingFits:
     unfinished : Path, optional
         Write to this file, on the disk of ``path``, instead of a temporary one, and leave it there when the block is
         left without `commit`. One of the same size and with the same headers is gone on with: see `keep_rows`.
+    spare_cards : int
+        Room in the primary header for `add_cards`, which knows what only the finished pixels tell.
 
     Raises
     ------
@@ -113,6 +116,7 @@ class StreamingFits:
         extensions: Sequence[ExtensionSpec | tuple] = (),
         *,
         unfinished: Path | None = None,
+        spare_cards: int = 0,
     ) -> None:
         self.path = Path(path)
         self._unfinished = unfinished
@@ -121,7 +125,8 @@ class StreamingFits:
         self._file: Any = None
         self.goes_on = False
         self._temporary: Path | None = None
-        headers = [(None, make_header(cards, shape, dtype, has_extensions=bool(specs)), shape, dtype)]
+        self._header = make_header(cards, shape, dtype, has_extensions=bool(specs))
+        headers = [(None, _with_blanks(self._header, spare_cards), shape, dtype)]
         for s in specs:
             header = make_header(s.cards, s.shape, s.dtype, extname=s.name)
             headers.append((s.name, header, s.shape, s.dtype))
@@ -239,6 +244,26 @@ class StreamingFits:
             native = (native.view(np.uint16) ^ np.uint16(0x8000)).astype(np.uint16)
         return native.reshape(*unit.shape[:-2], y1 - y0, width)
 
+    def add_cards(self, cards: Cards) -> None:
+        """Add cards to the primary header, in the room that ``spare_cards`` left.
+
+        Raises
+        ------
+        ValueError
+            They do not fit.
+        """
+        for card in cards.items() if isinstance(cards, Mapping) else cards:
+            _append_card(self._header, *card)
+        room = self._units[None].data_offset
+        spare = (room - len(self._header.tostring(padding=True))) // _CARD_BYTES
+        if spare < 0:
+            raise ValueError(f"{-spare} cards too many for the header of {self.path}")
+        try:
+            self._file.seek(0)
+            self._file.write(_with_blanks(self._header, spare).tostring(padding=True).encode("ascii"))
+        except OSError as error:
+            raise save_failed(self.path, error) from error
+
     def commit(self) -> Path:
         """Close the file and give it its name; return the path."""
         for name, unit in self._units.items():
@@ -339,6 +364,13 @@ def make_header(
     for card in cards.items() if isinstance(cards, Mapping) else cards:
         _append_card(header, *card)
     return header
+
+
+def _with_blanks(header: fits.Header, count: int) -> fits.Header:
+    filled = header.copy()
+    for _ in range(count):
+        filled.append(("", ""), end=True)
+    return filled
 
 
 def _append_card(header: fits.Header, key: str, value: Any, comment: str = "") -> None:

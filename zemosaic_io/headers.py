@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zemosaic_core.errors import SkipItem
+from zemosaic_core.night_sky import julian_year
+from zemosaic_core.proper_motion import CATALOGUE_EPOCH
 from zemosaic_io.fits_cards import HduInfo, is_celestial_key, iter_hdus
 from zemosaic_io.header_values import PATTERNS, angle_deg, known_telescope, stated_pattern
 
@@ -36,6 +38,8 @@ _MOST_STACKED = 1e6
 _CELESTIAL_PAIRS = ({"RA", "DEC"}, {"GLON", "GLAT"}, {"ELON", "ELAT"})
 # Digital frames were taken in these years.
 _FIRST_YEAR, _LAST_YEAR = 1900, 2999
+# Outside these years a date is that of a clock that was never set; stars must not be moved by it.
+_FIRST_MOVING_YEAR, _LAST_MOVING_YEAR = 1981, 2099
 # Cards of a WCS that refine it.
 _WCS_EXTRAS = ("RADESYS", "RADECSYS", "EQUINOX", "LONPOLE", "LATPOLE")
 _MAX_SIP_ORDER = 9
@@ -141,6 +145,14 @@ class FrameInfo:
     def n_channels(self) -> int:
         """Channels after decoding: 1 for mono, else 3."""
         return 1 if self.kind == "mono" else 3
+
+    @property
+    def epoch(self) -> float:
+        """Julian year of the exposure; that of the star catalogue where the header's date cannot be right."""
+        moment = _moment(self.date_obs)
+        if moment is None or not _FIRST_MOVING_YEAR <= moment.year <= _LAST_MOVING_YEAR:
+            return CATALOGUE_EPOCH
+        return julian_year(moment)
 
     @property
     def total_exposure_s(self) -> float | None:
@@ -508,12 +520,8 @@ def _scale(cards: Mapping[str, Any], wcs_cards: Mapping[str, Any] | None) -> flo
 
 def _night(path: Path, cards: Mapping[str, Any], date_obs: str) -> str:
     """Local date of the evening; local time by the site, else by the file name, else UTC."""
-    try:
-        moment = datetime.datetime.fromisoformat(date_obs.strip().rstrip("Z")[:26])
-    except ValueError:
-        return ""
-    moment = moment.replace(tzinfo=None)
-    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+    moment = _moment(date_obs)
+    if moment is None or not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
         # What a clock says that was never set; arithmetic on it runs out of the calendar.
         return ""
     longitude = angle_deg(cards.get("SITELONG", cards.get("LONG-OBS")), hours_if_text=False)
@@ -529,6 +537,14 @@ def _night(path: Path, cards: Mapping[str, Any], date_obs: str) -> str:
         if abs(named - moment) < datetime.timedelta(hours=14.5):
             local = named
     return (local - datetime.timedelta(hours=12)).date().isoformat()
+
+
+def _moment(date_obs: str) -> datetime.datetime | None:
+    """Return the moment of a DATE-OBS card, UTC without a time zone; None when it is not a date."""
+    try:
+        return datetime.datetime.fromisoformat(date_obs.strip().rstrip("Z")[:26]).replace(tzinfo=None)
+    except ValueError:
+        return None
 
 
 def _text(cards: Mapping[str, Any], *keys: str) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "RowSource",
     "display_range",
     "downscale",
+    "write_calibrated_fits",
     "write_png",
     "write_tiff16",
     "write_viewer_fits_uint16",
@@ -232,6 +233,26 @@ def write_viewer_fits_uint16(
     with StreamingFits(path, shape, pairs, dtype="uint16") as out:
         for y0 in range(0, height, _ROWS):
             rows = _to_uint16(source.read_rows(y0, min(height, y0 + _ROWS)), limits)
+            out.write_rows(y0, rows if planes > 1 else rows[0])
+        return out.commit()
+
+
+def write_calibrated_fits(
+    path: Path | str, source: RowSource, factors: tuple[float, ...], cards: Cards = ()
+) -> Path:
+    """Write a copy as float32 whose planes are multiplied by factors; missing pixels stay NaN.
+
+    Raises
+    ------
+    SaveFailed
+        ``save_failed``.
+    """
+    planes, height, width = source.shape
+    scale = np.array(factors, np.float32)[:, None, None]
+    shape = (planes, height, width) if planes > 1 else (height, width)
+    with StreamingFits(path, shape, cards) as out:
+        for y0 in range(0, height, _ROWS):
+            rows = source.read_rows(y0, min(height, y0 + _ROWS)) * scale
             out.write_rows(y0, rows if planes > 1 else rows[0])
         return out.commit()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zemosaic_io.fits_write import atomic_path
+from zemosaic_io.report_colour import colour_section
 from zemosaic_io.report_sky import sky_section
 
 __all__ = ["render_page", "write_page"]
@@ -78,6 +79,7 @@ def render_page(facts: Facts, text: Text, language: str = "en") -> str:
         _cards(facts, text),
         _pictures(facts, text),
         sky_section(facts, text),
+        colour_section(facts, text),
         _overlaps(facts, text),
         _phases(facts, text),
         _tiles(facts, text),

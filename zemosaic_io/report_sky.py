@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from zemosaic_io.report_plots import figure, plot
+
 __all__ = ["sky_section"]
 
 Text = Callable[..., str]
 Facts = dict[str, Any]
-Point = tuple[float, float]
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _MARGIN = 560.0, 260.0, 58.0, 34.0, 12.0
 _COLOURS = {1: ("#e6e9ef",), 3: ("#ff7b88", "#8be28b", "#7fb4ff")}
 _CELLS = 28
 
@@ -32,10 +32,10 @@ def sky_section(facts: Facts, text: Text) -> str:
     channels = sky["channels"]
     colours = _COLOURS.get(len(channels), tuple("#e6e9ef" for _ in channels))
     figures = [
-        _figure(_glow(sky, colours), text("report.sky_glow")),
-        _figure(_residuals(sky, colours), text("report.sky_residuals")),
-        _figure(_flat(sky), _flat_caption(sky, text)),
-        _figure(_removed(sky, facts.get("mosaic")), text("report.sky_removed")),
+        figure(_glow(sky, colours), text("report.sky_glow")),
+        figure(_residuals(sky, colours), text("report.sky_residuals")),
+        figure(_flat(sky), _flat_caption(sky, text)),
+        figure(_removed(sky, facts.get("mosaic")), text("report.sky_removed")),
     ]
     return (
         f"{title}<p>{_e(_sentence(sky, text))} {_e(text('report.sky_site', site=text(sky['site'])))}</p>"
@@ -74,67 +74,12 @@ def _largest(values: Sequence[float | None]) -> float | None:
     return None if any(v is None for v in values) else max(v for v in values if v is not None)
 
 
-def _figure(picture: str, caption: str) -> str:
-    return f"<figure>{picture}<figcaption>{_e(caption)}</figcaption></figure>" if picture else ""
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    pad = 0.06 * (high - low) or max(0.05 * abs(high), 0.5)
-    return low - pad, high + pad
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Return three to six round numbers within a range."""
-    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-12)))
-    for factor in (2.0, 1.0, 0.5, 0.25, 0.2):
-        first = math.ceil(low / (step * factor))
-        count = math.floor(high / (step * factor)) - first + 1
-        if count >= 3:
-            return [(first + k) * step * factor for k in range(count)]
-    return [low, high]
-
-
-def _plot(series: Sequence[tuple[Sequence[Point], str]], *, lines: bool = False) -> str:
-    """Draw points or lines with axes; one colour per series."""
-    points = [p for part, _ in series for p in part]
-    if not points:
-        return ""
-    (x0, x1), (y0, y1) = _range([p[0] for p in points]), _range([p[1] for p in points])
-
-    def at(x: float, y: float) -> Point:
-        wide, high = _WIDTH - _LEFT - _MARGIN, _HEIGHT - _BOTTOM - _MARGIN
-        return _LEFT + wide * (x - x0) / (x1 - x0), _MARGIN + high * (1 - (y - y0) / (y1 - y0))
-
-    parts = []
-    for tick in _ticks(y0, y1):
-        _, y = at(x0, tick)
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _MARGIN}" y1="{y:.1f}" y2="{y:.1f}" stroke="#2a313c"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        )
-    for tick in _ticks(x0, x1):
-        x, _ = at(tick, y0)
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{tick:g}</text>')
-    for part, colour in series:
-        places = [at(*p) for p in part]
-        if lines:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        else:
-            parts.extend(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in places)
-    return (
-        f'<svg viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" font-size="12" fill="#9aa4b2" role="img">'
-        f"{''.join(parts)}</svg>"
-    )
-
-
 def _glow(sky: Facts, colours: Sequence[str]) -> str:
     series = []
     for channel, colour in zip(sky["channels"], colours, strict=True):
         level = [channel["background_adu"] + row[0] for row in channel["glow"]]
         series.append((list(zip(sky["hours"], level, strict=True)), colour))
-    return _plot(series)
+    return plot(series)
 
 
 def _residuals(sky: Facts, colours: Sequence[str]) -> str:
@@ -142,14 +87,14 @@ def _residuals(sky: Facts, colours: Sequence[str]) -> str:
     for channel, colour in zip(sky["channels"], colours, strict=True):
         known = [(h, r) for h, r in zip(sky["hours"], channel["residual_adu"], strict=True) if r is not None]
         series.append((known, colour))
-    return _plot(series)
+    return plot(series)
 
 
 def _flat(sky: Facts) -> str:
     nu_1, nu_2 = sky["flat"]["nu"]
     radii = [k / 40 for k in range(41)]
     curve = [(r, 100 * math.exp(nu_1 * r**2 + nu_2 * r**4)) for r in radii]
-    return _plot([(curve, "#ffe27a")], lines=True) if sky["flat"]["stars"] else ""
+    return plot(lines=[(curve, "#ffe27a")]) if sky["flat"]["stars"] else ""
 
 
 def _flat_caption(sky: Facts, text: Text) -> str:

@@ -109,7 +109,8 @@ def _catalogue_anchors(solved: Sequence[SolvedFrame], spec: grids.GridSpec) -> n
     if np.mean([item.solution.confirmed for item in solved]) < 0.5:
         return None
     radius = 0.5 * float(np.hypot(*spec.shape_hw)) * spec.scale_arcsec / 3600
-    ra, dec, _ = catalogue_stars_near(*spec.center_deg, min(radius, 60.0))
+    epoch = float(np.mean([item.frame.info.epoch for item in solved]))
+    ra, dec, _ = catalogue_stars_near(*spec.center_deg, min(radius, 60.0), epoch=epoch)
     return spec.wcs.all_world2pix(np.column_stack([ra, dec]), 0) if len(ra) else None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from astropy.wcs import WCS
 
 from zemosaic_core import __version__
+from zemosaic_core.colour_calibration import MIN_STARS
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sky_model import ASSURANCES
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule
@@ -21,6 +22,7 @@ from zemosaic_core.tile_photometry import OverlapSamples, TileOptions, TilePhoto
 from zemosaic_core.tile_surfaces import TileSurfaces
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_store import TileStore
+from zemosaic_pipeline.colour import MosaicColour, StarLight, calibrate
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
@@ -321,6 +323,10 @@ def _history(plan: RunPlan, photometry: TilePhotometry) -> list[tuple[str, str]]
     return [("HISTORY", line) for line in lines]
 
 
+# Room in the header for what the finished pixels tell about colours.
+COLOUR_CARDS = 16
+
+
 def base_name(n_tiles: int, n_frames: int) -> str:
     """Return the name every output file begins with."""
     return f"zemosaic_MT{n_tiles}_R{n_frames}"
@@ -332,6 +338,7 @@ def run(
     approximate: bool,
     one_flux_scale: bool,
     behind: SkySolution,
+    light: StarLight,
     grid: MosaicGrid,
     plan: RunPlan,
     context: RunContext,
@@ -343,6 +350,8 @@ def run(
     behind : SkySolution
         The sky behind the frames. Its glow over the whole mosaic, which the frames have lost already, goes to a file of
         its own, or back into the image where `SkyOptions.remove_gradient` is off.
+    light : StarLight
+        What the frames tell about stars, for the colours of the mosaic.
 
     Raises
     ------
@@ -372,7 +381,9 @@ def run(
     sky_path = Path(f"{base}_sky.fits") if glow.known and plan.sky.remove_gradient else None
     with ExitStack() as files:
         history = _history(plan, solution)
-        out = files.enter_context(StreamingFits(science, shape, [*cards.items(), *history]))
+        out = files.enter_context(
+            StreamingFits(science, shape, [*cards.items(), *history], spare_cards=COLOUR_CARDS)
+        )
         out_coverage = files.enter_context(StreamingFits(coverage, canvas.shape_hw, coverage_cards))
         out_variance = None
         if variance_path is not None:
@@ -419,17 +430,21 @@ def run(
             on_rows=on_rows,
             cancel=context.cancel,
         )
+        colour = calibrate(out.read_rows, shape, wcs_cards, light, canvas.origin_yx, plan.output.colour)
+        out.add_cards(colour.cards())
         out.commit()
         out_coverage.commit()
         for extra in (out_variance, out_sky):
             if extra is not None:
                 extra.commit()
+    _tell_colour(colour, context)
     return Mosaic(
         science_path=str(science),
         coverage_path=str(coverage),
         grid=replace(grid, wcs_cards=wcs_cards, shape_hw=canvas.shape_hw),
         origin_yx=canvas.origin_yx,
         photometry=_photometry_facts(tiles, pairs, solution, terms),
+        colour=colour,
         outputs={
             kind: str(path)
             for kind, path in (("variance", variance_path), ("sky", sky_path))
@@ -537,6 +552,21 @@ def _tell_photometry(tiles: Sequence[MasterTile], solution: TilePhotometry, cont
             before=round(float(np.nanmedian(_rms(solution.pair_rms_before))), 2),
             after=round(float(np.nanmedian(_rms(solution.pair_rms_after))), 2),
         )
+
+
+def _tell_colour(colour: MosaicColour, context: RunContext) -> None:
+    if colour.key == "colour_off":
+        return
+    solution = colour.solution
+    if solution is None:
+        context.say(colour.key, stars=colour.n_stars, needed=MIN_STARS)
+        return
+    context.say(
+        colour.key,
+        stars=solution.n_stars,
+        error_percent=round(100.0 * solution.gain_error, 1),
+        limit_mag=round(float(np.nanmax(colour.limit_mag)), 1),
+    )
 
 
 def _photometry_facts(

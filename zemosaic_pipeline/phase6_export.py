@@ -12,6 +12,7 @@ from zemosaic_io.preview import (
     FitsRows,
     display_range,
     downscale,
+    write_calibrated_fits,
     write_png,
     write_tiff16,
     write_viewer_fits_uint16,
@@ -23,8 +24,10 @@ from zemosaic_pipeline.records import Mosaic
 __all__ = ["PHASE", "run"]
 
 PHASE = "phase6_export"
+# V of the star that counts 1 in the calibrated copy.
+UNIT_MAG = 22.5
 COVERAGE_PICTURE_PX = 1600
-OPTIONAL_ENDINGS = ("_viewer.fits", "_viewer.tif", "_variance.fits")
+OPTIONAL_ENDINGS = ("_calibrated.fits", "_viewer.fits", "_viewer.tif", "_variance.fits")
 
 
 def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str, str]:
@@ -40,7 +43,7 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
     steps = 2 + options.viewer_fits + options.viewer_tiff
     rows = FitsRows(mosaic.science_path)
     small = downscale(rows, options.preview["max_dim"])
-    picture = preview_rgba(small, **options.preview)
+    picture = preview_rgba(small, white_gains=mosaic.colour.gains, **options.preview)
     outputs["preview"] = str(write_png(Path(f"{base}_preview.png"), picture))
     context.preview_grown(outputs["preview"])
     context.progress(1, steps, "preview")
@@ -53,9 +56,24 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
         outputs["viewer"] = str(write_viewer_fits_uint16(path, rows, mosaic.grid.wcs_cards, limits=limits))
     if options.viewer_tiff:
         outputs["tiff"] = str(write_tiff16(Path(f"{base}_viewer.tif"), rows, limits=limits))
+    if options.colour.save_calibrated and mosaic.colour.solution is not None:
+        path = Path(f"{base}_calibrated.fits")
+        outputs["calibrated"] = str(_write_calibrated(path, rows, mosaic))
     _remove_old(base, outputs, context)
     context.progress(steps, steps)
     return outputs
+
+
+def _write_calibrated(path: Path, rows: FitsRows, mosaic: Mosaic) -> Path:
+    solution = mosaic.colour.solution
+    assert solution is not None
+    factors = tuple(10.0 ** (0.4 * (UNIT_MAG - point.at_white)) for point in solution.zero_points)
+    cards = {
+        **mosaic.grid.wcs_cards,
+        **mosaic.colour.cards(),
+        "BUNIT": ("nmgy", "1 is a star of the white colour with V = 22.5"),
+    }
+    return write_calibrated_fits(path, rows, factors, cards)
 
 
 def _remove_old(base: Path, outputs: dict[str, str], context: RunContext) -> None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import psutil
 from astropy.wcs import WCS
 
+from zemosaic_core.colour_calibration import SPIRAL_B_V, SUN_B_V
 from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.sources import CombineRule, Kernel
 from zemosaic_gpu_policy import GpuPolicy
@@ -150,6 +151,20 @@ class AssemblyOptions:
 
 
 @dataclass(frozen=True)
+class ColourOptions:
+    """Whether colours are calibrated, and what shall be white: 'g2v', 'average_spiral' or 'none'."""
+
+    calibrate: bool
+    white: str
+    save_calibrated: bool
+
+    @property
+    def white_b_v(self) -> float:
+        """Colour B-V of what is to be white; zero points are always those of a G2V star's colour or of this."""
+        return SPIRAL_B_V if self.white == "average_spiral" else SUN_B_V
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """Which files are written and how the preview looks."""
 
@@ -157,6 +172,7 @@ class OutputOptions:
     viewer_tiff: bool
     variance: bool
     keep_state: bool
+    colour: ColourOptions
     preview: dict[str, Any]
 
 
@@ -338,6 +354,9 @@ def resolve(
             settings.save_viewer_tiff,
             settings.save_variance,
             settings.cache_retention == "keep",
+            ColourOptions(
+                settings.colour_calibration == "auto", settings.white_reference, settings.save_calibrated
+            ),
             {
                 "p_low": settings.preview_png_p_low,
                 "p_high": settings.preview_png_p_high,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_core.colour_calibration import SUN_B_V, ColourSolution
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.transforms import Transform
 from zemosaic_io.headers import FrameInfo
@@ -21,11 +22,16 @@ __all__ = [
     "LeftOut",
     "MasterTile",
     "Mosaic",
+    "MosaicColour",
     "MosaicGrid",
     "RegisteredFrame",
     "Solution",
     "SolvedFrame",
+    "StarLight",
 ]
+
+
+CHANNEL_LETTERS = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True)
@@ -265,6 +271,108 @@ class MasterTile:
 
 
 @dataclass(frozen=True)
+class StarLight:
+    """What the frames tell about the stars of the mosaic.
+
+    Attributes
+    ----------
+    epoch : float
+        Julian year of the mosaic.
+    exposure_s : float
+        Exposure of a frame on the common flux scale; NaN when headers do not tell.
+    fwhm_px : float
+        Width of stars, mosaic px.
+    seen_xy : numpy.ndarray, shape (n, 2)
+        Places on the grid of the bright stars of all frames.
+    cut : numpy.ndarray of bool, shape (n,)
+        Which of them reached the ceiling of the sensor.
+    """
+
+    epoch: float
+    exposure_s: float
+    fwhm_px: float
+    seen_xy: np.ndarray
+    cut: np.ndarray
+
+
+@dataclass(frozen=True)
+class MosaicColour:
+    """Colour calibration of a mosaic, or why there is none.
+
+    Attributes
+    ----------
+    key : str
+        Text key of what to say: 'colour_calibrated', 'colour_zero_point', 'colour_too_few_stars' or 'colour_off'.
+    n_stars : int
+        Stars of known colour that could be measured.
+    solution : ColourSolution or None
+    zero_mag, limit_mag : tuple of float
+        Per channel: V of a star of the white colour that gives 1 ADU/s, and of one at five times the noise;
+        NaN when unknown. Empty without a solution.
+    stars : numpy.ndarray, shape (n, 2 + C)
+        V, B-V and instrumental magnitudes ``-2.5 log10(ADU)`` of the stars.
+    white : str
+        What is white, see `ColourOptions`.
+    white_b_v : float
+        Its colour B-V.
+    """
+
+    key: str
+    n_stars: int
+    solution: ColourSolution | None = None
+    zero_mag: tuple[float, ...] = ()
+    limit_mag: tuple[float, ...] = ()
+    stars: np.ndarray | None = None
+    white: str = "none"
+    white_b_v: float = SUN_B_V
+
+    @property
+    def gains(self) -> tuple[float, ...] | None:
+        """White balance for pictures, or None when the picture has to find its own."""
+        balanced = self.solution is not None and self.white != "none" and len(self.solution.gains) > 1
+        return self.solution.gains if balanced and self.solution is not None else None
+
+    def cards(self) -> dict[str, tuple[object, str]]:
+        """FITS cards of the mosaic."""
+        if self.solution is None:
+            return {}
+        letters = CHANNEL_LETTERS[len(self.solution.zero_points)]
+        cards: dict[str, tuple[object, str]] = {
+            "COLNSTAR": (self.solution.n_stars, "stars of the calibration")
+        }
+        if self.gains is not None:
+            cards["COLWHITE"] = (self.white, "what is white")
+            for letter, gain in zip(letters, self.gains, strict=True):
+                cards[f"WBAL_{letter}"] = (round(gain, 5), "white balance, factor; not applied here")
+            cards["WBALERR"] = (round(100.0 * self.solution.gain_error, 2), "[%] error of the white point")
+        for letter, zero, point in zip(letters, self.zero_mag, self.solution.zero_points, strict=True):
+            cards[f"ZMAG_{letter}"] = (round(zero, 4), f"[mag] V of 1 adu/s, error {point.sigma:.3f}")
+        for letter, limit in zip(letters, self.limit_mag, strict=True):
+            cards[f"MLIM_{letter}"] = (round(limit, 2), "[mag] V of a star at 5 sigma")
+        return cards
+
+    def facts(self) -> dict[str, Any]:
+        """Everything the report says about colours."""
+        data: dict[str, Any] = {"key": self.key, "n_stars": self.n_stars, "white": self.white}
+        if self.solution is None or self.stars is None:
+            return data
+        lines = [*self.solution.ratios, *self.solution.zero_points]
+        names = ("slope", "at_white", "sigma", "scatter")
+        return {
+            **data,
+            "used": self.solution.n_stars,
+            "white_b_v": self.white_b_v,
+            "gains": self.gains,
+            "gain_error": self.solution.gain_error,
+            "zero_mag": self.zero_mag,
+            "limit_mag": self.limit_mag,
+            "lines": [{name: round(getattr(line, name), 4) for name in names} for line in lines],
+            "stars": np.round(self.stars, 3),
+            "counted": self.solution.counted,
+        }
+
+
+@dataclass(frozen=True)
 class Mosaic:
     """The finished mosaic on disk.
 
@@ -281,4 +389,5 @@ class Mosaic:
     grid: MosaicGrid
     origin_yx: tuple[int, int]
     photometry: dict[str, Any]
+    colour: MosaicColour
     outputs: dict[str, str] = field(default_factory=dict)

@@ -173,6 +173,7 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             else None,
             "route": asdict(run.plan.route) if run.plan else None,
             "sky": _sky(run),
+            "colour": run.mosaic.colour.facts() if run.mosaic else None,
             "photometry": run.mosaic.photometry if run.mosaic else None,
             "messages": [asdict(message) for message in context.messages],
             "gpu": {

@@ -23,6 +23,7 @@ from zemosaic_pipeline import (
     sky,
     solve_frames,
 )
+from zemosaic_pipeline.colour import star_light
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.events import (
     PHASES,
@@ -220,7 +221,15 @@ class _ClassicRun:
         approximate = any(item.solution.approximate for item in solved)
         with context.phase(phase5_assemble.PHASE):
             self.mosaic = mosaic = phase5_assemble.run(
-                tiles, self.n_found, approximate, placed.one_flux_scale, behind, placed.grid, plan, context
+                tiles,
+                self.n_found,
+                approximate,
+                placed.one_flux_scale,
+                behind,
+                star_light(placed.frames),
+                placed.grid,
+                plan,
+                context,
             )
         with context.phase(phase6_export.PHASE):
             outputs = phase6_export.run(mosaic, plan.output, context)

@@ -109,5 +109,6 @@ def _solve(
         image_provider=image_provider(info),
         work_dir=work_dir,
         timeout_s=settings.astrometry_timeout,
+        epoch=info.epoch,
     )
     return FileSolution(path, info, tuple(solve_with_chain(request, solvers, cancel)))

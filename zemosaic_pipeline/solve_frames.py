@@ -175,7 +175,7 @@ def _check(sky: _Sky, index: int, cards: Mapping[str, Any]) -> WcsCheck:
         build_frame_wcs(cards, shape_hw)
     except UnusableWcs as error:
         raise SkipItem("wcs_unusable", f"{frame.info.path}: {error}", path=str(frame.info.path)) from error
-    return check_wcs(cards, sky.stars[index], shape_hw)
+    return check_wcs(cards, sky.stars[index], shape_hw, epoch=frame.info.epoch)
 
 
 def _use_headers(sky: _Sky, options: SolveOptions, context: RunContext) -> None:
@@ -322,6 +322,7 @@ def _ask_solvers(
         image_provider=image_provider(frame.info, measure.arrays()["row_sums"]),
         work_dir=context.work_dir,
         timeout_s=place.timeout_s,
+        epoch=frame.info.epoch,
     )
     outcomes = solve_with_chain(request, solvers, context.cancel)
     sky.attempts[index].extend(outcomes)

@@ -389,6 +389,9 @@ _OUTPUT = (
         step=100,
     ),
     Option("preview_png_apply_wb", "bool", True, "output"),
+    Option("colour_calibration", "choice", "auto", "output", "basic", choices=("auto", "off")),
+    Option("white_reference", "choice", "g2v", "output", choices=("g2v", "average_spiral", "none")),
+    Option("save_calibrated", "bool", False, "output"),
 )
 
 _PERFORMANCE = (

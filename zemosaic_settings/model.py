@@ -110,6 +110,9 @@ class Settings(BaseModel):
     preview_png_asinh_a: float = _declared("preview_png_asinh_a")
     preview_png_max_dim: int = _declared("preview_png_max_dim")
     preview_png_apply_wb: bool = _declared("preview_png_apply_wb")
+    colour_calibration: str = _declared("colour_calibration")
+    white_reference: str = _declared("white_reference")
+    save_calibrated: bool = _declared("save_calibrated")
 
     use_gpu_phase5: bool = _declared("use_gpu_phase5")
     gpu_mode: str = _declared("gpu_mode")

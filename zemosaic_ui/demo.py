@@ -12,6 +12,8 @@ __all__ = ["prepare_demo"]
 
 SEED = 7
 PANELS = (2, 2)
+# Changes when the same recipe would show other stars.
+SKY_EDITION = 2
 MARKER = "demo.json"
 # Wide enough for all panels of the night with their rotation.
 CATALOGUE_RADIUS_DEG = 2.5
@@ -39,7 +41,7 @@ def prepare_demo(folder: Path, frames_per_panel: int, say: Callable[..., None]) 
             maximum=1000,
         )
     frames, marker = folder / "frames", folder / MARKER
-    recipe = {"seed": SEED, "panels": list(PANELS), "frames_per_panel": frames_per_panel}
+    recipe = {"sky": SKY_EDITION, "seed": SEED, "panels": list(PANELS), "frames_per_panel": frames_per_panel}
     total = PANELS[0] * PANELS[1] * frames_per_panel
     if _is_written(marker, recipe, frames, total):
         say("demo_reused", folder=str(frames), n=total)
@@ -58,8 +60,8 @@ def _is_written(marker: Path, recipe: dict[str, object], frames: Path, total: in
 
 def _write(folder: Path, frames: Path, frames_per_panel: int) -> None:
     # Imported here: the command line must not pay for it when it makes no demo.
-    from zemosaic_io.demo_session import DEMO_CENTER_DEG, write_demo_night
-    from zemosaic_io.star_catalogue import catalogue_stars_near
+    from zemosaic_io.demo_session import DEMO_CENTER_DEG, DEMO_EPOCH, write_demo_night
+    from zemosaic_io.star_catalogue import open_built_in_catalogue
 
     for old in frames.glob("*.fit*"):  # of a demo with another number of frames
         old.unlink()
@@ -68,6 +70,6 @@ def _write(folder: Path, frames: Path, frames_per_panel: int) -> None:
         seed=SEED,
         panels=PANELS,
         frames_per_panel=frames_per_panel,
-        catalogue=catalogue_stars_near(*DEMO_CENTER_DEG, CATALOGUE_RADIUS_DEG),
+        catalogue=open_built_in_catalogue().sky_near(*DEMO_CENTER_DEG, CATALOGUE_RADIUS_DEG, DEMO_EPOCH),
         save_truth=folder / "truth",
     )

@@ -21,6 +21,7 @@ import numpy as np
 from astropy.wcs import WCS
 
 from zemosaic_core.stretch import StretchParams, auto_stretch_params, preview_rgba
+from zemosaic_io.fits_cards import iter_hdus
 from zemosaic_io.fits_read import read_window
 from zemosaic_io.headers import FrameInfo, read_frame_info
 
@@ -69,12 +70,20 @@ class MosaicImage:
         self.shape_hw = self.info.shape_hw
         self.n_channels = 3 if self.info.kind == "rgb" else 1
         self.wcs = WCS(self.info.wcs_cards) if self.info.wcs_cards else None
+        self.white_gains = self._known_white()
         self.n_levels = max(1, math.ceil(math.log2(max(*self.shape_hw, PART_PX) / PART_PX)) + 1)
         self.ready_level = 0
         self._folder: Path | None = None
         self._copies: dict[int, np.ndarray] = {}
         self._parts: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
+
+    def _known_white(self) -> tuple[float, ...] | None:
+        """White balance that the run found from the stars of the catalogue and wrote into the header."""
+        cards = next(iter(iter_hdus(self.path))).cards
+        gains = tuple(cards.get(f"WBAL_{letter}") for letter in "RGB")
+        good = self.n_channels == 3 and all(isinstance(gain, float) and 0.05 < gain < 20.0 for gain in gains)
+        return gains if good else None
 
     # ------------------------------------------------------------------ pixels
 

@@ -115,8 +115,9 @@ class PartRenderer:
             self._overview = self.image.overview()
         match job:
             case ("auto", view):
+                options = {**(self._options or {}), "white_gains": self.image.white_gains}
                 self._ready.append(
-                    Rendered("auto", 0, (), None, (view, base_params(self._overview, view, self._options)))
+                    Rendered("auto", 0, (), None, (view, base_params(self._overview, view, options)))
                 )
             case ("overview", look):
                 self._ready.append(

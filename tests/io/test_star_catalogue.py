@@ -19,6 +19,7 @@ from zemosaic_io.star_catalogue import (
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN_INDEX = Path("/usr/share/astrometry/index-tycho2-07.littleendian.fits")
+DEBIAN_STARS = Path("/usr/share/stellarium/stars/default")
 # Half a step of the position code: 1 degree / 65536 / 2, in both axes.
 ROUNDING_ARCSEC = 0.04
 
@@ -106,13 +107,15 @@ def test_workers_open_the_file_themselves(written):
     np.testing.assert_array_equal(pickle.loads(packed).near(50, 50, 5).ra_deg, written.near(50, 50, 5).ra_deg)
 
 
-def test_built_in_catalogue_is_tycho_2():
+def test_built_in_catalogue_is_tycho_2_with_motions_and_colours():
     catalogue = open_built_in_catalogue()
-    assert len(catalogue) == 1_871_011
-    assert BUILT_IN_CATALOGUE.stat().st_size < 12e6
+    assert len(catalogue) == 1_882_299
+    assert len(catalogue.coloured_near(0, 0, 180)) == 594_455
+    assert BUILT_IN_CATALOGUE.stat().st_size < 14e6
     assert catalogue.origin["reference"] == "Hog E. et al. 2000, A&A 355, L27"
     assert catalogue.origin["epoch"] == "J2000.0"
-    assert (BUILT_IN_CATALOGUE.parent / "LICENSE-Tycho2.txt").is_file()
+    for name in ("LICENSE-Tycho2.txt", "LICENSE-Stellarium.txt"):
+        assert (BUILT_IN_CATALOGUE.parent / name).is_file()
 
 
 @pytest.mark.parametrize(
@@ -135,12 +138,98 @@ def test_thin_fields_have_enough_stars():
     assert len(catalogue_stars_near(192.72, 41.12, 0.6)[0]) >= 12  # M 94, far from the Milky Way
 
 
-@pytest.mark.skipif(not DEBIAN_INDEX.is_file(), reason="astrometry-data-tycho2-07 is not installed")
+@pytest.mark.parametrize(
+    ("ra", "dec", "ra_2025", "dec_2025", "v", "b_v"),
+    [
+        (77.91913, -45.01841, 77.98333, -45.05841, 8.9, 1.6),  # Kapteyn's star
+        (279.23473, 38.78369, 279.23652, 38.78568, 0.0, 0.0),  # Vega, which Tycho-2 does not list
+        (213.91530, 19.18241, 213.90725, 19.16853, 0.0, 1.2),  # Arcturus, of Supplement 1
+        (180.0, 90.0, 180.0, 90.0, None, None),  # no star, but places at the pole must not fail
+    ],
+)
+def test_stars_move_with_the_years(ra, dec, ra_2025, dec_2025, v, b_v):
+    stars = open_built_in_catalogue().coloured_near(ra, dec, 0.1, epoch=2025.0)
+    assert np.isfinite(stars.ra_deg).all()
+    if v is None:
+        return
+    apart = separation_deg(stars.ra_deg, stars.dec_deg, ra_2025, dec_2025) * 3600
+    nearest = apart.argmin()
+    assert apart[nearest] < 1.5
+    assert stars.v_mag[nearest] == pytest.approx(v, abs=0.2)
+    assert stars.b_v[nearest] == pytest.approx(b_v, abs=0.45)
+
+
+@pytest.fixture(scope="module")
+def moving_rows(listed):
+    rng = np.random.default_rng(3)
+    rows = np.column_stack(
+        [
+            rng.normal(0, 500, (len(listed[0]), 2)),
+            rng.uniform(-1.5, 14, len(listed[0])),
+            rng.uniform(-0.4, 3, len(listed[0])),
+        ]
+    )
+    rows[rng.uniform(size=len(rows)) < 0.4] = np.nan
+    return rows
+
+
+def test_motions_and_colours_come_back(listed, moving_rows, tmp_path):
+    path = tmp_path / "moving.stars"
+    path.write_bytes(encode_catalogue(*listed, {}, moving_rows))
+    catalogue = StarCatalogue(path)
+    near, later = catalogue.sky_near(10, 20, 5), catalogue.sky_near(10, 20, 5, 2040.0)
+    plain = np.flatnonzero(separation_deg(*listed[:2], 10, 20) < 4.9)
+    assert len(plain) > 20
+    for row in plain:
+        apart = separation_deg(near[0], near[1], listed[0][row], listed[1][row]) * 3600
+        i = apart.argmin()
+        assert apart[i] < ROUNDING_ARCSEC
+        pm_ra, pm_dec, v, b_v = moving_rows[row]
+        moved_by = (
+            (later[0][i] - near[0][i]) * np.cos(np.deg2rad(near[1][i])) * 3600e3 / 40,
+            (later[1][i] - near[1][i]) * 3600e3 / 40,
+        )
+        if np.isnan(pm_ra):
+            assert np.isnan(near[3][i])
+            assert near[2][i] == pytest.approx(listed[2][row], abs=0.036)
+            np.testing.assert_allclose(moved_by, 0.0, atol=1e-3)
+        else:
+            assert near[2][i] == pytest.approx(v, abs=0.026)
+            assert near[3][i] == pytest.approx(b_v, abs=0.017)
+            np.testing.assert_allclose(moved_by, (pm_ra, pm_dec), atol=0.6)
+
+
+def test_order_does_not_matter_with_motions_either(listed, moving_rows):
+    shuffle = np.random.default_rng(4).permutation(len(moving_rows))
+    mixed = encode_catalogue(*(c[shuffle] for c in listed), {}, moving_rows[shuffle])
+    assert encode_catalogue(*listed, {}, moving_rows) == mixed
+
+
+def test_stars_without_a_motion_drift_with_their_neighbours():
+    """Medians of the faint stars that have one; the drift of the rest is fitted to the whole sky."""
+    catalogue = open_built_in_catalogue()
+    rng = np.random.default_rng(5)
+    own, neighbours = [], []
+    for ra, dec in zip(rng.uniform(0, 360, 24), np.rad2deg(np.arcsin(rng.uniform(-1, 1, 24))), strict=True):
+        now, later = (catalogue.sky_near(ra, dec, 6.0, epoch) for epoch in (2000.0, 2025.0))
+        shift = [((later[0] - now[0] + 180) % 360 - 180) * np.cos(np.deg2rad(now[1])), later[1] - now[1]]
+        shift = 3600.0 * np.array(shift)
+        own.append(np.median(shift[:, np.isnan(now[3]) & (now[2] > 10.5)], axis=1))
+        neighbours.append(np.median(shift[:, ~np.isnan(now[3]) & (now[2] > 9.5)], axis=1))
+    own, neighbours = np.array(own), np.array(neighbours)
+    assert np.sqrt(np.mean(neighbours**2)) > 0.14
+    assert np.sqrt(np.mean((own - neighbours) ** 2)) < 0.06
+
+
+@pytest.mark.skipif(
+    not (DEBIAN_INDEX.is_file() and DEBIAN_STARS.is_dir()),
+    reason="astrometry-data-tycho2-07 and stellarium-data are not both installed",
+)
 def test_tool_builds_the_same_file(tmp_path):
     spec = importlib.util.spec_from_file_location(
         "build_star_catalogue", ROOT / "tools" / "build_star_catalogue.py"
     )
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    assert tool.main([str(DEBIAN_INDEX), str(tmp_path / "new.stars")]) == 0
+    assert tool.main([str(DEBIAN_INDEX), str(DEBIAN_STARS), str(tmp_path / "new.stars")]) == 0
     assert (tmp_path / "new.stars").read_bytes() == BUILT_IN_CATALOGUE.read_bytes()

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from zemosaic_core.errors import Cancelled
+from zemosaic_core.proper_motion import CATALOGUE_EPOCH
 from zemosaic_core.stars import StarList
 from zemosaic_io.headers import linear_scale_arcsec
 
@@ -70,6 +71,8 @@ class SolveRequest:
         Folder for temporary files.
     timeout_s : float
         Longest time for one attempt.
+    epoch : float
+        Julian year at which the frame was taken; stars are looked for where they were then.
     """
 
     path: Path
@@ -82,6 +85,7 @@ class SolveRequest:
     image_provider: ImageProvider | None
     work_dir: Path
     timeout_s: float = 60.0
+    epoch: float = CATALOGUE_EPOCH
 
     @property
     def has_hint(self) -> bool:

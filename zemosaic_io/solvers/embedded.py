@@ -17,6 +17,7 @@ from zemosaic_core.plate_solve import (
     solve_plate,
     verify_wcs,
 )
+from zemosaic_core.proper_motion import CATALOGUE_EPOCH
 from zemosaic_core.stars import detect_stars
 from zemosaic_io.solvers.base import Availability, Cancel, SolveOutcome, SolveRequest, check_cancel, failed
 from zemosaic_io.star_catalogue import StarCatalogue, open_built_in_catalogue
@@ -28,7 +29,7 @@ _RADIUS_DEG = 10.0
 
 
 class EmbeddedSolver:
-    """Plate solver on the Tycho-2 catalogue that comes with the program.
+    """Plate solver on the star catalogue that comes with the program.
 
     Parameters
     ----------
@@ -83,7 +84,9 @@ class EmbeddedSolver:
             return time.monotonic() - start > request.timeout_s
 
         try:
-            solution = solve_plate(stars, request.shape_hw, self._open(), hint, should_stop=should_stop)
+            solution = solve_plate(
+                stars, request.shape_hw, self._open().at(request.epoch), hint, should_stop=should_stop
+            )
         except SkipItem as reason:
             return self._unsolved(reason, request, time.monotonic() - start)
         return self._solved(solution, time.monotonic() - start)
@@ -125,6 +128,7 @@ def check_wcs(
     stars: DetectedStars,
     shape_hw: tuple[int, int],
     catalogue: StarCatalogue | None = None,
+    epoch: float = CATALOGUE_EPOCH,
 ) -> WcsCheck:
     """Check a WCS from a header or from another solver against the catalogue; see `verify_wcs`.
 
@@ -138,6 +142,9 @@ def check_wcs(
         Size of the frame.
     catalogue : StarCatalogue, optional
         The built-in one by default.
+    epoch : float
+        Julian year at which the frame was taken.
     """
     wcs = WCS(dict(cards), relax=True)
-    return verify_wcs(wcs, stars, catalogue or open_built_in_catalogue(), shape_hw=shape_hw)
+    source = (catalogue or open_built_in_catalogue()).at(epoch)
+    return verify_wcs(wcs, stars, source, shape_hw=shape_hw)

@@ -116,9 +116,16 @@ def run(
     def map_batches(function: Any, batches: list[list[str]]) -> Iterable[tuple[int, Any]]:
         # A pool costs seconds to start; below a few hundred headers it is not worth them.
         parallel = len(batches) > 8
-        source = context.map(function, batches) if parallel else enumerate(map(function, batches))
+        source = (
+            context.map(function, batches, name_of=lambda batch: batch[0])
+            if parallel
+            else enumerate(map(function, batches))
+        )
         done = 0
         for position, result in source:
+            if isinstance(result, SkipItem):
+                # Processes died over this batch: headers are read by code that cannot, so each gets a chance here.
+                result = function(batches[position])
             done += len(result)
             context.cancel.check()
             context.progress(done, sum(map(len, batches)), str(result[-1].path) if result else "")

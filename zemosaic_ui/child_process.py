@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def _run_in_child(target: str, error_log: str, args: tuple, kwargs: dict) -> Non
     getattr(importlib.import_module(module), name)(*args, **kwargs)
 
 
+def _start_tracker() -> None:
+    """Start the process in which Python keeps book of semaphores, deaf to a closing terminal.
+
+    Python makes it deaf to Ctrl-C and SIGTERM only. Killed by SIGHUP it is started anew, knows nothing of what it
+    should free, and says so with tracebacks.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_process_tree(pid: int, *, patience_s: float = 3.0) -> int:
     """Terminate a process and all its descendants, then kill what is left; return how many there were."""
     try:
@@ -62,7 +78,7 @@ def end_process_tree(pid: int, *, patience_s: float = 3.0) -> int:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(alive, timeout=patience_s)
+    psutil.wait_procs(alive, timeout=max(patience_s, 1.0))
     return len(family)
 
 
@@ -77,6 +93,7 @@ class ChildProcess:
     """
 
     def __init__(self, target: str, *args: Any, **kwargs: Any) -> None:
+        _start_tracker()
         context = multiprocessing.get_context("spawn")
         self._queue: multiprocessing.queues.Queue = context.Queue()
         self._cancel = context.Event()
@@ -144,12 +161,17 @@ class ChildProcess:
         """Ask the child to stop at its next item."""
         self._cancel.set()
 
-    def end_after(self, grace_s: float, on_forced: Callable[[], None] | None = None) -> None:
-        """End the child and its descendants by force when it still runs after ``grace_s``; do not wait."""
+    def end_after(
+        self, grace_s: float, on_forced: Callable[[], None] | None = None, *, patience_s: float = 3.0
+    ) -> None:
+        """End the child and its descendants by force when it still runs after ``grace_s``; do not wait.
+
+        ``patience_s`` lies between asking and killing.
+        """
         if self._ending is not None and self._ending.is_alive() and grace_s > 0:
             return
         self._ending = threading.Thread(
-            target=self._end, args=(grace_s, on_forced), name="zemosaic-ending", daemon=True
+            target=self._end, args=(grace_s, patience_s, on_forced), name="zemosaic-ending", daemon=True
         )
         self._ending.start()
 
@@ -196,10 +218,10 @@ class ChildProcess:
             except (EOFError, OSError):
                 return
 
-    def _end(self, grace_s: float, on_forced: Callable[[], None] | None) -> None:
+    def _end(self, grace_s: float, patience_s: float, on_forced: Callable[[], None] | None) -> None:
         self._started.wait(10.0)
         if self._ended.wait(grace_s) or self._process.pid is None or self._process.exitcode is not None:
             return
         if on_forced is not None:
             on_forced()
-        end_process_tree(self._process.pid)
+        end_process_tree(self._process.pid, patience_s=patience_s)

@@ -65,12 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _stop_like_ctrl_c() -> None:
     """Let a command that is asked to end clean up and leave with the code of a stop."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # called by a program that decides about its signals itself
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        # Called in a thread by a program of its own, or started with `nohup`: theirs to decide.
-        if threading.current_thread() is threading.main_thread() and number is not None:
-            if signal.getsignal(number) == signal.SIG_DFL:
-                signal.signal(number, signal.default_int_handler)
+        # Whoever starts a command with `nohup` wants it to outlive the terminal.
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _show_anything() -> None:

@@ -332,6 +332,8 @@ def _read_compressed(info: FrameInfo, y0: int, y1: int, x0: int, x1: int) -> np.
         # The decoders raise whatever damaged bytes lead them to; here that is one unreadable frame.
         log.info("%s cannot be decompressed", info.path, exc_info=True)
         raise _unreadable(info.path, error) from error
+    if window.shape[-2:] != (y1 - y0, x1 - x0):
+        raise _unreadable(info.path, ValueError(f"rows {y0}:{y1} have the shape {window.shape}"))
     if is_raw_uint16(info) or window.dtype == np.uint8:
         return np.ascontiguousarray(window, dtype=np.uint16)
     return np.ascontiguousarray(window, dtype=np.float32)

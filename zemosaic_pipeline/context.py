@@ -8,15 +8,13 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from zemosaic_core.errors import Cancelled
+from zemosaic_core.errors import Cancelled, ZeMosaicError
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.manifest import STATE_FOLDER, make_folder
 from zemosaic_io.output_lock import OutputLock
@@ -33,10 +31,12 @@ from zemosaic_pipeline.events import (
     TileFinished,
 )
 from zemosaic_pipeline.frame_boundary import TRACEBACK
+from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import LeftOut, MasterTile
+from zemosaic_pipeline.resource_watch import ResourceWatch
 from zemosaic_pipeline.worker_pool import WorkerPool
 
-__all__ = ["CancelToken", "MemoryWatch", "PhaseRecord", "RunContext"]
+__all__ = ["CancelToken", "PhaseRecord", "RunContext"]
 
 log = logging.getLogger(__name__)
 
@@ -55,68 +55,27 @@ class CancelToken:
 
     def __init__(self, event: Any = None) -> None:
         self._event = threading.Event() if event is None else event
+        self.reason: ZeMosaicError | None = None
 
     def is_set(self) -> bool:
         """Whether a stop was asked for."""
-        return bool(self._event.is_set())
+        return self.reason is not None or bool(self._event.is_set())
 
     def set(self) -> None:
         """Ask to stop."""
         self._event.set()
 
+    def stop_because(self, error: ZeMosaicError) -> None:
+        """Stop the run with an error; the first one counts."""
+        if self.reason is None:
+            self.reason = error
+
     def check(self) -> None:
-        """Raise `Cancelled` when a stop was asked for."""
+        """Raise `Cancelled` when a stop was asked for, or the error that asked for it."""
+        if self.reason is not None:
+            raise self.reason
         if self.is_set():
             raise Cancelled()
-
-
-def private_bytes() -> int:
-    """Memory of this process and its children that is theirs alone.
-
-    File-backed pages are left out: a memory-mapped FITS file is the system's cache, not ours.
-    """
-    total = 0
-    me = psutil.Process()
-    for process in (me, *me.children(recursive=True)):
-        try:
-            info = process.memory_info()
-        except psutil.NoSuchProcess:
-            continue
-        total += info.rss - getattr(info, "shared", 0)
-    return total
-
-
-class MemoryWatch:
-    """Samples the memory of the run's processes; `take_peak` gives the peak since the last call."""
-
-    def __init__(self, interval_s: float = 0.2) -> None:
-        self._interval_s = interval_s
-        self._peak = 0
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory-watch", daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            self._sample()
-
-    def _sample(self) -> None:
-        now = private_bytes()
-        with self._lock:
-            self._peak = max(self._peak, now)
-
-    def take_peak(self) -> int:
-        """Return the peak in bytes since the last call and start anew."""
-        self._sample()
-        with self._lock:
-            peak, self._peak = self._peak, 0
-        return peak
-
-    def close(self) -> None:
-        """Stop sampling."""
-        self._stop.set()
-        self._thread.join()
 
 
 @dataclass
@@ -175,7 +134,7 @@ class RunContext:
         self.left_out: list[LeftOut] = []
         self.phases: list[PhaseRecord] = []
         self.messages: list[Message] = []
-        self.memory = MemoryWatch()
+        self.memory = ResourceWatch(output_dir, cancel.stop_because)
         self._pool: WorkerPool | None = None
         self._parts_left = False
         self._phase = ""
@@ -219,9 +178,13 @@ class RunContext:
             self._last_eta = now
             self.report(EtaUpdated(self._remaining_s(min(1.0, (done + within) / total))))
 
-    def expect(self, seconds_by_phase: Mapping[str, float]) -> None:
-        """Take the times the plan expects; from then on the run can say when it may end."""
-        self._planned_s = dict(seconds_by_phase)
+    def follow(self, plan: RunPlan) -> None:
+        """Take what the plan expects and allows; from then on the run can say when it may end."""
+        self._planned_s = {row.phase: row.seconds for row in plan.rows}
+        self.workers, self.threads = plan.workers, plan.threads
+        self.memory.limit_bytes = plan.memory_limit_bytes
+        # A process that died is given more room when it is tried alone than it had among others.
+        self.alone_bytes = max(self.alone_bytes, 2 * max(row.ram_bytes for row in plan.rows))
 
     def _remaining_s(self, share: float) -> float:
         """Return the seconds left: the planned times, stretched as the run has been slower or faster than planned."""

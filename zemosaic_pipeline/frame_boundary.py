@@ -63,6 +63,6 @@ def result_or_skip(
 
 
 def _free_mb() -> int:
-    import psutil
+    from zemosaic_pipeline.machine import available_memory
 
-    return int(psutil.virtual_memory().available // 1_000_000)
+    return available_memory() // 1_000_000

@@ -123,7 +123,7 @@ def _refuse_small(info: FrameInfo) -> None:
     if min(info.shape_hw) < _LEAST_SIDE_PX:
         shape = f"{info.shape_hw[1]} x {info.shape_hw[0]}"
         raise SkipItem(
-            "frame_wrong_shape", f"{info.path}: {shape} px is too small", path=str(info.path), shape=shape
+            "frame_too_small", f"{info.path}: {shape} px is too small", path=str(info.path), shape=shape
         )
 
 

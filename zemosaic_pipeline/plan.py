@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from zemosaic_core.chunks import Buffer, Workload, peak_bytes
 from zemosaic_core.coadd import coadd_buffers
@@ -24,7 +21,9 @@ from zemosaic_gpu_policy import Decision, GpuPolicy
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_pipeline.events import Reporter
+from zemosaic_pipeline.machine import Machine, enough_file_handles
 from zemosaic_pipeline.measure import MeasureOptions
+from zemosaic_pipeline.plan_limits import fit_to_handles, fit_to_memory
 from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.routes import RouteDecision, choose_route
 from zemosaic_pipeline.sessions import mixture_text
@@ -56,6 +55,9 @@ PARENT_BYTES = 260_000_000
 CHILD_BYTES = 115_000_000
 # Measured on 1080x1920 frames: a measuring process peaks at 160 to 176 MB.
 MEASURE_BYTES_PER_PX = 32
+# Solvers of others run one at a time; room for their star lists and for the picture as floats. Not measured.
+SOLVER_BYTES = 100_000_000
+SOLVER_BYTES_PER_PX = 16
 # The preview's stretch, per pixel of the picture; measured at 3200x3200.
 PREVIEW_BYTES_PER_PX = 48
 FEATHER_SHARE = 0.1
@@ -67,24 +69,6 @@ SOLVE_S_PER_FRAME = 0.06
 STACK_S_PER_MPX_CORE = 0.085
 ASSEMBLE_S_PER_MPX = 0.17
 EXPORT_S_PER_MPX = 0.4
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Facts about this computer: cores, free memory (bytes), free disk (bytes) where the output goes."""
-
-    cores: int
-    memory_bytes: int
-    disk_bytes: int
-
-    @staticmethod
-    def probe(output_dir: Path) -> Machine:
-        """Look at the machine now."""
-        folder = output_dir
-        while not folder.exists():
-            folder = folder.parent
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return Machine(cores, psutil.virtual_memory().available, shutil.disk_usage(folder).free)
 
 
 @dataclass(frozen=True)
@@ -207,6 +191,8 @@ class RunPlan:
     assembly: AssemblyOptions
     output: OutputOptions
     rows: tuple[PlanRow, ...]
+    is_reduced: bool = False
+    memory_limit_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -260,11 +246,11 @@ def worker_count(settings: Settings, machine: Machine) -> int:
     return max(1, min(asked if asked > 0 else math.ceil(0.75 * machine.cores), machine.cores))
 
 
-def _block_budget(settings: Settings, machine: Machine) -> int:
+def _block_budget(settings: Settings, memory_bytes: int) -> int:
     if settings.stack_ram_budget_gb > 0:
         return int(settings.stack_ram_budget_gb * 1e9)
     # A third of what is free leaves room for the pages of the input files, which make the second read cheap.
-    return int(min(max(0.33 * machine.memory_bytes, 256e6), 4e9))
+    return int(min(max(0.33 * memory_bytes, 256e6), 4e9))
 
 
 def estimate_canvas(infos: Sequence[FrameInfo]) -> tuple[int, int]:
@@ -300,7 +286,7 @@ def resolve(
     Raises
     ------
     RunFailed
-        There is nothing to plan for.
+        There is nothing to plan for, or the machine is too small for the smallest plan.
     """
     if not infos:
         raise RunFailed(
@@ -308,7 +294,9 @@ def resolve(
         )
     n_channels = 1 if infos[0].kind == "mono" else 3
     workers, threads = worker_count(settings, machine), machine.cores
-    budget = _block_budget(settings, machine)
+    limit = settings.memory_limit_mb * 1_000_000
+    memory = min(machine.memory_bytes, limit) if limit else machine.memory_bytes
+    budget = _block_budget(settings, memory)
     rule = CombineRule(
         settings.stacking_rejection_algorithm,
         settings.stacking_kappa_low,
@@ -389,6 +377,7 @@ def resolve(
             },
         ),
         rows=(),
+        memory_limit_bytes=limit,
     )
     run = replace(
         run,
@@ -401,7 +390,11 @@ def resolve(
     decision = None
     if policy is not None:
         decision = policy.plan(_workload_on_card(run, infos, canvas_hw, policy.status.device))
-    return replace(run, rows=_estimate(run, infos, canvas_hw, decision))
+    return fit_to_memory(
+        fit_to_handles(run, enough_file_handles()),
+        memory,
+        lambda smaller: _estimate(smaller, infos, canvas_hw, decision),
+    )
 
 
 def site_of(text: str) -> tuple[float, float] | None:
@@ -517,6 +510,11 @@ def _stack_workload(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[i
     return Workload("stack", rows, buffers, elements_per_row=n * run.n_channels * columns)
 
 
+def _solver_bytes(run: RunPlan, frame_px: int) -> int:
+    """Memory of a solver that is another program, while the processes that measured wait."""
+    return 0 if run.solve.solver.method == "EMBEDDED" else SOLVER_BYTES + frame_px * SOLVER_BYTES_PER_PX
+
+
 def _estimate(
     run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], decision: Decision | None
 ) -> tuple[PlanRow, ...]:
@@ -527,17 +525,14 @@ def _estimate(
     canvas_px = canvas_hw[0] * canvas_hw[1]
     workload = _stack_workload(run, infos, canvas_hw)
     block_rows = min(workload.rows, MAX_BLOCK_ROWS)
-    stack_bytes = min(run.block_budget_bytes, workload.peak(block_rows))
+    # A single row is worked on whatever it takes.
+    stack_bytes = max(min(run.block_budget_bytes, workload.peak(block_rows)), workload.peak(1))
     # Per thread: one decoded window and its three colour planes, and the pages of a tile being written.
     window_bytes = run.threads * frame_px * (2 + 4 * 2 * run.n_channels) + 2 * frame_px * 4
     children = run.workers if run.workers > 1 and n > 1 else 0
     survey = PARENT_BYTES
-    measure = (
-        PARENT_BYTES
-        + children * CHILD_BYTES
-        + max(1, children) * frame_px * MEASURE_BYTES_PER_PX
-        + n * 60_000
-    )
+    at_work = max(1, children) * frame_px * MEASURE_BYTES_PER_PX
+    measure = PARENT_BYTES + children * CHILD_BYTES + max(at_work, _solver_bytes(run, frame_px)) + n * 60_000
     stack = PARENT_BYTES + n * 60_000 + stack_bytes + window_bytes
     streaming = coadd_buffers(4, run.n_channels, canvas_hw[1], CombineRule("none"), True)
     assemble_rows = min(canvas_hw[0], MAX_BLOCK_ROWS)

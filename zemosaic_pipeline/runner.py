@@ -31,7 +31,8 @@ from zemosaic_pipeline.events import (
     RunStarted,
 )
 from zemosaic_pipeline.judge_frames import judge_air
-from zemosaic_pipeline.plan import Machine, estimate_canvas, make_policy, resolve, worker_count
+from zemosaic_pipeline.machine import Machine, available_memory
+from zemosaic_pipeline.plan import estimate_canvas, make_policy, resolve, worker_count
 from zemosaic_pipeline.records import MasterTile, SolvedFrame
 from zemosaic_pipeline.report import collect, write_report
 from zemosaic_pipeline.routes import groups_of_route
@@ -141,8 +142,11 @@ def run_classic(
         outputs |= write_report(output, facts, settings.language)
         return RunResult(outputs, facts)
     except BaseException as error:
-        run.report_failure(error)
-        raise
+        told = run.told(error)
+        run.report_failure(told)
+        if told is error:
+            raise
+        raise told from error
     finally:
         context.close()
         policy.close()
@@ -186,7 +190,15 @@ class _ClassicRun:
                 policy=context.policy,
                 preplanned=self.selection.groups,
             )
-            context.expect({row.phase: row.seconds for row in plan.rows})
+            context.follow(plan)
+            if plan.is_reduced:
+                context.say(
+                    "run_info_smaller_plan",
+                    workers=plan.workers,
+                    threads=plan.threads,
+                    block_mb=round(plan.block_budget_bytes / 1e6),
+                    planned_mb=round(plan.peak_bytes / 1e6),
+                )
         with context.phase(phase1_prepare.PHASE, len(frames)):
             if not plan.resume:
                 manifest.keep_only(set())
@@ -233,6 +245,21 @@ class _ClassicRun:
     def facts(self, outputs: dict[str, str], outcome: str, error: BaseException | None) -> dict[str, Any]:
         """Return everything the report says."""
         return collect(self, outputs, outcome, error)
+
+    def told(self, error: BaseException) -> BaseException:
+        """Return what a user is told of an error: why a watch stopped the run, or that memory was short."""
+        if isinstance(error, Cancelled):
+            return self.context.cancel.reason or error
+        if isinstance(error, MemoryError):
+            planned_mb = round(self.plan.peak_bytes / 1e6) if self.plan is not None else 0
+            free_mb = round(available_memory() / 1e6)
+            return RunFailed(
+                "run_error_memory",
+                f"the memory ran short: {planned_mb} MB were planned, {free_mb} MB are free",
+                planned_mb=planned_mb,
+                free_mb=free_mb,
+            )
+        return error
 
     def report_failure(self, error: BaseException) -> None:
         """Write the report of a run that ended early; a report that cannot be written must not hide why."""

@@ -246,6 +246,15 @@ def worker_count(settings: Settings, machine: Machine) -> int:
     return max(1, min(asked if asked > 0 else math.ceil(0.75 * machine.cores), machine.cores))
 
 
+def usable_memory(settings: Settings, machine: Machine) -> int:
+    """Return the bytes that all processes of a run may take together."""
+    return min(machine.memory_bytes, _memory_limit(settings) or machine.memory_bytes)
+
+
+def _memory_limit(settings: Settings) -> int:
+    return settings.memory_limit_mb * 1_000_000
+
+
 def _block_budget(settings: Settings, memory_bytes: int) -> int:
     if settings.stack_ram_budget_gb > 0:
         return int(settings.stack_ram_budget_gb * 1e9)
@@ -294,8 +303,7 @@ def resolve(
         )
     n_channels = 1 if infos[0].kind == "mono" else 3
     workers, threads = worker_count(settings, machine), machine.cores
-    limit = settings.memory_limit_mb * 1_000_000
-    memory = min(machine.memory_bytes, limit) if limit else machine.memory_bytes
+    memory = usable_memory(settings, machine)
     budget = _block_budget(settings, memory)
     rule = CombineRule(
         settings.stacking_rejection_algorithm,
@@ -377,7 +385,7 @@ def resolve(
             },
         ),
         rows=(),
-        memory_limit_bytes=limit,
+        memory_limit_bytes=_memory_limit(settings),
     )
     run = replace(
         run,
@@ -510,6 +518,17 @@ def _stack_workload(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[i
     return Workload("stack", rows, buffers, elements_per_row=n * run.n_channels * columns)
 
 
+def frame_bytes(info: FrameInfo) -> int:
+    """Return the memory it takes to look at one frame, of which some may declare any size."""
+    return PARENT_BYTES + math.prod(info.shape_hw) * MEASURE_BYTES_PER_PX
+
+
+def disk_bytes(run: RunPlan, shape_hw: tuple[int, int]) -> int:
+    """Return what tiles and results of a mosaic of this size take on disk at least."""
+    planes = run.n_channels + (run.n_channels if run.output.variance else 0)
+    return shape_hw[0] * shape_hw[1] * 4 * (planes + 2 + planes + 1)
+
+
 def _solver_bytes(run: RunPlan, frame_px: int) -> int:
     """Memory of a solver that is another program, while the processes that measured wait."""
     return 0 if run.solve.solver.method == "EMBEDDED" else SOLVER_BYTES + frame_px * SOLVER_BYTES_PER_PX
@@ -613,7 +632,12 @@ def make_plan(
         )
     settings = settings.model_copy(update={"input_dir": str(folder), "output_dir": str(output)})
     machine = Machine.probe(output)
-    infos, refused = survey(folder, output, recursive=settings.scan_recursive)
+    infos, refused = survey(
+        folder,
+        output,
+        recursive=settings.scan_recursive,
+        memory_bytes=usable_memory(settings, machine),
+    )
     policy = make_policy(settings, None)
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))

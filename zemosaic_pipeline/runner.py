@@ -31,8 +31,16 @@ from zemosaic_pipeline.events import (
     RunStarted,
 )
 from zemosaic_pipeline.judge_frames import judge_air
-from zemosaic_pipeline.machine import Machine, available_memory
-from zemosaic_pipeline.plan import estimate_canvas, make_policy, resolve, worker_count
+from zemosaic_pipeline.machine import Machine, available_memory, free_disk
+from zemosaic_pipeline.plan import (
+    disk_bytes,
+    estimate_canvas,
+    make_policy,
+    resolve,
+    usable_memory,
+    worker_count,
+)
+from zemosaic_pipeline.plan_limits import refuse_small_disk
 from zemosaic_pipeline.records import MasterTile, SolvedFrame
 from zemosaic_pipeline.report import collect, write_report
 from zemosaic_pipeline.routes import groups_of_route
@@ -178,7 +186,11 @@ class _ClassicRun:
         manifest = Manifest(context.state_dir / "manifest.json")
         with context.phase(phase0_survey.PHASE):
             frames = phase0_survey.run(
-                self.folder, context, recursive=self.settings.scan_recursive, selection=self._chosen()
+                self.folder,
+                context,
+                recursive=self.settings.scan_recursive,
+                memory_bytes=usable_memory(self.settings, self.machine),
+                selection=self._chosen(),
             )
             self.n_found = len(frames) + len(context.left_out)
             infos = [frame.info for frame in frames]
@@ -191,6 +203,9 @@ class _ClassicRun:
                 preplanned=self.selection.groups,
             )
             context.follow(plan)
+            self._refuse_small_disk(
+                next(row.disk_bytes for row in plan.rows if row.phase == phase1_prepare.PHASE)
+            )
             if plan.is_reduced:
                 context.say(
                     "run_info_smaller_plan",
@@ -212,6 +227,7 @@ class _ClassicRun:
             context.say(plan.route.reason_key, route=plan.route.route, **plan.route.values)
         with context.phase(phase4_grid.PHASE):
             placed = phase4_grid.run(solved, plan.grid, context, with_flat=plan.sky.model == "full")
+            self._refuse_small_disk(disk_bytes(plan, placed.grid.shape_hw))
             clear = judge_air(placed.frames, plan.measure, context, phase4_grid.PHASE)
             self.placed = placed = replace(placed, frames=clear)
             self.sky = behind = sky.run(placed.frames, placed.grid, placed.flat, plan, context)
@@ -238,6 +254,12 @@ class _ClassicRun:
         with context.phase(phase7_cleanup.PHASE):
             phase7_cleanup.run(tiles, plan.output.keep_state, context)
         return outputs
+
+    def _refuse_small_disk(self, needed_bytes: int) -> None:
+        """Refuse what will not find room; what is stored of earlier runs takes none again."""
+        context = self.context
+        stored = sum(path.stat().st_size for path in context.state_dir.rglob("*") if path.is_file())
+        refuse_small_disk(needed_bytes - stored, free_disk(context.output_dir), str(context.output_dir))
 
     def _chosen(self) -> Iterable[str] | None:
         return self.selection.frames or None

@@ -29,6 +29,8 @@ __all__ = ["ChildProcess", "end_process_tree"]
 
 # After the process is gone its last messages may still be on their way through the pipe.
 DRAIN_S = 1.0
+# Of a process that was ended by force nothing more is needed.
+FORCED_DRAIN_S = 0.2
 CRASH_LOG_BYTES = 8_000
 
 
@@ -108,6 +110,7 @@ class ChildProcess:
         self._ended = threading.Event()
         self._start_error = ""
         self._ending: threading.Thread | None = None
+        self._is_forced = False
         # Pickling 10,000 paths into a pipe and waiting for the interpreter to read them takes a moment.
         threading.Thread(target=self._start_and_listen, name="zemosaic-listener", daemon=True).start()
 
@@ -199,7 +202,7 @@ class ChildProcess:
         self._process.join()
         # A process killed in the middle of a message leaves half of it in the pipe and the reader waiting
         # for the rest for ever; the reader is a daemon thread and is left behind in that case.
-        reader.join(DRAIN_S)
+        reader.join(DRAIN_S if not self._is_forced else FORCED_DRAIN_S)
         self._ended.set()
 
     def _listen(self) -> None:
@@ -222,6 +225,7 @@ class ChildProcess:
         self._started.wait(10.0)
         if self._ended.wait(grace_s) or self._process.pid is None or self._process.exitcode is not None:
             return
+        self._is_forced = True
         if on_forced is not None:
             on_forced()
         end_process_tree(self._process.pid, patience_s=patience_s)

@@ -132,6 +132,32 @@ def test_disk():
     assert error.value.values == {"path": "out", "needed_mb": 120, "free_mb": 100}
 
 
+def test_a_small_disk_is_told_before_anything_is_stacked(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "free_disk", lambda _: 21 * MB)
+    with pytest.raises(RunFailed) as error:
+        run(raw, tmp_path / "out")
+    assert error.value.key == "run_error_plan_disk"
+    assert error.value.values["needed_mb"] > error.value.values["free_mb"] == 21
+    assert not list((tmp_path / "out").rglob("*.fits"))
+
+
+def test_one_picture_no_memory_holds_costs_itself(tmp_path):
+    """A file full of holes may declare any size; stacks and pictures may have any."""
+    write_all(tmp_path / "raw", field_sky(), pointings(n=6), form="rgb")
+    small = (tmp_path / "raw" / "light_000.fit").read_bytes()
+    header = small[: (small.find(b"END     ") // 2880 + 1) * 2880]
+    for axis, size in ((1, 400), (2, 300)):
+        old = f"NAXIS{axis}  = {size:>20}".encode()
+        assert old in header
+        header = header.replace(old, f"NAXIS{axis}  = {400_000:>20}".encode())
+    with (tmp_path / "raw" / "vast.fit").open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + 3 * 2 * 400_000**2 + 2880)
+    result = run(tmp_path / "raw", tmp_path / "out", exclude_flagged_frames=False)
+    assert result.left_out == {"vast.fit": "frame_no_memory"}
+    assert result.report["frames_used"] == 6
+
+
 def test_a_disk_that_runs_full_ends_the_run_early(raw, tmp_path, monkeypatch):
     real = machine.free_disk
     asked = []
@@ -185,7 +211,7 @@ def test_the_first_reason_to_stop_counts():
 
 @posix
 @pytest.mark.parametrize(
-    ("limit", "code", "word"), [("-v 4000000", 0, ""), ("-v 1200000", 1, "memory"), ("-n 64", 0, "")]
+    ("limit", "code", "word"), [("-v 4000000", 0, ""), ("-v 700000", 1, "memory"), ("-n 64", 0, "")]
 )
 def test_limits_of_the_shell(raw, tmp_path, limit, code, word):
     """Either there is a mosaic, or one sentence says what was short."""

@@ -34,12 +34,12 @@ from zemosaic_pipeline.phase0_survey import read_batch
 from zemosaic_pipeline.records import LeftOut
 from zemosaic_pipeline.worker_pool import WorkerPool
 
-__all__ = ["Finding", "fuzzed", "good_frames", "main", "read_as_a_run"]
+__all__ = ["Finding", "fuzz_files", "fuzz_nights", "fuzzed", "good_frames", "main", "read_as_a_run"]
 
 BLOCK, CARD = 2880, 80
 MOST_SECONDS = 20.0
 MOST_BYTES = 1_000_000_000
-SHAPE_HW = (240, 320)
+SHAPE_HW = (160, 200)
 OPTIONS = MeasureOptions(quality_sigma=4.0, exclude_flagged=False, find_hot_pixels=True)
 
 _NUMBERS = (
@@ -107,8 +107,8 @@ def _forms(source: str) -> tuple[tuple[str, bytes], ...]:
         "pixels.fits": fits.PrimaryHDU(np.ascontiguousarray(np.moveaxis(planes, 0, -1)), plain),
         "rice.fits.fz": fits.CompImageHDU(data, header, compression_type="RICE_1"),
         "rice_float.fits.fz": fits.CompImageHDU(data.astype(np.float32), plain, compression_type="RICE_1"),
-        "gzip1.fits.fz": fits.CompImageHDU(data, header, compression_type="GZIP_1", tile_shape=(60, 320)),
-        "gzip2.fits.fz": fits.CompImageHDU(data, header, compression_type="GZIP_2", tile_shape=(60, 320)),
+        "gzip1.fits.fz": fits.CompImageHDU(data, header, compression_type="GZIP_1", tile_shape=(40, 200)),
+        "gzip2.fits.fz": fits.CompImageHDU(data, header, compression_type="GZIP_2", tile_shape=(40, 200)),
         "hcompress.fits.fz": fits.CompImageHDU(small, plain, compression_type="HCOMPRESS_1"),
         "plio.fits.fz": fits.CompImageHDU(small, plain, compression_type="PLIO_1"),
     }
@@ -344,7 +344,8 @@ def _warm_up(source: str, folder: str) -> None:
     _read(Path(source), f"{folder}/warm_{os.getpid()}.npz")
 
 
-def _fuzz_files(numbers: range, workers: int) -> list[Finding]:
+def fuzz_files(numbers: range, workers: int) -> list[Finding]:
+    """Read fuzzed files in processes, as a run does."""
     with tempfile.TemporaryDirectory(prefix="zemosaic_fuzz_") as folder:
         source = good_frames(Path(folder) / "good", 1)[0]
         pool = WorkerPool(workers, alone_bytes=MOST_BYTES)
@@ -361,7 +362,7 @@ def _fuzz_files(numbers: range, workers: int) -> list[Finding]:
     return findings
 
 
-def _fuzz_nights(nights: int, per_night: int, first: int) -> list[str]:
+def fuzz_nights(nights: int, per_night: int, first: int) -> list[str]:
     """Run nights of 6 good frames and many fuzzed ones; return what went wrong."""
     from zemosaic_worker import run_hierarchical_mosaic
 
@@ -406,13 +407,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     start = time.perf_counter()
     warnings.simplefilter("ignore")
-    findings = _fuzz_files(range(options.first, options.first + options.files), options.workers)
+    findings = fuzz_files(range(options.first, options.first + options.files), options.workers)
     for outcome, count in Counter(finding.outcome for finding in findings).most_common():
         print(f"{count:6}  {outcome}")
     wrong = [f"file {f.number}: {f.outcome}: {f.wrong}" for f in findings if f.wrong]
     slowest = max((f.seconds for f in findings), default=0.0)
     print(f"{len(findings)} files in {time.perf_counter() - start:.0f} s, slowest {slowest:.1f} s")
-    wrong += _fuzz_nights(options.nights, options.per_night, options.first)
+    wrong += fuzz_nights(options.nights, options.per_night, options.first)
     print("\n".join(wrong) or "nothing unexpected")
     return 1 if wrong else 0
 

@@ -387,6 +387,21 @@ def table(found: dict[str, Survival]) -> str:
     return "\n".join(lines)
 
 
+def gathered(lines: Sequence[str]) -> dict[str, Survival]:
+    """Return the results by fault; one JSON object per line and fault, as `main` writes them."""
+    found: dict[str, Survival] = {}
+    for line in lines:
+        facts = json.loads(line)
+        survival = found.setdefault(facts.pop("fault"), Survival())
+        survival.count += facts["count"]
+        survival.reused += facts["reused"]
+        survival.seconds_to_end += facts["seconds_to_end"]
+        survival.wrong += facts["wrong"]
+        for code, n in facts["codes"].items():
+            survival.codes[code] += n
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 1 when something was lost or different."""
     parser = argparse.ArgumentParser(prog="python -m tools.torture", description=__doc__.partition("\n")[0])
@@ -394,29 +409,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--faults", type=int, default=0, help="stop after so many")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="faults whose name contains this")
-    parser.add_argument("--json", default="", help="add the results to this file")
+    parser.add_argument(
+        "--log", default="", help="add every fault to this file, and show the table of all in it"
+    )
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
+    # So that what was mounted is unmounted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     until = time.monotonic() + 60 * options.minutes
-    found: dict[str, Survival] = {}
+    lines: list[str] = []
     with tempfile.TemporaryDirectory(prefix="zemosaic_torture_") as name:
         torture = Torture(Path(name), options.seed)
         faults = {key: fault for key, fault in torture.faults().items() if options.only in key}
-        count = 0
-        while time.monotonic() < until and (not options.faults or count < options.faults):
-            key = list(faults)[count % len(faults)]
-            survival = found.setdefault(key, Survival())
-            before = len(survival.wrong)
+        while time.monotonic() < until and (not options.faults or len(lines) < options.faults):
+            key = list(faults)[len(lines) % len(faults)]
+            survival = Survival()
             faults[key](survival)
-            count += 1
-            for wrong in survival.wrong[before:]:
+            lines.append(json.dumps({"fault": key, **vars(survival)}))
+            for wrong in survival.wrong:
                 print(f"{key}: {wrong}", flush=True)
-    print(table(found))
-    if options.json:
-        with open(options.json, "a", encoding="utf-8") as file:
-            facts = {key: {**vars(item), "codes": dict(item.codes)} for key, item in found.items()}
-            file.write(json.dumps({"seed": options.seed, "found": facts}) + "\n")
-    return 1 if any(survival.wrong for survival in found.values()) else 0
+            if options.log:
+                with open(options.log, "a", encoding="utf-8") as file:
+                    file.write(lines[-1] + "\n")
+    shown = Path(options.log).read_text(encoding="utf-8").splitlines() if options.log else lines
+    print(table(gathered(shown)))
+    return 1 if any(survival.wrong for survival in gathered(lines).values()) else 0
 
 
 if __name__ == "__main__":

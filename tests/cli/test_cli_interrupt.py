@@ -75,8 +75,6 @@ def test_ctrl_c_ends_a_real_run(night, tmp_path):
 
 # What is sent, to whom: the command, its worker, or every process of the group, as a closed terminal does.
 STOPS = [
-    ("SIGHUP", "command"),
-    ("SIGTERM", "worker"),
     ("SIGHUP", "group"),
     ("SIGKILL", "command"),
     ("SIGKILL", "worker"),

@@ -335,6 +335,17 @@ def test_worker_says_done_last(raw, tmp_path):
         assert Path(path).is_file(), kind
 
 
+@posix
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_worker_stops_cleanly_on_a_signal(raw, tmp_path, name):
+    number = getattr(signal, name)
+    code, said = worker(raw, tmp_path, act=lambda: os.kill(os.getpid(), number), when=after("phase0_survey"))
+    assert (code, said[-1][0]) == (130, "PROCESS_ERROR")
+    assert json.loads((tmp_path / "run_report.json").read_text())["outcome"].lower() == "cancelled"
+    assert leftovers(tmp_path) == []
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
 @pytest.mark.parametrize(
     "wrong", ["unknown_value", "no_input", "output_is_file", "input_is_file", "output_is_input"]
 )

@@ -210,9 +210,7 @@ def test_the_first_reason_to_stop_counts():
 
 
 @posix
-@pytest.mark.parametrize(
-    ("limit", "code", "word"), [("-v 4000000", 0, ""), ("-v 700000", 1, "memory"), ("-n 64", 0, "")]
-)
+@pytest.mark.parametrize(("limit", "code", "word"), [("-v 2000000 -n 64", 0, ""), ("-v 700000", 1, "memory")])
 def test_limits_of_the_shell(raw, tmp_path, limit, code, word):
     """Either there is a mosaic, or one sentence says what was short."""
     if sys.platform != "linux":

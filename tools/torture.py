@@ -25,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,16 @@ class Torture:
         self.reference = folder / "reference"
         run_hierarchical_mosaic(self.raw, self.reference, num_processing_workers=1, **SETTINGS)
         self.expected = products(self.reference)
+
+    @cached_property
+    def run_s(self) -> float:
+        """Seconds a run takes at the command line; it gives what the run in this process gave."""
         start = time.monotonic()
-        code, _ = self._command(folder / "second").wait_for_end()
-        if code != 0 or products(folder / "second") != self.expected:
-            raise RuntimeError(f"two undisturbed runs differ, or failed ({code})")
-        self.run_s = time.monotonic() - start
+        out = self._fresh("second")
+        code, said = self._command(out).wait_for_end()
+        if code != 0 or products(out) != self.expected:
+            raise RuntimeError(f"two undisturbed runs differ, or one failed ({code}): {said[-300:]}")
+        return time.monotonic() - start
 
     # ------------------------------------------------------------------ the faults
 
@@ -117,8 +123,9 @@ class Torture:
     def kill(self, found: Survival, name: str, who: str) -> None:
         """Send a signal at a random moment of a run, then run again."""
         out = self._fresh("killed")
+        moment_s = float(self.rng.uniform(0.05, 0.9)) * self.run_s
         run = self._command(out)
-        time.sleep(float(self.rng.uniform(0.05, 0.9)) * self.run_s)
+        time.sleep(moment_s)
         number = getattr(signal, name)
         family = run.family()
         start = time.monotonic()

@@ -181,10 +181,15 @@ class RunContext:
     def follow(self, plan: RunPlan) -> None:
         """Take what the plan expects and allows; from then on the run can say when it may end."""
         self._planned_s = {row.phase: row.seconds for row in plan.rows}
-        self.workers, self.threads = plan.workers, plan.threads
+        if plan.workers < self.workers:
+            self.release_pool()
+        self.workers, self.threads = min(self.workers, plan.workers), plan.threads
         self.memory.limit_bytes = plan.memory_limit_bytes
-        # A process that died is given more room when it is tried alone than it had among others.
-        self.alone_bytes = max(self.alone_bytes, 2 * max(row.ram_bytes for row in plan.rows))
+        # What is tried alone may take what all processes together were planned to.
+        planned = next(row.ram_bytes for row in plan.rows if row.phase == "phase1_prepare")
+        self.alone_bytes = max(self.alone_bytes, 2 * planned)
+        if self._pool is not None:
+            self._pool.alone_bytes = self.alone_bytes
 
     def _remaining_s(self, share: float) -> float:
         """Return the seconds left: the planned times, stretched as the run has been slower or faster than planned."""

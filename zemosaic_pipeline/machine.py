@@ -46,7 +46,8 @@ def available_memory(root: Path = Path("/")) -> int:
     Limits are those of control groups (containers, batch systems), of the address space and of the data of a process
     (``ulimit -v`` and ``-d``). ``root`` is where the system's own file systems are.
     """
-    return max(0, min(psutil.virtual_memory().available, _left_in_groups(root), _left_to_process()))
+    free = int(psutil.virtual_memory().available)
+    return max(0, min(free, _left_in_groups(root), _left_to_process()))
 
 
 def enough_file_handles() -> int:

@@ -19,11 +19,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from zemosaic_pipeline.outside_stop import send_the_rest, stop_from_outside
 
 __all__ = ["ChildProcess", "end_process_tree"]
 
@@ -32,6 +35,7 @@ DRAIN_S = 1.0
 # Of a process that was ended by force nothing more is needed.
 FORCED_DRAIN_S = 0.2
 CRASH_LOG_BYTES = 8_000
+FAMILY_S = 1.0
 
 
 def _run_in_child(target: str, error_log: str, args: tuple, kwargs: dict) -> None:
@@ -44,7 +48,10 @@ def _run_in_child(target: str, error_log: str, args: tuple, kwargs: dict) -> Non
     # event, so that the run can end cleanly. Processes that the child starts inherit this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     module, name = target.split(":")
-    getattr(importlib.import_module(module), name)(*args, **kwargs)
+    # A closed terminal or a window that was killed leaves no job behind, whether or not it looks at its cancel event.
+    with stop_from_outside():
+        getattr(importlib.import_module(module), name)(*args, **kwargs)
+    send_the_rest(args[0])
 
 
 def _start_tracker() -> None:
@@ -199,11 +206,31 @@ class ChildProcess:
         self._started.set()
         reader = threading.Thread(target=self._listen, name="zemosaic-reader", daemon=True)
         reader.start()
-        self._process.join()
+        self._end_orphans(self._family_until_the_end())
         # A process killed in the middle of a message leaves half of it in the pipe and the reader waiting
         # for the rest for ever; the reader is a daemon thread and is left behind in that case.
         reader.join(DRAIN_S if not self._is_forced else FORCED_DRAIN_S)
         self._ended.set()
+
+    def _family_until_the_end(self) -> list[psutil.Process]:
+        """Wait for the end of the process; return what it had started when that was last looked at."""
+        family: list[psutil.Process] = []
+        while self._process.is_alive():
+            with suppress(psutil.NoSuchProcess):
+                # While it is alive its own children can be told; afterwards they are nobody's.
+                family = psutil.Process(self._process.pid).children(recursive=True) or family
+            self._process.join(FAMILY_S)
+        self._process.join()
+        return family
+
+    def _end_orphans(self, family: list[psutil.Process]) -> None:
+        """End what a killed process left behind, such as solvers of others, which watch no parent."""
+        if (self._process.exitcode or 0) >= 0:
+            return
+        for orphan in family:
+            # psutil compares times of creation: a number that was given to another process is not hit.
+            with suppress(psutil.NoSuchProcess):
+                orphan.kill()
 
     def _listen(self) -> None:
         quiet_since = None

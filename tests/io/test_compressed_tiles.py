@@ -69,7 +69,6 @@ def test_the_densest_picture_there_is_passes(tmp_path, kind):
         ("ZTILE1", "'x'"),
         ("THEAP", 5),
         ("THEAP", 2**40),
-        ("TFORM1", "'1PB('"),
         ("TFORM1", "'9999999QB'"),
         ("TFORM1", "'zzz'"),
         ("TTYPE1", "'OTHER'"),

@@ -162,8 +162,9 @@ class WorkerPool:
             while not wait([child.connection], _POLL_S):
                 self._check()
             _, answer = self._take(child)
-            self._end([child], _GRACE_S) if child in self._children else None
             if not isinstance(answer, _Death):
+                # It has a limit that others shall not have.
+                self._end([child], _GRACE_S)
                 return answer
             log.warning("a process died (%s) at work on %s alone", answer, name)
             self._mourn(answer)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 # An item in work when the run ends gets this long to end by itself.
-_GRACE_S = 0.7
+_GRACE_S = 0.4
 # What an item may take beyond an idle process when it is tried alone, unless the caller knows better.
 _ALONE_BYTES = 1_000_000_000
 # Deaths without a single answer mean that processes cannot work here at all.

@@ -7,7 +7,9 @@ import importlib
 import io
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from zemosaic_core import __version__
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_language(options.language)
         if options.command == "gui":
             return _open_window(options.backend, texts)
+        _stop_like_ctrl_c()
         # Imported when it is chosen: the window and `--help` must not wait for what they do not use.
         from zemosaic_ui.commands import COMMANDS
 
@@ -58,6 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CANCELLED
     except ZeMosaicError as error:
         return _complain(texts, error, EXIT_FAILED)
+
+
+def _stop_like_ctrl_c() -> None:
+    """Let a command that is asked to end clean up and leave with the code of a stop."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # called by a program that decides about its signals itself
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # Whoever starts a command with `nohup` wants it to outlive the terminal.
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _show_anything() -> None:

@@ -2,7 +2,7 @@
 
 The child puts 4-tuples ``(key, progress, level, values)`` on its queue (`zemosaic_pipeline.events`). It always ends
 with ``PROCESS_DONE`` or ``PROCESS_ERROR``, and its exit code tells the truth: 0 success, 1 failed, 2 wrong
-settings, 130 stopped by the user.
+settings, 130 stopped by the user, by SIGTERM or SIGHUP, or by the end of the process that started it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, PixelSou
 from zemosaic_pipeline import phase3_master_tiles
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.events import Event, Message, PhaseProgress, RunEnded, spoken_values, to_queue
+from zemosaic_pipeline.outside_stop import EXIT_STOPPED, send_the_rest, stop_from_outside
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
@@ -39,7 +40,7 @@ __all__ = [
     "run_hierarchical_mosaic_process",
 ]
 
-EXIT_OK, EXIT_FAILED, EXIT_SETTINGS, EXIT_CANCELLED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_SETTINGS, EXIT_CANCELLED = 0, 1, 2, EXIT_STOPPED
 # Keys of the configuration that are not options: choices made by hand in the filter.
 SELECTION_KEYS = ("frame_selection", "frame_groups")
 
@@ -152,9 +153,9 @@ def run_hierarchical_mosaic_process(
             log.log(_LEVELS.get(str(item[2]), logging.DEBUG), "%s %s", item[0], item[3])
             progress_queue.put(item)
 
-        code = _guarded_run(input_folder, output_folder, config, cancel_event, overrides, report)
-    progress_queue.close()
-    progress_queue.join_thread()
+        with stop_from_outside(cancel_event) as stop:
+            code = _guarded_run(input_folder, output_folder, config, stop, overrides, report)
+    send_the_rest(progress_queue)
     sys.exit(code)
 
 

@@ -34,8 +34,11 @@ _COMMENT_UNIT = re.compile(rb"/\s*\[([^\]]*)\]")
 _INTEGER = re.compile(r"[+-]?\d+\Z", re.ASCII)
 
 _PLAIN_KEY_TEXT = """
-SIMPLE XTENSION BITPIX NAXIS NAXIS1 NAXIS2 NAXIS3 NAXIS4 PCOUNT GCOUNT BZERO BSCALE BLANK EXTNAME TFIELDS
-WBAL_R WBAL_G WBAL_B ZIMAGE ZBITPIX ZNAXIS ZNAXIS1 ZNAXIS2 ZNAXIS3 ZBLANK
+SIMPLE XTENSION BITPIX NAXIS NAXIS1 NAXIS2 NAXIS3 NAXIS4 PCOUNT GCOUNT BZERO BSCALE BLANK EXTNAME TFIELDS THEAP
+ZIMAGE ZBITPIX ZNAXIS ZNAXIS1 ZNAXIS2 ZNAXIS3 ZNAXIS4 ZBLANK ZCMPTYPE ZTILE1 ZTILE2 ZTILE3 ZTILE4
+TTYPE1 TTYPE2 TTYPE3 TTYPE4 TTYPE5 TTYPE6 TTYPE7 TTYPE8 TTYPE9
+TFORM1 TFORM2 TFORM3 TFORM4 TFORM5 TFORM6 TFORM7 TFORM8 TFORM9
+WBAL_R WBAL_G WBAL_B
 BAYERPAT COLORTYP CFAIMAGE ROWORDER XBAYROFF YBAYROFF INSTRUME CREATOR TELESCOP EXPTIME EXPOSURE
 DATE-OBS DATE-AVG DATE_OBS FILTER GAIN OBJECT IMAGETYP STACKCNT SITELONG LONG-OBS
 XBINNING TOTALEXP LIVETIME FRAMETYP FRAME OBSTYPE SITELAT LAT-OBS
@@ -44,7 +47,7 @@ RA DEC RAUNIT OBJCTRA OBJCTDEC TELRA TELDEC FOCALLEN FOCAL FLENGTH XPIXSZ PIXSIZ
 """
 _PLAIN_KEYS = frozenset(_PLAIN_KEY_TEXT.split())
 _LAYOUT_KEYS = ("BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "NAXIS3", "NAXIS4", "PCOUNT", "GCOUNT")
-_LAYOUT_KEYS += ("ZBITPIX", "ZNAXIS", "ZNAXIS1", "ZNAXIS2", "ZNAXIS3")
+_LAYOUT_KEYS += ("ZBITPIX", "ZNAXIS", "ZNAXIS1", "ZNAXIS2", "ZNAXIS3", "ZNAXIS4", "TFIELDS")
 _NEEDED = frozenset(k.ljust(8).encode("ascii") for k in _PLAIN_KEYS)
 # First two characters of every key in _WCS_KEY: the cheap test before the regular expression.
 _WCS_STARTS = frozenset(
@@ -187,15 +190,19 @@ def _find_end(data: bytes | bytearray, start: int) -> int:
 def _parse_cards(header: bytes) -> dict[str, Any]:
     cards: dict[str, Any] = {}
     continued: str | None = None
+    pieces: list[str] = []
     for start in range(0, len(header), _CARD):
         key = header[start : start + 8]
         if key == b"CONTINUE" and continued is not None:
-            previous = cards[continued]
             piece = _parse_value(header[start + 8 : start + _CARD])
-            if isinstance(previous, str) and previous.endswith("&") and isinstance(piece, str):
-                cards[continued] = previous[:-1] + piece
+            # A header without end may go on like this: joined once, not with every piece.
+            if isinstance(piece, str) and pieces[-1].endswith("&"):
+                pieces[-1] = pieces[-1][:-1]
+                pieces.append(piece)
             continue
-        continued = None
+        if len(pieces) > 1:
+            cards[str(continued)] = "".join(pieces)
+        continued, pieces = None, []
         if key not in _NEEDED and key[:2] not in _WCS_STARTS:
             continue
         if header[start + 8 : start + 9] != b"=":
@@ -207,11 +214,14 @@ def _parse_cards(header: bytes) -> dict[str, Any]:
         # The first of two equal cards counts, as in astropy.
         if name not in cards:
             cards[name] = value
-            continued = name
+            if isinstance(value, str):
+                continued, pieces = name, [value]
             unit = _COMMENT_UNIT.search(header[start + 9 : start + _CARD]) if key == b"RA      " else None
             if unit is not None:
                 # The unit of a value belongs in brackets at the start of its comment (FITS 4.0, 4.3.2).
                 cards.setdefault("RAUNIT", unit[1].decode("ascii", "replace").strip())
+    if len(pieces) > 1:
+        cards[str(continued)] = "".join(pieces)
     return cards
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.row_sums import row_sums
 from zemosaic_core.sources import RawRows
-from zemosaic_io.fits_cards import HduInfo
+from zemosaic_io.compressed_tiles import check_inflated
+from zemosaic_io.fits_cards import HduInfo, iter_hdus
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.regular_files import open_regular
 
@@ -129,6 +130,7 @@ def read_identified(info: FrameInfo) -> IdentifiedImage:
     """
     digest = _start_digest(info)
     if info.data_offset < 0:
+        _check_inflated(info)
         data = read_image(info)
         digest.update(_compressed_bytes(info, data))
         return IdentifiedImage(data, digest.hexdigest(), row_sums(_by_planes(data)))
@@ -324,15 +326,27 @@ def _read_compressed(info: FrameInfo, y0: int, y1: int, x0: int, x1: int) -> np.
                 window = np.asarray(section[0:3, y0:y1, x0:x1])
             else:
                 window = np.moveaxis(np.asarray(section[y0:y1, x0:x1, 0:3]), -1, 0)
-    except SkipItem:
+    except (SkipItem, MemoryError):
         raise
     except Exception as error:
         # The decoders raise whatever damaged bytes lead them to; here that is one unreadable frame.
         log.info("%s cannot be decompressed", info.path, exc_info=True)
         raise _unreadable(info.path, error) from error
+    if window.shape[-2:] != (y1 - y0, x1 - x0):
+        raise _unreadable(info.path, ValueError(f"rows {y0}:{y1} have the shape {window.shape}"))
     if is_raw_uint16(info) or window.dtype == np.uint8:
         return np.ascontiguousarray(window, dtype=np.uint16)
     return np.ascontiguousarray(window, dtype=np.float32)
+
+
+def _check_inflated(info: FrameInfo) -> None:
+    hdu = next((hdu for hdu in iter_hdus(info.path) if hdu.index == info.hdu), None)
+    if hdu is None or not hdu.is_compressed_image:
+        raise frame_changed(info.path)
+    try:
+        check_inflated(info.path, hdu)
+    except OSError as error:
+        raise _unreadable(info.path, error) from error
 
 
 def frame_changed(path: Path) -> SkipItem:

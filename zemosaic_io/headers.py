@@ -14,6 +14,7 @@ from typing import Any, Literal
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.night_sky import julian_year
 from zemosaic_core.proper_motion import CATALOGUE_EPOCH
+from zemosaic_io.compressed_tiles import check_compressed
 from zemosaic_io.fits_cards import HduInfo, is_celestial_key, iter_hdus
 from zemosaic_io.header_values import PATTERNS, angle_deg, known_telescope, stated_pattern
 
@@ -281,6 +282,8 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
     compressed = hdu.is_compressed_image
     shape_hw, axes, planes = _geometry(path, hdu.image_axes)
     _check_size(path, hdu, stat.st_size)
+    if compressed:
+        check_compressed(path, hdu)
     bitpix = int(cards.get("ZBITPIX" if compressed else "BITPIX") or 0)
     if bitpix not in (8, 16, 32, 64, -32, -64):
         raise SkipItem(

@@ -45,10 +45,12 @@ class OutputLock:
             raise RunFailed(
                 "run_error_output_busy", f"another run is writing to {output_dir}", path=str(output_dir)
             )
-        self._sweep(output_dir, state_dir)
+        self._folders = output_dir, state_dir
+        self.sweep()
 
-    def _sweep(self, output_dir: Path, state_dir: Path) -> None:
-        """Remove what only a run that was killed can have left: nobody else is here."""
+    def sweep(self) -> None:
+        """Remove what only a run, or a process of one, that was killed can have left: nobody else is here."""
+        output_dir, state_dir = self._folders
         parts = [part for pattern in _LEFTOVERS for part in output_dir.glob(pattern)]
         for part in (*parts, *state_dir.rglob(".*.part")):
             part.unlink(missing_ok=True)

@@ -4,24 +4,61 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
-__all__ = ["start_child"]
+__all__ = ["limit_memory", "start_child"]
+
+# Added to what the kernel thinks of a process that works for another: when memory runs short it goes first.
+_OOM_SCORE = 300
 
 
 def start_child(parent_pid: int) -> None:
     """Prepare a worker process: Ctrl-C is the parent's business, and without a parent there is no work.
 
-    A worker waits for its next item on a pipe it holds both ends of; it would wait for ever when the parent is
-    killed.
+    A process in the middle of an item does not look at its pipe; so it watches its parent as well.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent_pid:
-            time.sleep(1.0)
+            time.sleep(0.5)
         os._exit(1)
 
     if os.name == "posix":
         threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    if sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+
+
+def limit_memory(more_bytes: int) -> None:
+    """Let this process take ``more_bytes`` beyond what it has; asking for more gives `MemoryError`.
+
+    Does nothing where the system has no such limit.
+    """
+    if os.name != "posix":
+        return
+    import resource
+
+    # What a process may write to counts on Linux; elsewhere only its whole address space can be limited.
+    which = resource.RLIMIT_DATA if sys.platform == "linux" else resource.RLIMIT_AS
+    _, hard = resource.getrlimit(which)
+    limit = _taken_bytes() + more_bytes
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(which, (limit, hard))
+
+
+def _taken_bytes() -> int:
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) * 1024
+    import psutil
+
+    return int(psutil.Process().memory_info().vms)

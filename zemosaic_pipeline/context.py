@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from zemosaic_core.errors import Cancelled, RunFailed
+from zemosaic_core.errors import Cancelled, ZeMosaicError
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.manifest import STATE_FOLDER, make_folder
 from zemosaic_io.output_lock import OutputLock
-from zemosaic_pipeline.child import start_child
 from zemosaic_pipeline.events import (
     PHASES,
     EtaUpdated,
@@ -36,9 +31,12 @@ from zemosaic_pipeline.events import (
     TileFinished,
 )
 from zemosaic_pipeline.frame_boundary import TRACEBACK
+from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import LeftOut, MasterTile
+from zemosaic_pipeline.resource_watch import ResourceWatch
+from zemosaic_pipeline.worker_pool import WorkerPool
 
-__all__ = ["CancelToken", "MemoryWatch", "PhaseRecord", "RunContext"]
+__all__ = ["CancelToken", "PhaseRecord", "RunContext"]
 
 log = logging.getLogger(__name__)
 
@@ -57,91 +55,27 @@ class CancelToken:
 
     def __init__(self, event: Any = None) -> None:
         self._event = threading.Event() if event is None else event
+        self.reason: ZeMosaicError | None = None
 
     def is_set(self) -> bool:
         """Whether a stop was asked for."""
-        return bool(self._event.is_set())
+        return self.reason is not None or bool(self._event.is_set())
 
     def set(self) -> None:
         """Ask to stop."""
         self._event.set()
 
+    def stop_because(self, error: ZeMosaicError) -> None:
+        """Stop the run with an error; the first one counts."""
+        if self.reason is None:
+            self.reason = error
+
     def check(self) -> None:
-        """Raise `Cancelled` when a stop was asked for."""
+        """Raise `Cancelled` when a stop was asked for, or the error that asked for it."""
+        if self.reason is not None:
+            raise self.reason
         if self.is_set():
             raise Cancelled()
-
-
-def private_bytes() -> int:
-    """Memory of this process and its children that is theirs alone.
-
-    File-backed pages are left out: a memory-mapped FITS file is the system's cache, not ours.
-    """
-    total = 0
-    me = psutil.Process()
-    for process in (me, *me.children(recursive=True)):
-        try:
-            info = process.memory_info()
-        except psutil.NoSuchProcess:
-            continue
-        total += info.rss - getattr(info, "shared", 0)
-    return total
-
-
-def _submit(pool: Executor, function: Any, item: Any) -> Future:
-    try:
-        return pool.submit(function, item)
-    except BrokenExecutor as error:
-        raise _worker_died(error) from error
-
-
-def _result(future: Future) -> Any:
-    try:
-        return future.result()
-    except BrokenExecutor as error:
-        raise _worker_died(error) from error
-
-
-def _worker_died(error: BaseException) -> RunFailed:
-    return RunFailed(
-        "run_error_worker_died",
-        f"a worker process ended without an answer ({error}); it may have run out of memory: "
-        "set num_processing_workers lower",
-        reason=str(error),
-    )
-
-
-class MemoryWatch:
-    """Samples the memory of the run's processes; `take_peak` gives the peak since the last call."""
-
-    def __init__(self, interval_s: float = 0.2) -> None:
-        self._interval_s = interval_s
-        self._peak = 0
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory-watch", daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            self._sample()
-
-    def _sample(self) -> None:
-        now = private_bytes()
-        with self._lock:
-            self._peak = max(self._peak, now)
-
-    def take_peak(self) -> int:
-        """Return the peak in bytes since the last call and start anew."""
-        self._sample()
-        with self._lock:
-            peak, self._peak = self._peak, 0
-        return peak
-
-    def close(self) -> None:
-        """Stop sampling."""
-        self._stop.set()
-        self._thread.join()
 
 
 @dataclass
@@ -193,14 +127,16 @@ class RunContext:
         self.policy = policy
         self.workers = workers
         self.threads = threads
+        self.alone_bytes = 1_000_000_000
         make_folder(self.state_dir)
         self._lock = OutputLock(output_dir, self.state_dir)
         make_folder(self.work_dir)
         self.left_out: list[LeftOut] = []
         self.phases: list[PhaseRecord] = []
         self.messages: list[Message] = []
-        self.memory = MemoryWatch()
-        self._pool: ProcessPoolExecutor | None = None
+        self.memory = ResourceWatch(output_dir, cancel.stop_because)
+        self._pool: WorkerPool | None = None
+        self._parts_left = False
         self._phase = ""
         self._phase_items = 0
         self._phase_details: dict[str, Any] = {}
@@ -242,9 +178,18 @@ class RunContext:
             self._last_eta = now
             self.report(EtaUpdated(self._remaining_s(min(1.0, (done + within) / total))))
 
-    def expect(self, seconds_by_phase: Mapping[str, float]) -> None:
-        """Take the times the plan expects; from then on the run can say when it may end."""
-        self._planned_s = dict(seconds_by_phase)
+    def follow(self, plan: RunPlan) -> None:
+        """Take what the plan expects and allows; from then on the run can say when it may end."""
+        self._planned_s = {row.phase: row.seconds for row in plan.rows}
+        if plan.workers < self.workers:
+            self.release_pool()
+        self.workers, self.threads = min(self.workers, plan.workers), plan.threads
+        self.memory.limit_bytes = plan.memory_limit_bytes
+        # What is tried alone may take what all processes together were planned to.
+        planned = next(row.ram_bytes for row in plan.rows if row.phase == "phase1_prepare")
+        self.alone_bytes = max(self.alone_bytes, 2 * planned)
+        if self._pool is not None:
+            self._pool.alone_bytes = self.alone_bytes
 
     def _remaining_s(self, share: float) -> float:
         """Return the seconds left: the planned times, stretched as the run has been slower or faster than planned."""
@@ -277,67 +222,67 @@ class RunContext:
         """Tell that a newer preview of the mosaic is on disk."""
         self.report(PreviewGrown(path))
 
-    def pool(self) -> Executor | None:
-        """Return the process pool of the run, started at first use; None when ``workers`` is 1.
-
-        A daemonic process may not have children: there, too, everything is done in the process itself.
-        """
-        if self.workers <= 1 or multiprocessing.current_process().daemon:
-            return None
-        if self._pool is None:
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(
-                max_workers=self.workers, mp_context=spawn, initializer=start_child, initargs=(os.getpid(),)
-            )
-        return self._pool
+    @property
+    def may_have_children(self) -> bool:
+        """A daemonic process may not: there everything is done in the process itself."""
+        return not multiprocessing.current_process().daemon
 
     def release_pool(self) -> None:
-        """End the worker processes and give their memory back; `pool` starts new ones."""
+        """End the worker processes and give their memory back; `map` starts new ones."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.close()
+            self._parts_left |= self._pool.ended_by_force
             self._pool = None
 
-    def map(self, function: Any, items: Sequence[Any], *, chunk: int = 1) -> Iterator[tuple[int, Any]]:
+    def map(
+        self,
+        function: Any,
+        items: Sequence[Any],
+        *,
+        name_of: Callable[[Any], str] = str,
+        apart: Callable[[Any], bool] = lambda _: False,
+    ) -> Iterator[tuple[int, Any]]:
         """Yield ``(position, function(item))`` as results come, checking for cancel between them.
 
-        At most a few items per worker are in flight, so that neither memory nor a stop waits for a long queue.
-        An exception of ``function`` is raised here.
+        With one worker, or one item, the work is done in this process, except for what is better kept ``apart``
+        from it. An exception of ``function`` is raised here. What becomes of items over which processes die is
+        told in `WorkerPool`; ``name_of`` an item is its path.
 
         Raises
         ------
         RunFailed
-            A worker process died: killed from outside, or by the system for want of memory.
+            Worker processes die whatever they do.
         """
-        pool = self.pool() if len(items) > 1 else None
-        if pool is None:
-            for position, item in enumerate(items):
-                self.cancel.check()
-                yield position, function(item)
+        if self.workers > 1 and len(items) > 1 and self.may_have_children:
+            yield from self._processes().map(function, items, name_of=name_of)
             return
-        waiting: dict[Any, int] = {}
-        todo = iter(enumerate(items))
-        exhausted = False
-        while waiting or not exhausted:
-            while not exhausted and len(waiting) < self.workers * (2 + chunk):
-                try:
-                    position, item = next(todo)
-                except StopIteration:
-                    exhausted = True
-                    break
-                waiting[_submit(pool, function, item)] = position
-            if not waiting:
-                break
-            done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            if self.cancel.is_set():
-                for future in waiting:
-                    future.cancel()
-                self.cancel.check()
-            for future in done:
-                yield waiting.pop(future), _result(future)
+        for position, item in enumerate(items):
+            self.cancel.check()
+            if apart(item) and self.may_have_children:
+                _, result = next(self._processes().map(function, [item], name_of=name_of))
+            else:
+                result = function(item)
+            yield position, result
+
+    def _processes(self) -> WorkerPool:
+        if self._pool is None:
+            self._pool = WorkerPool(
+                self.workers,
+                check=self.cancel.check,
+                on_fewer=self._go_on_with,
+                alone_bytes=self.alone_bytes,
+            )
+        return self._pool
+
+    def _go_on_with(self, workers: int) -> None:
+        self.workers = workers
+        self.say("run_warn_fewer_workers", "WARN", workers=workers)
 
     def close(self) -> None:
         """End the processes of the run and remove its temporary files."""
         self.release_pool()
         self.memory.close()
         shutil.rmtree(self.work_dir, ignore_errors=True)
+        if self._parts_left:
+            self._lock.sweep()
         self._lock.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,15 @@ from zemosaic_pipeline.frame_kinds import largest_frame
 from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_utils import MAX_BLOCK_ROWS
 
-__all__ = ["CostBasis", "PlanRow", "estimate_rows", "small_pointings", "workload_on_card"]
+__all__ = [
+    "CostBasis",
+    "PlanRow",
+    "disk_bytes",
+    "estimate_rows",
+    "frame_bytes",
+    "small_pointings",
+    "workload_on_card",
+]
 
 # What one process costs before it holds a single frame: interpreter, libraries and compiled kernels. Private memory
 # measured on Linux with Python 3.11: 240 MB at the end of a run, 110 MB in a process that only measures.
@@ -28,6 +37,9 @@ PARENT_BYTES = 260_000_000
 CHILD_BYTES = 115_000_000
 # Measured on 1080x1920 frames: a measuring process peaks at 160 to 176 MB.
 MEASURE_BYTES_PER_PX = 32
+# Solvers of others run one at a time; room for their star lists and for the picture as floats. Not measured.
+SOLVER_BYTES = 100_000_000
+SOLVER_BYTES_PER_PX = 16
 # The preview's stretch, per pixel of the picture; measured at 3200x3200.
 PREVIEW_BYTES_PER_PX = 48
 # A tile is wider than its frames: they are dithered and turned against the grid by some degrees.
@@ -61,6 +73,8 @@ class CostBasis:
         A variance is written; tiles stay on the disk.
     preview_max_dim : int
         Longer side of the preview, px.
+    foreign_solver : bool
+        A solver that is another program may be asked.
     """
 
     n_channels: int
@@ -76,6 +90,7 @@ class CostBasis:
     variance: bool
     keep_state: bool
     preview_max_dim: int
+    foreign_solver: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +182,22 @@ def _stack_workload(basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tup
     return Workload("stack", rows, buffers, elements_per_row=n * basis.n_channels * columns)
 
 
+def frame_bytes(info: FrameInfo) -> int:
+    """Return the memory it takes to look at one frame, of which some may declare any size."""
+    return PARENT_BYTES + math.prod(info.shape_hw) * MEASURE_BYTES_PER_PX
+
+
+def disk_bytes(n_channels: int, variance: bool, shape_hw: tuple[int, int]) -> int:
+    """Return what tiles and results of a mosaic of this size take on disk at least."""
+    planes = n_channels + (n_channels if variance else 0)
+    return shape_hw[0] * shape_hw[1] * 4 * (planes + 2 + planes + 1)
+
+
+def _solver_bytes(basis: CostBasis, frame_px: int) -> int:
+    """Memory of a solver that is another program, while the processes that measured wait."""
+    return SOLVER_BYTES + frame_px * SOLVER_BYTES_PER_PX if basis.foreign_solver else 0
+
+
 def estimate_rows(
     basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], decision: Decision | None
 ) -> tuple[PlanRow, ...]:
@@ -188,16 +219,15 @@ def estimate_rows(
     canvas_px = canvas_hw[0] * canvas_hw[1]
     workload = _stack_workload(basis, infos, canvas_hw)
     block_rows = min(workload.rows, MAX_BLOCK_ROWS)
-    stack_bytes = min(basis.block_budget_bytes, workload.peak(block_rows))
+    # A single row is worked on whatever it takes.
+    stack_bytes = max(min(basis.block_budget_bytes, workload.peak(block_rows)), workload.peak(1))
     # Per thread: one decoded window and its three colour planes, and the pages of a tile being written.
     window_bytes = basis.threads * frame_px * (2 + 4 * 2 * basis.n_channels) + 2 * frame_px * 4
     children = basis.workers if basis.workers > 1 and n > 1 else 0
     survey = PARENT_BYTES
+    at_work = max(1, children) * frame_px * MEASURE_BYTES_PER_PX
     measure = (
-        PARENT_BYTES
-        + children * CHILD_BYTES
-        + max(1, children) * frame_px * MEASURE_BYTES_PER_PX
-        + n * 60_000
+        PARENT_BYTES + children * CHILD_BYTES + max(at_work, _solver_bytes(basis, frame_px)) + n * 60_000
     )
     stacked_hw = _stacked_hw(basis, infos, canvas_hw)
     sealing_bytes = BAND_COPIES * 4 * block_rows * stacked_hw[1]

@@ -13,10 +13,12 @@ from typing import ParamSpec, TypeVar
 
 from zemosaic_core.errors import SkipItem, ZeMosaicError
 
-__all__ = ["TRACEBACK", "result_or_skip"]
+__all__ = ["NO_MEMORY", "TRACEBACK", "result_or_skip"]
 
 # Name of the value that carries the traceback home; it belongs in the log and not in a report.
 TRACEBACK = "traceback"
+# Key of the reason that says nothing of the file: with more room it may be used.
+NO_MEMORY = "frame_no_memory"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,7 +35,7 @@ def result_or_skip(
     -------
     object or SkipItem
         What ``function`` returned; or ``frame_unexpected`` with ``path``, ``reason`` and the traceback, all as
-        text; or the `SkipItem` that it raised.
+        text; or ``frame_no_memory``; or the `SkipItem` that it raised.
     """
     try:
         return function(*args, **kwargs)
@@ -41,6 +43,14 @@ def result_or_skip(
         return skip
     except ZeMosaicError:
         raise
+    except MemoryError as error:
+        return SkipItem(
+            NO_MEMORY,
+            f"{path}: {error or 'out of memory'}",
+            path=str(path),
+            free_mb=_free_mb(),
+            **{TRACEBACK: traceback.format_exc()},
+        )
     except Exception as error:  # noqa: BLE001 - this is the boundary
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return SkipItem(
@@ -50,3 +60,9 @@ def result_or_skip(
             reason=reason[:300],
             **{TRACEBACK: traceback.format_exc()},
         )
+
+
+def _free_mb() -> int:
+    from zemosaic_pipeline.machine import available_memory
+
+    return available_memory() // 1_000_000

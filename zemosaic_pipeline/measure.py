@@ -51,6 +51,7 @@ ARRAY_NAMES = {
     "row_sums",
 }
 _PICTURE_SIGMA = 5.0
+_LEAST_SIDE_PX = 16
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -
     SkipItem
         The frame is empty, or shows too few stars.
     """
+    _refuse_small(info)
     _refuse_empty(info, data)
     arrays = _measure_picture(data, options) if data.ndim == 3 else _measure_raw_frame(info, data, options)
     n_stars = len(arrays["x"])
@@ -114,6 +116,15 @@ def frame_stars(info: FrameInfo, data: np.ndarray, max_stars: int = 600) -> star
     pattern = info.cfa_pattern if info.kind == "cfa" else None
     counts = as_counts(data)
     return measure_raw(counts.plane, pattern, max_stars=max_stars, missing=counts.missing).stars
+
+
+def _refuse_small(info: FrameInfo) -> None:
+    """No sky can be told from less than a cell of the raw sky."""
+    if min(info.shape_hw) < _LEAST_SIDE_PX:
+        shape = f"{info.shape_hw[1]} x {info.shape_hw[0]}"
+        raise SkipItem(
+            "frame_too_small", f"{info.path}: {shape} px is too small", path=str(info.path), shape=shape
+        )
 
 
 def _refuse_empty(info: FrameInfo, data: np.ndarray) -> None:

@@ -12,7 +12,8 @@ from zemosaic_io.folders import survey_files
 from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_io.light_frames import refuse_other_than_light
 from zemosaic_pipeline.context import RunContext
-from zemosaic_pipeline.frame_boundary import result_or_skip
+from zemosaic_pipeline.cost import frame_bytes
+from zemosaic_pipeline.frame_boundary import NO_MEMORY, result_or_skip
 from zemosaic_pipeline.frame_kinds import geometry, majority_geometry
 from zemosaic_pipeline.records import Frame, LeftOut
 from zemosaic_pipeline.sessions import mixture_text
@@ -59,6 +60,18 @@ def _one_camera(infos: Sequence[FrameInfo]) -> tuple[list[FrameInfo], list[LeftO
     return kept, refused
 
 
+def _not_too_large(infos: list[FrameInfo], memory_bytes: int) -> tuple[list[FrameInfo], list[LeftOut]]:
+    """Leave out pictures that no memory holds; when all are so large, that is what the plan says."""
+    fitting = [info for info in infos if frame_bytes(info) <= memory_bytes]
+    if not fitting:
+        return infos, []
+    kept = set(map(id, fitting))
+    values = {"free_mb": memory_bytes // 1_000_000}
+    return fitting, [
+        LeftOut(str(info.path), PHASE, NO_MEMORY, values) for info in infos if id(info) not in kept
+    ]
+
+
 def _size_text(info: FrameInfo) -> str:
     return f"{info.kind} {info.shape_hw[1]}x{info.shape_hw[0]}"
 
@@ -73,6 +86,7 @@ def survey(
     *,
     recursive: bool,
     selection: Iterable[str] | None = None,
+    memory_bytes: int = 1 << 60,
     map_batches: Callable[[Any, list[list[str]]], Iterable[tuple[int, list[FrameInfo | LeftOut]]]]
     | None = None,
 ) -> tuple[list[FrameInfo], list[LeftOut]]:
@@ -82,6 +96,8 @@ def survey(
     ----------
     selection : iterable of str, optional
         Paths chosen by the user; other files are not looked at.
+    memory_bytes : int
+        What there is; frames that alone need more are left out.
     map_batches : callable, optional
         ``(function, batches) -> (position, result)`` as they come; default: one after the other.
     """
@@ -99,11 +115,17 @@ def survey(
     infos = [item for item in everything if isinstance(item, FrameInfo)]
     refused = [item for item in everything if isinstance(item, LeftOut)]
     kept, other = _one_camera(infos)
-    return kept, refused + other
+    kept, too_large = _not_too_large(kept, memory_bytes)
+    return kept, refused + other + too_large
 
 
 def run(
-    folder: Path, context: RunContext, *, recursive: bool, selection: Iterable[str] | None = None
+    folder: Path,
+    context: RunContext,
+    *,
+    recursive: bool,
+    memory_bytes: int,
+    selection: Iterable[str] | None = None,
 ) -> list[Frame]:
     """Survey the folder and return its frames.
 
@@ -116,16 +138,28 @@ def run(
     def map_batches(function: Any, batches: list[list[str]]) -> Iterable[tuple[int, Any]]:
         # A pool costs seconds to start; below a few hundred headers it is not worth them.
         parallel = len(batches) > 8
-        source = context.map(function, batches) if parallel else enumerate(map(function, batches))
+        source = (
+            context.map(function, batches, name_of=lambda batch: batch[0])
+            if parallel
+            else enumerate(map(function, batches))
+        )
         done = 0
         for position, result in source:
+            if isinstance(result, SkipItem):
+                # Processes died over this batch: headers are read by code that cannot, so each gets a chance here.
+                result = function(batches[position])
             done += len(result)
             context.cancel.check()
             context.progress(done, sum(map(len, batches)), str(result[-1].path) if result else "")
             yield position, result
 
     infos, refused = survey(
-        folder, context.output_dir, recursive=recursive, selection=selection, map_batches=map_batches
+        folder,
+        context.output_dir,
+        recursive=recursive,
+        selection=selection,
+        memory_bytes=memory_bytes,
+        map_batches=map_batches,
     )
     for item in refused:
         context.leave_out(item.path, PHASE, item.key, **item.values)

@@ -83,7 +83,13 @@ def _measure_all(
     for is_last in (False, True):
         changed: list[Frame] = []
         tasks = [(frame.info, options, _arrays_path(folder, frame.info, options)) for frame in todo]
-        for position, result in context.map(measure_frame, tasks):
+        for position, result in context.map(
+            measure_frame,
+            tasks,
+            name_of=lambda task: str(task[0].path),
+            # Decoders are code of others in C: what they do with damaged bytes may end the process.
+            apart=lambda task: task[0].data_offset < 0,
+        ):
             frame = todo[position]
             if isinstance(result, SkipItem) and result.key == "frame_changed" and not is_last:
                 changed.append(frame)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +10,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 from astropy.wcs import WCS
 
 from zemosaic_core.colour_calibration import SPIRAL_B_V, SUN_B_V
@@ -23,8 +20,10 @@ from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_pipeline.cost import CostBasis, PlanRow, estimate_rows, small_pointings, workload_on_card
 from zemosaic_pipeline.events import Reporter
+from zemosaic_pipeline.machine import Machine, enough_file_handles
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.outline import Layout, Outline, outline_of_headers, outline_of_wcs, spread_in_time
+from zemosaic_pipeline.plan_limits import fit_to_handles, fit_to_memory
 from zemosaic_pipeline.routes import RouteDecision, choose_route
 from zemosaic_pipeline.sessions import mixture_text
 from zemosaic_settings import Settings
@@ -49,24 +48,6 @@ __all__ = [
 ]
 
 FEATHER_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Facts about this computer: cores, free memory (bytes), free disk (bytes) where the output goes."""
-
-    cores: int
-    memory_bytes: int
-    disk_bytes: int
-
-    @staticmethod
-    def probe(output_dir: Path) -> Machine:
-        """Look at the machine now."""
-        folder = output_dir
-        while not folder.exists():
-            folder = folder.parent
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return Machine(cores, psutil.virtual_memory().available, shutil.disk_usage(folder).free)
 
 
 @dataclass(frozen=True)
@@ -198,6 +179,8 @@ class RunPlan:
     assembly: AssemblyOptions
     output: OutputOptions
     rows: tuple[PlanRow, ...]
+    is_reduced: bool = False
+    memory_limit_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -253,11 +236,20 @@ def worker_count(settings: Settings, machine: Machine) -> int:
     return max(1, min(asked if asked > 0 else math.ceil(0.75 * machine.cores), machine.cores))
 
 
-def _block_budget(settings: Settings, machine: Machine) -> int:
+def usable_memory(settings: Settings, machine: Machine) -> int:
+    """Return the bytes that all processes of a run may take together."""
+    return min(machine.memory_bytes, _memory_limit(settings) or machine.memory_bytes)
+
+
+def _memory_limit(settings: Settings) -> int:
+    return settings.memory_limit_mb * 1_000_000
+
+
+def _block_budget(settings: Settings, memory_bytes: int) -> int:
     if settings.stack_ram_budget_gb > 0:
         return int(settings.stack_ram_budget_gb * 1e9)
     # A third of what is free leaves room for the pages of the input files, which make the second read cheap.
-    return int(min(max(0.33 * machine.memory_bytes, 256e6), 4e9))
+    return int(min(max(0.33 * memory_bytes, 256e6), 4e9))
 
 
 def resolve(
@@ -274,7 +266,7 @@ def resolve(
     Raises
     ------
     RunFailed
-        There is nothing to plan for.
+        There is nothing to plan for, or the machine is too small for the smallest plan.
     """
     if not infos:
         raise RunFailed(
@@ -282,7 +274,8 @@ def resolve(
         )
     n_channels = 1 if infos[0].kind == "mono" else 3
     workers, threads = worker_count(settings, machine), machine.cores
-    budget = _block_budget(settings, machine)
+    memory = usable_memory(settings, machine)
+    budget = _block_budget(settings, memory)
     rule = CombineRule(
         settings.stacking_rejection_algorithm,
         settings.stacking_kappa_low,
@@ -366,6 +359,7 @@ def resolve(
             },
         ),
         rows=(),
+        memory_limit_bytes=_memory_limit(settings),
     )
     run = replace(
         run,
@@ -380,7 +374,11 @@ def resolve(
     basis, decision = _cost_basis(run), None
     if policy is not None:
         decision = policy.plan(workload_on_card(basis, infos, canvas_hw, policy.status.device))
-    return replace(run, rows=estimate_rows(basis, infos, canvas_hw, decision))
+    return fit_to_memory(
+        fit_to_handles(run, enough_file_handles()),
+        memory,
+        lambda smaller: estimate_rows(_cost_basis(smaller), infos, canvas_hw, decision),
+    )
 
 
 def _cost_basis(run: RunPlan) -> CostBasis:
@@ -398,6 +396,7 @@ def _cost_basis(run: RunPlan) -> CostBasis:
         variance=run.output.variance,
         keep_state=run.output.keep_state,
         preview_max_dim=run.output.preview["max_dim"],
+        foreign_solver=run.solve.solver.method != "EMBEDDED",
     )
 
 
@@ -492,7 +491,12 @@ def make_plan(
         )
     settings = settings.model_copy(update={"input_dir": str(folder), "output_dir": str(output)})
     machine = Machine.probe(output)
-    infos, refused = survey(folder, output, recursive=settings.scan_recursive)
+    infos, refused = survey(
+        folder,
+        output,
+        recursive=settings.scan_recursive,
+        memory_bytes=usable_memory(settings, machine),
+    )
     policy = make_policy(settings, None)
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))

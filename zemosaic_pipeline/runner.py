@@ -25,6 +25,7 @@ from zemosaic_pipeline import (
 )
 from zemosaic_pipeline.colour import star_light
 from zemosaic_pipeline.context import CancelToken, RunContext
+from zemosaic_pipeline.cost import disk_bytes
 from zemosaic_pipeline.events import (
     PHASES,
     GpuRecorded,
@@ -32,8 +33,10 @@ from zemosaic_pipeline.events import (
     RunStarted,
 )
 from zemosaic_pipeline.judge_frames import judge_air
+from zemosaic_pipeline.machine import Machine, available_memory, free_disk
 from zemosaic_pipeline.outline import estimate_canvas
-from zemosaic_pipeline.plan import Machine, make_policy, resolve, worker_count
+from zemosaic_pipeline.plan import make_policy, resolve, usable_memory, worker_count
+from zemosaic_pipeline.plan_limits import refuse_small_disk
 from zemosaic_pipeline.records import MasterTile, SolvedFrame
 from zemosaic_pipeline.report import collect, write_report
 from zemosaic_pipeline.routes import groups_of_route
@@ -143,8 +146,11 @@ def run_classic(
         outputs |= write_report(output, facts, settings.language)
         return RunResult(outputs, facts)
     except BaseException as error:
-        run.report_failure(error)
-        raise
+        told = run.told(error)
+        run.report_failure(told)
+        if told is error:
+            raise
+        raise told from error
     finally:
         context.close()
         policy.close()
@@ -176,7 +182,11 @@ class _ClassicRun:
         manifest = Manifest(context.state_dir / "manifest.json")
         with context.phase(phase0_survey.PHASE):
             frames = phase0_survey.run(
-                self.folder, context, recursive=self.settings.scan_recursive, selection=self._chosen()
+                self.folder,
+                context,
+                recursive=self.settings.scan_recursive,
+                memory_bytes=usable_memory(self.settings, self.machine),
+                selection=self._chosen(),
             )
             self.n_found = len(frames) + len(context.left_out)
             infos = [frame.info for frame in frames]
@@ -188,7 +198,18 @@ class _ClassicRun:
                 policy=context.policy,
                 preplanned=self.selection.groups,
             )
-            context.expect({row.phase: row.seconds for row in plan.rows})
+            context.follow(plan)
+            self._refuse_small_disk(
+                next(row.disk_bytes for row in plan.rows if row.phase == phase1_prepare.PHASE)
+            )
+            if plan.is_reduced:
+                context.say(
+                    "run_info_smaller_plan",
+                    workers=plan.workers,
+                    threads=plan.threads,
+                    block_mb=round(plan.block_budget_bytes / 1e6),
+                    planned_mb=round(plan.peak_bytes / 1e6),
+                )
         with context.phase(phase1_prepare.PHASE, len(frames)):
             if not plan.resume:
                 manifest.keep_only(set())
@@ -202,6 +223,7 @@ class _ClassicRun:
             context.say(plan.route.reason_key, route=plan.route.route, **plan.route.values)
         with context.phase(phase4_grid.PHASE):
             placed = phase4_grid.run(solved, plan.grid, context, with_flat=plan.sky.model == "full")
+            self._refuse_small_disk(disk_bytes(plan.n_channels, plan.output.variance, placed.grid.shape_hw))
             clear = judge_air(placed.frames, plan.measure, context, phase4_grid.PHASE)
             self.placed = placed = replace(placed, frames=clear)
             self.sky = behind = sky.run(placed.frames, placed.grid, placed.flat, plan, context)
@@ -237,12 +259,33 @@ class _ClassicRun:
             phase7_cleanup.run(tiles, plan.output.keep_state, context)
         return outputs
 
+    def _refuse_small_disk(self, needed_bytes: int) -> None:
+        """Refuse what will not find room; what is stored of earlier runs takes none again."""
+        context = self.context
+        stored = sum(path.stat().st_size for path in context.state_dir.rglob("*") if path.is_file())
+        refuse_small_disk(needed_bytes - stored, free_disk(context.output_dir), str(context.output_dir))
+
     def _chosen(self) -> Iterable[str] | None:
         return self.selection.frames or None
 
     def facts(self, outputs: dict[str, str], outcome: str, error: BaseException | None) -> dict[str, Any]:
         """Return everything the report says."""
         return collect(self, outputs, outcome, error)
+
+    def told(self, error: BaseException) -> BaseException:
+        """Return what a user is told of an error: why a watch stopped the run, or that memory was short."""
+        if isinstance(error, Cancelled):
+            return self.context.cancel.reason or error
+        if isinstance(error, MemoryError):
+            planned_mb = round(self.plan.peak_bytes / 1e6) if self.plan is not None else 0
+            free_mb = round(available_memory() / 1e6)
+            return RunFailed(
+                "run_error_memory",
+                f"the memory ran short: {planned_mb} MB were planned, {free_mb} MB are free",
+                planned_mb=planned_mb,
+                free_mb=free_mb,
+            )
+        return error
 
     def report_failure(self, error: BaseException) -> None:
         """Write the report of a run that ended early; a report that cannot be written must not hide why."""

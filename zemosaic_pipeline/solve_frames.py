@@ -409,7 +409,7 @@ def _match_round(
         )
         for index in todo
     ]
-    for position, match in context.map(_match_of, tasks):
+    for position, match in context.map(_match_of, tasks, name_of=lambda task: task[0]):
         index = todo[position]
         if isinstance(match, SkipItem):
             log.warning("not matched: %s %s", match, match.values.get(TRACEBACK, ""))

@@ -428,6 +428,17 @@ _PERFORMANCE = (
         special="auto",
     ),
     Option(
+        "memory_limit_mb",
+        "int",
+        0,
+        "performance",
+        minimum=0,
+        maximum=16_777_216,
+        unit="mb",
+        step=256,
+        special="auto",
+    ),
+    Option(
         "stack_ram_budget_gb",
         "float",
         0.0,

@@ -119,6 +119,7 @@ class Settings(BaseModel):
     gpu_id_phase5: int = _declared("gpu_id_phase5")
     gpu_selector: str = _declared("gpu_selector")
     gpu_memory_mb: int = _declared("gpu_memory_mb")
+    memory_limit_mb: int = _declared("memory_limit_mb")
     stack_ram_budget_gb: float = _declared("stack_ram_budget_gb")
     num_processing_workers: int = _declared("num_processing_workers")
 

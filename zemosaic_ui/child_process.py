@@ -19,16 +19,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from zemosaic_pipeline.outside_stop import send_the_rest, stop_from_outside
+
 __all__ = ["ChildProcess", "end_process_tree"]
 
 # After the process is gone its last messages may still be on their way through the pipe.
 DRAIN_S = 1.0
+# Of a process that was ended by force nothing more is needed.
+FORCED_DRAIN_S = 0.2
 CRASH_LOG_BYTES = 8_000
+FAMILY_S = 1.0
 
 
 def _run_in_child(target: str, error_log: str, args: tuple, kwargs: dict) -> None:
@@ -41,7 +48,25 @@ def _run_in_child(target: str, error_log: str, args: tuple, kwargs: dict) -> Non
     # event, so that the run can end cleanly. Processes that the child starts inherit this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     module, name = target.split(":")
-    getattr(importlib.import_module(module), name)(*args, **kwargs)
+    # A closed terminal or a window that was killed leaves no job behind, whether or not it looks at its cancel event.
+    with stop_from_outside():
+        getattr(importlib.import_module(module), name)(*args, **kwargs)
+    send_the_rest(args[0])
+
+
+def _start_tracker() -> None:
+    """Start the process in which Python keeps book of semaphores, deaf to a closing terminal.
+
+    Python makes it deaf to Ctrl-C and SIGTERM only. Killed by SIGHUP it is started anew, knows nothing of what it
+    should free, and says so with tracebacks.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_process_tree(pid: int, *, patience_s: float = 3.0) -> int:
@@ -62,7 +87,7 @@ def end_process_tree(pid: int, *, patience_s: float = 3.0) -> int:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(alive, timeout=patience_s)
+    psutil.wait_procs(alive, timeout=max(patience_s, 1.0))
     return len(family)
 
 
@@ -77,6 +102,7 @@ class ChildProcess:
     """
 
     def __init__(self, target: str, *args: Any, **kwargs: Any) -> None:
+        _start_tracker()
         context = multiprocessing.get_context("spawn")
         self._queue: multiprocessing.queues.Queue = context.Queue()
         self._cancel = context.Event()
@@ -91,6 +117,7 @@ class ChildProcess:
         self._ended = threading.Event()
         self._start_error = ""
         self._ending: threading.Thread | None = None
+        self._is_forced = False
         # Pickling 10,000 paths into a pipe and waiting for the interpreter to read them takes a moment.
         threading.Thread(target=self._start_and_listen, name="zemosaic-listener", daemon=True).start()
 
@@ -144,12 +171,17 @@ class ChildProcess:
         """Ask the child to stop at its next item."""
         self._cancel.set()
 
-    def end_after(self, grace_s: float, on_forced: Callable[[], None] | None = None) -> None:
-        """End the child and its descendants by force when it still runs after ``grace_s``; do not wait."""
+    def end_after(
+        self, grace_s: float, on_forced: Callable[[], None] | None = None, *, patience_s: float = 3.0
+    ) -> None:
+        """End the child and its descendants by force when it still runs after ``grace_s``; do not wait.
+
+        ``patience_s`` lies between asking and killing.
+        """
         if self._ending is not None and self._ending.is_alive() and grace_s > 0:
             return
         self._ending = threading.Thread(
-            target=self._end, args=(grace_s, on_forced), name="zemosaic-ending", daemon=True
+            target=self._end, args=(grace_s, patience_s, on_forced), name="zemosaic-ending", daemon=True
         )
         self._ending.start()
 
@@ -174,11 +206,31 @@ class ChildProcess:
         self._started.set()
         reader = threading.Thread(target=self._listen, name="zemosaic-reader", daemon=True)
         reader.start()
-        self._process.join()
+        self._end_orphans(self._family_until_the_end())
         # A process killed in the middle of a message leaves half of it in the pipe and the reader waiting
         # for the rest for ever; the reader is a daemon thread and is left behind in that case.
-        reader.join(DRAIN_S)
+        reader.join(DRAIN_S if not self._is_forced else FORCED_DRAIN_S)
         self._ended.set()
+
+    def _family_until_the_end(self) -> list[psutil.Process]:
+        """Wait for the end of the process; return what it had started when that was last looked at."""
+        family: list[psutil.Process] = []
+        while self._process.is_alive():
+            with suppress(psutil.NoSuchProcess):
+                # While it is alive its own children can be told; afterwards they are nobody's.
+                family = psutil.Process(self._process.pid).children(recursive=True) or family
+            self._process.join(FAMILY_S)
+        self._process.join()
+        return family
+
+    def _end_orphans(self, family: list[psutil.Process]) -> None:
+        """End what a killed process left behind, such as solvers of others, which watch no parent."""
+        if (self._process.exitcode or 0) >= 0:
+            return
+        for orphan in family:
+            # psutil compares times of creation: a number that was given to another process is not hit.
+            with suppress(psutil.NoSuchProcess):
+                orphan.kill()
 
     def _listen(self) -> None:
         quiet_since = None
@@ -196,10 +248,11 @@ class ChildProcess:
             except (EOFError, OSError):
                 return
 
-    def _end(self, grace_s: float, on_forced: Callable[[], None] | None) -> None:
+    def _end(self, grace_s: float, patience_s: float, on_forced: Callable[[], None] | None) -> None:
         self._started.wait(10.0)
         if self._ended.wait(grace_s) or self._process.pid is None or self._process.exitcode is not None:
             return
+        self._is_forced = True
         if on_forced is not None:
             on_forced()
-        end_process_tree(self._process.pid)
+        end_process_tree(self._process.pid, patience_s=patience_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from rich.text import Text
 from zemosaic_config import get_config_path, load_config, read_config
 from zemosaic_core.errors import SettingsError
 from zemosaic_pipeline.events import RunEnded, spoken_values
+from zemosaic_pipeline.outside_stop import STOP_SIGNALS
 from zemosaic_settings import OPTIONS_BY_KEY, Settings, canonical_values
 from zemosaic_ui.run_controller import WORKER_TARGET, RunController, RunRequest
 from zemosaic_ui.run_state import RunState, RunStatus
@@ -36,6 +38,8 @@ EXIT_SETTINGS = 2
 EXIT_OF = {RunStatus.SUCCESS: 0, RunStatus.FAILED: 1, RunStatus.CANCELLED: 130}
 # A person at a terminal can ask twice; so the first request may wait for a long block or tile to end.
 STOP_GRACE_S = 120.0
+# Whoever sends another signal (a system that shuts down, a closed terminal) kills what does not end soon.
+SIGNAL_GRACE_S = 1.3
 TICK_S = 0.1
 
 
@@ -176,7 +180,8 @@ def follow_run(
 ) -> int:
     """Run the worker in its own process, show what it says, and return the exit code.
 
-    The first Ctrl-C (or SIGTERM) asks for a clean stop and waits for it, the second ends everything at once.
+    The first Ctrl-C asks for a clean stop and waits for it, the second ends everything at once. SIGTERM and SIGHUP
+    ask for a clean stop within two seconds.
     With ``as_json`` one JSON object is all that goes to standard output, at the end (see `run_facts`).
     """
     if as_json:
@@ -194,8 +199,10 @@ def follow_run(
                 controller.wait(STOP_GRACE_S)
     state, seconds = controller.state, controller.elapsed()
     display.end(state, seconds)
-    # Wrong settings have a code of their own: nothing was started.
-    exit_code = int(state.end_values.get("exit_code", EXIT_OF[state.status]))
+    # Wrong settings have a code of their own: nothing was started. Other codes of the worker, such as that of a
+    # signal that killed it, are not those of the command.
+    wrong_settings = state.end_values.get("exit_code") == EXIT_SETTINGS
+    exit_code = EXIT_SETTINGS if wrong_settings else EXIT_OF[state.status]
     if as_json:
         from zemosaic_ui.run_facts import run_facts
 
@@ -233,8 +240,9 @@ def _answer_stop(controller: RunController, display: Display, asked: list[int], 
     if len(asked) > answered:
         if answered == 0:
             display.say("run_stopping", "WARN")
-            controller.stop()
-        else:
+            controller.stop(within_s=None if asked[0] == signal.SIGINT else SIGNAL_GRACE_S)
+        elif signal.SIGINT in asked:
+            # A person asks twice who means it; a system that shuts down sends one signal after the other.
             display.say("run_killed", "WARN")
             controller.stop_now()
     return len(asked)
@@ -247,14 +255,26 @@ def _stop_requests() -> Iterator[list[int]]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            _forget_terminal()
 
-    watched = [signal.SIGINT, signal.SIGTERM]
+    # Whoever starts a run with `nohup` wants it to outlive the terminal.
+    watched = [signal.SIGINT, *(s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN)]
     before = {number: signal.signal(number, note) for number in watched}
     try:
         yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _forget_terminal() -> None:
+    """Write to nowhere what was meant for a terminal that is closed: it would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if os.isatty(stream):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _folder(path: str) -> Path:

@@ -198,29 +198,25 @@ def _upright_footprint(ra: float, dec: float, width: int, height: int, scale_deg
 
 def measure(queue: Any, infos: Sequence[Any], config: Mapping[str, Any], *, cancel_event: Any) -> None:
     """Measure the frames in worker processes: ``("measures", [(path, {...}), ...])``, ``("refused", ...)``."""
-    import multiprocessing
     import tempfile
-    from concurrent.futures import ProcessPoolExecutor, as_completed
 
+    from zemosaic_core.errors import Cancelled
+    from zemosaic_pipeline.context import CancelToken
     from zemosaic_pipeline.measure import measure_frame
     from zemosaic_pipeline.plan import MeasureOptions
+    from zemosaic_pipeline.worker_pool import WorkerPool
 
     options = MeasureOptions(quality_sigma=4.0, exclude_flagged=False, find_hot_pixels=False)
-    workers = max(1, round(0.75 * (os.cpu_count() or 1)))
-    context = multiprocessing.get_context("spawn")
+    pool = WorkerPool(max(1, round(0.75 * (os.cpu_count() or 1))), check=CancelToken(cancel_event).check)
     with tempfile.TemporaryDirectory(prefix="zemosaic_measure_") as folder:
-        pool = ProcessPoolExecutor(max_workers=workers, mp_context=context)
+        tasks = [(info, options, f"{folder}/{number}.npz") for number, info in enumerate(infos)]
         try:
-            tasks = {
-                pool.submit(measure_frame, (info, options, f"{folder}/{number}.npz")): info
-                for number, info in enumerate(infos)
-            }
-            for future in as_completed(tasks):
-                if cancel_event.is_set():
-                    return
-                _send_measure(queue, str(tasks[future].path), future.result())
+            for position, found in pool.map(measure_frame, tasks, name_of=lambda task: str(task[0].path)):
+                _send_measure(queue, str(infos[position].path), found)
+        except Cancelled:
+            return
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.close()
 
 
 def _send_measure(queue: Any, path: str, found: Any) -> None:

@@ -148,7 +148,8 @@ def _stray(question: PlanQuestion, where: np.ndarray, infos: list[Any]) -> np.nd
 
 
 def _costs(settings: Settings, infos: list[Any], canvas: tuple[int, int]) -> tuple[int, int, float]:
-    from zemosaic_pipeline.plan import Machine, resolve
+    from zemosaic_pipeline.machine import Machine
+    from zemosaic_pipeline.plan import resolve
 
     known = [info for info in infos if info is not None]
     if not known or not canvas[0]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zemosaic_pipeline.events import Event, RunEnded, from_queue
+from zemosaic_pipeline.outside_stop import EXIT_STOPPED
 from zemosaic_ui.child_process import ChildProcess
 from zemosaic_ui.eta import Eta, EtaEstimator
 from zemosaic_ui.run_state import PhaseState, RunState, RunStatus
@@ -137,13 +138,19 @@ class RunController:
             self._target, request.input_dir, request.output_dir, config=dict(request.config)
         )
 
-    def stop(self) -> None:
-        """Ask for a clean stop; the worker's whole family is ended by force if it does not obey in time."""
+    def stop(self, *, within_s: float | None = None) -> None:
+        """Ask for a clean stop; the worker's whole family is ended by force if it does not obey in time.
+
+        ``within_s`` is that time; without it, the patience of this controller.
+        """
         if self._child is None:
             return
         self.state.request_stop()
         self._child.request_cancel()
-        self._child.end_after(self._grace_s, self._note_forced)
+        if within_s is None:
+            self._child.end_after(self._grace_s, self._note_forced)
+        else:
+            self._child.end_after(within_s, self._note_forced, patience_s=0.0)
 
     def stop_now(self) -> None:
         """End the worker and its children at once (the window is closing)."""
@@ -200,7 +207,7 @@ class RunController:
     def _missing_end(self, child: ChildProcess, was_stopping: bool) -> RunEnded:
         if child.start_error:
             return RunEnded("failed", key="ui_worker_not_started", values={"detail": child.start_error})
-        if was_stopping:
+        if was_stopping or child.exit_code == EXIT_STOPPED:
             return RunEnded("cancelled", key="ui_run_stopped")
         return _died(child)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C on a real run at the command line: 130, nothing left behind; wrong settings: 2 and one line."""
+"""Signals on a real run at the command line: 130, nothing left behind; wrong settings: 2 and one line."""
 
 from __future__ import annotations
 
@@ -71,6 +71,47 @@ def test_ctrl_c_ends_a_real_run(night, tmp_path):
     assert alive == []
     assert not [*out.rglob("*.part"), *out.rglob("run_2*")]
     assert not list(out.glob("zemosaic_*.fits"))
+
+
+# What is sent, to whom: the command, its worker, or every process of the group, as a closed terminal does.
+STOPS = [
+    ("SIGHUP", "group"),
+    ("SIGKILL", "command"),
+    ("SIGKILL", "worker"),
+]
+EXIT_CODES = {("SIGKILL", "command"): -9, ("SIGKILL", "worker"): 1}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(("name", "whom"), STOPS)
+def test_every_signal_ends_the_whole_family(night, tmp_path, name, whom):
+    """In 2 s on an idle machine; with 1,500 messages nobody reads, which must not keep the worker alive."""
+    crowd = tmp_path / "in"
+    crowd.mkdir()
+    for path in night.iterdir():
+        os.link(path, crowd / path.name)
+    for i in range(1500 if name == "SIGKILL" else 10):
+        (crowd / f"empty_{i:04d}_with_a_name_as_long_as_telescopes_give_it.fit").touch()
+    out = tmp_path / "out"
+    process = start(
+        tmp_path, "run", str(crowd), str(out), "--quiet", "--gpu", "off", "--set", "num_processing_workers=2"
+    )  # fmt: skip
+    state = out / ".zemosaic_state"
+    while not (state / "run.lock").exists() or (name != "SIGKILL" and not list(state.glob("frames/*.npz"))):
+        assert process.poll() is None
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    worker = next(p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline()))
+    number = getattr(signal, name)
+    if whom == "group":
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid if whom == "command" else worker.pid, number)
+    text, _ = process.communicate(timeout=PATIENCE_S)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
+    assert alive == []
+    assert process.returncode == EXIT_CODES.get((name, whom), 130), text
+    assert "Traceback" not in text
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from made_frames import base_cards, expose, field_sky, pointings, write
 
 from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline import phase0_survey
-from zemosaic_pipeline.context import private_bytes
 from zemosaic_pipeline.events import PHASES, Event, PhaseFinished, PhaseProgress
 from zemosaic_pipeline.plan import make_plan
+from zemosaic_pipeline.resource_watch import private_bytes
 from zemosaic_settings import Settings
 from zemosaic_worker import run_hierarchical_mosaic
 

@@ -71,6 +71,17 @@ def killed(queue, input_dir, output_dir, config=None, cancel_event=None):
     os.kill(os.getpid(), 9)
 
 
+def killed_with_a_child(queue, input_dir, output_dir, config=None, cancel_event=None):
+    """Dies while a program it started, in a session of its own, is at work."""
+    import subprocess
+    import sys
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    queue.put(to_queue(Message("fake_child", "INFO", {"pid": child.pid})))
+    time.sleep(3.0)
+    os.kill(os.getpid(), 9)
+
+
 def raises(queue, input_dir, output_dir, config=None, cancel_event=None):
     """Ends with a traceback and no last word."""
     queue.put(to_queue(RunStarted("run-3", input_dir, output_dir, tuple(PHASES))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import psutil
@@ -81,6 +82,15 @@ def test_a_killed_worker_is_a_failure(start):
     assert controller.state.status is RunStatus.FAILED
     assert controller.state.end_key == "ui_worker_killed"
     assert controller.state.end_values["signal"] == 9
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_killed_worker_leaves_no_solver_behind(start):
+    controller = start("killed_with_a_child")
+    follow(controller)
+    assert controller.state.end_key == "ui_worker_killed"
+    pid = next(line for line in controller.state.log if line.key == "fake_child").values["pid"]
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_traceback_is_shown_as_failure(start):

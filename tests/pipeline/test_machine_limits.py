@@ -1,0 +1,230 @@
+"""A run that does not fit the machine is made smaller or refused before it starts, or stopped before it is too late."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_frames import field_sky, pointings, run, write_all
+
+from zemosaic_core.errors import Cancelled, RunFailed
+from zemosaic_io.headers import read_frame_info
+from zemosaic_pipeline import machine, resource_watch, runner
+from zemosaic_pipeline.context import CancelToken
+from zemosaic_pipeline.machine import Machine, available_memory
+from zemosaic_pipeline.outline import estimate_canvas
+from zemosaic_pipeline.plan import resolve
+from zemosaic_pipeline.plan_limits import fit_to_handles, refuse_small_disk
+from zemosaic_settings import Settings
+
+ROOT = Path(__file__).parents[2]
+GB, MB = 1_000_000_000, 1_000_000
+posix = pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("limits") / "raw"
+    write_all(folder, field_sky(), pointings(n=6))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def infos(raw):
+    """Full-size frames by their headers."""
+    return [replace(read_frame_info(path), shape_hw=(4000, 6000)) for path in sorted(raw.iterdir())] * 20
+
+
+def planned(infos, memory_bytes, **settings):
+    computer = Machine(cores=8, memory_bytes=memory_bytes, disk_bytes=1000 * GB)
+    return resolve(Settings(**settings), infos, computer, canvas_hw=estimate_canvas(infos))
+
+
+def write(path: Path, text: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
+
+
+def test_limits_of_control_groups(tmp_path, monkeypatch):
+    Memory = namedtuple("Memory", "available")
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: Memory(64 * GB))
+    assert available_memory(tmp_path / "none") == 64 * GB
+    two = tmp_path / "v2"
+    write(two / "proc/self/cgroup", "0::/job/step")
+    groups = two / "sys/fs/cgroup"
+    write(groups / "job/step/memory.max", "max")
+    assert available_memory(two) == 64 * GB
+    # The limit may be set further up; pages of files count as used, yet can be given back.
+    write(groups / "job/memory.max", 4 * GB)
+    write(groups / "job/memory.current", 3 * GB)
+    write(groups / "job/memory.stat", f"anon {GB}\ninactive_file {2 * GB}")
+    assert available_memory(two) == 3 * GB
+    one = tmp_path / "v1"
+    write(one / "proc/self/cgroup", "5:cpu,cpuacct:/x\n4:memory:/docker/abc\n1:name=systemd:/x")
+    # A container sees its own group at the top.
+    write(one / "sys/fs/cgroup/memory/memory.limit_in_bytes", 2 * GB)
+    write(one / "sys/fs/cgroup/memory/memory.usage_in_bytes", GB)
+    write(one / "sys/fs/cgroup/memory/memory.stat", f"total_inactive_file {GB // 2}")
+    assert available_memory(one) == 3 * GB // 2
+    write(one / "sys/fs/cgroup/memory/memory.limit_in_bytes", 9223372036854771712)
+    assert available_memory(one) == 64 * GB
+
+
+@posix
+def test_limits_of_a_process():
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    taken = machine.psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 300 * MB, hard))
+    try:
+        assert 100 * MB < available_memory() <= 320 * MB
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize("limit_gb", [16, 8, 4, 3])
+def test_a_plan_keeps_below_its_limit(infos, limit_gb):
+    plan = planned(infos, limit_gb * GB)
+    assert plan.peak_bytes <= limit_gb * GB
+    assert plan.workers >= 1
+    same = planned(infos, 64 * GB, memory_limit_mb=limit_gb * 1000)
+    assert same.peak_bytes <= limit_gb * GB
+    assert same.memory_limit_bytes == limit_gb * GB
+
+
+def test_processes_threads_and_blocks_give_way(infos):
+    free, tight = planned(infos, 64 * GB), planned(infos, 2 * GB)
+    assert not free.is_reduced
+    assert tight.is_reduced
+    assert tight.workers < free.workers
+    assert tight.threads < free.threads
+    assert tight.block_budget_bytes < free.block_budget_bytes
+
+
+def test_what_cannot_fit_is_refused_with_both_numbers(infos):
+    with pytest.raises(RunFailed) as error:
+        planned(infos, 400 * MB)
+    assert error.value.key == "run_error_plan_memory"
+    assert error.value.values["needed_mb"] > error.value.values["free_mb"] == 400
+
+
+def test_open_files(infos):
+    plan = planned(infos, 64 * GB)
+    assert fit_to_handles(plan, 1024) is plan
+    few = fit_to_handles(plan, 60)
+    assert few.is_reduced
+    assert (few.workers, few.threads) < (plan.workers, plan.threads)
+    with pytest.raises(RunFailed, match="ulimit -n"):
+        fit_to_handles(plan, 30)
+
+
+def test_disk():
+    refuse_small_disk(100 * MB, 200 * MB, "out")
+    with pytest.raises(RunFailed) as error:
+        refuse_small_disk(100 * MB, 100 * MB, "out")
+    assert error.value.values == {"path": "out", "needed_mb": 120, "free_mb": 100}
+
+
+def test_a_small_disk_is_told_before_anything_is_stacked(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "free_disk", lambda _: 21 * MB)
+    with pytest.raises(RunFailed) as error:
+        run(raw, tmp_path / "out")
+    assert error.value.key == "run_error_plan_disk"
+    assert error.value.values["needed_mb"] > error.value.values["free_mb"] == 21
+    assert not list((tmp_path / "out").rglob("*.fits"))
+
+
+def test_one_picture_no_memory_holds_costs_itself(tmp_path):
+    """A file full of holes may declare any size; stacks and pictures may have any."""
+    write_all(tmp_path / "raw", field_sky(), pointings(n=6), form="rgb")
+    small = (tmp_path / "raw" / "light_000.fit").read_bytes()
+    header = small[: (small.find(b"END     ") // 2880 + 1) * 2880]
+    for axis, size in ((1, 400), (2, 300)):
+        old = f"NAXIS{axis}  = {size:>20}".encode()
+        assert old in header
+        header = header.replace(old, f"NAXIS{axis}  = {400_000:>20}".encode())
+    with (tmp_path / "raw" / "vast.fit").open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + 3 * 2 * 400_000**2 + 2880)
+    result = run(tmp_path / "raw", tmp_path / "out", exclude_flagged_frames=False)
+    assert result.left_out == {"vast.fit": "frame_no_memory"}
+    assert result.report["frames_used"] == 6
+
+
+def test_a_disk_that_runs_full_ends_the_run_early(raw, tmp_path, monkeypatch):
+    real = machine.free_disk
+    asked = []
+
+    def less_and_less(folder):
+        asked.append(folder)
+        return real(folder) if len(asked) < 3 else 5 * MB
+
+    monkeypatch.setattr(resource_watch, "free_disk", less_and_less)
+    monkeypatch.setattr(resource_watch, "_DISK_EVERY", 1)
+    with pytest.raises(RunFailed) as error:
+        run(raw, tmp_path / "out")
+    assert error.value.key == "run_error_disk_nearly_full"
+    report = json.loads((tmp_path / "out" / "run_report.json").read_text())
+    assert "nearly_full" in json.dumps(report)
+    assert list((tmp_path / "out").rglob("*.part")) == []
+    monkeypatch.undo()
+    assert run(raw, tmp_path / "out").report["frames_used"] == 6
+
+
+def test_a_run_above_its_ceiling_is_stopped(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(resource_watch, "private_bytes", lambda: 5 * GB)
+    with pytest.raises(RunFailed) as error:
+        run(raw, tmp_path / "out", memory_limit_mb=1500)
+    assert error.value.key == "run_error_memory_limit"
+    assert error.value.values == {"used_mb": 5000, "limit_mb": 1500}
+
+
+def test_want_of_memory_is_told_with_plan_and_free(raw, tmp_path, monkeypatch):
+    def never(*_, **__):
+        np.empty(1 << 60, np.uint8)
+
+    monkeypatch.setattr(runner.phase4_grid, "run", never)
+    with pytest.raises(RunFailed) as error:
+        run(raw, tmp_path / "out")
+    assert error.value.key == "run_error_memory"
+    assert min(error.value.values["planned_mb"], error.value.values["free_mb"]) > 100
+
+
+def test_the_first_reason_to_stop_counts():
+    token = CancelToken()
+    token.stop_because(RunFailed("one"))
+    token.stop_because(RunFailed("two"))
+    with pytest.raises(RunFailed, match="one"):
+        token.check()
+    asked = CancelToken()
+    asked.set()
+    with pytest.raises(Cancelled):
+        asked.check()
+
+
+@posix
+@pytest.mark.parametrize(("limit", "code", "word"), [("-v 2000000 -n 64", 0, ""), ("-v 700000", 1, "memory")])
+def test_limits_of_the_shell(raw, tmp_path, limit, code, word):
+    """Either there is a mosaic, or one sentence says what was short."""
+    if sys.platform != "linux":
+        pytest.skip("other systems do not keep these limits")
+    done = subprocess.run(
+        f'ulimit {limit} && exec "{sys.executable}" "{ROOT / "run_zemosaic.py"}" run "{raw}" "{tmp_path / "out"}" '
+        "--gpu off --quiet --set num_processing_workers=2",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ZEMOSAIC_CONFIG_DIR": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"},
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said
+    assert word in said
+    assert "Traceback" not in said

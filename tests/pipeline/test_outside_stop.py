@@ -1,0 +1,111 @@
+"""A run that does not stop by itself is ended, and no reader is waited for that does not read."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from zemosaic_pipeline import outside_stop
+from zemosaic_pipeline.outside_stop import StopRequest, send_the_rest, stop_from_outside
+
+ROOT = Path(__file__).parents[2]
+posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+
+DEAF = """
+import subprocess, sys, time
+from zemosaic_pipeline.outside_stop import stop_from_outside
+with stop_from_outside():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print(child.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def deaf(before: str = "") -> tuple[subprocess.Popen, psutil.Process]:
+    """Start a program that honours no request, with a child; return both."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", before + DEAF],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    return process, psutil.Process(int(process.stdout.readline()))
+
+
+@posix
+@pytest.mark.parametrize("number", outside_stop.STOP_SIGNALS)
+def test_what_does_not_stop_is_ended_with_its_children(number):
+    process, child = deaf()
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 130
+    assert psutil.wait_procs([child], timeout=60)[1] == []
+
+
+@posix
+def test_a_run_under_nohup_outlives_its_terminal():
+    process, child = deaf("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n")
+    process.send_signal(signal.SIGHUP)
+    time.sleep(2.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+    assert psutil.wait_procs([child], timeout=60)[1] == []
+
+
+def orphan(pid_file: str) -> None:
+    """Wait for the end of the parent, and tell by a file that it was noticed."""
+    with stop_from_outside() as request:
+        Path(pid_file).write_text(str(os.getpid()))
+        while not request.is_set():
+            time.sleep(0.02)
+        Path(pid_file).with_suffix(".stopped").touch()
+
+
+def test_the_end_of_the_parent_is_a_request_to_stop(tmp_path):
+    """The parent starts the child and ends at once, the hard way."""
+    code = (
+        f"import sys, os, time; sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}\n"
+        "import multiprocessing as m, test_outside_stop as t\n"
+        "if __name__ == '__main__':\n"
+        f"    p = m.get_context('spawn').Process(target=t.orphan, args=({str(tmp_path / 'pid')!r},)); p.start()\n"
+        f"    while not os.path.exists({str(tmp_path / 'pid')!r}): time.sleep(0.02)\n"
+        "    os._exit(9)\n"
+    )
+    (tmp_path / "parent.py").write_text(code)
+    assert subprocess.run([sys.executable, str(tmp_path / "parent.py")], check=False).returncode == 9
+    until = time.monotonic() + 60
+    while not (tmp_path / "pid.stopped").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_messages_nobody_reads_do_not_keep_a_process(monkeypatch):
+    monkeypatch.setattr(outside_stop, "_UNREAD_S", 0.3)
+    queue = multiprocessing.get_context("spawn").Queue()
+    for _ in range(50):
+        queue.put("x" * 100_000)
+    start = time.monotonic()
+    send_the_rest(queue)
+    assert time.monotonic() - start < 30
+
+
+def test_a_request_knows_both_its_sources():
+    class Event:
+        def __init__(self, value: bool) -> None:
+            self.is_set = lambda: value
+
+    assert not StopRequest().is_set()
+    assert StopRequest(Event(True)).is_set()
+    asked = StopRequest(Event(False))
+    assert not asked.is_set()
+    asked.set()
+    assert asked.is_set()

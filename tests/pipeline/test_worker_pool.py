@@ -1,0 +1,133 @@
+"""Processes that die at work cost the item they died over, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from zemosaic_core.errors import Cancelled, RunFailed, SkipItem
+from zemosaic_pipeline.frame_boundary import result_or_skip
+from zemosaic_pipeline.worker_pool import WorkerPool
+
+posix = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
+
+
+def work(item: tuple[str, str]) -> str:
+    """Do what an item says, such as dying."""
+    name, what = item
+    mark = Path(name)
+    if what == "abort":
+        os.abort()
+    if what == "kill once" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "leave":
+        os._exit(3)
+    if what == "raise":
+        raise ValueError(name)
+    if what == "strange":
+
+        class Local(Exception):
+            """Cannot be copied between processes."""
+
+        raise Local(name)
+    if what == "sleep":
+        mark.touch()
+        time.sleep(60)
+    return mark.name
+
+
+def take_memory(item: tuple[str, str]) -> str | SkipItem:
+    """Die of want of memory like a process that the kernel ended, then alone by a limit."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit == resource.RLIM_INFINITY and item[1] == "greedy":
+        os.kill(os.getpid(), signal.SIGKILL)
+    taken = result_or_skip(item[0], bytearray, 1_500_000_000 if item[1] == "greedy" else 1000)
+    return taken if isinstance(taken, SkipItem) else item[0]
+
+
+@pytest.fixture
+def pools():
+    """Make pools; nothing of them may be left."""
+    made: list[WorkerPool] = []
+
+    def make(*args, **kwargs) -> WorkerPool:
+        made.append(WorkerPool(*args, **kwargs))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+    assert [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())] == []
+
+
+def tasks(folder: Path, **special: str) -> list[tuple[str, str]]:
+    return [(str(folder / f"item{i}"), special.get(f"item{i}", "")) for i in range(8)]
+
+
+@posix
+def test_items_that_kill_are_left_out_by_name_and_the_rest_is_done(pools, tmp_path):
+    fewer: list[int] = []
+    pool = pools(2, on_fewer=fewer.append)
+    items = tasks(tmp_path, item1="abort", item2="kill once", item5="leave")
+    found = {Path(items[i][0]).name: answer for i, answer in pool.map(work, items, name_of=lambda i: i[0])}
+    assert len(found) == 8
+    skipped = {name: found.pop(name) for name in ("item1", "item5")}
+    assert found == {name: name for name in found}
+    assert {skip.key for skip in skipped.values()} == {"frame_killed_worker"}
+    assert skipped["item1"].values == {"path": items[1][0], "reason": "SIGABRT"}
+    assert skipped["item5"].values["reason"] == "exit code 3"
+    # Only what is killed outright speaks of memory.
+    assert fewer == [1]
+
+
+@posix
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit what a process takes")
+def test_want_of_memory_is_told_as_such(pools, tmp_path):
+    pool = pools(2, alone_bytes=300_000_000)
+    items = tasks(tmp_path, item3="greedy")
+    found = dict(pool.map(take_memory, items, name_of=lambda item: item[0]))
+    skip = found.pop(3)
+    assert (skip.key, skip.values["path"]) == ("frame_no_memory", items[3][0])
+    assert skip.values["free_mb"] > 0
+    assert found == {i: items[i][0] for i in found}
+    assert len(found) == 7
+
+
+@posix
+def test_processes_that_only_die_end_the_run(pools, tmp_path):
+    items = [(str(tmp_path / f"{i}"), "leave") for i in range(20)]
+    with pytest.raises(RunFailed) as error:
+        list(pools(2).map(work, items))
+    assert error.value.key == "run_error_worker_died"
+
+
+@pytest.mark.parametrize(("what", "kind"), [("raise", ValueError), ("strange", RuntimeError)])
+def test_what_is_raised_there_is_raised_here(pools, tmp_path, what, kind):
+    with pytest.raises(kind) as error:
+        list(pools(1).map(work, tasks(tmp_path, item0=what)))
+    notes = "".join([*getattr(error.value, "__notes__", []), str(error.value)])
+    assert "in work" in notes
+
+
+def test_giving_up_ends_what_is_at_work(pools, tmp_path):
+    """A minute of work is not waited for."""
+
+    def check() -> None:
+        if (tmp_path / "item0").exists():
+            raise Cancelled()
+
+    pool = pools(2, check=check)
+    start = time.monotonic()
+    with pytest.raises(Cancelled):
+        list(pool.map(work, tasks(tmp_path, item0="sleep")))
+    assert pool.ended_by_force
+    assert time.monotonic() - start < 50

@@ -1,0 +1,118 @@
+"""What stops a run from outside its program: a signal to its process, or the end of the process that started it.
+
+A run stops at the next item; one that does not within `STOP_WITHIN_S` is ended where it is. Nothing is lost by that:
+every file is complete or not there, and the next run sweeps up.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import psutil
+
+__all__ = [
+    "EXIT_STOPPED",
+    "STOP_SIGNALS",
+    "STOP_WITHIN_S",
+    "StopRequest",
+    "send_the_rest",
+    "stop_from_outside",
+]
+
+EXIT_STOPPED = 130
+STOP_WITHIN_S = 1.5
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_LOOK_S = 0.1
+# A window that is busy drawing reads its messages late; one that does not read at all is not waited for.
+_UNREAD_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """The cancel event of the parent, or a stop from outside, whichever comes first.
+
+    A signal must not touch the event: its lock may be held by the very code that was interrupted.
+    """
+
+    def __init__(self, event: Any = None) -> None:
+        self._event = event
+        self._asked = False
+        self.since_s: float | None = None
+
+    def is_set(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._asked or (self._event is not None and bool(self._event.is_set()))
+
+    def set(self) -> None:
+        """Ask to stop."""
+        if self.since_s is None:
+            self.since_s = time.monotonic()
+        self._asked = True
+
+
+@contextmanager
+def stop_from_outside(event: Any = None) -> Iterator[StopRequest]:
+    """Give the request that a run has to honour; signals and the end of the parent set it.
+
+    The process ends with `EXIT_STOPPED`, its children before it, when the block has not ended in time.
+    """
+    request = StopRequest(event)
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=(request, ended), name="stop-watch", daemon=True)
+    watch.start()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        request.set()
+
+    # Whoever started the run with `nohup` wants it to outlive the terminal.
+    watched = [s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in watched}
+    try:
+        yield request
+    finally:
+        ended.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def send_the_rest(queue: Any) -> None:
+    """Close a queue and wait until its messages are read, but not for a reader that is gone or does not read."""
+    queue.close()
+    sender = threading.Thread(target=queue.join_thread, name="last-messages", daemon=True)
+    sender.start()
+    until = time.monotonic() + _UNREAD_S
+    while sender.is_alive() and time.monotonic() < until and not _parent_is_gone():
+        sender.join(_LOOK_S)
+    if sender.is_alive():
+        queue.cancel_join_thread()
+
+
+def _watch(request: StopRequest, ended: threading.Event) -> None:
+    while not ended.wait(_LOOK_S):
+        if _parent_is_gone():
+            request.set()
+        if request.since_s is not None and time.monotonic() - request.since_s > STOP_WITHIN_S:
+            log.warning("the run did not stop within %s s and is ended", STOP_WITHIN_S)
+            _end_now()
+
+
+def _parent_is_gone() -> bool:
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
+
+
+def _end_now() -> None:
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    os._exit(EXIT_STOPPED)

@@ -1,0 +1,106 @@
+"""A plan held against the machine: made smaller until it fits, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from zemosaic_core.errors import RunFailed
+from zemosaic_pipeline.resource_watch import LEAST_DISK_BYTES
+
+if TYPE_CHECKING:
+    from zemosaic_pipeline.cost import PlanRow
+    from zemosaic_pipeline.plan import RunPlan
+
+__all__ = ["fit_to_handles", "fit_to_memory", "refuse_small_disk"]
+
+# Below this a block of rows is so low that its halos cost more than its rows.
+_LEAST_BLOCK_BYTES = 16_000_000
+# Open files of a process that measures (its pipe and sentinel here), of a reading thread, and of everything else.
+_HANDLES_PER_WORKER, _HANDLES_PER_THREAD, _HANDLES_BASE = 3, 2, 40
+
+
+def fit_to_memory(
+    run: RunPlan, memory_bytes: int, estimate: Callable[[RunPlan], tuple[PlanRow, ...]]
+) -> RunPlan:
+    """Return the plan with its rows; with fewer processes and threads and lower blocks where memory is short.
+
+    Parameters
+    ----------
+    run : RunPlan
+    memory_bytes : int
+        What the run may take.
+    estimate : callable
+        Gives the rows of a plan.
+
+    Raises
+    ------
+    RunFailed
+        ``run_error_plan_memory``: the smallest plan needs more.
+    """
+    planned = replace(run, rows=estimate(run))
+    while planned.peak_bytes > memory_bytes:
+        smaller = _smaller(planned)
+        if smaller is None:
+            needed_mb, free_mb = round(planned.peak_bytes / 1e6), round(memory_bytes / 1e6)
+            raise RunFailed(
+                "run_error_plan_memory",
+                f"the run needs {needed_mb} MB of memory at least; {free_mb} MB may be used",
+                needed_mb=needed_mb,
+                free_mb=free_mb,
+            )
+        planned = replace(smaller, rows=estimate(smaller), is_reduced=True)
+    return planned
+
+
+def _smaller(run: RunPlan) -> RunPlan | None:
+    """Return a plan whose largest phase takes less; None when there is none."""
+    largest = max(run.rows, key=lambda row: row.ram_bytes).phase
+    if largest == "phase1_prepare":
+        return replace(run, workers=run.workers - 1) if run.workers > 1 else None
+    if run.block_budget_bytes > _LEAST_BLOCK_BYTES:
+        return replace(run, block_budget_bytes=max(_LEAST_BLOCK_BYTES, run.block_budget_bytes * 3 // 4))
+    return replace(run, threads=run.threads - 1) if run.threads > 1 else None
+
+
+def fit_to_handles(run: RunPlan, handles: int) -> RunPlan:
+    """Return the plan with as many processes and threads as open files allow.
+
+    Raises
+    ------
+    RunFailed
+        ``run_error_plan_handles``
+    """
+    workers, threads = run.workers, run.threads
+    while (needed := _HANDLES_BASE + _HANDLES_PER_WORKER * workers + _HANDLES_PER_THREAD * threads) > handles:
+        if workers == threads == 1:
+            raise RunFailed(
+                "run_error_plan_handles",
+                f"the run needs {needed} open files at least; {handles} are allowed (ulimit -n)",
+                needed=needed,
+                allowed=handles,
+            )
+        workers, threads = max(1, workers - 1), max(1, threads - 1)
+    if (workers, threads) == (run.workers, run.threads):
+        return run
+    return replace(run, workers=workers, threads=threads, is_reduced=True)
+
+
+def refuse_small_disk(needed_bytes: int, free_bytes: int, path: str) -> None:
+    """Refuse to begin what will not find room.
+
+    Raises
+    ------
+    RunFailed
+        ``run_error_plan_disk``
+    """
+    if needed_bytes + LEAST_DISK_BYTES > free_bytes:
+        needed_mb, free_mb = round((needed_bytes + LEAST_DISK_BYTES) / 1e6), round(free_bytes / 1e6)
+        raise RunFailed(
+            "run_error_plan_disk",
+            f"{path}: the run needs {needed_mb} MB of disk; {free_mb} MB are free",
+            path=path,
+            needed_mb=needed_mb,
+            free_mb=free_mb,
+        )

@@ -1,0 +1,109 @@
+"""Watches memory and disk while a run is at work, and stops it before the system does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from zemosaic_core.errors import RunFailed, ZeMosaicError
+from zemosaic_pipeline.machine import free_disk
+
+__all__ = ["LEAST_DISK_BYTES", "ResourceWatch", "private_bytes"]
+
+# With less than this no file of a run can be relied on to become complete.
+LEAST_DISK_BYTES = 20_000_000
+_DISK_EVERY = 5
+
+
+def private_bytes() -> int:
+    """Memory of this process and its children that is theirs alone.
+
+    File-backed pages are left out: a memory-mapped FITS file is the system's cache, not ours.
+    """
+    total = 0
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        try:
+            info = process.memory_info()
+        except psutil.NoSuchProcess:
+            continue
+        total += info.rss - getattr(info, "shared", 0)
+    return total
+
+
+class ResourceWatch:
+    """Samples the memory of the run's processes and the disk its files go to.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the run writes.
+    stop : callable
+        Told why the run has to stop: ``run_error_disk_nearly_full``, or ``run_error_memory_limit``.
+    interval_s : float
+        Between two samples of the memory.
+    """
+
+    def __init__(self, folder: Path, stop: Callable[[ZeMosaicError], None], interval_s: float = 0.2) -> None:
+        self.limit_bytes = 0
+        self._folder = folder
+        self._tell = stop
+        self._interval_s = interval_s
+        self._peak = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="resource-watch", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        count = 0
+        while not self._stop.wait(self._interval_s):
+            self._sample()
+            count += 1
+            if count % _DISK_EVERY == 0:
+                self._look_at_disk()
+
+    def _sample(self) -> None:
+        now = private_bytes()
+        with self._lock:
+            self._peak = max(self._peak, now)
+        if 0 < self.limit_bytes < now:
+            used_mb, limit_mb = round(now / 1e6), round(self.limit_bytes / 1e6)
+            self._tell(
+                RunFailed(
+                    "run_error_memory_limit",
+                    f"the run took {used_mb} MB of memory where memory_limit_mb allows {limit_mb}",
+                    used_mb=used_mb,
+                    limit_mb=limit_mb,
+                )
+            )
+
+    def _look_at_disk(self) -> None:
+        try:
+            free = free_disk(self._folder)
+        except OSError:
+            return  # a disk that is gone is told by whoever writes next
+        if free < LEAST_DISK_BYTES:
+            self._tell(
+                RunFailed(
+                    "run_error_disk_nearly_full",
+                    f"{self._folder}: {free} bytes are free",
+                    path=str(self._folder),
+                    free_mb=round(free / 1e6),
+                )
+            )
+
+    def take_peak(self) -> int:
+        """Return the peak in bytes since the last call and start anew."""
+        self._sample()
+        with self._lock:
+            peak, self._peak = self._peak, 0
+        return peak
+
+    def close(self) -> None:
+        """Stop sampling."""
+        self._stop.set()
+        self._thread.join()

@@ -21,7 +21,7 @@ from astropy.io import fits
 from numpy.typing import DTypeLike
 
 from zemosaic_core.errors import SaveFailed
-from zemosaic_io.atomic import atomic_path, open_temporary, save_failed
+from zemosaic_io.atomic import atomic_path, open_temporary, replace_durably, save_failed
 from zemosaic_io.fits_cards import FITS_BLOCK
 
 __all__ = ["ExtensionSpec", "StreamingFits", "atomic_path", "make_header", "write_image"]
@@ -212,10 +212,8 @@ class StreamingFits:
                     total=unit.height,
                 )
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
-            os.replace(self._temporary, self.path)
+            replace_durably(self._temporary, self.path)
         except OSError as error:
             raise save_failed(self.path, error) from error
         self._file = None

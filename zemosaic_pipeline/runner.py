@@ -191,7 +191,7 @@ class _ClassicRun:
             if not plan.resume:
                 manifest.keep_only(set())
                 phase1_prepare.forget(context)
-            prepared = phase1_prepare.run(frames, plan.measure, context)
+            prepared = phase1_prepare.run(frames, self.folder, plan.measure, context)
             self.solved = solved = solve_frames.run(prepared, plan.solve, context, manifest)
             context.release_pool()
         with context.phase(phase2_group.PHASE):

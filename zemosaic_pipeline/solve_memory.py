@@ -7,10 +7,12 @@ place of that neighbour, and does not outlive them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from zemosaic_core.frame_wcs import build_frame_wcs
 from zemosaic_core.stars import StarList
 from zemosaic_io.manifest import Manifest, hash_key
 from zemosaic_io.solvers.base import Solver
@@ -25,6 +27,8 @@ __all__ = ["SOLVE_VERSION", "HeaderCheck", "SolveMemory"]
 SOLVE_VERSION = 4
 # Of the solver's options, what does not change its answer, or must not be written anywhere.
 _NOT_IN_KEYS = ("max_instances", "api_key", "timeout_s")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,20 +84,24 @@ class SolveMemory:
     def header_check(self, key: str) -> HeaderCheck | None:
         """Return a check made before."""
         record = self._manifest.get(key)
-        return None if record is None else HeaderCheck(**record)
+        return None if record is None else _check_of(record)
 
     def keep_check(self, key: str, check: HeaderCheck) -> None:
         """Remember a check."""
         self._keep(key, asdict(check))
 
-    def solution(self, key: str) -> tuple[bool, Solution | None]:
-        """Return whether the step was done before, and the solution it gave; None when it gave none."""
+    def solution(self, key: str, shape_hw: tuple[int, int]) -> tuple[bool, Solution | None]:
+        """Return whether the step was done before, and the solution it gave; None when it gave none.
+
+        A record that gives no place for a frame of ``shape_hw`` pixels does not exist.
+        """
         record = self._manifest.get(key)
         if record is None:
             return False, None
-        if not record:
+        if record == {}:
             return True, None
-        return True, Solution(**{**record, "attempts": tuple(record["attempts"])})
+        solution = _solution_of(record, shape_hw)
+        return solution is not None, solution
 
     def keep_solution(self, key: str, solution: Solution | None) -> None:
         """Remember a solution, or that a step gives none."""
@@ -105,7 +113,38 @@ class SolveMemory:
 
     def _keep(self, key: str, record: dict[str, Any]) -> None:
         self._manifest.put(key, record)
-        self._manifest.save_now_and_then()
 
     def _key(self, step: str, *parts: Any) -> str:
         return self._manifest.key("solve", SOLVE_VERSION, step, *parts)
+
+
+def _check_of(record: Any) -> HeaderCheck | None:
+    """Return the check that a record tells, or None when it tells none."""
+    try:
+        check = HeaderCheck(
+            float(record["rms_px"]), int(record["n_matched"]), record["confirmed"], record["contradicts"]
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        log.warning("a stored check of a header cannot be used: %r", error)
+        return None
+    return check if isinstance(check.confirmed, bool) and isinstance(check.contradicts, bool) else None
+
+
+def _solution_of(record: Any, shape_hw: tuple[int, int]) -> Solution | None:
+    """Return the solution that a record tells, or None when it tells none."""
+    try:
+        solution = Solution(
+            wcs_cards=dict(record["wcs_cards"]),
+            method=str(record["method"]),
+            rms_px=float(record["rms_px"]),
+            n_matched=int(record["n_matched"]),
+            approximate=bool(record["approximate"]),
+            seconds=float(record["seconds"]),
+            confirmed=bool(record["confirmed"]),
+            attempts=tuple(map(dict, record["attempts"])),
+        )
+        build_frame_wcs(solution.wcs_cards, shape_hw)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        log.warning("a stored solution cannot be used: %r", error)
+        return None
+    return solution

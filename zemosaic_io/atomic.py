@@ -15,7 +15,7 @@ from typing import Any
 
 from zemosaic_core.errors import SaveFailed
 
-__all__ = ["atomic_path", "make_durable", "open_temporary", "replace_durably", "save_failed"]
+__all__ = ["atomic_path", "make_durable", "open_temporary", "replace_durably", "save_failed", "sync_folder"]
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def replace_durably(temporary: Path, path: Path) -> None:
     """
     _sync_file(temporary)
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def make_durable(paths: Iterable[Path]) -> None:
@@ -75,7 +75,7 @@ def make_durable(paths: Iterable[Path]) -> None:
         with suppress(OSError):
             _sync_file(path)
     for folder in {path.parent for path in paths}:
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def _sync_file(path: Path) -> None:
@@ -87,7 +87,7 @@ def _sync_file(path: Path) -> None:
         os.close(handle)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Write the names in a folder to the disk, where the system knows such a thing."""
     if os.name != "posix":
         return

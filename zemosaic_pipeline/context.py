@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from zemosaic_core.errors import Cancelled, RunFailed
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.manifest import STATE_FOLDER, make_folder
 from zemosaic_io.output_lock import OutputLock
+from zemosaic_io.result_set import ResultSet
 from zemosaic_pipeline.child import start_child
 from zemosaic_pipeline.events import (
     PHASES,
@@ -185,6 +187,7 @@ class RunContext:
         threads: int,
     ) -> None:
         self.run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        self.started = datetime.now(UTC)
         self.output_dir = output_dir
         self.state_dir = output_dir / STATE_FOLDER
         self.work_dir = self.state_dir / f"run_{self.run_id}"
@@ -196,6 +199,7 @@ class RunContext:
         make_folder(self.state_dir)
         self._lock = OutputLock(output_dir, self.state_dir)
         make_folder(self.work_dir)
+        self.results = ResultSet(output_dir)
         self.left_out: list[LeftOut] = []
         self.phases: list[PhaseRecord] = []
         self.messages: list[Message] = []
@@ -340,4 +344,5 @@ class RunContext:
         self.release_pool()
         self.memory.close()
         shutil.rmtree(self.work_dir, ignore_errors=True)
+        self.results.discard()
         self._lock.close()

@@ -171,7 +171,11 @@ class _Places:
 
 
 def _match_round(
-    sky: KnownSky, waiting: Sequence[int], references: Sequence[int], options: SolveOptions, context: RunContext
+    sky: KnownSky,
+    waiting: Sequence[int],
+    references: Sequence[int],
+    options: SolveOptions,
+    context: RunContext,
 ) -> None:
     """Try to lay the waiting frames on solved ones."""
     places = _Places.of(sky, references)

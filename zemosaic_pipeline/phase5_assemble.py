@@ -335,6 +335,7 @@ def run(
     grid: MosaicGrid,
     plan: RunPlan,
     context: RunContext,
+    n_unconfirmed: int = 0,
 ) -> Mosaic:
     """Solve the tiles' photometry and write science image and coverage.
 
@@ -343,6 +344,8 @@ def run(
     behind : SkySolution
         The sky behind the frames. Its glow over the whole mosaic, which the frames have lost already, goes to a file of
         its own, or back into the image where `SkyOptions.remove_gradient` is off.
+    n_unconfirmed : int
+        Frames whose place no star of the catalogue confirms; stated in the header.
 
     Raises
     ------
@@ -361,11 +364,18 @@ def run(
     canvas = canvas_of(tiles, grid, plan.assembly.crop)
     wcs_cards = canvas.wcs_cards(grid)
     n_used = sum(len(tile.frames) for tile in tiles)
-    base = context.output_dir / base_name(len(tiles), n_used)
+    base = context.results.folder / base_name(len(tiles), n_used)
     science, coverage = base.with_suffix(".fits"), Path(f"{base}_coverage.fits")
-    cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate, behind)
+    run_card = {"ZMRUNID": (context.run_id, "run that made this file")}
+    cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate, behind) | run_card
+    cards["WCSUNCNF"] = (n_unconfirmed, "frames placed without a catalogue star")
     shape = (plan.n_channels, *canvas.shape_hw)
-    coverage_cards = {**wcs_cards, "EXTNAME": ("COVERAGE", "frames per pixel"), "BUNIT": ("count", "")}
+    coverage_cards = {
+        **wcs_cards,
+        "EXTNAME": ("COVERAGE", "frames per pixel"),
+        "BUNIT": ("count", ""),
+        **run_card,
+    }
     depth = _Depth(tiles, store, canvas)
     glow = _MosaicGlow(behind, canvas, terms[0, :, 0] / solution.terms[0, :, 0])
     variance_path = Path(f"{base}_variance.fits") if plan.output.variance else None

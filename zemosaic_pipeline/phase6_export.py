@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zemosaic_core import __version__
 from zemosaic_core.colour_maps import coverage_rgba
 from zemosaic_core.stretch import preview_rgba
 from zemosaic_io.preview import (
@@ -24,11 +25,13 @@ __all__ = ["PHASE", "run"]
 
 PHASE = "phase6_export"
 COVERAGE_PICTURE_PX = 1600
+# Name of the run in pictures, as in the headers of FITS files.
+RUN_ID = "ZMRUNID"
 OPTIONAL_ENDINGS = ("_viewer.fits", "_viewer.tif", "_variance.fits")
 
 
 def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str, str]:
-    """Write the files and return what they are called.
+    """Write the files beside those of phase 5 and return what they are called.
 
     Raises
     ------
@@ -41,29 +44,33 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
     rows = FitsRows(mosaic.science_path)
     small = downscale(rows, options.preview["max_dim"])
     picture = preview_rgba(small, **options.preview)
-    outputs["preview"] = str(write_png(Path(f"{base}_preview.png"), picture))
-    context.preview_grown(outputs["preview"])
+    texts = {"Software": f"ZeMosaic {__version__}", RUN_ID: context.run_id}
+    outputs["preview"] = str(write_png(Path(f"{base}_preview.png"), picture, texts=texts))
     context.progress(1, steps, "preview")
     depth = np.nan_to_num(downscale(FitsRows(mosaic.coverage_path), COVERAGE_PICTURE_PX)[0])
-    outputs["coverage_preview"] = str(write_png(Path(f"{base}_coverage.png"), coverage_rgba(depth)))
+    outputs["coverage_preview"] = str(
+        write_png(Path(f"{base}_coverage.png"), coverage_rgba(depth), texts=texts)
+    )
     context.progress(2, steps, "coverage")
     limits = display_range(rows) if options.viewer_fits or options.viewer_tiff else None
     if options.viewer_fits:
         path = Path(f"{base}_viewer.fits")
-        outputs["viewer"] = str(write_viewer_fits_uint16(path, rows, mosaic.grid.wcs_cards, limits=limits))
+        cards = {**mosaic.grid.wcs_cards, RUN_ID: (context.run_id, "run that made this file")}
+        outputs["viewer"] = str(write_viewer_fits_uint16(path, rows, cards, limits=limits))
     if options.viewer_tiff:
-        outputs["tiff"] = str(write_tiff16(Path(f"{base}_viewer.tif"), rows, limits=limits))
+        tiff = Path(f"{base}_viewer.tif")
+        described = f"{RUN_ID}={context.run_id}"
+        outputs["tiff"] = str(write_tiff16(tiff, rows, limits=limits, description=described))
     _remove_old(base, outputs, context)
     context.progress(steps, steps)
     return outputs
 
 
 def _remove_old(base: Path, outputs: dict[str, str], context: RunContext) -> None:
-    """Remove what an earlier mosaic of this name left and this run did not make anew: it would not fit any more."""
+    """Note what an earlier mosaic of this name left and this run did not make anew: it would not fit any more."""
     current = {Path(path).name for path in outputs.values()}
-    old = [base.with_name(base.name + ending) for ending in OPTIONAL_ENDINGS]
-    old = [path for path in old if path.name not in current and path.is_file()]
-    for path in old:
-        path.unlink()
+    old = [base.name + ending for ending in OPTIONAL_ENDINGS]
+    old = [name for name in old if name not in current and (context.output_dir / name).is_file()]
+    context.results.replaces(old)
     if old:
-        context.say("run_info_old_outputs_removed", files=[path.name for path in old])
+        context.say("run_info_old_outputs_removed", files=old)

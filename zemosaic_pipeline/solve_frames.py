@@ -243,9 +243,7 @@ def _ask_solvers(
     return answers[0] if answers else None
 
 
-def _solution_of(
-    index: int, sky: KnownSky, outcome: SolveOutcome, context: RunContext
-) -> Solution | None:
+def _solution_of(index: int, sky: KnownSky, outcome: SolveOutcome, context: RunContext) -> Solution | None:
     """Return the solution that a solver's answer is, or None when the stars of the frame speak against it.
 
     Raises

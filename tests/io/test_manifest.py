@@ -173,7 +173,11 @@ def test_a_line_that_a_kill_cut_off_costs_that_record(tmp_path):
         assert [kept.get(key) for key in "abc"][: len(kept)] == list(range(len(kept)))
         kept.put("d", 4)
         assert Manifest(path).get("d") == 4
-    for damage in (whole.replace(b'"b", 1', b'"b", 7'), whole.replace(b'"b"', b'["b"]'), b"[" * 90_000 + whole):
+    for damage in (
+        whole.replace(b'"b", 1', b'"b", 7'),
+        whole.replace(b'"b"', b'["b"]'),
+        b"[" * 90_000 + whole,
+    ):
         journal.write_bytes(damage)
         assert Manifest(path).get("b") is None or damage.startswith(b"[[")
         assert Manifest(path).get("c") == 2

@@ -131,7 +131,9 @@ def test_distortion_is_kept(tmp_path, install, stars):
 )
 def test_failures_say_what_happened(tmp_path, install, stars, body, kind, key):
     _, solver = install(body)
-    outcome = solver.solve(make_request(tmp_path, stars=stars, timeout_s=1.5 if key == "solver_timeout" else 60.0))
+    outcome = solver.solve(
+        make_request(tmp_path, stars=stars, timeout_s=1.5 if key == "solver_timeout" else 60.0)
+    )
     assert (outcome.ok, outcome.kind, outcome.key) == (False, kind, key)
     assert list((tmp_path / "work").iterdir()) == []
 

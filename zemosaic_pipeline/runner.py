@@ -136,8 +136,8 @@ def run_classic(
     run = _ClassicRun(settings, folder, selection, machine, context)
     report(RunStarted(context.run_id, str(folder), str(output), tuple(PHASES)))
     try:
-        policy.check_required()
         run.report_begin()
+        policy.check_required()
         made = run.execute()
         outputs = {kind: context.results.final(path) for kind, path in made.items()}
         facts = run.facts(outputs, "success", None)

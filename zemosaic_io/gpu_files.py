@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import platformdirs
 
 from zemosaic_io import manifest
+from zemosaic_io.atomic import replace_durably
 
 __all__ = ["LeaseTimeout", "Ledger", "cache_folder", "device_lease", "load_json", "save_json"]
 
@@ -88,7 +89,7 @@ def save_json(path: Path, values: dict[str, Any]) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(values), encoding="utf-8")
-        temporary.replace(path)
+        replace_durably(temporary, path)
     except OSError:
         return False
     return True

@@ -211,14 +211,14 @@ def solver_folder(work_dir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _own_group() -> dict:
+def _own_group() -> dict[str, Any]:
     if os.name == "nt":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
         return {"creationflags": flags}
     return {"start_new_session": True}
 
 
-def _end_family(child: subprocess.Popen) -> None:
+def _end_family(child: subprocess.Popen[bytes]) -> None:
     """End the child and everything it started, in its group or, while it lives, out of it."""
     relatives = _relatives(child)
     if os.name == "nt":
@@ -239,7 +239,7 @@ def _end_family(child: subprocess.Popen) -> None:
             process.kill()
 
 
-def _relatives(child: subprocess.Popen) -> list[psutil.Process]:
+def _relatives(child: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Return the descendants of a child that still runs; psutil knows them by their start, not by number alone."""
     try:
         return psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []

@@ -33,10 +33,10 @@ class _Connections:
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
 
-    def http(self, host: str, **options: Any) -> http.client.HTTPConnection:
+    def plain(self, host: str, **options: Any) -> http.client.HTTPConnection:
         return self._watched(http.client.HTTPConnection(host, **options))
 
-    def https(self, host: str, **options: Any) -> http.client.HTTPConnection:
+    def secure(self, host: str, **options: Any) -> http.client.HTTPConnection:
         return self._watched(http.client.HTTPSConnection(host, **options))
 
     def _watched(self, connection: http.client.HTTPConnection) -> http.client.HTTPConnection:
@@ -62,7 +62,7 @@ class _Http(urllib.request.HTTPHandler):
         self._connections = connections
 
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connections.http, request)
+        return self.do_open(self._connections.plain, request)
 
 
 class _Https(urllib.request.HTTPSHandler):
@@ -71,7 +71,7 @@ class _Https(urllib.request.HTTPSHandler):
         self._connections = connections
 
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connections.https, request)
+        return self.do_open(self._connections.secure, request)
 
 
 class _Exchange:

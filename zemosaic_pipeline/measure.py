@@ -319,5 +319,5 @@ def _fit_together(measure: FrameMeasure, arrays: Mapping[str, np.ndarray]) -> bo
         and n_stars >= MIN_STARS
         and all(arrays[name].dtype.kind in "fiub" for name in ARRAY_NAMES)
         and all(arrays[name].shape == shape for name, shape in shapes.items())
-        and arrays["row_sums"].ndim == 1
+        and arrays["row_sums"].ndim == 2
     )

@@ -67,7 +67,8 @@ class ResultSet:
         SaveFailed
             ``save_failed``: nothing was moved; or the next start moves the rest.
         """
-        names = sorted(path.name for path in self.folder.iterdir())
+        # The report last: until all is there the one in the folder says that the run is at work.
+        names = sorted((path.name for path in self.folder.iterdir()), key=lambda n: ("report" in n, n))
         for name in names:
             if (self.output_dir / name).is_dir():
                 raise SaveFailed(

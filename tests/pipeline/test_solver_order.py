@@ -87,7 +87,9 @@ class Night:
         arrays_path = self.folder / f"{path.stem}.npz"
         columns = {c: np.ones(len(x), np.float32) for c in STAR_COLUMNS}
         columns |= {"x": x, "y": y, "flux": flux.astype(np.float32), "saturated": np.zeros(len(x), bool)}
-        save_sealed(arrays_path, path.stem, {}, {**columns, "row_sums": np.zeros((1, SHAPE_HW[0]), np.uint32)})
+        save_sealed(
+            arrays_path, path.stem, {}, {**columns, "row_sums": np.zeros((1, SHAPE_HW[0]), np.uint32)}
+        )
         measure = FrameMeasure(name, (1.0,), (1.0,), len(x), 3.0, 1.0, str(arrays_path))
         self.frames.append((Frame(len(self.frames), read_frame_info(path)), measure))
         return self

@@ -114,7 +114,9 @@ def _listed(path: Path) -> tuple[list[str], list[str]]:
     except (OSError, ValueError, KeyError, TypeError):
         return [], []
     names = [*files, *obsolete]
-    if not all(isinstance(name, str) and name and Path(name).name == name for name in names):
+    if not all(
+        isinstance(name, str) and name not in ("", "..") and Path(name).name == name for name in names
+    ):
         return [], []
     return files, obsolete
 

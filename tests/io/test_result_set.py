@@ -68,7 +68,7 @@ def test_the_next_start_finishes_what_was_begun(tmp_path, moved):
     [
         "", "[", "[" * 100_000, "[1]", '{"files": 5, "obsolete": []}', '{"files": [1], "obsolete": []}',
         '{"files": ["../mine.txt"], "obsolete": []}', '{"files": ["a"], "obsolete": ["/etc/hostname"]}',
-        '{"files": ["."], "obsolete": []}', '{"files": ["a"]}',
+        '{"files": ["."], "obsolete": []}', '{"files": ["a", ".."], "obsolete": []}', '{"files": ["a"]}',
     ],
 )  # fmt: skip
 def test_a_list_that_is_none_never_was(tmp_path, content):

@@ -85,7 +85,7 @@ class FrameMeasure:
     arrays_path: str
     transparency: float = float("nan")
     zero_is_missing: bool = False
-    was_stored: bool = False
+    was_stored: bool = field(default=False, compare=False, repr=False)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Read the arrays of this frame.

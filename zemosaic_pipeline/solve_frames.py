@@ -339,15 +339,39 @@ def _took_its_time(attempts: Sequence[SolveOutcome]) -> bool:
     )
 
 
-def _believe_unconfirmed(sky: KnownSky, options: SolveOptions, context: RunContext) -> None:
-    """Take, last of all, what solvers told and the catalogue neither confirms nor denies; say so by name."""
-    for index, (solution, remembered) in sorted(sky.unconfirmed.items()):
+def _believe_unconfirmed(
+    sky: KnownSky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
+) -> None:
+    """Take, last of all, what solvers told and the catalogue neither confirms nor denies; say so by name.
+
+    What matches none of these frames, of a pointing that only such an answer leads to, is then asked about on its own.
+    """
+    asked = {solver.name: solver for solver in solvers}
+    for index in sorted(sky.unconfirmed):
         if index in sky.solutions:
             continue
-        sky.add(index, solution, remembered=remembered)
-        path = str(sky.frames[index][0].info.path)
-        context.say("wcs_solver_unconfirmed", "WARN", path=path, solver=solution.method)
-        match_all(sky, options, context, [index])
+        _believe(index, sky, options, context)
+        solver = asked.get(sky.solutions[index].method)
+        members = next(group for group in _pointings(sky, sky.frames) if index in group)
+        n_failed = 0
+        for other in members:
+            if other in sky.solutions or solver is None or n_failed >= MAX_FAILED:
+                continue
+            context.cancel.check()
+            if _solve(other, sky, [solver], options, context):
+                match_all(sky, options, context, [other])
+            elif other in sky.unconfirmed:
+                _believe(other, sky, options, context)
+            else:
+                n_failed += 1
+
+
+def _believe(index: int, sky: KnownSky, options: SolveOptions, context: RunContext) -> None:
+    solution, remembered = sky.unconfirmed[index]
+    sky.add(index, solution, remembered=remembered)
+    path = str(sky.frames[index][0].info.path)
+    context.say("wcs_solver_unconfirmed", "WARN", path=path, solver=solution.method)
+    match_all(sky, options, context, [index])
 
 
 def _search_everywhere(
@@ -442,9 +466,9 @@ def _find_places(sky: KnownSky, options: SolveOptions, context: RunContext) -> l
             _solve_by_pointing(sky, solver, options, context)
             match_all(sky, options, context, list(sky.solutions))
         if solvers:
-            _believe_unconfirmed(sky, options, context)
+            _believe_unconfirmed(sky, solvers, options, context)
             _search_everywhere(sky, solvers, options, context)
-            _believe_unconfirmed(sky, options, context)
+            _believe_unconfirmed(sky, solvers, options, context)
         elif options.solver.method.upper() == "NONE":
             _place_by_hint(sky, options, context)
     return solvers

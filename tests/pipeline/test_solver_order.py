@@ -202,3 +202,12 @@ def test_what_no_star_of_the_catalogue_confirms_is_believed_last_and_named(tmp_p
     second = Scripted("ASTROMETRY", dict(night.cards))
     solved(night, Scripted("ASTAP", dict(night.cards)), second)
     assert second.asked == []
+
+
+def test_what_does_not_lie_on_an_unconfirmed_frame_is_asked_about_too(tmp_path, solved):
+    """A frame of that pointing with other stars, as after a turn of the camera."""
+    night = Night(tmp_path, POOR).add("a.fit").add("b.fit").add("other.fit", is_cloudy=True)
+    found, _ = solved(night, Scripted("ASTAP", dict(night.cards)))
+    assert {name: solution.method for name, solution in found.items()} == {
+        "a.fit": "ASTAP", "b.fit": "star_match", "other.fit": "ASTAP",
+    }  # fmt: skip

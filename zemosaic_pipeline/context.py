@@ -188,6 +188,8 @@ class RunContext:
     ) -> None:
         self.run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         self.started = datetime.now(UTC)
+        # The run that was interrupted in this folder and that this one goes on with.
+        self.resumes = ""
         self.output_dir = output_dir
         self.state_dir = output_dir / STATE_FOLDER
         self.work_dir = self.state_dir / f"run_{self.run_id}"

@@ -157,9 +157,6 @@ def set_aside_report(output_dir: Path) -> dict[str, Any]:
             "started": str(facts.get("started") or ""),
             "phase_key": f"phase.{facts.get('phase')}",
         }
-    elif isinstance(facts.get("interrupted"), dict):
-        # A run that failed at once did not make up for the one before it.
-        earlier["interrupted"] = facts["interrupted"]
     kept = _read(output_dir / PREVIOUS_REPORT[0])
     if kept:
         earlier["results"] = {

@@ -181,6 +181,7 @@ class _ClassicRun:
         context = self.context
         self.earlier = set_aside_report(context.output_dir)
         if interrupted := self.earlier.get("interrupted"):
+            context.resumes = interrupted["run_id"]
             context.say("run_info_interrupted", "WARN", **interrupted)
         self._report_running(next(iter(PHASES)))
 

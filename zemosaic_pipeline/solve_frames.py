@@ -188,7 +188,11 @@ def _solve(
     place = place or _told_place(index, sky, options)
     key = sky.memory.solver_key(frame, measure, sky.stars_key[index], place, solvers, options)
     known, solution = sky.memory.solution(key, frame.info.shape_hw)
+    if not known and (attempts := sky.memory.failure(key)) is not None:
+        sky.attempts[index].extend(attempts)
+        return False
     if not known:
+        n_before = len(sky.attempts[index])
         found = result_or_skip(frame.info.path, _ask_solvers, index, sky, solvers, place, context)
         if isinstance(found, SkipItem):
             log.warning("not solved: %s %s", found, found.values.get(TRACEBACK, ""))
@@ -196,8 +200,9 @@ def _solve(
         else:
             solution = found
             if solution is not None:
-                # What failed is tried again: the next time a program may answer, or in time.
                 sky.memory.keep_solution(key, solution)
+            else:
+                sky.memory.keep_failure(key, sky.attempts[index][n_before:])
     if solution is None:
         return False
     if not solution.confirmed and solution.method != BUILT_IN:
@@ -441,7 +446,7 @@ def run(
     RunFailed
         No frame could be placed.
     """
-    memory = SolveMemory(manifest)
+    memory = SolveMemory(manifest, context.run_id, context.resumes)
     sky = KnownSky.of({frame.index: (frame, measure) for frame, measure in prepared.frames}, memory)
     try:
         solvers = _find_places(sky, options, context)

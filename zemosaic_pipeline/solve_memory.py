@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from zemosaic_core.frame_wcs import build_frame_wcs
 from zemosaic_core.stars import StarList
 from zemosaic_io.manifest import Manifest, hash_key
-from zemosaic_io.solvers.base import Solver
+from zemosaic_io.solvers.base import SolveOutcome, Solver
 from zemosaic_pipeline.measure import STAR_COLUMNS
 from zemosaic_pipeline.plan import SolveOptions
 from zemosaic_pipeline.position_search import Place
@@ -42,10 +42,23 @@ class HeaderCheck:
 
 
 class SolveMemory:
-    """Answers by key, and how many frames got their place from them."""
+    """Answers by key, and how many frames got their place from them.
 
-    def __init__(self, manifest: Manifest) -> None:
+    Parameters
+    ----------
+    manifest : Manifest
+        Where they are.
+    run_id : str
+        This run.
+    resumes : str
+        The run that was interrupted and that this one goes on with; '' when there is none. What solvers did not find
+        counts within a run and the one that goes on with it: the next time a program may answer, or in time.
+    """
+
+    def __init__(self, manifest: Manifest, run_id: str = "", resumes: str = "") -> None:
         self._manifest = manifest
+        self._run_id = run_id
+        self._resumes = resumes
         self.reused: set[int] = set()
 
     def stars_key(self, stars: StarList) -> str:
@@ -106,6 +119,24 @@ class SolveMemory:
     def keep_solution(self, key: str, solution: Solution | None) -> None:
         """Remember a solution, or that a step gives none."""
         self._keep(key, {} if solution is None else asdict(solution))
+
+    def failure(self, key: str) -> list[SolveOutcome] | None:
+        """Return the attempts of a step that found nothing in the run that was interrupted; None: go and ask."""
+        record = self._manifest.get(self._manifest.key("failure", key))
+        try:
+            if record is None or record["run"] != self._resumes or not self._resumes:
+                return None
+            outcomes = [SolveOutcome(**attempt) for attempt in record["attempts"]]
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("stored attempts cannot be used: %r", error)
+            return None
+        self.keep_failure(key, outcomes)
+        return outcomes
+
+    def keep_failure(self, key: str, outcomes: Sequence[SolveOutcome]) -> None:
+        """Remember that solvers found nothing, for a run that goes on with this one."""
+        attempts = [asdict(replace(outcome, wcs_cards=None)) for outcome in outcomes]
+        self._keep(self._manifest.key("failure", key), {"run": self._run_id, "attempts": attempts})
 
     def save(self) -> None:
         """Write everything kept so far."""

@@ -104,12 +104,14 @@ class Night:
 def solved(tmp_path, monkeypatch):
     """Return a function that solves a night with the solvers given, and what was said about it."""
 
-    def solve(night, *solvers):
+    def solve(night, *solvers, resumes=""):
         events = []
         monkeypatch.setattr(solve_frames, "make_solvers", lambda options: list(solvers))
         context = RunContext(
             tmp_path / "out", report=events.append, cancel=CancelToken(), policy=None, workers=1, threads=1
         )
+        context.resumes = resumes
+        solve.run_id = context.run_id
         options = SolveOptions(
             SolverOptions("AUTO", timeout_s=60.0), ignore_header_wcs=False, tolerance_px=2.0
         )
@@ -211,3 +213,19 @@ def test_what_does_not_lie_on_an_unconfirmed_frame_is_asked_about_too(tmp_path, 
     assert {name: solution.method for name, solution in found.items()} == {
         "a.fit": "ASTAP", "b.fit": "star_match", "other.fit": "ASTAP",
     }  # fmt: skip
+
+
+def test_what_was_looked_for_in_vain_before_a_kill_is_not_looked_for_again(tmp_path, solved):
+    """By the run that goes on; a new one asks anew, because a program may have been installed since."""
+    night = Night(tmp_path, RICH).add("good.fit").add("far.fit", offset_deg=(4.0, 0.0), is_cloudy=True)
+    fast = Scripted("EMBEDDED", {"good.fit": night.cards["good.fit"]})
+    slow = Scripted("ASTROMETRY", {"far.fit": "timeout"})
+    solved(night, fast, slow)
+    asked = len(slow.asked), len(fast.asked)
+    assert min(asked) > 0
+    for _ in range(2):
+        found, _ = solved(night, fast, slow, resumes=solved.run_id)
+        assert (len(slow.asked), len(fast.asked)) == asked
+        assert set(found) == {"good.fit"}
+    solved(night, fast, slow)
+    assert len(slow.asked) == 2 * asked[0]

@@ -41,10 +41,7 @@ def atomic_path(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
         temporary, file = open_temporary(path)
         file.close()
         yield temporary
-        if durable:
-            replace_durably(temporary, path)
-        else:
-            os.replace(temporary, path)
+        replace_durably(temporary, path, durable=durable)
     except OSError as error:
         raise save_failed(path, error) from error
     finally:
@@ -52,17 +49,21 @@ def atomic_path(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def replace_durably(temporary: Path, path: Path) -> None:
+def replace_durably(temporary: Path, path: Path, *, durable: bool = True) -> None:
     """Give a complete file its final name so that after a loss of power there is the old file or the new one.
+
+    With ``durable`` False that holds after the death of the process only.
 
     Raises
     ------
     OSError
         It could not be written or renamed.
     """
-    _sync_file(temporary)
+    if durable:
+        _sync_file(temporary)
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def make_durable(paths: Iterable[Path]) -> None:

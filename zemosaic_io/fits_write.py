@@ -90,6 +90,8 @@ class StreamingFits:
         Type of the primary image.
     extensions : sequence of ExtensionSpec or (name, shape, dtype)
         Image extensions, filled with ``write_rows(..., ext=name)``.
+    durable : bool
+        Wait at `commit` until the file is on the disk itself; see `atomic.atomic_path`.
 
     Raises
     ------
@@ -108,8 +110,11 @@ class StreamingFits:
         cards: Cards = (),
         dtype: DTypeLike = "float32",
         extensions: Sequence[ExtensionSpec | tuple] = (),
+        *,
+        durable: bool = True,
     ) -> None:
         self.path = Path(path)
+        self._durable = durable
         specs = [s if isinstance(s, ExtensionSpec) else ExtensionSpec(*s) for s in extensions]
         self._units: dict[str | None, _Unit] = {}
         self._file: Any = None
@@ -213,7 +218,7 @@ class StreamingFits:
                 )
         try:
             self._file.close()
-            replace_durably(self._temporary, self.path)
+            replace_durably(self._temporary, self.path, durable=self._durable)
         except OSError as error:
             raise save_failed(self.path, error) from error
         self._file = None
@@ -245,6 +250,8 @@ def write_image(
     data: np.ndarray,
     cards: Cards = (),
     extensions: Sequence[tuple[str, np.ndarray]] = (),
+    *,
+    durable: bool = True,
 ) -> Path:
     """Write a whole image, (H, W) or (C, H, W), with optional ``(name, array)`` extensions; return the path.
 
@@ -254,7 +261,7 @@ def write_image(
         ``save_failed``.
     """
     specs = [ExtensionSpec(name, array.shape, array.dtype.name) for name, array in extensions]
-    with StreamingFits(path, data.shape, cards, data.dtype.name, specs) as file:
+    with StreamingFits(path, data.shape, cards, data.dtype.name, specs, durable=durable) as file:
         file.write_rows(0, data)
         for name, array in extensions:
             file.write_rows(0, array, ext=name)

@@ -46,10 +46,11 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def save_json(path: Path | str, data: Any) -> None:
+def save_json(path: Path | str, data: Any, *, durable: bool = True) -> None:
     """Write JSON atomically; NumPy numbers, arrays, paths and dataclasses become plain JSON.
 
-    Numbers that are not finite are written as NaN / Infinity, which `load_json` reads back.
+    Numbers that are not finite are written as NaN / Infinity, which `load_json` reads back. ``durable``: see
+    `atomic_path`.
 
     Raises
     ------
@@ -57,7 +58,7 @@ def save_json(path: Path | str, data: Any) -> None:
         ``save_failed``.
     """
     text = json.dumps(_plain(data), ensure_ascii=False, indent=1)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=durable) as temporary:
         # A file name that is not valid text carries lone surrogates; as \udcXX they are valid JSON and come back.
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 

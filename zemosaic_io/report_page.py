@@ -48,7 +48,7 @@ summary{cursor:pointer}td.wrap{white-space:normal;min-width:260px}
 """
 
 
-def write_page(path: Path, facts: Facts, text: Text, language: str = "en") -> Path:
+def write_page(path: Path, facts: Facts, text: Text, language: str = "en", *, durable: bool = True) -> Path:
     """Write the page beside the pictures it shows; return its path.
 
     Raises
@@ -56,7 +56,7 @@ def write_page(path: Path, facts: Facts, text: Text, language: str = "en") -> Pa
     SaveFailed
         The file cannot be written.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=durable) as temporary:
         # File names may hold bytes that are no text.
         temporary.write_text(render_page(facts, text, language), encoding="utf-8", errors="backslashreplace")
     return path

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zemosaic_core.errors import SaveFailed
-from zemosaic_io.atomic import save_failed, sync_folder
+from zemosaic_io.atomic import make_durable, save_failed, sync_folder
 from zemosaic_io.manifest import load_json, make_folder, save_json
 
 __all__ = ["ResultSet", "finish_or_discard"]
@@ -37,7 +37,7 @@ class ResultSet:
     Attributes
     ----------
     folder : Path
-        Where they are written, on the same file system.
+        Where they are written, on the same file system; `publish` waits for the disk, writers need not.
 
     Raises
     ------
@@ -78,6 +78,7 @@ class ResultSet:
                     reason="it is a folder",
                 )
         obsolete = sorted(self._obsolete - set(names))
+        make_durable(self.folder / name for name in names)
         save_json(self.folder / _LIST, {"files": names, "obsolete": obsolete})
         try:
             _move(self.output_dir, names, obsolete)

@@ -382,8 +382,10 @@ def run(
     sky_path = Path(f"{base}_sky.fits") if glow.known and plan.sky.remove_gradient else None
     with ExitStack() as files:
         history = _history(plan, solution)
-        out = files.enter_context(StreamingFits(science, shape, [*cards.items(), *history]))
-        out_coverage = files.enter_context(StreamingFits(coverage, canvas.shape_hw, coverage_cards))
+        out = files.enter_context(StreamingFits(science, shape, [*cards.items(), *history], durable=False))
+        out_coverage = files.enter_context(
+            StreamingFits(coverage, canvas.shape_hw, coverage_cards, durable=False)
+        )
         out_variance = None
         if variance_path is not None:
             variance_cards = {
@@ -391,7 +393,9 @@ def run(
                 "EXTNAME": ("VARIANCE", "variance of the mosaic"),
                 "BUNIT": ("adu**2", ""),
             }
-            out_variance = files.enter_context(StreamingFits(variance_path, shape, variance_cards))
+            out_variance = files.enter_context(
+                StreamingFits(variance_path, shape, variance_cards, durable=False)
+            )
 
         out_sky = None
         if sky_path is not None:
@@ -399,7 +403,7 @@ def run(
                 **cards,
                 "EXTNAME": ("SKY", "glow removed; add it to have it back"),
             }
-            out_sky = files.enter_context(StreamingFits(sky_path, shape, sky_cards))
+            out_sky = files.enter_context(StreamingFits(sky_path, shape, sky_cards, durable=False))
 
         def sink(y0: int, y1: int, block: CoaddBlock) -> None:
             if out_sky is not None:

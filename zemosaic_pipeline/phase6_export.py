@@ -45,22 +45,22 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
     small = downscale(rows, options.preview["max_dim"])
     picture = preview_rgba(small, **options.preview)
     texts = {"Software": f"ZeMosaic {__version__}", RUN_ID: context.run_id}
-    outputs["preview"] = str(write_png(Path(f"{base}_preview.png"), picture, texts=texts))
+    outputs["preview"] = str(write_png(Path(f"{base}_preview.png"), picture, texts=texts, durable=False))
     context.progress(1, steps, "preview")
     depth = np.nan_to_num(downscale(FitsRows(mosaic.coverage_path), COVERAGE_PICTURE_PX)[0])
     outputs["coverage_preview"] = str(
-        write_png(Path(f"{base}_coverage.png"), coverage_rgba(depth), texts=texts)
+        write_png(Path(f"{base}_coverage.png"), coverage_rgba(depth), texts=texts, durable=False)
     )
     context.progress(2, steps, "coverage")
     limits = display_range(rows) if options.viewer_fits or options.viewer_tiff else None
     if options.viewer_fits:
         path = Path(f"{base}_viewer.fits")
         cards = {**mosaic.grid.wcs_cards, RUN_ID: (context.run_id, "run that made this file")}
-        outputs["viewer"] = str(write_viewer_fits_uint16(path, rows, cards, limits=limits))
+        outputs["viewer"] = str(write_viewer_fits_uint16(path, rows, cards, limits=limits, durable=False))
     if options.viewer_tiff:
         tiff = Path(f"{base}_viewer.tif")
         described = f"{RUN_ID}={context.run_id}"
-        outputs["tiff"] = str(write_tiff16(tiff, rows, limits=limits, description=described))
+        outputs["tiff"] = str(write_tiff16(tiff, rows, limits=limits, description=described, durable=False))
     _remove_old(base, outputs, context)
     context.progress(steps, steps)
     return outputs

@@ -243,8 +243,12 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
     )
 
 
-def write_report(output_dir: Path, facts: dict[str, Any], language: str) -> dict[str, str]:
+def write_report(
+    output_dir: Path, facts: dict[str, Any], language: str, *, durable: bool = True
+) -> dict[str, str]:
     """Write ``run_report.json`` and ``run_report.html``; return their paths by kind.
+
+    ``durable``: wait for the disk; what a run at work says of itself need not outlive a loss of power.
 
     Raises
     ------
@@ -252,6 +256,6 @@ def write_report(output_dir: Path, facts: dict[str, Any], language: str) -> dict
         A file cannot be written.
     """
     json_path, page_path = (output_dir / name for name in REPORT)
-    save_json(json_path, facts)
-    write_page(page_path, facts, ZeMosaicLocalization(language).get, language)
+    save_json(json_path, facts, durable=durable)
+    write_page(page_path, facts, ZeMosaicLocalization(language).get, language, durable=durable)
     return {"report": str(json_path), "report_page": str(page_path)}

@@ -141,7 +141,7 @@ def run_classic(
         made = run.execute()
         outputs = {kind: context.results.final(path) for kind, path in made.items()}
         facts = run.facts(outputs, "success", None)
-        written = write_report(context.results.folder, facts, settings.language)
+        written = write_report(context.results.folder, facts, settings.language, durable=False)
         context.results.replaces(PREVIOUS_REPORT)
         context.results.publish()
         context.preview_grown(outputs["preview"])
@@ -187,7 +187,8 @@ class _ClassicRun:
 
     def _report_running(self, phase: str) -> None:
         self.phase = phase
-        write_report(self.context.output_dir, self.facts({}, "running", None), self.settings.language)
+        facts = self.facts({}, "running", None)
+        write_report(self.context.output_dir, facts, self.settings.language, durable=False)
 
     @contextmanager
     def _phase(self, name: str, total: int = 0) -> Iterator[None]:

@@ -17,6 +17,8 @@ from typing import Any
 import platformdirs
 
 from zemosaic_core.errors import SaveFailed, SettingsError
+from zemosaic_io.atomic import replace_durably
+from zemosaic_io.manifest import load_json
 from zemosaic_settings.catalogue import OPTIONS, OPTIONS_BY_KEY
 from zemosaic_settings.model import canonical_values
 from zemosaic_settings.option import Option
@@ -45,6 +47,8 @@ __all__ = [
 ]
 
 CONFIG_FILE_NAME = "zemosaic_config.json"
+# A settings file has a few thousand bytes.
+_MAX_BYTES = 10_000_000
 
 ENVIRONMENT: dict[str, str] = {
     "ZEMOSAIC_LANGUAGE": "language",
@@ -257,7 +261,7 @@ def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
         The file cannot be read or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = load_json(path, _MAX_BYTES)
     except (OSError, ValueError) as error:
         if missing_ok and isinstance(error, FileNotFoundError):
             return {}
@@ -345,9 +349,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         handle, temporary = tempfile.mkstemp(prefix=path.name + ".", suffix=".part", dir=path.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        replace_durably(Path(temporary), path)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

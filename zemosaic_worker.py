@@ -18,6 +18,7 @@ from typing import Any
 
 from zemosaic_core.errors import Cancelled, SettingsError, ZeMosaicError
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, PixelSource
+from zemosaic_core.visible_text import visible_text
 from zemosaic_pipeline import phase3_master_tiles
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.events import Event, Message, PhaseProgress, RunEnded, spoken_values, to_queue
@@ -55,6 +56,13 @@ _LEVELS = {
 }
 
 log = logging.getLogger(__name__)
+
+
+class _VisibleLines(logging.Formatter):
+    """Lines in which nothing acts on the terminal that shows them: names of files come from anywhere."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(visible_text, super().format(record).split("\n")))
 
 
 def _as_callback(progress_callback: Callable[..., Any] | None) -> Callable[[Event], None]:
@@ -178,7 +186,7 @@ def _log_file(input_folder: Path, output_folder: Path, level: str) -> Iterator[N
         log.warning("no log file in %s: %s", output_folder, error)
         yield
         return
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_VisibleLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(_LEVELS.get(level.upper(), logging.INFO))

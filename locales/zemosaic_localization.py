@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zemosaic_core.visible_text import visible_text
+
 __all__ = ["REFERENCE_LANGUAGE", "ZeMosaicLocalization", "available_languages"]
 
 REFERENCE_LANGUAGE = "en"
@@ -99,9 +101,10 @@ class _Filler(string.Formatter):
         elif isinstance(value, list | tuple | set | frozenset):
             value = ", ".join(str(item) for item in value) or "–"
         try:
-            return format(value, format_spec)
+            shown = format(value, format_spec)
         except (TypeError, ValueError):
-            return str(value)
+            shown = str(value)
+        return visible_text(shown)
 
 
 class _Missing:

@@ -1,22 +1,34 @@
-"""Files that are either written whole or not there: a temporary name beside the target, then a rename."""
+"""Files that are either written whole or not there: a temporary name beside the target, then a rename.
+
+A rename alone survives a killed process. To survive a machine that loses its power the bytes have to reach the disk
+before the name does, and the folder after it: `replace_durably` is the one place where that is done.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from zemosaic_core.errors import SaveFailed
 
-__all__ = ["atomic_path", "open_temporary", "save_failed"]
+__all__ = ["atomic_path", "make_durable", "open_temporary", "replace_durably", "save_failed", "sync_folder"]
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
+def atomic_path(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary name beside ``path``; the file takes its final name when the block succeeds.
+
+    Parameters
+    ----------
+    path : Path or str
+        The final name.
+    durable : bool
+        Wait until the file is on the disk itself. False is for many small files that know whether they are whole:
+        then `make_durable` is called for a number of them at once.
 
     Raises
     ------
@@ -29,12 +41,64 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary, file = open_temporary(path)
         file.close()
         yield temporary
-        os.replace(temporary, path)
+        replace_durably(temporary, path, durable=durable)
     except OSError as error:
         raise save_failed(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def replace_durably(temporary: Path, path: Path, *, durable: bool = True) -> None:
+    """Give a complete file its final name so that after a loss of power there is the old file or the new one.
+
+    With ``durable`` False that holds after the death of the process only.
+
+    Raises
+    ------
+    OSError
+        It could not be written or renamed.
+    """
+    if durable:
+        _sync_file(temporary)
+    os.replace(temporary, path)
+    if durable:
+        sync_folder(path.parent)
+
+
+def make_durable(paths: Iterable[Path]) -> None:
+    """Wait until files that have their final names already are on the disk itself.
+
+    A file that is gone again is no error: somebody made it anew, or needs it no more.
+    """
+    paths = list(paths)
+    for path in paths:
+        with suppress(OSError):
+            _sync_file(path)
+    for folder in {path.parent for path in paths}:
+        sync_folder(folder)
+
+
+def _sync_file(path: Path) -> None:
+    # Windows flushes through handles that may write only.
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk, where the system knows such a thing."""
+    if os.name != "posix":
+        return
+    # Network file systems may refuse; the names are theirs to keep then.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def open_temporary(path: Path) -> tuple[Path, Any]:

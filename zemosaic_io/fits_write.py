@@ -21,7 +21,7 @@ from astropy.io import fits
 from numpy.typing import DTypeLike
 
 from zemosaic_core.errors import SaveFailed
-from zemosaic_io.atomic import atomic_path, open_temporary, save_failed
+from zemosaic_io.atomic import atomic_path, open_temporary, replace_durably, save_failed
 from zemosaic_io.fits_cards import FITS_BLOCK
 
 __all__ = ["ExtensionSpec", "StreamingFits", "atomic_path", "make_header", "write_image"]
@@ -96,6 +96,8 @@ class StreamingFits:
         left without `commit`. One of the same size and with the same headers is gone on with: see `keep_rows`.
     spare_cards : int
         Room in the primary header for `add_cards`, which knows what only the finished pixels tell.
+    durable : bool
+        Wait at `commit` until the file is on the disk itself; see `atomic.atomic_path`.
 
     Raises
     ------
@@ -117,9 +119,11 @@ class StreamingFits:
         *,
         unfinished: Path | None = None,
         spare_cards: int = 0,
+        durable: bool = True,
     ) -> None:
         self.path = Path(path)
         self._unfinished = unfinished
+        self._durable = durable
         specs = [s if isinstance(s, ExtensionSpec) else ExtensionSpec(*s) for s in extensions]
         self._units: dict[str | None, _Unit] = {}
         self._file: Any = None
@@ -278,10 +282,8 @@ class StreamingFits:
                     total=unit.height,
                 )
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
-            os.replace(self._temporary, self.path)
+            replace_durably(self._temporary, self.path, durable=self._durable)
         except OSError as error:
             raise save_failed(self.path, error) from error
         self._file = None
@@ -314,6 +316,8 @@ def write_image(
     data: np.ndarray,
     cards: Cards = (),
     extensions: Sequence[tuple[str, np.ndarray]] = (),
+    *,
+    durable: bool = True,
 ) -> Path:
     """Write a whole image, (H, W) or (C, H, W), with optional ``(name, array)`` extensions; return the path.
 
@@ -323,7 +327,7 @@ def write_image(
         ``save_failed``.
     """
     specs = [ExtensionSpec(name, array.shape, array.dtype.name) for name, array in extensions]
-    with StreamingFits(path, data.shape, cards, data.dtype.name, specs) as file:
+    with StreamingFits(path, data.shape, cards, data.dtype.name, specs, durable=durable) as file:
         file.write_rows(0, data)
         for name, array in extensions:
             file.write_rows(0, array, ext=name)

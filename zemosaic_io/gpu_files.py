@@ -22,7 +22,12 @@ from typing import Any, BinaryIO
 
 import platformdirs
 
+from zemosaic_io import manifest
+from zemosaic_io.atomic import replace_durably
+
 __all__ = ["LeaseTimeout", "Ledger", "cache_folder", "device_lease", "load_json", "save_json"]
+
+_MAX_FACTS_BYTES = 10_000_000
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +77,7 @@ class Ledger:
 def load_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or an empty one when the file is missing or unreadable."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = manifest.load_json(path, _MAX_FACTS_BYTES)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -84,7 +89,7 @@ def save_json(path: Path, values: dict[str, Any]) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(values), encoding="utf-8")
-        temporary.replace(path)
+        replace_durably(temporary, path)
     except OSError:
         return False
     return True

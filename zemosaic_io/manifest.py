@@ -11,18 +11,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from zemosaic_core.errors import SaveFailed
-from zemosaic_io.fits_write import atomic_path
+from zemosaic_core.errors import SaveFailed, SkipItem
+from zemosaic_io.atomic import atomic_path, save_failed
+from zemosaic_io.regular_files import open_regular
 
 __all__ = ["STATE_FOLDER", "Manifest", "file_digest", "hash_key", "load_json", "make_folder", "save_json"]
 
 STATE_FOLDER = ".zemosaic_state"
 _FORMAT = 2
-_SAVE_EVERY_S = 4.0
+_SYNC_EVERY_S = 4.0
+# Nothing that this program writes as JSON comes near it.
+_MAX_JSON_BYTES = 1_000_000_000
 _log = logging.getLogger(__name__)
 
 
@@ -43,10 +46,11 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def save_json(path: Path | str, data: Any) -> None:
+def save_json(path: Path | str, data: Any, *, durable: bool = True) -> None:
     """Write JSON atomically; NumPy numbers, arrays, paths and dataclasses become plain JSON.
 
-    Numbers that are not finite are written as NaN / Infinity, which `load_json` reads back.
+    Numbers that are not finite are written as NaN / Infinity, which `load_json` reads back. ``durable``: see
+    `atomic_path`.
 
     Raises
     ------
@@ -54,22 +58,34 @@ def save_json(path: Path | str, data: Any) -> None:
         ``save_failed``.
     """
     text = json.dumps(_plain(data), ensure_ascii=False, indent=1)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=durable) as temporary:
         # A file name that is not valid text carries lone surrogates; as \udcXX they are valid JSON and come back.
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def load_json(path: Path | str) -> Any:
+def load_json(path: Path | str, max_bytes: int = _MAX_JSON_BYTES) -> Any:
     """Read JSON.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
+    OSError
+        It cannot be read.
     ValueError
-        The file is not JSON.
+        It is no regular file, not JSON, larger than ``max_bytes`` or nested too deeply; says so in one sentence.
     """
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        with open_regular(path) as file:
+            content = file.read(max_bytes + 1)
+    except SkipItem as error:
+        raise ValueError(str(error)) from error
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes} bytes")
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
 
 
 def hash_key(*parts: Any) -> str:
@@ -98,9 +114,10 @@ def file_digest(path: Path | str) -> str | None:
 
 
 class Manifest:
-    """Records by key in one JSON file.
+    """Records by key in one JSON file, and beside it a journal of those made since that was written.
 
-    Each record carries a checksum over its key and its content; one that does not fit was never made.
+    Each record carries a checksum over its key and its content; one that does not fit was never made. A record is in
+    the journal when `put` returns: a run that is killed keeps it, and a long manifest costs no more than a short one.
 
     Parameters
     ----------
@@ -115,18 +132,13 @@ class Manifest:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._records: dict[str, Any] = {}
-        self._changed = False
-        self._saved_at = time.monotonic()
-        self._save_every_s = _SAVE_EVERY_S
-        try:
-            stored = load_json(self.path)
-            if stored["format"] == _FORMAT:
-                self._records = _sound_records(self.path, stored["records"], stored["checksums"])
-        except FileNotFoundError:
-            return
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-            _log.warning("%s cannot be used and is started anew: %r", self.path, error)
+        self._journal_path = self.path.with_suffix(".journal")
+        self._journal: BinaryIO | None = None
+        self._synced_at = time.monotonic()
+        self._records = _stored_records(self.path)
+        added = _journal_records(self._journal_path)
+        self._records |= added
+        self._changed = bool(added)
 
     @staticmethod
     def key(*parts: Any) -> str:
@@ -138,16 +150,43 @@ class Manifest:
         return self._records.get(key)
 
     def put(self, key: str, record: Any) -> None:
-        """Remember a record; it reaches the disk with `save`."""
-        self._records[key] = _plain(record)
+        """Remember a record; it outlives this process from now on.
+
+        Raises
+        ------
+        SaveFailed
+            ``save_failed``.
+        """
+        plain = _plain(record)
+        self._records[key] = plain
         self._changed = True
+        line = json.dumps([_checksum(key, plain), key, plain]) + "\n"
+        try:
+            if self._journal is None:
+                self._journal_path.parent.mkdir(parents=True, exist_ok=True)
+                self._journal = open(self._journal_path, "ab", buffering=0)  # noqa: SIM115 - open until `save`
+                # What a killed run left half written ends here.
+                self._journal.write(b"\n")
+            self._journal.write(line.encode())
+            if time.monotonic() - self._synced_at > _SYNC_EVERY_S:
+                os.fsync(self._journal.fileno())
+                self._synced_at = time.monotonic()
+        except OSError as error:
+            raise save_failed(self._journal_path, error) from error
 
     def keep_only(self, keys: set[str]) -> int:
-        """Forget every record whose key is not in ``keys``; return how many."""
+        """Forget every record whose key is not in ``keys``, on disk too; return how many.
+
+        Raises
+        ------
+        SaveFailed
+            ``save_failed``.
+        """
         gone = [k for k in self._records if k not in keys]
         for key in gone:
             del self._records[key]
         self._changed = self._changed or bool(gone)
+        self.save()
         return len(gone)
 
     def save(self) -> None:
@@ -158,31 +197,59 @@ class Manifest:
         SaveFailed
             ``save_failed``.
         """
-        start = time.monotonic()
-        if self._changed:
-            checksums = {key: _checksum(key, record) for key, record in self._records.items()}
-            save_json(self.path, {"format": _FORMAT, "checksums": checksums, "records": self._records})
-            self._changed = False
-        self._saved_at = time.monotonic()
-        # A long manifest is saved less often, so that saving never takes more than a tenth of the time.
-        self._save_every_s = max(_SAVE_EVERY_S, 10 * (self._saved_at - start))
+        if not self._changed:
+            return
+        checksums = {key: _checksum(key, record) for key, record in self._records.items()}
+        save_json(self.path, {"format": _FORMAT, "checksums": checksums, "records": self._records})
+        self._changed = False
+        self.close()
+        try:
+            self._journal_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise save_failed(self._journal_path, error) from error
 
-    def save_now_and_then(self) -> None:
-        """Write the manifest when the last time was some seconds ago, so that a killed run loses no more.
-
-        Raises
-        ------
-        SaveFailed
-            ``save_failed``.
-        """
-        if time.monotonic() - self._saved_at > self._save_every_s:
-            self.save()
+    def close(self) -> None:
+        """Close the journal; nothing is lost."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __contains__(self, key: str) -> bool:
         return key in self._records
+
+
+def _stored_records(path: Path) -> dict[str, Any]:
+    try:
+        stored = load_json(path)
+        if stored["format"] == _FORMAT:
+            return _sound_records(path, stored["records"], stored["checksums"])
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, MemoryError) as error:
+        _log.warning("%s cannot be used and is started anew: %r", path, error)
+    return {}
+
+
+def _journal_records(path: Path) -> dict[str, Any]:
+    """Return the sound records of a journal; a line that was cut off by a kill is one that was never made."""
+    records: dict[str, Any] = {}
+    try:
+        with open_regular(path) as journal:
+            for line in journal:
+                try:
+                    checksum, key, record = json.loads(line)
+                    if checksum == _checksum(key, record):
+                        records[key] = record
+                except (ValueError, TypeError, RecursionError):
+                    continue
+    except FileNotFoundError:
+        return {}
+    except (OSError, SkipItem, MemoryError) as error:
+        _log.warning("%s cannot be used: %r", path, error)
+    return records
 
 
 def _sound_records(path: Path, records: Mapping[str, Any], checksums: Mapping[str, str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from zemosaic_core.errors import RunFailed, SaveFailed
+from zemosaic_io.result_set import finish_or_discard
 from zemosaic_io.solvers.locks import try_lock
 
 __all__ = ["OutputLock"]
@@ -45,6 +46,7 @@ class OutputLock:
             raise RunFailed(
                 "run_error_output_busy", f"another run is writing to {output_dir}", path=str(output_dir)
             )
+        finish_or_discard(output_dir)
         self._folders = output_dir, state_dir
         self.sweep()
 

@@ -123,7 +123,12 @@ def display_range(
 
 
 def write_png(
-    path: Path | str, rgba: np.ndarray, *, flip: bool = True, texts: Mapping[str, str] | None = None
+    path: Path | str,
+    rgba: np.ndarray,
+    *,
+    flip: bool = True,
+    texts: Mapping[str, str] | None = None,
+    durable: bool = True,
 ) -> Path:
     """Write an 8-bit picture as PNG.
 
@@ -138,6 +143,8 @@ def write_png(
         hang upside down.
     texts : mapping, optional
         Text chunks, e.g. {'Software': ...}.
+    durable : bool
+        See `atomic.atomic_path`; here and below.
 
     Raises
     ------
@@ -148,7 +155,7 @@ def write_png(
     info = PngImagePlugin.PngInfo()
     for key, value in (texts or {}).items():
         info.add_text(key, value)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=durable) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info, compress_level=6)
     return Path(path)
 
@@ -160,6 +167,7 @@ def write_tiff16(
     limits: tuple[float, float] | None = None,
     flip: bool = True,
     description: str = "",
+    durable: bool = True,
 ) -> Path:
     """Write a linear 16-bit TIFF, RGB or grey, by strips; missing pixels are 0.
 
@@ -191,7 +199,7 @@ def write_tiff16(
             strip = np.ascontiguousarray(strip[::-1] if flip else strip)
             yield strip if planes > 1 else strip[..., 0]
 
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=durable) as temporary:
         tifffile.imwrite(
             temporary,
             strips(),
@@ -213,6 +221,7 @@ def write_viewer_fits_uint16(
     cards: Cards = (),
     *,
     limits: tuple[float, float] | None = None,
+    durable: bool = True,
 ) -> Path:
     """Write a 16-bit FITS for viewers: planes (C, H, W) as uint16 (int16 with BZERO), missing pixels 0.
 
@@ -230,7 +239,7 @@ def write_viewer_fits_uint16(
     pairs.append(("ZMVSCALE", (limits[1] - limits[0]) / 65535.0, "ADU per unit of this file"))
     pairs.append(("ZMVZERO", limits[0], "ADU of value 0"))
     shape = (planes, height, width) if planes > 1 else (height, width)
-    with StreamingFits(path, shape, pairs, dtype="uint16") as out:
+    with StreamingFits(path, shape, pairs, dtype="uint16", durable=durable) as out:
         for y0 in range(0, height, _ROWS):
             rows = _to_uint16(source.read_rows(y0, min(height, y0 + _ROWS)), limits)
             out.write_rows(y0, rows if planes > 1 else rows[0])
@@ -238,7 +247,12 @@ def write_viewer_fits_uint16(
 
 
 def write_calibrated_fits(
-    path: Path | str, source: RowSource, factors: tuple[float, ...], cards: Cards = ()
+    path: Path | str,
+    source: RowSource,
+    factors: tuple[float, ...],
+    cards: Cards = (),
+    *,
+    durable: bool = True,
 ) -> Path:
     """Write a copy as float32 whose planes are multiplied by factors; missing pixels stay NaN.
 
@@ -250,7 +264,7 @@ def write_calibrated_fits(
     planes, height, width = source.shape
     scale = np.array(factors, np.float32)[:, None, None]
     shape = (planes, height, width) if planes > 1 else (height, width)
-    with StreamingFits(path, shape, cards) as out:
+    with StreamingFits(path, shape, cards, durable=durable) as out:
         for y0 in range(0, height, _ROWS):
             rows = source.read_rows(y0, min(height, y0 + _ROWS)) * scale
             out.write_rows(y0, rows if planes > 1 else rows[0])

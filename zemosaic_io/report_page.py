@@ -49,7 +49,7 @@ summary{cursor:pointer}td.wrap{white-space:normal;min-width:260px}
 """
 
 
-def write_page(path: Path, facts: Facts, text: Text, language: str = "en") -> Path:
+def write_page(path: Path, facts: Facts, text: Text, language: str = "en", *, durable: bool = True) -> Path:
     """Write the page beside the pictures it shows; return its path.
 
     Raises
@@ -57,7 +57,7 @@ def write_page(path: Path, facts: Facts, text: Text, language: str = "en") -> Pa
     SaveFailed
         The file cannot be written.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=durable) as temporary:
         # File names may hold bytes that are no text.
         temporary.write_text(render_page(facts, text, language), encoding="utf-8", errors="backslashreplace")
     return path
@@ -142,10 +142,20 @@ def _head(facts: Facts, text: Text) -> str:
     if facts.get("failure"):
         failure = facts["failure"]
         banner = f'<div class="banner bad">{_e(_reason(text, failure["key"], failure["values"]))}</div>'
+    elif facts["outcome"] == "running":
+        phase = text(f"phase.{facts['phase']}")
+        running = text("report.running", started=facts["started"], phase=phase, written=facts["written"])
+        banner = f'<div class="banner">{_e(running)}</div>'
     elif (facts.get("mosaic") or {}).get("approximate"):
         banner = f'<div class="banner">{_e(text("report.approximate"))}</div>'
+    if interrupted := facts.get("interrupted"):
+        banner += f'<div class="banner">{_e(text("run_info_interrupted", **interrupted))}</div>'
+    if earlier := facts.get("earlier_results"):
+        said = text("report.earlier_results", run_id=earlier["run_id"], finished=earlier["finished"])
+        banner += f'<div class="banner"><a href="{_e(earlier["page"])}">{_e(said)}</a></div>'
     return (
-        f"<h1>{_e(text('report.title'))}</h1><p class='dim'>{_e(facts['input_dir'])} · {_e(facts['finished'])} · "
+        f"<h1>{_e(text('report.title'))}</h1><p class='dim'>{_e(facts['input_dir'])} · "
+        f"{_e(facts['finished'] or facts['written'])} · {_e(facts['run_id'])} · "
         f"ZeMosaic {_e(facts['versions']['zemosaic'])}</p>{banner}"
     )
 

@@ -17,12 +17,19 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_core.errors import SkipItem
 from zemosaic_io.atomic import atomic_path
+from zemosaic_io.regular_files import open_regular
 
 __all__ = ["load_sealed", "save_sealed"]
 
 _RECORD = "record"
 _DIGEST_BYTES = 32
+# What reading a file says whose digest is right and whose content is not what `save_sealed` writes.
+_NOT_OURS = (
+    ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, RecursionError,
+    NotImplementedError, MemoryError,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +38,8 @@ def save_sealed(
     path: Path | str, key: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
     """Write arrays and a record of JSON types under ``key``.
+
+    It is safe from a killed process; from a loss of power after `atomic.make_durable`.
 
     Raises
     ------
@@ -45,29 +54,35 @@ def save_sealed(
         # Its length is part of what the digest covers.
         archive.comment = bytes(_DIGEST_BYTES)
     content = packed.getvalue()[:-_DIGEST_BYTES]
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=False) as temporary:
         temporary.write_bytes(content + _digest(content))
 
 
 def load_sealed(path: Path | str, key: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """Return the record and the arrays, or None when there are none, they are damaged, or belong to another key."""
     try:
-        content = Path(path).read_bytes()
+        with open_regular(path) as file:
+            content = file.read()
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, SkipItem, MemoryError) as error:
         log.warning("%s cannot be read and is made anew: %s", path, error)
         return None
     if _digest(content[:-_DIGEST_BYTES]) != content[-_DIGEST_BYTES:]:
         log.warning("%s is damaged and is made anew", path)
         return None
-    with np.load(io.BytesIO(content)) as stored:
-        arrays = dict(stored)
-    sealed = json.loads(arrays.pop(_RECORD).tobytes())
-    if sealed["key"] != key:
+    try:
+        with np.load(io.BytesIO(content)) as stored:
+            arrays = dict(stored)
+        sealed = json.loads(arrays.pop(_RECORD).tobytes())
+        record, belongs_to = sealed["record"], sealed["key"]
+    except _NOT_OURS as error:
+        log.warning("%s holds something else and is made anew: %r", path, error)
+        return None
+    if belongs_to != key or not isinstance(record, dict):
         log.warning("%s belongs elsewhere and is made anew", path)
         return None
-    return sealed["record"], arrays
+    return record, arrays
 
 
 def _digest(content: bytes) -> bytes:

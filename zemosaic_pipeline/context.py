@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from zemosaic_core.errors import Cancelled, ZeMosaicError
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.manifest import STATE_FOLDER, make_folder
 from zemosaic_io.output_lock import OutputLock
+from zemosaic_io.result_set import ResultSet
 from zemosaic_pipeline.events import (
     PHASES,
     EtaUpdated,
@@ -119,6 +121,9 @@ class RunContext:
         threads: int,
     ) -> None:
         self.run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        self.started = datetime.now(UTC)
+        # The run that was interrupted in this folder and that this one goes on with.
+        self.resumes = ""
         self.output_dir = output_dir
         self.state_dir = output_dir / STATE_FOLDER
         self.work_dir = self.state_dir / f"run_{self.run_id}"
@@ -131,6 +136,7 @@ class RunContext:
         make_folder(self.state_dir)
         self._lock = OutputLock(output_dir, self.state_dir)
         make_folder(self.work_dir)
+        self.results = ResultSet(output_dir)
         self.left_out: list[LeftOut] = []
         self.phases: list[PhaseRecord] = []
         self.messages: list[Message] = []
@@ -285,4 +291,5 @@ class RunContext:
         shutil.rmtree(self.work_dir, ignore_errors=True)
         if self._parts_left:
             self._lock.sweep()
+        self.results.discard()
         self._lock.close()

@@ -5,9 +5,12 @@ Imports only what it needs: a process that measures starts in well under a secon
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +55,10 @@ ARRAY_NAMES = {
 }
 _PICTURE_SIGMA = 5.0
 _LEAST_SIDE_PX = 16
+# Fields of a measure that are not stored: they belong to a run.
+_OF_THIS_RUN = ("arrays_path", "was_stored")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -244,9 +251,10 @@ def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: st
     if not is_as_surveyed(info) and not header_holds(info):
         raise frame_changed(info.path)
     key = Path(arrays_path).stem
-    before = load_sealed(arrays_path, key)
-    if before is not None and before[0]["content_key"] == read.content_key:
-        zero_is_missing, arrays = before[0]["zero_is_missing"], before[1]
+    before = _stored(arrays_path)
+    was_stored = before is not None and before[0].content_key == read.content_key
+    if before is not None and was_stored:
+        zero_is_missing, arrays = before[0].zero_is_missing, before[1]
     else:
         data, zero_is_missing = without_missing(info, read.data)
         arrays = measure_arrays(info, data, options)
@@ -259,8 +267,9 @@ def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: st
         elongation=float(np.nanmedian(arrays["elongation"])),
         arrays_path=arrays_path,
         zero_is_missing=zero_is_missing,
+        was_stored=was_stored,
     )
-    record = {name: value for name, value in asdict(measure).items() if name != "arrays_path"}
+    record = {name: value for name, value in asdict(measure).items() if name not in _OF_THIS_RUN}
     state = [info.ctime_ns, info.inode]
     save_sealed(arrays_path, key, record | {"file_state": state}, {**arrays, "row_sums": read.row_sums})
     return measure
@@ -268,12 +277,58 @@ def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: st
 
 def stored_measure(info: FrameInfo, arrays_path: str) -> FrameMeasure | None:
     """Return what `measure_frame` stored for this very file; None when it has to look at the file itself."""
-    stored = load_sealed(arrays_path, Path(arrays_path).stem)
-    if stored is None:
-        return None
-    record, arrays = stored
+    stored = _stored(arrays_path)
     # The name stands for path, size and time. They stay the same when a backup is restored over the file.
-    if record.pop("file_state") != [info.ctime_ns, info.inode] or not ARRAY_NAMES.issubset(arrays):
+    if stored is None or stored[2] != [info.ctime_ns, info.inode]:
         return None
-    lists = {name: tuple(record[name]) for name in ("sky_adu", "noise_adu")}
-    return FrameMeasure(**{**record, **lists}, arrays_path=arrays_path)
+    return stored[0]
+
+
+def _stored(arrays_path: str) -> tuple[FrameMeasure, dict[str, np.ndarray], list[Any]] | None:
+    """Return measure, arrays and file state as they were stored; None when they are not what is stored today."""
+    sealed = load_sealed(arrays_path, Path(arrays_path).stem)
+    if sealed is None:
+        return None
+    record, arrays = sealed
+    try:
+        measure = FrameMeasure(
+            content_key=str(record["content_key"]),
+            sky_adu=tuple(map(float, record["sky_adu"])),
+            noise_adu=tuple(map(float, record["noise_adu"])),
+            n_stars=int(record["n_stars"]),
+            fwhm_px=float(record["fwhm_px"]),
+            elongation=float(record["elongation"]),
+            arrays_path=arrays_path,
+            transparency=float(record["transparency"]),
+            zero_is_missing=bool(record["zero_is_missing"]),
+            was_stored=True,
+        )
+        file_state = list(record["file_state"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        log.warning("%s is not what is stored today and is made anew: %r", arrays_path, error)
+        return None
+    if not ARRAY_NAMES.issubset(arrays) or not _fit_together(measure, arrays):
+        log.warning("%s is not what is stored today and is made anew", arrays_path)
+        return None
+    return measure, arrays, file_state
+
+
+def _fit_together(measure: FrameMeasure, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether all arrays are numbers, and have the shapes that `measure_arrays` gives them."""
+    n_stars, n_channels = measure.n_stars, len(measure.sky_adu)
+    shapes = {
+        **dict.fromkeys(STAR_COLUMNS, (n_stars,)),
+        "channel_flux": (n_channels, n_stars),
+        **dict.fromkeys(("sky", "noise"), (n_channels,)),
+        "mesh": (n_channels, *arrays["mesh"].shape[-2:]),
+        "mesh_noise": arrays["mesh"].shape,
+        "hot_sigma": (arrays["hot"].size,),
+        "ceiling": (n_channels, 4),
+    }
+    return (
+        len(measure.noise_adu) == n_channels
+        and n_stars >= MIN_STARS
+        and all(arrays[name].dtype.kind in "fiub" for name in ARRAY_NAMES)
+        and all(arrays[name].shape == shape for name, shape in shapes.items())
+        and arrays["row_sums"].ndim == 2
+    )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_core.hot_pixels import DefectEvidence
+from zemosaic_io.atomic import make_durable
 from zemosaic_io.fits_read import frame_changed
 from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_io.manifest import hash_key, make_folder
@@ -26,8 +30,10 @@ __all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "forget", "run"]
 
 PHASE = "phase1_prepare"
 # Part of the key of stored measurements: raise it when their meaning changes.
-MEASURE_VERSION = 6
+MEASURE_VERSION = 7
 FOLDER = "frames"
+SYNC_EVERY_S = 4.0
+KEPT_UNUSED_S = 30 * 86400.0
 _NOT_FROM_THE_HEADER = ("path", "size_bytes", "mtime_ns", "ctime_ns", "inode", "data_offset", "hdu")
 
 
@@ -39,15 +45,18 @@ class Prepared:
     hot_pixels: dict[int, np.ndarray]
 
 
-def _arrays_path(folder: Path, info: FrameInfo, options: MeasureOptions) -> str:
+def _arrays_path(folder: Path, info: FrameInfo, raw_folder: Path, options: MeasureOptions) -> str:
     """Name by what the measurements follow from: copies of a frame are measured at the same time.
 
-    Other options of a later run do not find these arrays under the same name.
+    Other options of a later run do not find these arrays under the same name; a folder that was moved does, with all
+    that is in it.
     """
+    path = Path(info.path)
+    relative = path.relative_to(raw_folder) if path.is_relative_to(raw_folder) else path
     key = hash_key(
         "measure",
         MEASURE_VERSION,
-        str(info.path),
+        relative.as_posix(),
         info.size_bytes,
         info.mtime_ns,
         (info.kind, info.cfa_pattern, info.shape_hw),
@@ -59,13 +68,43 @@ def _arrays_path(folder: Path, info: FrameInfo, options: MeasureOptions) -> str:
     return str(folder / f"{key}.npz")
 
 
+def _forget_old(folder: Path, used: set[str]) -> None:
+    """Drop measurements that no run has used for a month: of frames that are gone, or made by older versions."""
+    oldest = time.time() - KEPT_UNUSED_S
+    for path in folder.glob("*.npz"):
+        with suppress(OSError):
+            if str(path) in used:
+                os.utime(path)
+            elif path.stat().st_mtime < oldest:
+                path.unlink()
+
+
 def forget(context: RunContext) -> None:
     """Drop the measurements of earlier runs."""
     shutil.rmtree(context.state_dir / FOLDER, ignore_errors=True)
 
 
+class _Stored:
+    """What was written since the last time, brought to the disk itself now and then, for many files at once."""
+
+    def __init__(self) -> None:
+        self._paths: list[Path] = []
+        self._since = time.monotonic()
+
+    def add(self, path: str) -> None:
+        """Note a file that has its final name."""
+        self._paths.append(Path(path))
+        if time.monotonic() - self._since > SYNC_EVERY_S:
+            self.sync()
+
+    def sync(self) -> None:
+        """Wait for the disk."""
+        make_durable(self._paths)
+        self._paths, self._since = [], time.monotonic()
+
+
 def _measure_all(
-    frames: list[Frame], options: MeasureOptions, context: RunContext
+    frames: list[Frame], raw_folder: Path, options: MeasureOptions, context: RunContext
 ) -> tuple[list[Frame], dict[int, FrameMeasure]]:
     """Return the frames as they are now, and their measurements by index; what could not be measured is missing."""
     folder = context.state_dir / FOLDER
@@ -73,16 +112,17 @@ def _measure_all(
     current = {frame.index: frame for frame in frames}
     measures: dict[int, FrameMeasure] = {}
     for frame in frames:
-        stored = stored_measure(frame.info, _arrays_path(folder, frame.info, options))
+        stored = stored_measure(frame.info, _arrays_path(folder, frame.info, raw_folder, options))
         if stored is not None:
             measures[frame.index] = stored
-    if measures:
-        context.say("run_info_measures_reused", frames=len(measures))
+    made = _Stored()
     done = len(measures)
     todo = [frame for frame in frames if frame.index not in measures]
     for is_last in (False, True):
         changed: list[Frame] = []
-        tasks = [(frame.info, options, _arrays_path(folder, frame.info, options)) for frame in todo]
+        tasks = [
+            (frame.info, options, _arrays_path(folder, frame.info, raw_folder, options)) for frame in todo
+        ]
         for position, result in context.map(
             measure_frame,
             tasks,
@@ -100,8 +140,13 @@ def _measure_all(
                 context.leave_out(str(frame.info.path), PHASE, result.key, **result.values)
             else:
                 measures[frame.index] = result
+                made.add(result.arrays_path)
         todo = _read_anew(changed, context)
         current.update({frame.index: frame for frame in todo})
+    made.sync()
+    _forget_old(folder, {measure.arrays_path for measure in measures.values()})
+    if reused := sum(measure.was_stored for measure in measures.values()):
+        context.say("run_info_measures_reused", frames=reused)
     return list(current.values()), measures
 
 
@@ -186,8 +231,10 @@ def _persistent(
     return found
 
 
-def run(frames: list[Frame], options: MeasureOptions, context: RunContext) -> Prepared:
+def run(frames: list[Frame], raw_folder: Path, options: MeasureOptions, context: RunContext) -> Prepared:
     """Measure all frames, leave out what cannot be used, find persistent hot pixels.
+
+    Measurements are stored under the names that the frames have in ``raw_folder``.
 
     The frames that are returned are numbered anew, by time.
 
@@ -196,7 +243,7 @@ def run(frames: list[Frame], options: MeasureOptions, context: RunContext) -> Pr
     RunFailed
         No frame is usable.
     """
-    current, measured = _measure_all(frames, options, context)
+    current, measured = _measure_all(frames, raw_folder, options, context)
     usable, measures = _numbered(_one_of_each(current, measured, context), measured)
     measures = count_stars_alike(usable, measures)
     kept = judge_shapes(usable, measures, options, context, PHASE)

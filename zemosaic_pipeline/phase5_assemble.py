@@ -342,6 +342,7 @@ def run(
     grid: MosaicGrid,
     plan: RunPlan,
     context: RunContext,
+    n_unconfirmed: int = 0,
 ) -> Mosaic:
     """Solve the tiles' photometry and write science image and coverage.
 
@@ -352,6 +353,8 @@ def run(
         its own, or back into the image where `SkyOptions.remove_gradient` is off.
     light : StarLight
         What the frames tell about stars, for the colours of the mosaic.
+    n_unconfirmed : int
+        Frames whose place no star of the catalogue confirms; stated in the header.
 
     Raises
     ------
@@ -370,11 +373,18 @@ def run(
     canvas = canvas_of(tiles, grid, plan.assembly.crop)
     wcs_cards = canvas.wcs_cards(grid)
     n_used = sum(len(tile.frames) for tile in tiles)
-    base = context.output_dir / base_name(len(tiles), n_used)
+    base = context.results.folder / base_name(len(tiles), n_used)
     science, coverage = base.with_suffix(".fits"), Path(f"{base}_coverage.fits")
-    cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate, behind)
+    run_card = {"ZMRUNID": (context.run_id, "run that made this file")}
+    cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate, behind) | run_card
+    cards["WCSUNCNF"] = (n_unconfirmed, "frames placed without a catalogue star")
     shape = (plan.n_channels, *canvas.shape_hw)
-    coverage_cards = {**wcs_cards, "EXTNAME": ("COVERAGE", "frames per pixel"), "BUNIT": ("count", "")}
+    coverage_cards = {
+        **wcs_cards,
+        "EXTNAME": ("COVERAGE", "frames per pixel"),
+        "BUNIT": ("count", ""),
+        **run_card,
+    }
     depth = _Depth(tiles, store, canvas)
     glow = _MosaicGlow(behind, canvas, terms[0, :, 0] / solution.terms[0, :, 0])
     variance_path = Path(f"{base}_variance.fits") if plan.output.variance else None
@@ -382,9 +392,11 @@ def run(
     with ExitStack() as files:
         history = _history(plan, solution)
         out = files.enter_context(
-            StreamingFits(science, shape, [*cards.items(), *history], spare_cards=COLOUR_CARDS)
+            StreamingFits(science, shape, [*cards.items(), *history], spare_cards=COLOUR_CARDS, durable=False)
         )
-        out_coverage = files.enter_context(StreamingFits(coverage, canvas.shape_hw, coverage_cards))
+        out_coverage = files.enter_context(
+            StreamingFits(coverage, canvas.shape_hw, coverage_cards, durable=False)
+        )
         out_variance = None
         if variance_path is not None:
             variance_cards = {
@@ -392,7 +404,9 @@ def run(
                 "EXTNAME": ("VARIANCE", "variance of the mosaic"),
                 "BUNIT": ("adu**2", ""),
             }
-            out_variance = files.enter_context(StreamingFits(variance_path, shape, variance_cards))
+            out_variance = files.enter_context(
+                StreamingFits(variance_path, shape, variance_cards, durable=False)
+            )
 
         out_sky = None
         if sky_path is not None:
@@ -400,7 +414,7 @@ def run(
                 **cards,
                 "EXTNAME": ("SKY", "glow removed; add it to have it back"),
             }
-            out_sky = files.enter_context(StreamingFits(sky_path, shape, sky_cards))
+            out_sky = files.enter_context(StreamingFits(sky_path, shape, sky_cards, durable=False))
 
         def sink(y0: int, y1: int, block: CoaddBlock) -> None:
             if out_sky is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zemosaic_core import __version__
 from zemosaic_core.colour_maps import coverage_rgba
 from zemosaic_core.stretch import preview_rgba
 from zemosaic_io.preview import (
@@ -27,11 +28,13 @@ PHASE = "phase6_export"
 # V of the star that counts 1 in the calibrated copy.
 UNIT_MAG = 22.5
 COVERAGE_PICTURE_PX = 1600
+# Name of the run in pictures, as in the headers of FITS files.
+RUN_ID = "ZMRUNID"
 OPTIONAL_ENDINGS = ("_calibrated.fits", "_viewer.fits", "_viewer.tif", "_variance.fits")
 
 
 def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str, str]:
-    """Write the files and return what they are called.
+    """Write the files beside those of phase 5 and return what they are called.
 
     Raises
     ------
@@ -44,44 +47,49 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
     rows = FitsRows(mosaic.science_path)
     small = downscale(rows, options.preview["max_dim"])
     picture = preview_rgba(small, white_gains=mosaic.colour.gains, **options.preview)
-    outputs["preview"] = str(write_png(Path(f"{base}_preview.png"), picture))
-    context.preview_grown(outputs["preview"])
+    texts = {"Software": f"ZeMosaic {__version__}", RUN_ID: context.run_id}
+    outputs["preview"] = str(write_png(Path(f"{base}_preview.png"), picture, texts=texts, durable=False))
     context.progress(1, steps, "preview")
     depth = np.nan_to_num(downscale(FitsRows(mosaic.coverage_path), COVERAGE_PICTURE_PX)[0])
-    outputs["coverage_preview"] = str(write_png(Path(f"{base}_coverage.png"), coverage_rgba(depth)))
+    outputs["coverage_preview"] = str(
+        write_png(Path(f"{base}_coverage.png"), coverage_rgba(depth), texts=texts, durable=False)
+    )
     context.progress(2, steps, "coverage")
     limits = display_range(rows) if options.viewer_fits or options.viewer_tiff else None
     if options.viewer_fits:
         path = Path(f"{base}_viewer.fits")
-        outputs["viewer"] = str(write_viewer_fits_uint16(path, rows, mosaic.grid.wcs_cards, limits=limits))
+        cards = {**mosaic.grid.wcs_cards, RUN_ID: (context.run_id, "run that made this file")}
+        outputs["viewer"] = str(write_viewer_fits_uint16(path, rows, cards, limits=limits, durable=False))
     if options.viewer_tiff:
-        outputs["tiff"] = str(write_tiff16(Path(f"{base}_viewer.tif"), rows, limits=limits))
+        tiff = Path(f"{base}_viewer.tif")
+        described = f"{RUN_ID}={context.run_id}"
+        outputs["tiff"] = str(write_tiff16(tiff, rows, limits=limits, description=described, durable=False))
     if options.colour.save_calibrated and mosaic.colour.solution is not None:
         path = Path(f"{base}_calibrated.fits")
-        outputs["calibrated"] = str(_write_calibrated(path, rows, mosaic))
+        outputs["calibrated"] = str(_write_calibrated(path, rows, mosaic, context.run_id))
     _remove_old(base, outputs, context)
     context.progress(steps, steps)
     return outputs
 
 
-def _write_calibrated(path: Path, rows: FitsRows, mosaic: Mosaic) -> Path:
+def _write_calibrated(path: Path, rows: FitsRows, mosaic: Mosaic, run_id: str) -> Path:
     solution = mosaic.colour.solution
     assert solution is not None
     factors = tuple(10.0 ** (0.4 * (UNIT_MAG - point.at_white)) for point in solution.zero_points)
     cards = {
         **mosaic.grid.wcs_cards,
         **mosaic.colour.cards(),
+        RUN_ID: (run_id, "run that made this file"),
         "BUNIT": ("nmgy", "1 is a star of the white colour with V = 22.5"),
     }
-    return write_calibrated_fits(path, rows, factors, cards)
+    return write_calibrated_fits(path, rows, factors, cards, durable=False)
 
 
 def _remove_old(base: Path, outputs: dict[str, str], context: RunContext) -> None:
-    """Remove what an earlier mosaic of this name left and this run did not make anew: it would not fit any more."""
+    """Note what an earlier mosaic of this name left and this run did not make anew: it would not fit any more."""
     current = {Path(path).name for path in outputs.values()}
-    old = [base.with_name(base.name + ending) for ending in OPTIONAL_ENDINGS]
-    old = [path for path in old if path.name not in current and path.is_file()]
-    for path in old:
-        path.unlink()
+    old = [base.name + ending for ending in OPTIONAL_ENDINGS]
+    old = [name for name in old if name not in current and (context.output_dir / name).is_file()]
+    context.results.replaces(old)
     if old:
-        context.say("run_info_old_outputs_removed", files=[path.name for path in old])
+        context.say("run_info_old_outputs_removed", files=old)

@@ -32,7 +32,6 @@ __all__ = [
     "AssemblyOptions",
     "GridOptions",
     "GroupOptions",
-    "Machine",
     "MeasureOptions",
     "OutputOptions",
     "Plan",

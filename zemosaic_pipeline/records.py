@@ -76,6 +76,8 @@ class FrameMeasure:
         exposure, gain, filter); NaN until known.
     zero_is_missing : bool
         Pixels that are 0 in all planes hold no light: they surround the picture.
+    was_stored : bool
+        An earlier run did the work.
     arrays_path : str
         ``.npz`` with ``x y flux channel_flux mesh mesh_noise hot row_sums`` and more (see `measure.measure_arrays`).
     """
@@ -89,6 +91,7 @@ class FrameMeasure:
     arrays_path: str
     transparency: float = float("nan")
     zero_is_missing: bool = False
+    was_stored: bool = field(default=False, compare=False, repr=False)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Read the arrays of this frame.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import traceback
 from dataclasses import asdict
@@ -18,12 +19,24 @@ from locales.zemosaic_localization import ZeMosaicLocalization
 from zemosaic_core import __version__
 from zemosaic_core.errors import ZeMosaicError
 from zemosaic_core.sphere import footprint
-from zemosaic_io.manifest import save_json
+from zemosaic_io.manifest import load_json, save_json
 from zemosaic_io.report_page import write_page
 
-__all__ = ["REPORT_VERSION", "collect", "json_value", "write_report"]
+__all__ = [
+    "PREVIOUS_REPORT",
+    "REPORT",
+    "REPORT_VERSION",
+    "collect",
+    "json_value",
+    "set_aside_report",
+    "write_report",
+]
 
 REPORT_VERSION = 1
+REPORT = ("run_report.json", "run_report.html")
+# What belongs to the results in the folder while another run is at work, and after it failed.
+PREVIOUS_REPORT = ("run_report_previous.json", "run_report_previous.html")
+_MAX_REPORT_BYTES = 500_000_000
 LIBRARIES = ("numpy", "scipy", "astropy", "numba", "sep", "cupy-cuda12x", "cupy-cuda13x")
 
 
@@ -122,11 +135,53 @@ def _sky(run: Any) -> dict[str, Any] | None:
     return {**run.sky.facts(), "mosaic_origin_xy": [origin_yx[1], origin_yx[0]]}
 
 
+def set_aside_report(output_dir: Path) -> dict[str, Any]:
+    """Keep the report of finished results while another run is at work, under another name.
+
+    Returns
+    -------
+    dict
+        ``results``: run id, time and page of the results that lie in the folder. ``interrupted``: run id, start and
+        phase of a run that never came to its end. Either may be missing.
+    """
+    report, page = (output_dir / name for name in REPORT)
+    earlier: dict[str, Any] = {}
+    facts = _read(report)
+    if facts.get("outcome") == "success":
+        for path, name in zip((report, page), PREVIOUS_REPORT, strict=True):
+            if path.is_file():
+                os.replace(path, output_dir / name)
+    elif facts.get("outcome") == "running":
+        earlier["interrupted"] = {
+            "run_id": str(facts.get("run_id") or ""),
+            "started": str(facts.get("started") or ""),
+            "phase_key": f"phase.{facts.get('phase')}",
+        }
+    kept = _read(output_dir / PREVIOUS_REPORT[0])
+    if kept:
+        earlier["results"] = {
+            "run_id": str(kept.get("run_id") or ""),
+            "finished": str(kept.get("finished") or ""),
+            "page": PREVIOUS_REPORT[1],
+        }
+    return earlier
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return an earlier report; one that cannot be read does not exist."""
+    try:
+        facts = load_json(path, _MAX_REPORT_BYTES)
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
 def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseException | None) -> dict[str, Any]:
     """Return the report of a run, finished or not, with only JSON's own types."""
     context = run.context
     settings = run.settings.model_dump()
     settings.pop("astrometry_api_key", None)
+    is_running = outcome == "running"
     failure = None
     if isinstance(error, ZeMosaicError):
         failure = {"key": error.key, "values": error.values, "text": str(error)}
@@ -142,9 +197,14 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
         {
             "report_version": REPORT_VERSION,
             "run_id": context.run_id,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": context.started.isoformat(timespec="seconds"),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "finished": None if is_running else datetime.now(UTC).isoformat(timespec="seconds"),
             "outcome": outcome,
+            "phase": run.phase if outcome != "success" else None,
             "failure": failure,
+            "earlier_results": None if outcome == "success" else run.earlier.get("results"),
+            "interrupted": run.earlier.get("interrupted"),
             "versions": _versions(),
             "machine": asdict(run.machine),
             "settings": settings,
@@ -157,7 +217,7 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             "plan": [asdict(row) for row in run.plan.rows] if run.plan else [],
             "frames_found": run.n_found,
             "frames_used": sum(len(tile.frames) for tile in run.tiles),
-            "frames": _frames(run),
+            "frames": [] if is_running else _frames(run),
             "left_out": [asdict(item) for item in context.left_out],
             "groups": [asdict(group) for group in run.groups],
             "tiles": _tiles(run),
@@ -184,15 +244,19 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
     )
 
 
-def write_report(output_dir: Path, facts: dict[str, Any], language: str) -> dict[str, str]:
+def write_report(
+    output_dir: Path, facts: dict[str, Any], language: str, *, durable: bool = True
+) -> dict[str, str]:
     """Write ``run_report.json`` and ``run_report.html``; return their paths by kind.
+
+    ``durable``: wait for the disk; what a run at work says of itself need not outlive a loss of power.
 
     Raises
     ------
     SaveFailed
         A file cannot be written.
     """
-    json_path, page_path = output_dir / "run_report.json", output_dir / "run_report.html"
-    save_json(json_path, facts)
-    write_page(page_path, facts, ZeMosaicLocalization(language).get, language)
+    json_path, page_path = (output_dir / name for name in REPORT)
+    save_json(json_path, facts, durable=durable)
+    write_page(page_path, facts, ZeMosaicLocalization(language).get, language, durable=durable)
     return {"report": str(json_path), "report_page": str(page_path)}

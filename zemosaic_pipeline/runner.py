@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from zemosaic_pipeline.outline import estimate_canvas
 from zemosaic_pipeline.plan import make_policy, resolve, usable_memory, worker_count
 from zemosaic_pipeline.plan_limits import refuse_small_disk
 from zemosaic_pipeline.records import MasterTile, SolvedFrame
-from zemosaic_pipeline.report import collect, write_report
+from zemosaic_pipeline.report import PREVIOUS_REPORT, collect, set_aside_report, write_report
 from zemosaic_pipeline.routes import groups_of_route
 from zemosaic_settings import Settings
 
@@ -140,11 +141,16 @@ def run_classic(
     run = _ClassicRun(settings, folder, selection, machine, context)
     report(RunStarted(context.run_id, str(folder), str(output), tuple(PHASES)))
     try:
+        run.report_begin()
         policy.check_required()
-        outputs = run.execute()
+        made = run.execute()
+        outputs = {kind: context.results.final(path) for kind, path in made.items()}
         facts = run.facts(outputs, "success", None)
-        outputs |= write_report(output, facts, settings.language)
-        return RunResult(outputs, facts)
+        written = write_report(context.results.folder, facts, settings.language, durable=False)
+        context.results.replaces(PREVIOUS_REPORT)
+        context.results.publish()
+        context.preview_grown(outputs["preview"])
+        return RunResult(outputs | {k: context.results.final(path) for k, path in written.items()}, facts)
     except BaseException as error:
         told = run.told(error)
         run.report_failure(told)
@@ -175,12 +181,34 @@ class _ClassicRun:
         self.groups: Sequence[Any] = ()
         self.tiles: Sequence[MasterTile] = ()
         self.mosaic: Any = None
+        self.phase = ""
+        self.earlier: dict[str, Any] = {}
+
+    def report_begin(self) -> None:
+        """Say from the start that this run is at work; what an earlier one left is told and kept."""
+        context = self.context
+        self.earlier = set_aside_report(context.output_dir)
+        if interrupted := self.earlier.get("interrupted"):
+            context.resumes = interrupted["run_id"]
+            context.say("run_info_interrupted", "WARN", **interrupted)
+        self._report_running(next(iter(PHASES)))
+
+    def _report_running(self, phase: str) -> None:
+        self.phase = phase
+        facts = self.facts({}, "running", None)
+        write_report(self.context.output_dir, facts, self.settings.language, durable=False)
+
+    @contextmanager
+    def _phase(self, name: str, total: int = 0) -> Iterator[None]:
+        self._report_running(name)
+        with self.context.phase(name, total):
+            yield
 
     def execute(self) -> dict[str, str]:
         """Go through the phases; return the output files."""
         context = self.context
         manifest = Manifest(context.state_dir / "manifest.json")
-        with context.phase(phase0_survey.PHASE):
+        with self._phase(phase0_survey.PHASE):
             frames = phase0_survey.run(
                 self.folder,
                 context,
@@ -210,24 +238,24 @@ class _ClassicRun:
                     block_mb=round(plan.block_budget_bytes / 1e6),
                     planned_mb=round(plan.peak_bytes / 1e6),
                 )
-        with context.phase(phase1_prepare.PHASE, len(frames)):
+        with self._phase(phase1_prepare.PHASE, len(frames)):
             if not plan.resume:
                 manifest.keep_only(set())
                 phase1_prepare.forget(context)
-            prepared = phase1_prepare.run(frames, plan.measure, context)
+            prepared = phase1_prepare.run(frames, self.folder, plan.measure, context)
             self.solved = solved = solve_frames.run(prepared, plan.solve, context, manifest)
             context.release_pool()
-        with context.phase(phase2_group.PHASE):
+        with self._phase(phase2_group.PHASE):
             groups = phase2_group.run(solved, plan.group, context)
             self.groups = groups = groups_of_route(plan.route, groups, solved)
             context.say(plan.route.reason_key, route=plan.route.route, **plan.route.values)
-        with context.phase(phase4_grid.PHASE):
+        with self._phase(phase4_grid.PHASE):
             placed = phase4_grid.run(solved, plan.grid, context, with_flat=plan.sky.model == "full")
             self._refuse_small_disk(disk_bytes(plan.n_channels, plan.output.variance, placed.grid.shape_hw))
             clear = judge_air(placed.frames, plan.measure, context, phase4_grid.PHASE)
             self.placed = placed = replace(placed, frames=clear)
             self.sky = behind = sky.run(placed.frames, placed.grid, placed.flat, plan, context)
-        with context.phase(phase3_master_tiles.PHASE, len(groups)):
+        with self._phase(phase3_master_tiles.PHASE, len(groups)):
             self.tiles = tiles = phase3_master_tiles.run(
                 groups,
                 placed.frames,
@@ -241,7 +269,7 @@ class _ClassicRun:
             if not tiles:
                 raise RunFailed("run_error_no_tiles", "no master tile could be made")
         approximate = any(item.solution.approximate for item in solved)
-        with context.phase(phase5_assemble.PHASE):
+        with self._phase(phase5_assemble.PHASE):
             self.mosaic = mosaic = phase5_assemble.run(
                 tiles,
                 self.n_found,
@@ -252,10 +280,11 @@ class _ClassicRun:
                 placed.grid,
                 plan,
                 context,
+                sum(not item.solution.confirmed for item in solved),
             )
-        with context.phase(phase6_export.PHASE):
+        with self._phase(phase6_export.PHASE):
             outputs = phase6_export.run(mosaic, plan.output, context)
-        with context.phase(phase7_cleanup.PHASE):
+        with self._phase(phase7_cleanup.PHASE):
             phase7_cleanup.run(tiles, plan.output.keep_state, context)
         return outputs
 

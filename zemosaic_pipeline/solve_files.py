@@ -13,8 +13,9 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_core.sphere import image_geometry
 from zemosaic_io.fits_read import read_image
 from zemosaic_io.headers import FrameInfo, linear_scale_arcsec, read_frame_info
-from zemosaic_io.solvers.base import Cancel, SolveOutcome, Solver, SolveRequest
+from zemosaic_io.solvers.base import Cancel, SolveOutcome, Solver, SolveRequest, failed
 from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
+from zemosaic_io.solvers.embedded import check_wcs
 from zemosaic_pipeline.measure import frame_stars
 from zemosaic_pipeline.plan import solver_options
 from zemosaic_pipeline.solve_frames import image_provider
@@ -98,6 +99,13 @@ def _solve(
     info = read_frame_info(path)
     if not solvers:
         return FileSolution(path, info, key="frame_no_solver", values={})
+    stars = frame_stars(info, read_image(info))
+
+    def believe(outcome: SolveOutcome) -> SolveOutcome:
+        if not check_wcs(outcome.wcs_cards or {}, stars, info.shape_hw).contradicts:
+            return outcome
+        return failed(outcome.solver, "no_solution", "solver_implausible", outcome.seconds)
+
     request = SolveRequest(
         path=path,
         shape_hw=info.shape_hw,
@@ -105,10 +113,10 @@ def _solve(
         dec_deg=info.dec_deg,
         scale_arcsec=info.scale_arcsec,
         radius_deg=settings.astap_default_search_radius,
-        stars=frame_stars(info, read_image(info)),
+        stars=stars,
         image_provider=image_provider(info),
         work_dir=work_dir,
         timeout_s=settings.astrometry_timeout,
         epoch=info.epoch,
     )
-    return FileSolution(path, info, tuple(solve_with_chain(request, solvers, cancel)))
+    return FileSolution(path, info, tuple(solve_with_chain(request, solvers, cancel, believe=believe)))

@@ -117,7 +117,7 @@ def _geometry(option: Option, value: Any) -> tuple[int, int, int, int] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _refused(option, value, "settings_not_a_geometry", "four whole numbers") from None
     if value is None:
         return None

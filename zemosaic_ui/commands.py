@@ -21,6 +21,7 @@ from rich.text import Text
 
 from zemosaic_config import get_config_path, load_config, read_config
 from zemosaic_core.errors import SettingsError
+from zemosaic_core.visible_text import visible_text
 from zemosaic_pipeline.events import RunEnded, spoken_values
 from zemosaic_pipeline.outside_stop import STOP_SIGNALS
 from zemosaic_settings import OPTIONS_BY_KEY, Settings, canonical_values
@@ -221,7 +222,11 @@ def _facts_of_no_run(error: SettingsError, source: str, target: str, texts: Text
 
 
 def _write_json(facts: Any) -> None:
-    sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(facts, indent=2, ensure_ascii=False)
+    if not text.isprintable():
+        # Characters that a terminal would obey are the same JSON when they are written out.
+        text = "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    sys.stdout.write(text + "\n")
 
 
 def _follow(controller: RunController, display: Display, asked: list[int]) -> None:
@@ -330,7 +335,8 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
         console.print(Text(line), soft_wrap=True)
     for item in facts["left_out"][:10]:
         reason = texts.reason(item["key"], item.get("values", {}), item["path"])
-        console.print(Text(f"  {Path(item['path']).name}: {reason}", style="yellow"), soft_wrap=True)
+        name = visible_text(Path(item["path"]).name)
+        console.print(Text(f"  {name}: {reason}", style="yellow"), soft_wrap=True)
 
 
 def _plan_table(rows: Any, facts: Mapping[str, Any], texts: Texts) -> Table:
@@ -369,7 +375,7 @@ def _finding_line(finding: Any, texts: Texts) -> Text:
 
 
 def _solution_line(solution: FileSolution, texts: Texts) -> Text:
-    name = solution.path.name
+    name = visible_text(solution.path.name)
     if solution.ok:
         ra, dec = solution.centre_deg
         last = solution.outcomes[-1]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from zemosaic_core.errors import SaveFailed
+from zemosaic_io.atomic import replace_durably
 from zemosaic_ui.sky_view import (
     SkyPlane,
     closed_lines,
@@ -495,7 +496,7 @@ class FilterModel:
                     numbers = [_plain(self._columns[name][i]) for name in _FLOATS]
                     words = [row.path, int(self.kept[i]), self.reason_key(i), int(self.group[i]), row.date]
                     writer.writerow([*words, row.instrument, row.wcs, *numbers])
-            os.replace(temporary, path)
+            replace_durably(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise SaveFailed(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zemosaic_io.manifest import load_json
 from zemosaic_ui.mosaic_image import MosaicImage
 
 __all__ = ["find_outputs", "read_footprints", "report_of"]
 
-REPORT_NAMES = ("run_report.json",)
+# While another run is at work, or after it failed, the pictures are those of the report before.
+REPORT_NAMES = ("run_report.json", "run_report_previous.json")
 
 
 def find_outputs(place: Path) -> dict[str, str]:
@@ -24,7 +25,7 @@ def find_outputs(place: Path) -> dict[str, str]:
     folder = place if place.is_dir() else place.parent
     for path in (folder / name for name in REPORT_NAMES):
         report = _read_json(path)
-        if report and isinstance(report.get("outputs"), dict):
+        if report.get("outputs") and isinstance(report["outputs"], dict):
             outputs = {str(kind): _beside(folder, str(found)) for kind, found in report["outputs"].items()}
             outputs["facts"] = str(path)
             if place.is_dir() or str(place) in (outputs.get("science"), outputs.get("mosaic")):
@@ -68,7 +69,7 @@ def _report_beside(outputs: Mapping[str, str]) -> dict[str, Any]:
         return {}
     for name in REPORT_NAMES:
         facts = _read_json(Path(science).parent / name)
-        if facts:
+        if facts.get("outputs"):
             return facts
     return {}
 
@@ -99,7 +100,7 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from zemosaic_config import write_json
 from zemosaic_core.errors import SettingsError
+from zemosaic_io.manifest import load_json
 from zemosaic_settings import OPTIONS_BY_KEY, Settings
 from zemosaic_ui.form_model import FormModel
 
@@ -108,7 +108,7 @@ def read_preset(path: Path) -> tuple[str, dict[str, Any]]:
         The file is no preset, or a value is not allowed.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = load_json(path, 10_000_000)
         options = content["options"]
         name = str(content.get("name") or path.stem)
         if content.get("format") != FORMAT or not isinstance(options, dict):

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zemosaic_core.visible_text import visible_text
 from zemosaic_io.manifest import load_json
 from zemosaic_pipeline.events import (
     PHASES,
@@ -166,7 +167,9 @@ class Display:
         width = max(map(cell_len, kinds.values()), default=0)
         for kind, path in state.outputs.items():
             label = "" if self.verbosity is Verbosity.QUIET else set_cell_size(kinds[kind], width + 2)
-            self.console.file.write(f"{label}{path}\n")
+            # Another program gets the path as it is; a terminal would obey what is in it.
+            shown = visible_text(path) if self.console.is_terminal else path
+            self.console.file.write(f"{label}{shown}\n")
         self.console.file.flush()
 
     def _summary(self, report: dict[str, Any]) -> None:
@@ -361,5 +364,5 @@ def make_display(
 
 
 def _name(path: str) -> str:
-    """Return the last part of a path, whichever system wrote it."""
-    return PurePath(path.replace(os.altsep or "\\", "/")).name if path else ""
+    """Return the last part of a path, whichever system wrote it, as it may be shown."""
+    return visible_text(PurePath(path.replace(os.altsep or "\\", "/")).name) if path else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from locales.zemosaic_localization import ZeMosaicLocalization, available_languages
+from zemosaic_core.visible_text import visible_text
 
 __all__ = ["Texts", "available_languages"]
 
@@ -57,7 +58,7 @@ class Texts:
         if self.has(key):
             return self(key, **values)
         shown = ", ".join(f"{name}={value}" for name, value in values.items())
-        return f"{key} ({shown})" if shown else key
+        return visible_text(f"{key} ({shown})" if shown else key)
 
     def reason(self, key: str, values: Mapping[str, Any], path: str = "") -> str:
         """Return the reason why a frame is not used, without repeating its path."""

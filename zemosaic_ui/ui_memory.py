@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from zemosaic_config import write_json
+from zemosaic_io.manifest import load_json
 
 __all__ = ["UiMemory", "read_memory", "write_memory"]
 
@@ -34,7 +34,7 @@ class UiMemory:
 def read_memory(path: Path) -> UiMemory:
     """Return the memory in a file; a missing or damaged file is an empty one (nothing of value is lost)."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path, 10_000_000)
     except (OSError, ValueError):
         return UiMemory()
     memory = UiMemory()

@@ -374,3 +374,59 @@ def test_live_display_runs_to_the_end(folders, monkeypatch):
     )
     assert code == 0
     assert "Finished in" in console.file.getvalue()
+
+
+NASTY = "bad\x1b[2J\x1b]0;own\x07\x9b31m\u202etif.\nFinished.fit"
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_names_and_headers_are_text_whatever_is_in_them(is_live):
+    from zemosaic_pipeline.events import (
+        FrameLeftOut,
+        Message,
+        PhaseProgress,
+        PhaseStarted,
+        RunEnded,
+        RunStarted,
+    )
+
+    texts, state = Texts(), RunState()
+    screen = Console(
+        file=io.StringIO(), force_terminal=True, width=400, color_system=None, _environ={"TERM": "xterm"}
+    )
+    display = LiveDisplay(screen, texts) if is_live else PlainDisplay(screen, texts, Verbosity.VERBOSE)
+    state.begin(f"/in/{NASTY}", "/out", 0.0)
+    for event in (
+        RunStarted("id", f"/in/{NASTY}", "/out", ("phase0_survey", "phase1_prepare")),
+        PhaseStarted("phase1_prepare", 2),
+        PhaseProgress("phase1_prepare", 1, 2, NASTY),
+        Message("wcs_solver_wrong", "WARN", {"path": NASTY, "solver": NASTY, "matched": 3}),
+        Message("no_text_for_this", "WARN", {"object": NASTY}),
+        Message("run_info_mixed", "WARN", {"details": [NASTY, NASTY]}),
+        FrameLeftOut(f"/in/{NASTY}", "frame_unreadable", {"reason": NASTY}),
+    ):
+        state.apply(event, 1.0)
+        display.show(event, state)
+        if is_live:
+            screen.print(display.draw(state, 1.0, None))
+    state.apply(RunEnded("success", {"science": f"/out/{NASTY}"}), 2.0)
+    display.end(state, 2.0)
+    shown = screen.file.getvalue()
+    assert "bad" in shown
+    assert not [c for c in ("\x1b[2J", "\x1b]", "\x07", "\x9b", "\u202e", ".\nFinished") if c in shown]
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [("[" * 100_000, "nested too deeply"), ("[" + "1," * 6_000_000 + "1]", "more than"), ("[1]", "list")],
+    ids=["deep", "huge", "list"],
+)
+def test_settings_that_are_no_use_are_one_sentence(folders, tmp_path, capsys, content, word):
+    path = tmp_path / "settings.json"
+    path.write_text(content)
+    assert run(folders, "--config", str(path)) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert word in shown
+    assert str(path) in shown
+    assert len(shown) < 500

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from zemosaic_core.errors import SaveFailed
+from zemosaic_io.atomic import make_durable
 from zemosaic_io.fits_write import ExtensionSpec, StreamingFits, atomic_path, write_image
 
 
@@ -186,3 +188,34 @@ def test_atomic_path(tmp_path):
         raise OSError(errno.ENOSPC, "full")
     assert target.read_text() == "new"
     assert leftovers(target.parent) == ["x.txt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are not synced there")
+@pytest.mark.parametrize("how", ["path", "stream", "later"])
+def test_bytes_reach_the_disk_before_the_name_and_the_folder_after_it(tmp_path, monkeypatch, how):
+    steps = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(handle):
+        steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        return real_sync(handle)
+
+    def replace(source, target):
+        steps.append("name")
+        return real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    if how == "stream":
+        write_image(tmp_path / "x.fits", np.zeros((2, 2), np.float32))
+        assert steps == ["file", "name", "folder"]
+        return
+    for name in "ab":
+        with atomic_path(tmp_path / name, durable=how == "path") as temporary:
+            temporary.write_text(name)
+    if how == "path":
+        assert steps == ["file", "name", "folder"] * 2
+    else:
+        make_durable([tmp_path / "a", tmp_path / "b", tmp_path / "gone"])
+        # One look at the folder is enough for all.
+        assert steps == ["name", "name", "file", "file", "folder"]

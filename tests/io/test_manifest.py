@@ -145,16 +145,57 @@ def test_records_that_were_changed_do_not_count(tmp_path):
     assert len(Manifest(path)) == 3
 
 
-def test_manifest_is_saved_now_and_then(tmp_path, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("zemosaic_io.manifest.time.monotonic", lambda: now[0])
-    manifest = Manifest(tmp_path / "m.json")
-    manifest.put("a", 1)
-    manifest.save_now_and_then()
-    assert not (tmp_path / "m.json").exists()
-    now[0] += 5.0
-    manifest.save_now_and_then()
-    assert Manifest(tmp_path / "m.json").get("a") == 1
+def test_a_record_is_safe_when_it_was_put(tmp_path):
+    """As after a kill: nothing is closed, nothing is saved."""
+    path = tmp_path / "m.json"
+    manifest = Manifest(path)
+    manifest.put("a", {"sky": 1.5})
+    manifest.put("b", 2)
+    assert not path.exists()
+    assert len(Manifest(path)) == 2
+    manifest.save()
+    assert not path.with_suffix(".journal").exists()
+    manifest.put("c", 3)
+    assert [Manifest(path).get(key) for key in "abc"] == [{"sky": 1.5}, 2, 3]
+
+
+def test_a_line_that_a_kill_cut_off_costs_that_record(tmp_path):
+    path = tmp_path / "m.json"
+    manifest = Manifest(path)
+    for number, key in enumerate("abc"):
+        manifest.put(key, number)
+    journal = path.with_suffix(".journal")
+    whole = journal.read_bytes()
+    for length in range(len(whole)):
+        journal.write_bytes(whole[:length])
+        kept = Manifest(path)
+        # Only the end of the last line, which holds nothing, may be missing.
+        assert [kept.get(key) for key in "abc"][: len(kept)] == list(range(len(kept)))
+        kept.put("d", 4)
+        assert Manifest(path).get("d") == 4
+    for damage in (
+        whole.replace(b'"b", 1', b'"b", 7'),
+        whole.replace(b'"b"', b'["b"]'),
+        b"[" * 90_000 + whole,
+    ):
+        journal.write_bytes(damage)
+        assert Manifest(path).get("b") is None or damage.startswith(b"[[")
+        assert Manifest(path).get("c") == 2
+    journal.unlink()
+    journal.mkdir()
+    assert len(Manifest(path)) == 0
+
+
+def test_json_that_is_no_use_says_why_in_one_sentence(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("[" * 90_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        load_json(path)
+    path.write_text("[1, 2, 3]")
+    with pytest.raises(ValueError, match="more than 5 bytes"):
+        load_json(path, max_bytes=5)
+    with pytest.raises(ValueError, match="no regular file"):
+        load_json(tmp_path)
 
 
 def test_digest_of_a_file(tmp_path):

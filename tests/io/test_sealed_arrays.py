@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+
 import numpy as np
+import pytest
 
 from zemosaic_io.sealed_arrays import load_sealed, save_sealed
 
@@ -40,3 +45,41 @@ def test_any_flipped_or_missing_byte_means_it_is_not_there(tmp_path):
     assert load_sealed(path, "key") is not None
     assert load_sealed(tmp_path, "key") is None
     assert load_sealed(tmp_path / "none", "key") is None
+
+
+def sealed(content: bytes) -> bytes:
+    return content + hashlib.blake2b(content, digest_size=32).digest()
+
+
+def packed(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no archive at all",
+        packed(x=np.arange(3)),
+        packed(record=np.frombuffer(b"[" * 90_000, np.uint8)),
+        packed(record=np.frombuffer(b'{"key": "key"}', np.uint8)),
+        packed(record=np.frombuffer(b'{"key": "key", "record": 5}', np.uint8)),
+        packed(record=np.array([{"an": "object"}], dtype=object)),
+        packed(record=np.float64(1)),
+        packed(record=np.frombuffer(b"7", np.uint8)),
+        packed(x=np.arange(900))[:-30],
+    ],
+    ids=["empty", "text", "no_record", "deep", "half", "number", "object", "float", "seven", "cut"],
+)
+def test_nonsense_with_the_right_digest_is_not_there_either(tmp_path, content):
+    path = tmp_path / "a.npz"
+    path.write_bytes(sealed(content))
+    assert load_sealed(path, "key") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name")
+def test_a_pipe_of_that_name_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    assert load_sealed(tmp_path / "a.npz", "key") is None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -82,7 +84,24 @@ def test_environment(tmp_path):
     assert (rate.interval_s, rate.burst) == (0.5, 4)
     slots, rate = slots_from_environment(3, {"ZEMOSAIC_ASTAP_DISABLE_IPC_LOCK": "Yes"})
     assert (slots.limit, slots.folder, rate.interval_s) == (3, None, 0.0)
-    assert slots_from_environment(3, {})[0].folder.name == "zemosaic_astap_slots"
+    own = slots_from_environment(3, {})[0].folder.name
+    assert own.startswith("zemosaic_astap_slots_")
+    assert own.removeprefix("zemosaic_astap_slots_")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
+def test_lock_files_that_another_user_made_can_be_locked(tmp_path):
+    folder = tmp_path / "shared"
+    with SolverSlots(1, folder).hold():
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
+        assert stat.S_IMODE((folder / "slot_0.lock").stat().st_mode) == 0o666
+    # What an older version or a strict umask made: may be read only.
+    (folder / "slot_0.lock").chmod(0o444)
+    with SolverSlots(1, folder).hold():
+        cancel = threading.Event()
+        cancel.set()
+        with pytest.raises(Cancelled), SolverSlots(1, folder).hold(cancel):
+            pass
 
 
 def test_launch_rate(monkeypatch):

@@ -167,3 +167,114 @@ def test_availability():
     assert NovaSolver("key").find().ok
     assert NovaSolver(" ").find().key == "solver_no_api_key"
     assert NovaSolver("key", "ftp://x").find().key == "solver_not_found"
+
+
+class Hostile:
+    """A server that answers everything in one hostile way."""
+
+    def __init__(self, kind):
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self):
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if kind == "redirect":
+                    self.send_response(302)
+                    self.send_header("Location", "file:///etc/hostname")
+                    self.end_headers()
+                    return
+                self.send_response(200)
+                if kind == "endless_headers":
+                    return self.drip(b"X")
+                self.end_headers()
+                if kind == "trickle":
+                    return self.drip(b" ")
+                if kind == "huge":
+                    return self.flood()
+                self.wfile.write({
+                    "list": b"[1, 2]", "nothing": b"{}", "deep": b"[" * 200_000, "half": b'{"status": "succ',
+                    "bytes": bytes(range(256)),
+                    "no_number": b'{"status": "success", "session": "s", "subid": "abc"}',
+                    "no_jobs": b'{"status": "success", "session": "s", "subid": 5, "jobs": 7}',
+                    "odd_jobs": b'{"status": "success", "session": "s", "subid": 5, "jobs": [{"a": 1}]}',
+                    "no_wcs": b'{"status": "success", "session": "s", "subid": 5, "jobs": [7]}',
+                }[kind])  # fmt: skip
+                return None
+
+            do_GET = do_POST = answer
+
+            def drip(self, piece):
+                try:
+                    while not stopped.wait(0.02):
+                        self.wfile.write(piece)
+                        self.wfile.flush()
+                except OSError:
+                    gone.set()
+
+            def flood(self):
+                try:
+                    while not stopped.is_set():
+                        self.wfile.write(bytes(1 << 20))
+                except OSError:
+                    gone.set()
+
+            def log_message(self, *_):
+                pass
+
+        stopped, gone = threading.Event(), threading.Event()
+        self.stopped, self.gone = stopped, gone
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
+
+    def close(self):
+        self.stopped.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def hostile(request):
+    made = Hostile(request.param)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("hostile", "kind"),
+    [
+        ("list", "unavailable"),
+        ("nothing", "unavailable"),
+        ("deep", "unavailable"),
+        ("half", "crash"),
+        ("bytes", "crash"),
+        ("redirect", "crash"),
+        ("no_number", "unavailable"),
+        ("no_jobs", "unavailable"),
+        ("odd_jobs", "unavailable"),
+        ("no_wcs", "no_solution"),
+        ("huge", "crash"),
+    ],
+    indirect=["hostile"],
+)
+def test_answers_that_make_no_sense_are_no_solution(tmp_path, hostile, kind):
+    solver = NovaSolver("key", hostile.url, poll_s=0.01)
+    outcome = solver.solve(make_request(tmp_path, stars=stars()))
+    assert (outcome.ok, outcome.kind) == (False, kind)
+    assert len(str(outcome.values.get("reason", ""))) < 300
+
+
+@pytest.mark.parametrize("hostile", ["trickle", "endless_headers"], indirect=True)
+@pytest.mark.parametrize("how", ["limit", "cancel"])
+def test_an_answer_that_never_ends_is_not_waited_for(tmp_path, hostile, monkeypatch, how):
+    solver, cancel = NovaSolver("key", hostile.url), threading.Event()
+    if how == "limit":
+        monkeypatch.setattr("zemosaic_io.solvers.nova._MIN_TIMEOUT_S", 0.3)
+        assert solver.solve(make_request(tmp_path, stars=stars(), timeout_s=0.3)).kind == "timeout"
+    else:
+        threading.Timer(0.2, cancel.set).start()
+        with pytest.raises(Cancelled):
+            solver.solve(make_request(tmp_path, stars=stars()), cancel)
+    # The connection is closed: nobody goes on reading.
+    assert hostile.gone.wait(20)

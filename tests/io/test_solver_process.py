@@ -83,3 +83,32 @@ def test_private_folder_is_removed(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveFailed), solver_folder(tmp_path / "file"):
         pass
+
+
+def test_of_a_flood_the_end_is_kept_and_nothing_else(tmp_path):
+    flood = "import sys\nfor i in range(40_000): print('flood ' * 20)\nprint('last words')"
+    result = run_child([sys.executable, "-c", flood], tmp_path, 60)
+    assert result.tail.endswith("last words")
+    assert len(result.tail) <= 4000
+    assert not result.too_much
+    endless = "import sys\nwhile True: sys.stdout.write('flood ' * 10_000)"
+    result = run_child([sys.executable, "-c", endless], tmp_path, 60)
+    assert (result.too_much, result.timed_out) == (True, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_may_not_fill_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("zemosaic_io.solvers.process._MAX_FOLDER_BYTES", 1_000_000)
+    writes = "import time\nopen('big', 'wb').write(bytes(2_000_000))\ntime.sleep(60)"
+    result = run_child([sys.executable, "-c", writes], tmp_path, 50)
+    assert (result.too_much, result.timed_out) == (True, False)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_a_child_that_left_the_family_ends_too(tmp_path):
+    """It has a session of its own and keeps the output open."""
+    parent = PARENT.replace('time.sleep(60)"])', 'time.sleep(60)"], start_new_session=True)')
+    assert parent != PARENT
+    result = run_child([sys.executable, "-c", parent], tmp_path, 1.0)
+    assert (result.timed_out, result.tail) == (True, "started")
+    assert wait_gone(int((tmp_path / "grandchild").read_text()))

@@ -12,8 +12,8 @@ from astropy.io import fits
 from made_frames import base_cards, expose, field_sky, pointings, run, write_all
 
 from zemosaic_core.errors import SaveFailed, SkipItem
+from zemosaic_core.frame_wcs import UnusableWcs, build_frame_wcs
 from zemosaic_pipeline.frame_boundary import TRACEBACK, result_or_skip
-from zemosaic_pipeline.frame_wcs import UnusableWcs, build_frame_wcs
 
 BLOCK, CARD = 2880, 80
 SIP = {"CTYPE1": "'RA---TAN-SIP'", "CTYPE2": "'DEC--TAN-SIP'"}

@@ -14,14 +14,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import tifffile
 from astropy.io import fits
 from made_frames import expose, field_sky, pointings, run, write_all
+from PIL import Image
 
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed
 from zemosaic_core.synthetic_sky import make_sky
 from zemosaic_io import tile_bands
 from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_pipeline.events import PHASES, Message, PhaseFinished, PhaseProgress, PhaseStarted, from_queue
+from zemosaic_ui.footprints import find_outputs
 from zemosaic_worker import run_hierarchical_mosaic, run_hierarchical_mosaic_process
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
@@ -828,13 +831,192 @@ def test_frames_added_or_removed_give_what_a_fresh_run_gives(unsolved, tmp_path,
 def test_a_solution_is_used_again_for_what_it_follows_from(unsolved, tmp_path, monkeypatch):
     """Of a run that only repeats, every step is known."""
     run(unsolved, tmp_path, **UNSOLVED)
-    from zemosaic_pipeline import solve_frames
+    from zemosaic_pipeline import frame_matching, solve_frames
 
     def never(*_):
         raise AssertionError("asked again")
 
-    for name in ("check_wcs", "match_frame", "solve_with_chain"):
-        monkeypatch.setattr(solve_frames, name, never)
+    for module, name in (
+        (solve_frames, "check_wcs"),
+        (frame_matching, "match_frame"),
+        (solve_frames, "solve_with_chain"),
+    ):
+        monkeypatch.setattr(module, name, never)
     again = run(unsolved, tmp_path, **UNSOLVED)
     values = {m["key"]: m["values"] for m in again.report["messages"]}
     assert values["run_info_solutions_reused"]["frames"] == 8
+
+
+class Killed(BaseException):
+    """Stands for the end of a process: nothing that would clean up may run after it."""
+
+
+def killed_run(raw: Path, out: Path, when, monkeypatch, **settings) -> None:
+    """End a run at an event as a kill would: what lies on disk then stays as it is."""
+    from zemosaic_pipeline import runner
+
+    def die() -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        # The lock is given back, as the system does it; nothing else is done.
+        patch.setattr(runner.RunContext, "close", lambda self: (self.memory.close(), self._lock.close()))
+        patch.setattr(runner._ClassicRun, "report_failure", lambda self, error: None)
+        with pytest.raises(Killed):
+            disturbed_run(raw, out, when, die, **settings)
+
+
+def run_ids(folder: Path) -> set[str]:
+    """Return the runs that the products in a folder name; each has to name one."""
+    ids = {json.loads((folder / "run_report.json").read_text(encoding="utf-8"))["run_id"]}
+    for path in folder.glob("zemosaic_MT*"):
+        if path.suffix == ".fits":
+            ids.add(fits.getheader(path)["ZMRUNID"])
+        elif path.suffix == ".png":
+            with Image.open(path) as picture:
+                ids.add(picture.text["ZMRUNID"])
+        else:
+            with tifffile.TiffFile(path) as picture:
+                ids.add(picture.pages[0].description.removeprefix("ZMRUNID="))
+    return ids
+
+
+EVERYTHING = {**SETTINGS, "save_final_as_uint16": True, "save_viewer_tiff": True}
+
+
+def test_results_of_one_run_belong_together(raw, reference, tmp_path, monkeypatch):
+    """Every product names its run; until the new ones are complete the old ones are all there is."""
+    first = run(raw, tmp_path, **EVERYTHING)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("zemosaic_MT*")}
+    assert run_ids(tmp_path) == {first.report["run_id"]}
+    page = (tmp_path / "run_report.html").read_text(encoding="utf-8")
+    assert first.report["run_id"] in page
+    killed_run(
+        raw, tmp_path, after("phase6_export"), monkeypatch, **EVERYTHING, stacking_rejection_algorithm="none"
+    )
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("zemosaic_MT*")} == before
+    running = json.loads((tmp_path / "run_report.json").read_text(encoding="utf-8"))
+    assert (running["outcome"], running["finished"], running["outputs"]) == ("running", None, {})
+    assert running["run_id"] != first.report["run_id"]
+    assert running["earlier_results"]["run_id"] == first.report["run_id"]
+    assert running["started"] in (tmp_path / "run_report.html").read_text(encoding="utf-8")
+    # The report of what lies in the folder is kept, and found.
+    assert find_outputs(tmp_path)["science"] == first.outputs["science"]
+    second = run(raw, tmp_path, **EVERYTHING)
+    told = next(m for m in second.report["messages"] if m["key"] == "run_info_interrupted")
+    assert told["values"]["run_id"] == running["run_id"]
+    assert told["level"] == "WARN"
+    assert running["run_id"] in (tmp_path / "run_report.html").read_text(encoding="utf-8")
+    assert run_ids(tmp_path) == {second.report["run_id"]}
+    assert_same(pictures(second), reference)
+    kept = {path.name for path in tmp_path.iterdir() if "log" not in path.suffix}
+    assert kept == {*before, "run_report.json", "run_report.html", "gpu_ledger.jsonl", STATE}
+    third = run(raw, tmp_path, **SETTINGS)
+    # What this run was not asked for is not left from the one before.
+    assert run_ids(tmp_path) == {third.report["run_id"]}
+    assert "run_info_interrupted" not in third.message_keys
+
+
+@pytest.mark.parametrize("moved", [1, 4])
+def test_a_run_killed_while_its_results_take_their_place(raw, tmp_path, monkeypatch, moved):
+    """The next start puts the rest of them there, whatever becomes of itself."""
+    run(raw, tmp_path, **SETTINGS)
+    real, calls = os.replace, []
+
+    def some(source, target):
+        if Path(source).parent.name == ".zemosaic_new" and Path(target).parent == tmp_path:
+            calls.append(source)
+            if len(calls) > moved:
+                raise Killed
+        return real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", some)
+        from zemosaic_pipeline import runner
+
+        patch.setattr(runner.RunContext, "close", lambda self: (self.memory.close(), self._lock.close()))
+        patch.setattr(runner._ClassicRun, "report_failure", lambda self, error: None)
+        with pytest.raises(Killed):
+            run(raw, tmp_path, **SETTINGS, stacking_rejection_algorithm="none")
+    assert len(run_ids(tmp_path)) == 2
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Cancelled):
+        run_hierarchical_mosaic(raw, tmp_path, cancel_event=stop, gpu_mode="off", **SETTINGS)
+    made = {fits.getheader(path)["ZMRUNID"] for path in tmp_path.glob("zemosaic_MT*.fits")}
+    assert len(made) == 1
+    assert not (tmp_path / ".zemosaic_new").exists()
+
+
+def test_a_night_moved_with_its_state_is_not_measured_again(raw, reference, tmp_path, monkeypatch):
+    """To another folder, or to another disk where times of change and inodes are new."""
+    from zemosaic_pipeline import measure
+
+    home = tmp_path / "home"
+    shutil.copytree(raw, home / "raw")
+    run(home / "raw", home / "out", **SETTINGS)
+    home.rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "copied")
+
+    def never(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(measure, "measure_arrays", never)
+    for place in ("moved", "copied"):
+        again = run(tmp_path / place / "raw", tmp_path / place / "out", **SETTINGS)
+        values = {m["key"]: m["values"] for m in again.report["messages"]}
+        assert values["run_info_measures_reused"]["frames"] == 8
+        assert {"run_info_solutions_reused", "run_info_tiles_reused"} <= again.message_keys
+        assert_same(pictures(again), reference)
+
+
+def test_what_was_solved_before_a_kill_is_not_solved_again(unsolved, tmp_path, monkeypatch):
+    """Whenever the kill comes: at every step what was found before it is there."""
+    from zemosaic_pipeline import frame_matching, solve_frames
+
+    asked: list[str] = []
+    real = solve_frames.solve_with_chain, frame_matching.match_frame
+
+    def solving(request, *args, **kwargs):
+        asked.append(str(request.path))
+        return real[0](request, *args, **kwargs)
+
+    def matching(task):
+        asked.append(str(task[1].tobytes()))
+        return real[1](task)
+
+    monkeypatch.setattr(solve_frames, "solve_with_chain", solving)
+    monkeypatch.setattr(frame_matching, "match_frame", matching)
+    for _ in range(20):
+        before = len(asked)
+
+        def found_one(event, before=before):
+            is_progress = isinstance(event, PhaseProgress) and event.phase == "phase1_prepare"
+            return is_progress and len(asked) > before
+
+        try:
+            killed_run(unsolved, tmp_path, found_one, monkeypatch, **UNSOLVED)
+        except pytest.fail.Exception:
+            # It went to its end: nothing was left to find.
+            assert len(asked) == before
+            break
+    assert len(asked) >= 8
+    assert len(asked) == len(set(asked))
+
+
+NONSENSE = (
+    5, [], "text", {"wrong": 1}, {"wcs_cards": {"CTYPE1": 5}}, {"rms_px": "x", "n_matched": None}, {"path": 7}, True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_nonsense_with_a_checksum_never_was_either(raw, reference, tmp_path, first):
+    """As another version of the program could have written it."""
+    from zemosaic_io.manifest import Manifest
+
+    run(raw, tmp_path, **SETTINGS)
+    manifest = Manifest(tmp_path / STATE / "manifest.json")
+    for number, key in enumerate(manifest._records, first):
+        manifest.put(key, NONSENSE[number % len(NONSENSE)])
+    manifest.save()
+    assert_same(pictures(run(raw, tmp_path, **SETTINGS)), reference)

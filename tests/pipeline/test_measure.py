@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_io.demo_session import write_demo_night
 from zemosaic_io.fits_read import content_key, read_image
 from zemosaic_io.headers import read_frame_info
+from zemosaic_io.sealed_arrays import save_sealed
 from zemosaic_pipeline import measure as measuring
 from zemosaic_pipeline.measure import (
     ARRAY_NAMES,
+    STAR_COLUMNS,
     MeasureOptions,
     measure_arrays,
     measure_frame,
@@ -206,3 +209,53 @@ def test_measuring_processes_import_no_more_than_they_need(frame):
         "zemosaic_utils",
     }
     assert not heavy & loaded
+
+
+def stored(tmp_path, **changes):
+    """Store what a measured frame stores, some of it changed, and return what the next run reads."""
+    n = 12
+    arrays = {name: np.ones(n, np.float32) for name in STAR_COLUMNS}
+    arrays |= {
+        "channel_flux": np.ones((3, n), np.float32), "sky": np.ones(3, np.float32), "noise": np.ones(3, np.float32),
+        "mesh": np.ones((3, 4, 5), np.float32), "mesh_noise": np.ones((3, 4, 5), np.float32),
+        "hot": np.arange(2), "hot_sigma": np.ones(2, np.float32), "ceiling": np.ones((3, 4)),
+        "row_sums": np.ones((1, 30), np.uint32),
+    }  # fmt: skip
+    record = {
+        "content_key": "ab", "sky_adu": [1.0, 2.0, 3.0], "noise_adu": [1.0, 2.0, 3.0], "n_stars": n, "fwhm_px": 2.5,
+        "elongation": 1.1, "transparency": float("nan"), "zero_is_missing": False, "file_state": [1, 2],
+    }  # fmt: skip
+    for name, value in changes.items():
+        (arrays if name in arrays else record)[name] = value
+    path = tmp_path / "key.npz"
+    save_sealed(path, "key", record, {name: array for name, array in arrays.items() if array is not None})
+    return stored_measure(SimpleNamespace(ctime_ns=1, inode=2), str(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"content_key": None, "sky_adu": 5},
+        {"sky_adu": ["x", None, 2]},
+        {"sky_adu": [1.0]},
+        {"n_stars": "many"},
+        {"n_stars": 11},
+        {"n_stars": float("inf")},
+        {"fwhm_px": [2.5]},
+        {"file_state": None},
+        {"file_state": [1, 3]},
+        {"x": np.ones((12, 2), np.float32)},
+        {"flux": np.array(["a"] * 12)},
+        {"channel_flux": np.ones((1, 12), np.float32)},
+        {"mesh_noise": np.ones((3, 4, 4), np.float32)},
+        {"mesh": np.float32(1)},
+        {"hot_sigma": np.ones(3, np.float32)},
+        {"ceiling": np.ones(4)},
+        {"row_sums": None},
+    ],
+    ids=lambda change: " ".join(change),
+)
+def test_stored_measurements_that_do_not_fit_together_do_not_exist(tmp_path, change):
+    whole = stored(tmp_path)
+    assert (whole.n_stars, whole.sky_adu, whole.was_stored) == (12, (1.0, 2.0, 3.0), True)
+    assert stored(tmp_path, **change) is None

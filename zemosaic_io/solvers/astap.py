@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from zemosaic_core.errors import SkipItem
 from zemosaic_io.headers import celestial_cards
+from zemosaic_io.regular_files import open_regular
 from zemosaic_io.solvers.base import Availability, Cancel, SolveOutcome, SolveRequest, failed, is_plausible
 from zemosaic_io.solvers.images import SolverImage, prepare_image, wcs_to_full_frame, write_solver_image
 from zemosaic_io.solvers.locate import find_astap, find_astap_data
@@ -23,6 +26,8 @@ _STAR_LIMITS = (500, 60)
 # The second attempt is only worth it while it is cheap (a failed search over a small radius takes 0.1 s).
 _CHEAP_S = 3.0
 _BLIND_RADIUS_DEG = 180.0
+# Its results are about a page.
+_MAX_RESULT_BYTES = 200_000
 # Exit codes of ASTAP about its star database: missing, unreadable.
 _DATABASE_CODES = (32, 33)
 _DATABASE_WORDS = ("no star database", "star database not found", "could not find", "no database")
@@ -108,7 +113,7 @@ class AstapSolver(ProgramSolver):
         cancel: Cancel | None,
     ) -> SolveOutcome:  # fmt: skip
         result_file = folder / "r.ini"
-        result_file.unlink(missing_ok=True)
+        _remove(result_file)
         command = self._command(request, image, folder, limit)
         child = self._run(command, folder, request, max(0.5, timeout_s), cancel)
         if isinstance(child, SolveOutcome):
@@ -148,12 +153,28 @@ class AstapSolver(ProgramSolver):
         return failed(self.name, "no_solution", "solver_no_solution", child.seconds, reason=text)
 
 
+def _remove(path: Path) -> None:
+    """Remove what a program left under a name, whatever it is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def read_astap_ini(path: Path) -> dict[str, Any]:
-    """Return ``KEY=value`` lines of ASTAP's result; {} when it wrote none. Numbers become floats."""
-    if not path.is_file():
+    """Return ``KEY=value`` lines of ASTAP's result; {} when it wrote none, or no text of that size.
+
+    Numbers become floats.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(_MAX_RESULT_BYTES + 1)
+    except (OSError, SkipItem):
+        return {}
+    if len(content) > _MAX_RESULT_BYTES:
         return {}
     values: dict[str, Any] = {}
-    for line in path.read_text(encoding="latin-1").splitlines():
+    for line in content.decode("latin-1").splitlines():
         key, separator, text = line.partition("=")
         if not separator:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import replace
@@ -20,6 +21,7 @@ from zemosaic_io.solvers.process import ProgramSolver, solver_folder
 
 __all__ = ["SolveFieldSolver", "read_wcs_file"]
 
+_MAX_TABLE_BYTES = 20_000_000
 # Fewer stars than this are better found again by astrometry.net in the picture.
 _MIN_STARS = 8
 # Quads are built from the brightest ones; more only make the verification slower.
@@ -28,6 +30,8 @@ _MAX_STARS = 300
 _SCALE_MARGIN = 0.1
 # A mount's hint may be off by its pointing error even when the user asks for a tight search.
 _MIN_RADIUS_DEG = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class SolveFieldSolver(ProgramSolver):
@@ -105,7 +109,8 @@ class SolveFieldSolver(ProgramSolver):
         command = [str(self._program), *given, *self._options(request, folder)]
         child = self._run(command, folder, request, request.timeout_s, cancel)
         if isinstance(child, SolveOutcome):
-            return child
+            # The same search through the same index would take as long again.
+            return replace(child, kind="no_solution") if child.kind == "timeout" else child
         if not (folder / "r.wcs").is_file():
             if child.returncode != 0:
                 reason = child.tail[-300:] or f"exit status {child.returncode}"
@@ -170,12 +175,16 @@ def read_wcs_file(path: Path) -> dict | None:
 
 def _residuals(path: Path, step: int) -> tuple[int | None, float | None]:
     """Matched stars and their rms distance in full-frame px from the correspondence table."""
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size > _MAX_TABLE_BYTES:
         return None, None
-    with fits.open(path, memmap=False) as hdus:
-        table = hdus[1].data
-        dx = np.asarray(table["field_x"], np.float64) - np.asarray(table["index_x"], np.float64)
-        dy = np.asarray(table["field_y"], np.float64) - np.asarray(table["index_y"], np.float64)
-    if len(dx) == 0:
-        return 0, None
-    return len(dx), float(np.sqrt(np.mean(dx**2 + dy**2))) * step
+    try:
+        with fits.open(path, memmap=False) as hdus:
+            table = hdus[1].data
+            dx = np.asarray(table["field_x"], np.float64) - np.asarray(table["index_x"], np.float64)
+            dy = np.asarray(table["field_y"], np.float64) - np.asarray(table["index_y"], np.float64)
+        rms_px = float(np.sqrt(np.mean(dx**2 + dy**2))) * step if len(dx) else math.nan
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # The table only says how good a solution is, which its stars will say again.
+        log.info("%s is not the table it should be: %s", path, error)
+        return None, None
+    return len(dx), rms_px if math.isfinite(rms_px) else None

@@ -6,6 +6,8 @@ Positions are those of the full frame everywhere: pixel (0, 0) has its centre at
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from zemosaic_core.errors import Cancelled
+from zemosaic_core.frame_wcs import UnusableWcs, build_frame_wcs
 from zemosaic_core.proper_motion import CATALOGUE_EPOCH
+from zemosaic_core.sphere import separation_deg
 from zemosaic_core.stars import StarList
 from zemosaic_io.headers import linear_scale_arcsec
 
@@ -37,6 +41,12 @@ SolveKind = Literal["solved", "no_solution", "too_few_stars", "timeout", "crash"
 
 # Focal length and pixel size in headers are nominal; more than this is another instrument.
 _SCALE_TOLERANCE = 0.3
+# Some programs put the reference pixel into a corner, or beside a picture that was cut out; none farther away.
+_CRPIX_REACH = 2.0
+# A mount's hint may be off by its pointing error even when the user asks for a tight search.
+_LEAST_RADIUS_DEG = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class Cancel(Protocol):
@@ -192,8 +202,28 @@ def check_cancel(cancel: Cancel | None) -> None:
 
 
 def is_plausible(cards: Mapping[str, Any], request: SolveRequest) -> bool:
-    """Return False when a solution contradicts the known pixel scale by more than 30 percent."""
-    scale = linear_scale_arcsec(cards)
-    if scale is None:
+    """Tell whether another program's answer can be right at all; what the stars say comes afterwards.
+
+    The cards have to be a WCS that leads from the frame to the sky and back, at the known pixel scale within 30
+    percent, with its reference pixel near the frame and the centre of the frame where it was looked for.
+    """
+    height, width = request.shape_hw
+    try:
+        wcs = build_frame_wcs(cards, request.shape_hw)
+        scale = linear_scale_arcsec(cards)
+    except (UnusableWcs, TypeError, ValueError, OverflowError) as error:
+        log.info("an answer for %s is no WCS: %s", request.path, error)
         return False
-    return request.scale_arcsec is None or abs(scale / request.scale_arcsec - 1.0) <= _SCALE_TOLERANCE
+    if scale is None or not math.isfinite(scale):
+        return False
+    if request.scale_arcsec is not None and abs(scale / request.scale_arcsec - 1.0) > _SCALE_TOLERANCE:
+        return False
+    from_centre_px = np.abs(wcs.wcs.crpix - 1.0 - np.array([width - 1, height - 1]) / 2.0)
+    if not (from_centre_px <= _CRPIX_REACH * np.array([width, height])).all():
+        return False
+    if request.ra_deg is None or request.dec_deg is None:
+        return True
+    ra, dec = wcs.all_pix2world((width - 1) / 2.0, (height - 1) / 2.0, 0)
+    field_deg = math.hypot(height, width) * scale / 3600.0
+    reach_deg = max(_LEAST_RADIUS_DEG, request.radius_deg) + field_deg
+    return bool(separation_deg(request.ra_deg, request.dec_deg, float(ra), float(dec)) <= reach_deg)

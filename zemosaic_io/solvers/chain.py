@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from zemosaic_core.errors import SettingsError
@@ -99,8 +99,13 @@ def solve_with_chain(
     solvers: Sequence[Solver],
     cancel: Cancel | None = None,
     environment: Mapping[str, str] | None = None,
+    *,
+    believe: Callable[[SolveOutcome], SolveOutcome] | None = None,
 ) -> list[SolveOutcome]:
     """Try solvers until one succeeds; return every attempt in order, so the last one tells the result.
+
+    ``believe`` gets every solution and returns it, or what it is instead when it cannot be right; then the next
+    solver is asked.
 
     An attempt is repeated only after a crash or a timeout, never after "no solution": the same stars give the
     same answer. ``ZEMOSAIC_ASTAP_RETRIES`` and ``ZEMOSAIC_ASTAP_BACKOFF_SEC`` set how often and after what
@@ -120,7 +125,8 @@ def solve_with_chain(
             check_cancel(cancel)
             if attempt:
                 _pause(backoff_s * attempt, cancel)
-            outcomes.append(solver.solve(request, cancel))
+            outcome = solver.solve(request, cancel)
+            outcomes.append(believe(outcome) if believe is not None and outcome.ok else outcome)
             if outcomes[-1].ok:
                 return outcomes
             if outcomes[-1].kind not in _REPEATABLE:

@@ -54,7 +54,7 @@ def prepare_image(request: SolveRequest, step: int) -> SolverImage:
 
 def write_solver_image(path: Path, image: SolverImage) -> None:
     """Write the picture as a plain FITS without any hint in its header."""
-    write_image(path, image.data)
+    write_image(path, image.data, durable=False)
 
 
 def wcs_to_full_frame(cards: Mapping[str, Any], step: int, x0: float, y0: float) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def write_star_table(path: Path, stars: StarList, limit: int) -> int:
         fits.Column("Y", "D", array=np.asarray(stars.y, np.float64)[order] + 1.0),
         fits.Column("FLUX", "E", array=np.asarray(stars.flux, np.float32)[order]),
     ]
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=False) as temporary:
         fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns)]).writeto(
             temporary, overwrite=True
         )

@@ -23,7 +23,7 @@ _LIMIT_NAMES = ("ZEMOSAIC_ASTAP_MAX_PROCS", "ZEMO_ASTAP_MAX_PROCS", "ZEMO_FILTER
 
 
 class SolverSlots:
-    """A number of places; who has one may run a solver.
+    """A number of places; who has one may run a solver. Each user of a machine has places of their own.
 
     Parameters
     ----------
@@ -69,10 +69,10 @@ class SolverSlots:
 
     def _wait_for_file(self, cancel: Cancel | None) -> IO[bytes]:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make_for_all(self.folder)
             while True:
                 for slot in range(self.limit):
-                    file = open(self.folder / f"slot_{slot}.lock", "ab")  # noqa: SIM115 - returned open
+                    file = _open_for_all(self.folder / f"slot_{slot}.lock")
                     if try_lock(file):
                         return file
                     file.close()
@@ -82,6 +82,28 @@ class SolverSlots:
             reason = error.strerror or str(error)
             message = f"the lock folder {self.folder} cannot be used: {reason}"
             raise SaveFailed("save_failed", message, path=str(self.folder), reason=reason) from error
+
+
+def _make_for_all(folder: Path) -> None:
+    """Create a folder in which every user of the machine may make lock files, and nobody removes those of others."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.name == "posix":
+            folder.chmod(0o1777)
+
+
+def _open_for_all(path: Path) -> IO[bytes]:
+    """Open a lock file that any user may have made; the right to read it is enough to lock it."""
+    try:
+        return open(path, "r+b")
+    except PermissionError:
+        return open(path, "rb")
+    except FileNotFoundError:
+        # Not asked for before, because systems refuse to "create" the file of another user that is there already.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        if os.name == "posix":
+            os.fchmod(handle, 0o666)
+        return os.fdopen(handle, "r+b")
 
 
 class LaunchRate:
@@ -137,12 +159,18 @@ def slots_from_environment(
             break
     shared = environment.get("ZEMOSAIC_ASTAP_DISABLE_IPC_LOCK", "").strip().lower() not in _TRUE_WORDS
     stated = environment.get("ZEMOSAIC_ASTAP_LOCK_DIR", "").strip()
-    folder = Path(stated) if stated else Path(tempfile.gettempdir()) / "zemosaic_astap_slots"
+    folder = Path(stated) if stated else _own_lock_folder()
     rate = LaunchRate(
         _float(environment.get("ZEMOSAIC_ASTAP_RATE_SEC"), 0.0),
         int(_float(environment.get("ZEMOSAIC_ASTAP_RATE_BURST"), 2.0)),
     )
     return SolverSlots(limit, folder if shared else None), rate
+
+
+def _own_lock_folder() -> Path:
+    """Return where this user's runs count the programs: what another user made there could not be locked by us."""
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    return Path(tempfile.gettempdir()) / f"zemosaic_astap_slots_{user}"
 
 
 def _float(text: str | None, default: float) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import tempfile
 import time
 import urllib.error
@@ -14,7 +15,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from zemosaic_io.solvers.base import (
 )
 from zemosaic_io.solvers.images import prepare_image, wcs_to_full_frame, write_solver_image
 from zemosaic_io.solvers.process import solver_folder
+from zemosaic_io.solvers.web_request import fetch
 
 __all__ = ["NOVA_URL", "NovaSolver"]
 
@@ -37,7 +39,8 @@ NOVA_URL = "https://nova.astrometry.net"
 _MIN_STARS = 8
 _MAX_STARS = 300
 _POLL_S = 2.0
-_REQUEST_TIMEOUT_S = 30.0
+_REQUEST_TIMEOUT_S = 20.0
+_MAX_REASON = 200
 # A service that others share: a solve takes half a minute and up, whatever the limit for local programs is.
 _MIN_TIMEOUT_S = 120.0
 
@@ -97,9 +100,9 @@ class NovaSolver:
             return failed(self.name, "unavailable", found.key)
         deadline = start + max(_MIN_TIMEOUT_S, request.timeout_s)
         try:
-            outcome = self._run(request, deadline, cancel)
+            outcome = self._run(request, _Line(deadline, cancel))
         except TimeoutError:
-            outcome = failed(self.name, "timeout", "solver_timeout", limit_s=round(deadline - start))
+            outcome = failed(self.name, "timeout", "solver_timeout", limit_s=round(time.monotonic() - start))
         except _ServiceError as error:
             outcome = failed(self.name, "unavailable", "solver_service_refused", reason=str(error))
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -107,8 +110,8 @@ class NovaSolver:
             outcome = failed(self.name, "crash", "solver_network", reason=str(error))
         return replace(outcome, seconds=time.monotonic() - start)
 
-    def _run(self, request: SolveRequest, deadline: float, cancel: Cancel | None) -> SolveOutcome:
-        session = self._api("login", {"apikey": self._key})["session"]
+    def _run(self, request: SolveRequest, line: _Line) -> SolveOutcome:
+        session = _entry(self._api(line, "login", {"apikey": self._key}), "session")
         arguments = {**self._hints(request), "session": session}
         stars = request.stars
         geometry = (1, 0.0, 0.0)
@@ -117,7 +120,7 @@ class NovaSolver:
             arguments["x"] = [round(float(x) + 1.0, 3) for x in stars.x[chosen]]
             arguments["y"] = [round(float(y) + 1.0, 3) for y in stars.y[chosen]]
             arguments["image_height"], arguments["image_width"] = request.shape_hw
-            answer = self._api("upload", arguments)
+            answer = self._api(line, "upload", arguments)
         elif request.image_provider is not None:
             # A megapixel is plenty for a blind solver and kind to the connection.
             image = prepare_image(request, max(1, round(min(request.shape_hw) / 1000)))
@@ -126,15 +129,15 @@ class NovaSolver:
                 arguments["scale_est"] = arguments["scale_est"] * image.step
             with solver_folder(request.work_dir) as folder:
                 write_solver_image(folder / "f.fits", image)
-                answer = self._api("upload", arguments, (folder / "f.fits").read_bytes())
+                answer = self._api(line, "upload", arguments, (folder / "f.fits").read_bytes())
         else:
             return failed(
                 self.name, "too_few_stars", "solver_too_few_stars", stars=0 if stars is None else len(stars)
             )
-        job = self._wait_for_job(answer["subid"], deadline, cancel)
+        job = self._wait_for_job(_number(_entry(answer, "subid")), line)
         if job is None:
             return failed(self.name, "no_solution", "solver_no_solution")
-        cards = self._wcs(job)
+        cards = self._wcs(line, job)
         full = None if cards is None else wcs_to_full_frame(cards, *geometry)
         if full is None or not is_plausible(full, request):
             return failed(self.name, "no_solution", "solver_implausible")
@@ -157,34 +160,38 @@ class NovaSolver:
             hints["radius"] = max(1.0, request.radius_deg)
         return hints
 
-    def _wait_for_job(self, submission: int, deadline: float, cancel: Cancel | None) -> int | None:
+    def _wait_for_job(self, submission: int, line: _Line) -> int | None:
         """Return the number of the successful job, or None when the service found no solution."""
-        while time.monotonic() < deadline:
-            check_cancel(cancel)
-            state = self._get_json(f"/api/submissions/{int(submission)}")
+        while time.monotonic() < line.deadline:
+            state = self._get_json(line, f"/api/submissions/{submission}")
             if state.get("error_message"):
-                raise _ServiceError(str(state["error_message"]))
-            jobs = [job for job in state.get("jobs") or () if job is not None]
+                raise _ServiceError(str(state["error_message"])[:_MAX_REASON])
+            found = state.get("jobs") or ()
+            if not isinstance(found, list | tuple):
+                raise _ServiceError("its list of jobs is no list")
+            jobs = [_number(job) for job in found if job is not None]
             if jobs:
-                status = self._get_json(f"/api/jobs/{int(jobs[0])}").get("status")
+                status = self._get_json(line, f"/api/jobs/{jobs[0]}").get("status")
                 if status == "success":
-                    return int(jobs[0])
+                    return jobs[0]
                 if status == "failure":
                     return None
             pause = time.monotonic() + self._poll_s
             while time.monotonic() < pause:
-                check_cancel(cancel)
+                check_cancel(line.cancel)
                 time.sleep(min(0.1, self._poll_s))
         raise TimeoutError
 
-    def _wcs(self, job: int) -> dict[str, Any] | None:
-        content = self._open(urllib.request.Request(f"{self._url}/wcs_file/{job}"))
+    def _wcs(self, line: _Line, job: int) -> dict[str, Any] | None:
+        content = line.fetch(urllib.request.Request(f"{self._url}/wcs_file/{job}"))
         with tempfile.TemporaryDirectory(prefix="zemosaic_wcs_") as folder:
             path = Path(folder) / "r.wcs"
             path.write_bytes(content)
             return read_wcs_file(path)
 
-    def _api(self, service: str, arguments: Mapping[str, Any], file: bytes | None = None) -> dict[str, Any]:
+    def _api(
+        self, line: _Line, service: str, arguments: Mapping[str, Any], file: bytes | None = None
+    ) -> dict[str, Any]:
         text = json.dumps(dict(arguments))
         if file is None:
             body = urllib.parse.urlencode({"request-json": text}).encode("ascii")
@@ -194,18 +201,52 @@ class NovaSolver:
         request = urllib.request.Request(
             f"{self._url}/api/{service}", body, {"Content-Type": kind, "Referer": f"{self._url}/api/login"}
         )
-        answer = json.loads(self._open(request).decode("utf-8"))
+        # A picture may take its time on a slow connection; answers are short.
+        answer = _json_object(line.fetch(request, _REQUEST_TIMEOUT_S if file is None else math.inf))
         if answer.get("status") == "error":
-            raise _ServiceError(str(answer.get("errormessage", "unknown error")))
+            raise _ServiceError(str(answer.get("errormessage", "unknown error"))[:_MAX_REASON])
         return answer
 
-    def _get_json(self, path: str) -> dict[str, Any]:
-        return json.loads(self._open(urllib.request.Request(self._url + path)).decode("utf-8"))
+    def _get_json(self, line: _Line, path: str) -> dict[str, Any]:
+        return _json_object(line.fetch(urllib.request.Request(self._url + path)))
 
-    @staticmethod
-    def _open(request: urllib.request.Request) -> bytes:
-        with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_S) as answer:
-            return answer.read()
+
+@dataclass(frozen=True)
+class _Line:
+    """The connection to the service for one frame: until when, and who may end it earlier."""
+
+    deadline: float
+    cancel: Cancel | None
+
+    def fetch(self, request: urllib.request.Request, limit_s: float = _REQUEST_TIMEOUT_S) -> bytes:
+        """Return the answer to one request; see `web_request.fetch`."""
+        left_s = self.deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        return fetch(request, min(limit_s, left_s), self.cancel)
+
+
+def _json_object(content: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise _ServiceError("its answer is JSON nested too deeply") from error
+    if not isinstance(answer, dict):
+        raise _ServiceError(f"it answers with a {type(answer).__name__}")
+    return answer
+
+
+def _entry(answer: Mapping[str, Any], name: str) -> Any:
+    if answer.get(name) is None:
+        raise _ServiceError(f"its answer has no {name}")
+    return answer[name]
+
+
+def _number(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _ServiceError(f"{str(value)[:40]!r} is no number of a job") from error
 
 
 def _multipart(text: str, file: bytes) -> tuple[bytes, str]:

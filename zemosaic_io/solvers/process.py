@@ -1,4 +1,4 @@
-"""Run another program: with a time limit, gone with its whole family on cancel, its last words kept.
+"""Run another program: with limits of time and space, gone with its whole family on cancel, its last words kept.
 
 `ProgramSolver` is what solvers that are other programs share.
 """
@@ -10,12 +10,16 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from zemosaic_core.errors import SaveFailed
 from zemosaic_io.solvers.base import (
@@ -32,6 +36,10 @@ __all__ = ["ChildResult", "ProgramSolver", "run_child", "solver_folder"]
 _POLL_S = 0.05
 _GRACE_S = 1.0
 _TAIL_BYTES = 4000
+# More than any solver prints, and than it keeps on disk for the largest frame.
+_MAX_PRINTED_BYTES = 16_000_000
+_MAX_FOLDER_BYTES = 4_000_000_000
+_LOOK_AT_FOLDER_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class ChildResult:
         Exit status; negative: the signal that ended it (POSIX).
     timed_out : bool
         It was ended by us because it took too long.
+    too_much : bool
+        It was ended by us because it printed or wrote more than a solver does.
     seconds : float
         Wall time.
     tail : str
@@ -54,6 +64,7 @@ class ChildResult:
     timed_out: bool
     seconds: float
     tail: str
+    too_much: bool = False
 
 
 class ProgramSolver(ABC):
@@ -90,6 +101,8 @@ class ProgramSolver(ABC):
         if child.timed_out:
             limit = round(request.timeout_s)
             return failed(self.name, "timeout", "solver_timeout", child.seconds, limit_s=limit)
+        if child.too_much:
+            return failed(self.name, "no_solution", "solver_floods", child.seconds)
         return child
 
 
@@ -98,8 +111,8 @@ def run_child(
 ) -> ChildResult:
     """Run ``command`` in ``cwd`` and wait.
 
-    The child leads its own process group, so programs that start others leave nobody behind. What it prints
-    goes to a file: a pipe would block when a grandchild keeps it open.
+    The child leads its own process group, and what it started is looked for before it ends, so programs that start
+    others leave nobody behind. Of what it prints only the end is kept.
 
     Raises
     ------
@@ -109,32 +122,72 @@ def run_child(
         The program cannot be started.
     """
     check_cancel(cancel)
-    output = cwd / "output.txt"
-    start = time.monotonic()
-    timed_out = False
-    with open(output, "wb") as sink:
-        child = subprocess.Popen(
-            list(command),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            **_own_group(),
-        )
-        try:
-            while True:
-                try:
-                    child.wait(_POLL_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    check_cancel(cancel)
-                    if time.monotonic() - start > timeout_s:
-                        timed_out = True
-                        break
-        finally:
-            _end_family(child)
-    tail = output.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace").strip()
-    return ChildResult(child.returncode, timed_out, time.monotonic() - start, tail)
+    start = looked = time.monotonic()
+    timed_out = too_much = False
+    child = subprocess.Popen(
+        list(command),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **_own_group(),
+    )
+    words = _LastWords(child.stdout)
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_POLL_S)
+                break
+            check_cancel(cancel)
+            now = time.monotonic()
+            timed_out = now - start > timeout_s
+            if now - looked > _LOOK_AT_FOLDER_S:
+                looked = now
+                too_much = _folder_bytes(cwd) > _MAX_FOLDER_BYTES
+            too_much = too_much or words.count > _MAX_PRINTED_BYTES
+            if timed_out or too_much:
+                break
+    finally:
+        _end_family(child)
+    return ChildResult(child.returncode, timed_out, time.monotonic() - start, words.end(), too_much)
+
+
+class _LastWords:
+    """Reads what a program prints, as fast as it comes, and keeps the end of it.
+
+    A thread reads, because the pipe of a program that has ended stays open as long as a process has it that nobody
+    knows any more; such a thread is left behind.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.count = 0
+        self._pipe = pipe
+        self._tail = b""
+        self._thread = threading.Thread(target=self._read, name="solver-output", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with suppress(OSError, ValueError):
+            while piece := os.read(self._pipe.fileno(), 65536):
+                self.count += len(piece)
+                self._tail = (self._tail + piece)[-_TAIL_BYTES:]
+
+    def end(self) -> str:
+        """Return the end of what was printed, once nothing more comes."""
+        self._thread.join(_GRACE_S)
+        if not self._thread.is_alive():
+            self._pipe.close()
+        return self._tail.decode("utf-8", "replace").strip()
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Return the size of the files in a folder, without those in folders below it."""
+    total = 0
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                total += entry.stat(follow_symlinks=False).st_size
+    return total
 
 
 @contextmanager
@@ -158,28 +211,40 @@ def solver_folder(work_dir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _own_group() -> dict:
+def _own_group() -> dict[str, Any]:
     if os.name == "nt":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
         return {"creationflags": flags}
     return {"start_new_session": True}
 
 
-def _end_family(child: subprocess.Popen) -> None:
-    """End the child and everything it started that is still in its group."""
+def _end_family(child: subprocess.Popen[bytes]) -> None:
+    """End the child and everything it started, in its group or, while it lives, out of it."""
+    relatives = _relatives(child)
     if os.name == "nt":
         if child.poll() is None:
             subprocess.run(
                 ["taskkill", "/T", "/F", "/PID", str(child.pid)], capture_output=True, check=False, timeout=10
             )
             child.wait(10)
-        return
-    if child.poll() is None:
-        _signal_group(child.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(_GRACE_S)
-    _signal_group(child.pid, signal.SIGKILL)
-    child.wait()
+    else:
+        if child.poll() is None:
+            _signal_group(child.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_GRACE_S)
+        _signal_group(child.pid, signal.SIGKILL)
+        child.wait()
+    for process in relatives:
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def _relatives(child: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return the descendants of a child that still runs; psutil knows them by their start, not by number alone."""
+    try:
+        return psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
+    except psutil.Error:
+        return []
 
 
 def _signal_group(group: int, number: int) -> None:

@@ -1,0 +1,231 @@
+"""Who is asked about which frame, and which answers are believed; the solvers are stand-ins, the stars are real."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.wcs import WCS
+
+from zemosaic_core.errors import RunFailed
+from zemosaic_core.synthetic_sky import tan_cards
+from zemosaic_io.headers import read_frame_info
+from zemosaic_io.manifest import Manifest
+from zemosaic_io.sealed_arrays import save_sealed
+from zemosaic_io.solvers.base import Availability, SolveOutcome, failed
+from zemosaic_io.solvers.chain import SolverOptions
+from zemosaic_io.star_catalogue import catalogue_stars_near
+from zemosaic_pipeline import solve_frames
+from zemosaic_pipeline.context import CancelToken, RunContext
+from zemosaic_pipeline.measure import STAR_COLUMNS
+from zemosaic_pipeline.phase1_prepare import Prepared
+from zemosaic_pipeline.plan import SolveOptions
+from zemosaic_pipeline.records import Frame, FrameMeasure
+
+SHAPE_HW = (640, 480)
+# Many bright stars, so that the catalogue can speak; and a place where it knows next to none in such a field.
+RICH, POOR = (83.0, 22.0), (193.0, 27.5)
+
+
+@dataclass
+class Scripted:
+    """A solver that answers with cards, or with a kind of failure, by the name of the file."""
+
+    name: str
+    answers: dict[str, object]
+    asked: list[str] = field(default_factory=list)
+
+    def find(self):
+        return Availability(True, "")
+
+    def solve(self, request, cancel=None):
+        self.asked.append(request.path.name)
+        answer = self.answers.get(request.path.name, "no_solution")
+        if isinstance(answer, dict):
+            return SolveOutcome(True, self.name, dict(answer), 0.1)
+        return failed(self.name, answer, "solver_" + answer, 60.0)
+
+
+class Night:
+    """Frames of one field with their stars, as phase 1 hands them on; no pixels."""
+
+    def __init__(self, folder, centre):
+        self.folder, self.centre = folder, centre
+        rng = np.random.default_rng(5)
+        ra, dec, magnitude = catalogue_stars_near(*centre, 1.0)
+        n_faint = 4000
+        self.ra = np.concatenate([ra, centre[0] + rng.uniform(-1, 1, n_faint)])
+        self.dec = np.concatenate([dec, centre[1] + rng.uniform(-1, 1, n_faint)])
+        self.flux = np.concatenate([1e9 * 10 ** (-0.4 * magnitude), rng.uniform(1e3, 1e4, n_faint)])
+        self.frames: list[tuple[Frame, FrameMeasure]] = []
+        self.cards: dict[str, dict] = {}
+
+    def add(self, name, *, offset_deg=(0.0, 0.0), hint_deg=None, is_cloudy=False):
+        """Add a frame that points beside the centre; of a cloudy one the stars mean nothing."""
+        ra, dec = self.centre[0] + offset_deg[0], self.centre[1] + offset_deg[1]
+        cards = tan_cards(ra, dec, rotation_deg=2.0 * len(self.frames), shape_hw=SHAPE_HW)
+        self.cards[name] = cards
+        x, y = WCS(cards).all_world2pix(self.ra, self.dec, 0)
+        inside = (x > 5) & (x < SHAPE_HW[1] - 5) & (y > 5) & (y < SHAPE_HW[0] - 5)
+        order = np.argsort(-self.flux[inside])[:120]
+        x, y, flux = x[inside][order], y[inside][order], self.flux[inside][order]
+        rng = np.random.default_rng(len(self.frames))
+        if is_cloudy:
+            x, y = rng.uniform(5, SHAPE_HW[1], 40), rng.uniform(5, SHAPE_HW[0], 40)
+            flux = np.sort(rng.uniform(1e3, 1e5, 40))[::-1]
+        path = self.folder / name
+        header = fits.Header()
+        told = (ra, dec) if hint_deg is None else hint_deg
+        for key, value in {
+            "RA": told[0], "DEC": told[1], "FOCALLEN": 250, "XPIXSZ": 2.877, "INSTRUME": "Test camera",
+            "EXPTIME": 10.0, "BAYERPAT": "GRBG", "DATE-OBS": f"2025-10-18T20:{len(self.frames):02d}:00",
+        }.items():  # fmt: skip
+            header[key] = value
+        fits.PrimaryHDU(np.zeros(SHAPE_HW, np.uint16), header).writeto(path)
+        arrays_path = self.folder / f"{path.stem}.npz"
+        columns = {c: np.ones(len(x), np.float32) for c in STAR_COLUMNS}
+        columns |= {"x": x, "y": y, "flux": flux.astype(np.float32), "saturated": np.zeros(len(x), bool)}
+        save_sealed(
+            arrays_path, path.stem, {}, {**columns, "row_sums": np.zeros((1, SHAPE_HW[0]), np.uint32)}
+        )
+        measure = FrameMeasure(name, (1.0,), (1.0,), len(x), 3.0, 1.0, str(arrays_path))
+        self.frames.append((Frame(len(self.frames), read_frame_info(path)), measure))
+        return self
+
+    def wrong(self, name, by_deg):
+        """Cards of a place beside the true one."""
+        ra, dec = self.cards[name]["CRVAL1"], self.cards[name]["CRVAL2"] + by_deg
+        return tan_cards(ra, dec, rotation_deg=10.0, shape_hw=SHAPE_HW)
+
+
+@pytest.fixture
+def solved(tmp_path, monkeypatch):
+    """Return a function that solves a night with the solvers given, and what was said about it."""
+
+    def solve(night, *solvers, resumes=""):
+        events = []
+        monkeypatch.setattr(solve_frames, "make_solvers", lambda options: list(solvers))
+        context = RunContext(
+            tmp_path / "out", report=events.append, cancel=CancelToken(), policy=None, workers=1, threads=1
+        )
+        context.resumes = resumes
+        solve.run_id = context.run_id
+        options = SolveOptions(
+            SolverOptions("AUTO", timeout_s=60.0), ignore_header_wcs=False, tolerance_px=2.0
+        )
+        try:
+            manifest = Manifest(tmp_path / "out" / "m.json")
+            found = solve_frames.run(Prepared(tuple(night.frames), {}), options, context, manifest)
+        finally:
+            context.close()
+        by_name = {item.frame.name: item.solution for item in found}
+        said = {event.key: event.values for event in events if getattr(event, "level", "") == "WARN"}
+        return by_name, said
+
+    return solve
+
+
+def places_are_right(night, found) -> bool:
+    x, y = (SHAPE_HW[1] - 1) / 2, (SHAPE_HW[0] - 1) / 2
+    for name, solution in found.items():
+        ra, dec = WCS(solution.wcs_cards).all_pix2world(x, y, 0)
+        back_x, back_y = WCS(night.cards[name]).all_world2pix(ra, dec, 0)
+        if np.hypot(back_x - x, back_y - y) > 1.5:
+            return False
+    return True
+
+
+def test_slow_solvers_are_asked_only_what_stars_of_neighbours_cannot_tell(tmp_path, solved):
+    """Two pointings of which one is solved by the fast one; the other overlaps it. One frame is behind a cloud."""
+    night = Night(tmp_path, RICH)
+    for i in range(3):
+        night.add(f"a{i}.fit").add(f"b{i}.fit", offset_deg=(0.0, 0.2))
+    night.add("cloudy.fit", offset_deg=(0.0, 0.1), is_cloudy=True)
+    fast = Scripted("EMBEDDED", {f"a{i}.fit": night.cards[f"a{i}.fit"] for i in range(3)})
+    slow = Scripted("ASTROMETRY", dict(night.cards))
+    slow.answers["cloudy.fit"] = "no_solution"
+    found, _ = solved(night, fast, slow)
+    assert len(found) == 6
+    assert places_are_right(night, found)
+    # Once, where its header says: other frames show that such headers are right.
+    assert slow.asked == ["cloudy.fit"]
+
+
+def test_a_solver_that_takes_all_its_time_again_and_again_is_given_up(tmp_path, solved):
+    night = Night(tmp_path, RICH)
+    night.add("good.fit")
+    for i in range(8):
+        night.add(f"far{i}.fit", offset_deg=(4.0 * i + 4.0, 0.0), is_cloudy=True)
+    fast = Scripted("EMBEDDED", {"good.fit": night.cards["good.fit"]})
+    slow = Scripted("ASTROMETRY", {f"far{i}.fit": "timeout" for i in range(8)})
+    found, said = solved(night, fast, slow)
+    assert set(found) == {"good.fit"}
+    assert said["solver_given_up"] == {"solver": "ASTROMETRY", "frames": solve_frames.PATIENCE}
+    # Each of three frames and its repeat; and one search of the whole sky with its own.
+    assert len(slow.asked) <= 2 * solve_frames.PATIENCE + 2
+
+
+def test_an_answer_that_the_stars_deny_leads_to_the_next_solver(tmp_path, solved):
+    night = Night(tmp_path, RICH).add("a.fit").add("b.fit")
+    liar = Scripted("ASTAP", {name: night.wrong(name, 0.5) for name in night.cards})
+    honest = Scripted("ASTROMETRY", dict(night.cards))
+    found, said = solved(night, liar, honest)
+    assert {solution.method for solution in found.values()} == {"ASTROMETRY", "star_match"}
+    assert places_are_right(night, found)
+    assert "wcs_solver_wrong" in said
+    assert all(solution.confirmed for solution in found.values())
+
+
+def test_cards_that_are_no_wcs_cost_nothing(tmp_path, solved):
+    night = Night(tmp_path, RICH).add("a.fit")
+    odd = {**night.cards["a.fit"], "CD1_1": float("nan")}
+    found, _ = solved(night, Scripted("ASTAP", {"a.fit": odd}), Scripted("NOVA", dict(night.cards)))
+    assert found["a.fit"].method == "NOVA"
+    with pytest.raises(RunFailed):
+        solved(night, Scripted("ASTAP", {"a.fit": {"CTYPE1": 5}}))
+
+
+def test_what_no_star_of_the_catalogue_confirms_is_believed_last_and_named(tmp_path, solved):
+    night = Night(tmp_path, POOR)
+    for i in range(3):
+        night.add(f"a{i}.fit")
+    only = Scripted("ASTAP", dict(night.cards))
+    found, said = solved(night, only)
+    assert len(found) == 3
+    assert places_are_right(night, found)
+    assert not any(solution.confirmed for solution in found.values())
+    named = said["wcs_solver_unconfirmed"]
+    assert named["solver"] == "ASTAP"
+    # One answer per pointing is enough: the others lie on it by their stars.
+    assert only.asked == [named["path"].rsplit("/", 1)[-1]]
+    # A second solver is not asked what the first told and nobody can check.
+    second = Scripted("ASTROMETRY", dict(night.cards))
+    solved(night, Scripted("ASTAP", dict(night.cards)), second)
+    assert second.asked == []
+
+
+def test_what_does_not_lie_on_an_unconfirmed_frame_is_asked_about_too(tmp_path, solved):
+    """A frame of that pointing with other stars, as after a turn of the camera."""
+    night = Night(tmp_path, POOR).add("a.fit").add("b.fit").add("other.fit", is_cloudy=True)
+    found, _ = solved(night, Scripted("ASTAP", dict(night.cards)))
+    assert {name: solution.method for name, solution in found.items()} == {
+        "a.fit": "ASTAP", "b.fit": "star_match", "other.fit": "ASTAP",
+    }  # fmt: skip
+
+
+def test_what_was_looked_for_in_vain_before_a_kill_is_not_looked_for_again(tmp_path, solved):
+    """By the run that goes on; a new one asks anew, because a program may have been installed since."""
+    night = Night(tmp_path, RICH).add("good.fit").add("far.fit", offset_deg=(4.0, 0.0), is_cloudy=True)
+    fast = Scripted("EMBEDDED", {"good.fit": night.cards["good.fit"]})
+    slow = Scripted("ASTROMETRY", {"far.fit": "timeout"})
+    solved(night, fast, slow)
+    asked = len(slow.asked), len(fast.asked)
+    assert min(asked) > 0
+    for _ in range(2):
+        found, _ = solved(night, fast, slow, resumes=solved.run_id)
+        assert (len(slow.asked), len(fast.asked)) == asked
+        assert set(found) == {"good.fit"}
+    solved(night, fast, slow)
+    assert len(slow.asked) == 2 * asked[0]

@@ -1,0 +1,242 @@
+"""Lay frames on solved neighbours by their stars; what is known so far of the places of all frames.
+
+Rounds of matches spread solutions until no frame can be added. Every match is stored under what it follows from.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from astropy.wcs import WCS
+from scipy.spatial import cKDTree
+
+from zemosaic_core.errors import SkipItem
+from zemosaic_core.sphere import separation_deg
+from zemosaic_core.star_patterns import find_similarity
+from zemosaic_core.stars import StarList
+from zemosaic_core.tan_fit import fit_tan
+from zemosaic_core.transforms import fit_transform
+from zemosaic_io.solvers.base import SolveOutcome
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_boundary import TRACEBACK, result_or_skip
+from zemosaic_pipeline.measure import STAR_COLUMNS
+from zemosaic_pipeline.plan import SolveOptions
+from zemosaic_pipeline.pointings import field_deg
+from zemosaic_pipeline.records import Frame, FrameMeasure, Solution
+from zemosaic_pipeline.solve_memory import SolveMemory
+
+__all__ = ["KnownSky", "match_all", "match_frame"]
+
+# Solved neighbours tried per frame and round; a frame that matches none of them waits for the next round.
+NEIGHBOURS = 4
+PAIR_RADIUS_PX = 2.5
+MIN_PAIRS = 8
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class KnownSky:
+    """What is known so far: stars of every frame, solutions found, why frames could not even be tried.
+
+    ``unconfirmed`` are places that a solver told and no star of the catalogue spoke for or against, and whether they
+    come from an earlier run; they are believed last.
+    """
+
+    frames: dict[int, tuple[Frame, FrameMeasure]]
+    stars: dict[int, StarList]
+    memory: SolveMemory
+    solutions: dict[int, Solution] = field(default_factory=dict)
+    wcs: dict[int, WCS] = field(default_factory=dict)
+    attempts: dict[int, list[SolveOutcome]] = field(default_factory=lambda: defaultdict(list))
+    lost: dict[int, SkipItem] = field(default_factory=dict)
+    unconfirmed: dict[int, tuple[Solution, bool]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(frames: Mapping[int, tuple[Frame, FrameMeasure]], memory: SolveMemory) -> KnownSky:
+        """Return a sky of which nothing is known yet."""
+        stars = {index: _star_list(measure) for index, (_, measure) in frames.items()}
+        return KnownSky(dict(frames), stars, memory)
+
+    def only(self, index: int) -> KnownSky:
+        """Return a sky with this frame alone, of which nothing is known yet."""
+        return KnownSky({index: self.frames[index]}, {index: self.stars[index]}, self.memory)
+
+    @cached_property
+    def stars_key(self) -> dict[int, str]:
+        """What names the stars of each frame."""
+        return {index: self.memory.stars_key(stars) for index, stars in self.stars.items()}
+
+    def add(self, index: int, solution: Solution, *, remembered: bool = False) -> None:
+        """Give a frame its place; ``remembered`` when an earlier run found it."""
+        self.solutions[index] = solution
+        self.wcs[index] = WCS(solution.wcs_cards)
+        (self.memory.reused.add if remembered else self.memory.reused.discard)(index)
+
+    def unsolved(self) -> list[int]:
+        """Return the frames without a place."""
+        return [index for index in self.frames if index not in self.solutions]
+
+    def xy(self, index: int) -> np.ndarray:
+        """Return the stars of a frame (n, 2), px."""
+        stars = self.stars[index]
+        return np.column_stack([stars.x, stars.y]).astype(float)
+
+    def hint(self, index: int) -> tuple[float, float] | None:
+        """Return RA and Dec of the centre, degrees: of the solution, else of the header; None when nothing is known."""
+        if index in self.wcs:
+            height, width = self.frames[index][0].info.shape_hw
+            ra, dec = self.wcs[index].all_pix2world((width - 1) / 2, (height - 1) / 2, 0)
+            return float(ra), float(dec)
+        info = self.frames[index][0].info
+        return None if info.ra_deg is None or info.dec_deg is None else (info.ra_deg, info.dec_deg)
+
+
+Match = tuple[int, np.ndarray, np.ndarray, float]
+
+
+def _match_of(task: tuple[str, list[np.ndarray], np.ndarray, float]) -> Match | SkipItem | None:
+    """Match the frame with the path given; runs in a worker process."""
+    path, *stars = task
+    return result_or_skip(path, match_frame, tuple(stars))
+
+
+def match_frame(task: tuple[list[np.ndarray], np.ndarray, float]) -> Match | None:
+    """Lay a frame's stars on the first neighbour that fits.
+
+    Parameters
+    ----------
+    task : tuple
+        Star positions (n, 2) of the solved neighbours, of the frame, and the largest residual allowed (px).
+
+    Returns
+    -------
+    tuple or None
+        Which neighbour, positions of the paired stars in it and in the frame, residual in px.
+    """
+    neighbours, xy, tolerance_px = task
+    for which, reference in enumerate(neighbours):
+        found = find_similarity(reference, xy)
+        if found is None:
+            continue
+        tree = cKDTree(reference)
+        distance, nearest = tree.query(found.apply(xy), distance_upper_bound=PAIR_RADIUS_PX)
+        paired = np.isfinite(distance)
+        if np.count_nonzero(paired) < MIN_PAIRS:
+            continue
+        fit = fit_transform(xy[paired], reference[nearest[paired]], "affine")
+        good = np.flatnonzero(paired)[fit.keep]
+        if fit.rms_px <= tolerance_px and len(good) >= MIN_PAIRS:
+            return which, reference[nearest[good]], xy[good], fit.rms_px
+    return None
+
+
+def _star_list(measure: FrameMeasure) -> StarList:
+    arrays = measure.arrays()
+    return StarList(**{column: arrays[column] for column in STAR_COLUMNS})
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Solved frames as arrays, so that each of thousands of frames finds its neighbours in no time."""
+
+    index: np.ndarray
+    radec: np.ndarray
+    night: np.ndarray
+
+    @staticmethod
+    def of(sky: KnownSky, solved: Sequence[int]) -> _Places:
+        hints = [sky.hint(i) for i in solved]
+        radec = [(math.nan, math.nan) if hint is None else hint for hint in hints]
+        nights = [sky.frames[i][0].info.night for i in solved]
+        return _Places(np.array(solved), np.array(radec, dtype=float), np.array(nights))
+
+    def nearest(self, sky: KnownSky, index: int) -> list[int]:
+        """Return the solved frames most likely to share stars: near in the sky, then near in time."""
+        hint = sky.hint(index)
+        info = sky.frames[index][0].info
+        apart = np.zeros(len(self.index))
+        if hint is not None:
+            apart = np.nan_to_num(separation_deg(*hint, self.radec[:, 0], self.radec[:, 1]))
+        # Hints of one target differ by less than the mount's error: those differences say nothing.
+        coarse = np.rint(apart / (0.3 * field_deg(info)))
+        order = np.lexsort((np.abs(self.index - index), self.night != info.night, coarse))
+        return self.index[order[:NEIGHBOURS]].tolist()
+
+
+def _match_round(
+    sky: KnownSky,
+    waiting: Sequence[int],
+    references: Sequence[int],
+    options: SolveOptions,
+    context: RunContext,
+) -> None:
+    """Try to lay the waiting frames on solved ones."""
+    places = _Places.of(sky, references)
+    chosen = {index: places.nearest(sky, index) for index in waiting}
+    keys: dict[int, str] = {}
+    found: dict[int, Solution | None] = {}
+    for index, others in chosen.items():
+        neighbours = [(sky.stars_key[other], sky.solutions[other]) for other in others]
+        shape_hw = sky.frames[index][0].info.shape_hw
+        keys[index] = sky.memory.match_key(sky.stars_key[index], shape_hw, neighbours, options.tolerance_px)
+        known, solution = sky.memory.solution(keys[index], shape_hw)
+        if known:
+            found[index] = solution
+    todo = [index for index in waiting if index not in found]
+    remembered = set(found)
+    tasks = [
+        (
+            str(sky.frames[index][0].info.path),
+            [sky.xy(other) for other in chosen[index]],
+            sky.xy(index),
+            options.tolerance_px,
+        )
+        for index in todo
+    ]
+    for position, match in context.map(_match_of, tasks, name_of=lambda task: task[0]):
+        index = todo[position]
+        if isinstance(match, SkipItem):
+            log.warning("not matched: %s %s", match, match.values.get(TRACEBACK, ""))
+            continue
+        found[index] = None if match is None else _solution_of_match(sky, index, chosen[index], match)
+        sky.memory.keep_solution(keys[index], found[index])
+        context.progress(len(sky.solutions) + len(found), len(sky.frames), sky.frames[index][0].name)
+    # In the order of the frames, not in that of the answers.
+    for index in waiting:
+        solution = found.get(index)
+        if solution is not None:
+            sky.add(index, solution, remembered=index in remembered)
+
+
+def _solution_of_match(sky: KnownSky, index: int, neighbours: Sequence[int], match: Match) -> Solution:
+    which, reference_xy, xy, rms = match
+    reference = neighbours[which]
+    ra, dec = sky.wcs[reference].all_pix2world(reference_xy[:, 0], reference_xy[:, 1], 0)
+    cards, _ = fit_tan(ra, dec, xy[:, 0], xy[:, 1], sky.frames[index][0].info.shape_hw)
+    known = sky.solutions[reference]
+    return Solution(cards, "star_match", rms, len(xy), known.approximate, confirmed=known.confirmed)
+
+
+def match_all(
+    sky: KnownSky,
+    options: SolveOptions,
+    context: RunContext,
+    fresh: Sequence[int],
+    among: Collection[int] | None = None,
+) -> None:
+    """Spread solutions by star matching until no frame (of ``among``, or of all) can be added."""
+    references = sorted(fresh)
+    while references:
+        waiting = [i for i in sky.unsolved() if among is None or i in among]
+        if not waiting:
+            return
+        before = set(sky.solutions)
+        _match_round(sky, waiting, references, options, context)
+        references = sorted(set(sky.solutions) - before)

@@ -31,6 +31,7 @@ __all__ = [
     "read_plane_rows",
     "read_raw_rows",
     "read_window",
+    "values_of_raw",
 ]
 
 _STORED = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
@@ -156,6 +157,15 @@ def read_raw_rows(info: FrameInfo, y0: int, y1: int, *, sums: np.ndarray | None 
         pattern=info.cfa_pattern,
         hot_pixels=np.empty(0, np.int64),
     )
+
+
+def values_of_raw(rows: RawRows) -> np.ndarray:
+    """Return the pixels of undecoded rows as native uint16."""
+    if not rows.big_endian_signed:
+        return rows.data
+    native = rows.data.view(">u2").astype(np.uint16)
+    native ^= np.uint16(0x8000)
+    return native
 
 
 def read_plane_rows(path: Path, hdu: HduInfo, y0: int, y1: int) -> np.ndarray:

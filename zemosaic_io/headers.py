@@ -98,6 +98,14 @@ class FrameInfo:
         Exposure of all frames stacked in this file; None when the header does not tell (`total_exposure_s`).
     site_deg : tuple of float or None
         Latitude and longitude of the observer, east positive.
+    sensor_celsius : float or None
+        Temperature of the sensor, measured or else wished for.
+    offset : float or None
+        Offset setting of the camera (not ADU).
+    calibrated : str
+        What CALSTAT says was done to the pixels: letters of ``BDF`` for bias, dark, flat; '' when nothing is said.
+    row_order : str
+        ROWORDER in capitals; '' when missing.
     """
 
     path: Path
@@ -133,6 +141,10 @@ class FrameInfo:
     site_deg: tuple[float, float] | None = None
     ctime_ns: int = 0
     inode: int = 0
+    sensor_celsius: float | None = None
+    offset: float | None = None
+    calibrated: str = ""
+    row_order: str = ""
 
     def __hash__(self) -> int:
         return hash((self.path, self.mtime_ns))
@@ -306,7 +318,7 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         exposure_s=exposure_s,
         date_obs=date_obs,
         filter_name=_text(cards, "FILTER"),
-        gain=_number(cards, "GAIN"),
+        gain=_number(cards, "GAIN", "ISOSPEED"),
         object_name=_text(cards, "OBJECT"),
         image_type=_text(cards, "IMAGETYP", "FRAMETYP", "FRAME", "OBSTYPE"),
         stack_count=stack_count,
@@ -319,6 +331,10 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         telescope=_text(cards, "TELESCOP"),
         stack_exposure_s=stack_seconds,
         site_deg=_site(cards),
+        sensor_celsius=_number(cards, "CCD-TEMP", "CCDTEMP", "DET-TEMP", "SENSTEMP", "SET-TEMP"),
+        offset=_number(cards, "OFFSET", "BLKLEVEL"),
+        calibrated="".join(letter for letter in "BDF" if letter in _text(cards, "CALSTAT").upper()),
+        row_order=_text(cards, "ROWORDER").upper(),
     )
 
 

@@ -73,6 +73,7 @@ def survey(
     *,
     recursive: bool,
     selection: Iterable[str] | None = None,
+    other_places: Iterable[Path] = (),
     map_batches: Callable[[Any, list[list[str]]], Iterable[tuple[int, list[FrameInfo | LeftOut]]]]
     | None = None,
 ) -> tuple[list[FrameInfo], list[LeftOut]]:
@@ -82,10 +83,12 @@ def survey(
     ----------
     selection : iterable of str, optional
         Paths chosen by the user; other files are not looked at.
+    other_places : iterable of Path
+        Folders and files that hold no light frames: those given for calibration.
     map_batches : callable, optional
         ``(function, batches) -> (position, result)`` as they come; default: one after the other.
     """
-    paths = survey_files(folder, recursive=recursive, exclude=(output_dir,))
+    paths = survey_files(folder, recursive=recursive, exclude=(output_dir, *other_places))
     if selection is not None:
         wanted = {str(Path(path).resolve()) for path in selection}
         paths = [path for path in paths if str(path.resolve()) in wanted]
@@ -103,9 +106,14 @@ def survey(
 
 
 def run(
-    folder: Path, context: RunContext, *, recursive: bool, selection: Iterable[str] | None = None
-) -> list[Frame]:
-    """Survey the folder and return its frames.
+    folder: Path,
+    context: RunContext,
+    *,
+    recursive: bool,
+    selection: Iterable[str] | None = None,
+    other_places: Iterable[Path] = (),
+) -> tuple[list[Frame], list[LeftOut]]:
+    """Survey the folder and return its frames, and what is left out; arguments as in `survey`.
 
     Raises
     ------
@@ -125,7 +133,12 @@ def run(
             yield position, result
 
     infos, refused = survey(
-        folder, context.output_dir, recursive=recursive, selection=selection, map_batches=map_batches
+        folder,
+        context.output_dir,
+        recursive=recursive,
+        selection=selection,
+        other_places=other_places,
+        map_batches=map_batches,
     )
     for item in refused:
         context.leave_out(item.path, PHASE, item.key, **item.values)
@@ -134,4 +147,4 @@ def run(
     context.say("run_info_survey", frames=len(infos), left_out=len(refused))
     if details := mixture_text(infos):
         context.say("run_info_mixed", "WARN", details=details)
-    return [Frame(index, info) for index, info in enumerate(infos)]
+    return [Frame(index, info) for index, info in enumerate(infos)], refused

@@ -24,6 +24,7 @@ from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
 from zemosaic_io.frame_store import FrameStore, TileStore
 from zemosaic_io.manifest import Manifest, file_digest, make_folder
+from zemosaic_pipeline.calibrated_noise import common_steps, shared_variance
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.frame_colour import frame_colours
@@ -333,15 +334,26 @@ def create_tile(
         radial=plan.stack.radial,
         row_sums={frame.solved.frame.index: frame.solved.measure.arrays()["row_sums"] for frame in frames},
         zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
+        calibrations={
+            f.solved.frame.index: f.solved.frame.calibration for f in frames if f.solved.frame.calibration
+        },
     )
     facts = _TileFacts(plan.n_channels)
     extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
     if plan.output.variance:
         extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
     cards = _tile_cards(group, frames, plan, header_cards(wcs))
+    steps = common_steps(frames, store.calibration_of)
+    if steps:
+        cards["CALSTAT"] = (steps, "bias, dark, flat of all frames")
+    unseen = shared_variance(
+        frames, weights, terms, store.calibration_of, SAMPLE_VARIANCE[plan.stack.kernel]
+    )
     with StreamingFits(path, (plan.n_channels, *shape), cards, extensions=extensions) as out:
 
         def sink(row0: int, row1: int, block: CoaddBlock) -> None:
+            if unseen is not None:
+                block = replace(block, variance=block.variance + unseen[:, None, None].astype(np.float32))
             out.write_rows(row0, block.image)
             out.write_rows(row0, block.coverage, ext="COVERAGE")
             out.write_rows(row0, block.weight.mean(axis=0), ext="WEIGHT")
@@ -378,6 +390,7 @@ def create_tile(
         median_coverage=facts.median_coverage(),
         covered_bbox=facts.covered_bbox(),
         flux_gain=_flux_gain(frames, weights, plan),
+        calibrated=steps,
         map_error_px=max((source.pixel_map.max_error_px for source in sources), default=0.0),
     )
 
@@ -406,6 +419,7 @@ def _tile_key(
             weights[i].tolist(),
             hot.get(frame.solved.frame.index),
             _plain_terms(sky.get(frame.solved.frame.index)),
+            *([frame.solved.frame.calibration_key] if frame.solved.frame.calibration else []),
         )
         for i, frame in enumerate(frames)
     ]

@@ -301,6 +301,9 @@ def _mosaic_cards(
         "BUNIT": ("adu", "counts of the reference frames"),
         "WCSAPPRX": (approximate, "position rests on the mount alone"),
     }
+    calibrated = set.intersection(*(set(tile.calibrated) for tile in tiles))
+    if calibrated:
+        cards["CALSTAT"] = ("".join(sorted(calibrated)), "bias, dark, flat of all frames")
     if stack.rule.rejection in ("kappa_sigma", "winsorized_sigma_clip", "linear_fit_clip"):
         cards["STK_KLO"] = (stack.rule.kappa_low, "sigma below the centre")
         cards["STK_KHI"] = (stack.rule.kappa_high, "sigma above the centre")

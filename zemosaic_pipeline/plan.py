@@ -56,6 +56,9 @@ PARENT_BYTES = 260_000_000
 CHILD_BYTES = 115_000_000
 # Measured on 1080x1920 frames: a measuring process peaks at 160 to 176 MB.
 MEASURE_BYTES_PER_PX = 32
+# Offset and flat that a frame is calibrated with; and what reading them and making masters takes besides.
+SET_BYTES_PER_PX = 8
+MASTER_BYTES_PER_PX = 5 * SET_BYTES_PER_PX
 # The preview's stretch, per pixel of the picture; measured at 3200x3200.
 PREVIEW_BYTES_PER_PX = 48
 FEATHER_SHARE = 0.1
@@ -226,6 +229,8 @@ class Plan:
     gpu: dict[str, Any]
     machine: Machine
     mixture: str = ""
+    calibration: str = ""
+    calibration_unused: str = ""
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
@@ -294,6 +299,7 @@ def resolve(
     canvas_hw: tuple[int, int],
     policy: GpuPolicy | None = None,
     preplanned: Sequence[Sequence[str]] = (),
+    n_calibrations: int = 0,
 ) -> RunPlan:
     """Return the plan that follows from settings, frames and machine; pure but for the policy's decision.
 
@@ -400,8 +406,8 @@ def resolve(
     )
     decision = None
     if policy is not None:
-        decision = policy.plan(_workload_on_card(run, infos, canvas_hw, policy.status.device))
-    return replace(run, rows=_estimate(run, infos, canvas_hw, decision))
+        decision = policy.plan(_workload_on_card(run, infos, canvas_hw, policy.status.device, n_calibrations > 0))
+    return replace(run, rows=_estimate(run, infos, canvas_hw, decision, n_calibrations))
 
 
 def site_of(text: str) -> tuple[float, float] | None:
@@ -492,7 +498,11 @@ def _stacked_hw(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, 
 
 
 def _workload_on_card(
-    run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], device: DeviceInfo | None
+    run: RunPlan,
+    infos: Sequence[FrameInfo],
+    canvas_hw: tuple[int, int],
+    device: DeviceInfo | None,
+    calibrated: bool,
 ) -> Workload:
     """Declare what stacking will need on a graphics card."""
     # A run knows the noise of its samples; how much it is does not change what is needed.
@@ -501,7 +511,7 @@ def _workload_on_card(
     return expected_workload(
         "stack", _stacked_hw(run, infos, canvas_hw), run.n_channels, rule, run.stack.kernel, device,
         n_sources=_frames_at_place(run, infos), source_hw=_largest(infos).shape_hw, raw=infos[0].kind == "cfa",
-        feather_px=run.stack.feather_px, has_weight_map=run.stack.radial is not None,
+        calibrated=calibrated, feather_px=run.stack.feather_px, has_weight_map=run.stack.radial is not None,
     )  # fmt: skip
 
 
@@ -518,7 +528,11 @@ def _stack_workload(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[i
 
 
 def _estimate(
-    run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], decision: Decision | None
+    run: RunPlan,
+    infos: Sequence[FrameInfo],
+    canvas_hw: tuple[int, int],
+    decision: Decision | None,
+    n_calibrations: int,
 ) -> tuple[PlanRow, ...]:
     n = len(infos)
     height, width = _largest(infos).shape_hw
@@ -532,10 +546,15 @@ def _estimate(
     window_bytes = run.threads * frame_px * (2 + 4 * 2 * run.n_channels) + 2 * frame_px * 4
     children = run.workers if run.workers > 1 and n > 1 else 0
     survey = PARENT_BYTES
+    calibrating = 0
+    if n_calibrations:
+        # A measuring process keeps two sets and reads a third; masters are made before, in blocks.
+        calibrating = frame_px * MASTER_BYTES_PER_PX
+        window_bytes += n_calibrations * frame_px * SET_BYTES_PER_PX + run.threads * frame_px * 4
     measure = (
         PARENT_BYTES
         + children * CHILD_BYTES
-        + max(1, children) * frame_px * MEASURE_BYTES_PER_PX
+        + max(1, children) * (frame_px * MEASURE_BYTES_PER_PX + calibrating)
         + n * 60_000
     )
     stack = PARENT_BYTES + n * 60_000 + stack_bytes + window_bytes
@@ -609,6 +628,7 @@ def make_plan(
     RunFailed
         There is no usable frame.
     """
+    from zemosaic_pipeline import calibrate
     from zemosaic_pipeline.phase0_survey import survey
 
     folder, output = Path(input_dir), Path(output_dir)
@@ -618,12 +638,21 @@ def make_plan(
         )
     settings = settings.model_copy(update={"input_dir": str(folder), "output_dir": str(output)})
     machine = Machine.probe(output)
-    infos, refused = survey(folder, output, recursive=settings.scan_recursive)
+    calibration = calibrate.options_from(settings)
+    infos, refused = survey(
+        folder,
+        output,
+        recursive=settings.scan_recursive,
+        other_places=calibrate.given_places(calibration),
+    )
     policy = make_policy(settings, None)
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
     canvas = estimate_canvas(infos)
-    run = resolve(settings, infos, machine, canvas_hw=canvas, policy=policy)
+    chosen = calibrate.choose(infos, refused, folder, calibration)
+    run = resolve(
+        settings, infos, machine, canvas_hw=canvas, policy=policy, n_calibrations=chosen.n_sets
+    )
     return Plan(
         run=run,
         n_frames=len(infos),
@@ -633,4 +662,6 @@ def make_plan(
         gpu=policy.summary(),
         machine=machine,
         mixture=mixture_text(infos),
+        calibration=chosen.used,
+        calibration_unused=chosen.unused,
     )

@@ -12,6 +12,7 @@ from typing import Any
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed, SettingsError, ZeMosaicError
 from zemosaic_io.manifest import Manifest
 from zemosaic_pipeline import (
+    calibrate,
     phase0_survey,
     phase1_prepare,
     phase2_group,
@@ -173,11 +174,17 @@ class _ClassicRun:
         context = self.context
         manifest = Manifest(context.state_dir / "manifest.json")
         with context.phase(phase0_survey.PHASE):
-            frames = phase0_survey.run(
-                self.folder, context, recursive=self.settings.scan_recursive, selection=self._chosen()
+            calibration = calibrate.options_from(self.settings)
+            frames, refused = phase0_survey.run(
+                self.folder,
+                context,
+                recursive=self.settings.scan_recursive,
+                selection=self._chosen(),
+                other_places=calibrate.given_places(calibration),
             )
             self.n_found = len(frames) + len(context.left_out)
             infos = [frame.info for frame in frames]
+            chosen = calibrate.choose(infos, refused, self.folder, calibration)
             self.plan = plan = resolve(
                 self.settings,
                 infos,
@@ -185,12 +192,16 @@ class _ClassicRun:
                 canvas_hw=estimate_canvas(infos),
                 policy=context.policy,
                 preplanned=self.selection.groups,
+                n_calibrations=chosen.n_sets,
             )
             context.expect({row.phase: row.seconds for row in plan.rows})
         with context.phase(phase1_prepare.PHASE, len(frames)):
             if not plan.resume:
                 manifest.keep_only(set())
                 phase1_prepare.forget(context)
+            frames = calibrate.run(
+                frames, chosen, manifest, context, budget_bytes=plan.block_budget_bytes, resume=plan.resume
+            )
             prepared = phase1_prepare.run(frames, plan.measure, context)
             self.solved = solved = solve_frames.run(prepared, plan.solve, context, manifest)
             context.release_pool()

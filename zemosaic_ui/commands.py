@@ -295,6 +295,10 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
     ]
     if facts.get("mixture"):
         lines.append(texts("run_info_mixed", details=facts["mixture"]))
+    if facts.get("calibration"):
+        lines.append(texts("plan.calibration", details=facts["calibration"]))
+    if facts.get("calibration_unused"):
+        lines.append(texts("run_warn_calibration_unused", details=facts["calibration_unused"]))
     route = facts["run"]["route"]
     lines.append(texts(route["reason_key"], route=route["route"], **route["values"]))
     if facts["left_out"]:

@@ -7,9 +7,10 @@ number of frames.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,10 +22,18 @@ from zemosaic_core.sources import RawRows
 from zemosaic_core.weights import make_radial_weight_map
 from zemosaic_io.calibration_sets import CalibrationSet, require_set
 from zemosaic_io.fits_cards import HduInfo, iter_hdus
-from zemosaic_io.fits_read import read_plane_rows, read_raw_rows, read_window, values_of_raw
+from zemosaic_io.fits_read import (
+    read_plane_rows,
+    read_raw_rows,
+    read_window,
+    unpack_pixels,
+    values_of_raw,
+)
 from zemosaic_io.headers import FrameInfo
 
 __all__ = ["FrameStore", "TileStore"]
+
+T = TypeVar("T")
 
 # A debayered pixel needs neighbours within its reach, and each of these may be repaired from neighbours at up to 4 px.
 _REPAIR_REACH = 4
@@ -54,6 +63,9 @@ class FrameStore:
     calibrations : mapping of int to str, optional
         File of the `CalibrationSet` of each frame, by key; frames without an entry are taken as they are. Samples are
         calibrated before anything else is done to them.
+    unpack_dir : Path, optional
+        Folder for the pixels of frames packed with gzip, which can only be read from their beginning: each is unpacked
+        when it is needed first. None: they are unpacked anew for every window.
 
     Notes
     -----
@@ -70,7 +82,11 @@ class FrameStore:
         row_sums: Mapping[int, np.ndarray] | None = None,
         zero_is_missing: Collection[int] = (),
         calibrations: Mapping[int, str] | None = None,
+        unpack_dir: Path | None = None,
     ) -> None:
+        self._unpack_dir = unpack_dir
+        self._unpacked: dict[int, FrameInfo] = {}
+        self._unpacking: dict[int, threading.Lock] = {}
         self._calibrations = dict(calibrations or {})
         self._sets: dict[str, CalibrationSet] = {}
         self._zero_is_missing = frozenset(zero_is_missing)
@@ -107,7 +123,7 @@ class FrameStore:
         if used is not None:
             return self._read_sensor(info, key, y0, y1)[np.newaxis, :, x0:x1]
         window = np.ascontiguousarray(
-            read_window(info, y0, y1, x0, x1, sums=self._sums.get(key)), dtype=np.float32
+            self._stored(key, read_window, y0, y1, x0, x1), dtype=np.float32
         )
         if info.bitpix < 0:
             window[~np.isfinite(window)] = np.nan
@@ -129,6 +145,22 @@ class FrameStore:
         )
         return np.ascontiguousarray(planes[:, y0 - top : y1 - top, x0 - left : x1 - left])
 
+    def _stored(self, key: int, function: Callable[..., T], *window: int) -> T:
+        """Call one of the readers of `fits_read` on a window of a frame, unpacked where it is packed."""
+        info = self._infos[key]
+        if not info.packed or self._unpack_dir is None:
+            return function(info, *window, sums=self._sums.get(key))
+        with self._lock:
+            lock = self._unpacking.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._unpacked:
+                self._unpacked[key] = unpack_pixels(info, self._unpack_dir / f"unpacked_{key}")
+        try:
+            return function(self._unpacked[key], *window, sums=self._sums.get(key))
+        except SkipItem as skip:
+            # The frame is known by its own name.
+            raise SkipItem(skip.key, str(skip), **{**skip.values, "path": str(info.path)}) from skip
+
     def _read_sensor(self, info: FrameInfo, key: int, y0: int, y1: int) -> np.ndarray:
         """Rows of a calibrated frame without colours, bad pixels repaired."""
         top, bottom = max(0, y0 - _REPAIR_REACH), min(info.shape_hw[0], y1 + _REPAIR_REACH)
@@ -138,7 +170,7 @@ class FrameStore:
 
     def _samples(self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Samples of the sensor, calibrated where there is something to do it with."""
-        raw = read_window(info, y0, y1, x0, x1, sums=self._sums.get(key))
+        raw = self._stored(key, read_window, y0, y1, x0, x1)
         used = self.calibration_of(key)
         return raw if used is None else used.apply(raw, y0, x0)
 
@@ -158,7 +190,7 @@ class FrameStore:
         height, width = info.shape_hw
         top, bottom = max(0, y0 - RIM_PX), min(height, y1 + RIM_PX)
         left, right = max(0, x0 - RIM_PX), min(width, x1 + RIM_PX)
-        stored = read_window(info, top, bottom, left, right, sums=self._sums.get(key))
+        stored = self._stored(key, read_window, top, bottom, left, right)
         window = np.asarray(stored, dtype=np.float32)
         window = window[np.newaxis] if window.ndim == 2 else window
         window = np.where(np.isfinite(window), window, np.float32(np.nan))
@@ -180,7 +212,7 @@ class FrameStore:
     def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
         """Return undecoded rows with their hot pixels, or None when the frame has no such form; see `read`."""
         info = self._infos[key]
-        raw = read_raw_rows(info, y0, y1, sums=self._sums.get(key))
+        raw = self._stored(key, read_raw_rows, y0, y1)
         if raw is None:
             return None
         hot = self._hot_rows(key, y0, y1, info.shape_hw[1])

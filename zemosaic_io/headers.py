@@ -106,6 +106,8 @@ class FrameInfo:
         What CALSTAT says was done to the pixels: letters of ``BDF`` for bias, dark, flat; '' when nothing is said.
     row_order : str
         ROWORDER in capitals; '' when missing.
+    packed : bool
+        The file is packed with gzip; `data_offset` counts in what is packed.
     """
 
     path: Path
@@ -145,6 +147,7 @@ class FrameInfo:
     offset: float | None = None
     calibrated: str = ""
     row_order: str = ""
+    packed: bool = False
 
     def __hash__(self) -> int:
         return hash((self.path, self.mtime_ns))
@@ -191,7 +194,7 @@ def read_frame_info(path: Path | str) -> FrameInfo:
     Parameters
     ----------
     path : Path or str
-        A FITS file, plain or tile-compressed.
+        A FITS file, plain, tile-compressed or packed with gzip.
 
     Returns
     -------
@@ -200,7 +203,7 @@ def read_frame_info(path: Path | str) -> FrameInfo:
     Raises
     ------
     SkipItem
-        ``frame_empty``, ``frame_not_fits``, ``frame_truncated``, ``frame_no_image``, ``frame_wrong_shape``,
+        ``frame_empty``, ``frame_gzip`` (packed by gzip and tile-compressed), ``frame_not_fits``, ``frame_truncated``, ``frame_no_image``, ``frame_wrong_shape``,
         ``frame_unknown_pattern``, ``frame_bad_header``, ``frame_not_regular`` or ``frame_unreadable``; ``path``
         is among the values.
     """
@@ -280,7 +283,10 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
     cards = hdu.cards
     compressed = hdu.is_compressed_image
     shape_hw, axes, planes = _geometry(path, hdu.image_axes)
-    _check_size(path, hdu, stat.st_size)
+    if hdu.packed and compressed:
+        raise SkipItem("frame_gzip", f"{path} is compressed in two ways", path=str(path))
+    if not hdu.packed:
+        _check_size(path, hdu, stat.st_size)
     bitpix = int(cards.get("ZBITPIX" if compressed else "BITPIX") or 0)
     if bitpix not in (8, 16, 32, 64, -32, -64):
         raise SkipItem(
@@ -335,6 +341,7 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         offset=_number(cards, "OFFSET", "BLKLEVEL"),
         calibrated="".join(letter for letter in "BDF" if letter in _text(cards, "CALSTAT").upper()),
         row_order=_text(cards, "ROWORDER").upper(),
+        packed=hdu.packed,
     )
 
 

@@ -337,6 +337,7 @@ def create_tile(
         calibrations={
             f.solved.frame.index: f.solved.frame.calibration for f in frames if f.solved.frame.calibration
         },
+        unpack_dir=context.work_dir,
     )
     facts = _TileFacts(plan.n_channels)
     extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]

@@ -564,6 +564,7 @@ def _estimate(
     variance_planes = run.n_channels if run.output.variance else 0
     step = -(-max(canvas_hw) // run.output.preview["max_dim"])
     export = PARENT_BYTES + canvas_px // step**2 * PREVIEW_BYTES_PER_PX + 100_000_000
+    unpacked = sum(math.prod(i.shape_hw) * i.n_stored_planes * abs(i.bitpix) // 8 for i in infos if i.packed)
     tiles_disk = round(1.4 * canvas_px) * 4 * (run.n_channels + 2 + variance_planes)
     science_disk = canvas_px * 4 * (run.n_channels + 1 + variance_planes)
     cores = max(1, run.workers)
@@ -581,7 +582,7 @@ def _estimate(
             "phase3_master_tiles",
             n,
             stack,
-            tiles_disk,
+            tiles_disk + unpacked,
             n * mpx * STACK_S_PER_MPX_CORE / run.threads,
             device,
             reason,
@@ -591,7 +592,7 @@ def _estimate(
         ),
         PlanRow("phase6_export", 1, export, canvas_px // 4, 1 + canvas_px / 1e6 * EXPORT_S_PER_MPX),
         # Tiles that a later run may use again stay; the cost of the run is then theirs too.
-        PlanRow("phase7_cleanup", 1, PARENT_BYTES, 0 if run.output.keep_state else -tiles_disk, 0.1),
+        PlanRow("phase7_cleanup", 1, PARENT_BYTES, -unpacked - (0 if run.output.keep_state else tiles_disk), 0.1),
     )
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "level_saturated",
     "scaled_offset",
     "shared_sensor_places",
+    "typical_variance",
 ]
 
 # Share of the light in the middle below which a pixel sees nothing that could be put right.
@@ -109,9 +110,7 @@ def calibrated(raw: np.ndarray, offset: np.ndarray | None, inverse_flat: np.ndar
     out = np.empty(raw.shape, np.float32)
     nothing = np.broadcast_to(np.zeros(1, np.float32), raw.shape)
     one = np.broadcast_to(np.ones(1, np.float32), raw.shape)
-    _calibrate(
-        raw, nothing if offset is None else offset, one if inverse_flat is None else inverse_flat, out
-    )
+    _calibrate(raw, nothing if offset is None else offset, one if inverse_flat is None else inverse_flat, out)
     return out
 
 
@@ -170,7 +169,7 @@ def colour_levels(plane: np.ndarray, pattern: str | None) -> np.ndarray:
     return levels.reshape(2, 2)
 
 
-def flat_of_light(light: np.ndarray, variance: np.ndarray | None, pattern: str | None) -> Flat:
+def flat_of_light(light: np.ndarray, variance: np.ndarray | None, n_frames: int, pattern: str | None) -> Flat:
     """Make a flat of what an evenly lit surface left on the sensor.
 
     Parameters
@@ -179,6 +178,8 @@ def flat_of_light(light: np.ndarray, variance: np.ndarray | None, pattern: str |
         Without bias and dark current; in any unit.
     variance : ndarray, shape (H, W), float32, or None
         Of `light`; None when it is not known.
+    n_frames : int
+        Frames behind it.
     pattern : str or None
         Colours of the 2 x 2 raster at pixel (0, 0); None for a mono camera.
 
@@ -189,7 +190,9 @@ def flat_of_light(light: np.ndarray, variance: np.ndarray | None, pattern: str |
     """
     levels = colour_levels(light, pattern)
     if not (levels > 0).all():
-        raise ValueError(f"a flat whose levels are {levels.ravel().tolist()} ADU above its pedestal holds no light")
+        raise ValueError(
+            f"a flat whose levels are {levels.ravel().tolist()} ADU above its pedestal holds no light"
+        )
     height, width = light.shape
     tiled = np.tile(levels, (-(-height // 2), -(-width // 2)))[:height, :width]
     relative = light / tiled
@@ -198,7 +201,7 @@ def flat_of_light(light: np.ndarray, variance: np.ndarray | None, pattern: str |
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(dead, 1.0, 1.0 / relative).astype(np.float32)
         noise = None if variance is None else variance / np.square(light, dtype=np.float64)
-    return Flat(inverse, _typical(noise), np.flatnonzero(dead).astype(np.int64))
+    return Flat(inverse, typical_variance(noise, n_frames), np.flatnonzero(dead).astype(np.int64))
 
 
 def bad_pixels_of_dark(dark: np.ndarray, variance: np.ndarray | None, n_frames: int) -> np.ndarray:
@@ -217,21 +220,37 @@ def bad_pixels_of_dark(dark: np.ndarray, variance: np.ndarray | None, n_frames: 
     -------
     ndarray, shape (k,), int64
         Flat indices, ascending: pixels more than ten times the noise of one frame above or below their neighbours, and
-        with five darks or more those that scatter four times as much as is usual.
+        with five darks or more those that scatter four times as much as is usual and as their neighbours.
     """
     excess = dark - kin_median(dark)
     usual = float(_MAD_TO_SIGMA * np.nanmedian(np.abs(excess)))
-    frame_noise = np.sqrt(_typical(variance) * n_frames)
+    usual_variance = typical_variance(variance, n_frames)
+    frame_noise = np.sqrt(usual_variance * n_frames)
     with np.errstate(invalid="ignore"):
         bad = np.abs(excess) > _HOT_SIGMA * max(frame_noise, usual)
         if variance is not None and n_frames >= _MIN_FRAMES_FOR_SCATTER:
-            bad |= variance > _UNSTEADY**2 * _typical(variance)
+            # Where the amplifier glows all pixels scatter.
+            bad |= variance > _UNSTEADY**2 * np.maximum(usual_variance, kin_median(variance))
     return np.flatnonzero(bad | ~np.isfinite(dark)).astype(np.int64)
 
 
-def _typical(variance: np.ndarray | None) -> float:
+def typical_variance(variance: np.ndarray | None, n_frames: int) -> float:
+    """Return the variance that pixels usually have, from variances that a few frames tell each; 0 when nothing does.
+
+    The middle one of variances estimated from n values is smaller than their mean; Wilson and Hilferty (1931, Proc.
+    Natl. Acad. Sci. 17, 684) tell by how much.
+
+    Parameters
+    ----------
+    variance : ndarray or None
+        NaN where not known.
+    n_frames : int
+        Values behind each.
+    """
     known = np.empty(0) if variance is None else variance[np.isfinite(variance)]
-    return float(np.median(known)) if known.size else 0.0
+    if not known.size or n_frames < 2:
+        return 0.0
+    return float(np.median(known)) / (1.0 - 2.0 / (9.0 * (n_frames - 1))) ** 3
 
 
 @njit(cache=True, nogil=True)

@@ -18,7 +18,9 @@ __all__ = ["KINDS", "CalibrationFrame", "frames_at", "read_calibration_frame"]
 Kind = Literal["bias", "dark", "flat"]
 KINDS: tuple[Kind, ...] = ("bias", "dark", "flat")
 _MASTER = re.compile(r"master|stack_\d|stacked|superbias", re.IGNORECASE)
-_EXPOSURE = re.compile(r"exp[_ -]?(\d+(?:\.\d+)?)|(?<![\d.a-z])(\d+(?:\.\d+)?)(?:s|sec)(?![a-z])", re.IGNORECASE)
+_EXPOSURE = re.compile(
+    r"exp[_ -]?(\d+(?:\.\d+)?)|(?<![\d.a-z])(\d+(?:\.\d+)?)(?:s|sec)(?![a-z])", re.IGNORECASE
+)
 _GAIN = re.compile(r"gain[_ -]?(\d+(?:\.\d+)?)", re.IGNORECASE)
 _BINNING = re.compile(r"bin[_ -]?(\d)(?!\d)", re.IGNORECASE)
 _CELSIUS = re.compile(r"(?<![\d.a-z])(-?\d+(?:\.\d+)?)C(?![a-z\d])", re.IGNORECASE)

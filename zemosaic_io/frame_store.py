@@ -122,9 +122,7 @@ class FrameStore:
             return window if used is None else used.apply(window[0], y0, x0)[np.newaxis]
         if used is not None:
             return self._read_sensor(info, key, y0, y1)[np.newaxis, :, x0:x1]
-        window = np.ascontiguousarray(
-            self._stored(key, read_window, y0, y1, x0, x1), dtype=np.float32
-        )
+        window = np.ascontiguousarray(self._stored(key, read_window, y0, y1, x0, x1), dtype=np.float32)
         if info.bitpix < 0:
             window[~np.isfinite(window)] = np.nan
         return window[np.newaxis] if window.ndim == 2 else window

@@ -18,6 +18,7 @@ from zemosaic_core.calibration import (
     flat_of_light,
     kin_median,
     scaled_offset,
+    typical_variance,
 )
 from zemosaic_core.errors import SettingsError, SkipItem
 from zemosaic_core.pixel_map import shift_pixel_map
@@ -116,19 +117,20 @@ def choose(
     if not options.wanted:
         return CalibrationChoice()
     found: dict[Path, CalibrationFrame] = {}
+    unusable: list[SkipItem] = []
     for kind in KINDS:
         if place := options.places[kind]:
             frames, others = frames_at(Path(place), kind)
             found.update({frame.info.path.resolve(): frame for frame in frames})
-            for skip in others:
-                log.info("not used for calibration: %s", skip)
+            unusable += others
     for item in refused:
         if item.key not in SET_ASIDE:
             continue
         frame = result_or_skip(item.path, _aside, Path(item.path), folder)
         if isinstance(frame, CalibrationFrame) and not options.places[frame.kind]:
             found.setdefault(frame.info.path.resolve(), frame)
-    return choose_calibration(lights, list(found.values()), options.tolerance_celsius)
+    choice = choose_calibration(lights, list(found.values()), options.tolerance_celsius)
+    return replace(choice, unusable=tuple(unusable))
 
 
 def _aside(path: Path, folder: Path) -> CalibrationFrame:
@@ -156,6 +158,11 @@ def run(
     resume : bool
         Use what an earlier run made of the same frames.
     """
+    for skip in choice.unusable:
+        told = {name: value for name, value in skip.values.items() if name != "path"}
+        context.say(
+            "run_warn_calibration_frame", "WARN", path=skip.values["path"], reason_key=skip.key, **told
+        )
     if choice.unused:
         context.say("run_warn_calibration_unused", "WARN", details=choice.unused)
     if not choice.recipes:
@@ -262,9 +269,11 @@ class _Maker:
         if light is None or recipe is None:
             return None
         try:
-            return flat_of_light(light.value, light.variance, pattern)
+            return flat_of_light(light.value, light.variance, light.n_exposures, pattern)
         except ValueError as error:
-            self._say_unusable(str(recipe.frames[0].info.path), "calibration_flat_no_light", reason=str(error))
+            self._say_unusable(
+                str(recipe.frames[0].info.path), "calibration_flat_no_light", reason=str(error)
+            )
             return None
 
     def _usable(self, recipe: MasterRecipe) -> list[tuple[CalibrationFrame, _Facts]]:
@@ -293,7 +302,7 @@ class _Maker:
         self._manifest.put(key, asdict(facts))
         return facts
 
-    def _say_unusable(self, path: str, key: str, **values: Any) -> None:
+    def _say_unusable(self, path: str, key: str, /, **values: Any) -> None:
         if path not in self._unusable:
             self._unusable.add(path)
             values.pop("path", None)
@@ -328,7 +337,9 @@ class _Maker:
             return _Master(key, stored[1]["value"], stored[1].get("variance"), stored[0]["n_exposures"])
         made = result_or_skip(str(recipe.frames[0].info.path), self._stack, recipe, key, pattern)
         if isinstance(made, SkipItem):
-            self._say_unusable(str(made.values.get("path", recipe.frames[0].info.path)), made.key, **made.values)
+            self._say_unusable(
+                str(made.values.get("path", recipe.frames[0].info.path)), made.key, **made.values
+            )
             return None
         arrays = {"value": made.value} | ({} if made.variance is None else {"variance": made.variance})
         save_sealed(path, key, {"n_exposures": made.n_exposures}, arrays)
@@ -350,7 +361,9 @@ class _Maker:
             self._context.cancel.check()
             read = read_identified(frame.info)
             if read.content_key != facts.content_key:
-                raise SkipItem("frame_changed", f"{frame.info.path} changed during the run", path=str(frame.info.path))
+                raise SkipItem(
+                    "frame_changed", f"{frame.info.path} changed during the run", path=str(frame.info.path)
+                )
             sums[position] = read.row_sums
             factor = self._factor(recipe.kind, read.data, below, pattern, facts)
             factors.append(factor)
@@ -409,8 +422,7 @@ class _Maker:
 def _offset(master: _Master | None) -> Offset | None:
     if master is None:
         return None
-    known = np.empty(0) if master.variance is None else master.variance[np.isfinite(master.variance)]
-    return Offset(master.value, float(np.median(known)) if known.size else 0.0)
+    return Offset(master.value, typical_variance(master.variance, master.n_exposures))
 
 
 def _adjusted(

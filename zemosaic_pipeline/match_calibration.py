@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
+from zemosaic_core.errors import SkipItem
 from zemosaic_io.calibration_frames import CalibrationFrame
 from zemosaic_io.headers import FrameInfo
 
@@ -84,11 +85,14 @@ class CalibrationChoice:
         In words of the FITS header, for plan and report; '' when there is nothing to say. ``used``:
         ``DARK 10 s 20 C (16), FLAT IRCUT (30)``. ``unused`` says what does not fit: ``DARK 30 s (12): EXPTIME 10/30``,
         the light frame's value first.
+    unusable : tuple of SkipItem
+        Files in the places given that cannot be read, or are no calibration frames.
     """
 
     recipes: dict[int, LightRecipe] = field(default_factory=dict)
     used: str = ""
     unused: str = ""
+    unusable: tuple[SkipItem, ...] = ()
 
     @property
     def n_sets(self) -> int:
@@ -116,7 +120,9 @@ def choose_calibration(
     """
     groups = _groups(found, tolerance_celsius)
     by_kind = {kind: [g for g in groups if g.kind == kind] for kind in ("bias", "dark", "flat")}
-    flats = [_with_pedestal(flat, by_kind["dark"], by_kind["bias"], tolerance_celsius) for flat in by_kind["flat"]]
+    flats = [
+        _with_pedestal(flat, by_kind["dark"], by_kind["bias"], tolerance_celsius) for flat in by_kind["flat"]
+    ]
     recipes: dict[int, LightRecipe] = {}
     # Frames taken in one way at one temperature get the same: matching once is enough.
     known: dict[Hashable, LightRecipe] = {}
@@ -195,7 +201,9 @@ def _with_pedestal(
             return False
         return abs(exposure - info.exposure_s) <= max(FLAT_DARK_EXPOSURE, SAME_EXPOSURE * exposure)
 
-    usable = [g for g in darks if is_as_long(g) and not set(_dark_differences(info, g, tolerance)) - {"EXPTIME"}]
+    usable = [
+        g for g in darks if is_as_long(g) and not set(_dark_differences(info, g, tolerance)) - {"EXPTIME"}
+    ]
     pedestal = _best(info, usable) or _best(info, [g for g in biases if not _sensor_differences(info, g)])
     return None if pedestal is None else MasterRecipe(flat.kind, flat.frames, pedestal)
 

@@ -12,6 +12,7 @@ from zemosaic_io.folders import survey_files
 from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_io.light_frames import refuse_other_than_light
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.filters import filter_names, split_text
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.plan import geometry, majority_geometry
 from zemosaic_pipeline.records import Frame, LeftOut
@@ -112,6 +113,7 @@ def run(
     recursive: bool,
     selection: Iterable[str] | None = None,
     other_places: Iterable[Path] = (),
+    split_by_filter: bool = False,
 ) -> tuple[list[Frame], list[LeftOut]]:
     """Survey the folder and return its frames, and what is left out; arguments as in `survey`.
 
@@ -145,6 +147,9 @@ def run(
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
     context.say("run_info_survey", frames=len(infos), left_out=len(refused))
-    if details := mixture_text(infos):
+    split = split_text(filter_names(infos, split=split_by_filter))
+    if split:
+        context.say("run_info_split_by_filter", details=split)
+    if details := mixture_text(infos, except_filter=bool(split)):
         context.say("run_info_mixed", "WARN", details=details)
     return [Frame(index, info) for index, info in enumerate(infos)], refused

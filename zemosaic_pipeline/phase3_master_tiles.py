@@ -347,9 +347,7 @@ def create_tile(
     steps = common_steps(frames, store.calibration_of)
     if steps:
         cards["CALSTAT"] = (steps, "bias, dark, flat of all frames")
-    unseen = shared_variance(
-        frames, weights, terms, store.calibration_of, SAMPLE_VARIANCE[plan.stack.kernel]
-    )
+    unseen = shared_variance(frames, weights, terms, store.calibration_of, SAMPLE_VARIANCE[plan.stack.kernel])
     with StreamingFits(path, (plan.n_channels, *shape), cards, extensions=extensions) as out:
 
         def sink(row0: int, row1: int, block: CoaddBlock) -> None:

@@ -324,9 +324,9 @@ def _history(plan: RunPlan, photometry: TilePhotometry) -> list[tuple[str, str]]
     return [("HISTORY", line) for line in lines]
 
 
-def base_name(n_tiles: int, n_frames: int) -> str:
-    """Return the name every output file begins with."""
-    return f"zemosaic_MT{n_tiles}_R{n_frames}"
+def base_name(n_tiles: int, n_frames: int, part: str = "") -> str:
+    """Return the name every output file begins with; `part` is the filter where each has a mosaic of its own."""
+    return f"zemosaic_MT{n_tiles}_R{n_frames}" + (f"_{part}" if part else "")
 
 
 def run(
@@ -338,11 +338,14 @@ def run(
     grid: MosaicGrid,
     plan: RunPlan,
     context: RunContext,
+    part: str = "",
 ) -> Mosaic:
     """Solve the tiles' photometry and write science image and coverage.
 
     Parameters
     ----------
+    part : str
+        The filter, where each has a mosaic of its own.
     behind : SkySolution
         The sky behind the frames. Its glow over the whole mosaic, which the frames have lost already, goes to a file of
         its own, or back into the image where `SkyOptions.remove_gradient` is off.
@@ -364,9 +367,11 @@ def run(
     canvas = canvas_of(tiles, grid, plan.assembly.crop)
     wcs_cards = canvas.wcs_cards(grid)
     n_used = sum(len(tile.frames) for tile in tiles)
-    base = context.output_dir / base_name(len(tiles), n_used)
-    science, coverage = base.with_suffix(".fits"), Path(f"{base}_coverage.fits")
+    base = context.output_dir / base_name(len(tiles), n_used, part)
+    science, coverage = Path(f"{base}.fits"), Path(f"{base}_coverage.fits")
     cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate, behind)
+    if part:
+        cards["FILTER"] = (part, "of all frames")
     shape = (plan.n_channels, *canvas.shape_hw)
     coverage_cards = {**wcs_cards, "EXTNAME": ("COVERAGE", "frames per pixel"), "BUNIT": ("count", "")}
     depth = _Depth(tiles, store, canvas)

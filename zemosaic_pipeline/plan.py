@@ -24,6 +24,7 @@ from zemosaic_gpu_policy import Decision, GpuPolicy
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_pipeline.events import Reporter
+from zemosaic_pipeline.filters import filter_names, split_text
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.routes import RouteDecision, choose_route
@@ -107,6 +108,7 @@ class GroupOptions:
     orientation_split_deg: float
     target_groups: int
     max_per_group: int
+    split_by_filter: bool = False
     preplanned: tuple[tuple[str, ...], ...] = ()
 
 
@@ -231,6 +233,7 @@ class Plan:
     mixture: str = ""
     calibration: str = ""
     calibration_unused: str = ""
+    split: str = ""
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
@@ -349,6 +352,7 @@ def resolve(
             settings.cluster_orientation_split_deg,
             settings.cluster_target_groups,
             settings.max_raw_per_master_tile,
+            settings.split_by_filter,
             tuple(tuple(group) for group in preplanned),
         ),
         grid=GridOptions(
@@ -406,7 +410,9 @@ def resolve(
     )
     decision = None
     if policy is not None:
-        decision = policy.plan(_workload_on_card(run, infos, canvas_hw, policy.status.device, n_calibrations > 0))
+        decision = policy.plan(
+            _workload_on_card(run, infos, canvas_hw, policy.status.device, n_calibrations > 0)
+        )
     return replace(run, rows=_estimate(run, infos, canvas_hw, decision, n_calibrations))
 
 
@@ -592,7 +598,9 @@ def _estimate(
         ),
         PlanRow("phase6_export", 1, export, canvas_px // 4, 1 + canvas_px / 1e6 * EXPORT_S_PER_MPX),
         # Tiles that a later run may use again stay; the cost of the run is then theirs too.
-        PlanRow("phase7_cleanup", 1, PARENT_BYTES, -unpacked - (0 if run.output.keep_state else tiles_disk), 0.1),
+        PlanRow(
+            "phase7_cleanup", 1, PARENT_BYTES, -unpacked - (0 if run.output.keep_state else tiles_disk), 0.1
+        ),
     )
 
 
@@ -651,9 +659,8 @@ def make_plan(
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
     canvas = estimate_canvas(infos)
     chosen = calibrate.choose(infos, refused, folder, calibration)
-    run = resolve(
-        settings, infos, machine, canvas_hw=canvas, policy=policy, n_calibrations=chosen.n_sets
-    )
+    run = resolve(settings, infos, machine, canvas_hw=canvas, policy=policy, n_calibrations=chosen.n_sets)
+    split = split_text(filter_names(infos, split=settings.split_by_filter))
     return Plan(
         run=run,
         n_frames=len(infos),
@@ -662,7 +669,8 @@ def make_plan(
         canvas_exact=all(info.wcs_cards for info in infos),
         gpu=policy.summary(),
         machine=machine,
-        mixture=mixture_text(infos),
+        mixture=mixture_text(infos, except_filter=bool(split)),
+        split=split,
         calibration=chosen.used,
         calibration_unused=chosen.unused,
     )

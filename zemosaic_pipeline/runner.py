@@ -31,9 +31,15 @@ from zemosaic_pipeline.events import (
     Reporter,
     RunStarted,
 )
+from zemosaic_pipeline.filters import (
+    filter_names,
+    frames_of_filters,
+    groups_of_filters,
+    tiles_of_filters,
+)
 from zemosaic_pipeline.judge_frames import judge_air
 from zemosaic_pipeline.plan import Machine, estimate_canvas, make_policy, resolve, worker_count
-from zemosaic_pipeline.records import MasterTile, SolvedFrame
+from zemosaic_pipeline.records import MasterTile, Mosaic, SolvedFrame
 from zemosaic_pipeline.report import collect, write_report
 from zemosaic_pipeline.routes import groups_of_route
 from zemosaic_settings import Settings
@@ -168,6 +174,7 @@ class _ClassicRun:
         self.groups: Sequence[Any] = ()
         self.tiles: Sequence[MasterTile] = ()
         self.mosaic: Any = None
+        self.mosaics: dict[str, Mosaic] = {}
 
     def execute(self) -> dict[str, str]:
         """Go through the phases; return the output files."""
@@ -181,6 +188,7 @@ class _ClassicRun:
                 recursive=self.settings.scan_recursive,
                 selection=self._chosen(),
                 other_places=calibrate.given_places(calibration),
+                split_by_filter=self.settings.split_by_filter,
             )
             self.n_found = len(frames) + len(context.left_out)
             infos = [frame.info for frame in frames]
@@ -207,19 +215,30 @@ class _ClassicRun:
             context.release_pool()
         with context.phase(phase2_group.PHASE):
             groups = phase2_group.run(solved, plan.group, context)
-            self.groups = groups = groups_of_route(plan.route, groups, solved)
+            found = [item.frame.info for item in solved]
+            names = {
+                item.frame.index: name
+                for item, name in zip(
+                    solved, filter_names(found, split=plan.group.split_by_filter), strict=True
+                )
+            }
+            self.groups = groups = groups_of_filters(groups_of_route(plan.route, groups, solved), names)
             context.say(plan.route.reason_key, route=plan.route.route, **plan.route.values)
         with context.phase(phase4_grid.PHASE):
             placed = phase4_grid.run(solved, plan.grid, context, with_flat=plan.sky.model == "full")
             clear = judge_air(placed.frames, plan.measure, context, phase4_grid.PHASE)
-            self.placed = placed = replace(placed, frames=clear)
-            self.sky = behind = sky.run(placed.frames, placed.grid, placed.flat, plan, context)
+            parts = frames_of_filters(clear, names)
+            self.placed = placed = replace(placed, frames=tuple(f for same in parts.values() for f in same))
+            behind = {
+                name: sky.run(same, placed.grid, placed.flat, plan, context) for name, same in parts.items()
+            }
+            self.sky = next(iter(behind.values()), None)
         with context.phase(phase3_master_tiles.PHASE, len(groups)):
             self.tiles = tiles = phase3_master_tiles.run(
                 groups,
                 placed.frames,
                 prepared.hot_pixels,
-                behind.terms,
+                {index: terms for found in behind.values() for index, terms in found.terms.items()},
                 placed.grid,
                 plan,
                 context,
@@ -229,11 +248,29 @@ class _ClassicRun:
                 raise RunFailed("run_error_no_tiles", "no master tile could be made")
         approximate = any(item.solution.approximate for item in solved)
         with context.phase(phase5_assemble.PHASE):
-            self.mosaic = mosaic = phase5_assemble.run(
-                tiles, self.n_found, approximate, placed.one_flux_scale, behind, placed.grid, plan, context
-            )
+            own = tiles_of_filters(tiles, names)
+            self.mosaics = mosaics = {
+                name: phase5_assemble.run(
+                    own[name],
+                    self.n_found,
+                    approximate,
+                    placed.one_flux_scale,
+                    sky_of_part,
+                    placed.grid,
+                    plan,
+                    context,
+                    name,
+                )
+                for name, sky_of_part in behind.items()
+                if name in own
+            }
+            self.mosaic = next(iter(mosaics.values()))
         with context.phase(phase6_export.PHASE):
-            outputs = phase6_export.run(mosaic, plan.output, context)
+            outputs = {}
+            for number, (name, mosaic) in enumerate(mosaics.items()):
+                written = phase6_export.run(mosaic, plan.output, context)
+                # The mosaic of most frames is the result; the others stand beside it.
+                outputs |= {f"{kind}:{name}" if number else kind: path for kind, path in written.items()}
         with context.phase(phase7_cleanup.PHASE):
             phase7_cleanup.run(tiles, plan.output.keep_state, context)
         return outputs

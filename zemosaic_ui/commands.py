@@ -293,6 +293,8 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
             clock=texts.clock(facts["seconds"]),
         ),
     ]
+    if facts.get("split"):
+        lines.append(texts("run_info_split_by_filter", details=facts["split"]))
     if facts.get("mixture"):
         lines.append(texts("run_info_mixed", details=facts["mixture"]))
     if facts.get("calibration"):

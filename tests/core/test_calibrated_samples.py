@@ -13,6 +13,7 @@ from zemosaic_core.calibration import (
     level_saturated,
     scaled_offset,
     shared_sensor_places,
+    typical_variance,
 )
 
 SHAPE = (60, 83)
@@ -58,7 +59,7 @@ def test_each_colour_of_a_flat_is_relative_to_its_own_middle(rng):
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     fall = 1 - 0.3 * ((y - 29.5) ** 2 + (x - 41) ** 2) / (29.5**2 + 41**2)
     lamp = np.array([[0.97, 0.3], [2.0, 1.03]])[y % 2, x % 2]
-    flat = flat_of_light((9000 * fall * lamp).astype(np.float32), None, "GRBG")
+    flat = flat_of_light((9000 * fall * lamp).astype(np.float32), None, 1, "GRBG")
     sensor = np.where((y % 2 == 0) & (x % 2 == 0), 0.97, np.where((y % 2 == 1) & (x % 2 == 1), 1.03, 1.0))
     ratio = flat.inverse * fall * sensor
     # What is left is a common factor per colour: greens of both kinds have the same one.
@@ -74,13 +75,13 @@ def test_each_colour_of_a_flat_is_relative_to_its_own_middle(rng):
 def test_dead_pixels_of_a_flat_are_named_and_left_alone(rng):
     light = rng.normal(20000, 100, SHAPE).astype(np.float32)
     light[10, 20], light[30, 41], light[5, 5] = 100.0, -50.0, np.nan
-    flat = flat_of_light(light, np.full(SHAPE, 1000.0, np.float32), None)
+    flat = flat_of_light(light, np.full(SHAPE, 1000.0, np.float32), 100, None)
     assert flat.dead.tolist() == [5 * 83 + 5, 10 * 83 + 20, 30 * 83 + 41]
     assert (flat.inverse.ravel()[flat.dead] == 1).all()
     assert np.isfinite(flat.inverse).all()
     assert flat.relative_variance == pytest.approx(1000.0 / 20000.0**2, rel=0.02)
     with pytest.raises(ValueError, match="holds no light"):
-        flat_of_light(np.zeros(SHAPE, np.float32), None, None)
+        flat_of_light(np.zeros(SHAPE, np.float32), None, 1, None)
 
 
 def test_hot_and_unsteady_pixels_of_a_dark(rng):
@@ -141,3 +142,13 @@ def test_frames_that_were_not_moved_share_the_noise_of_their_masters(rng):
     expected = (pairs * same).sum() / pairs.sum()
     assert shared_sensor_places([halves, halves], weights, 1.0) == pytest.approx(expected)
     assert shared_sensor_places([still[:1], still[:1]], weights[:1], 1.0) == 0.0
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 30])
+def test_the_usual_variance_does_not_depend_on_the_number_of_frames(rng, n):
+    told = 7.0 * rng.chisquare(n - 1, 20_000) / (n - 1)
+    told[:50] = np.nan
+    # The formula is coarse for a single degree of freedom.
+    assert typical_variance(told, n) == pytest.approx(7.0, rel=0.06 if n == 2 else 0.03)
+    assert typical_variance(told, 1) == 0.0
+    assert typical_variance(None, n) == 0.0

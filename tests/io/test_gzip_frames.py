@@ -41,7 +41,11 @@ def test_header_and_pixels_are_those_of_the_plain_file(both):
 
 @pytest.mark.parametrize("axes", ["chw", "hwc"])
 def test_three_planes(tmp_path, axes):
-    data = np.random.default_rng(0).normal(0, 1, (3, 20, 30) if axes == "chw" else (20, 30, 3)).astype(np.float32)
+    data = (
+        np.random.default_rng(0)
+        .normal(0, 1, (3, 20, 30) if axes == "chw" else (20, 30, 3))
+        .astype(np.float32)
+    )
     for name in ("a.fits", "b.fits.gz"):
         fits.PrimaryHDU(data).writeto(tmp_path / name)
     plain, packed = (read_frame_info(tmp_path / name) for name in ("a.fits", "b.fits.gz"))

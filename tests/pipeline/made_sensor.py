@@ -56,7 +56,14 @@ class Sensor:
 
 
 def write_calibration(
-    folder: Path, sensor: Sensor, setup: FrameSetup, *, n: int = 12, kinds: str = "DFB", form: str = "GRBG", **cards
+    folder: Path,
+    sensor: Sensor,
+    setup: FrameSetup,
+    *,
+    n: int = 12,
+    kinds: str = "DFB",
+    form: str = "GRBG",
+    **cards,
 ) -> None:
     """Write ``n`` darks, flats and biases as a telescope with a camera of that sensor does."""
     told = base_cards(setup, 0, form=form, with_wcs=False, RA=None, DEC=None, **cards)

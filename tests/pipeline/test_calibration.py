@@ -77,7 +77,8 @@ def background_rms(result, sky):
 
 
 def flux_scatter(result, sky):
-    ratio = result.stars(sky, min_frames=4)["ratio"][1]
+    """Of stars bright enough that their photons scatter by less than 0.6 %."""
+    ratio = result.stars(sky, min_frames=4, faintest=40_000.0)["ratio"][1]
     ratio = ratio[np.isfinite(ratio)]
     return float(np.std(ratio) / np.mean(ratio))
 
@@ -85,9 +86,11 @@ def flux_scatter(result, sky):
 def test_what_the_sensor_does_is_taken_back(night, sky, plain, corrected):
     """Amplifier glow, vignetting and dust: in the sky and in the fluxes of stars."""
     before, after = background_rms(plain, sky), background_rms(corrected, sky)
+    print("background", before, after)
     assert before > 40.0
     assert after < 3.0
     before, after = flux_scatter(plain, sky), flux_scatter(corrected, sky)
+    print("fluxes", before, after, corrected.stars(sky, min_frames=4, faintest=40_000.0)["ratio"].shape)
     assert before > 0.05
     assert after < 0.015
     assert "run_info_calibrated" not in plain.message_keys
@@ -120,9 +123,10 @@ def test_samples_before_debayering_are_those_of_a_perfect_sensor(night, sky, sen
         assert np.std(error / expected) < 1.15
         assert abs(np.mean(error)) < 0.01 * np.mean(truth[phase][quiet])
     # Pixels of strong dark current are not subtracted but replaced.
-    strong = sensor.hot[sensor.current.ravel()[sensor.hot] > 450]
-    assert np.isin(strong, made.bad).mean() > 0.97
-    assert len(made.bad) < 3 * len(strong)
+    above = sensor.current.ravel()[sensor.hot] - 4.0
+    assert np.isin(sensor.hot[above > 100.0], made.bad).mean() > 0.97
+    others = np.setdiff1d(made.bad, sensor.hot)
+    assert len(others) < 25
 
 
 def _set_at(path):
@@ -134,8 +138,9 @@ def _set_at(path):
 
 def test_the_noise_of_the_masters_is_in_the_variance(night, sky, setups, corrected, tmp_path):
     """Frames that were not dithered: the noise of two darks is the same in all, and does not show in their scatter."""
-    still = [replace(setups[0], seed=(9, i)) for i in range(6)]
+    still = [replace(setups[0], sky_adu=(60.0, 86.0, 54.0), seed=(9, i)) for i in range(6)]
     sensor = Sensor(n_hot=0)
+    sensor.flat[:] = 1.0
     for i, setup in enumerate(still):
         data = sensor.read_out(sensor.light(sky, setup), seconds=10.0, seed=50 + i)
         write(tmp_path / "raw" / f"light_{i}.fit", data, base_cards(setup, i))
@@ -150,7 +155,9 @@ def test_the_noise_of_the_masters_is_in_the_variance(night, sky, setups, correct
     # Steps to the next pixel but three, which interpolation does not make alike.
     both = inside[:, :-4] & inside[:, 4:]
     scatter = np.median(np.abs((image[:, 4:] - image[:, :-4])[both])) * 1.4826 / np.sqrt(2)
-    assert np.sqrt(np.median(variance[inside])) == pytest.approx(scatter, rel=0.12)
+    told = np.sqrt(np.mean(variance[inside]))
+    # Two darks of 7 ADU: without their noise a quarter less.
+    assert told == pytest.approx(scatter, rel=0.1)
 
 
 def test_without_calibration_frames_nothing_changes(night, plain, tmp_path):
@@ -216,7 +223,11 @@ def test_masters_of_other_programs(night, sky, sensor, setups, plain, tmp_path):
     """A master dark of whole numbers, and one from 0 to 1 with a flat as floating point, as Siril writes them."""
     cards = base_cards(setups[0], 0, with_wcs=False, RA=None, DEC=None)
     offset = 440.0 + sensor.current
-    write(tmp_path / "a" / "masterdark.fit", np.rint(offset).astype(np.uint16), cards | {"IMAGETYP": "Master Dark"})
+    write(
+        tmp_path / "a" / "masterdark.fit",
+        np.rint(offset).astype(np.uint16),
+        cards | {"IMAGETYP": "Master Dark"},
+    )
     unit = (offset / 65535).astype(np.float32)
     write(tmp_path / "b" / "dark_stacked.fit", unit, cards | {"IMAGETYP": "Dark", "STACKCNT": 20})
     flat = (0.4 * sensor.flat).astype(np.float32)

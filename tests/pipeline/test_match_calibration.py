@@ -53,7 +53,11 @@ def paths(recipe):
 
 
 def test_what_agrees_is_used(light, made):
-    darks, flats, biases = made("dark", 5), made("flat", 4, exposure_s=0.1, gain=0.0), made("bias", exposure_s=0.001)
+    darks, flats, biases = (
+        made("dark", 5),
+        made("flat", 4, exposure_s=0.1, gain=0.0),
+        made("bias", exposure_s=0.001),
+    )
     biases_of_flats = made("bias", exposure_s=0.001, gain=0.0)
     choice = choose_calibration([light, light], darks + flats + biases + biases_of_flats, 5.0)
     assert len(choice.recipes) == 2
@@ -171,12 +175,16 @@ def write_frame(path, **cards):
 
 
 def test_names_tell_what_headers_do_not(tmp_path):
-    path = write_frame(tmp_path / "CALI_FRAME" / "dark" / "cam_0" / "dark_exp_15.5_gain_60_bin_2_-8C_stack_5.fits")
+    path = write_frame(
+        tmp_path / "CALI_FRAME" / "dark" / "cam_0" / "dark_exp_15.5_gain_60_bin_2_-8C_stack_5.fits"
+    )
     frame = read_calibration_frame(path, None, root=tmp_path)
     assert (frame.kind, frame.is_master) == ("dark", True)
     info = frame.info
     assert (info.exposure_s, info.gain, info.binning, info.sensor_celsius) == (15.5, 60.0, 2, -8.0)
-    path = write_frame(tmp_path / "DWARF_DARK" / "tele_exp_10_gain_60_bin_1" / "raw_10s_60_0001_20C.fits", GAIN=80)
+    path = write_frame(
+        tmp_path / "DWARF_DARK" / "tele_exp_10_gain_60_bin_1" / "raw_10s_60_0001_20C.fits", GAIN=80
+    )
     info = read_calibration_frame(path, None, root=tmp_path).info
     # The header comes first.
     assert (info.exposure_s, info.gain, info.binning, info.sensor_celsius) == (10.0, 80.0, 1, 20.0)

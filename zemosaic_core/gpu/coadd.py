@@ -276,7 +276,9 @@ def expected_workload(
         0, source_hw, shift_pixel_map(0, 0, box), box, terms, weight, feather_px, has_weight_map
     )
     mapped = has_weight_map or feather_px > 0
-    shape = SourceShape(n_channels, width, mapped, has_weight_map, raw=raw, planes=not raw, calibrated=calibrated)
+    shape = SourceShape(
+        n_channels, width, mapped, has_weight_map, raw=raw, planes=not raw, calibrated=calibrated
+    )
     return _declare(op, height, (source,) * n_sources, shape, rule, kernel, info, {})
 
 

@@ -203,7 +203,8 @@ def read_frame_info(path: Path | str) -> FrameInfo:
     Raises
     ------
     SkipItem
-        ``frame_empty``, ``frame_gzip`` (packed by gzip and tile-compressed), ``frame_not_fits``, ``frame_truncated``, ``frame_no_image``, ``frame_wrong_shape``,
+        ``frame_empty``, ``frame_gzip`` (packed by gzip and tile-compressed), ``frame_not_fits``,
+        ``frame_truncated``, ``frame_no_image``, ``frame_wrong_shape``,
         ``frame_unknown_pattern``, ``frame_bad_header``, ``frame_not_regular`` or ``frame_unreadable``; ``path``
         is among the values.
     """

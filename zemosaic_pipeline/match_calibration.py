@@ -285,9 +285,9 @@ def _sensor_differences(light: FrameInfo, group: MasterRecipe) -> dict[str, str]
 def _dark_differences(light: FrameInfo, group: MasterRecipe, tolerance: float) -> dict[str, str]:
     differences = _sensor_differences(light, group)
     info = _typical(group)
-    if light.exposure_s is not None and info.exposure_s is not None:
-        if abs(light.exposure_s - info.exposure_s) > SAME_EXPOSURE * max(light.exposure_s, info.exposure_s):
-            differences["EXPTIME"] = f"{_shown(light.exposure_s)}/{_shown(info.exposure_s)}"
+    mine, theirs = light.exposure_s, info.exposure_s
+    if mine is not None and theirs is not None and abs(mine - theirs) > SAME_EXPOSURE * max(mine, theirs):
+        differences["EXPTIME"] = f"{_shown(mine)}/{_shown(theirs)}"
     nearest = min(
         (f.info.sensor_celsius for f in group.frames if f.info.sensor_celsius is not None),
         key=lambda t: _distance(light.sensor_celsius, t, 0.0),

@@ -14,7 +14,7 @@ from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_core.hot_pixels import DefectEvidence
 from zemosaic_io.calibration_sets import load_set
 from zemosaic_io.fits_read import frame_changed
-from zemosaic_io.headers import FrameInfo, read_frame_info
+from zemosaic_io.headers import read_frame_info
 from zemosaic_io.manifest import hash_key, make_folder
 from zemosaic_pipeline import calibrate
 from zemosaic_pipeline.context import RunContext

@@ -88,7 +88,7 @@ def test_damage_is_the_end_of_one_frame_only(both, damage):
     else:
         content = content[:2]
     packed.path.write_bytes(content)
-    with pytest.raises(SkipItem, match="frame.fit.gz"):
+    with pytest.raises(SkipItem, match=r"frame\.fit\.gz"):
         read_identified(read_frame_info(packed.path))
 
 

@@ -1,4 +1,4 @@
-"""A made-up sensor with hot pixels, an amplifier that glows, vignetting and dust; its lights, darks, flats and biases."""
+"""A made-up sensor with hot pixels, an amplifier that glows, vignetting and dust; its frames of every kind."""
 
 from __future__ import annotations
 

@@ -35,6 +35,8 @@ _DEAD = 0.5
 # A hot pixel is subtracted where that is sure: dark current changes by a third within some degrees, and three tenths
 # of it left over must stay below three times the noise of a frame.
 _HOT_SIGMA = 10.0
+# Share of the pixels of a master of unknown noise that may be called bad.
+_MOST_BAD = 0.005
 # A pixel that scatters so much more than the others jumps between levels; its mean says little.
 _UNSTEADY = 4.0
 _MIN_FRAMES_FOR_SCATTER = 5
@@ -223,11 +225,16 @@ def bad_pixels_of_dark(dark: np.ndarray, variance: np.ndarray | None, n_frames: 
         with five darks or more those that scatter four times as much as is usual and as their neighbours.
     """
     excess = dark - kin_median(dark)
-    usual = float(_MAD_TO_SIGMA * np.nanmedian(np.abs(excess)))
+    size = np.abs(excess)
+    usual = float(_MAD_TO_SIGMA * np.nanmedian(size))
     usual_variance = typical_variance(variance, n_frames)
     frame_noise = np.sqrt(usual_variance * n_frames)
+    limit = _HOT_SIGMA * max(frame_noise, usual)
+    if not frame_noise > 0:
+        # The noise of one frame is larger than that of the master, nobody knows by how much.
+        limit = max(limit, float(np.nanquantile(size, 1.0 - _MOST_BAD)))
     with np.errstate(invalid="ignore"):
-        bad = np.abs(excess) > _HOT_SIGMA * max(frame_noise, usual)
+        bad = size > limit
         if variance is not None and n_frames >= _MIN_FRAMES_FOR_SCATTER:
             # Where the amplifier glows all pixels scatter.
             bad |= variance > _UNSTEADY**2 * np.maximum(usual_variance, kin_median(variance))

@@ -64,7 +64,7 @@ def test_debayering_is_that_of_the_cpu_bit_by_bit(pattern, shape, colour):
     light = ((raw - np.float32(990.7)) * np.float32(1.0371)).astype(np.float32)
     for coded, stored in ((0, raw), (1, (raw ^ 0x8000).byteswap()), (2, light)):
         windows.debayer_on_card(
-            queue, queue.upload(stored), shape, pattern, colour, shares, planes, coded=coded
+            queue, queue.upload(stored.view(np.uint16)), shape, pattern, colour, shares, planes, coded=coded
         )
         (found,) = queue.download(planes)
         samples = light if coded == 2 else raw

@@ -340,10 +340,16 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         site_deg=_site(cards),
         sensor_celsius=_number(cards, "CCD-TEMP", "CCDTEMP", "DET-TEMP", "SENSTEMP", "SET-TEMP"),
         offset=_number(cards, "OFFSET", "BLKLEVEL"),
-        calibrated="".join(letter for letter in "BDF" if letter in _text(cards, "CALSTAT").upper()),
+        calibrated=_calibrated(cards),
         row_order=_text(cards, "ROWORDER").upper(),
         packed=hdu.packed,
     )
+
+
+def _calibrated(cards: Mapping[str, Any]) -> str:
+    """Which of bias, dark and flat CALSTAT names; other words than its letters say nothing."""
+    text = _text(cards, "CALSTAT").upper()
+    return "".join(x for x in "BDF" if x in text) if re.fullmatch(r"[BDFMCL ,]+", text) else ""
 
 
 def _binning(cards: Mapping[str, Any]) -> int:

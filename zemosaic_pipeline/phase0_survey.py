@@ -18,7 +18,7 @@ from zemosaic_pipeline.plan import geometry, majority_geometry
 from zemosaic_pipeline.records import Frame, LeftOut
 from zemosaic_pipeline.sessions import mixture_text
 
-__all__ = ["PHASE", "run", "survey"]
+__all__ = ["PHASE", "run", "set_aside", "survey"]
 
 PHASE = "phase0_survey"
 # Headers handed to a worker process at once: one header takes about a millisecond, a round trip as much.
@@ -104,6 +104,21 @@ def survey(
     refused = [item for item in everything if isinstance(item, LeftOut)]
     kept, other = _one_camera(infos)
     return kept, refused + other
+
+
+def set_aside(
+    folder: Path,
+    output_dir: Path,
+    *,
+    recursive: bool,
+    selection: Iterable[str],
+    other_places: Iterable[Path] = (),
+) -> list[LeftOut]:
+    """Return what lies beside frames that were chosen by hand and is no light frame; arguments as in `survey`."""
+    chosen = {str(Path(path).resolve()) for path in selection}
+    paths = survey_files(folder, recursive=recursive, exclude=(output_dir, *other_places))
+    beside = [str(path) for path in paths if str(path.resolve()) not in chosen]
+    return [item for item in read_batch(beside, folder) if isinstance(item, LeftOut)]
 
 
 def run(

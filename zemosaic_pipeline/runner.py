@@ -192,6 +192,14 @@ class _ClassicRun:
             )
             self.n_found = len(frames) + len(context.left_out)
             infos = [frame.info for frame in frames]
+            if self.selection.frames and calibration.wanted:
+                refused = phase0_survey.set_aside(
+                    self.folder,
+                    context.output_dir,
+                    recursive=self.settings.scan_recursive,
+                    selection=self.selection.frames,
+                    other_places=calibrate.given_places(calibration),
+                )
             chosen = calibrate.choose(infos, refused, self.folder, calibration)
             self.plan = plan = resolve(
                 self.settings,

@@ -39,7 +39,7 @@ from zemosaic_pipeline.filters import (
 )
 from zemosaic_pipeline.judge_frames import judge_air
 from zemosaic_pipeline.plan import Machine, estimate_canvas, make_policy, resolve, worker_count
-from zemosaic_pipeline.records import MasterTile, Mosaic, SolvedFrame
+from zemosaic_pipeline.records import LeftOut, MasterTile, Mosaic, SolvedFrame
 from zemosaic_pipeline.report import collect, write_report
 from zemosaic_pipeline.routes import groups_of_route
 from zemosaic_settings import Settings
@@ -192,15 +192,7 @@ class _ClassicRun:
             )
             self.n_found = len(frames) + len(context.left_out)
             infos = [frame.info for frame in frames]
-            if self.selection.frames and calibration.wanted:
-                refused = phase0_survey.set_aside(
-                    self.folder,
-                    context.output_dir,
-                    recursive=self.settings.scan_recursive,
-                    selection=self.selection.frames,
-                    other_places=calibrate.given_places(calibration),
-                )
-            chosen = calibrate.choose(infos, refused, self.folder, calibration)
+            chosen = calibrate.choose(infos, self._beside(refused, calibration), self.folder, calibration)
             self.plan = plan = resolve(
                 self.settings,
                 infos,
@@ -282,6 +274,18 @@ class _ClassicRun:
         with context.phase(phase7_cleanup.PHASE):
             phase7_cleanup.run(tiles, plan.output.keep_state, context)
         return outputs
+
+    def _beside(self, refused: list[LeftOut], calibration: calibrate.CalibrationOptions) -> list[LeftOut]:
+        """Return what may be calibration frames: of a selection, what was not chosen is looked at as well."""
+        if not (self.selection.frames and calibration.wanted):
+            return refused
+        return phase0_survey.set_aside(
+            self.folder,
+            self.context.output_dir,
+            recursive=self.settings.scan_recursive,
+            selection=self.selection.frames,
+            other_places=calibrate.given_places(calibration),
+        )
 
     def _chosen(self) -> Iterable[str] | None:
         return self.selection.frames or None

@@ -163,10 +163,8 @@ def _measure_calibrated(
     samples = level_saturated(used.apply(data, 0, 0), counts.plane, saturation_levels(evidence))
     # What the masters say of bad pixels counts for every frame; they must not be taken for stars of this one.
     samples = repair_cfa(samples, used.bad)
-    names = [info.cfa_pattern] if info.kind == "cfa" else ["LLLL"]
-    phases = [
-        [k for k in range(4) if names[0][k] == colour] for colour in ("RGB" if info.kind == "cfa" else "L")
-    ]
+    pattern, colours = (info.cfa_pattern, "RGB") if info.kind == "cfa" else ("LLLL", "L")
+    phases = [[k for k in range(4) if pattern[k] == colour] for colour in colours]
     tops = np.stack([joined_ceiling(evidence[k]) for k in phases]).astype(np.float64)
     tops[:, 0] = counts.zero + counts.step * tops[:, 0]
     return _measure_raw_frame(info, samples, options) | {"ceiling": tops}

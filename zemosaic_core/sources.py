@@ -104,8 +104,9 @@ class RawRows:
 
     Attributes
     ----------
-    data : ndarray, shape (h, W), uint16 bit patterns exactly as in the file
-        Big-endian two's complement when ``big_endian_signed`` (FITS int16 with BZERO 32768), else native uint16.
+    data : ndarray, shape (h, W), uint16 or float32
+        Bit patterns exactly as in the file: big-endian two's complement when ``big_endian_signed`` (FITS int16 with
+        BZERO 32768), else native uint16. Of a calibrated frame its samples, native float32, none of them missing.
     y0 : int
         First row.
     big_endian_signed : bool

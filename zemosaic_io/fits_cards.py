@@ -6,6 +6,7 @@ Never writes.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zemosaic_core.errors import SkipItem
-from zemosaic_io.regular_files import open_regular
+from zemosaic_io.regular_files import is_gzip, open_regular, open_unpacked
 
 __all__ = ["FITS_BLOCK", "HduInfo", "is_celestial_key", "iter_hdus"]
 
@@ -42,6 +43,7 @@ WBAL_R WBAL_G WBAL_B
 BAYERPAT COLORTYP CFAIMAGE ROWORDER XBAYROFF YBAYROFF INSTRUME CREATOR TELESCOP EXPTIME EXPOSURE
 DATE-OBS DATE-AVG DATE_OBS FILTER GAIN OBJECT IMAGETYP STACKCNT SITELONG LONG-OBS
 XBINNING TOTALEXP LIVETIME FRAMETYP FRAME OBSTYPE SITELAT LAT-OBS
+CCD-TEMP CCDTEMP DET-TEMP SENSTEMP SET-TEMP OFFSET BLKLEVEL CALSTAT ISOSPEED
 NCOMBINE SNAPSHOT EXP EXP_TIME BINNING ORIGIN FOVRA FOVDEC PIXSIZE1 PIXSCALE SECPIX IM_SCALE
 RA DEC RAUNIT OBJCTRA OBJCTDEC TELRA TELDEC FOCALLEN FOCAL FLENGTH XPIXSZ PIXSIZE PIXELSIZ PIXSCAL1 SCALE
 """
@@ -68,12 +70,15 @@ class HduInfo:
         The cards this program knows, by keyword.
     data_offset, data_bytes : int
         First byte of the data and their size without the padding to whole blocks.
+    packed : bool
+        The file is packed with gzip; bytes count in what is packed.
     """
 
     index: int
     cards: dict[str, Any]
     data_offset: int
     data_bytes: int
+    packed: bool = False
 
     @property
     def name(self) -> str:
@@ -100,7 +105,7 @@ class HduInfo:
 
 
 def iter_hdus(path: Path) -> Iterator[HduInfo]:
-    """Walk through the header-data units of a FITS file, reading headers only.
+    """Walk through the header-data units of a FITS file, plain or packed with gzip, reading headers only.
 
     Yields
     ------
@@ -110,15 +115,19 @@ def iter_hdus(path: Path) -> Iterator[HduInfo]:
     Raises
     ------
     SkipItem
-        ``frame_empty``, ``frame_gzip``,
-        ``frame_not_fits``, ``frame_truncated``, ``frame_bad_header``, ``frame_unreadable``,
+        ``frame_empty``, ``frame_not_fits``, ``frame_truncated``, ``frame_bad_header``, ``frame_unreadable``,
         ``frame_not_regular``.
     """
     try:
         with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
+            size: float = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise SkipItem("frame_empty", f"{path} is empty", path=str(path))
+            packed = is_gzip(file)
+        with open_unpacked(path, packed=packed) as file:
+            if packed:
+                # How long it is shows when its end is reached.
+                size = math.inf
             offset, index = 0, 0
             while offset < size:
                 file.seek(offset)
@@ -127,7 +136,7 @@ def iter_hdus(path: Path) -> Iterator[HduInfo]:
                     return
                 file.seek(offset)
                 cards, header_bytes = _read_cards(file, path, is_primary=index == 0)
-                hdu = HduInfo(index, cards, offset + header_bytes, _data_bytes(cards))
+                hdu = HduInfo(index, cards, offset + header_bytes, _data_bytes(cards), packed)
                 yield hdu
                 offset = hdu.data_offset + -(-hdu.data_bytes // FITS_BLOCK) * FITS_BLOCK
                 index += 1
@@ -152,8 +161,6 @@ def _read_cards(file: Any, path: Path, *, is_primary: bool) -> tuple[dict[str, A
     start = file.tell()
     # It may grow to megabytes: bytes would be copied with every piece that is added.
     data = bytearray(file.read(_FIRST_READ))
-    if is_primary and data.startswith(b"\x1f\x8b"):
-        raise SkipItem("frame_gzip", f"{path} is packed with gzip", path=str(path))
     if is_primary and not (data.startswith(b"SIMPLE  =") or data.startswith(b"SIMPLE =")):
         raise SkipItem("frame_not_fits", f"{path} does not start like a FITS file", path=str(path))
     end = _find_end(data, 0)

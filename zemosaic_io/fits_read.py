@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ import numpy as np
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.row_sums import row_sums
 from zemosaic_core.sources import RawRows
+from zemosaic_io.atomic import atomic_path
 from zemosaic_io.compressed_tiles import check_inflated
 from zemosaic_io.fits_cards import HduInfo, iter_hdus
 from zemosaic_io.headers import FrameInfo
-from zemosaic_io.regular_files import open_regular
+from zemosaic_io.regular_files import open_regular, open_unpacked
 
 __all__ = [
     "IdentifiedImage",
@@ -32,6 +33,8 @@ __all__ = [
     "read_plane_rows",
     "read_raw_rows",
     "read_window",
+    "unpack_pixels",
+    "values_of_raw",
 ]
 
 _STORED = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
@@ -160,6 +163,15 @@ def read_raw_rows(info: FrameInfo, y0: int, y1: int, *, sums: np.ndarray | None 
     )
 
 
+def values_of_raw(rows: RawRows) -> np.ndarray:
+    """Return the pixels of undecoded rows as native uint16."""
+    if not rows.big_endian_signed:
+        return rows.data
+    native = rows.data.view(">u2").astype(np.uint16)
+    native ^= np.uint16(0x8000)
+    return native
+
+
 def read_plane_rows(path: Path, hdu: HduInfo, y0: int, y1: int) -> np.ndarray:
     """Read rows of an uncompressed image unit as (planes, y1-y0, W) float32 in native byte order.
 
@@ -183,6 +195,27 @@ def read_plane_rows(path: Path, hdu: HduInfo, y0: int, y1: int) -> np.ndarray:
         values *= np.float32(bscale)
         values += np.float32(bzero)
     return values
+
+
+def unpack_pixels(info: FrameInfo, target: Path) -> FrameInfo:
+    """Write the pixels of a packed frame, as they are stored, into a file of their own, piece by piece.
+
+    Returns
+    -------
+    FrameInfo
+        ``info`` with the place of the pixels in that file.
+
+    Raises
+    ------
+    SkipItem
+        ``frame_unreadable`` or ``frame_truncated``.
+    SaveFailed
+        The file cannot be written.
+    """
+    with atomic_path(target) as temporary, temporary.open("wb") as file:
+        for piece in _iter_pixel_bytes(info):
+            file.write(piece)
+    return replace(info, path=target, data_offset=0, packed=False)
 
 
 def content_key(info: FrameInfo) -> str:
@@ -212,7 +245,7 @@ def _iter_pixel_bytes(info: FrameInfo) -> Iterator[bytes | memoryview]:
         return
     left = info.shape_hw[0] * info.shape_hw[1] * info.n_stored_planes * abs(info.bitpix) // 8
     try:
-        with open_regular(info.path) as file:
+        with open_unpacked(info.path, packed=info.packed) as file:
             file.seek(info.data_offset)
             while left > 0:
                 chunk = file.read(min(left, _HASH_CHUNK))
@@ -257,9 +290,8 @@ def _read_stored_rows(info: FrameInfo, y0: int, y1: int, *, planes: int | None =
     dtype = np.dtype(_STORED[info.bitpix])
     row_bytes = width * in_rows * dtype.itemsize
     stored = np.empty((in_planes, y1 - y0, width * in_rows), dtype)
-    _read_into(
-        info.path, [info.data_offset + (p * height + y0) * row_bytes for p in range(in_planes)], stored
-    )
+    offsets = [info.data_offset + (p * height + y0) * row_bytes for p in range(in_planes)]
+    _read_into(info.path, offsets, stored, packed=info.packed)
     return stored
 
 
@@ -273,16 +305,16 @@ def _as_planes(info: FrameInfo, stored: np.ndarray) -> np.ndarray:
     return np.moveaxis(stored[0].reshape(rows, -1, info.n_stored_planes)[..., :3], -1, 0)
 
 
-def _read_into(path: Path, offsets: list[int], target: np.ndarray) -> None:
-    """Fill ``target[i]`` from byte ``offsets[i]``."""
+def _read_into(path: Path, offsets: list[int], target: np.ndarray, *, packed: bool = False) -> None:
+    """Fill ``target[i]`` from byte ``offsets[i]``, in rising order."""
     try:
-        with open_regular(path, buffering=0) as file:
+        with open_unpacked(path, packed=packed, buffering=0) as file:
             for offset, plane in zip(offsets, target, strict=True):
                 view = memoryview(plane.reshape(-1).view(np.uint8))
                 file.seek(offset)
                 done = 0
                 while done < len(view):
-                    count = file.readinto(view[done:])
+                    count = file.readinto(view[done:])  # type: ignore[attr-defined]
                     if not count:
                         raise _truncated(path, len(view) - done)
                     done += count

@@ -7,9 +7,10 @@ number of frames.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,14 +20,24 @@ from zemosaic_core.hot_pixels import repair_cfa
 from zemosaic_core.missing_data import RIM_PX, zeros_to_nan
 from zemosaic_core.sources import RawRows
 from zemosaic_core.weights import make_radial_weight_map
+from zemosaic_io.calibration_sets import CalibrationSet, require_set
 from zemosaic_io.fits_cards import HduInfo, iter_hdus
-from zemosaic_io.fits_read import read_plane_rows, read_raw_rows, read_window
+from zemosaic_io.fits_read import (
+    read_plane_rows,
+    read_raw_rows,
+    read_window,
+    unpack_pixels,
+    values_of_raw,
+)
 from zemosaic_io.headers import FrameInfo
 
 __all__ = ["FrameStore", "TileStore"]
 
+T = TypeVar("T")
+
 # A debayered pixel needs neighbours within its reach, and each of these may be repaired from neighbours at up to 4 px.
-_MARGIN = DEBAYER_REACH + 4
+_REPAIR_REACH = 4
+_MARGIN = DEBAYER_REACH + _REPAIR_REACH
 _TRACE_WEIGHT = 1e-3
 
 
@@ -49,6 +60,12 @@ class FrameStore:
         row that is read is compared with them. Frames without an entry are read as they are.
     zero_is_missing : collection of int
         Keys of frames without CFA whose zeros are missing pixels (`zemosaic_core.missing_data`).
+    calibrations : mapping of int to str, optional
+        File of the `CalibrationSet` of each frame, by key; frames without an entry are taken as they are. Samples are
+        calibrated before anything else is done to them.
+    unpack_dir : Path, optional
+        Folder for the pixels of frames packed with gzip, which can only be read from their beginning: each is unpacked
+        when it is needed first. None: they are unpacked anew for every window.
 
     Notes
     -----
@@ -64,7 +81,14 @@ class FrameStore:
         radial: tuple[float, float, float] | None = None,
         row_sums: Mapping[int, np.ndarray] | None = None,
         zero_is_missing: Collection[int] = (),
+        calibrations: Mapping[int, str] | None = None,
+        unpack_dir: Path | None = None,
     ) -> None:
+        self._unpack_dir = unpack_dir
+        self._unpacked: dict[int, FrameInfo] = {}
+        self._unpacking: dict[int, threading.Lock] = {}
+        self._calibrations = dict(calibrations or {})
+        self._sets: dict[str, CalibrationSet] = {}
         self._zero_is_missing = frozenset(zero_is_missing)
         self._infos = dict(infos)
         self._sums = dict(row_sums or {})
@@ -92,11 +116,13 @@ class FrameStore:
         info = self._infos[key]
         if info.kind == "cfa":
             return self._read_cfa(info, key, y0, y1, x0, x1)
+        used = self.calibration_of(key)
         if key in self._zero_is_missing:
-            return self._read_with_emptiness(info, key, y0, y1, x0, x1)
-        window = np.ascontiguousarray(
-            read_window(info, y0, y1, x0, x1, sums=self._sums.get(key)), dtype=np.float32
-        )
+            window = self._read_with_emptiness(info, key, y0, y1, x0, x1)
+            return window if used is None else used.apply(window[0], y0, x0)[np.newaxis]
+        if used is not None:
+            return self._read_sensor(info, key, y0, y1)[np.newaxis, :, x0:x1]
+        window = np.ascontiguousarray(self._stored(key, read_window, y0, y1, x0, x1), dtype=np.float32)
         if info.bitpix < 0:
             window[~np.isfinite(window)] = np.nan
         return window[np.newaxis] if window.ndim == 2 else window
@@ -108,14 +134,53 @@ class FrameStore:
         hot = self._hot_rows(key, top, bottom, width)
         if len(hot):
             # Whole rows: the indices count pixels of the full width.
-            rows = read_window(info, top, bottom, sums=self._sums.get(key))
+            rows = self._samples(info, key, top, bottom, 0, width)
             sensor = repair_cfa(rows, hot, top)[:, left:right]
         else:
-            sensor = read_window(info, top, bottom, left, right, sums=self._sums.get(key))
+            sensor = self._samples(info, key, top, bottom, left, right)
         planes = debayer(
             np.ascontiguousarray(sensor), info.cfa_pattern, top, left, colour=self._colours.get(key)
         )
         return np.ascontiguousarray(planes[:, y0 - top : y1 - top, x0 - left : x1 - left])
+
+    def _stored(self, key: int, function: Callable[..., T], *window: int) -> T:
+        """Call one of the readers of `fits_read` on a window of a frame, unpacked where it is packed."""
+        info = self._infos[key]
+        if not info.packed or self._unpack_dir is None:
+            return function(info, *window, sums=self._sums.get(key))
+        with self._lock:
+            lock = self._unpacking.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._unpacked:
+                self._unpacked[key] = unpack_pixels(info, self._unpack_dir / f"unpacked_{key}")
+        try:
+            return function(self._unpacked[key], *window, sums=self._sums.get(key))
+        except SkipItem as skip:
+            # The frame is known by its own name.
+            raise SkipItem(skip.key, str(skip), **{**skip.values, "path": str(info.path)}) from skip
+
+    def _read_sensor(self, info: FrameInfo, key: int, y0: int, y1: int) -> np.ndarray:
+        """Rows of a calibrated frame without colours, bad pixels repaired."""
+        top, bottom = max(0, y0 - _REPAIR_REACH), min(info.shape_hw[0], y1 + _REPAIR_REACH)
+        rows = self._samples(info, key, top, bottom, 0, info.shape_hw[1])
+        hot = self._hot_rows(key, top, bottom, info.shape_hw[1])
+        return (repair_cfa(rows, hot, top) if len(hot) else rows)[y0 - top : y1 - top]
+
+    def _samples(self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Samples of the sensor, calibrated where there is something to do it with."""
+        raw = self._stored(key, read_window, y0, y1, x0, x1)
+        used = self.calibration_of(key)
+        return raw if used is None else used.apply(raw, y0, x0)
+
+    def calibration_of(self, key: int) -> CalibrationSet | None:
+        """Return what a frame is calibrated with; None: nothing."""
+        path = self._calibrations.get(key)
+        if path is None:
+            return None
+        with self._lock:
+            if path not in self._sets:
+                self._sets[path] = require_set(path)
+            return self._sets[path]
 
     def _read_with_emptiness(
         self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int
@@ -123,7 +188,7 @@ class FrameStore:
         height, width = info.shape_hw
         top, bottom = max(0, y0 - RIM_PX), min(height, y1 + RIM_PX)
         left, right = max(0, x0 - RIM_PX), min(width, x1 + RIM_PX)
-        stored = read_window(info, top, bottom, left, right, sums=self._sums.get(key))
+        stored = self._stored(key, read_window, top, bottom, left, right)
         window = np.asarray(stored, dtype=np.float32)
         window = window[np.newaxis] if window.ndim == 2 else window
         window = np.where(np.isfinite(window), window, np.float32(np.nan))
@@ -145,10 +210,14 @@ class FrameStore:
     def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
         """Return undecoded rows with their hot pixels, or None when the frame has no such form; see `read`."""
         info = self._infos[key]
-        raw = read_raw_rows(info, y0, y1, sums=self._sums.get(key))
+        raw = self._stored(key, read_raw_rows, y0, y1)
         if raw is None:
             return None
         hot = self._hot_rows(key, y0, y1, info.shape_hw[1])
+        used = self.calibration_of(key)
+        if used is not None:
+            samples = used.apply(values_of_raw(raw), y0, 0)
+            raw = replace(raw, data=samples, big_endian_signed=False)
         return replace(raw, hot_pixels=hot, colour=self._colours.get(key))
 
     def _hot_rows(self, key: int, y0: int, y1: int, width: int) -> np.ndarray:

@@ -103,6 +103,16 @@ class FrameInfo:
         Exposure of all frames stacked in this file; None when the header does not tell (`total_exposure_s`).
     site_deg : tuple of float or None
         Latitude and longitude of the observer, east positive.
+    sensor_celsius : float or None
+        Temperature of the sensor, measured or else wished for.
+    offset : float or None
+        Offset setting of the camera (not ADU).
+    calibrated : str
+        What CALSTAT says was done to the pixels: letters of ``BDF`` for bias, dark, flat; '' when nothing is said.
+    row_order : str
+        ROWORDER in capitals; '' when missing.
+    packed : bool
+        The file is packed with gzip; `data_offset` counts in what is packed.
     """
 
     path: Path
@@ -138,6 +148,11 @@ class FrameInfo:
     site_deg: tuple[float, float] | None = None
     ctime_ns: int = 0
     inode: int = 0
+    sensor_celsius: float | None = None
+    offset: float | None = None
+    calibrated: str = ""
+    row_order: str = ""
+    packed: bool = False
 
     def __hash__(self) -> int:
         return hash((self.path, self.mtime_ns))
@@ -192,7 +207,7 @@ def read_frame_info(path: Path | str) -> FrameInfo:
     Parameters
     ----------
     path : Path or str
-        A FITS file, plain or tile-compressed.
+        A FITS file, plain, tile-compressed or packed with gzip.
 
     Returns
     -------
@@ -201,7 +216,8 @@ def read_frame_info(path: Path | str) -> FrameInfo:
     Raises
     ------
     SkipItem
-        ``frame_empty``, ``frame_not_fits``, ``frame_truncated``, ``frame_no_image``, ``frame_wrong_shape``,
+        ``frame_empty``, ``frame_gzip`` (packed by gzip and tile-compressed), ``frame_not_fits``,
+        ``frame_truncated``, ``frame_no_image``, ``frame_wrong_shape``,
         ``frame_unknown_pattern``, ``frame_bad_header``, ``frame_not_regular`` or ``frame_unreadable``; ``path``
         is among the values.
     """
@@ -281,7 +297,10 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
     cards = hdu.cards
     compressed = hdu.is_compressed_image
     shape_hw, axes, planes = _geometry(path, hdu.image_axes)
-    _check_size(path, hdu, stat.st_size)
+    if hdu.packed and compressed:
+        raise SkipItem("frame_gzip", f"{path} is compressed in two ways", path=str(path))
+    if not hdu.packed:
+        _check_size(path, hdu, stat.st_size)
     if compressed:
         check_compressed(path, hdu)
     bitpix = int(cards.get("ZBITPIX" if compressed else "BITPIX") or 0)
@@ -321,7 +340,7 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         exposure_s=exposure_s,
         date_obs=date_obs,
         filter_name=_text(cards, "FILTER"),
-        gain=_number(cards, "GAIN"),
+        gain=_number(cards, "GAIN", "ISOSPEED"),
         object_name=_text(cards, "OBJECT"),
         image_type=_text(cards, "IMAGETYP", "FRAMETYP", "FRAME", "OBSTYPE"),
         stack_count=stack_count,
@@ -334,7 +353,18 @@ def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
         telescope=_text(cards, "TELESCOP"),
         stack_exposure_s=stack_seconds,
         site_deg=_site(cards),
+        sensor_celsius=_number(cards, "CCD-TEMP", "CCDTEMP", "DET-TEMP", "SENSTEMP", "SET-TEMP"),
+        offset=_number(cards, "OFFSET", "BLKLEVEL"),
+        calibrated=_calibrated(cards),
+        row_order=_text(cards, "ROWORDER").upper(),
+        packed=hdu.packed,
     )
+
+
+def _calibrated(cards: Mapping[str, Any]) -> str:
+    """Which of bias, dark and flat CALSTAT names; other words than its letters say nothing."""
+    text = _text(cards, "CALSTAT").upper()
+    return "".join(x for x in "BDF" if x in text) if re.fullmatch(r"[BDFMCL ,]+", text) else ""
 
 
 def _binning(cards: Mapping[str, Any]) -> int:

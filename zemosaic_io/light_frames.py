@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from zemosaic_core.errors import SkipItem
 from zemosaic_io.headers import FrameInfo
 
-__all__ = ["refuse_other_than_light"]
+__all__ = ["calibration_kind", "refuse_other_than_light", "says_light"]
 
 _CALIBRATION_TYPE = re.compile(r"dark|flat|bias|\boffset|\bzero", re.IGNORECASE)
 _LIGHT_TYPE = re.compile(r"light|object|science", re.IGNORECASE)
@@ -46,8 +47,8 @@ def refuse_other_than_light(info: FrameInfo, root: Path | None = None) -> None:
     SkipItem
         ``frame_not_light`` (the header says so), ``frame_not_light_folder`` or ``frame_not_light_name``.
     """
-    says_light = bool(_LIGHT_TYPE.match(info.image_type))
-    if not says_light and _CALIBRATION_TYPE.search(info.image_type):
+    is_light = says_light(info)
+    if not is_light and _CALIBRATION_TYPE.search(info.image_type):
         raise SkipItem(
             "frame_not_light",
             f"{info.path}: the header calls it {info.image_type}",
@@ -55,11 +56,11 @@ def refuse_other_than_light(info: FrameInfo, root: Path | None = None) -> None:
             type=info.image_type,
         )
     name = _stem(info.path.name)
-    if _is_thumbnail(name) or (not says_light and _is_calibration(name)):
+    if _is_thumbnail(name) or (not is_light and _is_calibration(name)):
         raise SkipItem(
             "frame_not_light_name", f"{info.path}: its name says it is no light frame", path=str(info.path)
         )
-    if says_light:
+    if is_light:
         return
     for folder in _folders_below(info.path, root):
         if _is_calibration(folder) or _is_thumbnail(folder):
@@ -69,6 +70,35 @@ def refuse_other_than_light(info: FrameInfo, root: Path | None = None) -> None:
                 path=str(info.path),
                 folder=folder,
             )
+
+
+def says_light(info: FrameInfo) -> bool:
+    """Tell whether the header calls the frame a light frame."""
+    return bool(_LIGHT_TYPE.match(info.image_type))
+
+
+def calibration_kind(info: FrameInfo, root: Path | None = None) -> Literal["bias", "dark", "flat"] | None:
+    """Return what kind of calibration frame header, name or folders (the nearest first) say it is; None: none.
+
+    Darks for flats are darks. ``root`` as in `refuse_other_than_light`.
+    """
+    if says_light(info):
+        return None
+    if kind := _kind_of(info.image_type):
+        return kind
+    for name in (_stem(info.path.name), *reversed(_folders_below(info.path, root))):
+        if _is_calibration(name) and (kind := _kind_of(name)):
+            return kind
+    return None
+
+
+def _kind_of(text: str) -> Literal["bias", "dark", "flat"] | None:
+    lowered = text.lower()
+    if "dark" in lowered:
+        return "dark"
+    if "flat" in lowered:
+        return "flat"
+    return "bias" if re.search(r"bias|offset|\bzero", lowered) else None
 
 
 def _stem(name: str) -> str:

@@ -1,15 +1,24 @@
-"""Open only what is a file of bytes: a pipe, a socket or a device by the name of a frame would hang the reader."""
+"""Open only what is a file of bytes: a pipe, a socket or a device by the name of a frame would hang the reader.
+
+Files packed with gzip are unpacked as they are read, piece by piece; going back in one means to begin anew.
+"""
 
 from __future__ import annotations
 
+import gzip
 import os
 import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from zemosaic_core.errors import SkipItem
 
-__all__ = ["open_regular"]
+__all__ = ["is_gzip", "open_regular", "open_unpacked"]
+
+_GZIP = b"\x1f\x8b"
 
 _KINDS = {
     stat.S_IFDIR: "folder",
@@ -43,6 +52,45 @@ def open_regular(path: Path | str, *, buffering: int = -1) -> BinaryIO:
         os.close(handle)
         raise
     return open(handle, "rb", buffering=buffering)
+
+
+def is_gzip(file: BinaryIO) -> bool:
+    """Tell whether a file that was just opened is packed with gzip; it stays at its beginning."""
+    begin = file.read(len(_GZIP))
+    file.seek(0)
+    return begin == _GZIP
+
+
+@contextmanager
+def open_unpacked(path: Path | str, *, packed: bool, buffering: int = -1) -> Iterator[BinaryIO]:
+    """Open a regular file, or what is packed in it, for reading.
+
+    Parameters
+    ----------
+    path : Path or str
+    packed : bool
+        The file is packed with gzip.
+    buffering : int
+        As in `open`, for files that are not packed.
+
+    Raises
+    ------
+    SkipItem
+        ``frame_not_regular``; or ``frame_unreadable``: what is packed is damaged or cut short.
+    OSError
+        The file cannot be opened or read.
+    """
+    with open_regular(path, buffering=-1 if packed else buffering) as file:
+        if not packed:
+            yield file
+            return
+        try:
+            with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+                yield cast(BinaryIO, unpacked)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise SkipItem(
+                "frame_unreadable", f"{path} cannot be unpacked: {error}", path=str(path), reason=str(error)
+            ) from error
 
 
 def _check(path: Path | str, mode: int) -> None:

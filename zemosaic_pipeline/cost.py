@@ -37,6 +37,9 @@ PARENT_BYTES = 260_000_000
 CHILD_BYTES = 115_000_000
 # Measured on 1080x1920 frames: a measuring process peaks at 160 to 176 MB.
 MEASURE_BYTES_PER_PX = 32
+# Offset and flat that a frame is calibrated with; and what reading them and making masters takes besides.
+SET_BYTES_PER_PX = 8
+MASTER_BYTES_PER_PX = 5 * SET_BYTES_PER_PX
 # Solvers of others run one at a time; room for their star lists and for the picture as floats. Not measured.
 SOLVER_BYTES = 100_000_000
 SOLVER_BYTES_PER_PX = 16
@@ -157,16 +160,20 @@ def _stacked_hw(basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[i
 
 
 def workload_on_card(
-    basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], device: DeviceInfo | None
+    basis: CostBasis,
+    infos: Sequence[FrameInfo],
+    canvas_hw: tuple[int, int],
+    device: DeviceInfo | None,
+    calibrated: bool = False,
 ) -> Workload:
-    """Declare what stacking will need on a graphics card."""
+    """Declare what stacking will need on a graphics card; `calibrated` frames bring their masters along."""
     # A run knows the noise of its samples; how much it is does not change what is needed.
     noise = SampleNoise((1.0,) * basis.n_channels, (0.0,) * basis.n_channels)
     rule = replace(basis.rule, noise=noise)
     return expected_workload(
         "stack", _stacked_hw(basis, infos, canvas_hw), basis.n_channels, rule, basis.kernel, device,
         n_sources=_frames_at_place(basis, infos), source_hw=largest_frame(infos).shape_hw, raw=infos[0].kind == "cfa",
-        feather_px=basis.feather_px, has_weight_map=basis.has_weight_map,
+        calibrated=calibrated, feather_px=basis.feather_px, has_weight_map=basis.has_weight_map,
     )  # fmt: skip
 
 
@@ -199,7 +206,11 @@ def _solver_bytes(basis: CostBasis, frame_px: int) -> int:
 
 
 def estimate_rows(
-    basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int], decision: Decision | None
+    basis: CostBasis,
+    infos: Sequence[FrameInfo],
+    canvas_hw: tuple[int, int],
+    decision: Decision | None,
+    n_calibrations: int = 0,
 ) -> tuple[PlanRow, ...]:
     """Return what every phase is expected to cost.
 
@@ -211,6 +222,8 @@ def estimate_rows(
         Height and width of the mosaic, px.
     decision : Decision or None
         Where frames are stacked; None: on the processor.
+    n_calibrations : int
+        Different sets of masters that frames are calibrated with.
     """
     n = len(infos)
     height, width = largest_frame(infos).shape_hw
@@ -225,7 +238,12 @@ def estimate_rows(
     window_bytes = basis.threads * frame_px * (2 + 4 * 2 * basis.n_channels) + 2 * frame_px * 4
     children = basis.workers if basis.workers > 1 and n > 1 else 0
     survey = PARENT_BYTES
-    at_work = max(1, children) * frame_px * MEASURE_BYTES_PER_PX
+    calibrating = 0
+    if n_calibrations:
+        # A measuring process keeps two sets and reads a third; masters are made before, in blocks.
+        calibrating = frame_px * MASTER_BYTES_PER_PX
+        window_bytes += n_calibrations * frame_px * SET_BYTES_PER_PX + basis.threads * frame_px * 4
+    at_work = max(1, children) * (frame_px * MEASURE_BYTES_PER_PX + calibrating)
     measure = (
         PARENT_BYTES + children * CHILD_BYTES + max(at_work, _solver_bytes(basis, frame_px)) + n * 60_000
     )
@@ -238,6 +256,7 @@ def estimate_rows(
     variance_planes = basis.n_channels if basis.variance else 0
     step = -(-max(canvas_hw) // basis.preview_max_dim)
     export = PARENT_BYTES + canvas_px // step**2 * PREVIEW_BYTES_PER_PX + 100_000_000
+    unpacked = sum(math.prod(i.shape_hw) * i.n_stored_planes * abs(i.bitpix) // 8 for i in infos if i.packed)
     tiles_disk = round(1.4 * canvas_px) * 4 * (basis.n_channels + 2 + variance_planes)
     # Beside the tile in work: its weights, and facts of some of its pixels, until it is complete.
     bands_disk = round(stacked_hw[0] * stacked_hw[1] * (4 + (2 + 4 * basis.n_channels) / SAMPLE_STEP**2))
@@ -257,7 +276,7 @@ def estimate_rows(
             "phase3_master_tiles",
             n,
             stack,
-            tiles_disk + bands_disk,
+            tiles_disk + bands_disk + unpacked,
             n * mpx * STACK_S_PER_MPX_CORE / basis.threads,
             device,
             reason,
@@ -271,7 +290,7 @@ def estimate_rows(
             "phase7_cleanup",
             1,
             PARENT_BYTES,
-            -bands_disk if basis.keep_state else -bands_disk - tiles_disk,
+            -bands_disk - unpacked - (0 if basis.keep_state else tiles_disk),
             0.1,
         ),
     )

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from zemosaic_core import background, stars
+from zemosaic_core.calibration import level_saturated
 from zemosaic_core.errors import SkipItem
+from zemosaic_core.hot_pixels import repair_cfa
 from zemosaic_core.measure_pass import RawMeasure, measure_raw
 from zemosaic_core.raw_counts import Counts, as_counts
 from zemosaic_core.raw_defects import ceilings, joined_ceiling, saturation_levels
+from zemosaic_io.calibration_sets import CalibrationSet, load_set
 from zemosaic_io.fits_read import frame_changed, read_identified
 from zemosaic_io.frame_identity import header_holds, is_as_surveyed
 from zemosaic_io.headers import FrameInfo
@@ -73,11 +76,16 @@ class MeasureOptions:
     mesh_cell_px: int = 64
 
 
-def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
+def measure_arrays(
+    info: FrameInfo, data: np.ndarray, options: MeasureOptions, used: CalibrationSet | None = None
+) -> dict[str, np.ndarray]:
     """Return everything that is measured on one frame as named arrays.
 
     Raw frames, with one plane, are measured in whole numbers (`measure_pass`), floats after rounding. Pictures of
     three planes, whose neighbouring pixels are alike, are searched as pictures (`stars.detect_stars`).
+
+    With ``used`` a raw frame is measured as it will be stacked, calibrated; only saturation is looked for in the raw
+    samples.
 
     Returns
     -------
@@ -97,7 +105,12 @@ def measure_arrays(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -
     """
     _refuse_small(info)
     _refuse_empty(info, data)
-    arrays = _measure_picture(data, options) if data.ndim == 3 else _measure_raw_frame(info, data, options)
+    if data.ndim == 3:
+        arrays = _measure_picture(data, options)
+    elif used is None:
+        arrays = _measure_raw_frame(info, data, options)
+    else:
+        arrays = _measure_calibrated(info, data, options, used)
     n_stars = len(arrays["x"])
     if n_stars < MIN_STARS:
         raise SkipItem(
@@ -158,6 +171,21 @@ def _measure_raw_frame(info: FrameInfo, data: np.ndarray, options: MeasureOption
         "hot": measured.defects if find_hot else np.empty(0, np.int64),
         "hot_sigma": measured.defect_sigma if find_hot else np.empty(0, np.float32),
     }
+
+
+def _measure_calibrated(
+    info: FrameInfo, data: np.ndarray, options: MeasureOptions, used: CalibrationSet
+) -> dict[str, np.ndarray]:
+    counts = as_counts(data)
+    evidence = ceilings(counts.plane)
+    samples = level_saturated(used.apply(data, 0, 0), counts.plane, saturation_levels(evidence))
+    # What the masters say of bad pixels counts for every frame; they must not be taken for stars of this one.
+    samples = repair_cfa(samples, used.bad)
+    pattern, colours = (info.cfa_pattern, "RGB") if info.kind == "cfa" else ("LLLL", "L")
+    phases = [[k for k in range(4) if pattern[k] == colour] for colour in colours]
+    tops = np.stack([joined_ceiling(evidence[k]) for k in phases]).astype(np.float64)
+    tops[:, 0] = counts.zero + counts.step * tops[:, 0]
+    return _measure_raw_frame(info, samples, options) | {"ceiling": tops}
 
 
 def _in_adu(measured: RawMeasure, counts: Counts) -> dict[str, np.ndarray]:
@@ -227,10 +255,13 @@ def _measure_picture(data: np.ndarray, options: MeasureOptions) -> dict[str, np.
     }
 
 
-def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure | SkipItem:
+def measure_frame(
+    task: tuple[FrameInfo, MeasureOptions, str] | tuple[FrameInfo, MeasureOptions, str, str],
+) -> FrameMeasure | SkipItem:
     """Measure one frame and store its arrays in the file given; runs in a worker process.
 
-    What that file holds is kept when it was measured on the same pixels.
+    What that file holds is kept when it was measured on the same pixels. The last item of a task of four is the file
+    of what the frame is calibrated with (`Frame.calibration`).
 
     Returns
     -------
@@ -242,11 +273,13 @@ def measure_frame(task: tuple[FrameInfo, MeasureOptions, str]) -> FrameMeasure |
     SaveFailed
         The arrays cannot be written.
     """
-    info, options, arrays_path = task
-    return result_or_skip(info.path, _measure_and_store, info, options, arrays_path)
+    info, options, arrays_path, *rest = task
+    return result_or_skip(info.path, _measure_and_store, info, options, arrays_path, "".join(rest))
 
 
-def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: str) -> FrameMeasure:
+def _measure_and_store(
+    info: FrameInfo, options: MeasureOptions, arrays_path: str, calibration: str
+) -> FrameMeasure:
     read = read_identified(info)
     if not is_as_surveyed(info) and not header_holds(info):
         raise frame_changed(info.path)
@@ -257,7 +290,7 @@ def _measure_and_store(info: FrameInfo, options: MeasureOptions, arrays_path: st
         zero_is_missing, arrays = before[0].zero_is_missing, before[1]
     else:
         data, zero_is_missing = without_missing(info, read.data)
-        arrays = measure_arrays(info, data, options)
+        arrays = measure_arrays(info, data, options, load_set(calibration) if calibration else None)
     measure = FrameMeasure(
         content_key=read.content_key,
         sky_adu=tuple(map(float, arrays["sky"])),

@@ -13,12 +13,13 @@ from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_io.light_frames import refuse_other_than_light
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.cost import frame_bytes
+from zemosaic_pipeline.filters import filter_names, split_text
 from zemosaic_pipeline.frame_boundary import NO_MEMORY, result_or_skip
 from zemosaic_pipeline.frame_kinds import geometry, majority_geometry
 from zemosaic_pipeline.records import Frame, LeftOut
 from zemosaic_pipeline.sessions import mixture_text
 
-__all__ = ["PHASE", "run", "survey"]
+__all__ = ["PHASE", "run", "set_aside", "survey"]
 
 PHASE = "phase0_survey"
 # Headers handed to a worker process at once: one header takes about a millisecond, a round trip as much.
@@ -87,6 +88,7 @@ def survey(
     recursive: bool,
     selection: Iterable[str] | None = None,
     memory_bytes: int = 1 << 60,
+    other_places: Iterable[Path] = (),
     map_batches: Callable[[Any, list[list[str]]], Iterable[tuple[int, list[FrameInfo | LeftOut]]]]
     | None = None,
 ) -> tuple[list[FrameInfo], list[LeftOut]]:
@@ -98,10 +100,12 @@ def survey(
         Paths chosen by the user; other files are not looked at.
     memory_bytes : int
         What there is; frames that alone need more are left out.
+    other_places : iterable of Path
+        Folders and files that hold no light frames: those given for calibration.
     map_batches : callable, optional
         ``(function, batches) -> (position, result)`` as they come; default: one after the other.
     """
-    paths = survey_files(folder, recursive=recursive, exclude=(output_dir,))
+    paths = survey_files(folder, recursive=recursive, exclude=(output_dir, *other_places))
     if selection is not None:
         wanted = {str(Path(path).resolve()) for path in selection}
         paths = [path for path in paths if str(path.resolve()) in wanted]
@@ -119,6 +123,21 @@ def survey(
     return kept, refused + other + too_large
 
 
+def set_aside(
+    folder: Path,
+    output_dir: Path,
+    *,
+    recursive: bool,
+    selection: Iterable[str],
+    other_places: Iterable[Path] = (),
+) -> list[LeftOut]:
+    """Return what lies beside frames that were chosen by hand and is no light frame; arguments as in `survey`."""
+    chosen = {str(Path(path).resolve()) for path in selection}
+    paths = survey_files(folder, recursive=recursive, exclude=(output_dir, *other_places))
+    beside = [str(path) for path in paths if str(path.resolve()) not in chosen]
+    return [item for item in read_batch(beside, folder) if isinstance(item, LeftOut)]
+
+
 def run(
     folder: Path,
     context: RunContext,
@@ -126,8 +145,10 @@ def run(
     recursive: bool,
     memory_bytes: int,
     selection: Iterable[str] | None = None,
-) -> list[Frame]:
-    """Survey the folder and return its frames.
+    other_places: Iterable[Path] = (),
+    split_by_filter: bool = False,
+) -> tuple[list[Frame], list[LeftOut]]:
+    """Survey the folder and return its frames, and what is left out; arguments as in `survey`.
 
     Raises
     ------
@@ -159,6 +180,7 @@ def run(
         recursive=recursive,
         selection=selection,
         memory_bytes=memory_bytes,
+        other_places=other_places,
         map_batches=map_batches,
     )
     for item in refused:
@@ -166,6 +188,9 @@ def run(
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
     context.say("run_info_survey", frames=len(infos), left_out=len(refused))
-    if details := mixture_text(infos):
+    split = split_text(filter_names(infos, split=split_by_filter))
+    if split:
+        context.say("run_info_split_by_filter", details=split)
+    if details := mixture_text(infos, except_filter=bool(split)):
         context.say("run_info_mixed", "WARN", details=details)
-    return [Frame(index, info) for index, info in enumerate(infos)]
+    return [Frame(index, info) for index, info in enumerate(infos)], refused

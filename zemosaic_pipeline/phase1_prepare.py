@@ -16,9 +16,11 @@ import numpy as np
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_core.hot_pixels import DefectEvidence
 from zemosaic_io.atomic import make_durable
+from zemosaic_io.calibration_sets import load_set
 from zemosaic_io.fits_read import frame_changed
-from zemosaic_io.headers import FrameInfo, read_frame_info
+from zemosaic_io.headers import read_frame_info
 from zemosaic_io.manifest import hash_key, make_folder
+from zemosaic_pipeline import calibrate
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.judge_frames import count_stars_alike, judge_shapes
@@ -45,12 +47,13 @@ class Prepared:
     hot_pixels: dict[int, np.ndarray]
 
 
-def _arrays_path(folder: Path, info: FrameInfo, raw_folder: Path, options: MeasureOptions) -> str:
+def _arrays_path(folder: Path, frame: Frame, raw_folder: Path, options: MeasureOptions) -> str:
     """Name by what the measurements follow from: copies of a frame are measured at the same time.
 
     Other options of a later run do not find these arrays under the same name; a folder that was moved does, with all
     that is in it.
     """
+    info = frame.info
     path = Path(info.path)
     relative = path.relative_to(raw_folder) if path.is_relative_to(raw_folder) else path
     key = hash_key(
@@ -64,6 +67,7 @@ def _arrays_path(folder: Path, info: FrameInfo, raw_folder: Path, options: Measu
         options.max_stars,
         options.mesh_cell_px,
         options.find_hot_pixels,
+        *([frame.calibration_key] if frame.calibration else []),
     )
     return str(folder / f"{key}.npz")
 
@@ -81,7 +85,8 @@ def _forget_old(folder: Path, used: set[str]) -> None:
 
 def forget(context: RunContext) -> None:
     """Drop the measurements of earlier runs."""
-    shutil.rmtree(context.state_dir / FOLDER, ignore_errors=True)
+    for name in (FOLDER, calibrate.FOLDER):
+        shutil.rmtree(context.state_dir / name, ignore_errors=True)
 
 
 class _Stored:
@@ -112,7 +117,7 @@ def _measure_all(
     current = {frame.index: frame for frame in frames}
     measures: dict[int, FrameMeasure] = {}
     for frame in frames:
-        stored = stored_measure(frame.info, _arrays_path(folder, frame.info, raw_folder, options))
+        stored = stored_measure(frame.info, _arrays_path(folder, frame, raw_folder, options))
         if stored is not None:
             measures[frame.index] = stored
     made = _Stored()
@@ -121,7 +126,8 @@ def _measure_all(
     for is_last in (False, True):
         changed: list[Frame] = []
         tasks = [
-            (frame.info, options, _arrays_path(folder, frame.info, raw_folder, options)) for frame in todo
+            (frame.info, options, _arrays_path(folder, frame, raw_folder, options), frame.calibration)
+            for frame in todo
         ]
         for position, result in context.map(
             measure_frame,
@@ -210,7 +216,7 @@ def _numbered(
 def _persistent(
     frames: list[Frame], measures: dict[int, FrameMeasure], context: RunContext
 ) -> dict[int, np.ndarray]:
-    """Return per frame the hot pixels that stay put on its camera through its night."""
+    """Return per frame the hot pixels that stay put on its camera through its night, and those its masters tell."""
     with_filters = [frame for frame in frames if frame.info.kind == "cfa"]
     cameras: dict[int, list[Frame]] = defaultdict(list)
     for frame, label in zip(with_filters, night_labels([f.info for f in with_filters]), strict=True):
@@ -225,6 +231,10 @@ def _persistent(
         flat = evidence.persistent()
         total += len(flat)
         found.update({frame.index: flat for frame in members})
+    for frame in frames:
+        if frame.calibration:
+            of_night = found.get(frame.index, np.empty(0, np.int64))
+            found[frame.index] = np.union1d(of_night, load_set(frame.calibration).bad)
     if total:
         context.say("run_info_hot_pixels", pixels=total, cameras=len(cameras))
     context.detail(hot_pixels=total)

@@ -24,6 +24,7 @@ from zemosaic_io.frame_identity import is_as_surveyed, locate_again
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_io.manifest import Manifest, make_folder
 from zemosaic_io.tile_bands import TileBands
+from zemosaic_pipeline.calibrated_noise import common_steps, shared_variance
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.frame_colour import frame_colours
@@ -249,11 +250,19 @@ def create_tile(
         radial=plan.stack.radial,
         row_sums={frame.solved.frame.index: frame.solved.measure.arrays()["row_sums"] for frame in frames},
         zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
+        calibrations={
+            f.solved.frame.index: f.solved.frame.calibration for f in frames if f.solved.frame.calibration
+        },
+        unpack_dir=context.work_dir,
     )
     extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
     if plan.output.variance:
         extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
     cards = tile_cards(group, frames, plan, header_cards(wcs))
+    steps = common_steps(frames, store.calibration_of)
+    if steps:
+        cards["CALSTAT"] = (steps, "bias, dark, flat of all frames")
+    unseen = shared_variance(frames, weights, terms, store.calibration_of, SAMPLE_VARIANCE[plan.stack.kernel])
     kept = bands is not None
     bands = bands or TileBands(path.with_name(f".{path.stem}.rows"), "", with_variance=plan.output.variance)
     bands.recover(path)
@@ -265,6 +274,8 @@ def create_tile(
             context.say("run_info_rows_reused", rows=finished, total=shape[0])
 
         def sink(row0: int, row1: int, block: CoaddBlock) -> None:
+            if unseen is not None:
+                block = replace(block, variance=block.variance + unseen[:, None, None].astype(np.float32))
             bands.add(out, row0, row1, block)
 
         if finished < shape[0]:
@@ -304,6 +315,7 @@ def create_tile(
         median_coverage=facts.median_coverage,
         covered_bbox=facts.covered_bbox,
         flux_gain=_flux_gain(frames, weights, plan),
+        calibrated=steps,
         map_error_px=max((source.pixel_map.max_error_px for source in sources), default=0.0),
     )
 

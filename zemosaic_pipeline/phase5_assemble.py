@@ -303,6 +303,9 @@ def _mosaic_cards(
         "BUNIT": ("adu", "counts of the reference frames"),
         "WCSAPPRX": (approximate, "position rests on the mount alone"),
     }
+    calibrated = set.intersection(*(set(tile.calibrated) for tile in tiles))
+    if calibrated:
+        cards["CALSTAT"] = ("".join(sorted(calibrated)), "bias, dark, flat of all frames")
     if stack.rule.rejection in ("kappa_sigma", "winsorized_sigma_clip", "linear_fit_clip"):
         cards["STK_KLO"] = (stack.rule.kappa_low, "sigma below the centre")
         cards["STK_KHI"] = (stack.rule.kappa_high, "sigma above the centre")
@@ -327,9 +330,9 @@ def _history(plan: RunPlan, photometry: TilePhotometry) -> list[tuple[str, str]]
 COLOUR_CARDS = 16
 
 
-def base_name(n_tiles: int, n_frames: int) -> str:
-    """Return the name every output file begins with."""
-    return f"zemosaic_MT{n_tiles}_R{n_frames}"
+def base_name(n_tiles: int, n_frames: int, part: str = "") -> str:
+    """Return the name every output file begins with; `part` is the filter where each has a mosaic of its own."""
+    return f"zemosaic_MT{n_tiles}_R{n_frames}" + (f"_{part}" if part else "")
 
 
 def run(
@@ -343,11 +346,14 @@ def run(
     plan: RunPlan,
     context: RunContext,
     n_unconfirmed: int = 0,
+    part: str = "",
 ) -> Mosaic:
     """Solve the tiles' photometry and write science image and coverage.
 
     Parameters
     ----------
+    part : str
+        The filter, where each has a mosaic of its own.
     behind : SkySolution
         The sky behind the frames. Its glow over the whole mosaic, which the frames have lost already, goes to a file of
         its own, or back into the image where `SkyOptions.remove_gradient` is off.
@@ -373,11 +379,13 @@ def run(
     canvas = canvas_of(tiles, grid, plan.assembly.crop)
     wcs_cards = canvas.wcs_cards(grid)
     n_used = sum(len(tile.frames) for tile in tiles)
-    base = context.results.folder / base_name(len(tiles), n_used)
-    science, coverage = base.with_suffix(".fits"), Path(f"{base}_coverage.fits")
+    base = context.results.folder / base_name(len(tiles), n_used, part)
+    science, coverage = Path(f"{base}.fits"), Path(f"{base}_coverage.fits")
     run_card = {"ZMRUNID": (context.run_id, "run that made this file")}
     cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate, behind) | run_card
     cards["WCSUNCNF"] = (n_unconfirmed, "frames placed without a catalogue star")
+    if part:
+        cards["FILTER"] = (part, "of all frames")
     shape = (plan.n_channels, *canvas.shape_hw)
     coverage_cards = {
         **wcs_cards,

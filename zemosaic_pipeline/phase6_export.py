@@ -41,7 +41,7 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
     SaveFailed
         A file cannot be written.
     """
-    base = Path(mosaic.science_path).with_suffix("")
+    base = Path(mosaic.science_path.removesuffix(".fits"))
     outputs = {"science": mosaic.science_path, "coverage": mosaic.coverage_path, **mosaic.outputs}
     steps = 2 + options.viewer_fits + options.viewer_tiff
     rows = FitsRows(mosaic.science_path)

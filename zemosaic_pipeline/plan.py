@@ -20,6 +20,7 @@ from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_pipeline.cost import CostBasis, PlanRow, estimate_rows, small_pointings, workload_on_card
 from zemosaic_pipeline.events import Reporter
+from zemosaic_pipeline.filters import filter_names, split_text
 from zemosaic_pipeline.machine import Machine, enough_file_handles
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.outline import Layout, Outline, outline_of_headers, outline_of_wcs, spread_in_time
@@ -73,6 +74,7 @@ class GroupOptions:
     target_groups: int
     max_per_group: int
     min_frames: int = 0
+    split_by_filter: bool = False
     preplanned: tuple[tuple[str, ...], ...] = ()
 
 
@@ -199,6 +201,9 @@ class Plan:
     machine: Machine
     mixture: str = ""
     small_pointings: int = 0
+    calibration: str = ""
+    calibration_unused: str = ""
+    split: str = ""
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
@@ -259,6 +264,7 @@ def resolve(
     canvas_hw: tuple[int, int],
     policy: GpuPolicy | None = None,
     preplanned: Sequence[Sequence[str]] = (),
+    n_calibrations: int = 0,
 ) -> RunPlan:
     """Return the plan that follows from settings, frames and machine; pure but for the policy's decision.
 
@@ -309,6 +315,7 @@ def resolve(
             settings.cluster_orientation_split_deg,
             settings.cluster_target_groups,
             settings.max_raw_per_master_tile,
+            settings.split_by_filter,
             preplanned=tuple(tuple(group) for group in preplanned),
         ),
         grid=GridOptions(
@@ -372,11 +379,13 @@ def resolve(
         run = replace(run, group=replace(run.group, min_frames=settings.cluster_min_frames))
     basis, decision = _cost_basis(run), None
     if policy is not None:
-        decision = policy.plan(workload_on_card(basis, infos, canvas_hw, policy.status.device))
+        decision = policy.plan(
+            workload_on_card(basis, infos, canvas_hw, policy.status.device, n_calibrations > 0)
+        )
     return fit_to_memory(
         fit_to_handles(run, enough_file_handles()),
         memory,
-        lambda smaller: estimate_rows(_cost_basis(smaller), infos, canvas_hw, decision),
+        lambda smaller: estimate_rows(_cost_basis(smaller), infos, canvas_hw, decision, n_calibrations),
     )
 
 
@@ -481,6 +490,7 @@ def make_plan(
     RunFailed
         There is no usable frame.
     """
+    from zemosaic_pipeline import calibrate
     from zemosaic_pipeline.phase0_survey import survey
 
     folder, output = Path(input_dir), Path(output_dir)
@@ -490,17 +500,28 @@ def make_plan(
         )
     settings = settings.model_copy(update={"input_dir": str(folder), "output_dir": str(output)})
     machine = Machine.probe(output)
+    calibration = calibrate.options_from(settings)
     infos, refused = survey(
         folder,
         output,
         recursive=settings.scan_recursive,
         memory_bytes=usable_memory(settings, machine),
+        other_places=calibrate.given_places(calibration),
     )
     policy = make_policy(settings, None)
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
     outline = _outline(infos, settings, solve_some)
-    run = resolve(settings, infos, machine, canvas_hw=outline.shape_hw, policy=policy)
+    chosen = calibrate.choose(infos, refused, folder, calibration)
+    run = resolve(
+        settings,
+        infos,
+        machine,
+        canvas_hw=outline.shape_hw,
+        policy=policy,
+        n_calibrations=chosen.n_sets,
+    )
+    split = split_text(filter_names(infos, split=settings.split_by_filter))
     return Plan(
         run=run,
         n_frames=len(infos),
@@ -508,6 +529,9 @@ def make_plan(
         outline=outline,
         gpu=policy.summary(),
         machine=machine,
-        mixture=mixture_text(infos),
+        mixture=mixture_text(infos, except_filter=bool(split)),
         small_pointings=small_pointings(infos, run.group.min_frames),
+        split=split,
+        calibration=chosen.used,
+        calibration_unused=chosen.unused,
     )

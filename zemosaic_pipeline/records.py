@@ -36,15 +36,29 @@ CHANNEL_LETTERS = {1: "L", 3: "RGB"}
 
 @dataclass(frozen=True)
 class Frame:
-    """A file that can be used, with its number: in the order of names at first, by time once it was measured."""
+    """A file that can be used, with its number: in the order of names at first, by time once it was measured.
+
+    Attributes
+    ----------
+    index : int
+    info : FrameInfo
+    calibration : str
+        File of what its raw samples are calibrated with (`zemosaic_io.calibration_sets`); '' for nothing.
+    """
 
     index: int
     info: FrameInfo
+    calibration: str = ""
 
     @property
     def name(self) -> str:
         """File name without its folder."""
         return Path(self.info.path).name
+
+    @property
+    def calibration_key(self) -> str:
+        """What its calibration follows from; '' for nothing."""
+        return Path(self.calibration).stem
 
 
 @dataclass(frozen=True)
@@ -256,6 +270,8 @@ class MasterTile:
         Rows y0, y1 and columns x0, x1 of the tile, end exclusive, that hold all covered pixels.
     flux_gain : tuple of float
         Factor per channel that brings the tile to the common flux scale, by the stars of its frames.
+    calibrated : str
+        Letters of CALSTAT (bias, dark, flat) that hold for all frames.
     """
 
     tile_id: int
@@ -271,6 +287,7 @@ class MasterTile:
     map_error_px: float
     covered_bbox: tuple[int, int, int, int]
     flux_gain: tuple[float, ...]
+    calibrated: str = ""
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,10 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             }
             if run.mosaic
             else None,
+            "mosaics": [
+                {"filter": name, "science": made.science_path, "wcs": made.grid.wcs_cards}
+                for name, made in run.mosaics.items()
+            ],
             "route": asdict(run.plan.route) if run.plan else None,
             "sky": _sky(run),
             "colour": run.mosaic.colour.facts() if run.mosaic else None,

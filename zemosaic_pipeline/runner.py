@@ -13,6 +13,7 @@ from typing import Any
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed, SettingsError, ZeMosaicError
 from zemosaic_io.manifest import Manifest
 from zemosaic_pipeline import (
+    calibrate,
     phase0_survey,
     phase1_prepare,
     phase2_group,
@@ -33,12 +34,18 @@ from zemosaic_pipeline.events import (
     Reporter,
     RunStarted,
 )
+from zemosaic_pipeline.filters import (
+    filter_names,
+    frames_of_filters,
+    groups_of_filters,
+    tiles_of_filters,
+)
 from zemosaic_pipeline.judge_frames import judge_air
 from zemosaic_pipeline.machine import Machine, available_memory, free_disk
 from zemosaic_pipeline.outline import estimate_canvas
 from zemosaic_pipeline.plan import make_policy, resolve, usable_memory, worker_count
 from zemosaic_pipeline.plan_limits import refuse_small_disk
-from zemosaic_pipeline.records import MasterTile, SolvedFrame
+from zemosaic_pipeline.records import LeftOut, MasterTile, Mosaic, SolvedFrame
 from zemosaic_pipeline.report import PREVIOUS_REPORT, collect, set_aside_report, write_report
 from zemosaic_pipeline.routes import groups_of_route
 from zemosaic_settings import Settings
@@ -181,6 +188,7 @@ class _ClassicRun:
         self.groups: Sequence[Any] = ()
         self.tiles: Sequence[MasterTile] = ()
         self.mosaic: Any = None
+        self.mosaics: dict[str, Mosaic] = {}
         self.phase = ""
         self.earlier: dict[str, Any] = {}
 
@@ -209,15 +217,19 @@ class _ClassicRun:
         context = self.context
         manifest = Manifest(context.state_dir / "manifest.json")
         with self._phase(phase0_survey.PHASE):
-            frames = phase0_survey.run(
+            calibration = calibrate.options_from(self.settings)
+            frames, refused = phase0_survey.run(
                 self.folder,
                 context,
                 recursive=self.settings.scan_recursive,
                 memory_bytes=usable_memory(self.settings, self.machine),
                 selection=self._chosen(),
+                other_places=calibrate.given_places(calibration),
+                split_by_filter=self.settings.split_by_filter,
             )
             self.n_found = len(frames) + len(context.left_out)
             infos = [frame.info for frame in frames]
+            chosen = calibrate.choose(infos, self._beside(refused, calibration), self.folder, calibration)
             self.plan = plan = resolve(
                 self.settings,
                 infos,
@@ -225,6 +237,7 @@ class _ClassicRun:
                 canvas_hw=estimate_canvas(infos),
                 policy=context.policy,
                 preplanned=self.selection.groups,
+                n_calibrations=chosen.n_sets,
             )
             context.follow(plan)
             self._refuse_small_disk(
@@ -242,25 +255,39 @@ class _ClassicRun:
             if not plan.resume:
                 manifest.keep_only(set())
                 phase1_prepare.forget(context)
+            frames = calibrate.run(
+                frames, chosen, manifest, context, budget_bytes=plan.block_budget_bytes, resume=plan.resume
+            )
             prepared = phase1_prepare.run(frames, self.folder, plan.measure, context)
             self.solved = solved = solve_frames.run(prepared, plan.solve, context, manifest)
             context.release_pool()
         with self._phase(phase2_group.PHASE):
             groups = phase2_group.run(solved, plan.group, context)
-            self.groups = groups = groups_of_route(plan.route, groups, solved)
+            found = [item.frame.info for item in solved]
+            names = {
+                item.frame.index: name
+                for item, name in zip(
+                    solved, filter_names(found, split=plan.group.split_by_filter), strict=True
+                )
+            }
+            self.groups = groups = groups_of_filters(groups_of_route(plan.route, groups, solved), names)
             context.say(plan.route.reason_key, route=plan.route.route, **plan.route.values)
         with self._phase(phase4_grid.PHASE):
             placed = phase4_grid.run(solved, plan.grid, context, with_flat=plan.sky.model == "full")
             self._refuse_small_disk(disk_bytes(plan.n_channels, plan.output.variance, placed.grid.shape_hw))
             clear = judge_air(placed.frames, plan.measure, context, phase4_grid.PHASE)
-            self.placed = placed = replace(placed, frames=clear)
-            self.sky = behind = sky.run(placed.frames, placed.grid, placed.flat, plan, context)
+            parts = frames_of_filters(clear, names)
+            self.placed = placed = replace(placed, frames=tuple(f for same in parts.values() for f in same))
+            behind = {
+                name: sky.run(same, placed.grid, placed.flat, plan, context) for name, same in parts.items()
+            }
+            self.sky = next(iter(behind.values()), None)
         with self._phase(phase3_master_tiles.PHASE, len(groups)):
             self.tiles = tiles = phase3_master_tiles.run(
                 groups,
                 placed.frames,
                 prepared.hot_pixels,
-                behind.terms,
+                {index: terms for found in behind.values() for index, terms in found.terms.items()},
                 placed.grid,
                 plan,
                 context,
@@ -270,20 +297,31 @@ class _ClassicRun:
                 raise RunFailed("run_error_no_tiles", "no master tile could be made")
         approximate = any(item.solution.approximate for item in solved)
         with self._phase(phase5_assemble.PHASE):
-            self.mosaic = mosaic = phase5_assemble.run(
-                tiles,
-                self.n_found,
-                approximate,
-                placed.one_flux_scale,
-                behind,
-                star_light(placed.frames),
-                placed.grid,
-                plan,
-                context,
-                sum(not item.solution.confirmed for item in solved),
-            )
+            own = tiles_of_filters(tiles, names)
+            self.mosaics = mosaics = {
+                name: phase5_assemble.run(
+                    own[name],
+                    self.n_found,
+                    approximate,
+                    placed.one_flux_scale,
+                    sky_of_part,
+                    star_light(parts[name]),
+                    placed.grid,
+                    plan,
+                    context,
+                    sum(not item.solution.confirmed for item in solved),
+                    name,
+                )
+                for name, sky_of_part in behind.items()
+                if name in own
+            }
+            self.mosaic = next(iter(mosaics.values()))
         with self._phase(phase6_export.PHASE):
-            outputs = phase6_export.run(mosaic, plan.output, context)
+            outputs = {}
+            for number, (name, mosaic) in enumerate(mosaics.items()):
+                written = phase6_export.run(mosaic, plan.output, context)
+                # The mosaic of most frames is the result; the others stand beside it.
+                outputs |= {f"{kind}:{name}" if number else kind: path for kind, path in written.items()}
         with self._phase(phase7_cleanup.PHASE):
             phase7_cleanup.run(tiles, plan.output.keep_state, context)
         return outputs
@@ -293,6 +331,18 @@ class _ClassicRun:
         context = self.context
         stored = sum(path.stat().st_size for path in context.state_dir.rglob("*") if path.is_file())
         refuse_small_disk(needed_bytes - stored, free_disk(context.output_dir), str(context.output_dir))
+
+    def _beside(self, refused: list[LeftOut], calibration: calibrate.CalibrationOptions) -> list[LeftOut]:
+        """Return what may be calibration frames: of a selection, what was not chosen is looked at as well."""
+        if not (self.selection.frames and calibration.wanted):
+            return refused
+        return phase0_survey.set_aside(
+            self.folder,
+            self.context.output_dir,
+            recursive=self.settings.scan_recursive,
+            selection=self.selection.frames,
+            other_places=calibrate.given_places(calibration),
+        )
 
     def _chosen(self) -> Iterable[str] | None:
         return self.selection.frames or None

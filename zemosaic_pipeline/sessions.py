@@ -43,18 +43,25 @@ def night_labels(infos: Sequence[FrameInfo]) -> list[int]:
     return _numbers([(*camera, info.night) for camera, info in zip(_cameras(infos), infos, strict=True)])
 
 
-def mixture_text(infos: Sequence[FrameInfo]) -> str:
+def mixture_text(infos: Sequence[FrameInfo], *, except_filter: bool = False) -> str:
     """Say in what way frames were not taken alike, in words of the FITS header; '' when they were.
+
+    With ``except_filter`` each filter has a mosaic of its own, and only what differs within one of them counts.
 
     Returns
     -------
     str
         For instance ``FILTER IRCUT (8), LP (6); EXPTIME 10 (9), 30 (5)``, the most frequent first.
     """
+    if except_filter:
+        filters = sorted({info.filter_name.casefold() for info in infos})
+        own = {name: [i for i in infos if i.filter_name.casefold() == name] for name in filters}
+        texts = {name: mixture_text(same) for name, same in own.items() if len(same) > 1}
+        return "; ".join(f"{own[name][0].filter_name or '-'}: {text}" for name, text in texts.items() if text)
     kinds = {
         "TELESCOP": [info.telescope for info in infos],
         "INSTRUME": [info.instrument for info in infos],
-        "FILTER": [info.filter_name for info in infos],
+        "FILTER": _one_spelling([info.filter_name for info in infos]),
         "EXPTIME": ["" if info.exposure_s is None else f"{info.exposure_s:.2g}" for info in infos],
         "GAIN": ["" if info.gain is None else f"{info.gain:g}" for info in infos],
         "XBINNING": [str(info.binning) for info in infos],
@@ -65,6 +72,14 @@ def mixture_text(infos: Sequence[FrameInfo]) -> str:
         if len(counts) > 1:
             parts.append(card + " " + ", ".join(f"{value or '-'} ({n})" for value, n in counts))
     return "; ".join(parts)
+
+
+def _one_spelling(names: Sequence[str]) -> list[str]:
+    """Spell names that differ in case alike, as most of them are."""
+    best: dict[str, str] = {}
+    for name, _ in sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])):
+        best.setdefault(name.casefold(), name)
+    return [best[name.casefold()] for name in names]
 
 
 def _cameras(infos: Sequence[FrameInfo]) -> list[tuple[Hashable, ...]]:

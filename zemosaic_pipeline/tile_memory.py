@@ -51,6 +51,7 @@ def tile_key(
             weights[i].tolist(),
             hot.get(frame.solved.frame.index),
             _plain_terms(sky.get(frame.solved.frame.index)),
+            *([frame.solved.frame.calibration_key] if frame.solved.frame.calibration else []),
         )
         for i, frame in enumerate(frames)
     ]

@@ -146,7 +146,25 @@ _QUALITY = (
     ),
 )
 
+_CALIBRATION = (
+    Option("calibration", "choice", "auto", "calibration", "basic", choices=("auto", "off")),
+    Option("darks_dir", "folder", "", "calibration", "basic", aliases=("darks",)),
+    Option("flats_dir", "folder", "", "calibration", "basic", aliases=("flats",)),
+    Option("bias_dir", "folder", "", "calibration", "basic", aliases=("bias",)),
+    Option(
+        "calibration_temperature_tolerance",
+        "float",
+        5.0,
+        "calibration",
+        minimum=0.1,
+        maximum=40.0,
+        unit="celsius",
+        step=1.0,
+    ),
+)
+
 _GROUPS = (
+    Option("split_by_filter", "bool", False, "groups", "basic"),
     Option(
         "cluster_panel_threshold",
         "float",
@@ -504,6 +522,7 @@ OPTIONS: tuple[Option, ...] = (
     *_FOLDERS,
     *_SOLVER,
     *_QUALITY,
+    *_CALIBRATION,
     *_GROUPS,
     *_STACKING,
     *_GRID,

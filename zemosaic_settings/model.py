@@ -65,6 +65,13 @@ class Settings(BaseModel):
     exclude_flagged_frames: bool = _declared("exclude_flagged_frames")
     frame_quality_sigma: float = _declared("frame_quality_sigma")
 
+    calibration: str = _declared("calibration")
+    darks_dir: str = _declared("darks_dir")
+    flats_dir: str = _declared("flats_dir")
+    bias_dir: str = _declared("bias_dir")
+    calibration_temperature_tolerance: float = _declared("calibration_temperature_tolerance")
+
+    split_by_filter: bool = _declared("split_by_filter")
     cluster_panel_threshold: float = _declared("cluster_panel_threshold")
     cluster_target_groups: int = _declared("cluster_target_groups")
     cluster_orientation_split_deg: float = _declared("cluster_orientation_split_deg")

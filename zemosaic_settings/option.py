@@ -11,6 +11,7 @@ GROUPS = (
     "folders",
     "solver",
     "quality",
+    "calibration",
     "groups",
     "stacking",
     "grid",

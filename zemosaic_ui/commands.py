@@ -322,8 +322,14 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
     unsolved = facts["outline"]["n_asked"] - facts["outline"]["n_solved"]
     if unsolved:
         lines.append(texts("plan.not_solved", n=unsolved))
+    if facts.get("split"):
+        lines.append(texts("run_info_split_by_filter", details=facts["split"]))
     if facts.get("mixture"):
         lines.append(texts("run_info_mixed", details=facts["mixture"]))
+    if facts.get("calibration"):
+        lines.append(texts("plan.calibration", details=facts["calibration"]))
+    if facts.get("calibration_unused"):
+        lines.append(texts("run_warn_calibration_unused", details=facts["calibration_unused"]))
     route = facts["run"]["route"]
     lines.append(texts(route["reason_key"], route=route["route"], **route["values"]))
     if facts["small_pointings"]:

@@ -192,8 +192,10 @@ class Display:
         self.console.print(table)
 
     def _kind(self, kind: str) -> str:
-        key = f"output.{kind}"
-        return self.texts(key) if self.texts.has(key) else kind
+        name, _, part = kind.partition(":")
+        key = f"output.{name}"
+        label = self.texts(key) if self.texts.has(key) else name
+        return f"{label}, {part}" if part else label
 
     def _phase_name(self, phase: str) -> str:
         return self.texts(f"phase.{phase}")

@@ -13,7 +13,10 @@ PATTERNS = ("GRBG", "RGGB", "GBRG", "BGGR")
 
 
 class FakePixels:
-    """Frames in memory; every second one offers raw rows when ``raw`` is 'some', all when 'all'."""
+    """Frames in memory; every second one offers raw rows when ``raw`` is 'some', all when 'all'.
+
+    'calibrated': all offer raw rows, every second one calibrated samples, float32 about zero.
+    """
 
     def __init__(self, n, shape_hw, *, n_channels=3, raw="none", hot=0, missing=0.0, seed=0, weights=False):
         rng = np.random.default_rng(seed)
@@ -30,13 +33,19 @@ class FakePixels:
             frame = sky + rng.normal(0, 40, shape_hw)
             bad = rng.integers(0, frame.size, max(1, frame.size // 60))
             frame.ravel()[bad] += rng.normal(0, 3000, bad.size)
-            is_raw = raw == "all" or (raw == "some" and key % 2 == 0)
+            is_raw = raw in ("all", "calibrated") or (raw == "some" and key % 2 == 0)
             if is_raw:
                 self.sensor[key] = np.clip(frame, 0, 65535).astype(np.uint16)
+                if raw == "calibrated" and key % 2 == 0:
+                    light = (self.sensor[key] - np.float32(1480.3)) * rng.uniform(0.9, 1.5, shape_hw)
+                    self.sensor[key] = light.astype(np.float32)
                 self.hot[key] = np.unique(rng.integers(0, frame.size, hot)) if hot else np.empty(0, np.int64)
                 self.patterns[key] = PATTERNS[key % 4]
                 # Every third frame tells nothing of its light.
-                known = CfaColour((1490.0, 1500.0, 1485.0), (40.0, 41.0, 39.0), (0.8, 1.0, 0.6 + 0.01 * key))
+                level = 20.0 if self.sensor[key].dtype == np.float32 else 1500.0
+                known = CfaColour(
+                    (level - 10.0, level, level - 15.0), (40.0, 41.0, 39.0), (0.8, 1.0, 0.6 + 0.01 * key)
+                )
                 self.colours[key] = None if key % 3 == 2 else known
             else:
                 image = frame + rng.normal(0, 10, (n_channels, *shape_hw))
@@ -61,7 +70,7 @@ class FakePixels:
         rows = self.sensor[key][y0:y1]
         hot = self.hot[key]
         hot = hot[(hot >= y0 * width) & (hot < y1 * width)]
-        if key % 4 == 0:  # as a FITS file has it
+        if key % 4 == 0 and rows.dtype == np.uint16:  # as a FITS file has it
             return RawRows((rows ^ 0x8000).byteswap(), y0, True, self.patterns[key], hot, self.colours[key])
         return RawRows(rows.copy(), y0, False, self.patterns[key], hot, self.colours[key])
 

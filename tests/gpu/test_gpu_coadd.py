@@ -61,16 +61,18 @@ def test_debayering_is_that_of_the_cpu_bit_by_bit(pattern, shape, colour):
     device = SimulatedDevice()
     queue = Queue(device)
     shares, planes = (device.empty((n * raw.size,), np.float32) for n in (2, 3))
-    for coded, stored in ((0, raw), (1, (raw ^ 0x8000).byteswap())):
+    light = ((raw - np.float32(990.7)) * np.float32(1.0371)).astype(np.float32)
+    for coded, stored in ((0, raw), (1, (raw ^ 0x8000).byteswap()), (2, light)):
         windows.debayer_on_card(
-            queue, queue.upload(stored), shape, pattern, colour, shares, planes, coded=coded
+            queue, queue.upload(stored.view(np.uint16)), shape, pattern, colour, shares, planes, coded=coded
         )
         (found,) = queue.download(planes)
-        np.testing.assert_array_equal(found.reshape(3, *shape), debayer(raw, pattern, colour=colour))
+        samples = light if coded == 2 else raw
+        np.testing.assert_array_equal(found.reshape(3, *shape), debayer(samples, pattern, colour=colour))
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("raw", ["none", "all", "some"])
+@pytest.mark.parametrize("raw", ["none", "all", "some", "calibrated"])
 def test_every_rule_agrees_with_the_cpu(rule, raw):
     pixels = FakePixels(12, (41, 67), raw=raw, hot=40, missing=0.02)
     sources = make_sources(pixels, 12, OUT, turn=0.01, weighted=True)
@@ -159,10 +161,10 @@ def test_the_result_does_not_depend_on_the_chunks_bit_by_bit(rule):
 
 
 @pytest.mark.parametrize("rule", ["winsor", "mean", "known"])
-@pytest.mark.parametrize("raw", ["none", "all"])
+@pytest.mark.parametrize("raw", ["none", "all", "calibrated"])
 def test_the_plan_is_the_peak(rule, raw, monkeypatch):
     pixels = FakePixels(10, (200, 120), raw=raw, weights=raw == "none")
-    plain = raw == "all"
+    plain = raw != "none"
     sources = make_sources(
         pixels, 10, (210, 130), turn=0.004, feather=0.0 if plain else 3.0, radial=not plain
     )

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
 
 from zemosaic_core.cfa import CfaColour, debayer
-from zemosaic_core.errors import SkipItem
+from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_core.hot_pixels import repair_cfa
 from zemosaic_core.weights import make_radial_weight_map
+from zemosaic_io.calibration_sets import CalibrationSet, save_set
 from zemosaic_io.fits_write import write_image
 from zemosaic_io.frame_store import FrameStore, TileStore
 from zemosaic_io.headers import read_frame_info
@@ -59,6 +61,76 @@ def test_raw_rows_carry_their_hot_pixels(write_cfa):
     np.testing.assert_array_equal(raw.hot_pixels, [5 * 30 + 7, 5 * 30 + 9, 7 * 30 + 7])
     np.testing.assert_array_equal(raw.data.byteswap() ^ 0x8000, data[5:8])
     assert (raw.y0, raw.pattern) == (5, "GRBG")
+
+
+@pytest.fixture
+def calibration(tmp_path):
+    """What a frame of 20 x 30 is calibrated with, and its file."""
+    rng = np.random.default_rng(3)
+    made = CalibrationSet(
+        rng.normal(500, 5, (20, 30)).astype(np.float32),
+        rng.uniform(0.9, 1.4, (20, 30)).astype(np.float32),
+        np.array([7, 40]),
+        2.0,
+        1e-5,
+        "DF",
+    )
+    path = tmp_path / "0123.npz"
+    save_set(path, made)
+    return made, str(path)
+
+
+@pytest.mark.parametrize("hot", [None, HOT, CLUSTER])
+@pytest.mark.parametrize("suffix", ["fit", "fit.fz"])
+def test_frames_are_calibrated_before_anything_else(write_cfa, tmp_path, calibration, hot, suffix):
+    made, used = calibration
+    path, data = write_cfa()
+    if suffix.endswith("fz"):
+        header = fits.getheader(path)
+        path = tmp_path / "packed.fit.fz"
+        fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(data, header)]).writeto(path)
+    store = FrameStore(
+        {0: read_frame_info(path), 1: read_frame_info(path)},
+        {} if hot is None else dict.fromkeys((0, 1), hot),
+        colours={0: COLOUR},
+        calibrations={0: used},
+    )
+    samples = (data.astype(np.float32) - made.offset) * made.inverse_flat
+    whole = debayer(samples if hot is None else repair_cfa(samples, hot), "GRBG", colour=COLOUR)
+    for y0, y1, x0, x1 in WINDOWS:
+        np.testing.assert_array_equal(store.read(0, y0, y1, x0, x1), whole[:, y0:y1, x0:x1])
+    plain = debayer(data if hot is None else repair_cfa(data, hot), "GRBG")
+    np.testing.assert_array_equal(store.read(1, 0, 20, 0, 30), plain)
+    raw = store.read_raw(0, 5, 8)
+    if suffix.endswith("fz"):
+        assert raw is None
+    else:
+        assert not raw.big_endian_signed
+        np.testing.assert_array_equal(raw.data, samples[5:8])
+        assert raw.data.dtype == np.float32
+    again = store.calibration_of(0)
+    assert (again.steps, again.offset_variance, again.flat_variance) == ("DF", 2.0, 1e-5)
+    assert again.variance_at(100.0) == pytest.approx(2.1)
+    assert store.calibration_of(1) is None
+
+
+def test_calibrated_mono_frames(write_cfa, calibration):
+    made, used = calibration
+    path, data = write_cfa(BAYERPAT=None, INSTRUME="A mono camera")
+    store = FrameStore({0: read_frame_info(path)}, {0: HOT}, calibrations={0: used})
+    samples = repair_cfa((data.astype(np.float32) - made.offset) * made.inverse_flat, HOT)
+    for y0, y1, x0, x1 in WINDOWS:
+        np.testing.assert_array_equal(store.read(0, y0, y1, x0, x1), samples[None, y0:y1, x0:x1])
+    assert store.read_raw(0, 0, 5) is None
+
+
+def test_a_set_that_is_gone_or_damaged_ends_the_run(write_cfa, calibration):
+    _, used = calibration
+    path, _ = write_cfa()
+    Path(used).write_bytes(Path(used).read_bytes()[:-5])
+    store = FrameStore({0: read_frame_info(path)}, calibrations={0: used})
+    with pytest.raises(RunFailed, match="damaged or removed"):
+        store.read(0, 0, 5, 0, 5)
 
 
 def test_planes_and_mono(tmp_path, write_cfa):

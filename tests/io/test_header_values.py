@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from astropy.io import fits
 
 from zemosaic_io.header_values import angle_deg, known_telescope, stated_pattern
 from zemosaic_io.headers import read_frame_info
@@ -204,3 +205,39 @@ def test_stack_counts_and_seconds(tmp_path):
     assert (raw.stack_count, raw.total_exposure_s) == (1, 10.0)
     unknown = read()
     assert (unknown.stack_count, unknown.total_exposure_s) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("cards", "celsius", "gain", "offset"),
+    [
+        ({"CCD-TEMP": 18.5, "GAIN": 80}, 18.5, 80.0, None),  # Seestar, ASIAir, Siril
+        (
+            {"CCD-TEMP": -9.9, "SET-TEMP": -10.0, "GAIN": 100, "OFFSET": 50},
+            -9.9,
+            100.0,
+            50.0,
+        ),  # N.I.N.A., Ekos
+        ({"SET-TEMP": -10.0, "GAIN": "120", "BLKLEVEL": 25}, -10.0, 120.0, 25.0),
+        ({"DET-TEMP": 21, "GAIN": 60}, 21.0, 60.0, None),  # DWARF
+        ({"SENSTEMP": "12,5", "ISOSPEED": 800}, 12.5, 800.0, None),
+        ({}, None, None, None),
+    ],
+)
+def test_what_calibration_frames_must_agree_in(write_cfa, cards, celsius, gain, offset):
+    path, _ = write_cfa()
+    with fits.open(path, mode="update") as hdus:
+        for key, value in cards.items():
+            hdus[0].header[key] = value
+    info = read_frame_info(path)
+    assert (info.sensor_celsius, info.gain, info.offset) == (celsius, gain, offset)
+    assert info.calibrated == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"), [("BDF", "BDF"), ("D", "D"), ("fd", "DF"), ("", ""), ("BDFM", "BDF"), ("FALSE", "")]
+)
+def test_what_was_done_to_a_frame(write_cfa, text, letters):
+    path, _ = write_cfa(CALSTAT=text, ROWORDER="Bottom-Up")
+    info = read_frame_info(path)
+    assert info.calibrated == letters
+    assert info.row_order == "BOTTOM-UP"

@@ -346,7 +346,8 @@ def test_lengths_below_zero_are_a_wrong_header(tmp_path, card):
     assert reason(path) == "frame_bad_header"
 
 
-def test_a_file_packed_with_gzip_is_named(tmp_path):
+def test_a_file_packed_in_two_ways_is_named(tmp_path):
     path = tmp_path / "frame.fits.gz"
-    fits.PrimaryHDU(np.zeros((4, 6), np.uint16)).writeto(path)
+    hdus = fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(np.zeros((40, 60), np.uint16))])
+    hdus.writeto(path)
     assert reason(path) == "frame_gzip"

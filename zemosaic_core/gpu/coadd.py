@@ -105,11 +105,13 @@ class GpuCoadd:
         """Find out once which sources offer raw rows, and start the threads that read ahead."""
         if self._ahead is None:
             colour = self._shape.n_channels == 3
-            raw = [
-                colour and self._pixels.read_raw(s.key, 0, min(2, s.shape_hw[0])) is not None
+            rows = [
+                self._pixels.read_raw(s.key, 0, min(2, s.shape_hw[0])) if colour else None
                 for s in self._sources
             ]
-            self._shape = replace(self._shape, raw=any(raw), planes=not all(raw))
+            raw = [r is not None for r in rows]
+            calibrated = any(r is not None and r.data.dtype == np.float32 for r in rows)
+            self._shape = replace(self._shape, raw=any(raw), planes=not all(raw), calibrated=calibrated)
             self._ahead = ReadAhead(
                 self._pixels, raw=any(raw), max_hot=MAX_HOT, threads=self._readers(), stage=self._stage
             )
@@ -125,7 +127,8 @@ class GpuCoadd:
         A thread has one window in its hands and one in the ring, which holds some more.
         """
         shape = self._shape
-        per_pixel = (4 * shape.n_channels if shape.planes else 2) + (4 if shape.has_weight_map else 0)
+        per_pixel = 4 * shape.n_channels if shape.planes else shape.raw_bytes
+        per_pixel += 4 if shape.has_weight_map else 0
         largest = max((s.shape_hw[0] * s.shape_hw[1] * per_pixel for s in self._sources), default=1)
         if not self._host_bytes:
             return self._threads
@@ -237,6 +240,7 @@ def expected_workload(
     n_sources: int,
     source_hw: tuple[int, int],
     raw: bool,
+    calibrated: bool = False,
     feather_px: float = 0.0,
     has_weight_map: bool = False,
 ) -> Workload:
@@ -257,8 +261,8 @@ def expected_workload(
     n_sources : int
     source_hw : tuple of int
         Height and width of every source.
-    raw : bool
-        The sources come as raw rows.
+    raw, calibrated : bool
+        The sources come as raw rows; as calibrated ones.
     feather_px, has_weight_map
         See `CoaddSource`.
     """
@@ -272,7 +276,9 @@ def expected_workload(
         0, source_hw, shift_pixel_map(0, 0, box), box, terms, weight, feather_px, has_weight_map
     )
     mapped = has_weight_map or feather_px > 0
-    shape = SourceShape(n_channels, width, mapped, has_weight_map, raw=raw, planes=not raw)
+    shape = SourceShape(
+        n_channels, width, mapped, has_weight_map, raw=raw, planes=not raw, calibrated=calibrated
+    )
     return _declare(op, height, (source,) * n_sources, shape, rule, kernel, info, {})
 
 
@@ -295,7 +301,7 @@ def _declare(
     info: DeviceInfo,
     numbers: dict[str, Any],
 ) -> Workload:
-    per_pixel = 2 if shape.raw else 4 * shape.n_channels
+    per_pixel = shape.raw_bytes if shape.raw else 4 * shape.n_channels
     boxes = [s.bbox for s in sources]
     combining = combine_buffers(boxes, shape.n_channels, shape.width, rule, info, mapped=shape.mapped)
     buffers = (*feed_buffers(shape, sources, kernel), *combining)

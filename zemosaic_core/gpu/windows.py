@@ -62,6 +62,8 @@ class SourceShape:
         Some source has a weight map.
     raw, planes : bool
         Some source comes as raw rows, some source comes decoded.
+    calibrated : bool
+        Some raw rows are calibrated samples, float32, twice as long as those of the file.
     """
 
     n_channels: int
@@ -70,6 +72,12 @@ class SourceShape:
     has_weight_map: bool
     raw: bool
     planes: bool
+    calibrated: bool = False
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of a pixel of raw rows."""
+        return 4 if self.calibrated else 2
 
 
 def feed_buffers(shape: SourceShape, sources: Sequence[CoaddSource], kernel: Kernel) -> list[Buffer]:
@@ -88,7 +96,7 @@ def feed_buffers(shape: SourceShape, sources: Sequence[CoaddSource], kernel: Ker
         buffers.append(Buffer(name, *numbers[:2], copies, numbers[2]))
 
     if shape.raw:
-        window("raw windows", 2, SLOTS)
+        window("raw windows", shape.raw_bytes, SLOTS)
         window("shares", 8)
         window("planes", 12)
         buffers.append(Buffer("hot pixels", 8 * MAX_HOT))
@@ -207,7 +215,8 @@ class WindowFeed:
         self._planes = memory.empty("planes", 3 * largest, np.float32) if shape.raw else None
         self._decoded = slots("plane windows", n * largest, np.float32, shape.planes)
         self._weights = slots("weight windows", largest, np.float32, shape.has_weight_map)
-        self._raw = slots("raw windows", largest, np.uint16, shape.raw)
+        # Places of two bytes: two of them for a calibrated sample.
+        self._raw = slots("raw windows", largest * shape.raw_bytes // 2, np.uint16, shape.raw)
         self._shares = memory.empty("shares", 2 * largest, np.float32) if shape.raw else None
         self._hot = memory.empty("hot pixels", MAX_HOT, np.int64) if shape.raw else None
         self._ring = ring
@@ -237,7 +246,7 @@ class WindowFeed:
         stream = self.queue if unplanned else self._copies
         planes = self._planes if window.planes is None or unplanned else self._decoded[slot]
         if window.raw is not None:
-            stream.copy_in(self._raw[slot], window.raw.data)
+            stream.copy_in(self._raw[slot], window.raw.data.view(np.uint16))
         if window.planes is not None:
             stream.copy_in(planes, window.planes)
         if window.weights is not None:
@@ -254,7 +263,8 @@ class WindowFeed:
         rows = window.raw
         assert rows is not None
         height, width = window.shape_hw
-        source, coded = kernels.source("decode"), int(rows.big_endian_signed)
+        coded = 2 if rows.data.dtype == np.float32 else int(rows.big_endian_signed)
+        source = kernels.source("decode")
         first = rows.y0 * width
         hot = np.unique(rows.hot_pixels)
         hot = hot[(hot >= first) & (hot < first + height * width)]
@@ -308,8 +318,8 @@ def debayer_on_card(
     Parameters
     ----------
     queue : Queue
-    raw : array on the card, (h, w), uint16
-        ``coded``: 1 as FITS stores them, 0 native.
+    raw : array on the card, (h, w), uint16; or float32 in twice as many places of uint16
+        ``coded``: 1 as FITS stores them, 0 native, 2 float32.
     shape_hw : tuple of int
     pattern : str
         At the first pixel.

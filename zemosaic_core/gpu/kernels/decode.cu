@@ -1,13 +1,14 @@
 // From the bytes of a raw frame to colour planes: the CUDA twin of zemosaic_core.cfa and hot_pixels.repair_cfa.
 //
-// Pixels stay as they lie in the file until they are used. coded: FITS int16 with BZERO 32768, that is the bytes
-// swapped and the top bit inverted; otherwise native unsigned 16 bit.
+// Pixels stay as they lie in the file until they are used. coded 1: FITS int16 with BZERO 32768, that is the bytes
+// swapped and the top bit inverted; 0: native unsigned 16 bit; 2: float32, calibrated on the host.
 
 __device__ __forceinline__ unsigned int swapped(unsigned int value) { return ((value & 0xffu) << 8) | (value >> 8); }
 
-__device__ __forceinline__ float sensor_value(const unsigned short* pixel, int coded)
+__device__ __forceinline__ float sensor_value(const unsigned short* raw, long long place, int coded)
 {
-    unsigned int value = *pixel;
+    if (coded == 2) return ((const float*)raw)[place];
+    unsigned int value = raw[place];
     return (float)(coded ? swapped(value) ^ 0x8000u : value);
 }
 
@@ -40,14 +41,19 @@ extern "C" __global__ void mend_hot(
                 if ((dy == 0 && dx == 0) || j < 0 || j >= height || i < 0 || i >= width) continue;
                 long long place = (long long)j * width + i;
                 if (is_listed(hot, n_hot, first + place)) continue;
-                float value = sensor_value(raw + place, coded);
+                float value = sensor_value(raw, place, coded);
                 int at = n++;
                 for (; at > 0 && sorted[at - 1] > value; --at) sorted[at] = sorted[at - 1];
                 sorted[at] = value;
             }
     if (n == 0) return;
+    float mean = 0.5f * (sorted[(n - 1) / 2] + sorted[n / 2]);
+    if (coded == 2) {
+        ((float*)raw)[hot[k] - first] = mean;
+        return;
+    }
     // A frame of integers stays one: the mean of the two middle neighbours is cut.
-    unsigned int mended = (unsigned int)(0.5f * (sorted[(n - 1) / 2] + sorted[n / 2]));
+    unsigned int mended = (unsigned int)mean;
     raw[hot[k] - first] = (unsigned short)(coded ? swapped(mended ^ 0x8000u) : mended);
 }
 
@@ -92,9 +98,9 @@ extern "C" __global__ void colour_shares(
     float seen[SHARE_ROWS + 6][7];
 #pragma unroll
     for (int j = 0; j < SHARE_ROWS + 6; ++j) {
-        const unsigned short* row = raw + (long long)mirrored(min(top + j - 3, height + 2), height) * width;
+        long long row = (long long)mirrored(min(top + j - 3, height + 2), height) * width;
 #pragma unroll
-        for (int k = 0; k < 7; ++k) seen[j][k] = sensor_value(row + column[k], coded);
+        for (int k = 0; k < 7; ++k) seen[j][k] = sensor_value(raw, row + column[k], coded);
     }
     long long plane = (long long)height * width;
 #pragma unroll
@@ -153,7 +159,7 @@ extern "C" __global__ void debayer_raw(
     long long up2 = (long long)mirrored(y - 2, height) * width, below2 = (long long)mirrored(y + 2, height) * width;
     long long plane = (long long)height * width, place = here + x;
     const float* second = shares + plane;
-#define AT(place) sensor_value(raw + (place), coded)
+#define AT(place) sensor_value(raw, place, coded)
 #define DIFFERENCE(shares, place) ((shares[place] + share) * (value - AT(place)))
     bool is_green = ((x & 1) == 0) == ((green_first != 0) == ((y & 1) == 0));
     bool red_here = (y & 1) == red_row;

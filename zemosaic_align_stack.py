@@ -71,7 +71,7 @@ def stack_group(
     whole = CoaddBlock.blank((n_channels, *shape_hw))
     coadd_on_grid(
         pixels, sources, shape_hw, n_channels, rule, kernel, sink=whole.put, budget_bytes=budget_bytes, policy=policy,
-        threads=threads, on_rows=on_rows, cancel=cancel,
+        threads=threads, on_rows=on_rows, cancel=cancel, restart=lambda: None,
     )  # fmt: skip
     return whole
 
@@ -197,7 +197,8 @@ def _combine(
     blocks: list[CoaddBlock] = []
     policy.run(
         body.workload("stack", policy.status.device), body, on_cpu,
-        emit=lambda y0, y1, block: blocks.append(block), audit=Audit(2, compare_blocks),
+        emit=lambda y0, y1, block: blocks.append(block), audit=Audit(1, compare_blocks), staging=body,
+        restart=blocks.clear,
     )  # fmt: skip
     return CoaddBlock.joined(blocks)
 

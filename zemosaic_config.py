@@ -18,7 +18,7 @@ import platformdirs
 
 from zemosaic_core.errors import SaveFailed, SettingsError
 from zemosaic_settings.catalogue import OPTIONS, OPTIONS_BY_KEY, Option
-from zemosaic_settings.model import canonical_values
+from zemosaic_settings.model import canonical_values, conflicting_names
 from zemosaic_settings.values import parse_value
 
 __all__ = [
@@ -87,10 +87,13 @@ class LoadedConfig:
         Every option, the names kept in step, and the keys nobody knows.
     problems : tuple of SettingsError
         What in the file could not be used; the default stands in its place.
+    conflicts : tuple of SettingsError
+        Settings that the file gives two values under two of their names, and which one is used.
     """
 
     values: dict[str, Any]
     problems: tuple[SettingsError, ...]
+    conflicts: tuple[SettingsError, ...] = ()
 
 
 def get_user_config_dir() -> str:
@@ -144,7 +147,7 @@ def read_config(path: str | os.PathLike[str] | None = None, *, missing_ok: bool 
     except SettingsError as error:
         problems.append(error)
     kept = {name: stored[name] for name in unknown}
-    return LoadedConfig({**kept, **_with_mirrors(values)}, tuple(problems))
+    return LoadedConfig({**kept, **_with_mirrors(values)}, tuple(problems), conflicting_names(stored))
 
 
 def load_config(path: str | os.PathLike[str] | None = None, *, strict: bool = False) -> dict[str, Any]:

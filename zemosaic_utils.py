@@ -27,7 +27,14 @@ from zemosaic_core.image_overlaps import solve_overlaps
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
 from zemosaic_core.tile_photometry import TileOptions
-from zemosaic_gpu_policy import GpuPolicy, default_policy, gpu_status, release_defaults, run_with_fallback
+from zemosaic_gpu_policy import (
+    GpuPolicy,
+    default_policy,
+    gpu_is_available,
+    gpu_memory_sufficient,
+    release_defaults,
+    run_with_fallback,
+)
 from zemosaic_io import image_files
 
 __all__ = [
@@ -61,7 +68,7 @@ __all__ = [
 # Blocks stay small enough that progress moves and a stop is honoured within seconds.
 MAX_BLOCK_ROWS = 1024
 # Rows of a block of the card that are done again on the CPU now and then.
-AUDIT_ROWS = 2
+AUDIT_ROWS = 1
 
 Progress = Callable[..., object]
 Sink = Callable[[int, int, CoaddBlock], object]
@@ -76,11 +83,6 @@ def __getattr__(name: str) -> bool:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def gpu_is_available() -> bool:
-    """Return whether a card really runs kernels here. Safe in any thread or process, makes no CUDA context."""
-    return gpu_status().ok
-
-
 def ensure_cupy_pool_initialized(device_id: int | None = None) -> None:
     """Open the card of this process, if there is one, and make it current in this thread; may be repeated."""
     default_policy("" if device_id is None else str(device_id)).bind()
@@ -89,17 +91,6 @@ def ensure_cupy_pool_initialized(device_id: int | None = None) -> None:
 def free_cupy_memory_pools() -> None:
     """Give memory of the card that this process holds without using it back to everybody."""
     release_defaults("free_cupy_memory_pools")
-
-
-def gpu_memory_sufficient(estimated_bytes: int, safety_fraction: float = 0.75) -> bool:
-    """Return whether ``estimated_bytes <= safety_fraction * usable bytes`` of the card; False without a card.
-
-    `safety_fraction` is limited to 0.1 .. 0.9.
-    """
-    budget = default_policy().budget
-    if budget is None:
-        return False
-    return estimated_bytes <= min(max(safety_fraction, 0.1), 0.9) * budget.usable
 
 
 # ---------------------------------------------------------------------------------------------- co-add on a grid
@@ -120,6 +111,7 @@ def coadd_on_grid(
     threads: int = 2,
     on_rows: Callable[[int, int], object] | None = None,
     cancel: CancelToken | None = None,
+    restart: Callable[[], object] | None = None,
 ) -> None:
     """Co-add sources on an output grid, block of rows by block of rows.
 
@@ -146,6 +138,10 @@ def coadd_on_grid(
         ``on_rows(done, total)`` after every block.
     cancel : CancelToken, optional
         Asked before every block and source.
+    restart : callable, optional
+        Called when the card turns out to compute wrongly: what `sink` got does not count, and it gets all blocks
+        once more from the first row on. Without it, blocks that were handed on stay, and the rest comes from the
+        CPU.
 
     Raises
     ------
@@ -182,7 +178,7 @@ def coadd_on_grid(
         policy.run(
             body.workload(op, height, policy.status.device), body, on_cpu, emit=emit,
             cpu_rows=min(MAX_BLOCK_ROWS, max((y1 - y0 for y0, y1 in blocks), default=1)),
-            cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks), ahead=body,
+            cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks), ahead=body, staging=body, restart=restart,
         )  # fmt: skip
 
 
@@ -328,7 +324,7 @@ def _assemble(
     coadd_on_grid(
         pixels, sources, shape_hw, n_channels, wanted.rule, wanted.kernel,
         sink=sink, budget_bytes=wanted.budget_bytes, threads=wanted.threads,
-        policy=options.get("policy"), op="assemble", cancel=options.get("cancel"),
+        policy=options.get("policy"), op="assemble", cancel=options.get("cancel"), restart=lambda: None,
         on_rows=None if progress is None else lambda done, total: progress("phase5_rows", done, total),
     )  # fmt: skip
     return (mosaic[..., 0] if np.ndim(data_list[0]) == 2 else mosaic), coverage

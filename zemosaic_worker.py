@@ -24,7 +24,7 @@ from zemosaic_pipeline.events import Event, Message, PhaseProgress, RunEnded, sp
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
-from zemosaic_settings import Settings
+from zemosaic_settings import Settings, conflicting_names
 from zemosaic_utils import coadd_incremental, coadd_on_grid
 
 __all__ = [
@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 EXIT_OK, EXIT_FAILED, EXIT_SETTINGS, EXIT_CANCELLED = 0, 1, 2, 130
-# Keys of the configuration that are not options: choices made by hand in the filter.
-SELECTION_KEYS = ("frame_selection", "frame_groups")
+# Keys of the configuration that are not options: choices made by hand in the filter, and who made one.
+SELECTION_KEYS = ("frame_selection", "frame_groups", "gpu_asked_by")
 
 LOG_NAME = "zemosaic_worker.log"
 LOG_MAX_BYTES = 4_000_000
@@ -121,6 +121,8 @@ def run_hierarchical_mosaic(
     """
     settings, selection = _settings(input_folder, output_folder, config, overrides)
     report = reporter or _as_callback(progress_callback)
+    for conflict in conflicting_names(config or {}):
+        report(Message(conflict.key, "WARN", spoken_values(conflict.values)))
     return run_classic(settings, report, cancel=CancelToken(cancel_event), selection=selection)
 
 

@@ -167,6 +167,12 @@ class _TileFacts:
     """Collects what the report wants to know while blocks go by."""
 
     def __init__(self, n_channels: int) -> None:
+        self._n_channels = n_channels
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: all blocks will come once more."""
+        n_channels = self._n_channels
         self.samples = 0
         self.rejected = 0
         self.variance: list[list[np.ndarray]] = [[] for _ in range(n_channels)]
@@ -361,6 +367,7 @@ def create_tile(
             policy=context.policy,
             threads=plan.threads,
             on_rows=on_rows,
+            restart=facts.forget,
             cancel=context.cancel,
         )
         _write_ramp(out, shape, plan.stack.tile_ramp_px)

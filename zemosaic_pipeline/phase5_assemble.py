@@ -418,6 +418,7 @@ def run(
             threads=plan.threads,
             on_rows=on_rows,
             cancel=context.cancel,
+            restart=lambda: None,  # every row is written to its place
         )
         out.commit()
         out_coverage.commit()

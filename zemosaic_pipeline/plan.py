@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -242,13 +242,29 @@ class Plan:
         return facts
 
 
-def make_policy(settings: Settings, output_dir: Path | None, on_record: Any = None) -> GpuPolicy:
-    """Return the GPU policy the settings ask for; its ledger goes into the output folder."""
+def make_policy(
+    settings: Settings,
+    machine: Machine,
+    output_dir: Path | None,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
+    asked_by: str = "",
+) -> GpuPolicy:
+    """Return the GPU policy the settings ask for; its ledger goes into the output folder.
+
+    ``asked_by`` is the text key of who chose the mode; empty: the settings.
+
+    Raises
+    ------
+    SettingsError
+        A variable of the environment is not understood, or contradicts the settings.
+    """
     ledger = None if output_dir is None else output_dir / "gpu_ledger.jsonl"
     return GpuPolicy(
         mode=settings.asked_gpu_mode,
         device=settings.gpu_choice,
         memory_mb=settings.gpu_memory_mb,
+        host_bytes=_block_budget(settings, machine),
+        asked_by=asked_by,
         ledger_path=ledger,
         on_record=on_record,
     )
@@ -401,6 +417,7 @@ def resolve(
     decision = None
     if policy is not None:
         decision = policy.plan(_workload_on_card(run, infos, canvas_hw, policy.status.device))
+        policy.check_fits(decision)
     return replace(run, rows=_estimate(run, infos, canvas_hw, decision))
 
 
@@ -501,7 +518,7 @@ def _workload_on_card(
     return expected_workload(
         "stack", _stacked_hw(run, infos, canvas_hw), run.n_channels, rule, run.stack.kernel, device,
         n_sources=_frames_at_place(run, infos), source_hw=_largest(infos).shape_hw, raw=infos[0].kind == "cfa",
-        feather_px=run.stack.feather_px, has_weight_map=run.stack.radial is not None,
+        feather_px=run.stack.feather_px, has_weight_map=run.stack.radial is not None, threads=run.threads,
     )  # fmt: skip
 
 
@@ -619,7 +636,7 @@ def make_plan(
     settings = settings.model_copy(update={"input_dir": str(folder), "output_dir": str(output)})
     machine = Machine.probe(output)
     infos, refused = survey(folder, output, recursive=settings.scan_recursive)
-    policy = make_policy(settings, None)
+    policy = make_policy(settings, machine, None)
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
     canvas = estimate_canvas(infos)

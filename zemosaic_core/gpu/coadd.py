@@ -19,7 +19,7 @@ import numpy as np
 from zemosaic_core.chunks import Workload
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu.combine import Combiner, combine_buffers
-from zemosaic_core.gpu.device import Device, DeviceInfo
+from zemosaic_core.gpu.device import Device, DeviceInfo, GpuFault
 from zemosaic_core.gpu.launch import PlannedMemory, Queue, drained, settle
 from zemosaic_core.gpu.reader import Part, ReadAhead, Window, parts_of_block
 from zemosaic_core.gpu.terms import CancelFlag
@@ -45,6 +45,9 @@ IN_FLIGHT = 2
 # Windows in page-locked memory besides one for each reading thread: two more that are read ahead or taken, and those
 # that are on their way to the card.
 RING_SPARE = 2 + SLOTS
+# Samples per second of one thread of `zemosaic_core.coadd` (24 decoded frames of 540x960, lanczos3, winsorized).
+# What a run measures itself counts more.
+CPU_SAMPLES_PER_SECOND = 3e7
 # Of a pixel and channel in the result of a block: image, weight, variance, two counts of rejected samples.
 _RESULT_BYTES = 16
 
@@ -101,6 +104,11 @@ class GpuCoadd:
         self._plan: Workload | None = None
         self._chunk_rows = 0
 
+    @property
+    def unpinned(self) -> GpuFault | None:
+        """What the system said when it refused to lock pages; see `zemosaic_core.gpu.windows.Ring`."""
+        return None if self._ring is None else self._ring.unpinned
+
     def _look(self) -> ReadAhead:
         """Find out once which sources offer raw rows, and start the threads that read ahead."""
         if self._ahead is None:
@@ -154,6 +162,7 @@ class GpuCoadd:
             return Workload(op, rows, (), **numbers)
         self._look()
         shape = self._shape
+        numbers = {"cpu_seconds": _cpu_seconds(self._sources, shape.n_channels, self._threads)} | numbers
         self._plan = _declare(op, rows, self._sources, shape, self._rule, self._kernel, info, numbers)
         return self._plan
 
@@ -239,6 +248,7 @@ def expected_workload(
     raw: bool,
     feather_px: float = 0.0,
     has_weight_map: bool = False,
+    threads: int = 2,
 ) -> Workload:
     """Declare what a co-add will need on a card when its sources are known by number and size only.
 
@@ -261,6 +271,8 @@ def expected_workload(
         The sources come as raw rows.
     feather_px, has_weight_map
         See `CoaddSource`.
+    threads : int
+        Of the processor, with which the card is compared.
     """
     height, width = shape_hw
     if info is None:
@@ -273,7 +285,28 @@ def expected_workload(
     )
     mapped = has_weight_map or feather_px > 0
     shape = SourceShape(n_channels, width, mapped, has_weight_map, raw=raw, planes=not raw)
-    return _declare(op, height, (source,) * n_sources, shape, rule, kernel, info, {})
+    sources = (source,) * n_sources
+    numbers = {"cpu_seconds": _cpu_seconds(sources, n_channels, threads)}
+    return _declare(op, height, sources, shape, rule, kernel, info, numbers)
+
+
+def _cpu_seconds(sources: Sequence[CoaddSource], n_channels: int, threads: int) -> float:
+    """Expect how long the processor takes: no source gives more samples than about half as many again as its pixels."""
+    samples = 0.0
+    for source in sources:
+        y0, y1, x0, x1 = source.bbox
+        samples += min((y1 - y0) * (x1 - x0), 1.5 * source.shape_hw[0] * source.shape_hw[1])
+    return samples * n_channels / (CPU_SAMPLES_PER_SECOND * max(1, threads))
+
+
+def _reread_bytes(sources: Sequence[CoaddSource], per_pixel: int, kernel: Kernel) -> int:
+    """Return what windows read beyond their block, times the output rows of the sources; see `Workload`."""
+    total = 0.0
+    for source in sources:
+        height, width = source.shape_hw
+        rows = min(source.bbox[1] - source.bbox[0], 1.5 * height)
+        total += min(extra_rows(source, kernel), height) * width * per_pixel * rows
+    return int(total)
 
 
 def _rows_in_flight(sources: Sequence[CoaddSource], kernel: Kernel) -> int:
@@ -304,6 +337,7 @@ def _declare(
         "in_flight_rows": _rows_in_flight(sources, kernel),
         "elements_per_row": shape.width * shape.n_channels,
         "upload_bytes": sum(s.shape_hw[0] * s.shape_hw[1] for s in sources) * per_pixel,
+        "reread_bytes": _reread_bytes(sources, per_pixel, kernel),
         "download_bytes": rows * shape.width * (_RESULT_BYTES * shape.n_channels + 2),
         "detail": {"sources": len(sources), "channels": shape.n_channels, "width": shape.width},
     }

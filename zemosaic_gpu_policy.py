@@ -28,6 +28,7 @@ from zemosaic_core.gpu.probe import Finding, check_card
 from zemosaic_core.gpu.probe import probe as probe_here
 from zemosaic_core.gpu.recorder import Recorder
 from zemosaic_core.gpu.terms import (
+    CALM_REASONS,
     FAULT_REASONS,
     PASSING_REASONS,
     Audit,
@@ -44,6 +45,7 @@ from zemosaic_io.gpu_files import LeaseTimeout, Ledger, device_lease
 from zemosaic_io.gpu_probe import Opened, forget, remembered_status, status_of
 
 __all__ = [
+    "CALM_REASONS",
     "Audit",
     "Budget",
     "Decision",

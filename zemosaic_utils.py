@@ -15,7 +15,7 @@ from zemosaic_core import background, cfa, hot_pixels, stretch
 from zemosaic_core import weights as weight_maps
 from zemosaic_core.axes import to_chw, to_hwc
 from zemosaic_core.chunks import equal_chunks
-from zemosaic_core.coadd import CancelToken, check_streaming, coadd_block, row_blocks
+from zemosaic_core.coadd import CancelToken, check_streaming, coadd_block, row_blocks, rows_per_pass
 from zemosaic_core.coverage import crop_sides
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu.coadd import GpuCoadd
@@ -109,6 +109,7 @@ def coadd_on_grid(
     policy: GpuPolicy | None = None,
     op: str = "stack",
     threads: int = 2,
+    max_frames_per_pass: int = 0,
     on_rows: Callable[[int, int], object] | None = None,
     cancel: CancelToken | None = None,
     restart: Callable[[], object] | None = None,
@@ -134,6 +135,9 @@ def coadd_on_grid(
         Name of the work in the policy's records.
     threads : int
         CPU threads; the result does not depend on it, nor on the budget.
+    max_frames_per_pass : int
+        A block holds at most the samples of so many whole sources; 0: no such limit. The result does not depend on
+        it.
     on_rows : callable, optional
         ``on_rows(done, total)`` after every block.
     cancel : CancelToken, optional
@@ -153,6 +157,7 @@ def coadd_on_grid(
     check_rule(rule)
     height, width = shape_hw
     blocks = row_blocks(sources, shape_hw, n_channels, rule, budget_bytes)
+    most_rows = min(MAX_BLOCK_ROWS, rows_per_pass(sources, max_frames_per_pass))
 
     def on_cpu(y0: int, y1: int) -> CoaddBlock:
         return coadd_block(
@@ -165,7 +170,7 @@ def coadd_on_grid(
             on_rows(y1, height)
 
     if policy is None:
-        for y0, y1 in (part for block in blocks for part in equal_chunks(*block, MAX_BLOCK_ROWS)):
+        for y0, y1 in (part for block in blocks for part in equal_chunks(*block, most_rows)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled()
             emit(y0, y1, on_cpu(y0, y1))
@@ -173,11 +178,12 @@ def coadd_on_grid(
     body = GpuCoadd(
         pixels, sources, width, n_channels, rule, kernel,
         threads=threads, host_bytes=max(1, budget_bytes // 2), cancel=cancel,
+        most_rows=most_rows if max_frames_per_pass else 0,
     )  # fmt: skip
     with closing(body):
         policy.run(
             body.workload(op, height, policy.status.device), body, on_cpu, emit=emit,
-            cpu_rows=min(MAX_BLOCK_ROWS, max((y1 - y0 for y0, y1 in blocks), default=1)),
+            cpu_rows=min(most_rows, max((y1 - y0 for y0, y1 in blocks), default=1)),
             cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks), ahead=body, staging=body, restart=restart,
         )  # fmt: skip
 

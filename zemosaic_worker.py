@@ -20,9 +20,19 @@ from zemosaic_core.errors import Cancelled, SettingsError, ZeMosaicError
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, PixelSource
 from zemosaic_pipeline import phase3_master_tiles
 from zemosaic_pipeline.context import CancelToken, RunContext
-from zemosaic_pipeline.events import Event, Message, PhaseProgress, RunEnded, spoken_values, to_queue
+from zemosaic_pipeline.events import (
+    Event,
+    FrameLeftOut,
+    GpuRecorded,
+    Message,
+    PhaseProgress,
+    RunEnded,
+    spoken_values,
+    to_queue,
+)
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.report import sentences
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
 from zemosaic_settings import Settings, conflicting_names
 from zemosaic_utils import coadd_incremental, coadd_on_grid
@@ -148,16 +158,37 @@ def run_hierarchical_mosaic_process(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     with _log_file(Path(input_folder), Path(output_folder), str((config or {}).get("logging_level", "INFO"))):
+        say = sentences(str((config or {}).get("language") or "en"))
 
         def report(event: Event) -> None:
             item = to_queue(event)
-            log.log(_LEVELS.get(str(item[2]), logging.DEBUG), "%s %s", item[0], item[3])
+            level, line = _log_line(event, say)
+            log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
             progress_queue.put(item)
 
         code = _guarded_run(input_folder, output_folder, config, cancel_event, overrides, report)
     progress_queue.close()
     progress_queue.join_thread()
     sys.exit(code)
+
+
+def _log_line(event: Event, say: Callable[..., str]) -> tuple[str, str]:
+    """Return level and words of an event for the log: as the terminal says it, and the key to search for."""
+    key, _, level, values = to_queue(event)
+    spoken: Mapping[str, Any] = values
+    if isinstance(event, GpuRecorded):
+        record = event.record
+        key, spoken = str(record.get("key") or ""), record.get("values") or {}
+        level = "DEBUG" if record.get("repeat") or not key else str(record.get("level", "INFO"))
+    elif isinstance(event, FrameLeftOut | RunEnded):
+        key, spoken = event.key or key, event.values
+    plain = f"{key} {values}"
+    words = say(key, plain, **{name: value for name, value in spoken.items() if name != "default_text"})
+    if words == plain:
+        return level, plain
+    if isinstance(event, FrameLeftOut):
+        words = f"{Path(event.path).name}: {words}"
+    return level, f"{words} [{key}]"
 
 
 @contextmanager

@@ -119,7 +119,10 @@ class GridOptions:
 
 @dataclass(frozen=True)
 class StackOptions:
-    """How the frames of a group are combined."""
+    """How the frames of a group are combined.
+
+    ``max_frames_per_pass`` and ``threads`` bound memory and processors; the result does not depend on them.
+    """
 
     normalise: str
     weighting: str
@@ -129,6 +132,8 @@ class StackOptions:
     radial: tuple[float, float, float] | None
     feather_px: float
     tile_ramp_px: int
+    max_frames_per_pass: int
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -380,6 +385,8 @@ def resolve(
             if rule.combine == "mean"
             else 0.0,
             tile_ramp_px=settings.tile_feather_px,
+            max_frames_per_pass=settings.winsor_max_frames_per_pass,
+            threads=min(threads, settings.winsor_worker_limit or threads),
         ),
         sky=SkyOptions(settings.sky_model, site_of(settings.observer_site), settings.remove_gradient),
         route=RouteDecision("panels", "route_asked"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,7 +22,7 @@ from zemosaic_core.sphere import footprint
 from zemosaic_io.manifest import save_json
 from zemosaic_io.report_page import write_page
 
-__all__ = ["REPORT_VERSION", "collect", "json_value", "write_report"]
+__all__ = ["REPORT_VERSION", "collect", "json_value", "sentences", "write_report"]
 
 REPORT_VERSION = 1
 LIBRARIES = ("numpy", "scipy", "astropy", "numba", "sep", "cupy-cuda12x", "cupy-cuda13x")
@@ -181,6 +182,11 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             },
         }
     )
+
+
+def sentences(language: str) -> Callable[..., str]:
+    """Return the look-up of texts of a language: ``(key, default_text, **values)``; for a log that people read."""
+    return ZeMosaicLocalization(language).get
 
 
 def write_report(output_dir: Path, facts: dict[str, Any], language: str) -> dict[str, str]:

@@ -116,6 +116,8 @@ class Settings(BaseModel):
     gpu_selector: str = _declared("gpu_selector")
     gpu_memory_mb: int = _declared("gpu_memory_mb")
     stack_ram_budget_gb: float = _declared("stack_ram_budget_gb")
+    winsor_max_frames_per_pass: int = _declared("winsor_max_frames_per_pass")
+    winsor_worker_limit: int = _declared("winsor_worker_limit")
     num_processing_workers: int = _declared("num_processing_workers")
 
     language: str = _declared("language")

@@ -49,6 +49,7 @@ MAY_TOUCH = {
 # Conditions about the GPU that choose no backend: (file, what the condition reads).
 MAY_ASK = {
     ("zemosaic_utils.py", "use_gpu"),  # which policy a caller's wish means
+    ("zemosaic_align_stack.py", "use_gpu"),  # the same
     ("zemosaic_pipeline/plan.py", "use_gpu_phase5"),  # which mode the settings mean
     ("zemosaic_pipeline/plan.py", "gpu_id_phase5"),  # which card was asked for
     ("zemosaic_pipeline/doctor.py", "gpu_id_phase5"),  # which card was asked for

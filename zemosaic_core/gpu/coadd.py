@@ -69,6 +69,8 @@ class GpuCoadd:
     host_bytes : int
         Memory that windows read ahead may take, and the results of a block as much again: fewer threads read
         when windows are large, blocks have fewer rows when the grid is wide. 0: no limit.
+    most_rows : int
+        Of one block; 0: no limit.
     cancel : object with ``is_set()``, optional
         Looked at before every source.
     """
@@ -84,6 +86,7 @@ class GpuCoadd:
         *,
         threads: int = 2,
         host_bytes: int = 0,
+        most_rows: int = 0,
         cancel: CancelFlag | None = None,
     ) -> None:
         check_rule(rule)
@@ -94,6 +97,7 @@ class GpuCoadd:
         self._pixels = pixels
         self._threads = threads
         self._host_bytes = host_bytes
+        self._most_rows = most_rows
         weight_map = any(s.has_weight_map for s in self._sources)
         mapped = weight_map or any(s.feather_px > 0 for s in self._sources)
         self._shape = SourceShape(n_channels, width, mapped, weight_map, raw=False, planes=True)
@@ -155,9 +159,12 @@ class GpuCoadd:
 
         Without a card (``info`` None) only the name and the rows are declared: nothing is read to find out.
         """
+        bounds = [self._most_rows] if self._most_rows else []
         if self._host_bytes:
             row = max(1, self._shape.width * (_RESULT_BYTES * self._shape.n_channels + 2))
-            numbers = {"host_rows": max(1, self._host_bytes // row)} | numbers
+            bounds.append(max(1, self._host_bytes // row))
+        if bounds:
+            numbers = {"host_rows": min(bounds)} | numbers
         if info is None:
             return Workload(op, rows, (), **numbers)
         self._look()

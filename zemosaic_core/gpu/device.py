@@ -329,8 +329,9 @@ def is_asked_for(info: DeviceInfo, choice: str) -> bool:
     wanted = choice.strip().removeprefix("~").strip().lower()
     if wanted in ("", "auto"):
         return True
-    if wanted.isdecimal():  # "3060" is not a part of a name: a number that is not there must not find a card
-        return int(wanted) == info.index
+    if wanted.isdecimal():
+        # A whole word of a name, as "3060"; a device number that is not there must not find a card.
+        return int(wanted) == info.index or (len(wanted) > 2 and wanted in _plain_name(info.name).split())
     start = wanted.removeprefix("gpu-").replace("-", "")
     if len(start) > 3 and info.uuid.lower().startswith(start):
         return True

@@ -33,6 +33,8 @@ class GpuStack:
         As in `zemosaic_core.rejection.combine_stack`.
     weight_maps : ndarray, shape (N, h, w), optional
         Not positive: missing.
+    threads : int
+        Of the processor, with which the card is compared.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class GpuStack:
         *,
         weights: np.ndarray | None = None,
         weight_maps: np.ndarray | None = None,
+        threads: int = 2,
     ) -> None:
         check_rule(rule)
         n, n_channels = stack.shape[:2]
@@ -51,6 +54,7 @@ class GpuStack:
         self._rule = rule
         self._weights = np.ascontiguousarray(np.broadcast_to(columns, (n, n_channels)), np.float32)
         self._maps = weight_maps
+        self._threads = threads
         self.unpinned: GpuFault | None = None
 
     def _buffers(self, info: DeviceInfo | None) -> tuple[Buffer, ...]:
@@ -73,7 +77,7 @@ class GpuStack:
             elements_per_row=n_channels * width,
             upload_bytes=self._stack.nbytes,
             download_bytes=height * width * n_channels * 16,
-            cpu_seconds=self._stack.size / CPU_SAMPLES_PER_SECOND,
+            cpu_seconds=self._stack.size / (CPU_SAMPLES_PER_SECOND * max(1, self._threads)),
             detail={"sources": n, "channels": n_channels, "width": width},
         )
 

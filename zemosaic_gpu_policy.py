@@ -23,6 +23,7 @@ from zemosaic_core.chunks import Workload
 from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.gpu import device as seam
 from zemosaic_core.gpu.budget import decide, make_budget
+from zemosaic_core.gpu.experience import Experience
 from zemosaic_core.gpu.ladder import Ahead, CpuBody, GpuBody, Job, Staging, fault_of, run_chunks
 from zemosaic_core.gpu.probe import Finding, check_card
 from zemosaic_core.gpu.probe import probe as probe_here
@@ -206,9 +207,9 @@ class GpuPolicy:
         self._device: seam.Device | None = None
         self._budget: Budget | None = None
         self.recorder = Recorder(self._keep)
-        self.ceilings: dict[str, int] = {}
+        self._experience = Experience()
+        self.ceilings = self._experience.ceilings
         self.given_up: dict[str, Reason] = {}
-        self._paces: dict[str, tuple[float, float]] = {}
 
     def _keep(self, record: dict[str, Any]) -> None:
         try:
@@ -377,11 +378,9 @@ class GpuPolicy:
         given_up = self.given_up.get("*") or self.given_up.get(workload.op)
         if status.ok and given_up is not None:
             return Decision(workload.op, "cpu", given_up, 0, 0, 0)
-        if self.mode == "require":
-            workload = replace(workload, cpu_seconds=0.0)  # small work is no reason where the GPU is a must
-        elif workload.op in self._paces:
-            expected, measured = self._paces[workload.op]
-            workload = replace(workload, cpu_seconds=workload.cpu_seconds * measured / expected)
+        # Small work is no reason where the GPU is a must.
+        untimed = self.mode == "require"
+        workload = replace(workload, cpu_seconds=0.0) if untimed else self._experience.timed(workload)
         return decide(
             workload,
             status,
@@ -464,7 +463,8 @@ class GpuPolicy:
             finally:
                 # Written for an operation that failed or was stopped too: its rows are the first ones only.
                 report.seconds = time.perf_counter() - start
-                self._learn(workload, report)
+                usable = self._budget.usable if self._budget is not None else 0
+                self._experience.learn(workload, report, usable)
                 self.recorder.operation(workload, report)
             return report
 
@@ -494,20 +494,6 @@ class GpuPolicy:
             stack.enter_context(self.phase(job.workload.op))
             stack.callback(job.discard)
             run_chunks(job, device)
-
-    def _learn(self, workload: Workload, report: RunReport) -> None:
-        """Keep what an operation has shown: how fast the processor is, and that memory suffices again."""
-        op = workload.op
-        if report.cpu_body_rows and workload.cpu_seconds > 0:
-            expected, measured = self._paces.get(op, (0.0, 0.0))
-            expected += workload.cpu_seconds * report.cpu_body_rows / workload.rows
-            self._paces[op] = expected, measured + report.cpu_body_seconds
-        if op in self.ceilings and report.gpu_chunks and not report.splits + report.fallbacks:
-            # What failed once need not fail for ever: others have left the card, or the pool was in pieces.
-            self.ceilings[op] *= 2
-            usable = self._budget.usable if self._budget is not None else 0
-            if self.ceilings[op] >= min(workload.peak(workload.rows), usable):
-                del self.ceilings[op]
 
     @contextmanager
     def _lease(self, uuid: str, cancel: CancelFlag | None) -> Iterator[None]:

@@ -340,7 +340,7 @@ def test_what_counts_as_overcommitted(free, grown, slower, expected):
 
 def test_many_tiny_chunks_are_not_a_use_of_the_card(install):
     """The way to the card costs more than the processor needs; with larger chunks it would not."""
-    work = {"cpu_seconds": 0.05, "min_rows": 1}
+    work = {"cpu_seconds": 0.02, "min_rows": 1}
     device = install(SimulatedDevice(3000))
     policy = make_policy()
     decision = run(policy, work=work).decision

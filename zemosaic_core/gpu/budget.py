@@ -16,10 +16,11 @@ __all__ = ["card_seconds", "decide", "is_overcommitted", "make_budget", "worthwh
 
 MIB = 1 << 20
 # PCIe as a slow laptop has it, reading from the page cache and staging, and the price of planning, allocating and
-# synchronising once.
+# synchronising: once, and again for each further chunk.
 TRANSFER_BYTES_PER_SECOND = 6e9
 READ_BYTES_PER_SECOND = 1.5e9
 OPERATION_OVERHEAD_SECONDS = 0.01
+CHUNK_OVERHEAD_SECONDS = 0.002
 # A chunk as large as one before that takes this many times as long is not bad luck when memory is short, too.
 SLOW_FACTOR = 3.0
 
@@ -71,7 +72,8 @@ def card_seconds(workload: Workload, rows: int) -> float:
     n_chunks = -(-workload.rows // max(1, rows))
     again = workload.reread_bytes / max(1, rows) if n_chunks > 1 else 0.0
     travel = (workload.upload_bytes + workload.download_bytes + again) / TRANSFER_BYTES_PER_SECOND
-    return travel + again / READ_BYTES_PER_SECOND + n_chunks * OPERATION_OVERHEAD_SECONDS
+    overhead = OPERATION_OVERHEAD_SECONDS + max(0, n_chunks - 1) * CHUNK_OVERHEAD_SECONDS
+    return travel + again / READ_BYTES_PER_SECOND + overhead
 
 
 def worthwhile_bytes(workload: Workload) -> int:

@@ -47,7 +47,7 @@ IN_FLIGHT = 2
 RING_SPARE = 2 + SLOTS
 # Samples per second of one thread of `zemosaic_core.coadd` (24 decoded frames of 540x960, lanczos3, winsorized).
 # What a run measures itself counts more.
-CPU_SAMPLES_PER_SECOND = 3e7
+CPU_SAMPLES_PER_SECOND = 2.4e7
 # Of a pixel and channel in the result of a block: image, weight, variance, two counts of rejected samples.
 _RESULT_BYTES = 16
 

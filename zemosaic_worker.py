@@ -176,12 +176,12 @@ def _log_line(event: Event, say: Callable[..., str]) -> tuple[str, str]:
     """Return level and words of an event for the log: as the terminal says it, and the key to search for."""
     key, _, level, values = to_queue(event)
     spoken: Mapping[str, Any] = values
-    if isinstance(event, GpuRecorded):
-        record = event.record
-        key, spoken = str(record.get("key") or ""), record.get("values") or {}
-        level = "DEBUG" if record.get("repeat") or not key else str(record.get("level", "INFO"))
-    elif isinstance(event, FrameLeftOut | RunEnded):
-        key, spoken = event.key or key, event.values
+    match event:
+        case GpuRecorded(record):
+            key, spoken = str(record.get("key") or ""), record.get("values") or {}
+            level = "DEBUG" if record.get("repeat") or not key else str(record.get("level", "INFO"))
+        case FrameLeftOut() | RunEnded():
+            key, spoken = event.key or key, event.values
     plain = f"{key} {values}"
     words = say(key, plain, **{name: value for name, value in spoken.items() if name != "default_text"})
     if words == plain:

@@ -349,7 +349,7 @@ def test_many_tiny_chunks_are_not_a_use_of_the_card(install):
     assert decision.estimated_bytes == worthwhile_bytes(workload(**work)) > 3000
     assert run(make_policy(mode="require"), work=work).gpu_rows == ROWS
     device.total = 64 << 20
-    assert run(policy, work=work).gpu_rows == ROWS
+    assert run(make_policy(), work=work).gpu_rows == ROWS
 
 
 def test_what_is_read_again_counts():

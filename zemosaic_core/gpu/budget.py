@@ -137,8 +137,9 @@ def decide(
     if fitting < smallest or rows == 0:
         reason = Reason.INSUFFICIENT_MEMORY if rows else Reason.WORKLOAD_TOO_SMALL
         return Decision(workload.op, "cpu", reason, 0, 0, workload.peak(smallest), limits)
-    # The way to the card takes longer than the processor. To override: require, which is never asked this.
-    if 0 < workload.cpu_seconds < card_seconds(workload, fitting):
+    # The way to the card takes longer than the processor. To override: require, which is never asked this; chunks
+    # that somebody asked for are not held against the card.
+    if 0 < workload.cpu_seconds < card_seconds(workload, rows if chunk_rows else fitting):
         needed = worthwhile_bytes(workload)
         short = needed > usable
         reason = Reason.INSUFFICIENT_MEMORY if short else Reason.WORKLOAD_TOO_SMALL

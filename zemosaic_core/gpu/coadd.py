@@ -48,6 +48,8 @@ RING_SPARE = 2 + SLOTS
 # Samples per second of one thread of `zemosaic_core.coadd` (24 decoded frames of 540x960, lanczos3, winsorized).
 # What a run measures itself counts more.
 CPU_SAMPLES_PER_SECOND = 2.4e7
+# A co-add that takes less goes to the card even so, in few chunks: a night of small tiles would else change sides.
+LEAST_CPU_SECONDS = 0.25
 # Of a pixel and channel in the result of a block: image, weight, variance, two counts of rejected samples.
 _RESULT_BYTES = 16
 
@@ -303,7 +305,7 @@ def _cpu_seconds(sources: Sequence[CoaddSource], n_channels: int, threads: int) 
     for source in sources:
         y0, y1, x0, x1 = source.bbox
         samples += min((y1 - y0) * (x1 - x0), 1.5 * source.shape_hw[0] * source.shape_hw[1])
-    return samples * n_channels / (CPU_SAMPLES_PER_SECOND * max(1, threads))
+    return max(LEAST_CPU_SECONDS, samples * n_channels / (CPU_SAMPLES_PER_SECOND * max(1, threads)))
 
 
 def _reread_bytes(sources: Sequence[CoaddSource], per_pixel: int, kernel: Kernel) -> int:

@@ -97,6 +97,8 @@ class Workload:
         surroundings.
     cpu_seconds : float
         Expected time on the CPU for the whole operation; 0 when unknown (then it is never "too small").
+    least_cpu_seconds : float
+        An operation that is expected to take less is treated as if it took this long.
     detail : dict
         Further numbers worth recording (frames, channels, width).
     """
@@ -115,6 +117,7 @@ class Workload:
     download_bytes: int = 0
     reread_bytes: int = 0
     cpu_seconds: float = 0.0
+    least_cpu_seconds: float = 0.0
     detail: dict[str, int | float | str] = field(default_factory=dict, compare=False)
 
     def peak(self, rows: int) -> int:

@@ -76,14 +76,19 @@ def card_seconds(workload: Workload, rows: int) -> float:
     return travel + again / READ_BYTES_PER_SECOND + overhead
 
 
+def _cpu_seconds(workload: Workload) -> float:
+    return max(workload.cpu_seconds, workload.least_cpu_seconds) if workload.cpu_seconds > 0 else 0.0
+
+
 def worthwhile_bytes(workload: Workload) -> int:
     """Return the peak of the smallest chunks with which the card is faster than the processor; 0 when none are."""
-    if not workload.rows or workload.cpu_seconds < card_seconds(workload, workload.rows):
+    cpu_seconds = _cpu_seconds(workload)
+    if not workload.rows or cpu_seconds < card_seconds(workload, workload.rows):
         return 0
     low, high = 1, workload.rows
     while low < high:
         middle = (low + high) // 2
-        if card_seconds(workload, middle) <= workload.cpu_seconds:
+        if card_seconds(workload, middle) <= cpu_seconds:
             high = middle
         else:
             low = middle + 1
@@ -139,7 +144,7 @@ def decide(
         return Decision(workload.op, "cpu", reason, 0, 0, workload.peak(smallest), limits)
     # The way to the card takes longer than the processor. To override: require, which is never asked this; chunks
     # that somebody asked for are not held against the card.
-    if 0 < workload.cpu_seconds < card_seconds(workload, rows if chunk_rows else fitting):
+    if 0 < _cpu_seconds(workload) < card_seconds(workload, rows if chunk_rows else fitting):
         needed = worthwhile_bytes(workload)
         short = needed > usable
         reason = Reason.INSUFFICIENT_MEMORY if short else Reason.WORKLOAD_TOO_SMALL

@@ -305,7 +305,7 @@ def _cpu_seconds(sources: Sequence[CoaddSource], n_channels: int, threads: int) 
     for source in sources:
         y0, y1, x0, x1 = source.bbox
         samples += min((y1 - y0) * (x1 - x0), 1.5 * source.shape_hw[0] * source.shape_hw[1])
-    return max(LEAST_CPU_SECONDS, samples * n_channels / (CPU_SAMPLES_PER_SECOND * max(1, threads)))
+    return samples * n_channels / (CPU_SAMPLES_PER_SECOND * max(1, threads))
 
 
 def _reread_bytes(sources: Sequence[CoaddSource], per_pixel: int, kernel: Kernel) -> int:
@@ -346,6 +346,7 @@ def _declare(
         "in_flight_rows": _rows_in_flight(sources, kernel),
         "elements_per_row": shape.width * shape.n_channels,
         "upload_bytes": sum(s.shape_hw[0] * s.shape_hw[1] for s in sources) * per_pixel,
+        "least_cpu_seconds": LEAST_CPU_SECONDS,
         "reread_bytes": _reread_bytes(sources, per_pixel, kernel),
         "download_bytes": rows * shape.width * (_RESULT_BYTES * shape.n_channels + 2),
         "detail": {"sources": len(sources), "channels": shape.n_channels, "width": shape.width},

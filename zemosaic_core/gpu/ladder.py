@@ -297,6 +297,7 @@ class _MemoryWatch:
         self._job, self._device = job, device
         self._before = self._ask()
         self._best = float("inf")
+        self._times = 0
         self.free = 0
 
     def _ask(self) -> MemoryState | None:
@@ -316,7 +317,15 @@ class _MemoryWatch:
         self._best = min(self._best, per_row)
         self.free = now.free
         smaller = _half_of(workload, rows)
-        return smaller if lent and smaller >= max(workload.min_rows, workload.align) else 0
+        # What three halvings have not mended has another cause.
+        if (
+            not lent
+            or self._times >= MAX_CONSECUTIVE_FAILURES
+            or smaller < max(workload.min_rows, workload.align)
+        ):
+            return 0
+        self._times += 1
+        return smaller
 
 
 def _redo(job: Job, a: int) -> None:
@@ -363,6 +372,8 @@ def _half_of(workload: Workload, rows: int) -> int:
 def _give_up(job: Job, fault: GpuFault, failures: int) -> tuple[Reason, str] | None:
     """Return why and for how long the GPU is left behind for more than this chunk, or None."""
     said = f"{fault.type_name}: {fault.message}"
+    # A lost context answers nothing any more, a kernel that does not compile will not the next time, and one chunk
+    # after another failing is no accident. A new run tries again; `require` makes each of them an error.
     if fault.kind == "device_lost":
         job.policy.given_up["*"] = Reason.DEVICE_LOST
         job.policy.said["*"] = said

@@ -129,7 +129,7 @@ class Recorder:
         if not status.ok:
             level = "INFO" if status.reason in CALM_REASONS else "WARN"
             values = status.reason_values
-            self.emit("probe", status.reason, key=status.reason.fallback_key, values=values, level=level)
+            self.emit("probe", status.reason, key=status.fallback_key, values=values, level=level)
             return
         info = status.device
         total = budget.total if budget else 0
@@ -341,7 +341,7 @@ class Recorder:
         """Return the GPU section of a run report as text keys with their values."""
         asked = [(record["key"], record["values"]) for record in self.overrides]
         if not status.ok:
-            return [(status.reason.fallback_key, status.reason_values), *asked]
+            return [(status.fallback_key, status.reason_values), *asked]
         name = status.detail if status.device is None else status.device.name
         total, free = (budget.total, budget.free) if budget else (0, 0)
         lines: list[tuple[str, dict[str, Any]]] = [

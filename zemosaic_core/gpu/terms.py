@@ -216,6 +216,11 @@ class GpuStatus:
         return self.reason.text_key
 
     @property
+    def fallback_key(self) -> str:
+        """Text key of the sentence that tells of it before there is an operation with its numbers."""
+        return "gpu_fallback_unavailable" if self.reason in PASSING_REASONS else self.reason.fallback_key
+
+    @property
     def reason_values(self) -> dict[str, str]:
         """What the text of the reason needs."""
         return reason_values(self.reason, self.detail)

@@ -256,7 +256,7 @@ class GpuPolicy:
         fault = None
         try:
             device.bind()
-            self._take(device, self._memory_between_runs(device))
+            self._take(device, self._memory_between_runs(device), limit=True)
         except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by fault_of
             fault = fault_of(error)
         if fault is not None:
@@ -264,10 +264,11 @@ class GpuPolicy:
         self._device = device
         return status
 
-    def _take(self, device: seam.Device, memory: seam.MemoryState) -> None:
+    def _take(self, device: seam.Device, memory: seam.MemoryState, *, limit: bool) -> None:
         """Make the budget of a state of the card.
 
-        It is the first line; the pool's own limit catches what was not declared.
+        It is the first line; the pool's own limit catches what was not declared. Whoever only asks sets none: the
+        pool belongs to all policies of the process, and it may be the turn of another one.
         """
         self._budget = make_budget(
             memory,
@@ -276,7 +277,8 @@ class GpuPolicy:
             overrides=self.overrides,
             host_bytes=self._host_bytes,
         )
-        device.limit_pool(self._budget.usable + memory.pool_used)
+        if limit:
+            device.limit_pool(self._budget.usable + memory.pool_used)
 
     def _memory_between_runs(self, device: seam.Device) -> seam.MemoryState:
         """Return what is free while no other run works on the card, if it lets go of it in time.
@@ -304,7 +306,7 @@ class GpuPolicy:
             return None
         fault = None
         try:
-            self._take(device, device.memory())
+            self._take(device, device.memory(), limit=self._leases > 0)
         except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by fault_of
             fault = fault_of(error)
         if fault is not None and fault.kind == "device_lost":

@@ -198,7 +198,7 @@ def _language(arguments: Sequence[str]) -> str:
     from zemosaic_config import read_config
 
     given: dict[str, list[str]] = {"--language": [], "--set": [], "--config": []}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
         if name in given:
             given[name].append(value if equals else following)

@@ -172,7 +172,7 @@ def run_hierarchical_mosaic_process(
     sys.exit(code)
 
 
-def _log_line(event: Event, say: Callable[..., str]) -> tuple[str, str]:
+def _log_line(event: Event, say: Callable[[str, Mapping[str, Any]], str]) -> tuple[str, str]:
     """Return level and words of an event for the log: as the terminal says it, and the key to search for."""
     key, _, level, values = to_queue(event)
     spoken: Mapping[str, Any] = values
@@ -182,10 +182,9 @@ def _log_line(event: Event, say: Callable[..., str]) -> tuple[str, str]:
             level = "DEBUG" if record.get("repeat") or not key else str(record.get("level", "INFO"))
         case FrameLeftOut() | RunEnded():
             key, spoken = event.key or key, event.values
-    plain = f"{key} {values}"
-    words = say(key, plain, **{name: value for name, value in spoken.items() if name != "default_text"})
-    if words == plain:
-        return level, plain
+    words = say(key, {name: value for name, value in spoken.items() if name != "default_text"})
+    if not words:
+        return level, f"{key} {values}"
     if isinstance(event, FrameLeftOut):
         words = f"{Path(event.path).name}: {words}"
     return level, f"{words} [{key}]"

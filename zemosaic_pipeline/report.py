@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -184,9 +184,14 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
     )
 
 
-def sentences(language: str) -> Callable[..., str]:
-    """Return the look-up of texts of a language: ``(key, default_text, **values)``; for a log that people read."""
-    return ZeMosaicLocalization(language).get
+def sentences(language: str) -> Callable[[str, Mapping[str, Any]], str]:
+    """Return what says a key with its values in a language, for a log that people read; empty without a text."""
+    texts = ZeMosaicLocalization(language)
+
+    def say(key: str, values: Mapping[str, Any]) -> str:
+        return texts.get(key, **values) if texts.has(key) else ""
+
+    return say
 
 
 def write_report(output_dir: Path, facts: dict[str, Any], language: str) -> dict[str, str]:

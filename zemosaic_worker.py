@@ -184,10 +184,10 @@ def _log_line(event: Event, say: Callable[[str, Mapping[str, Any]], str]) -> tup
             key, spoken = event.key or key, event.values
     words = say(key, {name: value for name, value in spoken.items() if name != "default_text"})
     if not words:
-        return level, f"{key} {values}"
+        return str(level), f"{key} {values}"
     if isinstance(event, FrameLeftOut):
         words = f"{Path(event.path).name}: {words}"
-    return level, f"{words} [{key}]"
+    return str(level), f"{words} [{key}]"
 
 
 @contextmanager

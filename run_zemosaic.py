@@ -212,12 +212,17 @@ def _language(arguments: Sequence[str]) -> str:
     """Return the language before anything is parsed, because the help itself is translated."""
     from zemosaic_config import read_config
 
-    for position, argument in enumerate(arguments):
-        if argument == "--language":
-            return "".join(arguments[position + 1 : position + 2])
-        if argument.startswith("--language="):
-            return argument.partition("=")[2]
-    return read_config().values["language"]
+    given: dict[str, list[str]] = {"--language": [], "--set": [], "--config": []}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, value = argument.partition("=")
+        if name in given:
+            given[name].append(value if equals else following)
+    assigned = [text.partition("=") for text in given["--set"]]
+    chosen = [value.strip() for key, _, value in assigned if key.strip() == "language"]
+    if given["--language"] or chosen:
+        return [*chosen, *given["--language"]][-1]
+    path = given["--config"][-1] if given["--config"] else None
+    return str(read_config(path).values["language"])
 
 
 def _complain(texts: Texts, error: ZeMosaicError, code: int) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from zemosaic_core.axes import to_chw, to_hwc
-from zemosaic_core.chunks import Buffer, iter_row_chunks
+from zemosaic_core.chunks import Buffer, equal_chunks, iter_row_chunks
 from zemosaic_core.coadd import CancelToken
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.gpu.parity import compare_blocks
@@ -35,11 +36,12 @@ __all__ = [
 
 Progress = Callable[..., object]
 
-# Older callers bound the memory of the old stacker with these; the engine plans its own.
+# Older callers steered the memory of the old stacker with these; the engine plans its own.
 _OBSOLETE = {
-    "apply_rewinsor", "winsor_max_frames_per_pass", "winsor_max_workers", "winsor_auto_fallback_on_memory_error",
-    "winsor_min_frames_per_pass", "winsor_memmap_fallback", "winsor_split_strategy", "progress_callback",
+    "apply_rewinsor", "winsor_auto_fallback_on_memory_error", "winsor_min_frames_per_pass", "winsor_memmap_fallback",
+    "winsor_split_strategy", "progress_callback",
 }  # fmt: skip
+_BOUNDS = {"threads", "winsor_max_workers", "winsor_max_frames_per_pass"}
 
 
 # ------------------------------------------------------------------------------------------------------- groups
@@ -71,7 +73,7 @@ def stack_group(
     whole = CoaddBlock.blank((n_channels, *shape_hw))
     coadd_on_grid(
         pixels, sources, shape_hw, n_channels, rule, kernel, sink=whole.put, budget_bytes=budget_bytes, policy=policy,
-        threads=threads, on_rows=on_rows, cancel=cancel,
+        threads=threads, on_rows=on_rows, cancel=cancel, restart=lambda: None,
     )  # fmt: skip
     return whole
 
@@ -164,14 +166,16 @@ def _split_weights(weights: Any, shape: tuple[int, ...]) -> tuple[np.ndarray | N
 def _stack_with(
     frames: Sequence[np.ndarray], rule: CombineRule, weights: Any, weight_method: str, options: dict[str, Any]
 ) -> tuple[np.ndarray, float]:
-    unknown = set(options) - _OBSOLETE - {"threads", "policy"}
+    unknown = set(options) - _OBSOLETE - _BOUNDS - {"policy"}
     if unknown:
         raise TypeError(f"unknown options {sorted(unknown)}")
     stack, flat = common_stack(frames)
     numbers, maps = _split_weights(weights, stack.shape)
     if weights is None and weight_method != "none":
         numbers = measure_weights(stack, np.ones(stack.shape[:2]), weight_method)
-    combined = _combine(stack, rule, numbers, maps, int(options.get("threads", 2)), options.get("policy"))
+    threads = int(options.get("threads") or options.get("winsor_max_workers") or 2)
+    frames_per_pass = int(options.get("winsor_max_frames_per_pass") or 0)
+    combined = _combine(stack, rule, numbers, maps, threads, options.get("policy"), frames_per_pass)
     rejected = int(combined.rejected_low.sum(dtype=np.int64) + combined.rejected_high.sum(dtype=np.int64))
     valid = int(np.isfinite(stack).sum())
     return to_hwc(combined.image, flat=flat), 100.0 * rejected / valid if valid else 0.0
@@ -184,20 +188,24 @@ def _combine(
     maps: np.ndarray | None,
     threads: int,
     policy: GpuPolicy | None,
+    frames_per_pass: int = 0,
 ) -> CoaddBlock:
-    """Combine a stack on the CPU, or where a policy says."""
+    """Combine a stack on the CPU, or where a policy says, in passes over rows with the samples of so many images."""
+    n, _, height, _ = stack.shape
+    rows = max(1, height * frames_per_pass // n) if frames_per_pass else height
 
     def on_cpu(y0: int, y1: int) -> CoaddBlock:
         part = None if maps is None else maps[:, y0:y1]
         return combine_stack(stack[:, :, y0:y1], rule, weights=weights, weight_maps=part, threads=threads)
 
     if policy is None:
-        return on_cpu(0, stack.shape[2])
-    body = GpuStack(stack, rule, weights=weights, weight_maps=maps)
+        return CoaddBlock.joined([on_cpu(y0, y1) for y0, y1 in equal_chunks(0, height, rows)])
+    body = GpuStack(stack, rule, weights=weights, weight_maps=maps, threads=threads)
     blocks: list[CoaddBlock] = []
     policy.run(
-        body.workload("stack", policy.status.device), body, on_cpu,
-        emit=lambda y0, y1, block: blocks.append(block), audit=Audit(2, compare_blocks),
+        replace(body.workload("stack", policy.status.device), host_rows=rows), body, on_cpu, cpu_rows=rows,
+        emit=lambda y0, y1, block: blocks.append(block), audit=Audit(1, compare_blocks), staging=body,
+        restart=blocks.clear,
     )  # fmt: skip
     return CoaddBlock.joined(blocks)
 
@@ -230,7 +238,9 @@ def stack_winsorized_sigma_clip(
     winsor_limits : tuple of float
         Fractions pulled in for the first estimate of the scale.
     **options
-        ``threads``; memory options of older callers are accepted and not needed.
+        ``threads`` (or ``winsor_max_workers``); ``winsor_max_frames_per_pass``: work on so few rows at a time that
+        they hold no more samples than so many images; the result depends on neither. Other memory options of older
+        callers are accepted and not needed.
 
     Returns
     -------
@@ -334,6 +344,10 @@ def stack_aligned_images(
     progress_callback: Progress | None = None,
     zconfig: Any = None,
     stack_metadata: Any = None,
+    *,
+    winsor_max_frames_per_pass: int = 0,
+    use_gpu: bool = False,
+    policy: GpuPolicy | None = None,
 ) -> np.ndarray:
     """Normalise, weigh, reject and combine registered images.
 
@@ -355,6 +369,12 @@ def stack_aligned_images(
     radial_feather_fraction, radial_shape_power : float
     winsor_max_workers : int
         Threads.
+    winsor_max_frames_per_pass : int
+        Work on so few rows at a time that they hold no more samples than so many images; 0: no such limit.
+    use_gpu : bool
+        Combine on the GPU when that is possible.
+    policy : GpuPolicy, optional
+        Decides about that; with ``use_gpu`` the process's own when none is given.
     progress_callback : callable, optional
         Called with ``("stack_images", done, total)``.
     zconfig, stack_metadata
@@ -389,9 +409,10 @@ def stack_aligned_images(
     if apply_radial_weight:
         radial = make_radial_weight_map(*stack.shape[2:], radial_feather_fraction, radial_shape_power)
         maps = np.repeat(radial[None], len(stack), axis=0)
-    combined = combine_stack(
-        stack, rule, weights=weights, weight_maps=maps, threads=max(1, winsor_max_workers)
-    )
+    # Asked for by the caller alone; to override, ZEMOSAIC_GPU=off or a policy.
+    decider = policy or (default_policy() if use_gpu else None)
+    threads = max(1, winsor_max_workers)
+    combined = _combine(stack, rule, weights, maps, threads, decider, winsor_max_frames_per_pass)
     image = combined.image
     if minimum_signal_adu_target > 0 and np.isfinite(image).any():
         image = image + np.float32(max(0.0, minimum_signal_adu_target - float(np.nanmin(image))))

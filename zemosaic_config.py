@@ -20,7 +20,7 @@ from zemosaic_core.errors import SaveFailed, SettingsError
 from zemosaic_io.atomic import replace_durably
 from zemosaic_io.manifest import load_json
 from zemosaic_settings.catalogue import OPTIONS, OPTIONS_BY_KEY
-from zemosaic_settings.model import canonical_values
+from zemosaic_settings.model import canonical_values, conflicting_names
 from zemosaic_settings.option import Option
 from zemosaic_settings.values import parse_value
 
@@ -92,10 +92,13 @@ class LoadedConfig:
         Every option, the names kept in step, and the keys nobody knows.
     problems : tuple of SettingsError
         What in the file could not be used; the default stands in its place.
+    conflicts : tuple of SettingsError
+        Settings that the file gives two values under two of their names, and which one is used.
     """
 
     values: dict[str, Any]
     problems: tuple[SettingsError, ...]
+    conflicts: tuple[SettingsError, ...] = ()
 
 
 def get_user_config_dir() -> str:
@@ -149,7 +152,7 @@ def read_config(path: str | os.PathLike[str] | None = None, *, missing_ok: bool 
     except SettingsError as error:
         problems.append(error)
     kept = {name: stored[name] for name in unknown}
-    return LoadedConfig({**kept, **_with_mirrors(values)}, tuple(problems))
+    return LoadedConfig({**kept, **_with_mirrors(values)}, tuple(problems), conflicting_names(stored))
 
 
 def load_config(path: str | os.PathLike[str] | None = None, *, strict: bool = False) -> dict[str, Any]:

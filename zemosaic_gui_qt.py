@@ -267,6 +267,7 @@ class ZeMosaicQtMainWindow(QMainWindow):
             return False
         self._remember_run(settings.input_dir, settings.output_dir)
         config = {**settings.to_mapping(), **self.filter_choice.get("config", {})}
+        config["gpu_asked_by"] = "gpu_by_window"
         self.controller.start(RunRequest(settings.input_dir, settings.output_dir, config))
         self.show_page("run")
         self._show_run_state()

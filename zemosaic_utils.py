@@ -15,7 +15,14 @@ from zemosaic_core import background, cfa, hot_pixels, stretch
 from zemosaic_core import weights as weight_maps
 from zemosaic_core.axes import to_chw, to_hwc
 from zemosaic_core.chunks import Workload
-from zemosaic_core.coadd import CancelToken, check_streaming, coadd_block, row_blocks, stack_columns_per_row
+from zemosaic_core.coadd import (
+    CancelToken,
+    check_streaming,
+    coadd_block,
+    row_blocks,
+    rows_per_pass,
+    stack_columns_per_row,
+)
 from zemosaic_core.coverage import crop_sides
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu.coadd import GpuCoadd
@@ -27,7 +34,14 @@ from zemosaic_core.image_overlaps import solve_overlaps
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
 from zemosaic_core.tile_photometry import TileOptions
-from zemosaic_gpu_policy import GpuPolicy, default_policy, gpu_status, release_defaults, run_with_fallback
+from zemosaic_gpu_policy import (
+    GpuPolicy,
+    default_policy,
+    gpu_is_available,
+    gpu_memory_sufficient,
+    release_defaults,
+    run_with_fallback,
+)
 from zemosaic_io import image_files
 
 __all__ = [
@@ -67,7 +81,7 @@ LEAST_BLOCK_ROWS = 64
 # Blocks begin at multiples of this where memory allows.
 LATTICE_ROWS = 64
 # Rows of a block of the card that are done again on the CPU now and then.
-AUDIT_ROWS = 2
+AUDIT_ROWS = 1
 
 Progress = Callable[..., object]
 Sink = Callable[[int, int, CoaddBlock], object]
@@ -82,11 +96,6 @@ def __getattr__(name: str) -> bool:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def gpu_is_available() -> bool:
-    """Return whether a card really runs kernels here. Safe in any thread or process, makes no CUDA context."""
-    return gpu_status().ok
-
-
 def ensure_cupy_pool_initialized(device_id: int | None = None) -> None:
     """Open the card of this process, if there is one, and make it current in this thread; may be repeated."""
     default_policy("" if device_id is None else str(device_id)).bind()
@@ -95,17 +104,6 @@ def ensure_cupy_pool_initialized(device_id: int | None = None) -> None:
 def free_cupy_memory_pools() -> None:
     """Give memory of the card that this process holds without using it back to everybody."""
     release_defaults("free_cupy_memory_pools")
-
-
-def gpu_memory_sufficient(estimated_bytes: int, safety_fraction: float = 0.75) -> bool:
-    """Return whether ``estimated_bytes <= safety_fraction * usable bytes`` of the card; False without a card.
-
-    `safety_fraction` is limited to 0.1 .. 0.9.
-    """
-    budget = default_policy().budget
-    if budget is None:
-        return False
-    return estimated_bytes <= min(max(safety_fraction, 0.1), 0.9) * budget.usable
 
 
 # ---------------------------------------------------------------------------------------------- co-add on a grid
@@ -124,10 +122,12 @@ def coadd_on_grid(
     policy: GpuPolicy | None = None,
     op: str = "stack",
     threads: int = 2,
+    max_frames_per_pass: int = 0,
     on_rows: Callable[[int, int], object] | None = None,
     cancel: CancelToken | None = None,
     first_row: int = 0,
     lattice_row: int = 0,
+    restart: Callable[[], object] | None = None,
 ) -> None:
     """Co-add sources on an output grid, block of rows by block of rows.
 
@@ -150,6 +150,9 @@ def coadd_on_grid(
         Name of the work in the policy's records.
     threads : int
         CPU threads; the result does not depend on it, nor on the budget.
+    max_frames_per_pass : int
+        A block holds at most the samples of so many whole sources; 0: no such limit. The result does not depend on
+        it.
     on_rows : callable, optional
         ``on_rows(done, total)`` after every block.
     cancel : CancelToken, optional
@@ -158,6 +161,10 @@ def coadd_on_grid(
         Rows above it are there already and are not computed.
     lattice_row : int
         Blocks begin at multiples of `LATTICE_ROWS` from this row where memory allows; it may lie outside the grid.
+    restart : callable, optional
+        Called when the card turns out to compute wrongly: what `sink` got does not count, and it gets all blocks
+        once more from the first row on. Without it, blocks that were handed on stay, and the rest comes from the
+        CPU.
 
     Raises
     ------
@@ -171,7 +178,8 @@ def coadd_on_grid(
     blocks = row_blocks(sources, shape_hw, n_channels, rule, budget_bytes)
     lattice: dict[str, Any] = {"start": first_row, "lattice_rows": LATTICE_ROWS, "origin": lattice_row}
     in_time = max(LEAST_BLOCK_ROWS, MAX_BLOCK_SAMPLES * threads // max(1, stack_columns_per_row(sources)))
-    cpu_rows = min(MAX_BLOCK_ROWS, in_time, max((y1 - y0 for y0, y1 in blocks), default=1))
+    most_rows = min(MAX_BLOCK_ROWS, rows_per_pass(sources, max_frames_per_pass))
+    cpu_rows = min(most_rows, in_time, max((y1 - y0 for y0, y1 in blocks), default=1))
 
     def on_cpu(y0: int, y1: int) -> CoaddBlock:
         return coadd_block(
@@ -192,11 +200,13 @@ def coadd_on_grid(
     body = GpuCoadd(
         pixels, sources, width, n_channels, rule, kernel,
         threads=threads, host_bytes=max(1, budget_bytes // 2), cancel=cancel,
+        most_rows=most_rows if max_frames_per_pass else 0,
     )  # fmt: skip
     with closing(body):
         policy.run(
             body.workload(op, height, policy.status.device, **lattice), body, on_cpu, emit=emit,
             cpu_rows=cpu_rows, cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks), ahead=body,
+            staging=body, restart=restart,
         )  # fmt: skip
 
 
@@ -342,7 +352,7 @@ def _assemble(
     coadd_on_grid(
         pixels, sources, shape_hw, n_channels, wanted.rule, wanted.kernel,
         sink=sink, budget_bytes=wanted.budget_bytes, threads=wanted.threads,
-        policy=options.get("policy"), op="assemble", cancel=options.get("cancel"),
+        policy=options.get("policy"), op="assemble", cancel=options.get("cancel"), restart=lambda: None,
         on_rows=None if progress is None else lambda done, total: progress("phase5_rows", done, total),
     )  # fmt: skip
     return (mosaic[..., 0] if np.ndim(data_list[0]) == 2 else mosaic), coverage

@@ -21,12 +21,22 @@ from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, PixelSou
 from zemosaic_core.visible_text import visible_text
 from zemosaic_pipeline import phase3_master_tiles
 from zemosaic_pipeline.context import CancelToken, RunContext
-from zemosaic_pipeline.events import Event, Message, PhaseProgress, RunEnded, spoken_values, to_queue
+from zemosaic_pipeline.events import (
+    Event,
+    FrameLeftOut,
+    GpuRecorded,
+    Message,
+    PhaseProgress,
+    RunEnded,
+    spoken_values,
+    to_queue,
+)
 from zemosaic_pipeline.outside_stop import EXIT_STOPPED, send_the_rest, stop_from_outside
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.report import sentences
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
-from zemosaic_settings import Settings
+from zemosaic_settings import Settings, conflicting_names
 from zemosaic_utils import coadd_incremental, coadd_on_grid
 
 __all__ = [
@@ -42,8 +52,8 @@ __all__ = [
 ]
 
 EXIT_OK, EXIT_FAILED, EXIT_SETTINGS, EXIT_CANCELLED = 0, 1, 2, EXIT_STOPPED
-# Keys of the configuration that are not options: choices made by hand in the filter.
-SELECTION_KEYS = ("frame_selection", "frame_groups")
+# Keys of the configuration that are not options: choices made by hand in the filter, and who made one.
+SELECTION_KEYS = ("frame_selection", "frame_groups", "gpu_asked_by")
 
 LOG_NAME = "zemosaic_worker.log"
 LOG_MAX_BYTES = 4_000_000
@@ -130,6 +140,8 @@ def run_hierarchical_mosaic(
     """
     settings, selection = _settings(input_folder, output_folder, config, overrides)
     report = reporter or _as_callback(progress_callback)
+    for conflict in conflicting_names(config or {}):
+        report(Message(conflict.key, "WARN", spoken_values(conflict.values)))
     return run_classic(settings, report, cancel=CancelToken(cancel_event), selection=selection)
 
 
@@ -155,16 +167,36 @@ def run_hierarchical_mosaic_process(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     with _log_file(Path(input_folder), Path(output_folder), str((config or {}).get("logging_level", "INFO"))):
+        say = sentences(str((config or {}).get("language") or "en"))
 
         def report(event: Event) -> None:
             item = to_queue(event)
-            log.log(_LEVELS.get(str(item[2]), logging.DEBUG), "%s %s", item[0], item[3])
+            level, line = _log_line(event, say)
+            log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
             progress_queue.put(item)
 
         with stop_from_outside(cancel_event) as stop:
             code = _guarded_run(input_folder, output_folder, config, stop, overrides, report)
     send_the_rest(progress_queue)
     sys.exit(code)
+
+
+def _log_line(event: Event, say: Callable[[str, Mapping[str, Any]], str]) -> tuple[str, str]:
+    """Return level and words of an event for the log: as the terminal says it, and the key to search for."""
+    key, _, level, values = to_queue(event)
+    spoken: Mapping[str, Any] = values
+    match event:
+        case GpuRecorded(record):
+            key, spoken = str(record.get("key") or ""), record.get("values") or {}
+            level = "DEBUG" if record.get("repeat") or not key else str(record.get("level", "INFO"))
+        case FrameLeftOut() | RunEnded():
+            key, spoken = event.key or key, event.values
+    words = say(key, {name: value for name, value in spoken.items() if name != "default_text"})
+    if not words:
+        return str(level), f"{key} {values}"
+    if isinstance(event, FrameLeftOut):
+        words = f"{Path(event.path).name}: {words}"
+    return str(level), f"{words} [{key}]"
 
 
 @contextmanager

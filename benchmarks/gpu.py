@@ -1,6 +1,7 @@
 """What the graphics card does: parity with the CPU, plan against peak, kernels against a copy, frames per second.
 
-``python -m benchmarks.gpu [--quick]`` prints one table. Without a usable card it says why and ends. Kernel
+``python -m benchmarks.gpu [--quick]`` prints one table. Without a usable card it says why and ends; what kernels
+must move and compute is printed in any case (`benchmarks.gpu_model`). Kernel
 rates count what the kernel reads and writes once; the copy they are compared with is measured in the same run. What
 is aimed at stands beside what was reached.
 """
@@ -13,12 +14,13 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
 
+from benchmarks.gpu_model import CARDS, model_lines
 from zemosaic_core.cfa import CfaColour, debayer
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.gpu import kernels
@@ -358,6 +360,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer frames")
     options = parser.parse_args()
+    counts = (30,) if options.quick else (30, 100, 200, 1000)
+    for line in model_lines(FRAME_HW, counts):
+        print(line)
     policy = GpuPolicy()
     if not policy.status.ok or policy._device is None:
         print(
@@ -367,6 +372,10 @@ def main() -> int:
     device, info = policy._device, policy.status.device
     start = time.perf_counter()
     copy = copy_rate(device, 1 << 30 if info.total_bytes > 6 << 30 else 128 << 20)
+    # The same for this card: what its memory really does, and its operations as if it were like the first one.
+    here = replace(CARDS[0], name="this card", memory=copy)
+    for line in model_lines(FRAME_HW, counts, (here,)):
+        print(line)
     rows = [
         Row(
             "card",

@@ -57,37 +57,43 @@ class ZeMosaicLocalization:
         """Return the text of a key with its placeholders filled.
 
         A value called ``<name>_key`` is itself a text key: its text stands where ``{name}`` is; ``<name>_tally`` is
-        a mapping of text keys to numbers. A key without a
-        text gives ``default_text``, or ``_key_`` so that it is seen. A placeholder without a value stays
+        a mapping of text keys to numbers. ``{n:row|rows}`` is the word that goes with the number ``n``. A key without
+        a text gives ``default_text``, or ``_key_`` so that it is seen. A placeholder without a value stays
         readable as ``{name}``: a message is never lost because one of its values is.
         """
         text = self._texts.get(key, self._english.get(key, default_text))
         if text is None:
             _log.warning("text key %r has no text", key)
             return f"_{key}_"
-        return _filled(text, {**kwargs, **self._texts_of_keys(kwargs)})
+        return self._filled(text, {**kwargs, **self._texts_of_keys(kwargs)})
 
     def _texts_of_keys(self, values: Mapping[str, Any]) -> dict[str, str]:
         found = {}
         for name, key in values.items():
             if name.endswith(_KEY_SUFFIX) and isinstance(key, str) and self.has(key):
-                text = self._texts.get(key, self._english.get(key, ""))
-                found[name.removesuffix(_KEY_SUFFIX)] = _filled(text, values)
+                found[name.removesuffix(_KEY_SUFFIX)] = self._texts.get(key, self._english.get(key, ""))
             elif name.endswith(_TALLY_SUFFIX) and isinstance(key, Mapping):
                 counted = (f"{self.get(item)}: {n}" for item, n in key.items())
                 found[name.removesuffix(_TALLY_SUFFIX)] = ", ".join(counted)
-        return found
+        # The text of a key may name another one: the reason says by whom something was switched off.
+        return {name: self._filled(text, {**values, **found}) for name, text in found.items()}
 
-
-def _filled(text: str, values: Mapping[str, Any]) -> str:
-    try:
-        return _Filler().vformat(text, (), values)
-    except ValueError:  # a stray brace, as in a path that was given as default text
-        return text
+    def _filled(self, text: str, values: Mapping[str, Any]) -> str:
+        try:
+            return _Filler(few=1 if self.language_code == "fr" else 0).vformat(text, (), values)
+        except ValueError:  # a stray brace, as in a path that was given as default text
+            return text
 
 
 class _Filler(string.Formatter):
-    """A formatter that leaves what it cannot fill."""
+    """A formatter that leaves what it cannot fill.
+
+    ``few``: 1 where nothing is counted in the singular, as in French; 0 where only one is.
+    """
+
+    def __init__(self, *, few: int) -> None:
+        super().__init__()
+        self._singular = (0, 1) if few else (1,)
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
         # Only plain names: a text file has no business reaching into the attributes of a value.
@@ -100,6 +106,9 @@ class _Filler(string.Formatter):
             value = ", ".join(f"{name}: {item}" for name, item in value.items())
         elif isinstance(value, list | tuple | set | frozenset):
             value = ", ".join(str(item) for item in value) or "–"
+        if "|" in format_spec:
+            one, many = format_spec.split("|", 1)
+            return one if value in self._singular else many
         try:
             shown = format(value, format_spec)
         except (TypeError, ValueError):

@@ -92,8 +92,13 @@ class Workload:
         Elements of the largest array per row; keeps 32-bit indices of a kernel in range. 0: no such limit.
     upload_bytes, download_bytes : int
         Bytes that travel to and from the device for the whole operation.
+    reread_bytes : int
+        Bytes times rows: divided by the rows of a chunk, what travels again because chunks need some of their
+        surroundings.
     cpu_seconds : float
         Expected time on the CPU for the whole operation; 0 when unknown (then it is never "too small").
+    least_cpu_seconds : float
+        An operation that is expected to take less is treated as if it took this long.
     start : int
         First row that is to be done; those above it are there already.
     lattice_rows, origin : int
@@ -115,7 +120,9 @@ class Workload:
     elements_per_row: int = 0
     upload_bytes: int = 0
     download_bytes: int = 0
+    reread_bytes: int = 0
     cpu_seconds: float = 0.0
+    least_cpu_seconds: float = 0.0
     start: int = 0
     lattice_rows: int = 1
     origin: int = 0

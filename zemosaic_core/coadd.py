@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -12,6 +13,7 @@ from numba import njit
 
 from zemosaic_core.chunks import Buffer, iter_row_chunks
 from zemosaic_core.errors import Cancelled, SettingsError
+from zemosaic_core.lanes import MOST_COUNTED
 from zemosaic_core.pixel_map import source_window
 from zemosaic_core.rejection import SamplePool, check_rule, combine_pool
 from zemosaic_core.resample import HALO, sample_window
@@ -24,6 +26,7 @@ __all__ = [
     "coadd_buffers",
     "is_streaming",
     "row_blocks",
+    "rows_per_pass",
     "stack_columns_per_row",
 ]
 
@@ -32,7 +35,7 @@ __all__ = [
 _WASTE = 2.0
 _MIN_STRIP = 128
 # float64 sums of w, w x, w^2, w^2 x, w^2 x^2 per channel of the streaming path, and its count.
-_STREAM_BYTES = 5 * 8 + 2
+_STREAM_BYTES = 5 * 8 + 4
 _OUTPUT_BYTES = 4 + 4 + 4 + 2 + 2
 
 
@@ -137,6 +140,18 @@ def row_blocks(
     columns = stack_columns_per_row(sources)
     buffers = coadd_buffers(len(sources), n_channels, width, rule, has_maps, columns=columns)
     return list(iter_row_chunks(buffers, height, budget_bytes))
+
+
+def rows_per_pass(sources: Sequence[CoaddSource], max_frames: int) -> int:
+    """Return how many rows hold at most as many samples as so many whole sources have, the largest counting.
+
+    One row at least; ``max_frames`` 0: no limit.
+    """
+    columns = stack_columns_per_row(sources)
+    if not max_frames or not columns:
+        return sys.maxsize
+    largest = max((s.bbox[1] - s.bbox[0]) * (s.bbox[3] - s.bbox[2]) for s in sources)
+    return max(1, max_frames * largest // columns)
 
 
 def coadd_block(
@@ -330,7 +345,7 @@ def _finish_sums(sums, counts, image, weight, variance, coverage):
         for y in range(image.shape[1]):
             for x in range(image.shape[2]):
                 n, total = int(counts[c, y, x]), sums[0, c, y, x]
-                coverage[y, x] = max(coverage[y, x], counts[c, y, x])
+                coverage[y, x] = max(coverage[y, x], min(n, MOST_COUNTED))
                 weight[c, y, x] = np.float32(total)
                 image[c, y, x] = np.float32(np.nan)
                 variance[c, y, x] = np.float32(np.nan)
@@ -355,7 +370,7 @@ def _stream(
     """Mean without rejection: sample a few sources at a time and add them up in their order."""
     y0, y1, width, n_channels = place
     shape = (n_channels, y1 - y0, width)
-    sums, counts = np.zeros((5, *shape), np.float64), np.zeros(shape, np.uint16)
+    sums, counts = np.zeros((5, *shape), np.float64), np.zeros(shape, np.uint32)
     no_map = np.zeros((1, 1), np.float32)
 
     def sample(source: CoaddSource, part: Box) -> tuple[np.ndarray, np.ndarray]:

@@ -12,11 +12,13 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "MAX_ROUNDS", "MAX_SCALE_STEPS", "REJECTION_CODES", "combine_rows"]
+__all__ = ["LANES", "MAX_ROUNDS", "MAX_SCALE_STEPS", "MOST_COUNTED", "REJECTION_CODES", "combine_rows"]
 
 REJECTION_CODES = {"none": 0, "kappa_sigma": 1, "winsorized_sigma_clip": 2, "linear_fit_clip": 3}
 MAX_ROUNDS = 10
 MAX_SCALE_STEPS = 10
+# Counts of samples are kept in 16 bits: so many or more.
+MOST_COUNTED = 65535
 # 30 samples of 256 pixels fill most of a first-level cache; more lanes spill, fewer waste the loop set-up.
 LANES = 256
 # Lanes of the explicit vector code; blocks are padded to whole vectors. Machines with shorter registers split it.
@@ -473,8 +475,8 @@ def _write_lanes(sums, pivot, bounds, runs, count, lanes, median, image, weight,
     nan = np.float32(np.nan)
     for i in range(lanes):
         kept = runs[1, i] - runs[0, i]
-        low[i] = runs[0, i]
-        high[i] = count[i] - runs[1, i]
+        low[i] = min(runs[0, i], MOST_COUNTED)
+        high[i] = min(count[i] - runs[1, i], MOST_COUNTED)
         if kept == 0 or not sums[1, i] > np.float32(0):
             image[i], weight[i], variance[i] = nan, np.float32(0), nan
             continue
@@ -545,7 +547,7 @@ def combine_rows(
                 )
                 seen = coverage[y, x0:x1]
                 for i in range(lanes):
-                    seen[i] = max(seen[i], np.uint16(count[i]))
+                    seen[i] = max(seen[i], np.uint16(min(count[i], MOST_COUNTED)))
                 _sort_rows(block, n)
                 for i in range(lanes):
                     pivot[i] = block[(count[i] - 1) // 2, i] if count[i] > 0 else np.float32(0)

@@ -206,11 +206,11 @@ class CoaddBlock:
     weight : ndarray, shape (C, h, w), float32
         Sum of the weights of the kept samples; 0 where none.
     coverage : ndarray, shape (h, w), uint16
-        Number of sources that have a sample here, before rejection.
+        Number of sources that have a sample here, before rejection; 65,535 means so many or more.
     variance : ndarray, shape (C, h, w), float32
         Variance of the combined value estimated from the scatter of the kept samples; NaN with fewer than 2.
     rejected_low, rejected_high : ndarray, shape (C, h, w), uint16
-        Samples rejected below and above.
+        Samples rejected below and above; 65,535 means so many or more.
     """
 
     image: np.ndarray

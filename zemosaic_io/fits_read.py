@@ -6,7 +6,6 @@ raises an error that names the frame, where a memory map would kill the process.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from zemosaic_io.atomic import atomic_path
 from zemosaic_io.compressed_tiles import check_inflated
 from zemosaic_io.fits_cards import HduInfo, iter_hdus
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.pixel_digest import PixelDigest
 from zemosaic_io.regular_files import open_regular, open_unpacked
 
 __all__ = [
@@ -136,11 +136,11 @@ def read_identified(info: FrameInfo) -> IdentifiedImage:
         _check_inflated(info)
         data = read_image(info)
         digest.update(_compressed_bytes(info, data))
-        return IdentifiedImage(data, digest.hexdigest(), row_sums(_by_planes(data)))
+        return IdentifiedImage(data, digest.key(), row_sums(_by_planes(data)))
     stored = _read_stored_rows(info, 0, info.shape_hw[0], planes=info.n_stored_planes)
     digest.update(stored.view(np.uint8))
     sums = row_sums(stored)
-    return IdentifiedImage(_to_native(info, _as_planes(info, stored)), digest.hexdigest(), sums)
+    return IdentifiedImage(_to_native(info, _as_planes(info, stored)), digest.key(), sums)
 
 
 def read_raw_rows(info: FrameInfo, y0: int, y1: int, *, sums: np.ndarray | None = None) -> RawRows | None:
@@ -219,7 +219,7 @@ def unpack_pixels(info: FrameInfo, target: Path) -> FrameInfo:
 
 
 def content_key(info: FrameInfo) -> str:
-    """Fingerprint of the pixels (BLAKE2b, 32 hex digits): equal for copies whose headers or names differ.
+    """Fingerprint of the pixels (see `PixelDigest`): equal for copies whose headers or names differ.
 
     Raises
     ------
@@ -229,11 +229,11 @@ def content_key(info: FrameInfo) -> str:
     digest = _start_digest(info)
     for chunk in _iter_pixel_bytes(info):
         digest.update(chunk)
-    return digest.hexdigest()
+    return digest.key()
 
 
-def _start_digest(info: FrameInfo) -> hashlib._Hash:
-    digest = hashlib.blake2b(digest_size=16)
+def _start_digest(info: FrameInfo) -> PixelDigest:
+    digest = PixelDigest()
     layout = (info.shape_hw, info.axes, info.n_stored_planes, info.bitpix, info.bzero, info.bscale)
     digest.update(repr(layout).encode())
     return digest

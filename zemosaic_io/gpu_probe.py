@@ -15,7 +15,7 @@ from zemosaic_core.gpu.probe import probe as probe_here
 from zemosaic_core.gpu.terms import GpuStatus, Reason
 from zemosaic_io.gpu_files import cache_folder, load_json, save_json
 
-__all__ = ["Opened", "remembered_status", "status_of"]
+__all__ = ["Opened", "forget", "remembered_status", "status_of"]
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +64,38 @@ class Opened:
     pid = 0
 
 
+def _memory_key(choice: str) -> str:
+    return hashlib.blake2b(f"{driver_fingerprint()}|{choice}".encode(), digest_size=12).hexdigest()
+
+
+def forget(choice: str) -> None:
+    """Forget what is remembered of a card, in this process and on disk: the next question is put to the card."""
+    remembered_status.cache_clear()
+    memory = cache_folder() / "probe.json"
+    remembered = load_json(memory)
+    if remembered.pop(_memory_key(choice), None) is not None:
+        save_json(memory, remembered)
+
+
 @lru_cache(maxsize=8)
-def remembered_status(choice: str, pid: int) -> GpuStatus:
-    """Return the status of the best card, asked once per process and remembered on disk when it is good."""
+def remembered_status(choice: str, pid: int, visible: str = "") -> GpuStatus:
+    """Return the status of the best card, asked once per process and remembered on disk when it is good.
+
+    Parameters
+    ----------
+    choice : str
+        Card asked for, see `zemosaic_core.gpu.device.devices_in_order`.
+    pid : int
+        This process.
+    visible : str
+        Cards that the environment shows; another list is another question.
+    """
     if Opened.pid not in (0, pid):
         return GpuStatus(False, Reason.FORKED_CHILD, f"process {pid} was forked from {Opened.pid}")
     found, detail = has_driver()
     if not found:
         return GpuStatus(False, Reason.NO_DRIVER, detail)
-    key = hashlib.blake2b(f"{driver_fingerprint()}|{choice}".encode(), digest_size=12).hexdigest()
+    key = _memory_key(choice)
     memory = cache_folder() / "probe.json"
     remembered = load_json(memory)
     if key in remembered:

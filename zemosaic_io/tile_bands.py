@@ -119,6 +119,15 @@ class TileBands:
         if time.monotonic() - self._recorded_at >= self._every_s:
             self.record(out)
 
+    def restart(self, done: int) -> None:
+        """Forget the rows from ``done`` on: they were computed wrongly and will come once more."""
+        kept = [band for band in self._bands if band[1] <= done]
+        for y0, _ in self._bands[len(kept) :]:
+            self._path(y0).unlink(missing_ok=True)
+        self._bands, self._facts = kept, self._facts[: len(kept)]
+        self._blocks, self._weights, self._new_facts = [], [], []
+        self._digest = hashlib.blake2b(digest_size=16)
+
     def record(self, out: StreamingFits) -> None:
         """Seal the rows that were added since the last time.
 

@@ -174,6 +174,7 @@ def workload_on_card(
         "stack", _stacked_hw(basis, infos, canvas_hw), basis.n_channels, rule, basis.kernel, device,
         n_sources=_frames_at_place(basis, infos), source_hw=largest_frame(infos).shape_hw, raw=infos[0].kind == "cfa",
         calibrated=calibrated, feather_px=basis.feather_px, has_weight_map=basis.has_weight_map,
+        threads=basis.threads,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import psutil
 
 from zemosaic_core import __version__
 from zemosaic_core.errors import SettingsError, ZeMosaicError
-from zemosaic_gpu_policy import gpu_status
+from zemosaic_gpu_policy import Reason, gpu_status
 from zemosaic_pipeline.window_libraries import is_unfit, missing_packages
 from zemosaic_settings import Settings
 
@@ -102,6 +102,7 @@ def examine(
     *,
     config_path: str = "",
     config_problems: Sequence[ZeMosaicError] = (),
+    config_conflicts: Sequence[ZeMosaicError] = (),
     environ: Mapping[str, str] | None = None,
 ) -> Iterator[Finding]:
     """Yield findings one after the other; the slow ones (solvers, graphics card, window) come last.
@@ -112,11 +113,13 @@ def examine(
         Says where solvers and folders are.
     config_path, config_problems : str, sequence of errors
         The settings file in use and what in it could not be read.
+    config_conflicts : sequence of errors
+        Settings that the file gives two values.
     """
     yield Finding("program", "ok", "doctor.version", {"version": __version__})
     yield _python()
     yield from _packages()
-    yield from _settings_file(config_path, config_problems)
+    yield from _settings_file(config_path, config_problems, config_conflicts)
     yield from _folders(settings, config_path)
     yield _memory()
     yield _disk(settings)
@@ -172,12 +175,16 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
-def _settings_file(path: str, problems: Sequence[ZeMosaicError]) -> Iterator[Finding]:
+def _settings_file(
+    path: str, problems: Sequence[ZeMosaicError], conflicts: Sequence[ZeMosaicError]
+) -> Iterator[Finding]:
     if not problems:
         key = "doctor.settings_ok" if Path(path).is_file() else "doctor.settings_default"
         yield Finding("settings", "ok", key, {"path": path})
     for problem in problems:
         yield Finding("settings", "fail", problem.key, dict(problem.values))
+    for conflict in conflicts:
+        yield Finding("settings", "warn", conflict.key, dict(conflict.values))
 
 
 def _folders(settings: Settings, config_path: str) -> Iterator[Finding]:
@@ -277,8 +284,8 @@ def _gpu(settings: Settings) -> Finding:
             return Finding("gpu", "warn", "gpu_other_card", {**values, "wanted": status.unmet_wish})
         return Finding("gpu", "ok", "doctor.gpu_ok", values)
     wanted = settings.asked_gpu_mode == "require"
-    values = {"detail": status.detail}
-    return Finding("gpu", "fail" if wanted else "info", status.reason_key, values, "doctor.gpu_advice")
+    advice = "" if status.reason is Reason.OFF else "doctor.gpu_advice"
+    return Finding("gpu", "fail" if wanted else "info", status.reason_key, status.reason_values, advice)
 
 
 def _window() -> Iterator[Finding]:

@@ -278,6 +278,9 @@ def create_tile(
                 block = replace(block, variance=block.variance + unseen[:, None, None].astype(np.float32))
             bands.add(out, row0, row1, block)
 
+        def restart() -> None:
+            bands.restart(finished)
+
         if finished < shape[0]:
             coadd_on_grid(
                 store,
@@ -289,8 +292,10 @@ def create_tile(
                 sink=sink,
                 budget_bytes=plan.block_budget_bytes,
                 policy=context.policy,
-                threads=plan.threads,
+                threads=min(plan.threads, plan.stack.threads),
+                max_frames_per_pass=plan.stack.max_frames_per_pass,
                 on_rows=on_rows,
+                restart=restart,
                 cancel=context.cancel,
                 first_row=finished,
                 # Rows of the sky, whatever part of it this tile covers.

@@ -451,6 +451,7 @@ def run(
             threads=plan.threads,
             on_rows=on_rows,
             cancel=context.cancel,
+            restart=lambda: None,  # every row is written to its place
         )
         colour = calibrate(out.read_rows, shape, wcs_cards, light, canvas.origin_yx, plan.output.colour)
         out.add_cards(colour.cards())

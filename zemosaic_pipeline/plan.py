@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -90,7 +90,10 @@ class GridOptions:
 
 @dataclass(frozen=True)
 class StackOptions:
-    """How the frames of a group are combined."""
+    """How the frames of a group are combined.
+
+    ``max_frames_per_pass`` and ``threads`` bound memory and processors; the result does not depend on them.
+    """
 
     normalise: str
     weighting: str
@@ -100,6 +103,8 @@ class StackOptions:
     radial: tuple[float, float, float] | None
     feather_px: float
     tile_ramp_px: int
+    max_frames_per_pass: int
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -222,13 +227,29 @@ class Plan:
         return facts
 
 
-def make_policy(settings: Settings, output_dir: Path | None, on_record: Any = None) -> GpuPolicy:
-    """Return the GPU policy the settings ask for; its ledger goes into the output folder."""
+def make_policy(
+    settings: Settings,
+    machine: Machine,
+    output_dir: Path | None,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
+    asked_by: str = "",
+) -> GpuPolicy:
+    """Return the GPU policy the settings ask for; its ledger goes into the output folder.
+
+    ``asked_by`` is the text key of who chose the mode; empty: the settings.
+
+    Raises
+    ------
+    SettingsError
+        A variable of the environment is not understood, or contradicts the settings.
+    """
     ledger = None if output_dir is None else output_dir / "gpu_ledger.jsonl"
     return GpuPolicy(
         mode=settings.asked_gpu_mode,
         device=settings.gpu_choice,
         memory_mb=settings.gpu_memory_mb,
+        host_bytes=_block_budget(settings, usable_memory(settings, machine)),
+        asked_by=asked_by,
         ledger_path=ledger,
         on_record=on_record,
     )
@@ -337,6 +358,8 @@ def resolve(
             if rule.combine == "mean"
             else 0.0,
             tile_ramp_px=settings.tile_feather_px,
+            max_frames_per_pass=settings.winsor_max_frames_per_pass,
+            threads=min(threads, settings.winsor_worker_limit or threads),
         ),
         sky=SkyOptions(settings.sky_model, site_of(settings.observer_site), settings.remove_gradient),
         route=RouteDecision("panels", "route_asked"),
@@ -382,6 +405,7 @@ def resolve(
         decision = policy.plan(
             workload_on_card(basis, infos, canvas_hw, policy.status.device, n_calibrations > 0)
         )
+        policy.check_fits(decision)
     return fit_to_memory(
         fit_to_handles(run, enough_file_handles()),
         memory,
@@ -508,7 +532,7 @@ def make_plan(
         memory_bytes=usable_memory(settings, machine),
         other_places=calibrate.given_places(calibration),
     )
-    policy = make_policy(settings, None)
+    policy = make_policy(settings, machine, None)
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
     outline = _outline(infos, settings, solve_some)

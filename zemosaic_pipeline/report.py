@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -28,6 +29,7 @@ __all__ = [
     "REPORT_VERSION",
     "collect",
     "json_value",
+    "sentences",
     "set_aside_report",
     "write_report",
 ]
@@ -246,6 +248,16 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             },
         }
     )
+
+
+def sentences(language: str) -> Callable[[str, Mapping[str, Any]], str]:
+    """Return what says a key with its values in a language, for a log that people read; empty without a text."""
+    texts = ZeMosaicLocalization(language)
+
+    def say(key: str, values: Mapping[str, Any]) -> str:
+        return texts.get(key, **values) if texts.has(key) else ""
+
+    return say
 
 
 def write_report(

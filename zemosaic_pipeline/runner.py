@@ -61,13 +61,16 @@ class Selection:
 
     frames: tuple[str, ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
+    gpu_asked_by: str = ""
+    """Text key of who chose whether the graphics card is used; empty: the settings."""
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> Selection:
-        """Read ``frame_selection`` and ``frame_groups`` as the filter dialog gives them."""
+        """Read ``frame_selection`` and ``frame_groups`` as the filter dialog gives them, and ``gpu_asked_by``."""
         return Selection(
             tuple(map(str, config.get("frame_selection") or ())),
             tuple(tuple(map(str, group)) for group in config.get("frame_groups") or ()),
+            str(config.get("gpu_asked_by") or ""),
         )
 
 
@@ -132,7 +135,13 @@ def run_classic(
     folder, output = _check_folders(settings)
     selection = selection or Selection()
     machine = Machine.probe(output)
-    policy = make_policy(settings, output, on_record=lambda record: report(GpuRecorded(record)))
+    policy = make_policy(
+        settings,
+        machine,
+        output,
+        on_record=lambda record: report(GpuRecorded(record)),
+        asked_by=selection.gpu_asked_by,
+    )
     try:
         context = RunContext(
             output,

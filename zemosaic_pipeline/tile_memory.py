@@ -64,10 +64,16 @@ def tile_key(
         facts,
         grid.wcs_cards,
         grid.shape_hw,
-        asdict(plan.stack),
+        _stack_rules(plan),
         plan.sky.model,
         plan.output.variance,
     )
+
+
+def _stack_rules(plan: RunPlan) -> dict[str, Any]:
+    """How frames are combined, without what bounds memory and processors and changes no pixel."""
+    rules = asdict(plan.stack)
+    return {name: value for name, value in rules.items() if name not in ("max_frames_per_pass", "threads")}
 
 
 def _plain_terms(terms: FrameTerms | None) -> list[Any]:

@@ -6,7 +6,7 @@ the command line and the options table of the README are drawn from the catalogu
 """
 
 from zemosaic_settings.catalogue import OPTIONS, OPTIONS_BY_KEY, options_in_group
-from zemosaic_settings.model import Settings, canonical_values
+from zemosaic_settings.model import Settings, canonical_values, conflicting_names
 from zemosaic_settings.option import GROUPS, LEVELS, Option
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "Option",
     "Settings",
     "canonical_values",
+    "conflicting_names",
     "options_in_group",
 ]

@@ -12,7 +12,7 @@ from zemosaic_core.errors import SettingsError
 from zemosaic_settings.catalogue import ALIASES, OPTIONS, OPTIONS_BY_KEY
 from zemosaic_settings.values import parse_value, split_pair
 
-__all__ = ["Settings", "canonical_values"]
+__all__ = ["Settings", "canonical_values", "conflicting_names"]
 
 _OLD_SUFFIX = "_config"
 
@@ -128,6 +128,8 @@ class Settings(BaseModel):
     gpu_memory_mb: int = _declared("gpu_memory_mb")
     memory_limit_mb: int = _declared("memory_limit_mb")
     stack_ram_budget_gb: float = _declared("stack_ram_budget_gb")
+    winsor_max_frames_per_pass: int = _declared("winsor_max_frames_per_pass")
+    winsor_worker_limit: int = _declared("winsor_worker_limit")
     num_processing_workers: int = _declared("num_processing_workers")
 
     language: str = _declared("language")
@@ -170,6 +172,9 @@ class Settings(BaseModel):
         SettingsError
             As in `from_mapping`.
         """
+        conflicts = conflicting_names(changes)
+        if conflicts:
+            raise conflicts[0]
         known, unknown = canonical_values(changes)
         if strict_unknown and unknown:
             raise _unknown_option(unknown[0])
@@ -192,12 +197,21 @@ class Settings(BaseModel):
         """
         if self.gpu_id_phase5 >= 0:
             return str(self.gpu_id_phase5)
+        if self._names_no_card:
+            return ""
         return f"~{self.gpu_selector.strip()}" if self.gpu_selector.strip() else ""
 
     @property
     def asked_gpu_mode(self) -> str:
-        """``off``, ``auto`` or ``require``: what the switch and the mode say together."""
-        return self.gpu_mode if self.use_gpu_phase5 else "off"
+        """``off``, ``auto`` or ``require``: what the switch, the mode and the name of the card say together.
+
+        Files of earlier versions switch the card off by the name "CPU (no GPU)".
+        """
+        return self.gpu_mode if self.use_gpu_phase5 and not self._names_no_card else "off"
+
+    @property
+    def _names_no_card(self) -> bool:
+        return self.gpu_id_phase5 < 0 and self.gpu_selector.strip().lower().split("(")[0].strip() == "cpu"
 
     def _check_together(self) -> None:
         if self.preview_png_p_low >= self.preview_png_p_high:
@@ -210,10 +224,11 @@ class Settings(BaseModel):
                 other="preview_png_p_high",
                 other_value=self.preview_png_p_high,
             )
-        if self.gpu_mode == "require" and not self.use_gpu_phase5:
+        if self.gpu_mode == "require" and self.asked_gpu_mode == "off":
             raise SettingsError(
                 "settings_gpu_contradiction",
-                "gpu_mode = require is not allowed with use_gpu_phase5 = false; allowed are auto and off",
+                "gpu_mode = require is not allowed with use_gpu_phase5 = false or gpu_selector = CPU; allowed are "
+                "auto and off",
                 option="gpu_mode",
                 value="require",
             )
@@ -243,6 +258,38 @@ def canonical_values(mapping: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[
         elif values and texts:
             known[option.key] = ""
     return known, tuple(unknown)
+
+
+def conflicting_names(mapping: Mapping[str, Any]) -> tuple[SettingsError, ...]:
+    """Return the options that a mapping gives different values under several of their names.
+
+    One value is used all the same (see `canonical_values`); nobody shall have to guess which.
+    """
+    given: dict[str, Any] = {}
+    for name, value in mapping.items():
+        plain = _without_suffix(name)
+        if plain is not None and value is not None and value != "":
+            given.setdefault(plain, value)
+    found = []
+    for option in OPTIONS:
+        names = [name for name in option.all_names if name in given]
+        try:
+            parsed = [parse_value(option, given[name]) for name in names]
+        except SettingsError:
+            continue  # told where values are checked
+        for name, value in zip(names[1:], parsed[1:], strict=True):
+            if value != parsed[0]:
+                found.append(
+                    SettingsError(
+                        "settings_names_differ",
+                        f"{names[0]} = {parsed[0]} and {name} = {value} are one setting; the former is used",
+                        option=names[0],
+                        value=parsed[0],
+                        other=name,
+                        other_value=value,
+                    )
+                )
+    return tuple(found)
 
 
 def _without_suffix(name: str) -> str | None:

@@ -88,9 +88,10 @@ def run(options: Namespace, texts: Texts) -> int:
         if options.json:
             _write_json(_facts_of_no_run(error, options.input, str(target), texts))
         raise
-    if options.json:
-        return follow_run(settings, texts, _verbosity(options), as_json=True)
-    return follow_run(settings, texts, _verbosity(options))
+    _tell_conflicts(options, texts)
+    return follow_run(
+        settings, texts, _verbosity(options), as_json=options.json, gpu_asked_by=_gpu_asked_by(options)
+    )
 
 
 def plan(options: Namespace, texts: Texts) -> int:
@@ -99,6 +100,7 @@ def plan(options: Namespace, texts: Texts) -> int:
 
     source, target = _folder(options.input), Path(options.output).expanduser().resolve()
     settings = settings_from(options, input_dir=str(source), output_dir=str(target))
+    _tell_conflicts(options, texts)
     made = make_plan(source, target, settings, solve_some=options.solve_some)
     facts = made.to_dict()
     if options.json:
@@ -118,9 +120,11 @@ def demo(options: Namespace, texts: Texts) -> int:
     verbosity = _verbosity(options)
     target = folder / "mosaic"
     settings = settings_from(options, output_dir=str(target))
+    _tell_conflicts(options, texts)
     display = make_display(texts, verbosity)
     frames = prepare_demo(folder, options.frames, _quiet_say(display))
-    return follow_run(settings.updated({"input_dir": str(frames)}), texts, verbosity)
+    settings = settings.updated({"input_dir": str(frames)})
+    return follow_run(settings, texts, verbosity, gpu_asked_by=_gpu_asked_by(options))
 
 
 def doctor(options: Namespace, texts: Texts) -> int:
@@ -132,7 +136,9 @@ def doctor(options: Namespace, texts: Texts) -> int:
     path = options.config or get_config_path()
     console = Console()
     findings = []
-    for finding in examine(settings, config_path=path, config_problems=loaded.problems):
+    for finding in examine(
+        settings, config_path=path, config_problems=loaded.problems, config_conflicts=loaded.conflicts
+    ):
         findings.append(finding)
         if not options.json:
             console.print(_finding_line(finding, texts), soft_wrap=True)
@@ -178,17 +184,20 @@ def follow_run(
     target: str = WORKER_TARGET,
     console: Console | None = None,
     as_json: bool = False,
+    gpu_asked_by: str = "",
 ) -> int:
     """Run the worker in its own process, show what it says, and return the exit code.
 
     The first Ctrl-C asks for a clean stop and waits for it, the second ends everything at once. SIGTERM and SIGHUP
     ask for a clean stop within two seconds.
     With ``as_json`` one JSON object is all that goes to standard output, at the end (see `run_facts`).
+    ``gpu_asked_by`` is the text key of who chose whether the graphics card is used; empty: the settings.
     """
     if as_json:
         console = Console(stderr=True)
     controller = RunController(target, grace_s=STOP_GRACE_S)
-    request = RunRequest(settings.input_dir, settings.output_dir, settings.to_mapping())
+    config = {**settings.to_mapping(), "gpu_asked_by": gpu_asked_by}
+    request = RunRequest(settings.input_dir, settings.output_dir, config)
     with make_display(texts, verbosity, console) as display, _stop_requests() as asked:
         controller.start(request)
         try:
@@ -209,6 +218,16 @@ def follow_run(
 
         _write_json(run_facts(state, texts, seconds=seconds, exit_code=exit_code))
     return exit_code
+
+
+def _gpu_asked_by(options: Namespace) -> str:
+    return "" if options.gpu is None else "gpu_by_command"
+
+
+def _tell_conflicts(options: Namespace, texts: Texts) -> None:
+    """Name the settings of the file that have two values, and which one is used."""
+    for conflict in read_config(options.config).conflicts:
+        sys.stderr.write(texts.message(conflict.key, conflict.values) + "\n")
 
 
 def _facts_of_no_run(error: SettingsError, source: str, target: str, texts: Texts) -> dict[str, Any]:

@@ -17,8 +17,10 @@ class OperationState:
     ----------
     device : str
         ``gpu``, ``cpu`` or ``mixed``.
-    reason, detail : str
-        Reason of the policy, e.g. ``insufficient_memory``, and what the card or its libraries said.
+    reason : str
+        Reason of the policy, e.g. ``insufficient_memory``.
+    values : mapping
+        What the text of the reason needs, among it what the card or its libraries said.
     planned_bytes, peak_bytes : int
         Memory of the card: planned before, measured after; 0 = unknown.
     """
@@ -26,7 +28,7 @@ class OperationState:
     op: str
     device: str = "cpu"
     reason: str = ""
-    detail: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
     chunk_rows: int = 0
     n_chunks: int = 0
     planned_bytes: int = 0
@@ -94,7 +96,7 @@ class ComputeState:
         state.device = str(record["device"])
         state.reason = str(record.get("reason") or "")
         values = record.get("values")
-        state.detail = str(values.get("detail") or "") if isinstance(values, Mapping) else ""
+        state.values = dict(values) if isinstance(values, Mapping) else {}
         state.chunk_rows = int(record.get("chunk_rows") or 0)
         state.n_chunks = int(record.get("n_chunks") or 0)
         state.planned_bytes = max(state.planned_bytes, int(record.get("estimated_bytes") or 0))

@@ -21,11 +21,11 @@ BATCH = 100
 
 
 def gpu_facts(queue: Any, config: Mapping[str, Any], *, cancel_event: Any) -> None:
-    """Tell whether the graphics card can be used: ``("gpu", {ok, reason_key, detail, name, total_bytes, wanted})``.
+    """Tell whether the graphics card can be used: ``("gpu", {ok, reason_key, detail, name, total_bytes, ...})``.
 
-    ``wanted`` names a card that was wished for and is not there.
+    ``wanted`` names a card that was wished for and is not there; ``calm`` says that nothing is wrong.
     """
-    from zemosaic_gpu_policy import gpu_status
+    from zemosaic_gpu_policy import CALM_REASONS, gpu_status
 
     settings = Settings.from_mapping(config)
     try:
@@ -36,8 +36,8 @@ def gpu_facts(queue: Any, config: Mapping[str, Any], *, cancel_event: Any) -> No
     device = status.device
     facts = {
         "ok": status.ok,
-        "reason_key": status.reason_key,
-        "detail": status.detail,
+        **status.reason_values,
+        "calm": status.reason in CALM_REASONS,
         "wanted": status.unmet_wish,
         "name": device.name if device else "",
         "total_bytes": device.total_bytes if device else 0,

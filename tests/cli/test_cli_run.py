@@ -15,11 +15,14 @@ import pytest
 from rich.console import Console
 
 import run_zemosaic
+from zemosaic_pipeline.events import FrameLeftOut, GpuRecorded, PhaseProgress
+from zemosaic_pipeline.report import sentences
 from zemosaic_settings import Settings
 from zemosaic_ui import commands
 from zemosaic_ui.run_state import RunState
 from zemosaic_ui.terminal import LiveDisplay, PlainDisplay, Verbosity, make_display
 from zemosaic_ui.texts import Texts
+from zemosaic_worker import _log_line
 
 
 @pytest.fixture(autouse=True)
@@ -430,3 +433,61 @@ def test_settings_that_are_no_use_are_one_sentence(folders, tmp_path, capsys, co
     assert word in shown
     assert str(path) in shown
     assert len(shown) < 500
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--set", "language=fr"],
+        ["--set=language=fr"],
+        ["--config", "FILE"],
+        ["--config=FILE"],
+        ["--set", "language=en", "--language", "fr"],
+        ["--config", "FILE", "--set", "gpu_mode=off"],
+    ],
+)
+def test_the_language_of_set_and_config_is_that_of_the_terminal(tmp_path, arguments):
+    file = tmp_path / "mine.json"
+    file.write_text('{"language": "fr"}')
+    given = [argument.replace("FILE", str(file)) for argument in arguments]
+    assert run_zemosaic._language(["run", *given]) == "fr"
+    assert run_zemosaic._language(["run", "--set", "gpu_mode=off"]) == "en"
+
+
+def test_names_of_one_setting_that_differ_are_told(folders, tmp_path, monkeypatch, capsys):
+    start(monkeypatch, "good")
+    file = tmp_path / "old.json"
+    file.write_text('{"use_gpu_phase5": true, "stack_use_gpu": false}')
+    assert run(folders, "--config", str(file)) == 0
+    assert "stack_use_gpu" in capsys.readouterr().err
+    assert run(folders, "--set", "use_gpu_phase5=yes", "--set", "stack_use_gpu=no") == 2
+    assert "stack_use_gpu" in capsys.readouterr().err
+
+
+def test_a_variable_that_contradicts_the_command_line_stops_it_at_once(folders, monkeypatch, capsys):
+    monkeypatch.setenv("ZEMOSAIC_GPU", "off")
+    assert run(folders, "--gpu", "require", "--set", "language=fr") == 2
+    shown, warned = capsys.readouterr()
+    assert "ZEMOSAIC_GPU=off contredit" in shown + warned
+    assert "Phase 0" not in shown
+
+
+def test_what_the_worker_logs_reads_like_the_terminal():
+    say = sentences("en")
+    values = {
+        "op": "stack",
+        "op_key": "gpu_op_stack",
+        "reason_key": "gpu_reason_device_lost",
+        "detail": "719",
+    }
+    record = {"kind": "fallback", "key": "gpu_fallback_runtime_error", "level": "WARN", "values": values}
+    level, line = _log_line(GpuRecorded(record), say)
+    shown = Texts().message(record["key"], values)
+    assert (level, line) == ("WARN", f"{shown} [gpu_fallback_runtime_error]")
+    assert _log_line(GpuRecorded({**record, "repeat": True}), say)[0] == "DEBUG"
+    left = FrameLeftOut("/night/a.fit", "frame_unreadable", {"reason": "cut off"})
+    level, line = _log_line(left, say)
+    assert level == "WARN"
+    assert line.startswith("a.fit: ")
+    assert "[frame_unreadable]" in line
+    assert "phase1" in _log_line(PhaseProgress("phase1", 3, 9), say)[1]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from fake_cupy import Card
@@ -19,13 +20,14 @@ from simulated_device import CUDARuntimeError, SimulatedDevice
 
 import zemosaic_gpu_policy as policy_module
 import zemosaic_utils as utils
+from locales.zemosaic_localization import ZeMosaicLocalization, available_languages
 from zemosaic_core.chunks import Buffer
-from zemosaic_core.errors import SettingsError
+from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.gpu import device as seam
 from zemosaic_core.gpu import probe as probe_module
 from zemosaic_core.gpu import terms
 from zemosaic_core.gpu.terms import GpuStatus, Overrides, Reason
-from zemosaic_gpu_policy import gpu_status
+from zemosaic_gpu_policy import gpu_status, make_budget
 from zemosaic_io import gpu_files, gpu_probe
 from zemosaic_io.gpu_files import LeaseTimeout, device_lease
 from zemosaic_pipeline import doctor
@@ -124,6 +126,11 @@ def test_the_stages_stop_at_the_first_failure(cupy_cards, cards, error, stage):
         (ImportError("libnvrtc"), "cupy_import_error"),
         (OSError(30, "Read-only file system"), "cupy_import_error"),
         (AttributeError("partially initialized module"), "cupy_import_error"),
+        (ValueError("numpy.dtype size changed, may indicate binary incompatibility"), "cupy_import_error"),
+        (TypeError("metaclass"), "cupy_import_error"),
+        (KeyError("CUDA_PATH"), "cupy_import_error"),
+        (SystemError("initialization failed"), "cupy_import_error"),
+        (SyntaxError("invalid syntax"), "cupy_import_error"),
     ],
 )
 def test_cupy_that_does_not_import_is_told_apart(monkeypatch, error, stage):
@@ -133,6 +140,68 @@ def test_cupy_that_does_not_import_is_told_apart(monkeypatch, error, stage):
     monkeypatch.setattr(probe_module, "has_driver", lambda: (True, ""))
     monkeypatch.setattr(seam, "import_cupy", fail)
     assert probe_module.probe()[0].stage == stage
+
+
+def test_an_answer_that_is_asked_for_again_is_not_a_memory(cupy_cards, install):
+    """The card broke after a good answer was written down."""
+    cupy_cards(Card())
+    assert gpu_status().ok
+    gpu_probe.remembered_status.cache_clear()
+    cupy_cards(Card(broken=719))
+    assert gpu_status().ok  # believed, as it is on disk
+    assert not utils.gpu_is_available()
+    assert gpu_status().reason is Reason.SMOKE_FAILED  # and forgotten
+    cupy_cards(Card())
+    assert gpu_status(refresh=True).ok
+    assert utils.GPU_AVAILABLE
+    device = install(SimulatedDevice(64 << 20))
+    assert utils.gpu_is_available()
+    device.faults = seam.FaultScript("sticky700@1")
+    assert not utils.gpu_is_available()
+
+
+def test_a_card_that_cannot_be_opened_is_forgotten(cupy_cards):
+    cupy_cards(Card())
+    assert gpu_status().ok
+    cupy_cards(Card(broken=719))
+    assert make_policy().status.reason is Reason.SMOKE_FAILED
+    assert gpu_status().reason is Reason.SMOKE_FAILED
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_no_visible_device_is_not_an_unset_variable(cupy_cards, monkeypatch, hidden):
+    def none():
+        raise CUDARuntimeError(100)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cupy_cards(Card())
+    assert gpu_status().ok
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    cupy_cards(Card()).cuda.runtime.getDeviceCount = none
+    assert gpu_status().reason is Reason.NO_DEVICE
+
+
+def test_versions_of_the_libraries_belong_to_what_is_remembered(monkeypatch):
+    before = probe_module.driver_fingerprint()
+    assert "numpy=" in before
+
+    def newer():
+        return [SimpleNamespace(metadata={"Name": "numpy"}, version="99.0")]
+
+    monkeypatch.setattr(probe_module.metadata, "distributions", newer)
+    assert probe_module.driver_fingerprint() != before
+
+
+def test_enough_memory_is_said_of_now(install, monkeypatch):
+    monkeypatch.setenv("ZEMOSAIC_GPU_RESERVE_MB", "0")
+    device = install(SimulatedDevice(1 << 30))
+    assert utils.gpu_memory_sufficient(512 << 20)
+    device.other = 1000 << 20
+    assert not utils.gpu_memory_sufficient(512 << 20)
+    device.other = 0
+    assert utils.gpu_memory_sufficient(512 << 20)
+    monkeypatch.setenv("ZEMOSAIC_GPU", "off")
+    assert not utils.gpu_memory_sufficient(1)
 
 
 def test_the_smoke_test_notices_wrong_numbers_and_a_missing_compiler():
@@ -183,6 +252,61 @@ def test_environment_wins_over_settings(install):
     ):
         with pytest.raises(SettingsError, match=name):
             Overrides.from_environment({name: value})
+
+
+def test_require_against_off_is_an_error_before_anything_starts(install, tmp_path):
+    install(SimulatedDevice())
+    for mode, variable in (("require", "off"), ("off", "require")):
+        with pytest.raises(SettingsError) as caught:
+            make_policy(mode=mode, environ={"ZEMOSAIC_GPU": variable})
+        assert caught.value.key == "settings_gpu_variable"
+        assert caught.value.values["variable"] == "ZEMOSAIC_GPU"
+
+
+@pytest.mark.parametrize(
+    ("options", "by", "words"),
+    [
+        ({"environ": {"ZEMOSAIC_GPU": "off"}}, "gpu_by_variable", "ZEMOSAIC_GPU"),
+        ({"mode": "off"}, "gpu_by_settings", "settings"),
+        ({"mode": "off", "asked_by": "gpu_by_command"}, "gpu_by_command", "--gpu"),
+        ({"mode": "off", "asked_by": "gpu_by_window"}, "gpu_by_window", "window"),
+    ],
+)
+def test_who_switched_the_card_off_stands_in_the_text(install, options, by, words):
+    install(SimulatedDevice())
+    records = []
+    policy = make_policy(records, **options)
+    policy.check_required()
+    assert records[0]["values"]["by_key"] == by
+    for language in available_languages():
+        said = ZeMosaicLocalization(language).get(records[0]["key"], **records[0]["values"])
+        assert "{" not in said
+    assert words in ZeMosaicLocalization("en").get(records[0]["key"], **records[0]["values"])
+    key, values = policy.report_lines()[0]
+    assert words in ZeMosaicLocalization("en").get(key, **values)
+
+
+def test_require_fails_for_memory_with_what_is_planned(install):
+    device = install(SimulatedDevice(64 << 20, other=64 << 20))
+    policy = make_policy(mode="require")
+    with pytest.raises(RunFailed) as caught:
+        policy.check_fits(policy.plan(workload()))
+    assert caught.value.key == "gpu_required_memory"
+    assert caught.value.values["needed_mb"] == 1
+    device.other = 0
+    policy.check_fits(policy.plan(workload()))
+    make_policy(mode="auto").check_fits(policy.plan(workload(op="x"), wanted=False))
+
+
+def test_memory_that_card_and_processor_share_is_counted_once():
+    """What the processor's part of the run takes is not free for the card as well."""
+    state = seam.MemoryState(8 << 30, 6 << 30, 0, 0)
+    own, shared = seam.DeviceInfo("", ""), seam.DeviceInfo("", "", integrated=True)
+    usable = [
+        make_budget(state, info, memory_mb=0, overrides=Overrides(reserve_mb=0), host_bytes=host).usable
+        for info, host in ((own, 2 << 30), (shared, 2 << 30), (shared, 0))
+    ]
+    assert usable == [6 << 30, 4 << 30, 3 << 30]
 
 
 def test_the_environment_is_heard_by_every_answer(cupy_cards, monkeypatch):
@@ -307,6 +431,39 @@ def test_a_forked_child_that_lives_on_does_not_keep_the_card(tmp_path):
         holder.kill()
         holder.stdout.close()
         os.kill(child, signal.SIGKILL)
+
+
+def test_another_runs_card_is_waited_for_once(install, monkeypatch):
+    """Not once per tile: the run goes on, and takes the card when it is free."""
+    device = install(SimulatedDevice(64 << 20))
+    waits = []
+    real = gpu_files.device_lease
+
+    def counted(uuid, *, timeout_s, **options):
+        waits.append(timeout_s)
+        return real(uuid, timeout_s=timeout_s, **options)
+
+    monkeypatch.setattr(policy_module, "LEASE_TIMEOUT_SECONDS", 0.2)
+    policy = make_policy()
+    assert policy.status.ok
+    monkeypatch.setattr(policy_module, "device_lease", counted)
+    taken, done = threading.Event(), threading.Event()
+
+    def other_run():
+        with real(device.info.uuid, timeout_s=5):
+            taken.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=other_run)
+    thread.start()
+    assert taken.wait(5)
+    try:
+        assert [run(policy).decision.reason for _ in range(3)] == [Reason.LEASE_TIMEOUT] * 3
+    finally:
+        done.set()
+        thread.join()
+    assert waits == [0.2, 0.0, 0.0]
+    assert run(policy).gpu_rows == ROWS
 
 
 def test_two_policies_of_one_thread_share_the_card(install):

@@ -8,14 +8,37 @@ import pytest
 from simulated_device import COMPILER, SimulatedDevice
 
 from benchmarks import gpu as benchmark
+from benchmarks.gpu_model import CARDS, costs_per_frame
 from zemosaic_core.gpu import device as seam
+from zemosaic_core.sources import CombineRule
 
 
 def test_without_a_card_it_says_so_and_ends(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu"])
     monkeypatch.setenv("ZEMOSAIC_GPU", "off")
     assert benchmark.main() == 0
-    assert "nothing measured: off" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "nothing measured: off" in shown
+    assert "sample_source" in shown
+    assert "4.8 TB/s" in shown
+
+
+def test_the_model_counts_bytes_and_operations():
+    """By hand for one frame: what is read and written once, and what the slower of the two resources takes."""
+    hw = (1920, 1080)
+    pixels = hw[0] * hw[1]
+    costs = {cost.kernel: cost for cost in costs_per_frame(hw, hw, 30, CombineRule())}
+    assert costs["upload"].n_bytes == 2 * pixels
+    assert costs["debayer_raw"].n_bytes == 22 * pixels
+    assert costs["sample_source"].n_bytes == 24 * pixels
+    slow, fast = CARDS
+    assert costs["upload"].seconds(slow) == pytest.approx(2 * pixels / 12e9)
+    assert costs["debayer_raw"].seconds(slow) == pytest.approx(22 * pixels / 360e9)
+    assert costs["debayer_raw"].seconds(fast) < costs["debayer_raw"].seconds(slow) / 5
+    deep = {cost.kernel: cost for cost in costs_per_frame(hw, hw, 1000, CombineRule())}
+    assert deep["combine_pool"].n_bytes > 3 * costs["combine_pool"].n_bytes  # runs are merged in memory
+    plain = {cost.kernel: cost for cost in costs_per_frame(hw, hw, 30, CombineRule("none"))}
+    assert plain["combine_pool"].operations < costs["combine_pool"].operations
 
 
 @pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import threading
 import time
 
 import numpy as np
 import pytest
 from gpu_cases import FakePixels, assert_blocks_agree, make_sources, stitch
-from simulated_device import COMPILER, SimulatedDevice
+from simulated_device import COMPILER, CUDARuntimeError, SimulatedDevice
 
 from zemosaic_core.cfa import CFA_PATTERNS, CfaColour, debayer
-from zemosaic_core.coadd import coadd_block
+from zemosaic_core.coadd import _finish_sums, coadd_block, rows_per_pass
 from zemosaic_core.errors import Cancelled
-from zemosaic_core.gpu import coadd, combine, windows
+from zemosaic_core.gpu import coadd, combine, kernels, ladder, windows
+from zemosaic_core.gpu import device as seam
 from zemosaic_core.gpu.coadd import GpuCoadd
 from zemosaic_core.gpu.combine import IN_SCRATCH, IN_SHARED, UNSORTED, storage_for
 from zemosaic_core.gpu.device import DeviceInfo
 from zemosaic_core.gpu.launch import Queue
 from zemosaic_core.gpu.reader import ReadAhead, parts_of_block
 from zemosaic_core.pixel_map import map_coordinates_at
+from zemosaic_core.rejection import combine_stack
 from zemosaic_core.sources import CombineRule, SampleNoise
+from zemosaic_gpu_policy import GpuPolicy
+from zemosaic_utils import coadd_on_grid
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
 
@@ -358,6 +363,116 @@ def test_the_next_block_is_read_while_the_card_works_on_this_one():
     window = ahead.take(smaller, 0, [])
     np.testing.assert_array_equal(window.planes, pixels.read(0, *smaller[0].window))
     ahead.close()
+
+
+def co_added(device, pixels, sources, sink, **options):
+    records = []
+    with seam.install(device):
+        environ = {"ZEMOSAIC_GPU_RESERVE_MB": "0", "ZEMOSAIC_GPU_CHUNK_ROWS": "20"}
+        policy = GpuPolicy(mode="auto", environ=environ, on_record=records.append)
+        coadd_on_grid(
+            pixels, sources, OUT, 3, RULES["winsor"], "bilinear",
+            sink=sink, budget_bytes=1 << 28, policy=policy, **options,
+        )  # fmt: skip
+        policy.close()
+    return records
+
+
+def test_pages_that_cannot_be_locked_cost_time_and_nothing_else():
+    pixels = FakePixels(6, (60, 150), raw="some")
+    sources = make_sources(pixels, 6, OUT)
+    device = SimulatedDevice(64 << 20)
+    tries = []
+
+    def refuse(dev, kind, n_bytes):
+        if kind == "pinned":
+            tries.append(n_bytes)
+            raise CUDARuntimeError(2)
+
+    device.hooks.append(refuse)
+    blocks = []
+    records = co_added(device, pixels, sources, lambda y0, y1, block: blocks.append(block))
+    cpu = coadd_block(pixels, sources, 0, OUT[0], OUT[1], 3, RULES["winsor"], "bilinear")
+    assert_blocks_agree(stitch(blocks), cpu)
+    assert len(tries) < 4  # threads may ask at the same time; nobody asks again
+    (said,) = [record for record in records if record["kind"] == "staging"]
+    assert (said["reason"], said["key"], said["level"]) == ("pageable", "gpu_pageable", "INFO")
+    assert not [record for record in records if record["kind"] in ("split", "fallback")]
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+def test_wrong_columns_of_a_card_are_not_in_the_result(restarts, monkeypatch):
+    """As a card with bad memory does: six columns, from the second block on."""
+    pixels = FakePixels(8, (60, 150))
+    sources = make_sources(pixels, 8, OUT)
+    device = SimulatedDevice(64 << 20)
+    right, images = device.copy_out, []
+
+    def wrong(host, source, stream):
+        right(host, source, stream)
+        if host.dtype == np.float32 and host.ndim == 3:
+            images.append(host)
+            if len(images) > 3:  # image, weight and variance of a block
+                stream.push(lambda: host.__setitem__((0, slice(None), slice(3, 9)), host[0, :, 3:9] * 1.5))
+
+    device.copy_out = wrong
+    monkeypatch.setattr(ladder, "draw_rows", lambda rows, chunk_rows: [5, 30])
+    blocks = []
+    records = co_added(
+        device, pixels, sources, lambda y0, y1, block: blocks.append(block),
+        restart=blocks.clear if restarts else None,
+    )  # fmt: skip
+    cpu = coadd_block(pixels, sources, 0, OUT[0], OUT[1], 3, RULES["winsor"], "bilinear")
+    assert_blocks_agree(stitch(blocks), cpu)
+    (fallback,) = [record for record in records if record["kind"] == "fallback"]
+    assert (fallback["reason"], fallback["scope"], fallback["level"]) == ("wrong_results", "run", "WARN")
+    assert fallback["rows"][0] == (0 if restarts else 17)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_bounded_passes_give_the_same_result(most):
+    pixels = FakePixels(9, (60, 150), raw="all")
+    sources = make_sources(pixels, 9, OUT)
+    cpu = coadd_block(pixels, sources, 0, OUT[0], OUT[1], 3, RULES["winsor"], "bilinear")
+    rows = rows_per_pass(sources, most)
+    assert most <= rows < OUT[0]
+    blocks = []
+    coadd_on_grid(
+        pixels, sources, OUT, 3, RULES["winsor"], "bilinear", sink=lambda y0, y1, block: blocks.append(block),
+        budget_bytes=1 << 28, max_frames_per_pass=most, threads=1,
+    )  # fmt: skip
+    assert max(block.image.shape[1] for block in blocks) <= rows
+    for name in ("image", "weight", "coverage"):
+        np.testing.assert_array_equal(getattr(stitch(blocks), name), getattr(cpu, name))
+    blocks.clear()
+    co_added(
+        SimulatedDevice(64 << 20), pixels, sources, lambda y0, y1, block: blocks.append(block),
+        max_frames_per_pass=most,
+    )  # fmt: skip
+    assert max(block.image.shape[1] for block in blocks) <= rows
+    assert_blocks_agree(stitch(blocks), cpu)
+
+
+@pytest.mark.parametrize("rule", ["mean", "kappa"])
+def test_counts_do_not_wrap(rule):
+    """More than sixteen bits of samples: the counts stay at their largest value, and the mean is right."""
+    n = 65_540
+    stack = np.random.default_rng(1).normal(1000, 10, (n, 1, 1, 3)).astype(np.float32)
+    cpu = combine_stack(stack, RULES[rule], threads=1)
+    assert cpu.coverage.max() == 65_535
+    assert np.isfinite(cpu.image).all()
+    counts = np.full((1, 1, 3), 70_000, np.uint32)
+    sums = np.full((5, 1, 1, 3), 70_000.0)
+    image, weight, variance = (np.empty((1, 1, 3), np.float32) for _ in range(3))
+    coverage = np.zeros((1, 3), np.uint16)
+    _finish_sums(sums, counts, image, weight, variance, coverage)
+    assert (coverage == 65_535).all()
+    assert (image == 1).all()
+
+
+def test_the_card_counts_no_further_than_the_processor():
+    text = kernels.source("combine")
+    assert len(re.findall(r"\(unsigned short\)min\([^;]*, 65535\);", text)) == 3
 
 
 def test_holes_beside_clipped_stars_are_closed_alike():

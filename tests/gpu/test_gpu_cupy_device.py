@@ -263,7 +263,8 @@ def test_exact_names_come_before_parts_of_names():
     assert order("~2") == [2, 0, 1]
     assert order("nvidia") == order("~NVIDIA") == [0, 1, 2]
     assert order("~GTX 970") == [0, 1, 2]
-    for missing in ("7", "3060", "GTX 970", "bbb3"):
+    assert order("3060") == [1]
+    for missing in ("7", "306", "4090", "99", "GTX 970", "bbb3"):
         with pytest.raises(LookupError):
             order(missing)
     with pytest.raises(LookupError):

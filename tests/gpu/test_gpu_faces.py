@@ -12,6 +12,7 @@ from simulated_device import COMPILER, SimulatedDevice
 import zemosaic_align_stack as stacks
 import zemosaic_utils as utils
 from zemosaic_core.errors import RunFailed, SettingsError
+from zemosaic_core.gpu import budget
 from zemosaic_core.gpu.device import FaultScript
 from zemosaic_core.sources import CombineRule
 from zemosaic_core.sphere import tan_wcs
@@ -219,8 +220,8 @@ def test_any_failure_of_any_call_gives_the_same_result(install, monkeypatch, op)
     """Fail every call of every operation in turn: nothing escapes, nothing stays, the result is the same."""
     import zemosaic_gpu_policy as module
 
-    monkeypatch.setattr(module, "OPERATION_OVERHEAD_SECONDS", -1.0)  # small work stays on the card here
-    monkeypatch.setattr(module, "TRANSFER_BYTES_PER_SECOND", 1e30)
+    monkeypatch.setattr(budget, "OPERATION_OVERHEAD_SECONDS", -1.0)  # small work stays on the card here
+    monkeypatch.setattr(budget, "TRANSFER_BYTES_PER_SECOND", 1e30)
     # Slow, and without it this also shows that nothing hangs in a cycle.
     monkeypatch.setattr(module.gc, "collect", lambda: 0)
     device = install(SimulatedDevice(64 << 20))
@@ -332,14 +333,36 @@ def test_without_a_card_the_short_answers_are_calm():
 
 def test_with_a_card_the_short_answers_know_it(install, monkeypatch):
     install(SimulatedDevice(4 << 30))
-    policy = GpuPolicy(environ={"ZEMOSAIC_GPU_RESERVE_MB": "0"})
-    monkeypatch.setattr(utils, "default_policy", lambda device="", mode="auto": policy)
+    monkeypatch.setenv("ZEMOSAIC_GPU_RESERVE_MB", "0")
     assert utils.GPU_AVAILABLE
     utils.ensure_cupy_pool_initialized()
     utils.free_cupy_memory_pools()
     assert utils.gpu_memory_sufficient(3 << 30)
     assert not utils.gpu_memory_sufficient(3 << 30, 0.5)
     assert utils.gpu_memory_sufficient(3600 << 20, 5.0)
+
+
+def test_aligned_images_are_stacked_on_the_card_too(install):
+    """On request, with the same numbers, and in bounded passes."""
+    device = install(SimulatedDevice(64 << 20))
+    images = [image(30, 20) for _ in range(8)]
+    plain = stacks.stack_aligned_images(images, rejection_algorithm="winsorized_sigma_clip")
+    policy = GpuPolicy(mode="require", environ={"ZEMOSAIC_GPU_RESERVE_MB": "0"})
+    for passes in (0, 3):
+        ours = stacks.stack_aligned_images(
+            images,
+            rejection_algorithm="winsorized_sigma_clip",
+            policy=policy,
+            winsor_max_frames_per_pass=passes,
+        )
+        np.testing.assert_array_equal(ours, plain)
+        on_cpu = stacks.stack_aligned_images(
+            images, rejection_algorithm="winsorized_sigma_clip", winsor_max_frames_per_pass=passes
+        )
+        np.testing.assert_array_equal(on_cpu, plain)
+    stack = policy.summary()["operations"]["stack"]
+    assert (stack["gpu_share"], stack["gpu_chunks"]) == (1.0, 4)
+    assert "combine_pool" in device.launches
 
 
 def test_a_source_that_is_not_there_at_all(install):

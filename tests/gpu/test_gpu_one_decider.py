@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # The door and the steps it takes after an error.
-POLICY = {"zemosaic_gpu_policy.py", "zemosaic_core/gpu/ladder.py"}
+POLICY = {"zemosaic_gpu_policy.py", "zemosaic_core/gpu/ladder.py", "zemosaic_core/gpu/budget.py"}
 # What a decision is made of: whether there is a card, how much it holds, what went wrong on it.
 INGREDIENTS = {
     "GPU_AVAILABLE",
@@ -38,9 +38,10 @@ MAY_TOUCH = {
     },  # facts
     "zemosaic_core/gpu/probe.py": {"devices_in_order", "classify", "has_driver"},  # facts, stage by stage
     "zemosaic_core/gpu/launch.py": {"classify"},  # waits for the card after an error
+    "zemosaic_core/gpu/windows.py": {"classify"},  # stages in ordinary memory where pages cannot be locked
     "zemosaic_io/gpu_probe.py": {"has_driver", "remembered_status"},  # asks in another process
     "cuda_utils.py": {"has_driver"},  # before CuPy is imported
-    "zemosaic_utils.py": {"gpu_is_available", "gpu_status"},  # the public answers
+    "zemosaic_utils.py": {"gpu_is_available", "gpu_memory_sufficient"},  # the public answers
     "zemosaic_align_stack.py": {"gpu_memory_sufficient"},  # the public answer
     "zemosaic_pipeline/doctor.py": {"gpu_status"},  # tells the user
     "zemosaic_ui/jobs.py": {"gpu_status"},  # tells the window
@@ -48,6 +49,7 @@ MAY_TOUCH = {
 # Conditions about the GPU that choose no backend: (file, what the condition reads).
 MAY_ASK = {
     ("zemosaic_utils.py", "use_gpu"),  # which policy a caller's wish means
+    ("zemosaic_align_stack.py", "use_gpu"),  # the same
     ("zemosaic_pipeline/plan.py", "use_gpu_phase5"),  # which mode the settings mean
     ("zemosaic_pipeline/plan.py", "gpu_id_phase5"),  # which card was asked for
     ("zemosaic_pipeline/doctor.py", "gpu_id_phase5"),  # which card was asked for

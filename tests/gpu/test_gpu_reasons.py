@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fake_cupy import Card
 from policy_cases import Collected, cpu_body, gpu_body, make_policy, workload
@@ -17,9 +18,10 @@ from simulated_device import COMPILER, CUDARuntimeError, SimulatedDevice
 
 import zemosaic_gpu_policy as policy_module
 from locales.zemosaic_localization import ZeMosaicLocalization, available_languages
+from zemosaic_align_stack import gpu_stack_winsorized, stack_winsorized_sigma_clip
 from zemosaic_core.gpu import device as seam
 from zemosaic_core.gpu import probe
-from zemosaic_core.gpu.terms import CALM_REASONS, Reason
+from zemosaic_core.gpu.terms import CALM_REASONS, Audit, Parity, Reason
 from zemosaic_io import gpu_probe
 from zemosaic_io.gpu_files import device_lease
 
@@ -216,6 +218,53 @@ def device_lost(bench):
     policy.run(workload(), gpu_body, cpu_body, emit=Collected())
 
 
+def overcommitted(bench):
+    device = bench.card()
+    device.driver_malloc = lambda size: True
+
+    def take(dev, kind, n_bytes):
+        if kind == "launch":
+            dev.other = 64 << 20
+
+    device.hooks.append(take)
+    bench.run(rows="20")
+
+
+def host_memory(bench):
+    device = bench.card()
+
+    def refuse(dev, kind, n_bytes):
+        if kind == "copy_out":
+            raise MemoryError("Unable to allocate 2.00 GiB for an array")
+
+    device.hooks.append(refuse)
+    bench.run(rows="4")
+
+
+def pageable(bench):
+    device = bench.card()
+    rng = np.random.default_rng(5)
+    images = [rng.normal(100, 5, (20, 40)).astype(np.float32) for _ in range(5)]
+
+    def refuse(dev, kind, n_bytes):
+        if kind == "pinned":
+            raise CUDARuntimeError(2)
+
+    device.hooks.append(refuse)
+    policy = make_policy(bench.records, mode="require")
+    ours, _ = gpu_stack_winsorized(images, policy=policy)
+    np.testing.assert_array_equal(ours, stack_winsorized_sigma_clip(images)[0])
+    assert policy.ceilings == {}
+    assert policy.summary()["operations"]["stack"]["splits"] == 0
+
+
+def wrong_results(bench):
+    bench.card()
+    wrong = Audit(1, lambda gpu, cpu, first: Parity(26.0, cpu.size, 0))
+    policy = bench.run(run_options={"audit": wrong})
+    policy.run(workload(), gpu_body, cpu_body, emit=Collected())  # and it stays so
+
+
 def too_many_failures(bench):
     bench.card()
     bench.run(rows="4", faults="oom>1")
@@ -244,8 +293,14 @@ SCENARIOS = {
     Reason.RUNTIME_ERROR: runtime_error,
     Reason.COMPILE_FAILED: compile_failed,
     Reason.DEVICE_LOST: device_lost,
+    Reason.OVERCOMMITTED: overcommitted,
+    Reason.HOST_MEMORY: host_memory,
+    Reason.PAGEABLE: pageable,
+    Reason.WRONG_RESULTS: wrong_results,
     Reason.TOO_MANY_FAILURES: too_many_failures,
 }
+# Steps that leave the work on the card.
+KINDS = {Reason.GPU: "decision", Reason.OVERCOMMITTED: "split", Reason.PAGEABLE: "staging"}
 
 
 def test_every_reason_has_a_scenario():
@@ -261,10 +316,10 @@ def test_a_reason_happens_is_recorded_and_is_told(reason, install, cupy_cards, m
     gpu_probe.remembered_status.cache_clear()
     records = bench.records
     assert json.loads(json.dumps(records)) == records
-    kind = "decision" if reason is Reason.GPU else "fallback"
+    kind = KINDS.get(reason, "fallback")
     named = [r for r in records if r["kind"] == kind and r["reason"] == reason.value]
     assert named, [(r["kind"], r["reason"]) for r in records]
-    if reason is not Reason.GPU:
+    if kind == "fallback":
         assert {r["level"] for r in named} == {"INFO" if reason in CALM_REASONS else "WARN"}
         assert all(r["rows"][1] > r["rows"][0] for r in named)
     for record in records:

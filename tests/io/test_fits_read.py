@@ -7,6 +7,7 @@ import pytest
 from astropy.io import fits
 
 from zemosaic_core.errors import SkipItem
+from zemosaic_io import fits_read, pixel_digest
 from zemosaic_io.fits_cards import iter_hdus
 from zemosaic_io.fits_read import (
     content_key,
@@ -200,3 +201,19 @@ def test_every_row_that_changed_is_noticed_in_every_window_that_reads_it(tmp_pat
                 with pytest.raises(SkipItem) as caught:
                     read()
                 assert caught.value.key == "frame_changed"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_pixels_are_known_by_the_method_and_its_digits(write_cfa, monkeypatch, installed):
+    """In pieces or at once; and a key of one method never equals one of the other."""
+    info = read_frame_info(write_cfa("a.fit")[0])
+    if not installed:
+        monkeypatch.setattr(pixel_digest, "xxhash", None)
+    elif pixel_digest.xxhash is None:
+        pytest.skip("xxhash is not installed")
+    key = content_key(info)
+    name, digits = key.split("-")
+    assert (name, len(digits)) == ("xxh3" if installed else "blake2b", 32)
+    assert read_identified(info).content_key == key
+    monkeypatch.setattr(fits_read, "_HASH_CHUNK", 777)
+    assert content_key(info) == key

@@ -196,6 +196,43 @@ def test_a_value_that_is_a_key_is_shown_as_its_text():
     assert texts.get("x.y", "{why}", **nested) == "Aucune option ne s'appelle « abc »."
 
 
+@pytest.mark.parametrize(
+    ("code", "n", "word"),
+    [
+        ("en", 0, "rows"),
+        ("en", 1, "row"),
+        ("en", 2, "rows"),
+        ("fr", 0, "ligne"),
+        ("fr", 1, "ligne"),
+        ("fr", 2, "lignes"),
+    ],
+)
+def test_words_go_with_their_number(code, n, word):
+    texts = ZeMosaicLocalization(code)
+    default = {"en": "{n} {n:row|rows}", "fr": "{n} {n:ligne|lignes}"}[code]
+    assert texts.get("no_such_key", default, n=n) == f"{n} {word}"
+
+
+def test_the_text_of_a_key_may_need_another_one():
+    said = ZeMosaicLocalization("en").get(
+        "gpu_fallback_unavailable", reason_key="gpu_reason_off", by_key="gpu_by_command"
+    )
+    assert said.endswith("switched off by --gpu.")
+
+
+@pytest.mark.parametrize("code", available_languages())
+def test_what_is_said_of_the_card_needs_no_programmer(code):
+    """No names of options, no words of the trade."""
+    keys = [
+        key
+        for key in ENGLISH
+        if key.startswith(("gpu_", "settings_gpu", "ui_gpu", "option.gpu", "option.use_gpu"))
+    ]
+    forbidden = r"gpu_\w+|use_gpu\w*|\bkernels?\b|\bnoyaux?\b|\bchunks?\b|phase5"
+    words = {key: re.sub(r"\{[^}]*\}", "", TEXTS[code][key]) for key in keys}
+    assert [key for key in keys if re.search(forbidden, words[key])] == []
+
+
 def test_lists_and_counts_are_shown_as_people_write_them():
     texts = ZeMosaicLocalization()
     assert (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from zemosaic_core.errors import SettingsError
-from zemosaic_settings import OPTIONS, OPTIONS_BY_KEY, Settings, canonical_values
+from zemosaic_settings import OPTIONS, OPTIONS_BY_KEY, Settings, canonical_values, conflicting_names
 from zemosaic_settings.values import parse_value
 
 
@@ -173,7 +173,27 @@ def test_limits_are_inclusive(option):
         ({"gpu_selector": " RTX 3060 "}, "~RTX 3060"),
         ({"gpu_selector": " "}, ""),
         ({"gpu_selector": "RTX 3060", "gpu_id_phase5": 0}, "0"),
+        ({"gpu_selector": "CPU (no GPU)"}, ""),
     ],
 )
 def test_the_card_is_chosen_by_number_or_wished_for_by_name(values, choice):
     assert Settings.from_mapping(values).gpu_choice == choice
+
+
+def test_the_processor_by_name_means_off():
+    """Files of earlier versions switch the card off so."""
+    assert Settings.from_mapping({"gpu_selector": "CPU (no GPU)"}).asked_gpu_mode == "off"
+    assert Settings.from_mapping({"gpu_selector": "cpu", "gpu_id_phase5": 0}).asked_gpu_mode == "auto"
+    assert Settings.from_mapping({"gpu_selector": "CPUX 1"}).asked_gpu_mode == "auto"
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_mapping({"gpu_selector": "CPU", "gpu_mode": "require"})
+    assert caught.value.key == "settings_gpu_contradiction"
+
+
+def test_names_of_one_setting_that_differ_are_named():
+    (conflict,) = conflicting_names({"use_gpu_phase5": True, "stack_use_gpu": "off", "gpu_mode": "auto"})
+    assert conflict.key == "settings_names_differ"
+    assert (conflict.values["option"], conflict.values["other"]) == ("use_gpu_phase5", "stack_use_gpu")
+    assert (conflict.values["value"], conflict.values["other_value"]) == (True, False)
+    for agreeing in ({"use_gpu_phase5": True, "stack_use_gpu": 1}, {"use_gpu": None, "stack_use_gpu": False}):
+        assert conflicting_names(agreeing) == ()

@@ -17,6 +17,7 @@ from zemosaic_pipeline.events import PHASES
 from zemosaic_ui.compute_state import ComputeState
 from zemosaic_ui.qt.form_fields import FieldRow, PathEdit
 from zemosaic_ui.run_state import RunStatus
+from zemosaic_ui.variables import GPU_VARIABLES
 
 ENDED = (RunStatus.SUCCESS, RunStatus.FAILED, RunStatus.CANCELLED)
 
@@ -294,6 +295,40 @@ def test_the_compute_panel_says_what_the_card_said(make_window, session):
     words = window.run_page._operation_words(compute.operations["stack"])
     assert "nvrtc: error 6" in words
     assert "{" not in words
+
+
+def test_a_control_that_a_variable_overrules_says_so(make_window, session, monkeypatch):
+    monkeypatch.setenv("ZEMOSAIC_GPU", "off")
+    monkeypatch.delenv("ZEMOSAIC_GPU_MEMORY_MB", raising=False)
+    window = make_window()
+    rows = {row.key: row for row in window.pages["system"].rows}
+    window.pages["system"].retranslate()
+    window.start_page._show_machine()
+    for key in ("use_gpu_phase5", "gpu_mode"):
+        assert "ZEMOSAIC_GPU" in rows[key].overruled.text()
+        assert not rows[key].overruled.isHidden()
+    assert rows["gpu_memory_mb"].overruled.isHidden()
+    assert "ZEMOSAIC_GPU" in window.start_page.gpu_detail.text()
+    listed = window.pages["system"].variables_text.text()
+    assert "ZEMOSAIC_GPU = off" in listed
+    assert all(name in listed for name in GPU_VARIABLES)
+
+
+def test_a_computer_without_such_a_card_shows_nothing_amber(make_window, session, qtbot):
+    window = make_window()
+    page, words = window.start_page, {"name": "", "total_bytes": 0, "wanted": "", "ok": False}
+    for reason, calm in (("no_driver", True), ("no_device", True), ("smoke_failed", False)):
+        facts = {**words, "reason_key": f"gpu_reason_{reason}", "detail": "x", "calm": calm}
+        page._on_said("gpu", facts)
+        assert (page.gpu_state.objectName() == "warn") is not calm
+    compute = window.run_page._compute
+    step = {"kind": "fallback", "key": "gpu_fallback_unavailable", "level": "INFO", "op": "stack"}
+    compute.add({**step, "reason": "no_driver", "values": {"reason_key": "gpu_reason_no_driver"}})
+    window.run_page._show_compute()
+    assert session.themes.theme.warn not in window.run_page.compute_text.text()
+    compute.add({**step, "level": "WARN", "values": {"reason_key": "gpu_reason_cupy_missing"}, "op": "x"})
+    window.run_page._show_compute()
+    assert session.themes.theme.warn in window.run_page.compute_text.text()
 
 
 def test_the_filter_choice_reaches_the_worker(make_window, session, folders, qtbot):

@@ -7,6 +7,8 @@ of `probe`, and writes every step down with `recorder`.
 ``device``            the seam: `Device`, CuPy behind it, errors reduced to `GpuFault`; tests install another card
 ``probe``             is there a card that runs a kernel? stage by stage, also as a process of its own
 ``terms``             reasons, budget, decision, report; ``recorder``: records and sums; ``parity``: card against CPU
+``budget``            how much of a card may be used, and whether and in which chunks it is worth it; pure
+``ladder``            chunk by chunk, smaller ones after an error, the processor last; ``experience``: what a run learns
 ``launch``            one stream with uploads, launches and downloads; no queued work outlives an error
 ``kernels/*.cu``      the CUDA text, for the card (NVRTC) and for the tests (host compiler)
 ``coadd``             the co-add of frames or tiles; ``reader`` reads its windows ahead

@@ -19,7 +19,7 @@ import numpy as np
 from zemosaic_core.chunks import Workload
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu.combine import Combiner, combine_buffers
-from zemosaic_core.gpu.device import Device, DeviceInfo
+from zemosaic_core.gpu.device import Device, DeviceInfo, GpuFault
 from zemosaic_core.gpu.launch import PlannedMemory, Queue, drained, settle
 from zemosaic_core.gpu.reader import Part, ReadAhead, Window, parts_of_block
 from zemosaic_core.gpu.terms import CancelFlag
@@ -45,6 +45,11 @@ IN_FLIGHT = 2
 # Windows in page-locked memory besides one for each reading thread: two more that are read ahead or taken, and those
 # that are on their way to the card.
 RING_SPARE = 2 + SLOTS
+# Samples per second of one thread of `zemosaic_core.coadd` (24 decoded frames of 540x960, lanczos3, winsorized).
+# What a run measures itself counts more.
+CPU_SAMPLES_PER_SECOND = 2.4e7
+# A co-add that takes less goes to the card even so, in few chunks: a night of small tiles would else change sides.
+LEAST_CPU_SECONDS = 0.25
 # Of a pixel and channel in the result of a block: image, weight, variance, two counts of rejected samples.
 _RESULT_BYTES = 16
 
@@ -66,6 +71,8 @@ class GpuCoadd:
     host_bytes : int
         Memory that windows read ahead may take, and the results of a block as much again: fewer threads read
         when windows are large, blocks have fewer rows when the grid is wide. 0: no limit.
+    most_rows : int
+        Of one block; 0: no limit.
     cancel : object with ``is_set()``, optional
         Looked at before every source.
     """
@@ -81,6 +88,7 @@ class GpuCoadd:
         *,
         threads: int = 2,
         host_bytes: int = 0,
+        most_rows: int = 0,
         cancel: CancelFlag | None = None,
     ) -> None:
         check_rule(rule)
@@ -91,6 +99,7 @@ class GpuCoadd:
         self._pixels = pixels
         self._threads = threads
         self._host_bytes = host_bytes
+        self._most_rows = most_rows
         weight_map = any(s.has_weight_map for s in self._sources)
         mapped = weight_map or any(s.feather_px > 0 for s in self._sources)
         self._shape = SourceShape(n_channels, width, mapped, weight_map, raw=False, planes=True)
@@ -100,6 +109,11 @@ class GpuCoadd:
         self._begun: _BlockInFlight | None = None
         self._plan: Workload | None = None
         self._chunk_rows = 0
+
+    @property
+    def unpinned(self) -> GpuFault | None:
+        """What the system said when it refused to lock pages; see `zemosaic_core.gpu.windows.Ring`."""
+        return None if self._ring is None else self._ring.unpinned
 
     def _look(self) -> ReadAhead:
         """Find out once which sources offer raw rows, and start the threads that read ahead."""
@@ -150,13 +164,17 @@ class GpuCoadd:
 
         Without a card (``info`` None) only the name and the rows are declared: nothing is read to find out.
         """
+        bounds = [self._most_rows] if self._most_rows else []
         if self._host_bytes:
             row = max(1, self._shape.width * (_RESULT_BYTES * self._shape.n_channels + 2))
-            numbers = {"host_rows": max(1, self._host_bytes // row)} | numbers
+            bounds.append(max(1, self._host_bytes // row))
+        if bounds:
+            numbers = {"host_rows": min(bounds)} | numbers
         if info is None:
             return Workload(op, rows, (), **numbers)
         self._look()
         shape = self._shape
+        numbers = {"cpu_seconds": _cpu_seconds(self._sources, shape.n_channels, self._threads)} | numbers
         self._plan = _declare(op, rows, self._sources, shape, self._rule, self._kernel, info, numbers)
         return self._plan
 
@@ -243,6 +261,7 @@ def expected_workload(
     calibrated: bool = False,
     feather_px: float = 0.0,
     has_weight_map: bool = False,
+    threads: int = 2,
 ) -> Workload:
     """Declare what a co-add will need on a card when its sources are known by number and size only.
 
@@ -265,6 +284,8 @@ def expected_workload(
         The sources come as raw rows; as calibrated ones.
     feather_px, has_weight_map
         See `CoaddSource`.
+    threads : int
+        Of the processor, with which the card is compared.
     """
     height, width = shape_hw
     if info is None:
@@ -279,7 +300,28 @@ def expected_workload(
     shape = SourceShape(
         n_channels, width, mapped, has_weight_map, raw=raw, planes=not raw, calibrated=calibrated
     )
-    return _declare(op, height, (source,) * n_sources, shape, rule, kernel, info, {})
+    sources = (source,) * n_sources
+    numbers = {"cpu_seconds": _cpu_seconds(sources, n_channels, threads)}
+    return _declare(op, height, sources, shape, rule, kernel, info, numbers)
+
+
+def _cpu_seconds(sources: Sequence[CoaddSource], n_channels: int, threads: int) -> float:
+    """Expect how long the processor takes: no source gives more samples than about half as many again as its pixels."""
+    samples = 0.0
+    for source in sources:
+        y0, y1, x0, x1 = source.bbox
+        samples += min((y1 - y0) * (x1 - x0), 1.5 * source.shape_hw[0] * source.shape_hw[1])
+    return samples * n_channels / (CPU_SAMPLES_PER_SECOND * max(1, threads))
+
+
+def _reread_bytes(sources: Sequence[CoaddSource], per_pixel: int, kernel: Kernel) -> int:
+    """Return what windows read beyond their block, times the output rows of the sources; see `Workload`."""
+    total = 0.0
+    for source in sources:
+        height, width = source.shape_hw
+        rows = min(source.bbox[1] - source.bbox[0], 1.5 * height)
+        total += min(extra_rows(source, kernel), height) * width * per_pixel * rows
+    return int(total)
 
 
 def _rows_in_flight(sources: Sequence[CoaddSource], kernel: Kernel) -> int:
@@ -310,6 +352,8 @@ def _declare(
         "in_flight_rows": _rows_in_flight(sources, kernel),
         "elements_per_row": shape.width * shape.n_channels,
         "upload_bytes": sum(s.shape_hw[0] * s.shape_hw[1] for s in sources) * per_pixel,
+        "least_cpu_seconds": LEAST_CPU_SECONDS,
+        "reread_bytes": _reread_bytes(sources, per_pixel, kernel),
         "download_bytes": rows * shape.width * (_RESULT_BYTES * shape.n_channels + 2),
         "detail": {"sources": len(sources), "channels": shape.n_channels, "width": shape.width},
     }

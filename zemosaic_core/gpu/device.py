@@ -43,7 +43,7 @@ _KERNEL_TIMEOUT, _INTEGRATED = 17, 18
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _SHARED_BYTES, _SHARED_BYTES_OPT_IN = 8, 97
 
-FaultKind = Literal["oom", "device_lost", "compile", "error"]
+FaultKind = Literal["oom", "host_memory", "device_lost", "compile", "error"]
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,8 @@ def classify(error: BaseException) -> GpuFault | None:
         kind = "compile"
     elif names & _CUDA_ERRORS:
         kind = "device_lost" if status in STICKY_STATUS else "error"
+    elif isinstance(error, MemoryError):  # the card's own is named above
+        kind = "host_memory"
     if kind is None:
         return None
     return GpuFault(kind, type(error).__name__, text[:300], status)
@@ -327,8 +329,9 @@ def is_asked_for(info: DeviceInfo, choice: str) -> bool:
     wanted = choice.strip().removeprefix("~").strip().lower()
     if wanted in ("", "auto"):
         return True
-    if wanted.isdecimal():  # "3060" is not a part of a name: a number that is not there must not find a card
-        return int(wanted) == info.index
+    if wanted.isdecimal():
+        # A whole word of a name, as "3060"; a device number that is not there must not find a card.
+        return int(wanted) == info.index or (len(wanted) > 2 and wanted in _plain_name(info.name).split())
     start = wanted.removeprefix("gpu-").replace("-", "")
     if len(start) > 3 and info.uuid.lower().startswith(start):
         return True

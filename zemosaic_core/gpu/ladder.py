@@ -5,6 +5,8 @@ Belongs to `zemosaic_gpu_policy`, which decides where an operation begins; here 
 
 from __future__ import annotations
 
+import random
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -12,11 +14,12 @@ from typing import Any, Protocol, TypeVar
 
 from zemosaic_core.chunks import Workload
 from zemosaic_core.errors import Cancelled, RunFailed
-from zemosaic_core.gpu.device import Device, GpuFault, classify
+from zemosaic_core.gpu.budget import is_overcommitted
+from zemosaic_core.gpu.device import Device, GpuFault, MemoryState, classify
 from zemosaic_core.gpu.recorder import Recorder
 from zemosaic_core.gpu.terms import FAULT_REASONS, Audit, Budget, CancelFlag, GpuStatus, Reason, RunReport
 
-__all__ = ["Ahead", "CpuBody", "GpuBody", "Job", "Keeper", "fault_of", "run_chunks"]
+__all__ = ["Ahead", "CpuBody", "GpuBody", "Job", "Keeper", "Staging", "fault_of", "run_chunks"]
 
 T = TypeVar("T")
 GpuBody = Callable[[Device, int, int, tuple[int, int] | None], T]
@@ -27,8 +30,10 @@ MAX_CONSECUTIVE_FAILURES = 3
 # Chunks that need more of the budget than this start with an empty pool: the pieces that an earlier chunk left in it
 # are of slightly other sizes, and there is no room for both.
 TIGHT_SHARE = 0.8
-# The same operation is checked against the CPU at its first run and then once in this many runs.
-AUDIT_EVERY = 25
+# One row in so many is done again on the CPU and compared, at least one of every operation.
+AUDIT_EVERY_ROWS = 1000
+# Calls of the CPU body with fewer rows tell more of what lies around them than of its speed.
+PACE_LEAST_ROWS = 16
 
 
 class Ahead(Protocol):
@@ -39,6 +44,18 @@ class Ahead(Protocol):
 
     def discard(self) -> None:
         """Let go of what was begun; nothing of it is left on the card."""
+
+
+class Staging(Protocol):
+    """A body on the card that stages what it sends in page-locked memory where it gets some.
+
+    Attributes
+    ----------
+    unpinned : GpuFault or None
+        What the system said when it refused to lock pages; ordinary memory is used since.
+    """
+
+    unpinned: GpuFault | None
 
 
 class Keeper(Protocol):
@@ -69,7 +86,10 @@ class Keeper(Protocol):
 
     @property
     def budget(self) -> Budget | None:
-        """What may be used of it."""
+        """What may be used of it, when it was last asked."""
+
+    def look(self) -> Budget | None:
+        """Ask the card what may be used of it now."""
 
     def release(self, name: str, *, collect: bool = False) -> GpuFault | None:
         """Empty the pools."""
@@ -90,6 +110,8 @@ class Job:
         cancel: CancelFlag | None,
         audit: Audit | None,
         ahead: Ahead | None,
+        staging: Staging | None,
+        restart: Callable[[], object] | None,
     ) -> None:
         self.policy = policy
         self.workload = workload
@@ -100,7 +122,13 @@ class Job:
         self.cpu_rows = cpu_rows
         self.cancel = cancel
         self.ahead = ahead
-        self.audit = audit if policy.recorder.tally(workload.op).runs % AUDIT_EVERY == 0 else None
+        self.staging = staging
+        self.restart = restart
+        self.audit = audit
+        self._places = []
+        if audit:
+            drawn = draw_rows(workload.rows - workload.start, report.decision.chunk_rows)
+            self._places = [workload.start + row for row in drawn]
 
     def expect(self, chunk_rows: int) -> None:
         """Tell a body that works ahead how large its chunks are from now on."""
@@ -121,7 +149,12 @@ class Job:
         """Do some rows on the CPU."""
         for a, b in self.workload.chunks(self.cpu_rows or max(1, y1 - y0), y0, y1):
             self.check_cancel()
-            self.deliver(a, b, self.cpu_body(a, b), "cpu")
+            start = time.perf_counter()
+            result = self.cpu_body(a, b)
+            if b - a >= PACE_LEAST_ROWS:
+                self.report.cpu_body_seconds += time.perf_counter() - start
+                self.report.cpu_body_rows += b - a
+            self.deliver(a, b, result, "cpu")
 
     def deliver(self, a: int, b: int, result: Any, device: str) -> None:
         """Hand on a piece of the result, and account for its rows."""
@@ -146,18 +179,37 @@ class Job:
         if self.policy.mode == "require" and reason is not Reason.FORCED_CPU:
             said = f"{reason.value} {record['values']['detail']}".strip()
             message = f"the GPU is required but {self.workload.op} cannot use it: {said}"
-            raise RunFailed("gpu_required", message, **record["values"])
+            raise RunFailed(reason.required_key, message, **record["values"])
 
-    def check_against_cpu(self, a: int, b: int, result: Any) -> None:
-        """Do some rows in the middle of a finished chunk again on the CPU and compare."""
-        audit, self.audit = self.audit, None
+    def is_right(self, a: int, b: int, result: Any) -> bool:
+        """Do the rows of a finished chunk that were drawn by lot again on the CPU and compare."""
+        audit = self.audit
         if audit is None:
-            return
-        y0 = max(a, (a + b - audit.rows) // 2)
-        y1 = min(b, y0 + audit.rows)
-        parity = audit.compare(result, self.cpu_body(y0, y1), y0 - a)
-        self.report.parity = parity
-        self.policy.recorder.parity(self.workload.op, parity, (y0, y1))
+            return True
+        for place in [place for place in self._places if a <= place < b]:
+            y0 = max(a, min(place, b - audit.rows))
+            y1 = min(b, y0 + audit.rows)
+            parity = audit.compare(result, self.cpu_body(y0, y1), y0 - a)
+            self.report.parity = parity
+            self.policy.recorder.parity(self.workload.op, parity, (y0, y1))
+            if not parity.ok:
+                return False
+        return True
+
+    def note_staging(self) -> None:
+        """Record once that pages could not be locked."""
+        fault = self.staging.unpinned if self.staging is not None else None
+        if fault is not None:
+            self.policy.recorder.pageable(self.workload.op, fault)
+            self.staging = None
+
+
+def draw_rows(rows: int, chunk_rows: int) -> list[int]:
+    """Draw the rows at which an operation is checked: one of the first chunk, the others from all."""
+    lot = random.Random()
+    first = lot.randrange(max(1, min(rows, chunk_rows or rows)))
+    others = max(0, min(rows // AUDIT_EVERY_ROWS - 1, rows - 1))
+    return sorted({first, *lot.sample(range(rows), others)})
 
 
 def run_chunks(job: Job, device: Device) -> None:
@@ -166,11 +218,13 @@ def run_chunks(job: Job, device: Device) -> None:
     todo = deque(workload.chunks(report.decision.chunk_rows))
     job.expect(report.decision.chunk_rows)
     failures = 0
+    watch = _MemoryWatch(job, device)
     while todo:
         job.check_cancel()
         a, b = todo.popleft()
         fault = _ready_card(job, device, b - a)
         result = None
+        start = time.perf_counter()
         if fault is None:
             try:
                 result = job.gpu_body(device, a, b, todo[0] if todo else None)
@@ -181,23 +235,48 @@ def run_chunks(job: Job, device: Device) -> None:
                 raise
         # The except block is left before anything is retried: the traceback of the failed attempt would keep
         # its arrays, and with them the memory that is missing.
+        job.note_staging()
         if fault is None:
             report.peak_bytes = max(report.peak_bytes, device.peak_bytes())
+            seconds = time.perf_counter() - start
+            # Compared before it is handed on. A card that computes wrongly once is not believed again in this run;
+            # to use it all the same there is no way: the results would be wrong.
+            if not job.is_right(a, b, result):
+                _redo(job, a)
+                return
             job.deliver(a, b, result, "gpu")
             failures = 0
-            job.check_against_cpu(a, b, result)
+            smaller = watch.smaller_chunk(b - a, seconds) if todo else 0
+            if smaller:
+                # The card lends memory it does not have: smaller chunks, before the desktop crawls.
+                job.discard()
+                policy.release(workload.op)
+                end = todo[-1][1]
+                policy.recorder.split(
+                    workload.op, (b, end), smaller, None, reason=Reason.OVERCOMMITTED,
+                    planned_bytes=workload.peak(b - a), free_bytes=watch.free,
+                )  # fmt: skip
+                todo = deque(workload.chunks(smaller, b, end))
+                job.expect(smaller)
+                report.splits += 1
             continue
         job.discard()
         lost = policy.release(workload.op, collect=True)
         if lost is not None and lost.kind == "device_lost":
             fault = lost
         smaller = _half_of(workload, b - a)
-        if fault.kind == "oom" and smaller >= max(workload.min_rows, workload.align):
+        # Too little memory, of the card or of the host, where the result of a chunk goes: chunks are halved.
+        if fault.kind in ("oom", "host_memory") and smaller >= max(workload.min_rows, workload.align):
             end = todo[-1][1] if todo else b
-            policy.ceilings[workload.op] = workload.peak(smaller)
+            if fault.kind == "oom":
+                smaller = _fitting(workload, policy.look(), smaller)
+                policy.ceilings[workload.op] = workload.peak(smaller)
             todo = deque(workload.chunks(smaller, a, end))
             job.expect(smaller)
-            policy.recorder.split(workload.op, (a, b), smaller, fault, planned_bytes=workload.peak(b - a))
+            policy.recorder.split(
+                workload.op, (a, b), smaller, fault, reason=FAULT_REASONS[fault.kind],
+                planned_bytes=workload.peak(b - a),
+            )  # fmt: skip
             report.splits += 1
             continue
         failures += 1
@@ -214,6 +293,77 @@ def run_chunks(job: Job, device: Device) -> None:
             return
 
 
+class _MemoryWatch:
+    """Looks after every chunk whether the card still has the memory that was planned with."""
+
+    def __init__(self, job: Job, device: Device) -> None:
+        self._job, self._device = job, device
+        self._before = self._ask()
+        self._best = float("inf")
+        self._times = 0
+        self.free = 0
+
+    def _ask(self) -> MemoryState | None:
+        try:
+            return self._device.memory()
+        except Exception as error:  # noqa: BLE001 - reduced to a fault, or raised by fault_of
+            fault_of(error)
+            return None  # the next chunk meets the same error and is answered there
+
+    def smaller_chunk(self, rows: int, seconds: float) -> int:
+        """Return how many rows the next chunks may have when the card lends more than it has; 0: as before."""
+        workload, budget, now = self._job.workload, self._job.policy.budget, self._ask()
+        if now is None or self._before is None or budget is None:
+            return 0
+        per_row = seconds / rows
+        lent = is_overcommitted(self._before, now, budget, per_row, self._best)
+        self._best = min(self._best, per_row)
+        self.free = now.free
+        smaller = _half_of(workload, rows)
+        # What three halvings have not mended has another cause.
+        if (
+            not lent
+            or self._times >= MAX_CONSECUTIVE_FAILURES
+            or smaller < max(workload.min_rows, workload.align)
+        ):
+            return 0
+        self._times += 1
+        return smaller
+
+
+def _redo(job: Job, a: int) -> None:
+    """Leave a card that computed wrongly for the rest of the run, and do the operation again on the CPU.
+
+    Where what was handed on before cannot be taken back, what comes from ``a`` on is done on the CPU.
+    """
+    policy, parity = job.policy, job.report.parity
+    job.discard()
+    policy.release(job.workload.op)
+    policy.given_up["*"] = Reason.WRONG_RESULTS
+    worst = parity.max_difference if parity is not None else 0.0
+    policy.said["*"] = f"{worst:.2g}"
+    first = a
+    if a > job.workload.start and job.restart is not None:
+        first = job.workload.start
+        job.restart()
+        job.report.forget_pieces()
+    job.leave_gpu(
+        Reason.WRONG_RESULTS, scope="run", detail=policy.said["*"], rows=[first, job.workload.rows],
+        needed_bytes=job.report.decision.estimated_bytes,
+    )  # fmt: skip
+    job.on_cpu(first, job.workload.rows)
+
+
+def _fitting(workload: Workload, budget: Budget | None, rows: int) -> int:
+    """Return at most ``rows``, fewer where less is free now than was planned with."""
+    smallest = max(workload.min_rows, workload.align)
+    if budget is None:
+        return rows
+    fitting = workload.rows_within(budget.usable, several=True)
+    fitting -= fitting % workload.align
+    return min(rows, fitting) if fitting >= smallest else rows
+
+
 def _half_of(workload: Workload, rows: int) -> int:
     """Return rows of a smaller chunk, half as many, or a quarter where two halves in flight need all there was."""
     smaller = rows // 2
@@ -225,6 +375,8 @@ def _half_of(workload: Workload, rows: int) -> int:
 def _give_up(job: Job, fault: GpuFault, failures: int) -> tuple[Reason, str] | None:
     """Return why and for how long the GPU is left behind for more than this chunk, or None."""
     said = f"{fault.type_name}: {fault.message}"
+    # A lost context answers nothing any more, a kernel that does not compile will not the next time, and one chunk
+    # after another failing is no accident. A new run tries again; `require` makes each of them an error.
     if fault.kind == "device_lost":
         job.policy.given_up["*"] = Reason.DEVICE_LOST
         job.policy.said["*"] = said

@@ -9,7 +9,8 @@ from zemosaic_core.sources import CoaddBlock
 
 __all__ = ["compare_blocks"]
 
-# Values are float32: the last places of a bright star are no disagreement.
+# Values are float32: the last places of a bright star are no disagreement, nor are those of sums of many weights.
+_WEIGHT_ERROR = 1e-3
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)
 
 
@@ -26,15 +27,17 @@ def compare_blocks(gpu: CoaddBlock, cpu: CoaddBlock, first_row: int) -> Parity:
     -------
     Parity
         Largest difference of the image in units of the noise, beyond the rounding of float32, where both
-        rejected the same number of samples; pixels where they did not are counted. The noise is the square root
-        of the median variance of the combined values; where there is none (a single source), the scatter of
-        differences between neighbours.
+        rejected the same number of samples; pixels where they did not are counted, and those with other weights or
+        another number of samples. The noise is the square root of the median variance of the combined values; where
+        there is none (a single source), the scatter of differences between neighbours.
     """
     rows = slice(first_row, first_row + cpu.image.shape[1])
     image = gpu.image[:, rows]
     same = (gpu.rejected_low[:, rows] == cpu.rejected_low) & (gpu.rejected_high[:, rows] == cpu.rejected_high)
     both = same & np.isfinite(image) & np.isfinite(cpu.image)
     lost = same & (np.isfinite(image) != np.isfinite(cpu.image))
+    lost |= same & (np.abs(gpu.weight[:, rows] - cpu.weight) > _WEIGHT_ERROR * np.abs(cpu.weight))
+    lost |= gpu.coverage[rows] != cpu.coverage
     if not both.any():
         return Parity(0.0, int(same.size), int((~same).sum() + lost.sum()))
     difference = np.abs(image[both].astype(np.float64) - cpu.image[both]) - _ROUNDING * np.abs(

@@ -25,6 +25,7 @@ __all__ = [
     "MIN_CAPABILITY",
     "MIN_TOTAL_BYTES",
     "Finding",
+    "check_card",
     "driver_fingerprint",
     "has_driver",
     "probe",
@@ -74,7 +75,7 @@ def has_driver() -> tuple[bool, str]:
 
 
 def driver_fingerprint() -> str:
-    """Return a text that changes when the driver, CuPy, or the visible devices change."""
+    """Return a text that changes when the driver, CuPy, NumPy, or the visible devices change."""
     driver = ""
     if sys.platform == "win32":
         with contextlib.suppress(OSError):
@@ -91,9 +92,10 @@ def driver_fingerprint() -> str:
     packages = sorted(
         f"{d.metadata['Name']}={d.version}"
         for d in metadata.distributions()
-        if (d.metadata["Name"] or "").startswith(("cupy", "nvidia-cuda"))
+        if (d.metadata["Name"] or "").lower().startswith(("cupy", "numpy", "nvidia-cuda"))
     )
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    # An empty list of devices hides all of them; only one that is not set shows all.
+    visible = repr(os.environ.get("CUDA_VISIBLE_DEVICES"))
     return "|".join((driver.strip(), ",".join(packages), visible, sys.executable))
 
 
@@ -119,6 +121,15 @@ def smoke_test(device: seam.Device) -> None:
         raise ArithmeticError("the test kernel gave wrong numbers")
 
 
+def check_card(device: seam.Device) -> Finding:
+    """Run the smoke test on an open card and say what came of it."""
+    try:
+        smoke_test(device)
+    except Exception as error:  # noqa: BLE001 - a broken driver raises anything; the type goes into the finding
+        return _failed(error, device.info)
+    return Finding("ok", device.info.name, device.info)
+
+
 def probe(choice: str = "", faults: seam.FaultScript | None = None) -> tuple[Finding, seam.Device | None]:
     """Go through all stages in this process; return the finding and, when it is ``ok``, the open card.
 
@@ -136,8 +147,7 @@ def probe(choice: str = "", faults: seam.FaultScript | None = None) -> tuple[Fin
         cupy = seam.import_cupy()
     except ModuleNotFoundError as error:
         return Finding("cupy_missing", str(error)), None
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        # AttributeError: what is left of an import that failed before in this process.
+    except Exception as error:  # noqa: BLE001 - a library that does not fit NumPy or itself raises anything
         return Finding("cupy_import_error", f"{type(error).__name__}: {error}"), None
     try:
         return _probe_devices(cupy, choice, faults)
@@ -194,7 +204,9 @@ def _probe_device(
 
 def _failed(error: Exception, info: seam.DeviceInfo | None = None) -> Finding:
     fault = seam.classify(error)
-    stage = "compiler_missing" if fault and fault.kind == "compile" else "smoke_failed"
+    # A card that others fill to the brim has not even room for a context; that may pass.
+    stages = {"compile": "compiler_missing", "oom": "insufficient_memory"}
+    stage = stages.get(fault.kind, "smoke_failed") if fault else "smoke_failed"
     return Finding(stage, f"{type(error).__name__}: {error}"[:500], info)
 
 

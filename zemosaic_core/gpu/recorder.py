@@ -10,7 +10,17 @@ from typing import Any
 
 from zemosaic_core.chunks import Workload
 from zemosaic_core.gpu.device import GpuFault
-from zemosaic_core.gpu.terms import CALM_REASONS, Budget, Decision, GpuStatus, Parity, Reason, RunReport
+from zemosaic_core.gpu.terms import (
+    CALM_REASONS,
+    RUN_WIDE_REASONS,
+    Budget,
+    Decision,
+    GpuStatus,
+    Parity,
+    Reason,
+    RunReport,
+    reason_values,
+)
 
 __all__ = ["KINDS", "OperationTally", "Recorder"]
 
@@ -21,6 +31,7 @@ KINDS = (
     "split",
     "fallback",
     "release",
+    "staging",
     "lease",
     "parity",
     "operation",
@@ -89,7 +100,7 @@ class Recorder:
         """Make one record and pass it on.
 
         ``key`` and ``values`` are for the user; a value whose name ends in ``_key`` is itself a text key.
-        ``repeat`` is true when the same thing was told before for the same operation.
+        ``repeat`` is true when the same thing was told before, for the same operation where it is about one.
         """
         record: dict[str, Any] = {
             "time": round(time.time(), 3),
@@ -105,8 +116,11 @@ class Recorder:
         if fault is not None:
             record |= {"exception": fault.type_name, "message": fault.message, "status": fault.status}
         mark = (op, key or kind, reason.value)
+        if reason in RUN_WIDE_REASONS and kind in ("probe", "decision", "fallback"):
+            mark = ("", "", reason.value)
         record["repeat"] = mark in self._told
-        self._told.add(mark)
+        if level != "DEBUG" or kind == "release":
+            self._told.add(mark)
         self._sink(record)
         return record
 
@@ -114,8 +128,8 @@ class Recorder:
         """Record what is known of the card."""
         if not status.ok:
             level = "INFO" if status.reason in CALM_REASONS else "WARN"
-            values = _reason_values(status.reason, status.detail)
-            self.emit("probe", status.reason, key=status.reason.fallback_key, values=values, level=level)
+            values = status.reason_values
+            self.emit("probe", status.reason, key=status.fallback_key, values=values, level=level)
             return
         info = status.device
         total = budget.total if budget else 0
@@ -143,7 +157,9 @@ class Recorder:
         """Record where an operation starts, with every bound that was considered; ``detail`` explains the reason."""
         spoken = _SPOKEN_OPS.get(workload.op, "gpu_op")
         key = f"{spoken}_using_{decision.device}"
-        values = {**_op_values(workload.op), **_reason_values(decision.reason, detail)}
+        values = {**_op_values(workload.op), **reason_values(decision.reason, detail)}
+        # Where the processor does it, a fallback with its numbers follows and tells why.
+        level = "INFO" if decision.device == "gpu" else "DEBUG"
         numbers = {
             "device": decision.device,
             "rows": workload.rows,
@@ -154,7 +170,7 @@ class Recorder:
             "usable_bytes": budget.usable if budget else 0,
             "detail": dict(workload.detail),
         }
-        self.emit("decision", decision.reason, op=workload.op, key=key, values=values, **numbers)
+        self.emit("decision", decision.reason, op=workload.op, key=key, values=values, level=level, **numbers)
         if decision.n_chunks > 1:
             values = {
                 **_op_values(workload.op),
@@ -171,14 +187,35 @@ class Recorder:
                 level="DEBUG",
             )
 
-    def split(self, op: str, rows: tuple[int, int], chunk_rows: int, fault: GpuFault, **numbers: Any) -> None:
+    def split(
+        self,
+        op: str,
+        rows: tuple[int, int],
+        chunk_rows: int,
+        fault: GpuFault | None,
+        *,
+        reason: Reason,
+        **numbers: Any,
+    ) -> None:
         """Record that chunks become smaller because memory ran short."""
         values = {**_op_values(op), "chunk_rows": chunk_rows}
         where = {"rows": list(rows), "chunk_rows": chunk_rows, **numbers}
+        key = {Reason.OVERCOMMITTED: "gpu_overcommitted", Reason.HOST_MEMORY: "gpu_host_memory"}
         self.emit(
-            "split", Reason.OUT_OF_MEMORY, op=op, key="gpu_chunk_split", values=values, fault=fault, **where
+            "split",
+            reason,
+            op=op,
+            key=key.get(reason, "gpu_chunk_split"),
+            values=values,
+            fault=fault,
+            **where,
         )
         self.tally(op).splits += 1
+
+    def pageable(self, op: str, fault: GpuFault) -> None:
+        """Record that the system refuses to lock pages, so that transfers are slower."""
+        values = {**_op_values(op), "detail": f"{fault.type_name}: {fault.message}"}
+        self.emit("staging", Reason.PAGEABLE, op=op, key="gpu_pageable", values=values, fault=fault)
 
     def fallback(
         self,
@@ -194,8 +231,9 @@ class Recorder:
     ) -> dict[str, Any]:
         """Record that rows go to the CPU; ``scope`` is chunk, operation or run."""
         said = detail or (f"{fault.type_name}: {fault.message}" if fault else "")
-        values = {**_op_values(op), **_reason_values(reason, said)}
-        values |= {"needed_mb": -(-needed_bytes // MIB), "usable_mb": usable_bytes // MIB}
+        values = self.fallback_values(
+            reason, op, detail=said, needed_bytes=needed_bytes, usable_bytes=usable_bytes
+        )
         level = "INFO" if reason in CALM_REASONS else "WARN"
         numbers |= {"scope": scope, "needed_bytes": needed_bytes, "usable_bytes": usable_bytes}
         record = self.emit(
@@ -212,12 +250,21 @@ class Recorder:
         self.tally(op).fallbacks += 1
         return record
 
+    @staticmethod
+    def fallback_values(
+        reason: Reason, op: str, *, detail: str = "", needed_bytes: int = 0, usable_bytes: int = 0
+    ) -> dict[str, Any]:
+        """Return what the sentence of a fallback needs."""
+        values = {**_op_values(op), **reason_values(reason, detail)}
+        return values | {"needed_mb": -(-needed_bytes // MIB), "usable_mb": usable_bytes // MIB}
+
     def parity(self, op: str, parity: Parity, rows: tuple[int, int]) -> None:
         """Record a comparison of the two bodies."""
         key = "gpu_parity_ok" if parity.ok else "gpu_parity_differs"
         values = {**_op_values(op), "difference": f"{parity.max_difference:.1e}", "flipped": parity.flipped}
         values["compared"] = parity.compared
-        level = "INFO" if parity.ok else "WARN"
+        # That all is well belongs into the report. That it is not is told by the step that follows.
+        level = "DEBUG"
         numbers = {**asdict(parity), "rows": list(rows)}
         self.emit("parity", Reason.GPU, op=op, key=key, values=values, level=level, **numbers)
         self.tally(op).parity.append(parity)
@@ -294,7 +341,7 @@ class Recorder:
         """Return the GPU section of a run report as text keys with their values."""
         asked = [(record["key"], record["values"]) for record in self.overrides]
         if not status.ok:
-            return [(status.reason.fallback_key, _reason_values(status.reason, status.detail)), *asked]
+            return [(status.fallback_key, status.reason_values), *asked]
         name = status.detail if status.device is None else status.device.name
         total, free = (budget.total, budget.free) if budget else (0, 0)
         lines: list[tuple[str, dict[str, Any]]] = [
@@ -339,7 +386,3 @@ def _wish_values(status: GpuStatus) -> dict[str, Any]:
 
 def _op_values(op: str) -> dict[str, Any]:
     return {"op": op, "op_key": f"gpu_op_{op}"}
-
-
-def _reason_values(reason: Reason, detail: str = "") -> dict[str, Any]:
-    return {"reason": reason.value, "reason_key": reason.text_key, "detail": detail}

@@ -13,6 +13,8 @@ from zemosaic_core.gpu.device import DeviceInfo
 __all__ = [
     "CALM_REASONS",
     "FAULT_REASONS",
+    "PASSING_REASONS",
+    "RUN_WIDE_REASONS",
     "SIMULATED_SIZES_MB",
     "Audit",
     "Budget",
@@ -23,6 +25,7 @@ __all__ = [
     "Parity",
     "Reason",
     "RunReport",
+    "reason_values",
 ]
 
 SIMULATED_SIZES_MB = {"mini": 512, "notebook": 2048, "4gb": 4096, "6gb": 6144, "8gb": 8192, "12gb": 12288}
@@ -50,10 +53,14 @@ class Reason(StrEnum):
     INSUFFICIENT_MEMORY = "insufficient_memory"
     WORKLOAD_TOO_SMALL = "workload_too_small"
     OUT_OF_MEMORY = "out_of_memory"
+    OVERCOMMITTED = "overcommitted"
+    HOST_MEMORY = "host_memory"
+    PAGEABLE = "pageable"
     RUNTIME_ERROR = "runtime_error"
     COMPILE_FAILED = "compile_failed"
     DEVICE_LOST = "device_lost"
     TOO_MANY_FAILURES = "too_many_failures"
+    WRONG_RESULTS = "wrong_results"
 
     @property
     def text_key(self) -> str:
@@ -65,6 +72,11 @@ class Reason(StrEnum):
         """Text key of the sentence that tells the user of a fallback for this reason."""
         return f"gpu_fallback_{_SENTENCES.get(self, 'unavailable')}"
 
+    @property
+    def required_key(self) -> str:
+        """Text key of the error where the card is a must."""
+        return "gpu_required_memory" if self is Reason.INSUFFICIENT_MEMORY else "gpu_required"
+
 
 _SENTENCES = {
     Reason.OFF: "disabled",
@@ -72,15 +84,43 @@ _SENTENCES = {
     Reason.INSUFFICIENT_MEMORY: "insufficient_memory",
     Reason.WORKLOAD_TOO_SMALL: "workload_too_small",
     Reason.OUT_OF_MEMORY: "runtime_error",
+    Reason.HOST_MEMORY: "runtime_error",
     Reason.RUNTIME_ERROR: "runtime_error",
     Reason.COMPILE_FAILED: "runtime_error",
     Reason.DEVICE_LOST: "runtime_error",
     Reason.TOO_MANY_FAILURES: "runtime_error",
+    Reason.WRONG_RESULTS: "wrong_results",
 }
-# Reasons somebody chose or wants; everything else deserves a warning.
-CALM_REASONS = frozenset({Reason.GPU, Reason.OFF, Reason.FORCED_CPU, Reason.WORKLOAD_TOO_SMALL})
+# Reasons somebody chose or wants, and those of a computer that has no such card; everything else deserves a warning.
+CALM_REASONS = frozenset(
+    {
+        Reason.GPU,
+        Reason.OFF,
+        Reason.FORCED_CPU,
+        Reason.WORKLOAD_TOO_SMALL,
+        Reason.PAGEABLE,
+        Reason.NO_DRIVER,
+        Reason.NO_DEVICE,
+    }
+)
+# Reasons that hold for all operations of a run: told once.
+RUN_WIDE_REASONS = frozenset(Reason) - {
+    Reason.GPU,
+    Reason.FORCED_CPU,
+    Reason.INSUFFICIENT_MEMORY,
+    Reason.WORKLOAD_TOO_SMALL,
+    Reason.OUT_OF_MEMORY,
+    Reason.OVERCOMMITTED,
+    Reason.HOST_MEMORY,
+    Reason.RUNTIME_ERROR,
+    Reason.COMPILE_FAILED,
+    Reason.TOO_MANY_FAILURES,
+}
+# Reasons that may be gone at the next operation: the card is asked again.
+PASSING_REASONS = frozenset({Reason.INSUFFICIENT_MEMORY})
 FAULT_REASONS = {
     "oom": Reason.OUT_OF_MEMORY,
+    "host_memory": Reason.HOST_MEMORY,
     "error": Reason.RUNTIME_ERROR,
     "compile": Reason.COMPILE_FAILED,
     "device_lost": Reason.DEVICE_LOST,
@@ -175,10 +215,28 @@ class GpuStatus:
         """Text key of the reason."""
         return self.reason.text_key
 
+    @property
+    def fallback_key(self) -> str:
+        """Text key of the sentence that tells of it before there is an operation with its numbers."""
+        return "gpu_fallback_unavailable" if self.reason in PASSING_REASONS else self.reason.fallback_key
+
+    @property
+    def reason_values(self) -> dict[str, str]:
+        """What the text of the reason needs."""
+        return reason_values(self.reason, self.detail)
+
+
+def reason_values(reason: Reason, detail: str = "") -> dict[str, str]:
+    """Return what the text of a reason needs: what was said, or who switched the card off, as a text key."""
+    values = {"reason": reason.value, "reason_key": reason.text_key, "detail": detail}
+    if reason is Reason.OFF:
+        values |= {"by_key": detail or "gpu_by_settings", "detail": ""}
+    return values
+
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes of the card at the start of a run: ``usable = min(free + pool_free - reserve, cap)`` or 0."""
+    """Bytes of the card when it was last asked: ``usable = min(free + pool_free - reserve, cap)`` or 0."""
 
     total: int
     free: int
@@ -186,6 +244,10 @@ class Budget:
     reserve: int
     cap: int
     usable: int
+
+    def holds(self, n_bytes: float, fraction: float = 1.0) -> bool:
+        """Whether this fraction of what is usable holds so many bytes."""
+        return n_bytes <= fraction * self.usable
 
 
 @dataclass(frozen=True)
@@ -227,7 +289,10 @@ class Parity:
 
 @dataclass(frozen=True)
 class Audit:
-    """How a chunk is checked on ``rows`` of its rows: ``compare(gpu_result, cpu_result, first_row)``."""
+    """How results are checked: ``compare(gpu_result, cpu_result, first_row)`` on some rows of a chunk.
+
+    ``rows`` lie together; how many such places an operation is checked at follows from its size.
+    """
 
     rows: int
     compare: Callable[[Any, Any, int], Parity]
@@ -247,7 +312,14 @@ class RunReport:
     fallbacks: int = 0
     peak_bytes: int = 0
     seconds: float = 0.0
+    cpu_body_seconds: float = 0.0
+    cpu_body_rows: int = 0
     parity: Parity | None = None
+
+    def forget_pieces(self) -> None:
+        """Note that nothing of what was handed on counts any more."""
+        self.pieces.clear()
+        self.gpu_rows = self.cpu_rows = self.gpu_chunks = self.cpu_chunks = 0
 
     def account(self, y0: int, y1: int, device: str) -> None:
         """Note that rows were handed on."""

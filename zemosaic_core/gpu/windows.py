@@ -17,7 +17,7 @@ from zemosaic_core.cfa import CfaColour, debayer_terms
 from zemosaic_core.chunks import Buffer
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.combine import Combiner
-from zemosaic_core.gpu.device import Device
+from zemosaic_core.gpu.device import Device, GpuFault, classify
 from zemosaic_core.gpu.launch import PlannedMemory, Queue
 from zemosaic_core.gpu.reader import RAW_MARGIN, Part, Window
 from zemosaic_core.gpu.tiles import TILE_H, TILE_W, TileTable
@@ -123,16 +123,23 @@ class _OnCard:
 class Ring:
     """Page-locked host memory that lives as long as the operation: locking pages takes its time.
 
-    What is sent to the card waits in one of ``n_slots`` slots, taken in turns.
+    What is sent to the card waits in one of ``n_slots`` slots, taken in turns. Where the system does not lock so
+    many pages, ordinary memory serves: transfers take longer, nothing else changes.
 
     Parameters
     ----------
     device : Device
     n_slots : int
+
+    Attributes
+    ----------
+    unpinned : GpuFault or None
+        What the system said when it refused.
     """
 
     def __init__(self, device: Device, n_slots: int) -> None:
         self.device = device
+        self.unpinned: GpuFault | None = None
         self._slots: list[np.ndarray | None] = [None] * n_slots
         self._copied: list[Any] = [None] * n_slots
 
@@ -147,7 +154,7 @@ class Ring:
             self.device.synchronize(self._copied[at])
         slot = self._slots[at]
         if slot is None or slot.nbytes < n_bytes:
-            slot = self._slots[at] = self.device.pinned(max(1, n_bytes))
+            slot = self._slots[at] = self._memory(max(1, n_bytes))
         staged, offset = [], 0
         for array in arrays:
             place = slot[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -155,6 +162,17 @@ class Ring:
             staged.append(place)
             offset += array.nbytes
         return staged
+
+    def _memory(self, n_bytes: int) -> np.ndarray:
+        if self.unpinned is None:
+            try:
+                return self.device.pinned(n_bytes)
+            except Exception as error:
+                fault = classify(error)
+                if fault is None or fault.kind == "device_lost":
+                    raise
+                self.unpinned = fault
+        return np.empty(n_bytes, np.uint8)
 
     def sent(self, turn: int, event: Any) -> None:
         """Note the event behind the copies of what was staged for this turn."""

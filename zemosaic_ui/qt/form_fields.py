@@ -20,6 +20,7 @@ from zemosaic_settings import Option
 from zemosaic_ui.qt.session import Session
 from zemosaic_ui.qt.switch import Switch
 from zemosaic_ui.qt.widgets import label, row, tool_button
+from zemosaic_ui.variables import overruling
 
 __all__ = ["FieldRow", "PathEdit"]
 
@@ -114,6 +115,7 @@ class FieldRow(QFrame):
         self.help = label("faint", wrap=True)
         self.problem = label("problem", wrap=True)
         self.problem.hide()
+        self.overruled = label("muted", wrap=True)
         self.unit = label("muted")
         self.reset = tool_button("quiet", on_click=lambda: session.form.reset(key))
         self.control = self._make_control()
@@ -159,6 +161,7 @@ class FieldRow(QFrame):
             column.addWidget(self.caption)
             column.addLayout(row(self.control, self.unit, self.reset, None, spacing=6))
             column.addWidget(self.problem)
+            column.addWidget(self.overruled)
             return
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 6, 0, 6)
@@ -169,7 +172,8 @@ class FieldRow(QFrame):
         line = row(self.control, self.unit, self.reset, *(() if wide else (None,)))
         grid.addLayout(line, 0, 1)
         grid.addWidget(self.problem, 1, 1)
-        grid.addWidget(self.help, 2, 1)
+        grid.addWidget(self.overruled, 2, 1)
+        grid.addWidget(self.help, 3, 1)
         grid.setColumnStretch(1, 1)
 
     # ------------------------------------------------------------------ words and colours
@@ -179,6 +183,10 @@ class FieldRow(QFrame):
         text, option = self.session.texts, self.option
         self.caption.setText(text(f"{option.text_key}.label"))
         self.help.setText(text(f"{option.text_key}.help"))
+        winner = overruling(self.key)
+        self.overruled.setVisible(winner is not None)
+        if winner is not None:
+            self.overruled.setText(text("ui_overruled", variable=winner[0], value=winner[1]))
         self.unit.setText(self._unit_text())
         self.reset.setToolTip(text("ui_back_to_default", value=self._value_text(option.default)))
         self.reset.setAccessibleName(text("ui_back_to_default", value=self._value_text(option.default)))

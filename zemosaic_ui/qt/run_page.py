@@ -281,8 +281,10 @@ class RunPage(QWidget):
         if state.fallbacks:
             parts.append(f"<p><b>{text('ui_compute_fallbacks')}</b></p>")
             # The same reason for several operations is one line.
-            said = dict.fromkeys(text.message(fallback.key, fallback.values) for fallback in state.fallbacks)
-            parts += [f'<p style="color:{theme.warn}">{words}</p>' for words in list(said)[-12:]]
+            said = {text.message(step.key, step.values): step.level for step in state.fallbacks}
+            for words, level in list(said.items())[-12:]:
+                colour = theme.warn if level in ("WARN", "ERROR") else theme.muted
+                parts.append(f'<p style="color:{colour}">{words}</p>')
         self.compute_text.setText("".join(parts))
 
     def _operation_words(self, operation: OperationState) -> str:
@@ -294,7 +296,7 @@ class RunPage(QWidget):
         colour = theme.good if operation.device == "gpu" else theme.text
         lines = [f'<b>{name}</b>: <span style="color:{colour}">{device}</span>']
         if operation.device == "cpu" and text.has(f"gpu_reason_{operation.reason}"):
-            lines.append(text.message(f"gpu_reason_{operation.reason}", {"detail": operation.detail}))
+            lines.append(text.message(f"gpu_reason_{operation.reason}", operation.values))
         if operation.n_chunks:
             rows = text.number(operation.chunk_rows)
             lines.append(text("ui_compute_chunks", n=text.number(operation.n_chunks), rows=rows))

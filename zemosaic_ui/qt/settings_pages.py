@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from zemosaic_ui.qt.job import Job
 from zemosaic_ui.qt.session import Session
 from zemosaic_ui.qt.widgets import Card, button, label, row, scrolled, tool_button
 from zemosaic_ui.texts import available_languages
+from zemosaic_ui.variables import GPU_VARIABLES
 
 __all__ = ["AdvancedPage", "LanguagePage", "SkinPage", "SolverPage", "SystemPage"]
 
@@ -124,6 +127,11 @@ class SystemPage(_Page):
             "group.performance",
             [key for key, field in session.form.fields.items() if field.option.group == "performance"],
         )
+        variables = Card()
+        self.cards["ui_variables"] = variables
+        self.variables_text = label("muted", wrap=True)
+        variables.body.addWidget(self.variables_text)
+        self.column.addWidget(variables)
         self.add_card("ui_system_files", SYSTEM_KEYS)
         card = Card()
         self.cards["ui_doctor"] = card
@@ -175,7 +183,14 @@ class SystemPage(_Page):
     def retranslate(self) -> None:
         """Write all texts in the current language."""
         super().retranslate()
-        self.doctor_button.setText(self.session.texts("ui_doctor_check"))
+        text = self.session.texts
+        self.doctor_button.setText(text("ui_doctor_check"))
+        lines = [f"<p>{text('ui_variables_note')}</p>"]
+        for name in GPU_VARIABLES:
+            value = os.environ.get(name, "")
+            shown = f" = {html.escape(value)}" if name in os.environ else ""
+            lines.append(f'<p style="margin:3px 0"><b>{name}{shown}</b>: {text(f"variable.{name}")}</p>')
+        self.variables_text.setText("".join(lines))
         self._show()
 
     def retheme(self) -> None:

@@ -17,6 +17,7 @@ from zemosaic_ui.qt.job import Job
 from zemosaic_ui.qt.session import Session
 from zemosaic_ui.qt.switch import Switch
 from zemosaic_ui.qt.widgets import Card, button, label, restyle, row, tool_button
+from zemosaic_ui.variables import overruling
 
 __all__ = ["StartPage"]
 
@@ -330,7 +331,10 @@ class StartPage(QWidget):
         self.gpu_switch.blockSignals(False)
         gpu = self._gpu
         style, line, detail = "muted", text("ui_gpu_looking"), ""
-        if not form["use_gpu_phase5"]:
+        winner = overruling("use_gpu_phase5")
+        if winner is not None:
+            detail = text("ui_overruled", variable=winner[0], value=winner[1])
+        if not form["use_gpu_phase5"] and winner is None:
             line = text("ui_gpu_switched_off")
         elif gpu is not None and gpu["ok"]:
             style = "good"
@@ -338,8 +342,10 @@ class StartPage(QWidget):
             if gpu.get("wanted"):
                 detail = text.message("gpu_other_card", gpu)
         elif gpu is not None:
-            style, line = "warn", text("ui_gpu_unusable", reason=text.message(gpu["reason_key"], gpu))
-            detail = "" if gpu["detail"] in line else gpu["detail"]
+            # Nothing is wrong with a computer that has no such card, nor when somebody switched it off.
+            style = "muted" if gpu.get("calm") else "warn"
+            line = text("ui_gpu_unusable", reason=text.message(gpu["reason_key"], gpu))
+            detail = detail or ("" if gpu["detail"] in line else gpu["detail"])
         restyle(self.gpu_state, style)
         self.gpu_state.setText(line)
         self.gpu_detail.setText(detail)

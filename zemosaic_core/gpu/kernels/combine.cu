@@ -503,9 +503,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) combine_pool(
             image[place] = combined;
             weight[place] = total;
             variance[place] = spread;
-            rejected_low[place] = (unsigned short)first;
-            rejected_high[place] = (unsigned short)(count - last);
+            rejected_low[place] = (unsigned short)min(first, 65535);
+            rejected_high[place] = (unsigned short)min(count - last, 65535);
         }
-        coverage[(long long)y * width + x] = (unsigned short)seen;
+        coverage[(long long)y * width + x] = (unsigned short)min(seen, 65535);
     }
 }

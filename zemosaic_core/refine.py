@@ -1,0 +1,526 @@
+"""The second pass: what the untouched samples of the frames still say against the co-add.
+
+A co-add of debayered frames knows two of three colours of each pixel by interpolation. The samples themselves were
+never interpolated: each is compared with the co-add at its own place, and what it differs by is averaged into the
+output pixels around, colour by colour. Debayering is a model of the light, this is the light. What is left of a good
+model has no flanks, so the places of the samples need not be spread evenly, as they must be for plain drizzle
+(Fruchter and Hook 2002), which this is without the model.
+
+Arrays in, arrays out. `gather_block` is the body for the processor, `zemosaic_core.gpu.refine` the one for the card;
+what both need beforehand and what is made of their sums is `structure_mask` and `refined`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+from scipy import ndimage
+
+from zemosaic_core.errors import Cancelled
+from zemosaic_core.pixel_map import source_window
+from zemosaic_core.resample import map_row
+from zemosaic_core.sources import CoaddSource, PixelMap
+
+__all__ = [
+    "HALO_ROWS",
+    "NEED_REACH",
+    "Gathered",
+    "RefineSource",
+    "SampleSource",
+    "channels_of",
+    "gather_block",
+    "kernel_numbers",
+    "needed_places",
+    "refined",
+    "share_of_channels",
+    "source_terms",
+    "structure_mask",
+]
+
+# A sample is left out when it is further from the co-add than so many of its noises and this share of the range of
+# the 4 x 4 pixels around its place: frames differ where there is light, by seeing and registration.
+LIMIT_SIGMA = 5.0
+RANGE_SHARE = np.float32(0.7)
+# The range of 3 x 3 pixels in noises of the co-add from which on there is structure, and where it certainly is.
+STRUCTURE_FROM, STRUCTURE_FULL = 8.0, 16.0
+GROWN_PX = 3
+# Binomial taps, a Gaussian of 1.4 px.
+_BLUR = np.array([1, 8, 28, 56, 70, 56, 28, 8, 1], np.float64) / 256
+# Output pixels from the one that a sample falls on to the furthest that it takes part in, on a grid of half pixels.
+NEED_REACH = 4
+# Rows of the co-add above and below a block that decide about it: the mask, which reaches further than the taps.
+HALO_ROWS = 1 + GROWN_PX + len(_BLUR) // 2
+# Sum of weights in shares of its mean: below the first nothing is added, from the second on everything.
+TRUST_FROM, TRUST_FULL = 0.1, 0.3
+# Frames over a pixel: fewer say less than their noise adds.
+FRAMES_FROM, FRAMES_FULL = 4.0, 8.0
+
+
+class SampleSource(Protocol):
+    """Where the untouched samples come from. Calls may come from several threads at once."""
+
+    def read_samples(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Return the window as (y1-y0, x1-x0) float32 as the sensor gave it; bad and missing pixels are NaN."""
+
+    def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
+        """Return the window of the weight map as (h, w) float32 >= 0, or None when there is none."""
+
+
+class CancelToken(Protocol):
+    """Anything that can say that the user asked to stop."""
+
+    def is_set(self) -> bool:
+        """Return True when the work is to stop."""
+
+
+@dataclass(frozen=True)
+class RefineSource:
+    """A source of the co-add as the second pass needs it.
+
+    Attributes
+    ----------
+    source : CoaddSource
+        As it went into the co-add.
+    to_output : PixelMap
+        Source pixel -> output pixel: where each sample falls on the grid.
+    pattern : str
+        CFA pattern at source pixel (0, 0); empty for an image of one colour.
+    limit : ndarray, shape (C,), float32
+        Difference from the co-add in ADU that noise alone may make.
+    """
+
+    source: CoaddSource
+    to_output: PixelMap
+    pattern: str
+    limit: np.ndarray
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Sums over the samples around each pixel of a block; all (C, h, w) float32.
+
+    Attributes
+    ----------
+    total : ndarray
+        Weight times difference.
+    weight : ndarray
+        Weight.
+    square, weight_square : ndarray
+        Squares of both, for the variance.
+    """
+
+    total: np.ndarray
+    weight: np.ndarray
+    square: np.ndarray
+    weight_square: np.ndarray
+
+    @staticmethod
+    def blank(shape: tuple[int, int, int]) -> Gathered:
+        """Return sums of nothing."""
+        return Gathered(*(np.zeros(shape, np.float32) for _ in range(4)))
+
+
+# ----------------------------------------------------------------------------------------------- before and after
+
+
+def structure_mask(
+    image: np.ndarray, weight: np.ndarray, variance: Sequence[float], coverage: np.ndarray, inner: slice
+) -> np.ndarray:
+    """Return how much of the differences shall be added at each pixel, from what the co-add shows there.
+
+    In empty sky there is nothing to gain, and the noise of few own samples to lose.
+
+    Parameters
+    ----------
+    image : ndarray, shape (C, h, w), float32
+        Rows of the co-add with `HALO_ROWS` more on either side, fewer only where the grid ends; NaN: missing.
+    weight : ndarray, shape (C, h, w)
+        Sum of the weights of each pixel.
+    variance : sequence of float
+        Variance (ADU^2) of a sample of weight 1 per channel.
+    coverage : ndarray, shape (h, w)
+        Number of frames.
+    inner : slice
+        The rows wanted.
+
+    Returns
+    -------
+    ndarray, shape (rows of `inner`, w), float32
+        0: nothing, 1: everything.
+    """
+    strongest = np.zeros(image.shape[1:], np.float32)
+    for plane, total, of_one in zip(image, weight, variance, strict=True):
+        good = np.isfinite(plane) & (total > 0)
+        high = ndimage.maximum_filter(np.where(good, plane, -np.inf), 3, mode="nearest")
+        low = ndimage.minimum_filter(np.where(good, plane, np.inf), 3, mode="nearest")
+        noise = np.sqrt(of_one / np.where(good, total, 1.0))
+        np.maximum(strongest, np.where(good, (high - low) / noise, 0.0), out=strongest)
+    share = np.clip((strongest - STRUCTURE_FROM) / (STRUCTURE_FULL - STRUCTURE_FROM), 0.0, 1.0)
+    share = ndimage.maximum_filter(share, 2 * GROWN_PX + 1, mode="nearest")
+    for axis in (0, 1):
+        share = ndimage.correlate1d(share, _BLUR, axis=axis, mode="nearest")
+    frames = np.clip((coverage - FRAMES_FROM) / (FRAMES_FULL - FRAMES_FROM), 0.0, 1.0)
+    mask = share[inner] * frames[inner]
+    # What is left of the blur far away is no reason to read samples.
+    return np.where(mask > 1e-3, mask, 0.0).astype(np.float32)
+
+
+def needed_places(mask: np.ndarray) -> np.ndarray:
+    """Return on which pixels a sample may fall that takes part in a block.
+
+    Parameters
+    ----------
+    mask : ndarray, shape (h, w), float32
+        From `structure_mask`.
+
+    Returns
+    -------
+    ndarray, shape (h + 2 NEED_REACH, w), uint8
+        With so many more rows above and below.
+    """
+    rows = np.pad(mask > 0, ((NEED_REACH, NEED_REACH), (0, 0)))
+    return ndimage.maximum_filter(rows.astype(np.uint8), 2 * NEED_REACH + 1, mode="constant")
+
+
+def refined(
+    image: np.ndarray,
+    variance: np.ndarray | None,
+    gathered: Gathered,
+    mask: np.ndarray,
+    weight: np.ndarray,
+    shares: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Add the mean differences to the co-add.
+
+    Parameters
+    ----------
+    image, variance : ndarray, shape (C, h, w), float32
+        Rows of the co-add, and the variance of their pixels where that is kept.
+    gathered : Gathered
+    mask : ndarray, shape (h, w), float32
+    weight : ndarray, shape (C, h, w)
+        Sum of the weights of the co-add.
+    shares : sequence of float
+        Share of the pixels of a frame that have each channel's colour: what the sums of weights are expected to be.
+
+    Returns
+    -------
+    image, variance : ndarray
+        Where everything is added, the variance is that of the mean of the own samples, from their scatter: larger
+        than that of interpolated ones, because neighbours have less in common. Between, the two are mixed as the
+        noise is, which is alike in both.
+    """
+    found = np.where(gathered.weight > 0, gathered.weight, 1.0)
+    mean = gathered.total / found
+    expected = weight * np.asarray(shares, np.float32)[:, None, None]
+    held = gathered.weight / np.where(expected > 0, expected, np.inf)
+    trust = np.clip((held - TRUST_FROM) / (TRUST_FULL - TRUST_FROM), 0.0, 1.0) * mask
+    # A pixel that nothing is added to stays the bits it was.
+    changed = (trust > 0) & np.isfinite(mean)
+    trust = np.where(changed, trust, 0.0)
+    result = np.where(changed, image + trust * np.where(changed, mean, 0.0), image).astype(np.float32)
+    if variance is None:
+        return result, None
+    lone = np.minimum(gathered.weight_square / found**2, 0.9)
+    of_mean = gathered.square / found**2 / (1 - lone)
+    mixed = (1 - trust**2) * variance + trust**2 * of_mean
+    return result, np.where(changed, mixed, variance).astype(np.float32)
+
+
+# -------------------------------------------------------------------------------------- what the bodies have in common
+
+
+def channels_of(pattern: str) -> np.ndarray:
+    """Return the channel of the pixels (0, 0), (0, 1), (1, 0), (1, 1) of an image; all 0 without a pattern."""
+    return np.array(["RGB".index(letter) for letter in pattern] if pattern else [0] * 4, np.int32)
+
+
+def share_of_channels(pattern: str) -> tuple[float, ...]:
+    """Return which share of the pixels has each channel's colour."""
+    return (0.25, 0.5, 0.25) if pattern else (1.0,)
+
+
+def kernel_numbers(scale: float) -> tuple[np.float32, np.float32, np.float32]:
+    """Return ``(reach, most, times)`` of the weight ``times * clip(reach - |d|, 0, most)`` of a distance in source px.
+
+    It is the overlap of a sample of one source pixel with an output pixel of ``1 / scale`` (the square kernel of
+    drizzle), in shares of the latter.
+    """
+    return np.float32(0.5 + 0.5 / scale), np.float32(1 / scale), np.float32(scale)
+
+
+def source_terms(source: CoaddSource) -> np.ndarray:
+    """Return photometric and radial terms of a source, (C, 8) float32; NaN for a channel without weight."""
+    radial = np.zeros_like(source.photometry) if source.radial is None else source.radial
+    terms = np.concatenate([source.photometry, radial], axis=1, dtype=np.float32)
+    terms[~(np.asarray(source.weight) > 0)] = np.nan
+    return terms
+
+
+# ----------------------------------------------------------------------------------------------- on the processor
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _cubic(f):
+    """Weights of the taps -1, 0, 1, 2 for a fraction: Keys (1981), a = -1/2."""
+    half, one = np.float32(0.5), np.float32(1)
+    before = ((one - half * f) * f - half) * f
+    here = (np.float32(1.5) * f - np.float32(2.5)) * f * f + one
+    after = ((np.float32(2) - np.float32(1.5) * f) * f + half) * f
+    beyond = (half * f - half) * f * f
+    return before, here, after, beyond
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _differences(
+    samples, origin_yx, image_hw, node_x, node_y, lattice, channels, terms, limit, model, model_y0, need, need_y0, out
+):
+    """Fill `out` with sample minus co-add for each sample of a window; NaN where it takes no part."""
+    height, width = image_hw
+    rows, columns = samples.shape
+    nan, zero, one, two = np.float32(np.nan), np.float32(0), np.float32(1), np.float32(2)
+    per_u = two / np.float32(width - 1) if width > 1 else zero
+    per_t = two / np.float32(height - 1) if height > 1 else zero
+    less_u, less_t = one if width > 1 else zero, one if height > 1 else zero
+    across = np.float32(width - 1) * np.float32(width - 1)
+    down = np.float32(height - 1) * np.float32(height - 1)
+    diagonal = max(across + down, one)
+    of_u, of_t = across / diagonal, down / diagonal
+    ox, oy = np.empty(columns, np.float64), np.empty(columns, np.float64)
+    last_row, last_column = model_y0 + model.shape[1] - 3, model.shape[2] - 3
+    for j in range(rows):
+        y = origin_yx[0] + j
+        map_row(node_x, node_y, lattice, y, origin_yx[1], ox, oy)
+        t = np.float32(y) * per_t - less_t
+        for i in range(columns):
+            out[j, i] = nan
+            # NaN coordinates fail too.
+            if not ((ox[i] >= 1) & (oy[i] >= model_y0 + 1) & (ox[i] < last_column + 1) & (oy[i] < last_row + 1)):
+                continue
+            ix, iy = int(ox[i]), int(oy[i])
+            at = iy - need_y0
+            if at < 0 or at >= need.shape[0] or need[at, ix] == 0:
+                continue
+            x = origin_yx[1] + i
+            c = channels[2 * (y & 1) + (x & 1)]
+            wx = _cubic(np.float32(ox[i] - ix))
+            wy = _cubic(np.float32(oy[i] - iy))
+            top, left = iy - 1 - model_y0, ix - 1
+            value = zero
+            low = high = model[c, top, left]
+            for q in range(4):
+                row = model[c, top + q]
+                p0, p1, p2, p3 = row[left], row[left + 1], row[left + 2], row[left + 3]
+                value += wy[q] * ((wx[0] * p0 + wx[1] * p1) + (wx[2] * p2 + wx[3] * p3))
+                low = min(low, min(min(p0, p1), min(p2, p3)))
+                high = max(high, max(max(p0, p1), max(p2, p3)))
+            u = np.float32(x) * per_u - less_u
+            q2 = of_u * (u * u) + of_t * (t * t)
+            term = terms[c]
+            scaled = term[0] * samples[j, i] * (one + q2 * (term[4] + q2 * term[5]))
+            sky = term[1] + term[2] * u + term[3] * t + q2 * (term[6] + q2 * term[7])
+            difference = scaled + sky - value
+            # A missing tap, sample or channel makes it NaN, which fails.
+            if abs(difference) <= limit[c] + RANGE_SHARE * (high - low):
+                out[j, i] = difference
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _overlap(distance, kernel):
+    return kernel[2] * min(max(kernel[0] - distance, np.float32(0)), kernel[1])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _gather(
+    differences, origin_yx, image_hw, node_x, node_y, lattice, channels, weight, feather, wmap, use_map, kernel, box,
+    mask, block_y0, total, sums, square, sums_square,
+):  # fmt: skip
+    """Add the differences of one source to the sums of the output pixels of a box."""
+    height, width = image_hw
+    rows, columns = differences.shape
+    y0, y1, x0, x1 = box
+    right, bottom = float(width - 1), float(height - 1)
+    zero, one = np.float32(0), np.float32(1)
+    sx, sy = np.empty(x1 - x0, np.float64), np.empty(x1 - x0, np.float64)
+    for y in range(y0, y1):
+        line = mask[y - block_y0]
+        first, last = x0, x1
+        while first < last and line[first] == zero:
+            first += 1
+        while last > first and line[last - 1] == zero:
+            last -= 1
+        if first == last:
+            continue
+        map_row(node_x, node_y, lattice, y, first, sx[: last - first], sy[: last - first])
+        for k in range(last - first):
+            if line[first + k] == zero:
+                continue
+            x, v = sx[k], sy[k]
+            if not ((x >= 0) & (x <= right) & (v >= 0) & (v <= bottom)):
+                continue
+            share = one
+            if feather > zero:
+                edge = np.float32(min(min(x, right - x), min(v, bottom - v)))
+                ramp = min((edge + one) / feather, one)
+                share = ramp * ramp * (np.float32(3) - np.float32(2) * ramp)
+            ix, iy = int(x), int(v)
+            fx, fy = np.float32(x - ix), np.float32(v - iy)
+            for q in range(2):
+                j = iy + q - origin_yx[0]
+                ky = _overlap(fy if q == 0 else one - fy, kernel)
+                if j < 0 or j >= rows or not ky > zero:
+                    continue
+                for p in range(2):
+                    i = ix + p - origin_yx[1]
+                    kx = _overlap(fx if p == 0 else one - fx, kernel)
+                    if i < 0 or i >= columns or not kx > zero:
+                        continue
+                    difference = differences[j, i]
+                    if difference != difference:
+                        continue
+                    c = channels[2 * ((iy + q) & 1) + ((ix + p) & 1)]
+                    w = weight[c] * share * (ky * kx)
+                    if use_map:
+                        w *= wmap[j, i]
+                    if not w > zero:
+                        continue
+                    part = w * difference
+                    total[c, y - block_y0, first + k] += part
+                    sums[c, y - block_y0, first + k] += w
+                    square[c, y - block_y0, first + k] += part * part
+                    sums_square[c, y - block_y0, first + k] += w * w
+
+
+Box = tuple[int, int, int, int]
+_NO_MAP = np.zeros((1, 1), np.float32)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A source's window of a block: differences of its samples and weights of them."""
+
+    source: RefineSource
+    box: Box
+    origin_yx: tuple[int, int]
+    differences: np.ndarray
+    weights: np.ndarray | None
+
+
+def _lattice(pixel_map: PixelMap) -> tuple[int, int, int]:
+    return int(pixel_map.y0), int(pixel_map.x0), int(pixel_map.step)
+
+
+def _rows_with(mask: np.ndarray, y0: int) -> tuple[int, int]:
+    rows = np.flatnonzero(mask.any(axis=1))
+    return (y0, y0) if not len(rows) else (y0 + int(rows[0]), y0 + int(rows[-1]) + 1)
+
+
+def gather_block(
+    pixels: SampleSource,
+    sources: Sequence[RefineSource],
+    image: np.ndarray,
+    image_y0: int,
+    mask: np.ndarray,
+    y0: int,
+    *,
+    scale: float = 1.0,
+    threads: int = 2,
+    cancel: CancelToken | None = None,
+) -> Gathered:
+    """Sum up, over all sources, what the samples around each output pixel differ from the co-add.
+
+    Parameters
+    ----------
+    pixels : SampleSource
+    sources : sequence of RefineSource
+        In the order in which they are summed.
+    image : ndarray, shape (C, h, w), float32
+        Rows of the co-add from `image_y0` on: those of the block and `HALO_ROWS` more where the grid has them.
+    image_y0 : int
+    mask : ndarray, shape (rows, w), float32
+        From `structure_mask`; where it is 0 nothing is summed.
+    y0 : int
+        First row of the block.
+    scale : float
+        Output pixels per source pixel.
+    threads : int
+    cancel : CancelToken, optional
+        Asked before every source.
+
+    Returns
+    -------
+    Gathered
+        Of the rows of `mask`. It depends neither on the block a row is computed in nor on the number of threads.
+
+    Raises
+    ------
+    Cancelled
+        When `cancel` is set.
+    """
+    sums = Gathered.blank((len(image), *mask.shape))
+    top, bottom = _rows_with(mask, y0)
+    parts = []
+    for item in sources:
+        a, b, left, right = item.source.bbox
+        box = (max(a, top), min(b, bottom), max(left, 0), min(right, mask.shape[1]))
+        if box[0] < box[1] and box[2] < box[3] and np.any(np.asarray(item.source.weight) > 0):
+            parts.append((item, box))
+    need = needed_places(mask)
+    model = np.ascontiguousarray(image, np.float32)
+
+    def read(part: tuple[RefineSource, Box]) -> _Read | None:
+        if cancel is not None and cancel.is_set():
+            raise Cancelled()
+        item, box = part
+        source = item.source
+        window = source_window(source.pixel_map, *box, source.shape_hw, 1)
+        if window is None:
+            return None
+        samples = np.ascontiguousarray(pixels.read_samples(source.key, *window), np.float32)
+        weights = pixels.read_weight(source.key, *window) if source.has_weight_map else None
+        differences = np.empty_like(samples)
+        origin = (window[0], window[2])
+        _differences(
+            samples, origin, source.shape_hw, item.to_output.src_x, item.to_output.src_y, _lattice(item.to_output),
+            channels_of(item.pattern), source_terms(source), np.asarray(item.limit, np.float32),
+            model, image_y0, need, y0 - NEED_REACH, differences,
+        )  # fmt: skip
+        return _Read(item, box, origin, differences, weights)
+
+    def add(strip: tuple[int, int], batch: Sequence[_Read]) -> None:
+        for found in batch:
+            source, weights = found.source.source, found.weights
+            a, b, left, right = found.box
+            box = (max(a, strip[0]), min(b, strip[1]), left, right)
+            if box[0] < box[1]:
+                _gather(
+                    found.differences, found.origin_yx, source.shape_hw,
+                    source.pixel_map.src_x, source.pixel_map.src_y, _lattice(source.pixel_map),
+                    channels_of(found.source.pattern), np.asarray(source.weight, np.float32),
+                    np.float32(source.feather_px),
+                    _NO_MAP if weights is None else np.ascontiguousarray(weights, np.float32), weights is not None,
+                    kernel_numbers(scale), box, mask, y0,
+                    sums.total, sums.weight, sums.square, sums.weight_square,
+                )  # fmt: skip
+
+    threads = max(1, threads)
+    edges = np.linspace(top, bottom, 2 * threads + 1).astype(int)
+    strips = [(a, b) for a, b in pairwise(edges.tolist()) if a < b]
+    with ThreadPoolExecutor(threads) as executor:
+        for some in _batches(parts, threads):
+            batch = [found for found in executor.map(read, some) if found is not None]
+            list(executor.map(lambda strip, batch=batch: add(strip, batch), strips))
+    return sums
+
+
+def _batches(
+    parts: list[tuple[RefineSource, Box]], size: int
+) -> Iterator[list[tuple[RefineSource, Box]]]:
+    for first in range(0, len(parts), size):
+        yield parts[first : first + size]

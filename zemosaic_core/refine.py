@@ -47,6 +47,9 @@ __all__ = [
 # the 4 x 4 pixels around its place: frames differ where there is light, by seeing and registration.
 LIMIT_SIGMA = 5.0
 RANGE_SHARE = np.float32(0.7)
+# The cubic of Keys (1981) through the co-add. Of stars of FWHM 1.9 to 3.2 px his a = -1/2 makes the result 1 % sharper
+# than they are, -0.7 takes half a percent of their light from apertures of 3 px.
+KEYS = np.float32(-0.6)
 # The range of 3 x 3 pixels in noises of the co-add from which on there is structure, and where it certainly is.
 STRUCTURE_FROM, STRUCTURE_FULL = 8.0, 16.0
 GROWN_PX = 3
@@ -268,18 +271,31 @@ def source_terms(source: CoaddSource) -> np.ndarray:
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _cubic(f):
-    """Weights of the taps -1, 0, 1, 2 for a fraction: Keys (1981), a = -1/2."""
-    half, one = np.float32(0.5), np.float32(1)
-    before = ((one - half * f) * f - half) * f
-    here = (np.float32(1.5) * f - np.float32(2.5)) * f * f + one
-    after = ((np.float32(2) - np.float32(1.5) * f) * f + half) * f
-    beyond = (half * f - half) * f * f
+    """Weights of the taps -1, 0, 1, 2 for a fraction."""
+    a, one, two, three = KEYS, np.float32(1), np.float32(2), np.float32(3)
+    before = ((a * f - two * a) * f + a) * f
+    here = ((a + two) * f - (a + three)) * f * f + one
+    after = (((two * a + three) - (a + two) * f) * f - a) * f
+    beyond = (a - a * f) * f * f
     return before, here, after, beyond
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _differences(
-    samples, origin_yx, image_hw, node_x, node_y, lattice, channels, terms, limit, model, model_y0, need, need_y0, out
+    samples,
+    origin_yx,
+    image_hw,
+    node_x,
+    node_y,
+    lattice,
+    channels,
+    terms,
+    limit,
+    model,
+    model_y0,
+    need,
+    need_y0,
+    out,
 ):
     """Fill `out` with sample minus co-add for each sample of a window; NaN where it takes no part."""
     height, width = image_hw
@@ -301,7 +317,9 @@ def _differences(
         for i in range(columns):
             out[j, i] = nan
             # NaN coordinates fail too.
-            if not ((ox[i] >= 1) & (oy[i] >= model_y0 + 1) & (ox[i] < last_column + 1) & (oy[i] < last_row + 1)):
+            if not (
+                (ox[i] >= 1) & (oy[i] >= model_y0 + 1) & (ox[i] < last_column + 1) & (oy[i] < last_row + 1)
+            ):
                 continue
             ix, iy = int(ox[i]), int(oy[i])
             at = iy - need_y0
@@ -519,8 +537,6 @@ def gather_block(
     return sums
 
 
-def _batches(
-    parts: list[tuple[RefineSource, Box]], size: int
-) -> Iterator[list[tuple[RefineSource, Box]]]:
+def _batches(parts: list[tuple[RefineSource, Box]], size: int) -> Iterator[list[tuple[RefineSource, Box]]]:
     for first in range(0, len(parts), size):
         yield parts[first : first + size]

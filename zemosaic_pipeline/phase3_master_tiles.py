@@ -18,7 +18,7 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sky_lattice import cell_centres
-from zemosaic_core.sources import CoaddBlock, CoaddSource, SampleNoise
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, SampleNoise
 from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
@@ -30,12 +30,13 @@ from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, FrameTerms, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.refinement import RefineDecision, choose_refine, overlap, refine_sources, refine_tile
 from zemosaic_utils import coadd_on_grid
 
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 7
+TILE_VERSION = 8
 MAP_ERROR_PX = 0.005
 # Variance of a sample of white noise, relative to that of a pixel, at all fractions of a pixel alike.
 SAMPLE_VARIANCE = {"lanczos3": 0.80, "bilinear": 0.44}
@@ -218,7 +219,11 @@ def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: Run
 
 
 def _tile_cards(
-    group: FrameGroup, frames: Sequence[RegisteredFrame], plan: RunPlan, wcs_cards: dict[str, Any]
+    group: FrameGroup,
+    frames: Sequence[RegisteredFrame],
+    plan: RunPlan,
+    wcs_cards: dict[str, Any],
+    refined: bool,
 ) -> dict[str, Any]:
     stack = plan.stack
     cards: dict[str, Any] = {
@@ -237,6 +242,7 @@ def _tile_cards(
         "HIERARCH ZMT_WINHI": (stack.rule.winsor_limits[1], "winsorised fraction, high"),
         "ZMT_COMB": (stack.rule.combine, "combination"),
         "ZMT_KERN": (stack.kernel, "resampling kernel"),
+        "HIERARCH ZMT_REFINE": (refined, "second pass over the raw samples"),
         "NEXP_SUM": (len(frames), "number of exposures"),
         "BUNIT": ("adu", "counts of the reference frames"),
         "SOFTWARE": (f"ZeMosaic {__version__}", "made by"),
@@ -338,7 +344,10 @@ def create_tile(
     extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
     if plan.output.variance:
         extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
-    cards = _tile_cards(group, frames, plan, header_cards(wcs))
+    rule = replace(plan.stack.rule, noise=sample_noise(frames, weights, terms, plan.stack.kernel))
+    refinement = _refinement(frames, sources, rule, plan)
+    cards = _tile_cards(group, frames, plan, header_cards(wcs), refinement.on)
+    progress = _TwoPasses(on_rows, refinement.on)
     with StreamingFits(path, (plan.n_channels, *shape), cards, extensions=extensions) as out:
 
         def sink(row0: int, row1: int, block: CoaddBlock) -> None:
@@ -354,15 +363,30 @@ def create_tile(
             sources,
             shape,
             plan.n_channels,
-            replace(plan.stack.rule, noise=sample_noise(frames, weights, terms, plan.stack.kernel)),
+            rule,
             plan.stack.kernel,
             sink=sink,
             budget_bytes=plan.block_budget_bytes,
             policy=context.policy,
             threads=plan.threads,
-            on_rows=on_rows,
+            on_rows=progress.first,
             cancel=context.cancel,
         )
+        if refinement.on and rule.noise is not None:
+            refine_tile(
+                out,
+                store,
+                refine_sources(frames, sources, terms, (y0, x0), MAP_ERROR_PX),
+                shape,
+                rule.noise,
+                scale=plan.grid.drizzle_scale,
+                with_variance=plan.output.variance,
+                budget_bytes=plan.block_budget_bytes,
+                policy=context.policy,
+                threads=plan.threads,
+                on_rows=progress.second,
+                cancel=context.cancel,
+            )
         _write_ramp(out, shape, plan.stack.tile_ramp_px)
         out.commit()
     return MasterTile(
@@ -379,7 +403,45 @@ def create_tile(
         covered_bbox=facts.covered_bbox(),
         flux_gain=_flux_gain(frames, weights, plan),
         map_error_px=max((source.pixel_map.max_error_px for source in sources), default=0.0),
+        refine=refinement.reason_key,
+        refine_values=refinement.values,
     )
+
+
+def _refinement(
+    frames: Sequence[RegisteredFrame], sources: Sequence[CoaddSource], rule: CombineRule, plan: RunPlan
+) -> RefineDecision:
+    """Decide about the second pass of a tile, now that it is known where its frames lie."""
+    most, alike = overlap(sources)
+    return choose_refine(
+        plan.stack.cfa_refine,
+        kind=frames[0].solved.frame.info.kind,
+        n_frames=most,
+        combine=rule.combine,
+        kernel=plan.stack.kernel,
+        noise_known=rule.noise is not None,
+        alike=alike,
+        scale=plan.grid.drizzle_scale,
+    )
+
+
+class _TwoPasses:
+    """Joins the progress of the co-add and of the second pass over its rows."""
+
+    # What the second pass takes of the time, on the processor, in percent.
+    SECOND = 30
+
+    def __init__(self, on_rows: Callable[[int, int], object] | None, both: bool) -> None:
+        self._on_rows = on_rows
+        self._first = 100 - self.SECOND if both else 100
+
+    def first(self, done: int, total: int) -> None:
+        if self._on_rows is not None:
+            self._on_rows(self._first * done, 100 * total)
+
+    def second(self, done: int, total: int) -> None:
+        if self._on_rows is not None:
+            self._on_rows(self._first * total + (100 - self._first) * done, 100 * total)
 
 
 def _tile_key(
@@ -419,6 +481,7 @@ def _tile_key(
         grid.wcs_cards,
         grid.shape_hw,
         asdict(plan.stack),
+        plan.grid.drizzle_scale,
         plan.sky.model,
         plan.output.variance,
     )
@@ -559,6 +622,16 @@ class _Maker:
         return None, False
 
 
+def _tell_refinement(tiles: Sequence[MasterTile], plan: RunPlan, context: RunContext) -> None:
+    """Say how many tiles got the second pass, or why none did, where one was wanted."""
+    n = sum(tile.refine == "refine_on" for tile in tiles)
+    context.detail(refined_tiles=n)
+    if n:
+        context.say("run_info_refined", n=n, of=len(tiles))
+    elif tiles and plan.refine.on:
+        context.say(tiles[0].refine, **tiles[0].refine_values)
+
+
 def run(
     groups: Sequence[FrameGroup],
     placed: Sequence[RegisteredFrame],
@@ -601,6 +674,7 @@ def run(
         tiles.append(tile)
         context.tile_finished(tile)
         context.progress(done + 1, len(groups), Path(tile.path).name)
+    _tell_refinement(tiles, plan, context)
     if n_reused:
         context.say("run_info_tiles_reused", tiles=n_reused)
     return tiles

@@ -26,6 +26,7 @@ from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_pipeline.events import Reporter
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.pointings import pointing_labels
+from zemosaic_pipeline.refinement import RefineDecision, choose_refine
 from zemosaic_pipeline.routes import RouteDecision, choose_route
 from zemosaic_pipeline.sessions import mixture_text
 from zemosaic_settings import Settings
@@ -115,6 +116,7 @@ class GridOptions:
     orientation: str
     max_megapixels: float
     exclude_outliers: bool
+    drizzle_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class StackOptions:
     radial: tuple[float, float, float] | None
     feather_px: float
     tile_ramp_px: int
+    cfa_refine: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,7 @@ class RunPlan:
     stack: StackOptions
     sky: SkyOptions
     route: RouteDecision
+    refine: RefineDecision
     assembly: AssemblyOptions
     output: OutputOptions
     rows: tuple[PlanRow, ...]
@@ -350,6 +354,7 @@ def resolve(
             settings.global_wcs_orientation,
             settings.canvas_max_megapixels,
             settings.canvas_exclude_outliers,
+            float(settings.drizzle_scale),
         ),
         stack=StackOptions(
             settings.stacking_normalize_method,
@@ -364,9 +369,11 @@ def resolve(
             if rule.combine == "mean"
             else 0.0,
             tile_ramp_px=settings.tile_feather_px,
+            cfa_refine=settings.cfa_refine,
         ),
         sky=SkyOptions(settings.sky_model, site_of(settings.observer_site), settings.remove_gradient),
         route=RouteDecision("panels", "route_asked"),
+        refine=RefineDecision(False, "refine_off"),
         assembly=AssemblyOptions(
             settings.final_assembly_method,
             settings.intertile_photometric_match,
@@ -396,6 +403,17 @@ def resolve(
             settings.route,
             n_chosen_groups=len(preplanned),
             n_sizes=len({info.shape_hw for info in infos}),
+        ),
+    )
+    run = replace(
+        run,
+        refine=choose_refine(
+            run.stack.cfa_refine,
+            kind=infos[0].kind,
+            n_frames=_frames_at_place(run, infos),
+            combine=rule.combine,
+            kernel=run.stack.kernel,
+            scale=run.grid.drizzle_scale,
         ),
     )
     decision = None

@@ -242,6 +242,8 @@ class MasterTile:
         Rows y0, y1 and columns x0, x1 of the tile, end exclusive, that hold all covered pixels.
     flux_gain : tuple of float
         Factor per channel that brings the tile to the common flux scale, by the stars of its frames.
+    refine : str
+        Text key that says whether the second pass was made, or why not; with `refine_values`.
     """
 
     tile_id: int
@@ -257,6 +259,8 @@ class MasterTile:
     map_error_px: float
     covered_bbox: tuple[int, int, int, int]
     flux_gain: tuple[float, ...]
+    refine: str = ""
+    refine_values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

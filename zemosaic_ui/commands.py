@@ -297,6 +297,8 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
         lines.append(texts("run_info_mixed", details=facts["mixture"]))
     route = facts["run"]["route"]
     lines.append(texts(route["reason_key"], route=route["route"], **route["values"]))
+    refine = facts["run"]["refine"]
+    lines.append(texts(refine["reason_key"], **refine["values"]))
     if facts["left_out"]:
         lines.append(texts("run_left_out_total", n=len(facts["left_out"])))
     for line in lines:

@@ -65,8 +65,11 @@ class Night:
 def _stars(field, x, y, fwhms, shape_hw, sky, n_channels):
     out = np.ones((n_channels, *shape_hw)) * np.asarray(sky)[:n_channels, None, None]
     for k in range(len(x)):
-        a, b = int(round(y[k])), int(round(x[k]))
-        ys, xs = slice(max(0, a - 14), min(shape_hw[0], a + 15)), slice(max(0, b - 14), min(shape_hw[1], b + 15))
+        a, b = round(y[k]), round(x[k])
+        ys, xs = (
+            slice(max(0, a - 14), min(shape_hw[0], a + 15)),
+            slice(max(0, b - 14), min(shape_hw[1], b + 15)),
+        )
         if ys.start >= ys.stop or xs.start >= xs.stop:
             continue
         yy, xx = np.mgrid[ys, xs]
@@ -77,8 +80,20 @@ def _stars(field, x, y, fwhms, shape_hw, sky, n_channels):
 
 
 def night(
-    n, colours, *, fwhm=2.4, pattern="GRBG", across=8, seed=0, noise=NOISE, dither=9.0, turn=0.01, feather=0.0,
-    scale=1.0, gains=True, field_seed=0,
+    n,
+    colours,
+    *,
+    fwhm=2.4,
+    pattern="GRBG",
+    across=8,
+    seed=0,
+    noise=NOISE,
+    dither=9.0,
+    turn=0.01,
+    feather=0.0,
+    scale=1.0,
+    gains=True,
+    field_seed=0,
 ) -> Night:
     """Render `n` frames; ``field.truth`` are the planes that a perfect co-add has."""  # fmt: skip
     rng = np.random.default_rng(seed)
@@ -89,12 +104,11 @@ def night(
     out_hw = (round(size * scale), round(size * scale))
     planes = _stars(base, scale * base.x, scale * base.y, fwhms * scale, out_hw, truth.SKY, n_channels)
     field = truth.Field(planes, scale * base.x, scale * base.y, base.colours)
-    raws, sources = {}, []
+    raws, sources, mid = {}, [], size / 2
     for key in range(n):
         angle = turn * rng.uniform(-1, 1)
         cos, sin = np.cos(angle), np.sin(angle)
         dx, dy = rng.uniform(-dither, dither, 2)
-        mid = size / 2
 
         def to_source(x, y, cos=cos, sin=sin, dx=dx, dy=dy):
             u, v = x / scale - mid, y / scale - mid
@@ -117,10 +131,18 @@ def night(
         bbox = footprint_bbox(to_output, (size, size), out_hw, margin=4)
         terms = np.tile(np.array([gain, offset, 0, 0], np.float32), (n_channels, 1))
         source = CoaddSource(
-            key, (size, size), build_pixel_map(to_source, bbox), bbox, terms, np.ones(n_channels, np.float32), feather
+            key,
+            (size, size),
+            build_pixel_map(to_source, bbox),
+            bbox,
+            terms,
+            np.ones(n_channels, np.float32),
+            feather,
         )
         to_grid = build_pixel_map(to_output, (0, size, 0, size))
-        sources.append(RefineSource(source, to_grid, pattern, np.full(n_channels, 5 * gain * NOISE, np.float32)))
+        sources.append(
+            RefineSource(source, to_grid, pattern, np.full(n_channels, 5 * gain * NOISE, np.float32))
+        )
     return Night(field, Frames(raws, pattern), sources, scale)
 
 
@@ -135,7 +157,9 @@ def coadd(made: Night, y0=0, y1=None):
 def refine(made: Night, block, *, threads=1):
     """Return image and variance after the second pass over the whole grid, and the mask."""
     height = block.image.shape[1]
-    mask = structure_mask(block.image, block.weight, made.rule.noise.variance, block.coverage, slice(0, height))
+    mask = structure_mask(
+        block.image, block.weight, made.rule.noise.variance, block.coverage, slice(0, height)
+    )
     gathered = gather_block(
         made.frames, made.sources, block.image, 0, mask, 0, scale=made.scale, threads=threads
     )

@@ -1,0 +1,200 @@
+"""Whether a stack gets a second pass over its untouched samples, and that pass over a tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from zemosaic_align_stack import refine_on_grid
+from zemosaic_core.pixel_map import build_pixel_map, map_coordinates_at
+from zemosaic_core.refine import LIMIT_SIGMA, RefineSource
+from zemosaic_core.refine_rows import CoaddRows
+from zemosaic_core.sources import CoaddSource, SampleNoise
+from zemosaic_gpu_policy import GpuPolicy
+from zemosaic_io.fits_write import StreamingFits
+from zemosaic_io.frame_store import FrameStore
+from zemosaic_pipeline.context import CancelToken
+from zemosaic_pipeline.records import FrameTerms, RegisteredFrame
+
+__all__ = ["MIN_FRAMES", "RefineDecision", "choose_refine", "overlap", "refine_sources", "refine_tile"]
+
+# Below this number of frames the noise of the few own samples eats what is won.
+MIN_FRAMES = 8
+# Share of the frames that may sample the sky at the same places of the colour filter array: of n frames that are
+# moved at random it is about 1 / sqrt(n), of frames that are not moved at all it is 1.
+MAX_ALIKE = 0.7
+# Rows and columns of places at which the overlap of the frames is looked at.
+PLACES = 7
+
+
+@dataclass(frozen=True)
+class RefineDecision:
+    """Whether the second pass is made, and why: ``reason_key`` is a text key with ``values``."""
+
+    on: bool
+    reason_key: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def choose_refine(
+    wanted: str,
+    *,
+    kind: str,
+    n_frames: int,
+    combine: str,
+    kernel: str,
+    noise_known: bool = True,
+    alike: float = 0.0,
+    scale: float = 1.0,
+) -> RefineDecision:
+    """Decide about the second pass of a stack.
+
+    Parameters
+    ----------
+    wanted : {'auto', 'off'}
+        What the settings ask for.
+    kind : {'cfa', 'mono', 'rgb'}
+        What the frames are. Frames of one colour have nothing to win on a grid of their own pixels.
+    n_frames : int
+        Frames where most of them overlap.
+    combine : {'mean', 'median'}
+        Rule of the co-add; a median is no sum that samples could be added to.
+    kernel : {'bilinear', 'lanczos3'}
+        A user who asks for bilinear sampling wants it fast.
+    noise_known : bool
+        Whether the noise of the frames is known: without it nothing tells light from noise.
+    alike : float
+        How alike the frames sample the sky, from `overlap`; 0 before it is known.
+    scale : float
+        Output pixels per pixel of a frame.
+    """
+    if wanted == "off":
+        return RefineDecision(False, "refine_off")
+    if kind == "rgb" or (kind == "mono" and scale <= 1):
+        return RefineDecision(False, "refine_no_filters")
+    if combine != "mean" or kernel != "lanczos3":
+        return RefineDecision(False, "refine_rule")
+    if n_frames < MIN_FRAMES:
+        return RefineDecision(False, "refine_few", {"n": n_frames, "least": MIN_FRAMES})
+    if not noise_known:
+        return RefineDecision(False, "refine_noise")
+    if alike > MAX_ALIKE:
+        return RefineDecision(False, "refine_not_dithered", {"alike": round(alike, 2)})
+    return RefineDecision(True, "refine_on", {"n": n_frames})
+
+
+def overlap(sources: Sequence[CoaddSource]) -> tuple[int, float]:
+    """Return how many frames lie over each other where most do, and how alike they sample the sky.
+
+    Of the latter, 1 says that all frames put the same colour on the same place. It is the length of the mean of
+    ``exp(i pi x)`` over the frames, x their pixel there, as the colours repeat every two pixels; of x and y the larger,
+    of the places where frames are enough for a second pass the median.
+    """
+    boxes = np.array([source.bbox for source in sources])
+    y0, y1, x0, x1 = boxes[:, 0].min(), boxes[:, 1].max(), boxes[:, 2].min(), boxes[:, 3].max()
+    most, found = 0, []
+    for y in np.linspace(y0, y1 - 1, PLACES + 2)[1:-1].round():
+        for x in np.linspace(x0, x1 - 1, PLACES + 2)[1:-1].round():
+            here = [s for s in sources if s.bbox[0] <= y < s.bbox[1] and s.bbox[2] <= x < s.bbox[3]]
+            places = [(*map_coordinates_at(s.pixel_map, x, y), *s.shape_hw) for s in here]
+            at = np.array(places, float).reshape(-1, 4)
+            inside = (at[:, :2] >= 0).all(axis=1) & (at[:, 0] <= at[:, 3] - 1) & (at[:, 1] <= at[:, 2] - 1)
+            most = max(most, int(inside.sum()))
+            if inside.sum() >= MIN_FRAMES:
+                found.append(float(np.abs(np.exp(1j * np.pi * at[inside, :2]).mean(axis=0)).max()))
+    return most, float(np.median(found)) if found else 0.0
+
+
+def refine_sources(
+    frames: Sequence[RegisteredFrame],
+    sources: Sequence[CoaddSource],
+    terms: Sequence[FrameTerms],
+    origin_yx: tuple[int, int],
+    max_error_px: float,
+) -> list[RefineSource]:
+    """Return the sources of a stack as the second pass takes them.
+
+    Parameters
+    ----------
+    frames, terms : sequence
+        All frames of the group; those that miss the tile have no source.
+    origin_yx : tuple of int
+        Pixel of the mosaic that is the first one of the tile.
+    """
+    by_key = {frame.solved.frame.index: (frame, term) for frame, term in zip(frames, terms, strict=True)}
+    made = []
+    for source in sources:
+        frame, term = by_key[source.key]
+        info = frame.solved.frame.info
+
+        def to_tile(
+            x: np.ndarray, y: np.ndarray, frame: RegisteredFrame = frame
+        ) -> tuple[np.ndarray, np.ndarray]:
+            px, py = frame.to_plane.apply(x, y)
+            return px - origin_yx[1], py - origin_yx[0]
+
+        noise = np.asarray(frame.solved.measure.noise_adu, float)
+        limit = LIMIT_SIGMA * np.abs(term.photometry[:, 0]) * noise
+        height, width = info.shape_hw
+        made.append(
+            RefineSource(
+                source,
+                build_pixel_map(to_tile, (0, height, 0, width), max_error_px=max_error_px),
+                info.cfa_pattern if info.kind == "cfa" else "",
+                limit.astype(np.float32),
+            )
+        )
+    return made
+
+
+class _TileRows:
+    """The rows of a tile that is being written, as the second pass reads and replaces them."""
+
+    def __init__(self, out: StreamingFits, with_variance: bool) -> None:
+        self._out = out
+        self._with_variance = with_variance
+
+    def read(self, y0: int, y1: int) -> CoaddRows:
+        variance = np.asarray(self._out.read_rows(y0, y1, ext="VARIANCE")) if self._with_variance else None
+        return CoaddRows(
+            np.asarray(self._out.read_rows(y0, y1)),
+            np.asarray(self._out.read_rows(y0, y1, ext="WEIGHT")),
+            np.asarray(self._out.read_rows(y0, y1, ext="COVERAGE")),
+            variance,
+        )
+
+    def write(self, y0: int, image: np.ndarray, variance: np.ndarray | None) -> None:
+        self._out.write_rows(y0, image)
+        if variance is not None:
+            self._out.write_rows(y0, variance, ext="VARIANCE")
+
+
+def refine_tile(
+    out: StreamingFits,
+    store: FrameStore,
+    sources: Sequence[RefineSource],
+    shape_hw: tuple[int, int],
+    noise: SampleNoise,
+    *,
+    scale: float,
+    with_variance: bool,
+    budget_bytes: int,
+    policy: GpuPolicy | None,
+    threads: int,
+    on_rows: Callable[[int, int], object] | None,
+    cancel: CancelToken | None,
+) -> None:
+    """Make the second pass over a tile whose rows have all been written and that is not yet committed.
+
+    Raises
+    ------
+    Cancelled, SkipItem, SaveFailed
+        As the co-add.
+    """
+    refine_on_grid(
+        store, sources, shape_hw, _TileRows(out, with_variance), noise,
+        scale=scale, budget_bytes=budget_bytes, policy=policy, threads=threads, on_rows=on_rows, cancel=cancel,
+    )  # fmt: skip

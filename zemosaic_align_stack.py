@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from zemosaic_core.chunks import Buffer, equal_chunks, iter_row_chunks
 from zemosaic_core.coadd import CancelToken
 from zemosaic_core.errors import Cancelled, SkipItem
 from zemosaic_core.gpu.parity import compare_blocks
+from zemosaic_core.gpu.refine import GpuRefine, compare_gathered
 from zemosaic_core.gpu.stack import GpuStack
 from zemosaic_core.gpu.terms import Audit
 from zemosaic_core.image_stack import align_to, common_stack, find_stars, measure_weights, normalise_stack
@@ -21,6 +23,7 @@ from zemosaic_core.rejection import combine_stack
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy, default_policy
 from zemosaic_utils import (
+    AUDIT_ROWS,
     MAX_BLOCK_ROWS,
     coadd_on_grid,
     gpu_memory_sufficient,
@@ -142,10 +145,20 @@ def refine_on_grid(
         if on_rows is not None:
             on_rows(y1, height)
 
-    for y0, y1 in (part for block in blocks for part in equal_chunks(*block, MAX_BLOCK_ROWS)):
-        if cancel is not None and cancel.is_set():
-            raise Cancelled()
-        emit(y0, y1, on_cpu(y0, y1))
+    cpu_blocks = [part for block in blocks for part in equal_chunks(*block, MAX_BLOCK_ROWS)]
+    if policy is None:
+        for y0, y1 in cpu_blocks:
+            if cancel is not None and cancel.is_set():
+                raise Cancelled()
+            emit(y0, y1, on_cpu(y0, y1))
+        return
+    body = GpuRefine(pixels, sources, rows, width, n_channels, scale=scale, threads=threads, cancel=cancel)
+    with closing(body):
+        policy.run(
+            body.workload("refine", height, policy.status.device), body, on_cpu, emit=emit,
+            cpu_rows=max((y1 - y0 for y0, y1 in cpu_blocks), default=1),
+            cancel=cancel, audit=Audit(AUDIT_ROWS, compare_gathered),
+        )  # fmt: skip
 
 
 def align_images_in_group(

@@ -25,7 +25,7 @@ from scipy import ndimage
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.pixel_map import source_window
 from zemosaic_core.resample import map_row
-from zemosaic_core.sources import CoaddSource, PixelMap
+from zemosaic_core.sources import CoaddSource, PixelMap, RawRows
 
 __all__ = [
     "HALO_ROWS",
@@ -38,6 +38,7 @@ __all__ = [
     "kernel_numbers",
     "needed_places",
     "refined",
+    "rows_with",
     "share_of_channels",
     "source_terms",
     "structure_mask",
@@ -73,6 +74,9 @@ class SampleSource(Protocol):
 
     def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
         """Return the window of the weight map as (h, w) float32 >= 0, or None when there is none."""
+
+    def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
+        """Return undecoded rows, or None when this source has no such form."""
 
 
 class CancelToken(Protocol):
@@ -434,7 +438,8 @@ def _lattice(pixel_map: PixelMap) -> tuple[int, int, int]:
     return int(pixel_map.y0), int(pixel_map.x0), int(pixel_map.step)
 
 
-def _rows_with(mask: np.ndarray, y0: int) -> tuple[int, int]:
+def rows_with(mask: np.ndarray, y0: int) -> tuple[int, int]:
+    """Return the first row in which something is wanted of a block that starts at `y0`, and the one behind the last."""
     rows = np.flatnonzero(mask.any(axis=1))
     return (y0, y0) if not len(rows) else (y0 + int(rows[0]), y0 + int(rows[-1]) + 1)
 
@@ -482,7 +487,7 @@ def gather_block(
         When `cancel` is set.
     """
     sums = Gathered.blank((len(image), *mask.shape))
-    top, bottom = _rows_with(mask, y0)
+    top, bottom = rows_with(mask, y0)
     parts = []
     for item in sources:
         a, b, left, right = item.source.bbox

@@ -94,6 +94,7 @@ def night(
     scale=1.0,
     gains=True,
     field_seed=0,
+    noise_seed=None,
 ) -> Night:
     """Render `n` frames; ``field.truth`` are the planes that a perfect co-add has."""  # fmt: skip
     rng = np.random.default_rng(seed)
@@ -105,6 +106,7 @@ def night(
     planes = _stars(base, scale * base.x, scale * base.y, fwhms * scale, out_hw, truth.SKY, n_channels)
     field = truth.Field(planes, scale * base.x, scale * base.y, base.colours)
     raws, sources, mid = {}, [], size / 2
+    seed_of_noise = 1000 * (seed if noise_seed is None else 7000 + noise_seed)
     for key in range(n):
         angle = turn * rng.uniform(-1, 1)
         cos, sin = np.cos(angle), np.sin(angle)
@@ -123,9 +125,9 @@ def night(
         offset = rng.uniform(-40, 40) if gains else 0.0
         light = _stars(field, x, y, fwhms, (size, size), truth.SKY, n_channels)
         light = (light - offset) / gain
-        sky = np.random.default_rng(1000 * seed + key)
+        sky = np.random.default_rng(seed_of_noise + key)
         if pattern:
-            raws[key] = truth.through_filters(light, pattern, noise=noise, seed=1000 * seed + key)
+            raws[key] = truth.through_filters(light, pattern, noise=noise, seed=seed_of_noise + key)
         else:
             raws[key] = np.round(light[0] + sky.normal(0, noise, light.shape[1:])).astype(np.float32)
         bbox = footprint_bbox(to_output, (size, size), out_hw, margin=4)

@@ -7,7 +7,7 @@ nor broken across RA 0 h or at a pole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
     "CanvasOutlier",
     "GridSpec",
     "canvas_outliers",
+    "finer_grid",
     "footprint_boxes",
     "make_grid",
     "make_grid_from_footprints",
@@ -99,6 +100,29 @@ class CanvasOutlier:
     separation_deg: float
     ra_deg: float
     dec_deg: float
+
+
+def finer_grid(spec: GridSpec, factor: float) -> GridSpec:
+    """Return the same canvas with `factor` pixels for each of its pixels along an axis; its first edge stays.
+
+    Boxes are those of the inputs on the finer pixels.
+    """
+    wcs = spec.wcs.deepcopy()
+    wcs.wcs.crpix = factor * (wcs.wcs.crpix - 0.5) + 0.5
+    if wcs.wcs.has_cd():
+        wcs.wcs.cd = wcs.wcs.cd / factor
+    else:
+        wcs.wcs.cdelt = wcs.wcs.cdelt / factor
+    wcs.wcs.set()
+    height, width = (int(np.ceil(factor * n - 1e-9)) for n in spec.shape_hw)
+    boxes = np.stack(
+        [np.floor(factor * spec.boxes[:, 0]), np.ceil(factor * spec.boxes[:, 1]),
+         np.floor(factor * spec.boxes[:, 2]), np.ceil(factor * spec.boxes[:, 3])],
+        axis=1,
+    ).astype(np.int64)  # fmt: skip
+    return replace(
+        spec, wcs=wcs, shape_hw=(height, width), scale_arcsec=spec.scale_arcsec / factor, boxes=boxes
+    )
 
 
 def make_grid(

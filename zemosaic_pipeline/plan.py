@@ -19,6 +19,8 @@ from zemosaic_core.coadd import coadd_buffers
 from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.gpu.coadd import expected_workload
 from zemosaic_core.gpu.device import DeviceInfo
+from zemosaic_core.refine import HALO_ROWS
+from zemosaic_core.refine_rows import refine_buffers
 from zemosaic_core.sources import CombineRule, SampleNoise
 from zemosaic_gpu_policy import Decision, GpuPolicy
 from zemosaic_io.headers import FrameInfo
@@ -66,6 +68,8 @@ TURNED = 1.2
 MEASURE_S_PER_MPX_CORE = 0.055
 SOLVE_S_PER_FRAME = 0.06
 STACK_S_PER_MPX_CORE = 0.085
+# The second pass, with structure in a quarter of the pixels.
+REFINE_S_PER_MPX_CORE = 0.03
 ASSEMBLE_S_PER_MPX = 0.17
 EXPORT_S_PER_MPX = 0.4
 
@@ -271,13 +275,13 @@ def _block_budget(settings: Settings, machine: Machine) -> int:
     return int(min(max(0.33 * machine.memory_bytes, 256e6), 4e9))
 
 
-def estimate_canvas(infos: Sequence[FrameInfo]) -> tuple[int, int]:
-    """Guess height and width (px) of the mosaic from the headers' positions alone."""
+def estimate_canvas(infos: Sequence[FrameInfo], factor: float = 1.0) -> tuple[int, int]:
+    """Guess height and width (px) of the mosaic from the headers' positions alone; `factor`: pixels per frame pixel."""
     height, width = _largest(infos).shape_hw
     hints = [(i.ra_deg, i.dec_deg) for i in infos if i.ra_deg is not None and i.dec_deg is not None]
     scale = infos[0].scale_arcsec
     if not hints or scale is None:
-        return height, width
+        return round(factor * height), round(factor * width)
     ra, dec = np.radians(np.array(hints, dtype=float)).T
     mean = np.array(
         [np.mean(np.cos(dec) * np.cos(ra)), np.mean(np.cos(dec) * np.sin(ra)), np.mean(np.sin(dec))]
@@ -285,9 +289,9 @@ def estimate_canvas(infos: Sequence[FrameInfo]) -> tuple[int, int]:
     ra0 = math.atan2(mean[1], mean[0])
     east = (np.mod(ra - ra0 + np.pi, 2 * np.pi) - np.pi) * np.cos(dec)
     px = 3600 / scale
-    return height + round(float(np.degrees(np.ptp(dec))) * px), width + round(
-        float(np.degrees(np.ptp(east))) * px
-    )
+    height += round(float(np.degrees(np.ptp(dec))) * px)
+    width += round(float(np.degrees(np.ptp(east))) * px)
+    return round(factor * height), round(factor * width)
 
 
 def resolve(
@@ -469,9 +473,10 @@ def _largest_group(run: RunPlan, infos: Sequence[FrameInfo]) -> int:
     return min(fullest, cap) if cap > 0 else fullest
 
 
-def _tile_hw(info: FrameInfo) -> tuple[int, int]:
+def _tile_hw(run: RunPlan, info: FrameInfo) -> tuple[int, int]:
     """Guess height and width of a tile from those of its frames."""
-    return round(TURNED * info.shape_hw[0]), round(TURNED * info.shape_hw[1])
+    factor = TURNED * run.grid.drizzle_scale
+    return round(factor * info.shape_hw[0]), round(factor * info.shape_hw[1])
 
 
 def _frames_per_row(infos: Sequence[FrameInfo]) -> int:
@@ -490,7 +495,7 @@ def _direct_buffers(
 ) -> tuple[int, tuple[Buffer, ...]]:
     """Return samples per channel and row, and the memory of a row, when all frames are combined at once."""
     n = _frames_per_row(infos)
-    columns = n * min(canvas_hw[1], _tile_hw(_largest(infos))[1])
+    columns = n * min(canvas_hw[1], _tile_hw(run, _largest(infos))[1])
     buffers = coadd_buffers(
         n, run.n_channels, canvas_hw[1], run.stack.rule, run.stack.feather_px > 0, columns=columns
     )
@@ -506,7 +511,7 @@ def _frames_at_place(run: RunPlan, infos: Sequence[FrameInfo]) -> int:
 
 def _stacked_hw(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of what is stacked in one go: the fullest tile, or the whole mosaic."""
-    return _tile_hw(_largest(infos)) if run.route.route == "panels" else canvas_hw
+    return _tile_hw(run, _largest(infos)) if run.route.route == "panels" else canvas_hw
 
 
 def _workload_on_card(
@@ -528,7 +533,7 @@ def _stack_workload(run: RunPlan, infos: Sequence[FrameInfo], canvas_hw: tuple[i
         in_row, direct = _direct_buffers(run, infos, canvas_hw)
         return Workload("stack", canvas_hw[0], direct, elements_per_row=in_row * run.n_channels)
     n = _largest_group(run, infos)
-    rows, columns = _tile_hw(_largest(infos))
+    rows, columns = _tile_hw(run, _largest(infos))
     buffers = coadd_buffers(
         n, run.n_channels, columns, run.stack.rule, run.stack.feather_px > 0, columns=n * columns
     )
@@ -556,6 +561,19 @@ def _estimate(
         + max(1, children) * frame_px * MEASURE_BYTES_PER_PX
         + n * 60_000
     )
+    second_s = 0.0
+    if run.refine.on:
+        second = refine_buffers(
+            run.n_channels, _stacked_hw(run, infos, canvas_hw)[1], 4 * frame_px, run.threads
+        )
+        second_bytes = peak_bytes(
+            second, min(_stacked_hw(run, infos, canvas_hw)[0], MAX_BLOCK_ROWS), HALO_ROWS
+        )
+        # A block of one row may need more than the budget: windows are read as a whole.
+        stack_bytes = max(
+            stack_bytes, min(max(run.block_budget_bytes, peak_bytes(second, 1, HALO_ROWS)), second_bytes)
+        )
+        second_s = n * mpx * REFINE_S_PER_MPX_CORE * run.grid.drizzle_scale**2 / run.threads
     stack = PARENT_BYTES + n * 60_000 + stack_bytes + window_bytes
     streaming = coadd_buffers(4, run.n_channels, canvas_hw[1], CombineRule("none"), True)
     assemble_rows = min(canvas_hw[0], MAX_BLOCK_ROWS)
@@ -581,7 +599,7 @@ def _estimate(
             n,
             stack,
             tiles_disk,
-            n * mpx * STACK_S_PER_MPX_CORE / run.threads,
+            n * mpx * STACK_S_PER_MPX_CORE * run.grid.drizzle_scale**2 / run.threads + second_s,
             device,
             reason,
         ),
@@ -640,7 +658,7 @@ def make_plan(
     policy = make_policy(settings, None)
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
-    canvas = estimate_canvas(infos)
+    canvas = estimate_canvas(infos, float(settings.drizzle_scale))
     run = resolve(settings, infos, machine, canvas_hw=canvas, policy=policy)
     return Plan(
         run=run,

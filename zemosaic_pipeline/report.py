@@ -172,6 +172,7 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             if run.mosaic
             else None,
             "route": asdict(run.plan.route) if run.plan else None,
+            "refine": asdict(run.plan.refine) if run.plan else None,
             "sky": _sky(run),
             "photometry": run.mosaic.photometry if run.mosaic else None,
             "messages": [asdict(message) for message in context.messages],

@@ -161,14 +161,9 @@ def structure_mask(
     ndarray, shape (rows of `inner`, w), float32
         0: nothing, 1: everything.
     """
-    strongest = np.zeros(image.shape[1:], np.float32)
+    share = np.zeros(image.shape[1:], np.float32)
     for plane, total, of_one in zip(image, weight, variance, strict=True):
-        good = np.isfinite(plane) & (total > 0)
-        high = ndimage.maximum_filter(np.where(good, plane, -np.inf), 3, mode="nearest")
-        low = ndimage.minimum_filter(np.where(good, plane, np.inf), 3, mode="nearest")
-        noise = np.sqrt(of_one / np.where(good, total, 1.0))
-        np.maximum(strongest, np.where(good, (high - low) / noise, 0.0), out=strongest)
-    share = np.clip((strongest - STRUCTURE_FROM) / (STRUCTURE_FULL - STRUCTURE_FROM), 0.0, 1.0)
+        _raise_to_structure(plane, np.ascontiguousarray(total, np.float32), np.float32(of_one), share)
     share = ndimage.maximum_filter(share, 2 * GROWN_PX + 1, mode="nearest")
     for axis in (0, 1):
         share = ndimage.correlate1d(share, _BLUR, axis=axis, mode="nearest")
@@ -176,6 +171,32 @@ def structure_mask(
     mask = share[inner] * frames[inner]
     # What is left of the blur far away is no reason to read samples.
     return np.where(mask > 1e-3, mask, 0.0).astype(np.float32)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _raise_to_structure(plane, weight, variance, share):
+    """Raise `share` to what the range of 3 x 3 pixels of one channel, in noises of the co-add, says of structure."""
+    height, width = plane.shape
+    start, width_of_ramp = np.float32(STRUCTURE_FROM), np.float32(STRUCTURE_FULL - STRUCTURE_FROM)
+    low, high = np.empty(width, np.float32), np.empty(width, np.float32)
+    for y in range(height):
+        above, here, below = plane[max(y - 1, 0)], plane[y], plane[min(y + 1, height - 1)]
+        for x in range(width):
+            # Comparisons with missing pixels are false: they are passed over.
+            least, most = np.float32(np.inf), np.float32(-np.inf)
+            for line in (above, here, below):
+                value = line[x]
+                least = value if value < least else least
+                most = value if value > most else most
+            low[x], high[x] = least, most
+        for x in range(width):
+            left, right = max(x - 1, 0), min(x + 1, width - 1)
+            most = max(high[x], max(high[left], high[right]))
+            least = min(low[x], min(low[left], low[right]))
+            total = weight[y, x]
+            if here[x] == here[x] and total > 0:
+                found = ((most - least) / np.sqrt(variance / total) - start) / width_of_ramp
+                share[y, x] = max(share[y, x], min(found, np.float32(1)))
 
 
 def needed_places(mask: np.ndarray) -> np.ndarray:

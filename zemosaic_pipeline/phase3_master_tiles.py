@@ -18,7 +18,7 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sky_lattice import cell_centres
-from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, SampleNoise
+from zemosaic_core.sources import CoaddBlock, CoaddSource, SampleNoise
 from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
@@ -30,7 +30,7 @@ from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, FrameTerms, MasterTile, MosaicGrid, RegisteredFrame
-from zemosaic_pipeline.refinement import RefineDecision, choose_refine, overlap, refine_sources, refine_tile
+from zemosaic_pipeline.refinement import TwoPasses, refine_sources, refine_tile, refinement_of
 from zemosaic_utils import coadd_on_grid
 
 __all__ = ["PHASE", "create_tile", "run"]
@@ -345,9 +345,16 @@ def create_tile(
     if plan.output.variance:
         extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
     rule = replace(plan.stack.rule, noise=sample_noise(frames, weights, terms, plan.stack.kernel))
-    refinement = _refinement(frames, sources, rule, plan)
+    refinement = refinement_of(
+        sources,
+        rule,
+        plan.stack.kernel,
+        wanted=plan.stack.cfa_refine,
+        kind=frames[0].solved.frame.info.kind,
+        scale=plan.grid.drizzle_scale,
+    )
     cards = _tile_cards(group, frames, plan, header_cards(wcs), refinement.on)
-    progress = _TwoPasses(on_rows, refinement.on)
+    progress = TwoPasses(on_rows, refinement.on)
     with StreamingFits(path, (plan.n_channels, *shape), cards, extensions=extensions) as out:
 
         def sink(row0: int, row1: int, block: CoaddBlock) -> None:
@@ -406,42 +413,6 @@ def create_tile(
         refine=refinement.reason_key,
         refine_values=refinement.values,
     )
-
-
-def _refinement(
-    frames: Sequence[RegisteredFrame], sources: Sequence[CoaddSource], rule: CombineRule, plan: RunPlan
-) -> RefineDecision:
-    """Decide about the second pass of a tile, now that it is known where its frames lie."""
-    most, alike = overlap(sources)
-    return choose_refine(
-        plan.stack.cfa_refine,
-        kind=frames[0].solved.frame.info.kind,
-        n_frames=most,
-        combine=rule.combine,
-        kernel=plan.stack.kernel,
-        noise_known=rule.noise is not None,
-        alike=alike,
-        scale=plan.grid.drizzle_scale,
-    )
-
-
-class _TwoPasses:
-    """Joins the progress of the co-add and of the second pass over its rows."""
-
-    # What the second pass takes of the time, on the processor, in percent.
-    SECOND = 30
-
-    def __init__(self, on_rows: Callable[[int, int], object] | None, both: bool) -> None:
-        self._on_rows = on_rows
-        self._first = 100 - self.SECOND if both else 100
-
-    def first(self, done: int, total: int) -> None:
-        if self._on_rows is not None:
-            self._on_rows(self._first * done, 100 * total)
-
-    def second(self, done: int, total: int) -> None:
-        if self._on_rows is not None:
-            self._on_rows(self._first * total + (100 - self._first) * done, 100 * total)
 
 
 def _tile_key(

@@ -12,14 +12,23 @@ from zemosaic_align_stack import refine_on_grid
 from zemosaic_core.pixel_map import build_pixel_map, map_coordinates_at
 from zemosaic_core.refine import LIMIT_SIGMA, RefineSource
 from zemosaic_core.refine_rows import CoaddRows
-from zemosaic_core.sources import CoaddSource, SampleNoise
+from zemosaic_core.sources import CoaddSource, CombineRule, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_pipeline.context import CancelToken
 from zemosaic_pipeline.records import FrameTerms, RegisteredFrame
 
-__all__ = ["MIN_FRAMES", "RefineDecision", "choose_refine", "overlap", "refine_sources", "refine_tile"]
+__all__ = [
+    "MIN_FRAMES",
+    "RefineDecision",
+    "TwoPasses",
+    "choose_refine",
+    "overlap",
+    "refine_sources",
+    "refine_tile",
+    "refinement_of",
+]
 
 # Below this number of frames the noise of the few own samples eats what is won.
 MIN_FRAMES = 8
@@ -28,6 +37,8 @@ MIN_FRAMES = 8
 MAX_ALIKE = 0.7
 # Rows and columns of places at which the overlap of the frames is looked at.
 PLACES = 7
+# Share of the second pass in the time of both, for the progress that is shown.
+SECOND_PERCENT = 30
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,49 @@ def overlap(sources: Sequence[CoaddSource]) -> tuple[int, float]:
             if inside.sum() >= MIN_FRAMES:
                 found.append(float(np.abs(np.exp(1j * np.pi * at[inside, :2]).mean(axis=0)).max()))
     return most, float(np.median(found)) if found else 0.0
+
+
+def refinement_of(
+    sources: Sequence[CoaddSource], rule: CombineRule, kernel: str, *, wanted: str, kind: str, scale: float
+) -> RefineDecision:
+    """Decide about the second pass of a stack, now that it is known where its frames lie; see `choose_refine`."""
+    most, alike = overlap(sources)
+    return choose_refine(
+        wanted,
+        kind=kind,
+        n_frames=most,
+        combine=rule.combine,
+        kernel=kernel,
+        noise_known=rule.noise is not None,
+        alike=alike,
+        scale=scale,
+    )
+
+
+class TwoPasses:
+    """Joins the progress of the co-add and of the second pass over its rows.
+
+    Parameters
+    ----------
+    on_rows : callable or None
+        ``on_rows(done, total)`` of both together.
+    both : bool
+        There will be a second pass.
+    """
+
+    def __init__(self, on_rows: Callable[[int, int], object] | None, both: bool) -> None:
+        self._on_rows = on_rows
+        self._first = 100 - SECOND_PERCENT if both else 100
+
+    def first(self, done: int, total: int) -> None:
+        """Tell of rows of the co-add."""
+        if self._on_rows is not None:
+            self._on_rows(self._first * done, 100 * total)
+
+    def second(self, done: int, total: int) -> None:
+        """Tell of rows of the second pass."""
+        if self._on_rows is not None:
+            self._on_rows(self._first * total + (100 - self._first) * done, 100 * total)
 
 
 def refine_sources(

@@ -13,7 +13,7 @@ from twins_coadd import coordinate
 from zemosaic_align_stack import refine_on_grid
 from zemosaic_core.cfa import CFA_PATTERNS
 from zemosaic_core.errors import Cancelled
-from zemosaic_core.refine import gather_block, refined, structure_mask
+from zemosaic_core.refine import gather_block, needed_places, refined, share_of_channels, structure_mask
 from zemosaic_core.refine_rows import CoaddRows
 
 BRIGHT = 20000.0
@@ -187,6 +187,20 @@ def test_a_block_is_the_crop_of_the_whole(deep):
         np.testing.assert_array_equal(part.weight_square, whole.weight_square[:, y0:y1])
 
 
+@pytest.mark.parametrize("scale", [1.0, 1.5, 2.0])
+def test_every_sample_that_reaches_a_pixel_is_needed(scale):
+    rng = np.random.default_rng(0)
+    mask = np.zeros((20, 20), np.float32)
+    mask[9, 11] = 1
+    need = needed_places(mask, scale)
+    reach = (1 + 1 / scale) / 2
+    for angle in rng.uniform(0, 2 * np.pi, 400):
+        u, v = rng.choice([-reach, reach], 2) * rng.uniform(0.9, 1, 2)
+        x = 11 + scale * (np.cos(angle) * u - np.sin(angle) * v)
+        y = 9 + scale * (np.sin(angle) * u + np.cos(angle) * v)
+        assert need[int(np.floor(y)) + (len(need) - 20) // 2, int(np.floor(x))]
+
+
 def test_a_stop_is_heard(deep):
     made, block = deep
 
@@ -228,7 +242,7 @@ def test_the_error_of_the_picture_halves(deep):
         assert truth.flux_bias_percent(made.field, block.image, channel, radius=3.0) > 2.0
     for channel in (0, 2):
         for kind in (slice(0, None, 2), slice(1, None, 2)):
-            assert truth.ring_percent(made.field, image, channel, which=kind) < 1.0
+            assert truth.ring_percent(made.field, image, channel, which=kind) < 1.5
     np.testing.assert_array_equal(image[:, mask == 0], block.image[:, mask == 0])
     assert (mask == 0).mean() > 0.2
 
@@ -283,24 +297,29 @@ def test_what_one_frame_alone_shows_does_not_come_in(deep):
     assert np.abs(image - clean).max() < 0.03 * RED.max()
 
 
-def test_the_variance_is_the_scatter_of_nights():
-    """Of nights that differ by noise only: where everything is added, where nothing is, and between."""
-    images, variances, masks = [], [], []
+@pytest.mark.parametrize(("pattern", "scale"), [("GRBG", 1.0), ("GRBG", 1.5), ("", 2.0)])
+def test_the_variance_is_the_scatter_of_nights(pattern, scale):
+    """Of nights that differ by noise only: where everything is added, where nothing is, and half-way."""
+    wanted = (0.0, 0.5, 1.0)
+    images, variances = ([[] for _ in wanted] for _ in range(2))
     for seed in range(24):
-        made = cases.night(16, [0.1 * WHITE], across=2, seed=9, noise_seed=seed, gains=False)
+        made = cases.night(
+            16, [0.0 * WHITE], pattern=pattern, across=2, seed=9, noise_seed=seed, gains=False, scale=scale
+        )
         block = cases.coadd(made)
-        image, variance, mask = cases.refine(made, block)
-        images.append(image)
-        variances.append(variance)
-        masks.append(mask)
+        for k, share in enumerate(wanted):
+            mask = np.full(block.coverage.shape, share, np.float32)
+            sums = gather_block(made.frames, made.sources, block.image, 0, mask, 0, scale=scale)
+            shares = share_of_channels(pattern)
+            image, variance = refined(block.image, block.variance, sums, mask, block.weight, shares)
+            images[k].append(image)
+            variances[k].append(variance)
     inner = (slice(None), slice(14, -14), slice(14, -14))
-    scatter, expected = np.var(images, axis=0, ddof=1)[inner], np.mean(variances, axis=0)[inner]
-    mask = np.mean(masks, axis=0)[inner[1:]]
-    faint = made.field.truth[inner][1] < truth.SKY[1] + 30
-    for chosen in (mask == 0, (mask > 0.2) & (mask < 0.7) & faint, (mask > 0.9) & faint):
-        assert chosen.sum() > 30
-        ratio = np.sqrt(scatter[:, chosen].mean(axis=1) / expected[:, chosen].mean(axis=1))
-        assert ratio == pytest.approx([1, 1, 1], abs=0.2)
+    for of_share, expected in zip(images, variances, strict=True):
+        scatter = np.var(of_share, axis=0, ddof=1)[inner].mean(axis=(1, 2))
+        ratio = np.sqrt(scatter / np.mean(expected, axis=0)[inner].mean(axis=(1, 2)))
+        print(pattern, scale, ratio)
+        assert ratio == pytest.approx(np.ones(len(ratio)), abs=0.1)
 
 
 def test_where_no_sample_is_left_nothing_changes(deep):

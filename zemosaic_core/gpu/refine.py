@@ -148,7 +148,7 @@ class GpuRefine:
         with drained(device):
             memory = PlannedMemory(device, self._buffers(), y1 - y0)
             onto = _OnCard(queue, memory, self._sources, shape)
-            onto.load(block.image, block.image_y0, block.mask, y0)
+            onto.load(block.image, block.image_y0, block.mask, y0, self._scale)
             for index, part in enumerate(parts):
                 if self._cancel is not None and self._cancel.is_set():
                     raise Cancelled()
@@ -205,9 +205,9 @@ class _OnCard:
         ]
         self._terms = memory.upload(queue, "terms", np.concatenate(numbers).astype(np.float32))
 
-    def load(self, image: np.ndarray, image_y0: int, mask: np.ndarray, y0: int) -> None:
+    def load(self, image: np.ndarray, image_y0: int, mask: np.ndarray, y0: int, scale: float) -> None:
         """Queue the copies of what decides about the block."""
-        need = needed_places(mask)
+        need = needed_places(mask, scale)
         self._model_h, self._model_y0, self._y0, self._need_h = image.shape[1], image_y0, y0, len(need)
         self._model = self._memory.upload(self._queue, "model", np.ascontiguousarray(image, np.float32))
         self._mask = self._memory.upload(self._queue, "mask", mask)

@@ -318,7 +318,6 @@ def test_the_variance_is_the_scatter_of_nights(pattern, scale):
     for of_share, expected in zip(images, variances, strict=True):
         scatter = np.var(of_share, axis=0, ddof=1)[inner].mean(axis=(1, 2))
         ratio = np.sqrt(scatter / np.mean(expected, axis=0)[inner].mean(axis=(1, 2)))
-        print(pattern, scale, ratio)
         assert ratio == pytest.approx(np.ones(len(ratio)), abs=0.1)
 
 

@@ -161,7 +161,9 @@ def bench_second_pass(n, shape, rng):
     """Second pass over frames of stars, beside what the first costs: decoding, sampling and rejection."""
     step = 24
     y, x = np.mgrid[: shape[0], : shape[1]]
-    stars = 4000 * np.exp(-((y % step - step / 2) ** 2 + (x % step - step / 2) ** 2) / 2.5) * ((y // step) % 2)
+    stars = (
+        4000 * np.exp(-((y % step - step / 2) ** 2 + (x % step - step / 2) ** 2) / 2.5) * ((y // step) % 2)
+    )
     cfa = (1000 + stars + rng.normal(0, 30, shape)).astype(np.uint16)
     colour = CfaColour((1000.0,) * 3, (30.0,) * 3, (1.0,) * 3)
     box = (0, shape[0], 0, shape[1])
@@ -169,7 +171,9 @@ def bench_second_pass(n, shape, rng):
     for k in range(n):
         there, back = rotation(k * 0.5, shape), rotation(-k * 0.5, shape)
         source = CoaddSource(k, shape, build_pixel_map(there, box), box, IDENTITY, np.ones(3, np.float32))
-        sources.append(RefineSource(source, build_pixel_map(back, box), "GRBG", limit))
+        sources.append(
+            RefineSource(source, build_pixel_map(back, box), "GRBG", limit, np.full(3, 1000, np.float32))
+        )
 
     class Frames:
         def read(self, key, y0, y1, x0, x1):

@@ -44,10 +44,11 @@ __all__ = [
     "structure_mask",
 ]
 
-# A sample is left out when it is further from the co-add than so many of its noises and this share of the range of
-# the 4 x 4 pixels around its place: frames differ where there is light, by seeing and registration.
+# A sample is left out when it differs from the co-add by more than so many of its noises and what frames differ by
+# where there is light, through seeing and registration: a share of the range of the 4 x 4 pixels around its place, but
+# on the flank of a bright star no more than a multiple of the light right there and what the co-add itself may be off.
 LIMIT_SIGMA = 5.0
-RANGE_SHARE = np.float32(0.7)
+RANGE_SHARE, LIGHT_SHARE, FLANK_SHARE = np.float32(0.7), np.float32(2), np.float32(0.03)
 # The cubic of Keys (1981) through the co-add. Of stars of FWHM 1.9 to 3.2 px his a = -1/2 makes the result 1 % sharper
 # than they are, -0.7 takes half a percent of their light from apertures of 3 px.
 KEYS = np.float32(-0.6)
@@ -103,12 +104,15 @@ class RefineSource:
         CFA pattern at source pixel (0, 0); empty for an image of one colour.
     limit : ndarray, shape (C,), float32
         Difference from the co-add in ADU that noise alone may make.
+    background : ndarray, shape (C,), float32
+        Level of the empty sky in the co-add, ADU.
     """
 
     source: CoaddSource
     to_output: PixelMap
     pattern: str
     limit: np.ndarray
+    background: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -248,8 +252,8 @@ def refined(
     -------
     image, variance : ndarray
         Where everything is added, the variance is that of the mean of the own samples, from their scatter: larger
-        than that of interpolated ones, because neighbours have less in common. Between, the two are mixed as the
-        noise is, which is alike in both.
+        than that of interpolated ones, because neighbours have less in common. Where a share is, the two are mixed
+        for a covariance of half the variance of the co-add, as is found of white noise.
     """
     result = np.array(image, np.float32)
     spread = np.empty_like(result) if variance is None else np.array(variance, np.float32)
@@ -277,7 +281,7 @@ def _add_means(total, sums, square, sums_square, mask, weight, shares, noisier, 
                 image[c, y, x] += share * (total[c, y, x] / w)
                 lone = min(sums_square[c, y, x] / (w * w), np.float32(0.9))
                 of_mean = noisier[c] * square[c, y, x] / (w * w) / (one - lone)
-                variance[c, y, x] = (one - share * share) * variance[c, y, x] + share * share * of_mean
+                variance[c, y, x] = (one - share) * variance[c, y, x] + share * share * of_mean
 
 
 # -------------------------------------------------------------------------------------- what the bodies have in common
@@ -335,6 +339,7 @@ def _differences(
     channels,
     terms,
     limit,
+    background,
     model,
     model_y0,
     need,
@@ -388,8 +393,10 @@ def _differences(
             scaled = term[0] * samples[j, i] * (one + q2 * (term[4] + q2 * term[5]))
             sky = term[1] + term[2] * u + term[3] * t + q2 * (term[6] + q2 * term[7])
             difference = scaled + sky - value
+            span, light = high - low, max(value - background[c], zero)
+            allowed = min(RANGE_SHARE * span, LIGHT_SHARE * light + FLANK_SHARE * span)
             # A missing tap, sample or channel makes it NaN, which fails.
-            if abs(difference) <= limit[c] + RANGE_SHARE * (high - low):
+            if abs(difference) <= limit[c] + allowed:
                 out[j, i] = difference
 
 
@@ -552,6 +559,7 @@ def gather_block(
         _differences(
             samples, origin, source.shape_hw, item.to_output.src_x, item.to_output.src_y, _lattice(item.to_output),
             channels_of(item.pattern), source_terms(source), np.asarray(item.limit, np.float32),
+            np.asarray(item.background, np.float32),
             model, image_y0, need, y0 - NEED_REACH, differences,
         )  # fmt: skip
         return _Read(item, box, origin, differences, weights)

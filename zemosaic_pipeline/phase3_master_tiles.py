@@ -383,7 +383,7 @@ def create_tile(
             refine_tile(
                 out,
                 store,
-                refine_sources(frames, sources, terms, (y0, x0), MAP_ERROR_PX),
+                refine_sources(frames, sources, terms, (y0, x0), rule.noise, MAP_ERROR_PX),
                 shape,
                 rule.noise,
                 scale=plan.grid.drizzle_scale,

@@ -167,6 +167,7 @@ def refine_sources(
     sources: Sequence[CoaddSource],
     terms: Sequence[FrameTerms],
     origin_yx: tuple[int, int],
+    noise: SampleNoise,
     max_error_px: float,
 ) -> list[RefineSource]:
     """Return the sources of a stack as the second pass takes them.
@@ -190,8 +191,8 @@ def refine_sources(
             px, py = frame.to_plane.apply(x, y)
             return px - origin_yx[1], py - origin_yx[0]
 
-        noise = np.asarray(frame.solved.measure.noise_adu, float)
-        limit = LIMIT_SIGMA * np.abs(term.photometry[:, 0]) * noise
+        of_frame = np.asarray(frame.solved.measure.noise_adu, float)
+        limit = LIMIT_SIGMA * np.abs(term.photometry[:, 0]) * of_frame
         height, width = info.shape_hw
         made.append(
             RefineSource(
@@ -199,6 +200,7 @@ def refine_sources(
                 build_pixel_map(to_tile, (0, height, 0, width), max_error_px=max_error_px),
                 info.cfa_pattern if info.kind == "cfa" else "",
                 limit.astype(np.float32),
+                np.array(noise.background, np.float32),
             )
         )
     return made

@@ -143,7 +143,13 @@ def night(
         )
         to_grid = build_pixel_map(to_output, (0, size, 0, size))
         sources.append(
-            RefineSource(source, to_grid, pattern, np.full(n_channels, 5 * gain * NOISE, np.float32))
+            RefineSource(
+                source,
+                to_grid,
+                pattern,
+                np.full(n_channels, 5 * gain * NOISE, np.float32),
+                truth.SKY[:n_channels],
+            )
         )
     return Night(field, Frames(raws, pattern), sources, scale)
 

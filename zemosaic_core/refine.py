@@ -52,8 +52,10 @@ RANGE_SHARE, LIGHT_SHARE, FLANK_SHARE = np.float32(0.7), np.float32(2), np.float
 # The cubic of Keys (1981) through the co-add. Of stars of FWHM 1.9 to 3.2 px his a = -1/2 makes the result 1 % sharper
 # than they are, -0.7 takes half a percent of their light from apertures of 3 px.
 KEYS = np.float32(-0.6)
-# The range of 3 x 3 pixels in noises of the co-add from which on there is structure, and where it certainly is.
-STRUCTURE_FROM, STRUCTURE_FULL = 8.0, 16.0
+# The co-add is off by some percent of what it shows, the second pass adds noise about as large as the co-add's: at a
+# range of 3 x 3 pixels of so many noises of the co-add both are alike, and half is added. Less than the least share
+# is not worth it.
+STRUCTURE_HALF, LEAST_SHARE = 30.0, 0.1
 GROWN_PX = 3
 # Binomial taps, a Gaussian of 1.4 px.
 _BLUR = np.array([1, 8, 28, 56, 70, 56, 28, 8, 1], np.float64) / 256
@@ -106,6 +108,10 @@ class RefineSource:
         Difference from the co-add in ADU that noise alone may make.
     background : ndarray, shape (C,), float32
         Level of the empty sky in the co-add, ADU.
+    blur_px2 : float
+        Half of what the variance of this frame's star profile along an axis exceeds that of the co-add's, in square
+        output px. To first order the frame shows the co-add plus so many times its Laplacian; where the samples of
+        a star happen to come from sharp frames on one side, this keeps them from moving it.
     """
 
     source: CoaddSource
@@ -113,6 +119,7 @@ class RefineSource:
     pattern: str
     limit: np.ndarray
     background: np.ndarray
+    blur_px2: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,7 @@ def structure_mask(
 def _raise_to_structure(plane, weight, variance, share):
     """Raise `share` to what the range of 3 x 3 pixels of one channel, in noises of the co-add, says of structure."""
     height, width = plane.shape
-    start, width_of_ramp = np.float32(STRUCTURE_FROM), np.float32(STRUCTURE_FULL - STRUCTURE_FROM)
+    half, least_share, one = np.float32(STRUCTURE_HALF**2), np.float32(LEAST_SHARE), np.float32(1)
     low, high = np.empty(width, np.float32), np.empty(width, np.float32)
     for y in range(height):
         above, here, below = plane[max(y - 1, 0)], plane[y], plane[min(y + 1, height - 1)]
@@ -202,8 +209,9 @@ def _raise_to_structure(plane, weight, variance, share):
             least = min(low[x], min(low[left], low[right]))
             total = weight[y, x]
             if here[x] == here[x] and total > 0:
-                found = ((most - least) / np.sqrt(variance / total) - start) / width_of_ramp
-                share[y, x] = max(share[y, x], min(found, np.float32(1)))
+                power = (most - least) * (most - least) * total / variance
+                found = (power / (power + half) - least_share) / (one - least_share)
+                share[y, x] = max(share[y, x], found)
 
 
 def needed_places(mask: np.ndarray, scale: float) -> np.ndarray:
@@ -253,7 +261,7 @@ def refined(
     image, variance : ndarray
         Where everything is added, the variance is that of the mean of the own samples, from their scatter: larger
         than that of interpolated ones, because neighbours have less in common. Where a share is, the two are mixed
-        for a covariance of half the variance of the co-add, as is found of white noise.
+        for a covariance as large as the variance of the co-add, as is found of white noise.
     """
     result = np.array(image, np.float32)
     spread = np.empty_like(result) if variance is None else np.array(variance, np.float32)
@@ -281,7 +289,7 @@ def _add_means(total, sums, square, sums_square, mask, weight, shares, noisier, 
                 image[c, y, x] += share * (total[c, y, x] / w)
                 lone = min(sums_square[c, y, x] / (w * w), np.float32(0.9))
                 of_mean = noisier[c] * square[c, y, x] / (w * w) / (one - lone)
-                variance[c, y, x] = (one - share) * variance[c, y, x] + share * share * of_mean
+                variance[c, y, x] = (one - share * share) * variance[c, y, x] + share * share * of_mean
 
 
 # -------------------------------------------------------------------------------------- what the bodies have in common
@@ -328,6 +336,21 @@ def _cubic(f):
     return before, here, after, beyond
 
 
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _curvature(plane, top, left, fx, fy):
+    """Laplacian of 4 x 4 pixels between the four in the middle."""
+    four = np.float32(4)
+    a, b, c, d = plane[top], plane[top + 1], plane[top + 2], plane[top + 3]
+    k0, k1, k2, k3 = left, left + 1, left + 2, left + 3
+    upper_left = ((a[k1] + c[k1]) + (b[k0] + b[k2])) - four * b[k1]
+    upper_right = ((a[k2] + c[k2]) + (b[k1] + b[k3])) - four * b[k2]
+    lower_left = ((b[k1] + d[k1]) + (c[k0] + c[k2])) - four * c[k1]
+    lower_right = ((b[k2] + d[k2]) + (c[k1] + c[k3])) - four * c[k2]
+    upper = upper_left + fx * (upper_right - upper_left)
+    lower = lower_left + fx * (lower_right - lower_left)
+    return upper + fy * (lower - upper)
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _differences(
     samples,
@@ -340,6 +363,7 @@ def _differences(
     terms,
     limit,
     background,
+    blur,
     model,
     model_y0,
     need,
@@ -387,6 +411,10 @@ def _differences(
                 value += wy[q] * ((wx[0] * p0 + wx[1] * p1) + (wx[2] * p2 + wx[3] * p3))
                 low = min(low, min(min(p0, p1), min(p2, p3)))
                 high = max(high, max(max(p0, p1), max(p2, p3)))
+            if blur != zero:
+                value += blur * _curvature(
+                    model[c], top, left, np.float32(ox[i] - ix), np.float32(oy[i] - iy)
+                )
             u = np.float32(x) * per_u - less_u
             q2 = of_u * (u * u) + of_t * (t * t)
             term = terms[c]
@@ -559,7 +587,7 @@ def gather_block(
         _differences(
             samples, origin, source.shape_hw, item.to_output.src_x, item.to_output.src_y, _lattice(item.to_output),
             channels_of(item.pattern), source_terms(source), np.asarray(item.limit, np.float32),
-            np.asarray(item.background, np.float32),
+            np.asarray(item.background, np.float32), np.float32(item.blur_px2),
             model, image_y0, need, y0 - NEED_REACH, differences,
         )  # fmt: skip
         return _Read(item, box, origin, differences, weights)

@@ -383,7 +383,16 @@ def create_tile(
             refine_tile(
                 out,
                 store,
-                refine_sources(frames, sources, terms, (y0, x0), rule.noise, MAP_ERROR_PX),
+                refine_sources(
+                    frames,
+                    sources,
+                    terms,
+                    (y0, x0),
+                    rule.noise,
+                    MAP_ERROR_PX,
+                    weights=weights,
+                    scale=plan.grid.drizzle_scale,
+                ),
                 shape,
                 rule.noise,
                 scale=plan.grid.drizzle_scale,

@@ -23,6 +23,7 @@ __all__ = [
     "MIN_FRAMES",
     "RefineDecision",
     "TwoPasses",
+    "blurs_px2",
     "choose_refine",
     "overlap",
     "refine_sources",
@@ -162,6 +163,18 @@ class TwoPasses:
             self._on_rows(self._first * total + (100 - self._first) * done, 100 * total)
 
 
+def blurs_px2(fwhm_px: np.ndarray, weights: np.ndarray, scale: float) -> np.ndarray:
+    """Return `RefineSource.blur_px2` of frames (N,) from the widths of their stars; 0 where a width is not known.
+
+    A Gaussian of this FWHM stands for the profile: only differences of frames count.
+    """
+    variance = (scale * fwhm_px) ** 2 / (8 * np.log(2))
+    known = np.isfinite(variance) & (weights > 0)
+    if not known.any():
+        return np.zeros(len(fwhm_px))
+    return np.where(known, 0.5 * (variance - np.average(variance[known], weights=weights[known])), 0.0)
+
+
 def refine_sources(
     frames: Sequence[RegisteredFrame],
     sources: Sequence[CoaddSource],
@@ -169,6 +182,9 @@ def refine_sources(
     origin_yx: tuple[int, int],
     noise: SampleNoise,
     max_error_px: float,
+    *,
+    weights: np.ndarray,
+    scale: float,
 ) -> list[RefineSource]:
     """Return the sources of a stack as the second pass takes them.
 
@@ -178,11 +194,26 @@ def refine_sources(
         All frames of the group; those that miss the tile have no source.
     origin_yx : tuple of int
         Pixel of the mosaic that is the first one of the tile.
+    noise : SampleNoise
+    max_error_px : float
+        Of the maps from the frames to the tile.
+    weights : ndarray, shape (N, C)
+        Of the frames.
+    scale : float
+        Output pixels per pixel of a frame.
     """
-    by_key = {frame.solved.frame.index: (frame, term) for frame, term in zip(frames, terms, strict=True)}
+    blurs = blurs_px2(
+        np.array([frame.solved.measure.fwhm_px for frame in frames], float),
+        np.array([np.mean(source_weight) for source_weight in weights], float),
+        scale,
+    )
+    by_key = {
+        frame.solved.frame.index: (frame, term, blur)
+        for frame, term, blur in zip(frames, terms, blurs.tolist(), strict=True)
+    }
     made = []
     for source in sources:
-        frame, term = by_key[source.key]
+        frame, term, blur = by_key[source.key]
         info = frame.solved.frame.info
 
         def to_tile(
@@ -201,6 +232,7 @@ def refine_sources(
                 info.cfa_pattern if info.kind == "cfa" else "",
                 limit.astype(np.float32),
                 np.array(noise.background, np.float32),
+                blur,
             )
         )
     return made

@@ -62,8 +62,8 @@ class Night:
         return CombineRule(noise=noise)
 
 
-def _stars(field, x, y, fwhms, shape_hw, sky, n_channels):
-    out = np.ones((n_channels, *shape_hw)) * np.asarray(sky)[:n_channels, None, None]
+def _stars(field, x, y, fwhms, shape_hw, n_channels, wider):
+    out = np.ones((n_channels, *shape_hw)) * truth.SKY[:n_channels, None, None]
     for k in range(len(x)):
         a, b = round(y[k]), round(x[k])
         ys, xs = (
@@ -75,7 +75,7 @@ def _stars(field, x, y, fwhms, shape_hw, sky, n_channels):
         yy, xx = np.mgrid[ys, xs]
         r2 = (xx - x[k]) ** 2 + (yy - y[k]) ** 2
         for c in range(n_channels):
-            out[c, ys, xs] += field.colours[k, c] * truth.moffat(r2, fwhms[c])
+            out[c, ys, xs] += field.colours[k, c] / wider**2 * truth.moffat(r2, wider * fwhms[c])
     return out
 
 
@@ -95,6 +95,7 @@ def night(
     gains=True,
     field_seed=0,
     noise_seed=None,
+    seeing=0.0,
 ) -> Night:
     """Render `n` frames; ``field.truth`` are the planes that a perfect co-add has."""  # fmt: skip
     rng = np.random.default_rng(seed)
@@ -103,7 +104,15 @@ def night(
     fwhms = np.broadcast_to(np.asarray(fwhm, float), (3,))
     size = truth.CELL * across
     out_hw = (round(size * scale), round(size * scale))
-    planes = _stars(base, scale * base.x, scale * base.y, fwhms * scale, out_hw, truth.SKY, n_channels)
+    # Widths of the frames; the co-add has the mean of their profiles.
+    spread = np.exp(seeing * np.random.default_rng(seed + 500).normal(size=n)) if seeing else np.ones(1)
+    planes = np.mean(
+        [
+            _stars(base, scale * base.x, scale * base.y, fwhms * scale, out_hw, n_channels, wider)
+            for wider in spread
+        ],
+        axis=0,
+    )
     field = truth.Field(planes, scale * base.x, scale * base.y, base.colours)
     raws, sources, mid = {}, [], size / 2
     seed_of_noise = 1000 * (seed if noise_seed is None else 7000 + noise_seed)
@@ -123,7 +132,8 @@ def night(
         x, y = to_source(field.x, field.y)
         gain = rng.uniform(0.9, 1.1) if gains else 1.0
         offset = rng.uniform(-40, 40) if gains else 0.0
-        light = _stars(field, x, y, fwhms, (size, size), truth.SKY, n_channels)
+        wider = spread[key % len(spread)]
+        light = _stars(field, x, y, fwhms, (size, size), n_channels, wider)
         light = (light - offset) / gain
         sky = np.random.default_rng(seed_of_noise + key)
         if pattern:
@@ -149,6 +159,7 @@ def night(
                 pattern,
                 np.full(n_channels, 5 * gain * NOISE, np.float32),
                 truth.SKY[:n_channels],
+                0.5 * (scale * fwhms[1]) ** 2 * (wider**2 - np.mean(spread**2)) / (8 * np.log(2)),
             )
         )
     return Night(field, Frames(raws, pattern), sources, scale)

@@ -242,8 +242,8 @@ class _OnCard:
             kernels.source("refine"), "sample_differences", window.shape_hw[1], window.shape_hw[0],
             (self._raw, int(raw is not None and raw.big_endian_signed), int(raw is not None), self._plain, self._hot,
              int(hot.size), np.int64(first), *place, *self._map(2 * number + 1, item.to_output), *channels,
-             self._terms, offset, n_channels, self._model, self._model_h, width, self._model_y0, self._need,
-             self._need_h, self._y0 - NEED_REACH, self._differences),
+             self._terms, offset, n_channels, np.float32(item.blur_px2), self._model, self._model_h, width,
+             self._model_y0, self._need, self._need_h, self._y0 - NEED_REACH, self._differences),
         )  # fmt: skip
         queue.launch_2d(
             kernels.source("refine"), "gather_differences", box[3] - box[2], box[1] - box[0],

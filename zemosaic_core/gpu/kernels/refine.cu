@@ -23,6 +23,19 @@ __device__ __forceinline__ float overlap(float distance, float reach, float most
     return times * min(max(reach - distance, 0.0f), most);
 }
 
+// Laplacian of 4 x 4 pixels between the four in the middle.
+__device__ __forceinline__ float curvature(const float* a, int stride, float fx, float fy)
+{
+    const float *b = a + stride, *c = b + stride, *d = c + stride;
+    float upper_left = ((a[1] + c[1]) + (b[0] + b[2])) - 4.0f * b[1];
+    float upper_right = ((a[2] + c[2]) + (b[1] + b[3])) - 4.0f * b[2];
+    float lower_left = ((b[1] + d[1]) + (c[0] + c[2])) - 4.0f * c[1];
+    float lower_right = ((b[2] + d[2]) + (c[1] + c[3])) - 4.0f * c[2];
+    float upper = upper_left + fx * (upper_right - upper_left);
+    float lower = lower_left + fx * (lower_right - lower_left);
+    return upper + fy * (lower - upper);
+}
+
 // Is every node around a cell of the lattice defined?
 __device__ __forceinline__ bool whole_cell(const long long* node, int nx)
 {
@@ -39,7 +52,7 @@ extern "C" __global__ void sample_differences(
     long long first, int win_h, int win_w, int origin_y, int origin_x, int image_h, int image_w,
     const long long* node_x, const long long* node_y, long long node_offset, int ny, int nx, int map_y0, int map_x0,
     int shift, int c00, int c01, int c10, int c11, const float* terms, int term_offset, int n_channels,
-    const float* model, int model_h, int width, int model_y0, const unsigned char* need, int need_h, int need_y0,
+    float blur, const float* model, int model_h, int width, int model_y0, const unsigned char* need, int need_h, int need_y0,
     float* out)
 {
     int i = blockIdx.x * blockDim.x + threadIdx.x, j = blockIdx.y * blockDim.y + threadIdx.y;
@@ -78,6 +91,7 @@ extern "C" __global__ void sample_differences(
         low = min(low, min(min(p[0], p[1]), min(p[2], p[3])));
         high = max(high, max(max(p[0], p[1]), max(p[2], p[3])));
     }
+    if (blur != 0.0f) value += blur * curvature(tap, width, fraction(ox, bits), fraction(oy, bits));
     float u = image_w > 1 ? (float)x * (2.0f / (float)(image_w - 1)) - 1.0f : 0.0f;
     float t = image_h > 1 ? (float)y * (2.0f / (float)(image_h - 1)) - 1.0f : 0.0f;
     float across = (float)(image_w - 1) * (float)(image_w - 1), down = (float)(image_h - 1) * (float)(image_h - 1);

@@ -128,7 +128,7 @@ def refine_on_grid(
     """
     height, width = shape_hw
     n_channels = len(noise.variance)
-    rows = RowsInTurn(store, sources, height, noise)
+    rows = RowsInTurn(store, sources, height, noise, scale)
     window = 4 * max(item.source.shape_hw[0] * item.source.shape_hw[1] for item in sources)
     buffers = refine_buffers(n_channels, width, window, threads)
     blocks = list(iter_row_chunks(buffers, height, budget_bytes, halo=HALO_ROWS))

@@ -76,14 +76,22 @@ class RowsInTurn:
     height : int
         Rows of the co-add.
     noise : SampleNoise
+    scale : float
+        Output pixels per source pixel.
     """
 
     def __init__(
-        self, store: CoaddStore, sources: Sequence[RefineSource], height: int, noise: SampleNoise
+        self,
+        store: CoaddStore,
+        sources: Sequence[RefineSource],
+        height: int,
+        noise: SampleNoise,
+        scale: float = 1.0,
     ) -> None:
         self._store = store
         self._height = height
         self._noise = noise
+        self._scale = scale
         weights = np.array([item.source.weight for item in sources], np.float64)
         mean = weights.mean(axis=1).sum()
         # The store keeps one weight for all channels; what each has of it is the same everywhere to some percent.
@@ -129,7 +137,13 @@ class RowsInTurn:
         block = self.block(y0, y1)
         inner = slice(y0 - block.image_y0, y1 - block.image_y0)
         image, variance = refined(
-            block.image[:, inner], block.variance, gathered, block.mask, block.weight, self._shares
+            block.image[:, inner],
+            block.variance,
+            gathered,
+            block.mask,
+            block.weight,
+            self._shares,
+            self._scale,
         )
         first = block.image_y0
         whole = self._store.read(first, y1)

@@ -183,4 +183,4 @@ def refine(made: Night, block, *, threads=1):
         made.frames, made.sources, block.image, 0, mask, 0, scale=made.scale, threads=threads
     )
     shares = share_of_channels(made.frames.pattern)
-    return (*refined(block.image, block.variance, gathered, mask, block.weight, shares), mask)
+    return (*refined(block.image, block.variance, gathered, mask, block.weight, shares, made.scale), mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +12,25 @@ import numpy as np
 from zemosaic_core.axes import to_chw, to_hwc
 from zemosaic_core.chunks import Buffer, equal_chunks, iter_row_chunks
 from zemosaic_core.coadd import CancelToken
-from zemosaic_core.errors import SkipItem
+from zemosaic_core.errors import Cancelled, SkipItem
 from zemosaic_core.gpu.parity import compare_blocks
+from zemosaic_core.gpu.refine import GpuRefine, compare_gathered
 from zemosaic_core.gpu.stack import GpuStack
 from zemosaic_core.gpu.terms import Audit
 from zemosaic_core.image_stack import align_to, common_stack, find_stars, measure_weights, normalise_stack
+from zemosaic_core.refine import HALO_ROWS, Gathered, RefineSource, SampleSource, gather_block
+from zemosaic_core.refine_rows import CoaddStore, RowsInTurn, refine_buffers
 from zemosaic_core.rejection import combine_stack
-from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy, default_policy
-from zemosaic_utils import coadd_on_grid, gpu_memory_sufficient, gpu_percentiles, make_radial_weight_map
+from zemosaic_utils import (
+    AUDIT_ROWS,
+    MAX_BLOCK_ROWS,
+    coadd_on_grid,
+    gpu_memory_sufficient,
+    gpu_percentiles,
+    make_radial_weight_map,
+)
 
 __all__ = [
     "align_images_in_group",
@@ -27,6 +38,7 @@ __all__ = [
     "gpu_stack_kappa",
     "gpu_stack_linear",
     "gpu_stack_winsorized",
+    "refine_on_grid",
     "stack_aligned_images",
     "stack_group",
     "stack_kappa_sigma_clip",
@@ -76,6 +88,79 @@ def stack_group(
         threads=threads, on_rows=on_rows, cancel=cancel, restart=lambda: None,
     )  # fmt: skip
     return whole
+
+
+def refine_on_grid(
+    pixels: SampleSource,
+    sources: Sequence[RefineSource],
+    shape_hw: tuple[int, int],
+    store: CoaddStore,
+    noise: SampleNoise,
+    *,
+    budget_bytes: int,
+    scale: float = 1.0,
+    policy: GpuPolicy | None = None,
+    threads: int = 2,
+    on_rows: Callable[[int, int], object] | None = None,
+    cancel: CancelToken | None = None,
+) -> None:
+    """Add to a finished co-add what the untouched samples of its frames differ from it; see `zemosaic_core.refine`.
+
+    Parameters
+    ----------
+    pixels : SampleSource
+    sources : sequence of RefineSource
+    shape_hw : tuple of int
+        Height and width of the co-add.
+    store : CoaddStore
+        Where it lies; its rows are replaced in place, from the top.
+    noise : SampleNoise
+        What is known of the samples.
+    budget_bytes : int
+        Memory the blocks may take. The result does not depend on it.
+    scale : float
+        Output pixels per source pixel.
+    policy, threads, on_rows, cancel
+        As for `coadd_on_grid`.
+
+    Raises
+    ------
+    Cancelled
+        When `cancel` is set.
+    """
+    height, width = shape_hw
+    n_channels = len(noise.variance)
+    rows = RowsInTurn(store, sources, height, noise, scale)
+    window = 4 * max(item.source.shape_hw[0] * item.source.shape_hw[1] for item in sources)
+    buffers = refine_buffers(n_channels, width, window, threads)
+    blocks = list(iter_row_chunks(buffers, height, budget_bytes, halo=HALO_ROWS))
+
+    def on_cpu(y0: int, y1: int) -> Gathered:
+        block = rows.block(y0, y1)
+        return gather_block(
+            pixels, sources, block.image, block.image_y0, block.mask, y0,
+            scale=scale, threads=threads, cancel=cancel,
+        )  # fmt: skip
+
+    def emit(y0: int, y1: int, gathered: Gathered) -> None:
+        rows.replace(y0, y1, gathered)
+        if on_rows is not None:
+            on_rows(y1, height)
+
+    cpu_blocks = [part for block in blocks for part in equal_chunks(*block, MAX_BLOCK_ROWS)]
+    if policy is None:
+        for y0, y1 in cpu_blocks:
+            if cancel is not None and cancel.is_set():
+                raise Cancelled()
+            emit(y0, y1, on_cpu(y0, y1))
+        return
+    body = GpuRefine(pixels, sources, rows, width, n_channels, scale=scale, threads=threads, cancel=cancel)
+    with closing(body):
+        policy.run(
+            body.workload("refine", height, policy.status.device), body, on_cpu, emit=emit,
+            cpu_rows=max((y1 - y0 for y0, y1 in cpu_blocks), default=1),
+            cancel=cancel, audit=Audit(AUDIT_ROWS, compare_gathered),
+        )  # fmt: skip
 
 
 def align_images_in_group(

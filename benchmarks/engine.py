@@ -22,9 +22,10 @@ from zemosaic_core.cfa import CfaColour, debayer
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.image_coadd import ArrayPixels
 from zemosaic_core.pixel_map import build_pixel_map
+from zemosaic_core.refine import RefineSource, gather_block, refined, share_of_channels, structure_mask
 from zemosaic_core.rejection import combine_stack
 from zemosaic_core.resample import sample_window
-from zemosaic_core.sources import CoaddSource, CombineRule, SampleNoise
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, SampleNoise
 
 IDENTITY = np.tile(np.array([1, 0, 0, 0], np.float32), (3, 1))
 
@@ -156,6 +157,64 @@ def bench_coadd(n, shape, rng):
     )
 
 
+def bench_second_pass(n, shape, rng):
+    """Second pass over frames of stars, beside what the first costs: decoding, sampling and rejection."""
+    step = 24
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    stars = (
+        4000 * np.exp(-((y % step - step / 2) ** 2 + (x % step - step / 2) ** 2) / 2.5) * ((y // step) % 2)
+    )
+    cfa = (1000 + stars + rng.normal(0, 30, shape)).astype(np.uint16)
+    colour = CfaColour((1000.0,) * 3, (30.0,) * 3, (1.0,) * 3)
+    box = (0, shape[0], 0, shape[1])
+    limit, sources = np.full(3, 150, np.float32), []
+    for k in range(n):
+        there, back = rotation(k * 0.5, shape), rotation(-k * 0.5, shape)
+        source = CoaddSource(k, shape, build_pixel_map(there, box), box, IDENTITY, np.ones(3, np.float32))
+        sources.append(
+            RefineSource(source, build_pixel_map(back, box), "GRBG", limit, np.full(3, 1000, np.float32))
+        )
+
+    class Frames:
+        def read(self, key, y0, y1, x0, x1):
+            top, left = max(0, y0 - 3), max(0, x0 - 3)
+            window = np.ascontiguousarray(cfa[top : y1 + 3, left : x1 + 3])
+            planes = debayer(window, "GRBG", top, left, colour=colour)
+            return np.ascontiguousarray(planes[:, y0 - top : y1 - top, x0 - left : x1 - left])
+
+        def read_samples(self, key, y0, y1, x0, x1):
+            return cfa[y0:y1, x0:x1].astype(np.float32)
+
+        def read_weight(self, key, y0, y1, x0, x1):
+            return None
+
+        def read_raw(self, key, y0, y1):
+            return None
+
+    frames, rule = Frames(), CombineRule(noise=SampleNoise((720.0,) * 3, (1000.0,) * 3))
+    plain = [item.source for item in sources]
+    blocks = [(a, min(shape[0], a + 256)) for a in range(0, shape[0], 256)]
+
+    def first_pass():
+        return [coadd_block(frames, plain, a, b, shape[1], 3, rule, "lanczos3", threads=1) for a, b in blocks]
+
+    block = CoaddBlock.joined(first_pass())
+    whole = slice(0, shape[0])
+    mask = structure_mask(block.image, block.weight, rule.noise.variance, block.coverage, whole)
+
+    def second_pass():
+        own = structure_mask(block.image, block.weight, rule.noise.variance, block.coverage, whole)
+        sums = gather_block(frames, sources, block.image, 0, own, 0, threads=1)
+        refined(block.image, block.variance, sums, own, block.weight, share_of_channels("GRBG"))
+
+    first, second = seconds(first_pass, 1), seconds(second_pass, 1)
+    per_frame = second * 1e3 / n
+    print(
+        f"second pass over {n} frames, {(mask > 0).mean():.0%} with structure: {second:.2f} s processor, "
+        f"{per_frame:.1f} ms a frame, {second / first:.0%} of the first pass"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -170,6 +229,7 @@ def main():
     for n in (10, 30, 100):
         bench_rejection(n, 16 if quick else 64, 1080, rng)
     bench_coadd(6 if quick else 20, shape, rng)
+    bench_second_pass(10 if quick else 20, shape, rng)
 
 
 if __name__ == "__main__":

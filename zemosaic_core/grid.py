@@ -38,6 +38,7 @@ __all__ = [
     "GridSpec",
     "canvas_outliers",
     "far_frames",
+    "finer_grid",
     "footprint_boxes",
     "make_grid",
     "make_grid_from_footprints",
@@ -114,6 +115,29 @@ class CanvasOutlier:
     separation_deg: float
     ra_deg: float
     dec_deg: float
+
+
+def finer_grid(spec: GridSpec, factor: float) -> GridSpec:
+    """Return the same canvas with `factor` pixels for each of its pixels along an axis; its first edge stays.
+
+    Boxes are those of the inputs on the finer pixels.
+    """
+    wcs = spec.wcs.deepcopy()
+    wcs.wcs.crpix = factor * (wcs.wcs.crpix - 0.5) + 0.5
+    if wcs.wcs.has_cd():
+        wcs.wcs.cd = wcs.wcs.cd / factor
+    else:
+        wcs.wcs.cdelt = wcs.wcs.cdelt / factor
+    wcs.wcs.set()
+    height, width = (int(np.ceil(factor * n - 1e-9)) for n in spec.shape_hw)
+    boxes = np.stack(
+        [np.floor(factor * spec.boxes[:, 0]), np.ceil(factor * spec.boxes[:, 1]),
+         np.floor(factor * spec.boxes[:, 2]), np.ceil(factor * spec.boxes[:, 3])],
+        axis=1,
+    ).astype(np.int64)  # fmt: skip
+    return replace(
+        spec, wcs=wcs, shape_hw=(height, width), scale_arcsec=spec.scale_arcsec / factor, boxes=boxes
+    )
 
 
 def make_grid(

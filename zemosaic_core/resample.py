@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 if TYPE_CHECKING:
     from zemosaic_core.sources import Kernel, PixelMap
 
-__all__ = ["HALO", "LANCZOS_ROWS", "LANCZOS_TABLE", "make_lanczos_table", "sample_window"]
+__all__ = ["HALO", "LANCZOS_ROWS", "LANCZOS_TABLE", "make_lanczos_table", "map_row", "sample_window"]
 
 # Source pixels a kernel reads beyond the one that contains the coordinate.
 HALO = {"bilinear": 1, "lanczos3": 3}
@@ -160,7 +160,7 @@ def _bilinear(plane, base, dx, dy, fx, fy):
 
 
 @njit(cache=True, nogil=True)
-def _map_row(node_x, node_y, lattice, y, x0, sx, sy):
+def map_row(node_x, node_y, lattice, y, x0, sx, sy):
     """Fill `sx`, `sy` (float64) with the source coordinates of the output pixels (y, x0 ...)."""
     map_y0, map_x0, step = lattice
     inverse = 1.0 / step
@@ -399,9 +399,9 @@ def _sample_kernel(
     line = np.empty((n_channels, n_cols), np.float32)
     for row in range(n_rows):
         # Tilted rows cross many short pieces of source rows, which hardware does not foresee.
-        _map_row(node_x, node_y, lattice, start[0] + row + AHEAD_ROWS, start[1], sx, sy)
+        map_row(node_x, node_y, lattice, start[0] + row + AHEAD_ROWS, start[1], sx, sy)
         _fetch_row(flat, planes.shape[1], sx, sy, limits)
-        _map_row(node_x, node_y, lattice, start[0] + row, start[1], sx, sy)
+        map_row(node_x, node_y, lattice, start[0] + row, start[1], sx, sy)
         n_valid = _split_row(sx, sy, limits, base, fx, fy, gap)
         if write_weight:
             _weigh_row(sx, sy, image_hw, feather, wmap, use_map, win_w, base, fx, fy, gap, out_weight[row])

@@ -101,6 +101,20 @@ class Transform:
         px, py = self.apply(xs, ys)
         return _fit_polynomial(np.column_stack([px, py]), np.column_stack([xs, ys]), kind or self.kind)
 
+    def onto_finer_grid(self, factor: float) -> Transform:
+        """Return the map whose target has `factor` pixels for each of this one's; the edge of the first stays."""
+        shift = (factor - 1) / 2
+        coeff_x, coeff_y = factor * self.coeff_x, factor * self.coeff_y
+        coeff_x[0] += shift
+        coeff_y[0] += shift
+        return Transform(self.kind, self.center, self.scale, coeff_x, coeff_y)
+
+    def from_finer_grid(self, factor: float) -> Transform:
+        """Return the map whose source has `factor` pixels for each of this one's; the edge of the first stays."""
+        shift = (factor - 1) / 2
+        center = (factor * self.center[0] + shift, factor * self.center[1] + shift)
+        return Transform(self.kind, center, factor * self.scale, self.coeff_x, self.coeff_y)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form; `from_dict` gives back exactly the same numbers."""
         return {

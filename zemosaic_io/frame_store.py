@@ -143,6 +143,27 @@ class FrameStore:
         )
         return np.ascontiguousarray(planes[:, y0 - top : y1 - top, x0 - left : x1 - left])
 
+    def read_samples(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Return the window of a frame of one plane as (h, w) float32 ADU, each pixel as the sensor gave it.
+
+        Bad pixels are NaN: what they would be mended with is no sample of the light.
+
+        Raises
+        ------
+        SkipItem
+            The file can no longer be read, or its pixels are not those that were measured.
+        """
+        info = self._infos[key]
+        if info.kind != "cfa":
+            samples = self.read(key, y0, y1, x0, x1)[0]
+        else:
+            samples = np.array(self._samples(info, key, y0, y1, x0, x1), dtype=np.float32)
+        width = info.shape_hw[1]
+        y, x = np.divmod(self._hot_rows(key, y0, y1, width), width)
+        inside = (x >= x0) & (x < x1)
+        samples[y[inside] - y0, x[inside] - x0] = np.nan
+        return samples
+
     def _stored(self, key: int, function: Callable[..., T], *window: int) -> T:
         """Call one of the readers of `fits_read` on a window of a frame, unpacked where it is packed."""
         info = self._infos[key]

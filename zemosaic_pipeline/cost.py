@@ -14,6 +14,8 @@ from zemosaic_core.chunks import Buffer, Workload, peak_bytes
 from zemosaic_core.coadd import coadd_buffers
 from zemosaic_core.gpu.coadd import expected_workload
 from zemosaic_core.gpu.device import DeviceInfo
+from zemosaic_core.refine import HALO_ROWS
+from zemosaic_core.refine_rows import refine_buffers
 from zemosaic_core.sources import CombineRule, Kernel, SampleNoise
 from zemosaic_gpu_policy import Decision
 from zemosaic_io.headers import FrameInfo
@@ -27,6 +29,7 @@ __all__ = [
     "disk_bytes",
     "estimate_rows",
     "frame_bytes",
+    "frames_at_place",
     "small_pointings",
     "workload_on_card",
 ]
@@ -53,6 +56,8 @@ BAND_COPIES = 5
 MEASURE_S_PER_MPX_CORE = 0.055
 SOLVE_S_PER_FRAME = 0.06
 STACK_S_PER_MPX_CORE = 0.085
+# The second pass, with structure in a quarter of the pixels.
+REFINE_S_PER_MPX_CORE = 0.03
 ASSEMBLE_S_PER_MPX = 0.17
 EXPORT_S_PER_MPX = 0.4
 
@@ -78,6 +83,10 @@ class CostBasis:
         Longer side of the preview, px.
     foreign_solver : bool
         A solver that is another program may be asked.
+    refine : bool
+        There is a second pass over the raw samples.
+    drizzle_scale : float
+        Output pixels per pixel of a frame.
     """
 
     n_channels: int
@@ -94,6 +103,8 @@ class CostBasis:
     keep_state: bool
     preview_max_dim: int
     foreign_solver: bool = False
+    refine: bool = False
+    drizzle_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -119,9 +130,10 @@ def _largest_group(basis: CostBasis, infos: Sequence[FrameInfo]) -> int:
     return min(fullest, cap) if cap > 0 else fullest
 
 
-def _tile_hw(info: FrameInfo) -> tuple[int, int]:
+def _tile_hw(basis: CostBasis, info: FrameInfo) -> tuple[int, int]:
     """Guess height and width of a tile from those of its frames."""
-    return round(TURNED * info.shape_hw[0]), round(TURNED * info.shape_hw[1])
+    factor = TURNED * basis.drizzle_scale
+    return round(factor * info.shape_hw[0]), round(factor * info.shape_hw[1])
 
 
 def _frames_per_row(infos: Sequence[FrameInfo]) -> int:
@@ -140,14 +152,14 @@ def _direct_buffers(
 ) -> tuple[int, tuple[Buffer, ...]]:
     """Return samples per channel and row, and the memory of a row, when all frames are combined at once."""
     n = _frames_per_row(infos)
-    columns = n * min(canvas_hw[1], _tile_hw(largest_frame(infos))[1])
+    columns = n * min(canvas_hw[1], _tile_hw(basis, largest_frame(infos))[1])
     buffers = coadd_buffers(
         n, basis.n_channels, canvas_hw[1], basis.rule, basis.feather_px > 0, columns=columns
     )
     return columns, buffers
 
 
-def _frames_at_place(basis: CostBasis, infos: Sequence[FrameInfo]) -> int:
+def frames_at_place(basis: CostBasis, infos: Sequence[FrameInfo]) -> int:
     """Return how many frames are combined where most of them overlap."""
     if basis.route == "panels":
         return _largest_group(basis, infos)
@@ -156,7 +168,7 @@ def _frames_at_place(basis: CostBasis, infos: Sequence[FrameInfo]) -> int:
 
 def _stacked_hw(basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of what is stacked in one go: the fullest tile, or the whole mosaic."""
-    return _tile_hw(largest_frame(infos)) if basis.route == "panels" else canvas_hw
+    return _tile_hw(basis, largest_frame(infos)) if basis.route == "panels" else canvas_hw
 
 
 def workload_on_card(
@@ -172,7 +184,7 @@ def workload_on_card(
     rule = replace(basis.rule, noise=noise)
     return expected_workload(
         "stack", _stacked_hw(basis, infos, canvas_hw), basis.n_channels, rule, basis.kernel, device,
-        n_sources=_frames_at_place(basis, infos), source_hw=largest_frame(infos).shape_hw, raw=infos[0].kind == "cfa",
+        n_sources=frames_at_place(basis, infos), source_hw=largest_frame(infos).shape_hw, raw=infos[0].kind == "cfa",
         calibrated=calibrated, feather_px=basis.feather_px, has_weight_map=basis.has_weight_map,
         threads=basis.threads,
     )  # fmt: skip
@@ -183,7 +195,7 @@ def _stack_workload(basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tup
         in_row, direct = _direct_buffers(basis, infos, canvas_hw)
         return Workload("stack", canvas_hw[0], direct, elements_per_row=in_row * basis.n_channels)
     n = _largest_group(basis, infos)
-    rows, columns = _tile_hw(largest_frame(infos))
+    rows, columns = _tile_hw(basis, largest_frame(infos))
     buffers = coadd_buffers(
         n, basis.n_channels, columns, basis.rule, basis.feather_px > 0, columns=n * columns
     )
@@ -249,6 +261,17 @@ def estimate_rows(
         PARENT_BYTES + children * CHILD_BYTES + max(at_work, _solver_bytes(basis, frame_px)) + n * 60_000
     )
     stacked_hw = _stacked_hw(basis, infos, canvas_hw)
+    second_s, second_disk = 0.0, 0
+    if basis.refine:
+        second = refine_buffers(basis.n_channels, stacked_hw[1], 4 * frame_px, basis.threads)
+        second_bytes = peak_bytes(second, min(stacked_hw[0], MAX_BLOCK_ROWS), HALO_ROWS)
+        # A block of one row may need more than the budget: windows are read as a whole.
+        least = max(basis.block_budget_bytes, peak_bytes(second, 1, HALO_ROWS))
+        stack_bytes = max(stack_bytes, min(least, second_bytes))
+        second_s = n * mpx * REFINE_S_PER_MPX_CORE * basis.drizzle_scale**2 / basis.threads
+        # The co-add stays until the second pass over it is complete.
+        planes = basis.n_channels * (2 if basis.variance else 1) + 1
+        second_disk = stacked_hw[0] * stacked_hw[1] * (4 * planes + 2)
     sealing_bytes = BAND_COPIES * 4 * block_rows * stacked_hw[1]
     stack = PARENT_BYTES + n * 60_000 + stack_bytes + window_bytes + sealing_bytes
     streaming = coadd_buffers(4, basis.n_channels, canvas_hw[1], CombineRule("none"), True)
@@ -260,7 +283,9 @@ def estimate_rows(
     unpacked = sum(math.prod(i.shape_hw) * i.n_stored_planes * abs(i.bitpix) // 8 for i in infos if i.packed)
     tiles_disk = round(1.4 * canvas_px) * 4 * (basis.n_channels + 2 + variance_planes)
     # Beside the tile in work: its weights, and facts of some of its pixels, until it is complete.
-    bands_disk = round(stacked_hw[0] * stacked_hw[1] * (4 + (2 + 4 * basis.n_channels) / SAMPLE_STEP**2))
+    bands_disk = second_disk + round(
+        stacked_hw[0] * stacked_hw[1] * (4 + (2 + 4 * basis.n_channels) / SAMPLE_STEP**2)
+    )
     science_disk = canvas_px * 4 * (basis.n_channels + 1 + variance_planes)
     cores = max(1, basis.workers)
     device = "cpu" if decision is None else decision.device
@@ -278,7 +303,7 @@ def estimate_rows(
             n,
             stack,
             tiles_disk + bands_disk + unpacked,
-            n * mpx * STACK_S_PER_MPX_CORE / basis.threads,
+            n * mpx * STACK_S_PER_MPX_CORE * basis.drizzle_scale**2 / basis.threads + second_s,
             device,
             reason,
         ),

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from astropy.wcs import WCS
 
-from zemosaic_core.grid import Orientation, PixelScaleMode, far_frames, make_grid
+from zemosaic_core.grid import Orientation, PixelScaleMode, far_frames, finer_grid, make_grid
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
 from zemosaic_pipeline.frame_wcs import UnusableWcs, build_frame_wcs
@@ -51,11 +51,14 @@ class Outline:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the settings say about the grid: see `zemosaic_core.grid.make_grid`; and whether strays are left out."""
+    """What the settings say about the grid: see `zemosaic_core.grid.make_grid`; whether strays are left out, and how
+    many pixels it has for each of a frame.
+    """
 
     pixelscale_mode: PixelScaleMode
     orientation: Orientation
     exclude_outliers: bool
+    factor: float = 1.0
 
 
 def outline_of_headers(infos: Sequence[FrameInfo], layout: Layout) -> Outline:
@@ -69,7 +72,7 @@ def outline_of_headers(infos: Sequence[FrameInfo], layout: Layout) -> Outline:
             shapes = [info.shape_hw for info in infos]
             return Outline(outline_of_wcs(frames, shapes, layout), "wcs")
     known_from: Literal["positions", "targets"] = "positions" if _tell_pointings(infos) else "targets"
-    return Outline(estimate_canvas(infos), known_from)
+    return Outline(estimate_canvas(infos, layout.factor), known_from)
 
 
 def outline_of_wcs(
@@ -80,12 +83,13 @@ def outline_of_wcs(
     if layout.exclude_outliers:
         strays = {int(i) for outlier in far_frames(frames, shapes_hw) for i in outlier.frames}
     kept = [i for i in range(len(frames)) if i not in strays]
-    return make_grid(
+    spec = make_grid(
         [frames[i] for i in kept],
         [shapes_hw[i] for i in kept],
         pixelscale_mode=layout.pixelscale_mode,
         orientation=layout.orientation,
-    ).shape_hw
+    )
+    return spec.shape_hw if layout.factor == 1 else finer_grid(spec, layout.factor).shape_hw
 
 
 def spread_in_time(infos: Sequence[FrameInfo], n: int) -> list[FrameInfo]:
@@ -113,13 +117,13 @@ def _position_step_deg(info: FrameInfo) -> float:
     return SAME_POSITION * min(info.shape_hw) * (info.scale_arcsec or 2.0) / 3600
 
 
-def estimate_canvas(infos: Sequence[FrameInfo]) -> tuple[int, int]:
-    """Guess height and width (px) of the mosaic from the headers' positions alone."""
+def estimate_canvas(infos: Sequence[FrameInfo], factor: float = 1.0) -> tuple[int, int]:
+    """Guess height and width (px) of the mosaic from the headers' positions; ``factor``: pixels per frame pixel."""
     height, width = largest_frame(infos).shape_hw
     hints = [(i.ra_deg, i.dec_deg) for i in infos if i.ra_deg is not None and i.dec_deg is not None]
     scale = infos[0].scale_arcsec
     if not hints or scale is None:
-        return height, width
+        return round(factor * height), round(factor * width)
     ra, dec = np.radians(np.array(hints, dtype=float)).T
     mean = np.array(
         [np.mean(np.cos(dec) * np.cos(ra)), np.mean(np.cos(dec) * np.sin(ra)), np.mean(np.sin(dec))]
@@ -127,6 +131,6 @@ def estimate_canvas(infos: Sequence[FrameInfo]) -> tuple[int, int]:
     ra0 = math.atan2(mean[1], mean[0])
     east = (np.mod(ra - ra0 + np.pi, 2 * np.pi) - np.pi) * np.cos(dec)
     px = 3600 / scale
-    return height + round(float(np.degrees(np.ptp(dec))) * px), width + round(
-        float(np.degrees(np.ptp(east))) * px
-    )
+    height += round(float(np.degrees(np.ptp(dec))) * px)
+    width += round(float(np.degrees(np.ptp(east))) * px)
+    return round(factor * height), round(factor * width)

@@ -31,6 +31,7 @@ from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, FrameTerms, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.refinement import TwoPasses, refine_sources, refine_tile, refinement_of
 from zemosaic_pipeline.tile_cards import tile_cards
 from zemosaic_pipeline.tile_memory import store_tile, stored_tile, tile_key
 from zemosaic_utils import coadd_on_grid
@@ -258,11 +259,22 @@ def create_tile(
     extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
     if plan.output.variance:
         extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
-    cards = tile_cards(group, frames, plan, header_cards(wcs))
+    rule = replace(plan.stack.rule, noise=sample_noise(frames, weights, terms, plan.stack.kernel))
+    refinement = refinement_of(
+        sources,
+        rule,
+        plan.stack.kernel,
+        wanted=plan.stack.cfa_refine,
+        kind=frames[0].solved.frame.info.kind,
+        scale=plan.grid.drizzle_scale,
+    )
+    cards = tile_cards(group, frames, plan, header_cards(wcs), refinement.on)
     steps = common_steps(frames, store.calibration_of)
     if steps:
         cards["CALSTAT"] = (steps, "bias, dark, flat of all frames")
     unseen = shared_variance(frames, weights, terms, store.calibration_of, SAMPLE_VARIANCE[plan.stack.kernel])
+    progress = TwoPasses(on_rows, refinement.on)
+    threads = min(plan.threads, plan.stack.threads)
     kept = bands is not None
     bands = bands or TileBands(path.with_name(f".{path.stem}.rows"), "", with_variance=plan.output.variance)
     bands.recover(path)
@@ -287,14 +299,14 @@ def create_tile(
                 sources,
                 shape,
                 plan.n_channels,
-                replace(plan.stack.rule, noise=sample_noise(frames, weights, terms, plan.stack.kernel)),
+                rule,
                 plan.stack.kernel,
                 sink=sink,
                 budget_bytes=plan.block_budget_bytes,
                 policy=context.policy,
-                threads=min(plan.threads, plan.stack.threads),
+                threads=threads,
                 max_frames_per_pass=plan.stack.max_frames_per_pass,
-                on_rows=on_rows,
+                on_rows=progress.first,
                 restart=restart,
                 cancel=context.cancel,
                 first_row=finished,
@@ -302,8 +314,39 @@ def create_tile(
                 lattice_row=-grid.first_pixel_yx[0] - y0,
             )
         bands.record(out)
-        _write_weights(out, bands, shape, plan.stack.tile_ramp_px)
-        out.commit()
+        if refinement.on and rule.noise is not None:
+            # Into a file of its own: the co-add is still there when the run ends before the second pass does.
+            _write_weights(out, bands, shape, 0)
+            with StreamingFits(path, (plan.n_channels, *shape), cards, extensions=extensions) as final:
+                refine_tile(
+                    out,
+                    final,
+                    store,
+                    refine_sources(
+                        frames,
+                        sources,
+                        terms,
+                        (y0, x0),
+                        rule.noise,
+                        MAP_ERROR_PX,
+                        weights=weights,
+                        scale=plan.grid.drizzle_scale,
+                    ),
+                    shape,
+                    rule.noise,
+                    scale=plan.grid.drizzle_scale,
+                    with_variance=plan.output.variance,
+                    budget_bytes=plan.block_budget_bytes,
+                    policy=context.policy,
+                    threads=threads,
+                    on_rows=progress.second,
+                    cancel=context.cancel,
+                )
+                _write_weights(final, bands, shape, plan.stack.tile_ramp_px)
+                final.commit()
+        else:
+            _write_weights(out, bands, shape, plan.stack.tile_ramp_px)
+            out.commit()
     facts = summarise(bands.facts)
     if not kept:
         bands.remove()
@@ -322,6 +365,8 @@ def create_tile(
         flux_gain=_flux_gain(frames, weights, plan),
         calibrated=steps,
         map_error_px=max((source.pixel_map.max_error_px for source in sources), default=0.0),
+        refine=refinement.reason_key,
+        refine_values=refinement.values,
     )
 
 
@@ -436,6 +481,16 @@ class _Maker:
         return TileBands(folder / key, key, with_variance=self.plan.output.variance)
 
 
+def _tell_refinement(tiles: Sequence[MasterTile], plan: RunPlan, context: RunContext) -> None:
+    """Say how many tiles got the second pass, or why none did, where one was wanted."""
+    n = sum(tile.refine == "refine_on" for tile in tiles)
+    context.detail(refined_tiles=n)
+    if n:
+        context.say("run_info_refined", n=n, of=len(tiles))
+    elif tiles and plan.refine.on:
+        context.say(tiles[0].refine, **tiles[0].refine_values)
+
+
 def run(
     groups: Sequence[FrameGroup],
     placed: Sequence[RegisteredFrame],
@@ -479,6 +534,7 @@ def run(
         context.tile_finished(tile)
         context.progress(done + 1, len(groups), Path(tile.path).name)
     shutil.rmtree(folder.with_name(BANDS), ignore_errors=True)
+    _tell_refinement(tiles, plan, context)
     if n_reused:
         context.say("run_info_tiles_reused", tiles=n_reused)
     return tiles

@@ -30,6 +30,8 @@ PHASE = "phase4_grid"
 # Registration works on the brightest stars; more do not make it better, only slower.
 MAX_STARS = 300
 MIN_PHOTOMETRY_SNR = 25.0
+# Stars of this FWHM have lost all but 3 % of their contrast at the finest detail that pixels can hold.
+WELL_SAMPLED_PX = 2.0
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,13 @@ def _check_size(shape_hw: tuple[int, int], options: GridOptions) -> None:
         )
 
 
+def _tell_sampling(solved: Sequence[SolvedFrame], factor: float, context: RunContext) -> None:
+    """Say so when a finer grid was asked for and the frames have no detail for it."""
+    fwhm = float(np.nanmedian([item.measure.fwhm_px for item in solved])) if factor > 1 else 0.0
+    if fwhm >= WELL_SAMPLED_PX:
+        context.say("drizzle_not_warranted", "WARN", scale=factor, fwhm_px=round(fwhm, 1))
+
+
 def run(
     solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext, *, with_flat: bool = False
 ) -> Placed:
@@ -194,7 +203,11 @@ def run(
         pixelscale_mode=options.pixelscale_mode,
         orientation=options.orientation,
     )
-    _check_size(spec.shape_hw, options)
+    # Frames are placed on a grid of their own pixels, in whose units residuals and tolerances are; then it is refined.
+    factor = options.drizzle_scale
+    finer = spec if factor == 1 else grids.finer_grid(spec, factor)
+    _check_size(finer.shape_hw, options)
+    _tell_sampling(solved, factor, context)
     context.progress(1, 3)
     found = _register(solved, wcs_list, spec)
     context.cancel.check()
@@ -213,8 +226,8 @@ def run(
         frames.append(
             RegisteredFrame(
                 solved=replace(item, measure=measure),
-                to_plane=fit.to_plane,
-                to_frame=fit.to_frame,
+                to_plane=fit.to_plane if factor == 1 else fit.to_plane.onto_finer_grid(factor),
+                to_frame=fit.to_frame if factor == 1 else fit.to_frame.from_finer_grid(factor),
                 rms_px=fit.rms_px,
                 n_matched=fit.n_matched,
                 gain=tuple(map(float, flux_scale.gains[i])),
@@ -227,20 +240,20 @@ def run(
         context.say("registration_weak", "WARN", frames=len(loose), example=loose[0])
     rms = float(np.median([frame.rms_px for frame in frames if np.isfinite(frame.rms_px)] or [np.nan]))
     context.detail(
-        width=spec.shape_hw[1],
-        height=spec.shape_hw[0],
-        scale_arcsec=spec.scale_arcsec,
+        width=finer.shape_hw[1],
+        height=finer.shape_hw[0],
+        scale_arcsec=finer.scale_arcsec,
         registration_rms_px=rms,
         common_stars=len(found.star_xy),
         weakly_registered=len(loose),
     )
     context.say(
         "run_info_grid",
-        width=spec.shape_hw[1],
-        height=spec.shape_hw[0],
-        scale_arcsec=round(spec.scale_arcsec, 3),
+        width=finer.shape_hw[1],
+        height=finer.shape_hw[0],
+        scale_arcsec=round(finer.scale_arcsec, 3),
         rms_px=round(rms, 3),
     )
     context.progress(3, 3)
-    grid = MosaicGrid(header_cards(spec.wcs), spec.shape_hw, spec.scale_arcsec)
+    grid = MosaicGrid(header_cards(finer.wcs), finer.shape_hw, finer.scale_arcsec)
     return Placed(grid, tuple(frames), linked, flat)

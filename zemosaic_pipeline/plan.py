@@ -18,13 +18,21 @@ from zemosaic_core.sources import CombineRule, Kernel
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.chain import SolverOptions
-from zemosaic_pipeline.cost import CostBasis, PlanRow, estimate_rows, small_pointings, workload_on_card
+from zemosaic_pipeline.cost import (
+    CostBasis,
+    PlanRow,
+    estimate_rows,
+    frames_at_place,
+    small_pointings,
+    workload_on_card,
+)
 from zemosaic_pipeline.events import Reporter
 from zemosaic_pipeline.filters import filter_names, split_text
 from zemosaic_pipeline.machine import Machine, enough_file_handles
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.outline import Layout, Outline, outline_of_headers, outline_of_wcs, spread_in_time
 from zemosaic_pipeline.plan_limits import fit_to_handles, fit_to_memory
+from zemosaic_pipeline.refinement import RefineDecision, choose_refine
 from zemosaic_pipeline.routes import RouteDecision, choose_route
 from zemosaic_pipeline.sessions import mixture_text
 from zemosaic_settings import Settings
@@ -86,6 +94,7 @@ class GridOptions:
     orientation: str
     max_megapixels: float
     exclude_outliers: bool
+    drizzle_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,7 @@ class StackOptions:
     tile_ramp_px: int
     max_frames_per_pass: int
     threads: int
+    cfa_refine: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,7 @@ class RunPlan:
     stack: StackOptions
     sky: SkyOptions
     route: RouteDecision
+    refine: RefineDecision
     assembly: AssemblyOptions
     output: OutputOptions
     rows: tuple[PlanRow, ...]
@@ -344,6 +355,7 @@ def resolve(
             settings.global_wcs_orientation,
             settings.canvas_max_megapixels,
             settings.canvas_exclude_outliers,
+            float(settings.drizzle_scale),
         ),
         stack=StackOptions(
             settings.stacking_normalize_method,
@@ -360,9 +372,11 @@ def resolve(
             tile_ramp_px=settings.tile_feather_px,
             max_frames_per_pass=settings.winsor_max_frames_per_pass,
             threads=min(threads, settings.winsor_worker_limit or threads),
+            cfa_refine=settings.cfa_refine,
         ),
         sky=SkyOptions(settings.sky_model, site_of(settings.observer_site), settings.remove_gradient),
         route=RouteDecision("panels", "route_asked"),
+        refine=RefineDecision(False, "refine_off"),
         assembly=AssemblyOptions(
             settings.final_assembly_method,
             settings.intertile_photometric_match,
@@ -400,6 +414,17 @@ def resolve(
     )
     if run.route.route == "panels" and not preplanned:
         run = replace(run, group=replace(run.group, min_frames=settings.cluster_min_frames))
+    run = replace(
+        run,
+        refine=choose_refine(
+            run.stack.cfa_refine,
+            kind=infos[0].kind,
+            n_frames=frames_at_place(_cost_basis(run), infos),
+            combine=rule.combine,
+            kernel=run.stack.kernel,
+            scale=run.grid.drizzle_scale,
+        ),
+    )
     basis, decision = _cost_basis(run), None
     if policy is not None:
         decision = policy.plan(
@@ -428,6 +453,8 @@ def _cost_basis(run: RunPlan) -> CostBasis:
         variance=run.output.variance,
         keep_state=run.output.keep_state,
         preview_max_dim=run.output.preview["max_dim"],
+        refine=run.refine.on,
+        drizzle_scale=run.grid.drizzle_scale,
         foreign_solver=run.solve.solver.method != "EMBEDDED",
     )
 
@@ -477,7 +504,9 @@ def _outline(infos: Sequence[FrameInfo], settings: Settings, solve_some: int) ->
     from zemosaic_pipeline.solve_files import iter_solutions
 
     modes: tuple[Any, Any] = (settings.global_wcs_pixelscale_mode, settings.global_wcs_orientation)
-    layout = Layout(*modes, exclude_outliers=settings.canvas_exclude_outliers)
+    layout = Layout(
+        *modes, exclude_outliers=settings.canvas_exclude_outliers, factor=float(settings.drizzle_scale)
+    )
     told = outline_of_headers(infos, layout)
     if solve_some <= 0:
         return told

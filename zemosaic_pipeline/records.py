@@ -272,6 +272,8 @@ class MasterTile:
         Factor per channel that brings the tile to the common flux scale, by the stars of its frames.
     calibrated : str
         Letters of CALSTAT (bias, dark, flat) that hold for all frames.
+    refine : str
+        Text key that says whether the second pass was made, or why not; with `refine_values`.
     """
 
     tile_id: int
@@ -288,6 +290,8 @@ class MasterTile:
     covered_bbox: tuple[int, int, int, int]
     flux_gain: tuple[float, ...]
     calibrated: str = ""
+    refine: str = "refine_off"
+    refine_values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,7 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
                 for name, made in run.mosaics.items()
             ],
             "route": asdict(run.plan.route) if run.plan else None,
+            "refine": asdict(run.plan.refine) if run.plan else None,
             "sky": _sky(run),
             "colour": run.mosaic.colour.facts() if run.mosaic else None,
             "photometry": run.mosaic.photometry if run.mosaic else None,

@@ -243,7 +243,7 @@ class _ClassicRun:
                 self.settings,
                 infos,
                 self.machine,
-                canvas_hw=estimate_canvas(infos),
+                canvas_hw=estimate_canvas(infos, float(self.settings.drizzle_scale)),
                 policy=context.policy,
                 preplanned=self.selection.groups,
                 n_calibrations=chosen.n_sets,

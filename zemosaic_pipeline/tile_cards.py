@@ -13,7 +13,11 @@ __all__ = ["frame_cards", "tile_cards"]
 
 
 def tile_cards(
-    group: FrameGroup, frames: Sequence[RegisteredFrame], plan: RunPlan, wcs_cards: dict[str, Any]
+    group: FrameGroup,
+    frames: Sequence[RegisteredFrame],
+    plan: RunPlan,
+    wcs_cards: dict[str, Any],
+    refined: bool,
 ) -> dict[str, Any]:
     """Return the header cards of a tile: its place, how it was stacked, and what its frames say."""
     stack = plan.stack
@@ -33,6 +37,7 @@ def tile_cards(
         "HIERARCH ZMT_WINHI": (stack.rule.winsor_limits[1], "winsorised fraction, high"),
         "ZMT_COMB": (stack.rule.combine, "combination"),
         "ZMT_KERN": (stack.kernel, "resampling kernel"),
+        "HIERARCH ZMT_REFINE": (refined, "second pass over the raw samples"),
         "NEXP_SUM": (len(frames), "number of exposures"),
         "BUNIT": ("adu", "counts of the reference frames"),
         "SOFTWARE": (f"ZeMosaic {__version__}", "made by"),

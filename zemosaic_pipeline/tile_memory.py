@@ -20,7 +20,7 @@ from zemosaic_pipeline.tile_cards import frame_cards
 
 __all__ = ["store_tile", "stored_tile", "tile_key"]
 
-TILE_VERSION = 7
+TILE_VERSION = 9
 # Fields of a tile that JSON gives back as lists.
 TUPLES = ("origin_yx", "shape_hw", "noise_adu", "covered_bbox", "flux_gain")
 
@@ -65,6 +65,7 @@ def tile_key(
         grid.wcs_cards,
         grid.shape_hw,
         _stack_rules(plan),
+        plan.grid.drizzle_scale,
         plan.sky.model,
         plan.output.variance,
     )

@@ -270,6 +270,7 @@ _STACKING = (
         aliases=("stack_final_combine",),
     ),
     Option("resample_kernel", "choice", "lanczos3", "stacking", "expert", choices=("bilinear", "lanczos3")),
+    Option("cfa_refine", "choice", "auto", "stacking", choices=("auto", "off")),
     Option("poststack_equalize_rgb", "bool", False, "stacking"),
     Option("apply_radial_weight", "bool", False, "stacking"),
     Option(
@@ -312,6 +313,7 @@ _GRID = (
         "basic",
         choices=("north_up", "median_pc"),
     ),
+    Option("drizzle_scale", "choice", "1", "grid", choices=("1", "1.5", "2")),
     Option(
         "canvas_max_megapixels",
         "float",

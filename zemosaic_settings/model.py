@@ -86,6 +86,7 @@ class Settings(BaseModel):
     stacking_winsor_limits: str = _declared("stacking_winsor_limits")
     stacking_final_combine_method: str = _declared("stacking_final_combine_method")
     resample_kernel: str = _declared("resample_kernel")
+    cfa_refine: str = _declared("cfa_refine")
     poststack_equalize_rgb: bool = _declared("poststack_equalize_rgb")
     apply_radial_weight: bool = _declared("apply_radial_weight")
     radial_feather_fraction: float = _declared("radial_feather_fraction")
@@ -94,6 +95,7 @@ class Settings(BaseModel):
 
     global_wcs_pixelscale_mode: str = _declared("global_wcs_pixelscale_mode")
     global_wcs_orientation: str = _declared("global_wcs_orientation")
+    drizzle_scale: str = _declared("drizzle_scale")
     canvas_max_megapixels: float = _declared("canvas_max_megapixels")
     canvas_exclude_outliers: bool = _declared("canvas_exclude_outliers")
 

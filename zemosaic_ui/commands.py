@@ -354,6 +354,8 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
     if facts["small_pointings"]:
         fewest = facts["run"]["group"]["min_frames"]
         lines.append(texts("plan.small_groups", n=facts["small_pointings"], frames=fewest))
+    refine = facts["run"]["refine"]
+    lines.append(texts(refine["reason_key"], **refine["values"]))
     if facts["left_out"]:
         lines.append(texts("run_left_out_total", n=len(facts["left_out"])))
     for line in lines:

@@ -2,7 +2,7 @@
 
 Rules that make both possible: no CUDA headers, no barriers, no warp operations, plain parameter types,
 one ``extern "C" __global__`` per entry point, contraction to fused multiply-add switched off on both sides.
-`source` puts the text of ``tiles.cuh`` where it is included, so that NVRTC needs no search path.
+`source` puts the text of the ``.cuh`` files where they are included, so that NVRTC needs no search path.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import resources
 
 __all__ = ["NAMES", "source"]
 
-NAMES = ("combine", "decode", "filters", "place", "sample", "smoke")
+NAMES = ("combine", "decode", "filters", "place", "refine", "sample", "smoke")
 
 
 @lru_cache(maxsize=32)

@@ -1,27 +1,5 @@
 // From the bytes of a raw frame to colour planes: the CUDA twin of zemosaic_core.cfa and hot_pixels.repair_cfa.
-//
-// Pixels stay as they lie in the file until they are used. coded 1: FITS int16 with BZERO 32768, that is the bytes
-// swapped and the top bit inverted; 0: native unsigned 16 bit; 2: float32, calibrated on the host.
-
-__device__ __forceinline__ unsigned int swapped(unsigned int value) { return ((value & 0xffu) << 8) | (value >> 8); }
-
-__device__ __forceinline__ float sensor_value(const unsigned short* raw, long long place, int coded)
-{
-    if (coded == 2) return ((const float*)raw)[place];
-    unsigned int value = raw[place];
-    return (float)(coded ? swapped(value) ^ 0x8000u : value);
-}
-
-__device__ __forceinline__ bool is_listed(const long long* hot, int n_hot, long long index)
-{
-    int low = 0, high = n_hot;
-    while (low < high) {
-        int middle = (low + high) >> 1;
-        if (hot[middle] < index) low = middle + 1;
-        else high = middle;
-    }
-    return low < n_hot && hot[low] == index;
-}
+#include "raw.cuh"
 
 // Replace each bad pixel by the median of the good neighbours of the same colour; the next ring only when the nearest
 // is all bad, nothing when that is bad too. Good pixels are read, bad ones written: the order does not matter.

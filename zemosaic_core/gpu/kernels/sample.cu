@@ -5,31 +5,13 @@
 // here nor in the float64 of the CPU, and cards whose float64 is slow do not need it. The fraction inside a pixel and
 // everything after it is float32. LANCZOS selects the 6 x 6 taps.
 #include "tiles.cuh"
+#include "lattice.cuh"
 #ifndef LANCZOS
 #define LANCZOS 0
 #endif
-#define NODE_BITS 24
 #define UNDERSHOOT_FROM 0.005f
 #define UNDERSHOOT_TO 0.01f
 #define CONTRAST 4.0f
-// A node where the map is undefined.
-#define NO_NODE (-(1LL << 44))
-
-// One coordinate inside a cell of the lattice, in units of 2^-(NODE_BITS + 2 shift) px.
-__device__ __forceinline__ long long coordinate(
-    const long long* node, int below, int cell_y, int cell_x, int shift)
-{
-    long long left = (node[0] << shift) + cell_y * (node[below] - node[0]);
-    long long right = (node[1] << shift) + cell_y * (node[below + 1] - node[1]);
-    return (left << shift) + cell_x * (right - left);
-}
-
-// What is behind the point of a coordinate with so many bits there, rounded once: both halves are exact as float32.
-__device__ __forceinline__ float fraction(long long value, int bits)
-{
-    int high = (int)(value >> (bits - 18)) & 0x3ffff, low = (int)value & ((1 << (bits - 18)) - 1);
-    return (float)high * (1.0f / 262144.0f) + (float)low * __int_as_float((127 - bits) << 23);
-}
 
 // A coordinate as float32, rounded once from two on: 23 bits behind the point, and a last one that says whether
 // there is more.

@@ -1,0 +1,165 @@
+// What untouched samples differ from the co-add, and the sums of it around each output pixel: the CUDA twin of
+// zemosaic_core.refine. The same operations in the same order in float32.
+#include "tiles.cuh"
+#include "lattice.cuh"
+#include "raw.cuh"
+
+#define RANGE_SHARE 0.7f
+#define LIGHT_SHARE 2.0f
+#define FLANK_SHARE 0.03f
+#define KEYS (-0.6f)
+
+// Weights of the taps -1 .. 2 for a fraction.
+__device__ __forceinline__ void cubic(float f, float* w)
+{
+    w[0] = ((KEYS * f - 2.0f * KEYS) * f + KEYS) * f;
+    w[1] = ((KEYS + 2.0f) * f - (KEYS + 3.0f)) * f * f + 1.0f;
+    w[2] = (((2.0f * KEYS + 3.0f) - (KEYS + 2.0f) * f) * f - KEYS) * f;
+    w[3] = (KEYS - KEYS * f) * f * f;
+}
+
+__device__ __forceinline__ float overlap(float distance, float reach, float most, float times)
+{
+    return times * min(max(reach - distance, 0.0f), most);
+}
+
+// Laplacian of 4 x 4 pixels between the four in the middle.
+__device__ __forceinline__ float curvature(const float* a, int stride, float fx, float fy)
+{
+    const float *b = a + stride, *c = b + stride, *d = c + stride;
+    float upper_left = ((a[1] + c[1]) + (b[0] + b[2])) - 4.0f * b[1];
+    float upper_right = ((a[2] + c[2]) + (b[1] + b[3])) - 4.0f * b[2];
+    float lower_left = ((b[1] + d[1]) + (c[0] + c[2])) - 4.0f * c[1];
+    float lower_right = ((b[2] + d[2]) + (c[1] + c[3])) - 4.0f * c[2];
+    float upper = upper_left + fx * (upper_right - upper_left);
+    float lower = lower_left + fx * (lower_right - lower_left);
+    return upper + fy * (lower - upper);
+}
+
+// Is every node around a cell of the lattice defined?
+__device__ __forceinline__ bool whole_cell(const long long* node, int nx)
+{
+    return node[0] != NO_NODE && node[1] != NO_NODE && node[nx] != NO_NODE && node[nx + 1] != NO_NODE;
+}
+
+// One thread per sample of a window, whose first pixel is (origin_y, origin_x) of the image. Raw pixels have no missing
+// ones but the listed bad ones (as in decode.cu); others come as float32 in plain. The lattice tells where a sample lies
+// on the grid; c00 .. c11 are the channels of the pixels of the colour filter array. model holds rows of the co-add from
+// model_y0 on, need says from row need_y0 on where a sample takes part. terms: eight per channel, then the limit of
+// each and its background.
+extern "C" __global__ void sample_differences(
+    const unsigned short* raw, int coded, int use_raw, const float* plain, const long long* hot, int n_hot,
+    long long first, int win_h, int win_w, int origin_y, int origin_x, int image_h, int image_w,
+    const long long* node_x, const long long* node_y, long long node_offset, int ny, int nx, int map_y0, int map_x0,
+    int shift, int c00, int c01, int c10, int c11, const float* terms, int term_offset, int n_channels,
+    float blur, const float* model, int model_h, int width, int model_y0, const unsigned char* need, int need_h, int need_y0,
+    float* out)
+{
+    int i = blockIdx.x * blockDim.x + threadIdx.x, j = blockIdx.y * blockDim.y + threadIdx.y;
+    if (i >= win_w || j >= win_h) return;
+    long long place = (long long)j * win_w + i;
+    out[place] = MISSING;
+    int x = origin_x + i, y = origin_y + j;
+    int rel_y = y - map_y0, rel_x = x - map_x0;
+    int a = min(max(rel_y >> shift, 0), ny - 2), b = min(max(rel_x >> shift, 0), nx - 2);
+    int cell_y = rel_y - (a << shift), cell_x = rel_x - (b << shift), bits = NODE_BITS + 2 * shift;
+    const long long* at_x = node_x + node_offset + (long long)a * nx + b;
+    const long long* at_y = node_y + node_offset + (long long)a * nx + b;
+    if (!whole_cell(at_x, nx) || !whole_cell(at_y, nx)) return;
+    long long ox = coordinate(at_x, nx, cell_y, cell_x, shift), oy = coordinate(at_y, nx, cell_y, cell_x, shift);
+    long long tx = ox >> bits, ty = oy >> bits;
+    if (tx < 1 || ty < model_y0 + 1 || tx > width - 3 || ty > model_y0 + model_h - 3) return;
+    int ix = (int)tx, iy = (int)ty, row = iy - need_y0;
+    if (row < 0 || row >= need_h || need[(long long)row * width + ix] == 0) return;
+
+    float sample;
+    if (use_raw) {
+        if (n_hot > 0 && is_listed(hot, n_hot, first + place)) return;
+        sample = sensor_value(raw, place, coded);
+    } else {
+        sample = plain[place];
+    }
+    int c = y & 1 ? (x & 1 ? c11 : c10) : (x & 1 ? c01 : c00);
+    float wx[4], wy[4];
+    cubic(fraction(ox, bits), wx);
+    cubic(fraction(oy, bits), wy);
+    const float* tap = model + ((long long)c * model_h + (iy - 1 - model_y0)) * width + (ix - 1);
+    float value = 0.0f, low = tap[0], high = low;
+    for (int q = 0; q < 4; ++q) {
+        const float* p = tap + (long long)q * width;
+        value += wy[q] * ((wx[0] * p[0] + wx[1] * p[1]) + (wx[2] * p[2] + wx[3] * p[3]));
+        low = min(low, min(min(p[0], p[1]), min(p[2], p[3])));
+        high = max(high, max(max(p[0], p[1]), max(p[2], p[3])));
+    }
+    if (blur != 0.0f) value += blur * curvature(tap, width, fraction(ox, bits), fraction(oy, bits));
+    float u = image_w > 1 ? (float)x * (2.0f / (float)(image_w - 1)) - 1.0f : 0.0f;
+    float t = image_h > 1 ? (float)y * (2.0f / (float)(image_h - 1)) - 1.0f : 0.0f;
+    float across = (float)(image_w - 1) * (float)(image_w - 1), down = (float)(image_h - 1) * (float)(image_h - 1);
+    float diagonal = max(across + down, 1.0f);
+    float q2 = across / diagonal * (u * u) + down / diagonal * (t * t);
+    const float* term = terms + term_offset + 8 * c;
+    float scaled = term[0] * sample * (1.0f + q2 * (term[4] + q2 * term[5]));
+    float sky = term[1] + term[2] * u + term[3] * t + q2 * (term[6] + q2 * term[7]);
+    float difference = scaled + sky - value;
+    const float* limit = terms + term_offset + 8 * n_channels;
+    float span = high - low, light = max(value - limit[n_channels + c], 0.0f);
+    float allowed = min(RANGE_SHARE * span, LIGHT_SHARE * light + FLANK_SHARE * span);
+    // A missing tap, sample or channel makes it NaN, which fails.
+    if (fabsf(difference) <= limit[c] + allowed)
+        out[place] = difference;
+}
+
+// One thread per output pixel of the box y0 .. y1, x0 .. x1; the block of output rows starts at block_y. The sums are
+// planes of `plane` pixels, one per channel.
+extern "C" __global__ void gather_differences(
+    const float* differences, int win_h, int win_w, int origin_y, int origin_x, int image_h, int image_w,
+    const long long* node_x, const long long* node_y, long long node_offset, int ny, int nx, int map_y0, int map_x0,
+    int shift, int c00, int c01, int c10, int c11, const float* weights, int weight_offset, float feather,
+    const float* weight_map, int use_map, float reach, float most, float times, const float* mask, int block_y,
+    int width, int y0, int y1, int x0, int x1, long long plane, float* total, float* sums, float* square,
+    float* sums_square)
+{
+    int x = x0 + blockIdx.x * blockDim.x + threadIdx.x, y = y0 + blockIdx.y * blockDim.y + threadIdx.y;
+    if (x >= x1 || y >= y1) return;
+    long long place = (long long)(y - block_y) * width + x;
+    if (mask[place] == 0.0f) return;
+    int rel_y = y - map_y0, rel_x = x - map_x0;
+    int a = min(max(rel_y >> shift, 0), ny - 2), b = min(max(rel_x >> shift, 0), nx - 2);
+    int cell_y = rel_y - (a << shift), cell_x = rel_x - (b << shift), bits = NODE_BITS + 2 * shift;
+    const long long* at_x = node_x + node_offset + (long long)a * nx + b;
+    const long long* at_y = node_y + node_offset + (long long)a * nx + b;
+    if (!whole_cell(at_x, nx) || !whole_cell(at_y, nx)) return;
+    long long sx = coordinate(at_x, nx, cell_y, cell_x, shift), sy = coordinate(at_y, nx, cell_y, cell_x, shift);
+    long long right = ((long long)(image_w - 1) << bits) - sx, bottom = ((long long)(image_h - 1) << bits) - sy;
+    if (sx < 0 || sy < 0 || right < 0 || bottom < 0) return;
+    float share = 1.0f;
+    if (feather > 0.0f) {
+        long long edge = min(min(sx, right), min(sy, bottom));
+        float ramp = min(((float)(int)(edge >> bits) + fraction(edge, bits) + 1.0f) / feather, 1.0f);
+        share = ramp * ramp * (3.0f - 2.0f * ramp);
+    }
+    int ix = (int)(sx >> bits), iy = (int)(sy >> bits);
+    float fx = fraction(sx, bits), fy = fraction(sy, bits);
+    for (int q = 0; q < 2; ++q) {
+        int j = iy + q - origin_y;
+        float ky = overlap(q ? 1.0f - fy : fy, reach, most, times);
+        if (j < 0 || j >= win_h || !(ky > 0.0f)) continue;
+        for (int p = 0; p < 2; ++p) {
+            int i = ix + p - origin_x;
+            float kx = overlap(p ? 1.0f - fx : fx, reach, most, times);
+            if (i < 0 || i >= win_w || !(kx > 0.0f)) continue;
+            float difference = differences[(long long)j * win_w + i];
+            if (difference != difference) continue;
+            int c = (iy + q) & 1 ? ((ix + p) & 1 ? c11 : c10) : ((ix + p) & 1 ? c01 : c00);
+            float w = weights[weight_offset + c] * share * (ky * kx);
+            if (use_map) w *= weight_map[(long long)j * win_w + i];
+            if (!(w > 0.0f)) continue;
+            float part = w * difference;
+            long long at = c * plane + place;
+            total[at] += part;
+            sums[at] += w;
+            square[at] += part * part;
+            sums_square[at] += w * w;
+        }
+    }
+}

@@ -1,0 +1,627 @@
+"""The second pass: what the untouched samples of the frames still say against the co-add.
+
+A co-add of debayered frames knows two of three colours of each pixel by interpolation. The samples themselves were
+never interpolated: each is compared with the co-add at its own place, and what it differs by is averaged into the
+output pixels around, colour by colour. Debayering is a model of the light, this is the light. What is left of a good
+model has no flanks, so the places of the samples need not be spread evenly, as they must be for plain drizzle
+(Fruchter and Hook 2002), which this is without the model.
+
+Arrays in, arrays out. `gather_block` is the body for the processor, `zemosaic_core.gpu.refine` the one for the card;
+what both need beforehand and what is made of their sums is `structure_mask` and `refined`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+from scipy import ndimage
+
+from zemosaic_core.errors import Cancelled
+from zemosaic_core.pixel_map import source_window
+from zemosaic_core.resample import map_row
+from zemosaic_core.sources import CoaddSource, PixelMap, RawRows
+
+__all__ = [
+    "HALO_ROWS",
+    "NEED_REACH",
+    "Gathered",
+    "RefineSource",
+    "SampleSource",
+    "channels_of",
+    "gather_block",
+    "kernel_numbers",
+    "needed_places",
+    "refined",
+    "rows_with",
+    "share_of_channels",
+    "source_terms",
+    "structure_mask",
+]
+
+# A sample is left out when it differs from the co-add by more than so many of its noises and what frames differ by
+# where there is light, through seeing and registration: a share of the range of the 4 x 4 pixels around its place, but
+# on the flank of a bright star no more than a multiple of the light right there and what the co-add itself may be off.
+LIMIT_SIGMA = 5.0
+RANGE_SHARE, LIGHT_SHARE, FLANK_SHARE = np.float32(0.7), np.float32(2), np.float32(0.03)
+# The cubic of Keys (1981) through the co-add. Of stars of FWHM 1.9 to 3.2 px his a = -1/2 makes the result 1 % sharper
+# than they are, -0.7 takes half a percent of their light from apertures of 3 px.
+KEYS = np.float32(-0.6)
+# The co-add is off by some percent of what it shows, the second pass adds noise about as large as the co-add's: at a
+# range of 3 x 3 pixels of so many noises of the co-add both are alike, and half is added. Less than the least share
+# is not worth it.
+STRUCTURE_HALF, LEAST_SHARE = 30.0, 0.1
+GROWN_PX = 3
+# Binomial taps, a Gaussian of 1.4 px.
+_BLUR = np.array([1, 8, 28, 56, 70, 56, 28, 8, 1], np.float64) / 256
+# Output pixels from the one that a sample falls on to the furthest that it takes part in, on a grid of half pixels.
+NEED_REACH = 3
+# Rows of the co-add above and below a block that decide about it: the mask, which reaches further than the taps.
+HALO_ROWS = 1 + GROWN_PX + len(_BLUR) // 2
+# Sum of weights in shares of its mean: below the first nothing is added, from the second on everything.
+TRUST_FROM, TRUST_FULL = 0.1, 0.3
+# Variance of a refined pixel over that of the mean of its own samples, by the share of pixels that have its colour, on
+# grids 1, 1.5 and 2 times as fine: the co-add at the pixel and at the samples around it have not all of their noise in
+# common. Measured on white noise.
+_NOISIER = {0.25: (1.18, 0.97, 0.95), 0.5: (1.6, 1.29, 1.2), 1.0: (1.6, 1.6, 1.6)}
+# Frames over a pixel: fewer say less than their noise adds.
+FRAMES_FROM, FRAMES_FULL = 4.0, 8.0
+
+
+class SampleSource(Protocol):
+    """Where the untouched samples come from. Calls may come from several threads at once."""
+
+    def read_samples(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Return the window as (y1-y0, x1-x0) float32 as the sensor gave it; bad and missing pixels are NaN."""
+
+    def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
+        """Return the window of the weight map as (h, w) float32 >= 0, or None when there is none."""
+
+    def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
+        """Return undecoded rows, or None when this source has no such form."""
+
+
+class CancelToken(Protocol):
+    """Anything that can say that the user asked to stop."""
+
+    def is_set(self) -> bool:
+        """Return True when the work is to stop."""
+
+
+@dataclass(frozen=True)
+class RefineSource:
+    """A source of the co-add as the second pass needs it.
+
+    Attributes
+    ----------
+    source : CoaddSource
+        As it went into the co-add.
+    to_output : PixelMap
+        Source pixel -> output pixel: where each sample falls on the grid.
+    pattern : str
+        CFA pattern at source pixel (0, 0); empty for an image of one colour.
+    limit : ndarray, shape (C,), float32
+        Difference from the co-add in ADU that noise alone may make.
+    background : ndarray, shape (C,), float32
+        Level of the empty sky in the co-add, ADU.
+    blur_px2 : float
+        Half of what the variance of this frame's star profile along an axis exceeds that of the co-add's, in square
+        output px. To first order the frame shows the co-add plus so many times its Laplacian; where the samples of
+        a star happen to come from sharp frames on one side, this keeps them from moving it.
+    """
+
+    source: CoaddSource
+    to_output: PixelMap
+    pattern: str
+    limit: np.ndarray
+    background: np.ndarray
+    blur_px2: float = 0.0
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Sums over the samples around each pixel of a block; all (C, h, w) float32.
+
+    Attributes
+    ----------
+    total : ndarray
+        Weight times difference.
+    weight : ndarray
+        Weight.
+    square, weight_square : ndarray
+        Squares of both, for the variance.
+    """
+
+    total: np.ndarray
+    weight: np.ndarray
+    square: np.ndarray
+    weight_square: np.ndarray
+
+    @staticmethod
+    def blank(shape: tuple[int, int, int]) -> Gathered:
+        """Return sums of nothing."""
+        return Gathered(*(np.zeros(shape, np.float32) for _ in range(4)))
+
+
+# ----------------------------------------------------------------------------------------------- before and after
+
+
+def structure_mask(
+    image: np.ndarray, weight: np.ndarray, variance: Sequence[float], coverage: np.ndarray, inner: slice
+) -> np.ndarray:
+    """Return how much of the differences shall be added at each pixel, from what the co-add shows there.
+
+    In empty sky there is nothing to gain, and the noise of few own samples to lose.
+
+    Parameters
+    ----------
+    image : ndarray, shape (C, h, w), float32
+        Rows of the co-add with `HALO_ROWS` more on either side, fewer only where the grid ends; NaN: missing.
+    weight : ndarray, shape (C, h, w)
+        Sum of the weights of each pixel.
+    variance : sequence of float
+        Variance (ADU^2) of a sample of weight 1 per channel.
+    coverage : ndarray, shape (h, w)
+        Number of frames.
+    inner : slice
+        The rows wanted.
+
+    Returns
+    -------
+    ndarray, shape (rows of `inner`, w), float32
+        0: nothing, 1: everything.
+    """
+    share = np.zeros(image.shape[1:], np.float32)
+    for plane, total, of_one in zip(image, weight, variance, strict=True):
+        _raise_to_structure(plane, np.ascontiguousarray(total, np.float32), np.float32(of_one), share)
+    share = ndimage.maximum_filter(share, 2 * GROWN_PX + 1, mode="nearest")
+    for axis in (0, 1):
+        share = ndimage.correlate1d(share, _BLUR, axis=axis, mode="nearest")
+    frames = np.clip((coverage - FRAMES_FROM) / (FRAMES_FULL - FRAMES_FROM), 0.0, 1.0)
+    mask = share[inner] * frames[inner]
+    # What is left of the blur far away is no reason to read samples.
+    return np.where(mask > 1e-3, mask, 0.0).astype(np.float32)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _raise_to_structure(plane, weight, variance, share):
+    """Raise `share` to what the range of 3 x 3 pixels of one channel, in noises of the co-add, says of structure."""
+    height, width = plane.shape
+    half, least_share, one = np.float32(STRUCTURE_HALF**2), np.float32(LEAST_SHARE), np.float32(1)
+    low, high = np.empty(width, np.float32), np.empty(width, np.float32)
+    for y in range(height):
+        above, here, below = plane[max(y - 1, 0)], plane[y], plane[min(y + 1, height - 1)]
+        for x in range(width):
+            # Comparisons with missing pixels are false: they are passed over.
+            least, most = np.float32(np.inf), np.float32(-np.inf)
+            for line in (above, here, below):
+                value = line[x]
+                least = value if value < least else least
+                most = value if value > most else most
+            low[x], high[x] = least, most
+        for x in range(width):
+            left, right = max(x - 1, 0), min(x + 1, width - 1)
+            most = max(high[x], max(high[left], high[right]))
+            least = min(low[x], min(low[left], low[right]))
+            total = weight[y, x]
+            if here[x] == here[x] and total > 0:
+                power = (most - least) * (most - least) * total / variance
+                found = (power / (power + half) - least_share) / (one - least_share)
+                share[y, x] = max(share[y, x], found)
+
+
+def needed_places(mask: np.ndarray, scale: float) -> np.ndarray:
+    """Return on which pixels a sample may fall that takes part in a block.
+
+    Parameters
+    ----------
+    mask : ndarray, shape (h, w), float32
+        From `structure_mask`.
+    scale : float
+        Output pixels per source pixel.
+
+    Returns
+    -------
+    ndarray, shape (h + 2 NEED_REACH, w), uint8
+        With so many more rows above and below.
+    """
+    # Along a diagonal of the source a sample reaches furthest. It falls on the pixel left of and above its place.
+    reach = int(np.ceil(np.sqrt(2.0) * scale * kernel_numbers(scale)[0]))
+    rows = np.pad(mask > 0, ((NEED_REACH, NEED_REACH), (0, 0)))
+    return ndimage.maximum_filter(rows.view(np.uint8), 2 * reach, origin=-1, mode="constant")
+
+
+def refined(
+    image: np.ndarray,
+    variance: np.ndarray | None,
+    gathered: Gathered,
+    mask: np.ndarray,
+    weight: np.ndarray,
+    shares: Sequence[float],
+    scale: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Add the mean differences to the co-add.
+
+    Parameters
+    ----------
+    image, variance : ndarray, shape (C, h, w), float32
+        Rows of the co-add, and the variance of their pixels where that is kept.
+    gathered : Gathered
+    mask : ndarray, shape (h, w), float32
+    weight : ndarray, shape (C, h, w)
+        Sum of the weights of the co-add.
+    shares : sequence of float
+        Share of the pixels of a frame that have each channel's colour: what the sums of weights are expected to be.
+    scale : float
+        Output pixels per source pixel.
+
+    Returns
+    -------
+    image, variance : ndarray
+        Where everything is added, the variance is that of the mean of the own samples, from their scatter: larger
+        than that of interpolated ones, because neighbours have less in common. Where a share is, the two are mixed
+        for a covariance as large as the variance of the co-add, as is found of white noise.
+    """
+    result = np.array(image, np.float32)
+    spread = np.empty_like(result) if variance is None else np.array(variance, np.float32)
+    _add_means(
+        gathered.total, gathered.weight, gathered.square, gathered.weight_square, mask,
+        np.ascontiguousarray(weight, np.float32), np.asarray(shares, np.float32),
+        np.array([np.interp(scale, (1.0, 1.5, 2.0), _NOISIER[share]) for share in shares], np.float32), result, spread,
+    )  # fmt: skip
+    return result, None if variance is None else spread
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _add_means(total, sums, square, sums_square, mask, weight, shares, noisier, image, variance):
+    one = np.float32(1)
+    start, ramp = np.float32(TRUST_FROM), np.float32(TRUST_FULL - TRUST_FROM)
+    for c in range(image.shape[0]):
+        for y in range(image.shape[1]):
+            for x in range(image.shape[2]):
+                w, expected = sums[c, y, x], weight[c, y, x] * shares[c]
+                if not (mask[y, x] > 0 and w > 0 and expected > 0):
+                    continue
+                share = min((w / expected - start) / ramp, one) * mask[y, x]
+                if not share > 0:
+                    continue
+                image[c, y, x] += share * (total[c, y, x] / w)
+                lone = min(sums_square[c, y, x] / (w * w), np.float32(0.9))
+                of_mean = noisier[c] * square[c, y, x] / (w * w) / (one - lone)
+                variance[c, y, x] = (one - share * share) * variance[c, y, x] + share * share * of_mean
+
+
+# -------------------------------------------------------------------------------------- what the bodies have in common
+
+
+def channels_of(pattern: str) -> np.ndarray:
+    """Return the channel of the pixels (0, 0), (0, 1), (1, 0), (1, 1) of an image; all 0 without a pattern."""
+    return np.array(["RGB".index(letter) for letter in pattern] if pattern else [0] * 4, np.int32)
+
+
+def share_of_channels(pattern: str) -> tuple[float, ...]:
+    """Return which share of the pixels has each channel's colour."""
+    return (0.25, 0.5, 0.25) if pattern else (1.0,)
+
+
+def kernel_numbers(scale: float) -> tuple[np.float32, np.float32, np.float32]:
+    """Return ``(reach, most, times)`` of the weight ``times * clip(reach - |d|, 0, most)`` of a distance in source px.
+
+    It is the overlap of a sample of one source pixel with an output pixel of ``1 / scale`` (the square kernel of
+    drizzle), in shares of the latter.
+    """
+    return np.float32(0.5 + 0.5 / scale), np.float32(1 / scale), np.float32(scale)
+
+
+def source_terms(source: CoaddSource) -> np.ndarray:
+    """Return photometric and radial terms of a source, (C, 8) float32; NaN for a channel without weight."""
+    radial = np.zeros_like(source.photometry) if source.radial is None else source.radial
+    terms = np.concatenate([source.photometry, radial], axis=1, dtype=np.float32)
+    terms[~(np.asarray(source.weight) > 0)] = np.nan
+    return terms
+
+
+# ----------------------------------------------------------------------------------------------- on the processor
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _cubic(f):
+    """Weights of the taps -1, 0, 1, 2 for a fraction."""
+    a, one, two, three = KEYS, np.float32(1), np.float32(2), np.float32(3)
+    before = ((a * f - two * a) * f + a) * f
+    here = ((a + two) * f - (a + three)) * f * f + one
+    after = (((two * a + three) - (a + two) * f) * f - a) * f
+    beyond = (a - a * f) * f * f
+    return before, here, after, beyond
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _curvature(plane, top, left, fx, fy):
+    """Laplacian of 4 x 4 pixels between the four in the middle."""
+    four = np.float32(4)
+    a, b, c, d = plane[top], plane[top + 1], plane[top + 2], plane[top + 3]
+    k0, k1, k2, k3 = left, left + 1, left + 2, left + 3
+    upper_left = ((a[k1] + c[k1]) + (b[k0] + b[k2])) - four * b[k1]
+    upper_right = ((a[k2] + c[k2]) + (b[k1] + b[k3])) - four * b[k2]
+    lower_left = ((b[k1] + d[k1]) + (c[k0] + c[k2])) - four * c[k1]
+    lower_right = ((b[k2] + d[k2]) + (c[k1] + c[k3])) - four * c[k2]
+    upper = upper_left + fx * (upper_right - upper_left)
+    lower = lower_left + fx * (lower_right - lower_left)
+    return upper + fy * (lower - upper)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _differences(
+    samples,
+    origin_yx,
+    image_hw,
+    node_x,
+    node_y,
+    lattice,
+    channels,
+    terms,
+    limit,
+    background,
+    blur,
+    model,
+    model_y0,
+    need,
+    need_y0,
+    out,
+):
+    """Fill `out` with sample minus co-add for each sample of a window; NaN where it takes no part."""
+    height, width = image_hw
+    rows, columns = samples.shape
+    nan, zero, one, two = np.float32(np.nan), np.float32(0), np.float32(1), np.float32(2)
+    per_u = two / np.float32(width - 1) if width > 1 else zero
+    per_t = two / np.float32(height - 1) if height > 1 else zero
+    less_u, less_t = one if width > 1 else zero, one if height > 1 else zero
+    across = np.float32(width - 1) * np.float32(width - 1)
+    down = np.float32(height - 1) * np.float32(height - 1)
+    diagonal = max(across + down, one)
+    of_u, of_t = across / diagonal, down / diagonal
+    ox, oy = np.empty(columns, np.float64), np.empty(columns, np.float64)
+    last_row, last_column = model_y0 + model.shape[1] - 3, model.shape[2] - 3
+    for j in range(rows):
+        y = origin_yx[0] + j
+        map_row(node_x, node_y, lattice, y, origin_yx[1], ox, oy)
+        t = np.float32(y) * per_t - less_t
+        for i in range(columns):
+            out[j, i] = nan
+            # NaN coordinates fail too.
+            if not (
+                (ox[i] >= 1) & (oy[i] >= model_y0 + 1) & (ox[i] < last_column + 1) & (oy[i] < last_row + 1)
+            ):
+                continue
+            ix, iy = int(ox[i]), int(oy[i])
+            at = iy - need_y0
+            if at < 0 or at >= need.shape[0] or need[at, ix] == 0:
+                continue
+            x = origin_yx[1] + i
+            c = channels[2 * (y & 1) + (x & 1)]
+            wx = _cubic(np.float32(ox[i] - ix))
+            wy = _cubic(np.float32(oy[i] - iy))
+            top, left = iy - 1 - model_y0, ix - 1
+            value = zero
+            low = high = model[c, top, left]
+            for q in range(4):
+                row = model[c, top + q]
+                p0, p1, p2, p3 = row[left], row[left + 1], row[left + 2], row[left + 3]
+                value += wy[q] * ((wx[0] * p0 + wx[1] * p1) + (wx[2] * p2 + wx[3] * p3))
+                low = min(low, min(min(p0, p1), min(p2, p3)))
+                high = max(high, max(max(p0, p1), max(p2, p3)))
+            if blur != zero:
+                value += blur * _curvature(
+                    model[c], top, left, np.float32(ox[i] - ix), np.float32(oy[i] - iy)
+                )
+            u = np.float32(x) * per_u - less_u
+            q2 = of_u * (u * u) + of_t * (t * t)
+            term = terms[c]
+            scaled = term[0] * samples[j, i] * (one + q2 * (term[4] + q2 * term[5]))
+            sky = term[1] + term[2] * u + term[3] * t + q2 * (term[6] + q2 * term[7])
+            difference = scaled + sky - value
+            span, light = high - low, max(value - background[c], zero)
+            allowed = min(RANGE_SHARE * span, LIGHT_SHARE * light + FLANK_SHARE * span)
+            # A missing tap, sample or channel makes it NaN, which fails.
+            if abs(difference) <= limit[c] + allowed:
+                out[j, i] = difference
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _overlap(distance, kernel):
+    return kernel[2] * min(max(kernel[0] - distance, np.float32(0)), kernel[1])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _gather(
+    differences, origin_yx, image_hw, node_x, node_y, lattice, channels, weight, feather, wmap, use_map, kernel, box,
+    mask, block_y0, total, sums, square, sums_square,
+):  # fmt: skip
+    """Add the differences of one source to the sums of the output pixels of a box."""
+    height, width = image_hw
+    rows, columns = differences.shape
+    y0, y1, x0, x1 = box
+    right, bottom = float(width - 1), float(height - 1)
+    zero, one = np.float32(0), np.float32(1)
+    sx, sy = np.empty(x1 - x0, np.float64), np.empty(x1 - x0, np.float64)
+    for y in range(y0, y1):
+        line = mask[y - block_y0]
+        first, last = x0, x1
+        while first < last and line[first] == zero:
+            first += 1
+        while last > first and line[last - 1] == zero:
+            last -= 1
+        if first == last:
+            continue
+        map_row(node_x, node_y, lattice, y, first, sx[: last - first], sy[: last - first])
+        for k in range(last - first):
+            if line[first + k] == zero:
+                continue
+            x, v = sx[k], sy[k]
+            if not ((x >= 0) & (x <= right) & (v >= 0) & (v <= bottom)):
+                continue
+            share = one
+            if feather > zero:
+                edge = np.float32(min(min(x, right - x), min(v, bottom - v)))
+                ramp = min((edge + one) / feather, one)
+                share = ramp * ramp * (np.float32(3) - np.float32(2) * ramp)
+            ix, iy = int(x), int(v)
+            fx, fy = np.float32(x - ix), np.float32(v - iy)
+            for q in range(2):
+                j = iy + q - origin_yx[0]
+                ky = _overlap(fy if q == 0 else one - fy, kernel)
+                if j < 0 or j >= rows or not ky > zero:
+                    continue
+                for p in range(2):
+                    i = ix + p - origin_yx[1]
+                    kx = _overlap(fx if p == 0 else one - fx, kernel)
+                    if i < 0 or i >= columns or not kx > zero:
+                        continue
+                    difference = differences[j, i]
+                    if difference != difference:
+                        continue
+                    c = channels[2 * ((iy + q) & 1) + ((ix + p) & 1)]
+                    w = weight[c] * share * (ky * kx)
+                    if use_map:
+                        w *= wmap[j, i]
+                    if not w > zero:
+                        continue
+                    part = w * difference
+                    total[c, y - block_y0, first + k] += part
+                    sums[c, y - block_y0, first + k] += w
+                    square[c, y - block_y0, first + k] += part * part
+                    sums_square[c, y - block_y0, first + k] += w * w
+
+
+Box = tuple[int, int, int, int]
+_NO_MAP = np.zeros((1, 1), np.float32)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A source's window of a block: differences of its samples and weights of them."""
+
+    source: RefineSource
+    box: Box
+    origin_yx: tuple[int, int]
+    differences: np.ndarray
+    weights: np.ndarray | None
+
+
+def _lattice(pixel_map: PixelMap) -> tuple[int, int, int]:
+    return int(pixel_map.y0), int(pixel_map.x0), int(pixel_map.step)
+
+
+def rows_with(mask: np.ndarray, y0: int) -> tuple[int, int]:
+    """Return the first row in which something is wanted of a block that starts at `y0`, and the one behind the last."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    return (y0, y0) if not len(rows) else (y0 + int(rows[0]), y0 + int(rows[-1]) + 1)
+
+
+def gather_block(
+    pixels: SampleSource,
+    sources: Sequence[RefineSource],
+    image: np.ndarray,
+    image_y0: int,
+    mask: np.ndarray,
+    y0: int,
+    *,
+    scale: float = 1.0,
+    threads: int = 2,
+    cancel: CancelToken | None = None,
+) -> Gathered:
+    """Sum up, over all sources, what the samples around each output pixel differ from the co-add.
+
+    Parameters
+    ----------
+    pixels : SampleSource
+    sources : sequence of RefineSource
+        In the order in which they are summed.
+    image : ndarray, shape (C, h, w), float32
+        Rows of the co-add from `image_y0` on: those of the block and `HALO_ROWS` more where the grid has them.
+    image_y0 : int
+    mask : ndarray, shape (rows, w), float32
+        From `structure_mask`; where it is 0 nothing is summed.
+    y0 : int
+        First row of the block.
+    scale : float
+        Output pixels per source pixel.
+    threads : int
+    cancel : CancelToken, optional
+        Asked before every source.
+
+    Returns
+    -------
+    Gathered
+        Of the rows of `mask`. It depends neither on the block a row is computed in nor on the number of threads.
+
+    Raises
+    ------
+    Cancelled
+        When `cancel` is set.
+    """
+    sums = Gathered.blank((len(image), *mask.shape))
+    top, bottom = rows_with(mask, y0)
+    parts = []
+    for item in sources:
+        a, b, left, right = item.source.bbox
+        box = (max(a, top), min(b, bottom), max(left, 0), min(right, mask.shape[1]))
+        if box[0] < box[1] and box[2] < box[3] and np.any(np.asarray(item.source.weight) > 0):
+            parts.append((item, box))
+    need = needed_places(mask, scale)
+    model = np.ascontiguousarray(image, np.float32)
+
+    def read(part: tuple[RefineSource, Box]) -> _Read | None:
+        if cancel is not None and cancel.is_set():
+            raise Cancelled()
+        item, box = part
+        source = item.source
+        window = source_window(source.pixel_map, *box, source.shape_hw, 1)
+        if window is None:
+            return None
+        samples = np.ascontiguousarray(pixels.read_samples(source.key, *window), np.float32)
+        weights = pixels.read_weight(source.key, *window) if source.has_weight_map else None
+        differences = np.empty_like(samples)
+        origin = (window[0], window[2])
+        _differences(
+            samples, origin, source.shape_hw, item.to_output.src_x, item.to_output.src_y, _lattice(item.to_output),
+            channels_of(item.pattern), source_terms(source), np.asarray(item.limit, np.float32),
+            np.asarray(item.background, np.float32), np.float32(item.blur_px2),
+            model, image_y0, need, y0 - NEED_REACH, differences,
+        )  # fmt: skip
+        return _Read(item, box, origin, differences, weights)
+
+    def add(strip: tuple[int, int], batch: Sequence[_Read]) -> None:
+        for found in batch:
+            source, weights = found.source.source, found.weights
+            a, b, left, right = found.box
+            box = (max(a, strip[0]), min(b, strip[1]), left, right)
+            if box[0] < box[1]:
+                _gather(
+                    found.differences, found.origin_yx, source.shape_hw,
+                    source.pixel_map.src_x, source.pixel_map.src_y, _lattice(source.pixel_map),
+                    channels_of(found.source.pattern), np.asarray(source.weight, np.float32),
+                    np.float32(source.feather_px),
+                    _NO_MAP if weights is None else np.ascontiguousarray(weights, np.float32), weights is not None,
+                    kernel_numbers(scale), box, mask, y0,
+                    sums.total, sums.weight, sums.square, sums.weight_square,
+                )  # fmt: skip
+
+    threads = max(1, threads)
+    edges = np.linspace(top, bottom, 2 * threads + 1).astype(int)
+    strips = [(a, b) for a, b in pairwise(edges.tolist()) if a < b]
+    with ThreadPoolExecutor(threads) as executor:
+        for some in _batches(parts, threads):
+            batch = [found for found in executor.map(read, some) if found is not None]
+            list(executor.map(lambda strip, batch=batch: add(strip, batch), strips))
+    return sums
+
+
+def _batches(parts: list[tuple[RefineSource, Box]], size: int) -> Iterator[list[tuple[RefineSource, Box]]]:
+    for first in range(0, len(parts), size):
+        yield parts[first : first + size]

@@ -1,0 +1,177 @@
+"""Rows of a co-add that the second pass reads with their surroundings and replaces, block by block from the top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from zemosaic_core.chunks import Buffer
+from zemosaic_core.refine import (
+    HALO_ROWS,
+    Gathered,
+    RefineSource,
+    refined,
+    share_of_channels,
+    structure_mask,
+)
+from zemosaic_core.sources import SampleNoise
+
+__all__ = ["BlockRows", "CoaddRows", "CoaddStore", "RowsInTurn", "refine_buffers"]
+
+
+@dataclass(frozen=True)
+class CoaddRows:
+    """Rows of a co-add: image and variance (C, h, w), weight (h, w) as the mean of the channels, coverage (h, w)."""
+
+    image: np.ndarray
+    weight: np.ndarray
+    coverage: np.ndarray
+    variance: np.ndarray | None
+
+
+class CoaddStore(Protocol):
+    """Where a co-add lies."""
+
+    def read(self, y0: int, y1: int) -> CoaddRows:
+        """Return the rows ``y0 <= y < y1``."""
+
+    def write(self, y0: int, image: np.ndarray, variance: np.ndarray | None) -> None:
+        """Replace image and variance of rows from `y0` on."""
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """What decides about a block.
+
+    Attributes
+    ----------
+    y0 : int
+        First row of the block.
+    image_y0 : int
+        First row of `image`, which has `HALO_ROWS` more on either side where the grid has them.
+    image, weight : ndarray, shape (C, h, w), float32
+    variance : ndarray or None
+        Of the rows of the block only.
+    mask : ndarray, shape (rows, w), float32
+    """
+
+    y0: int
+    image_y0: int
+    image: np.ndarray
+    weight: np.ndarray
+    variance: np.ndarray | None
+    mask: np.ndarray
+
+
+class RowsInTurn:
+    """Gives blocks of a co-add as it was, while the rows above are being replaced.
+
+    Parameters
+    ----------
+    store : CoaddStore
+    sources : sequence of RefineSource
+    height : int
+        Rows of the co-add.
+    noise : SampleNoise
+    scale : float
+        Output pixels per source pixel.
+    """
+
+    def __init__(
+        self,
+        store: CoaddStore,
+        sources: Sequence[RefineSource],
+        height: int,
+        noise: SampleNoise,
+        scale: float = 1.0,
+    ) -> None:
+        self._store = store
+        self._height = height
+        self._noise = noise
+        self._scale = scale
+        weights = np.array([item.source.weight for item in sources], np.float64)
+        mean = weights.mean(axis=1).sum()
+        # The store keeps one weight for all channels; what each has of it is the same everywhere to some percent.
+        self._of_mean = (weights.sum(axis=0) / mean if mean > 0 else np.ones(weights.shape[1])).astype(
+            np.float32
+        )
+        self._shares = share_of_channels(sources[0].pattern)
+        self._kept_y0 = 0
+        self._kept: CoaddRows | None = None
+        self._last: tuple[int, int, BlockRows] | None = None
+
+    def block(self, y0: int, y1: int) -> BlockRows:
+        """Return the rows of a block as they were before anything was replaced.
+
+        Rows above the block that was replaced last are no longer known.
+        """
+        if self._last is not None and self._last[:2] == (y0, y1):
+            return self._last[2]
+        top, bottom = max(0, y0 - HALO_ROWS), min(self._height, y1 + HALO_ROWS)
+        rows = self._store.read(top, bottom)
+        image = np.array(rows.image, np.float32)
+        variance = None if rows.variance is None else np.array(rows.variance, np.float32)
+        if self._kept is not None:
+            first, last = max(top, self._kept_y0), min(bottom, self._kept_y0 + self._kept.image.shape[1])
+            if first < last:
+                here, there = (
+                    slice(first - top, last - top),
+                    slice(first - self._kept_y0, last - self._kept_y0),
+                )
+                image[:, here] = self._kept.image[:, there]
+                if variance is not None and self._kept.variance is not None:
+                    variance[:, here] = self._kept.variance[:, there]
+        weight = rows.weight * self._of_mean[:, None, None]
+        inner = slice(y0 - top, y1 - top)
+        mask = structure_mask(image, weight, self._noise.variance, rows.coverage, inner)
+        own = None if variance is None else variance[:, inner]
+        found = BlockRows(y0, top, image, weight[:, inner], own, mask)
+        self._last = (y0, y1, found)
+        return found
+
+    def replace(self, y0: int, y1: int, gathered: Gathered) -> None:
+        """Replace the rows of a block; blocks come in order."""
+        block = self.block(y0, y1)
+        inner = slice(y0 - block.image_y0, y1 - block.image_y0)
+        image, variance = refined(
+            block.image[:, inner],
+            block.variance,
+            gathered,
+            block.mask,
+            block.weight,
+            self._shares,
+            self._scale,
+        )
+        first = block.image_y0
+        whole = self._store.read(first, y1)
+        kept_variance = None
+        if block.variance is not None and whole.variance is not None:
+            kept_variance = np.array(whole.variance, np.float32)
+            kept_variance[:, y0 - first :] = block.variance
+        # Those above were kept until now or are as they are.
+        self._kept = CoaddRows(block.image[:, : y1 - first], whole.weight, whole.coverage, kept_variance)
+        self._kept_y0 = first
+        self._store.write(y0, image, variance)
+
+
+def refine_buffers(n_channels: int, width: int, window_bytes: int, threads: int) -> tuple[Buffer, ...]:
+    """Declare the memory of the second pass on the processor per output row.
+
+    Parameters
+    ----------
+    n_channels, width : int
+    window_bytes : int
+        Float32 samples of the largest source.
+    threads : int
+        Windows read at a time.
+    """
+    plane = 4 * n_channels * width
+    return (
+        Buffer("rows", per_row=plane, copies=6),
+        Buffer("sums", per_row=plane, copies=4),
+        Buffer("mask", per_row=8 * width, copies=4),
+        Buffer("samples", fixed=window_bytes, copies=2 * threads),
+    )

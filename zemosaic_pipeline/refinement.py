@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from zemosaic_align_stack import refine_on_grid
+from zemosaic_core.coadd import CancelToken
 from zemosaic_core.pixel_map import build_pixel_map, map_coordinates_at
 from zemosaic_core.refine import LIMIT_SIGMA, RefineSource
 from zemosaic_core.refine_rows import CoaddRows
@@ -16,7 +17,6 @@ from zemosaic_core.sources import CoaddSource, CombineRule, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_store import FrameStore
-from zemosaic_pipeline.context import CancelToken
 from zemosaic_pipeline.records import FrameTerms, RegisteredFrame
 
 __all__ = [

@@ -90,11 +90,24 @@ def send_the_rest(queue: Any) -> None:
     queue.close()
     sender = threading.Thread(target=queue.join_thread, name="last-messages", daemon=True)
     sender.start()
-    until = time.monotonic() + _UNREAD_S
-    while sender.is_alive() and time.monotonic() < until and not _parent_is_gone():
+    sender.join(_LOOK_S)
+    unread, since_s = -1, time.monotonic()
+    while sender.is_alive() and not _parent_is_gone():
+        left = _unread(queue)
+        if left != unread:
+            unread, since_s = left, time.monotonic()
+        elif time.monotonic() - since_s > _UNREAD_S:
+            break
         sender.join(_LOOK_S)
     if sender.is_alive():
         queue.cancel_join_thread()
+
+
+def _unread(queue: Any) -> int:
+    try:
+        return int(queue.qsize())
+    except NotImplementedError:
+        return 0  # macOS does not count
 
 
 def _watch(request: StopRequest, ended: threading.Event) -> None:

@@ -22,7 +22,7 @@ from zemosaic_pipeline import phase3_master_tiles
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.events import Event, Message, PhaseProgress, RunEnded, spoken_values, to_queue
 from zemosaic_pipeline.plan import RunPlan
-from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, PixelMasks, RegisteredFrame
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
 from zemosaic_settings import Settings
 from zemosaic_utils import coadd_incremental, coadd_on_grid
@@ -239,7 +239,7 @@ def create_master_tile(
 ) -> MasterTile:
     """Stack one group into a master tile on disk; see `phase3_master_tiles.create_tile`."""
     return phase3_master_tiles.create_tile(
-        group, frames, weights, dict(hot_pixels), grid, plan, context, path
+        group, frames, weights, dict(hot_pixels), PixelMasks(), {}, grid, plan, context, path
     )
 
 

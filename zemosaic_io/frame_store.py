@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from zemosaic_core.cfa import DEBAYER_REACH, CfaColour, debayer
+from zemosaic_core.cfa import DEBAYER_REACH, CfaColour, debayer, shift_pattern
+from zemosaic_core.clipped_light import mark_clipped_cfa, mark_clipped_planes, with_bounds
 from zemosaic_core.errors import SkipItem
-from zemosaic_core.hot_pixels import repair_cfa
+from zemosaic_core.hot_pixels import repair_cfa, repair_mono
 from zemosaic_core.missing_data import RIM_PX, zeros_to_nan
 from zemosaic_core.sources import RawRows
 from zemosaic_core.weights import make_radial_weight_map
@@ -28,6 +29,8 @@ __all__ = ["FrameStore", "TileStore"]
 # A debayered pixel needs neighbours within its reach, and each of these may be repaired from neighbours at up to 4 px.
 _MARGIN = DEBAYER_REACH + 4
 _TRACE_WEIGHT = 1e-3
+# Reach of the repair of a pixel from its neighbours.
+_MONO_MARGIN = 2
 
 
 class FrameStore:
@@ -49,6 +52,10 @@ class FrameStore:
         row that is read is compared with them. Frames without an entry are read as they are.
     zero_is_missing : collection of int
         Keys of frames without CFA whose zeros are missing pixels (`zemosaic_core.missing_data`).
+    clip_levels : mapping of int to ndarray (C,), optional
+        Values, ADU, from which on light was cut off, by key; +inf or no entry: nowhere.
+    masked : mapping of int to ndarray (k, 3), optional
+        Missing pixels by key, as spans ``(y, x0, x1)``, end exclusive, in the order of y.
 
     Notes
     -----
@@ -64,7 +71,13 @@ class FrameStore:
         radial: tuple[float, float, float] | None = None,
         row_sums: Mapping[int, np.ndarray] | None = None,
         zero_is_missing: Collection[int] = (),
+        clip_levels: Mapping[int, np.ndarray] | None = None,
+        masked: Mapping[int, np.ndarray] | None = None,
     ) -> None:
+        self._clip = {
+            k: np.asarray(v, np.float32) for k, v in (clip_levels or {}).items() if np.isfinite(v).any()
+        }
+        self._masked = {k: np.asarray(v, np.int32) for k, v in (masked or {}).items() if len(v)}
         self._zero_is_missing = frozenset(zero_is_missing)
         self._infos = dict(infos)
         self._sums = dict(row_sums or {})
@@ -84,6 +97,8 @@ class FrameStore:
     def read(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Return the window as (C, y1-y0, x1-x0) float32 ADU; C is 3, or 1 for mono; missing pixels are NaN.
 
+        Pixels whose light was cut off are NaN that hold a lower bound (`zemosaic_core.clipped_light`).
+
         Raises
         ------
         SkipItem
@@ -91,12 +106,29 @@ class FrameStore:
         """
         info = self._infos[key]
         if info.kind == "cfa":
-            return self._read_cfa(info, key, y0, y1, x0, x1)
-        if key in self._zero_is_missing:
-            return self._read_with_emptiness(info, key, y0, y1, x0, x1)
-        window = np.ascontiguousarray(
-            read_window(info, y0, y1, x0, x1, sums=self._sums.get(key)), dtype=np.float32
-        )
+            window = self._read_cfa(info, key, y0, y1, x0, x1)
+        else:
+            window = (
+                self._read_with_emptiness(info, key, y0, y1, x0, x1)
+                if key in self._zero_is_missing
+                else self._read_planes(info, key, y0, y1, x0, x1)
+            )
+            if key in self._clip:
+                mark_clipped_planes(window, self._clip[key])
+        for y, first, end in self._spans(key, y0, y1):
+            window[:, y - y0, max(0, first - x0) : max(0, end - x0)] = np.nan
+        return window
+
+    def _read_planes(self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        hot = self._hot_rows(key, 0, info.shape_hw[0], info.shape_hw[1])
+        if len(hot):
+            # Whole rows, and two more on each side, from which pixels are repaired.
+            top, bottom = max(0, y0 - _MONO_MARGIN), min(info.shape_hw[0], y1 + _MONO_MARGIN)
+            rows = repair_mono(read_window(info, top, bottom, sums=self._sums.get(key)), hot, top)
+            stored = rows[y0 - top : y1 - top, x0:x1]
+        else:
+            stored = read_window(info, y0, y1, x0, x1, sums=self._sums.get(key))
+        window = np.array(stored, dtype=np.float32, order="C")
         if info.bitpix < 0:
             window[~np.isfinite(window)] = np.nan
         return window[np.newaxis] if window.ndim == 2 else window
@@ -112,9 +144,10 @@ class FrameStore:
             sensor = repair_cfa(rows, hot, top)[:, left:right]
         else:
             sensor = read_window(info, top, bottom, left, right, sums=self._sums.get(key))
-        planes = debayer(
-            np.ascontiguousarray(sensor), info.cfa_pattern, top, left, colour=self._colours.get(key)
-        )
+        sensor = np.ascontiguousarray(sensor)
+        planes = debayer(sensor, info.cfa_pattern, top, left, colour=self._colours.get(key))
+        if key in self._clip:
+            mark_clipped_cfa(planes, sensor, shift_pattern(info.cfa_pattern, top, left), self._clip[key])
         return np.ascontiguousarray(planes[:, y0 - top : y1 - top, x0 - left : x1 - left])
 
     def _read_with_emptiness(
@@ -149,7 +182,15 @@ class FrameStore:
         if raw is None:
             return None
         hot = self._hot_rows(key, y0, y1, info.shape_hw[1])
-        return replace(raw, hot_pixels=hot, colour=self._colours.get(key))
+        raw = replace(raw, hot_pixels=hot, colour=self._colours.get(key), masked=self._spans(key, y0, y1))
+        return replace(raw, clip=tuple(map(float, self._clip[key]))) if key in self._clip else raw
+
+    def _spans(self, key: int, y0: int, y1: int) -> np.ndarray:
+        spans = self._masked.get(key)
+        if spans is None:
+            return np.empty((0, 3), np.int32)
+        first, last = np.searchsorted(spans[:, 0], (y0, y1))
+        return spans[first:last]
 
     def _hot_rows(self, key: int, y0: int, y1: int, width: int) -> np.ndarray:
         hot = self._hot.get(key)
@@ -163,7 +204,8 @@ class TileStore:
     """Master tiles on disk as a `PixelSource`.
 
     A tile file has the image (C, H, W) or (H, W) in the first unit with an image, and may have extensions
-    COVERAGE, WEIGHT and VARIANCE of the same size. Missing pixels are NaN in the image and 0 in the weight.
+    COVERAGE, WEIGHT, CLIPPED and VARIANCE of the same size. Missing pixels are NaN in the image and 0 in the weight.
+    CLIPPED has a bit per channel (1 red, 2 green, 4 blue) where the image is only a lower bound of the light.
 
     Parameters
     ----------
@@ -195,8 +237,19 @@ class TileStore:
         return self._units[key]["SCI"].cards
 
     def read(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """Return the window as (C, y1-y0, x1-x0) float32; missing pixels are NaN."""
-        return self._window(key, "SCI", y0, y1, x0, x1)
+        """Return the window as (C, y1-y0, x1-x0) float32; missing pixels are NaN, clipped ones hold their bound."""
+        window = self._window(key, "SCI", y0, y1, x0, x1)
+        bits = self.read_clipped(key, y0, y1, x0, x1)
+        for channel, plane in enumerate(window if bits.any() else ()):
+            clipped = bits & (1 << channel) != 0
+            plane[clipped] = with_bounds(plane[clipped])
+        return window
+
+    def read_clipped(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Return the bits of clipped pixels as (h, w) uint8; 0 where the tile tells nothing."""
+        if "CLIPPED" not in self._units[key]:
+            return np.zeros((y1 - y0, x1 - x0), np.uint8)
+        return self._window(key, "CLIPPED", y0, y1, x0, x1)[0].astype(np.uint8)
 
     def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
         """Return the window of the weight map as (h, w) float32, or None when the tile has none."""

@@ -29,13 +29,20 @@ from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
-from zemosaic_pipeline.records import FrameGroup, FrameTerms, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.records import (
+    FrameGroup,
+    FrameTerms,
+    MasterTile,
+    MosaicGrid,
+    PixelMasks,
+    RegisteredFrame,
+)
 from zemosaic_utils import coadd_on_grid
 
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 7
+TILE_VERSION = 8
 MAP_ERROR_PX = 0.005
 # Variance of a sample of white noise, relative to that of a pixel, at all fractions of a pixel alike.
 SAMPLE_VARIANCE = {"lanczos3": 0.80, "bilinear": 0.44}
@@ -122,7 +129,7 @@ def frame_terms(
 
 def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) -> np.ndarray:
     """Return the photometric terms (N, C, 4) that bring the frames of a group onto one sky."""
-    meshes = np.stack([frame.solved.measure.arrays()["mesh"] for frame in frames])
+    meshes = np.stack([frame.open_mesh() for frame in frames])
     height, width = frames[0].solved.frame.info.shape_hw
     x, y = cell_centres((height, width), meshes.shape[2:], cell_px)
     return normalise_group(
@@ -260,6 +267,26 @@ def _frame_cards(frames: Sequence[RegisteredFrame]) -> dict[str, Any]:
     return cards
 
 
+def _tile_weight(block: CoaddBlock) -> np.ndarray:
+    """Return the mean weight of the channels that were measured; 1 where all hold lower bounds only."""
+    known = block.weight > 0
+    weight = np.where(known, block.weight, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.where(block.clipped.any(axis=0) & ~known.any(axis=0), 1, weight).astype(np.float32)
+
+
+def lowest_ceiling(
+    frames: Sequence[RegisteredFrame], terms: Sequence[FrameTerms], masks: PixelMasks
+) -> float:
+    """Return the lowest level at which the light of a frame was cut off, on the common scale; NaN: nowhere."""
+    ceilings = [
+        term.photometry[:, 0] * masks.clip_levels[frame.solved.frame.index] + term.photometry[:, 1]
+        for frame, term in zip(frames, terms, strict=True)
+        if frame.solved.frame.index in masks.clip_levels
+    ]
+    finite = np.array([value for levels in ceilings for value in levels if np.isfinite(value)])
+    return float(finite.min()) if finite.size else float("nan")
+
+
 def _write_ramp(out: StreamingFits, shape_hw: tuple[int, int], ramp_px: int, rows: int = 512) -> None:
     """Multiply the weight plane by a ramp that falls to zero at the border of the covered area."""
     if ramp_px <= 0:
@@ -279,6 +306,7 @@ def create_tile(
     frames: Sequence[RegisteredFrame],
     weights: np.ndarray,
     hot_pixels: dict[int, np.ndarray],
+    masks: PixelMasks,
     sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
@@ -292,6 +320,7 @@ def create_tile(
     ----------
     weights : ndarray, shape (N, C)
         Weight of each frame, comparable between groups.
+    masks : PixelMasks
     sky : mapping of int to FrameTerms
         Terms of every frame from the model of the sky; empty: the group finds a common sky of its own.
     on_rows : callable, optional
@@ -333,9 +362,11 @@ def create_tile(
         radial=plan.stack.radial,
         row_sums={frame.solved.frame.index: frame.solved.measure.arrays()["row_sums"] for frame in frames},
         zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
+        clip_levels=masks.clip_levels,
+        masked=masks.spans,
     )
     facts = _TileFacts(plan.n_channels)
-    extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
+    extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32), ("CLIPPED", shape, np.uint8)]
     if plan.output.variance:
         extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
     cards = _tile_cards(group, frames, plan, header_cards(wcs))
@@ -344,7 +375,8 @@ def create_tile(
         def sink(row0: int, row1: int, block: CoaddBlock) -> None:
             out.write_rows(row0, block.image)
             out.write_rows(row0, block.coverage, ext="COVERAGE")
-            out.write_rows(row0, block.weight.mean(axis=0), ext="WEIGHT")
+            out.write_rows(row0, _tile_weight(block), ext="WEIGHT")
+            out.write_rows(row0, block.clipped_bits(), ext="CLIPPED")
             if plan.output.variance:
                 out.write_rows(row0, block.variance, ext="VARIANCE")
             facts.add(row0, block)
@@ -378,6 +410,7 @@ def create_tile(
         median_coverage=facts.median_coverage(),
         covered_bbox=facts.covered_bbox(),
         flux_gain=_flux_gain(frames, weights, plan),
+        saturate_adu=lowest_ceiling(frames, terms, masks),
         map_error_px=max((source.pixel_map.max_error_px for source in sources), default=0.0),
     )
 
@@ -387,6 +420,7 @@ def _tile_key(
     frames: Sequence[RegisteredFrame],
     weights: np.ndarray,
     hot: dict[int, np.ndarray],
+    masks: PixelMasks,
     sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
@@ -405,6 +439,7 @@ def _tile_key(
             frame.gain,
             weights[i].tolist(),
             hot.get(frame.solved.frame.index),
+            masks.key_of(frame.solved.frame.index),
             _plain_terms(sky.get(frame.solved.frame.index)),
         )
         for i, frame in enumerate(frames)
@@ -506,6 +541,7 @@ class _Maker:
 
     weights: Mapping[int, np.ndarray]
     hot_pixels: dict[int, np.ndarray]
+    masks: PixelMasks
     sky: Mapping[int, FrameTerms]
     grid: MosaicGrid
     plan: RunPlan
@@ -521,7 +557,9 @@ class _Maker:
         tried_again: set[str] = set()
         while frames:
             weights = np.stack([self.weights[frame.solved.frame.index] for frame in frames])
-            key = _tile_key(self.manifest, frames, weights, self.hot_pixels, self.sky, self.grid, self.plan)
+            key = _tile_key(
+                self.manifest, frames, weights, self.hot_pixels, self.masks, self.sky, self.grid, self.plan
+            )
             if self.plan.resume:
                 tile = _stored_tile(self.manifest, key, group, frames, self.folder)
                 if tile is not None:
@@ -533,6 +571,7 @@ class _Maker:
                     frames,
                     weights,
                     self.hot_pixels,
+                    self.masks,
                     self.sky,
                     self.grid,
                     self.plan,
@@ -563,6 +602,7 @@ def run(
     groups: Sequence[FrameGroup],
     placed: Sequence[RegisteredFrame],
     hot_pixels: dict[int, np.ndarray],
+    masks: PixelMasks,
     sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
@@ -584,7 +624,7 @@ def run(
         plan.stack.weighting,
     )
     by_frame = {index: weights[i] for index, i in by_index.items()}
-    maker = _Maker(by_frame, hot_pixels, sky, grid, plan, context, manifest, folder)
+    maker = _Maker(by_frame, hot_pixels, masks, sky, grid, plan, context, manifest, folder)
     tiles: list[MasterTile] = []
     n_reused = 0
     for done, group in enumerate(groups):

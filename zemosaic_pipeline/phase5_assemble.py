@@ -307,6 +307,15 @@ def _mosaic_cards(
     return cards
 
 
+def _saturation_cards(tiles: Sequence[MasterTile], terms: np.ndarray) -> dict[str, Any]:
+    """Return from which level on light may have been cut off; nothing where it nowhere was."""
+    levels = terms[:, :, 0] * np.array([tile.saturate_adu for tile in tiles])[:, None] + terms[:, :, 1]
+    known = levels[np.isfinite(levels)]
+    if not known.size:
+        return {}
+    return {"SATURATE": (round(float(known.min()), 1), "[adu] least level of clipped light, see CLIPPED")}
+
+
 def _history(plan: RunPlan, photometry: TilePhotometry) -> list[tuple[str, str]]:
     lines = [
         f"ZeMosaic {__version__}: frames resampled once onto this grid ({plan.stack.kernel})",
@@ -364,6 +373,7 @@ def run(
     base = context.output_dir / base_name(len(tiles), n_used)
     science, coverage = base.with_suffix(".fits"), Path(f"{base}_coverage.fits")
     cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate, behind)
+    cards |= _saturation_cards(tiles, terms)
     shape = (plan.n_channels, *canvas.shape_hw)
     coverage_cards = {**wcs_cards, "EXTNAME": ("COVERAGE", "frames per pixel"), "BUNIT": ("count", "")}
     depth = _Depth(tiles, store, canvas)
@@ -373,7 +383,10 @@ def run(
     with ExitStack() as files:
         history = _history(plan, solution)
         out = files.enter_context(StreamingFits(science, shape, [*cards.items(), *history]))
-        out_coverage = files.enter_context(StreamingFits(coverage, canvas.shape_hw, coverage_cards))
+        clipped = ("CLIPPED", canvas.shape_hw, np.uint8)
+        out_coverage = files.enter_context(
+            StreamingFits(coverage, canvas.shape_hw, coverage_cards, extensions=[clipped])
+        )
         out_variance = None
         if variance_path is not None:
             variance_cards = {
@@ -397,6 +410,7 @@ def run(
             kept = glow.known and out_sky is None
             out.write_rows(y0, block.image + glow.rows(y0, y1) if kept else block.image)
             out_coverage.write_rows(y0, depth.rows(y0, y1))
+            out_coverage.write_rows(y0, block.clipped_bits(), ext="CLIPPED")
             if out_variance is not None:
                 out_variance.write_rows(y0, depth.variance_rows(y0, y1, terms, block.weight))
 

@@ -20,6 +20,7 @@ from zemosaic_pipeline import (
     phase5_assemble,
     phase6_export,
     phase7_cleanup,
+    pixel_masks,
     sky,
     solve_frames,
 )
@@ -200,7 +201,8 @@ class _ClassicRun:
             context.say(plan.route.reason_key, route=plan.route.route, **plan.route.values)
         with context.phase(phase4_grid.PHASE):
             placed = phase4_grid.run(solved, plan.grid, context, with_flat=plan.sky.model == "full")
-            clear = judge_air(placed.frames, plan.measure, context, phase4_grid.PHASE)
+            open_frames, masks = pixel_masks.run(placed.frames, plan.measure, context, phase4_grid.PHASE)
+            clear = judge_air(open_frames, plan.measure, context, phase4_grid.PHASE)
             self.placed = placed = replace(placed, frames=clear)
             self.sky = behind = sky.run(placed.frames, placed.grid, placed.flat, plan, context)
         with context.phase(phase3_master_tiles.PHASE, len(groups)):
@@ -208,6 +210,7 @@ class _ClassicRun:
                 groups,
                 placed.frames,
                 prepared.hot_pixels,
+                masks,
                 behind.terms,
                 placed.grid,
                 plan,

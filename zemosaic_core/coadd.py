@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from zemosaic_core.chunks import Buffer, iter_row_chunks
-from zemosaic_core.clipped_light import BOUND_MARK, FIRST_BOUND, LAST_BOUND, bounds_of
+from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
 from zemosaic_core.errors import Cancelled, SettingsError
 from zemosaic_core.pixel_map import source_window
 from zemosaic_core.rejection import SamplePool, check_rule, combine_pool
@@ -35,7 +35,8 @@ _MIN_STRIP = 128
 # float64 sums of w, w x, w^2, w^2 x, w^2 x^2 per channel of the streaming path, its count, the highest lower bound of
 # clipped light and the number of such samples.
 _STREAM_BYTES = 5 * 8 + 2 + 4 + 2
-_OUTPUT_BYTES = 4 + 4 + 4 + 2 + 2
+# Image, weight, variance, two counts, and the masks of clipped light while they are written.
+_OUTPUT_BYTES = 4 + 4 + 4 + 2 + 2 + 3
 
 
 class CancelToken(Protocol):
@@ -342,14 +343,19 @@ def _add_bounds(bits, weights, highest, clipped):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _finish_sums(sums, counts, bounds, clipped, image, weight, variance, coverage):
+def _finish_sums(sums, counts, highest, clipped, image, weight, variance, coverage):
+    bound = np.empty(1, np.float32)
+    bound_bits = bound.view(np.int32)
     for c in range(image.shape[0]):
         for y in range(image.shape[1]):
             for x in range(image.shape[2]):
                 n, total = int(counts[c, y, x]), sums[0, c, y, x]
                 coverage[y, x] = max(coverage[y, x], counts[c, y, x] if n > 0 else clipped[c, y, x])
                 weight[c, y, x] = np.float32(total)
-                image[c, y, x] = np.float32(np.nan) if n > 0 else bounds[c, y, x]
+                image[c, y, x] = np.float32(np.nan)
+                if n == 0 and clipped[c, y, x] > 0:
+                    bound_bits[0] = (highest[c, y, x] - BOUND_MARK) << BOUND_SHIFT
+                    image[c, y, x] = bound[0]
                 variance[c, y, x] = np.float32(np.nan)
                 if n > 0 and total > 0:
                     mean = sums[1, c, y, x] / total
@@ -399,6 +405,5 @@ def _stream(
     while waiting:
         add_oldest()
     block = CoaddBlock.blank(shape)
-    bounds = bounds_of(highest.view(np.float32))
-    _finish_sums(sums, counts, bounds, clipped, block.image, block.weight, block.variance, block.coverage)
+    _finish_sums(sums, counts, highest, clipped, block.image, block.weight, block.variance, block.coverage)
     return block

@@ -508,7 +508,9 @@ def _take_bounds(bits, starts, boxes, members, n, place, lanes, count, image, se
             top, left, right = boxes[source, 0], boxes[source, 2], boxes[source, 3]
             if left <= x0 + i < right:
                 width = right - left
-                held = bits[starts[source] + (channel * (boxes[source, 1] - top) + y - top) * width + x0 + i - left]
+                held = bits[
+                    starts[source] + (channel * (boxes[source, 1] - top) + y - top) * width + x0 + i - left
+                ]
                 if FIRST_BOUND <= held <= LAST_BOUND:
                     most = max(most, held)
                     clipped += 1

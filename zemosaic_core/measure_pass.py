@@ -181,7 +181,7 @@ def _find_stars(
     by_flux = chosen[np.argsort(-rows.flux[chosen], kind="stable")]
     others = np.ones(len(maxima), bool)
     others[chosen] = False
-    no_stars = rows.x[others], rows.y[others], maxima.snr[others]
+    no_stars = maxima.x[others], maxima.y[others], maxima.snr[others]
     return _star_list(rows, maxima.snr, sharpness.saturated, by_flux), no_stars
 
 

@@ -69,8 +69,9 @@ def streak_spans(
     height, width = shape_hw
     spans = []
     for (x0, y0), (x1, y1) in zip(points[:-1][kept], points[1:][kept], strict=True):
-        top, bottom = max(0, int(np.ceil(min(y0, y1) - half_width_px))), min(
-            height - 1, int(np.floor(max(y0, y1) + half_width_px))
+        top, bottom = (
+            max(0, int(np.ceil(min(y0, y1) - half_width_px))),
+            min(height - 1, int(np.floor(max(y0, y1) + half_width_px))),
         )
         if bottom < top:
             continue

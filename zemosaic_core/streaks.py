@@ -265,7 +265,7 @@ def _profiles(plane, cell, sky, noise, line, columns, every, profile, rows):
         n = 0
         for t in range(piece * _PIECE_PX, min(length, (piece + 1) * _PIECE_PX), every):
             # Nearest pixel; what that moves the profile by averages out along the line.
-            c = int(math.floor(start + slope * t + 0.5))
+            c = math.floor(start + slope * t + 0.5)
             if c + columns[0] < 0 or c + columns[-1] >= breadth:
                 continue
             n += 1

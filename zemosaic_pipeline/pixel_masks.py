@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from zemosaic_core.clipped_light import clip_levels
-from zemosaic_core.covered_sky import Sightings, cell_spans, covered_cells, sightings
+from zemosaic_core.covered_sky import cell_spans, covered_cells, sightings
 from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.star_merging import merge_positions
 from zemosaic_core.streak_spans import joined_spans, share_beside, streak_points, streak_spans
@@ -69,7 +69,9 @@ def run(
         kept.append(frame)
     if partly:
         share, path = max(partly)
-        context.say("run_info_covered", frames=len(partly), example=Path(path).name, percent=round(100 * share))
+        context.say(
+            "run_info_covered", frames=len(partly), example=Path(path).name, percent=round(100 * share)
+        )
     trails = _trail_spans(kept, [chains[i] for i in still])
     for index, found in trails.items():
         spans.setdefault(index, []).append(found)
@@ -100,9 +102,7 @@ def _with_open_sky(frame: RegisteredFrame, covered: np.ndarray) -> RegisteredFra
         float(np.nanmedian(plane)) if ok else before
         for plane, ok, before in zip(mesh, known, frame.solved.measure.sky_adu, strict=True)
     )
-    return replace(
-        frame, solved=replace(frame.solved, measure=replace(frame.solved.measure, sky_adu=sky))
-    )
+    return replace(frame, solved=replace(frame.solved, measure=replace(frame.solved.measure, sky_adu=sky)))
 
 
 def _covered_and_chains(
@@ -119,6 +119,7 @@ def _covered_and_chains(
         return np.zeros((len(frames), *n_cells), bool), nothing
     places, owner, light, cells, pixels = [], [], [], [], []
     gains = np.array([frame.gain for frame in frames], float)
+    gains = np.where(np.isfinite(gains) & (gains > 0), gains, 1.0)
     for i, (frame, arrays) in enumerate(zip(frames, stored, strict=True)):
         x, y = arrays["x"][:_BRIGHTEST].astype(float), arrays["y"][:_BRIGHTEST].astype(float)
         places.append(np.stack(frame.to_plane.apply(x, y), axis=-1))
@@ -177,7 +178,9 @@ def _chains(
     for i, frame in enumerate(frames):
         own = pixels[(owners == i) & alone]
         if len(own):
-            looked_at = _seen_by_others(frames, i, np.stack(frame.to_plane.apply(own[:, 0], own[:, 1]), axis=-1))
+            looked_at = _seen_by_others(
+                frames, i, np.stack(frame.to_plane.apply(own[:, 0], own[:, 1]), axis=-1)
+            )
             own = own[looked_at]
         found.append(chains_of_dots(own[:, 0], own[:, 1], frame.solved.measure.fwhm_px, shape_hw))
     return found

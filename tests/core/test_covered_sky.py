@@ -56,9 +56,7 @@ class Night:
             star.append(index)
             flux.append(self.light[index] * self.rng.normal(1, 0.05, len(index)))
             cell.append(cells[index])
-        return sightings(
-            *map(np.concatenate, (frame, star, flux, cell)), self.cell_of_star, self.n, N_CELLS
-        )
+        return sightings(*map(np.concatenate, (frame, star, flux, cell)), self.cell_of_star, self.n, N_CELLS)
 
     def covered(self, **options):
         return covered_cells(self.mesh, self.error, self.xy, self.sightings(**options))
@@ -125,7 +123,7 @@ def test_where_no_other_frame_looks_nothing_is_known():
     night = Night(2, stars=300)
     night.shift[1] += [0, 24 * CELL]
     night.xy[1] += np.array([0, 24 * CELL])
-    night.star_xy = np.concatenate([night.star_xy, night.star_xy + [0, 24 * CELL]])
+    night.star_xy = np.concatenate([night.star_xy, night.star_xy + np.array([0, 24 * CELL])])
     night.light = np.tile(night.light, 2)
     night.cover(0, rows_below(12))
     assert not night.covered().any()

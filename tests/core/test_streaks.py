@@ -129,8 +129,8 @@ def test_spans_are_joined_row_by_row():
 
 def test_streaks_along_each_other_are_told_from_crossing_ones():
     points = streak_points(np.array([0, 0, 300, 30, 4.0]))
-    assert share_beside(points, points + [1.0, 2.0], 5.0).all()
-    assert not share_beside(points, points + [0.0, 20.0], 5.0).any()
+    assert share_beside(points, points + np.array([1.0, 2.0]), 5.0).all()
+    assert not share_beside(points, points + np.array([0.0, 20.0]), 5.0).any()
     crossing = streak_points(np.array([0, 100, 300, -60, 4.0]))
     assert not share_beside(points, crossing, 5.0).any()
     half = share_beside(points, points[: len(points) // 2], 5.0)

@@ -18,7 +18,17 @@ class FakePixels:
     """Frames in memory; every second one offers raw rows when ``raw`` is 'some', all when 'all'."""
 
     def __init__(
-        self, n, shape_hw, *, n_channels=3, raw="none", hot=0, missing=0.0, seed=0, weights=False, clipped=False
+        self,
+        n,
+        shape_hw,
+        *,
+        n_channels=3,
+        raw="none",
+        hot=0,
+        missing=0.0,
+        seed=0,
+        weights=False,
+        clipped=False,
     ):
         rng = np.random.default_rng(seed)
         self.shape_hw = shape_hw
@@ -31,7 +41,9 @@ class FakePixels:
         if weights:
             self.weights[:2] = 0
         # Clipped stars, some of them in all frames; spans that are missing.
-        self.clip = {key: (9000.0, 9100.0, 8900.0 if key % 2 else np.inf) for key in range(n)} if clipped else {}
+        self.clip = (
+            {key: (9000.0, 9100.0, 8900.0 if key % 2 else np.inf) for key in range(n)} if clipped else {}
+        )
         self.masked = {}
         for key in range(n):
             frame = sky + rng.normal(0, 40, shape_hw)

@@ -151,15 +151,17 @@ def covered_cells(mesh: np.ndarray, error: np.ndarray, xy: np.ndarray, stars: Si
     for i in range(n_frames):
         if not departs[i].any() or not _is_sharp(stars.seen[i], stars.expected[i]):
             continue
-        dark = departs[i] & (stars.seen[i] == 0) & known_to_others[i]
-        # Single cells whose level happens to be right do not cut a part in two.
-        joined = ndimage.binary_closing(np.pad(dark, 2, mode="edge"), around)[2:-2, 2:-2]
-        joined &= stars.seen[i] == 0
-        labels, n_parts = ndimage.label(joined)
+        # Inside there are no stars nearby either; stars that were missed by chance lie among others.
+        starless = departs[i] & (stars.seen[i] == 0) & known_to_others[i]
+        inside = starless & ~open_cells[i]
+        labels, n_parts = ndimage.label(inside)
         hidden = ndimage.sum_labels(stars.expected[i], labels, np.arange(1, n_parts + 1))
         parts = np.flatnonzero(np.asarray(hidden) >= _MIN_HIDDEN) + 1
         if len(parts):
-            covered[i] = ndimage.binary_dilation(np.isin(labels, parts), around)
+            # Out to where stars are seen, single cells whose level happens to be right included.
+            core = np.isin(labels, parts)
+            grown = core | (ndimage.binary_dilation(core, around) & (starless | ~open_cells[i]))
+            covered[i] = ndimage.binary_dilation(grown, around)
     return covered
 
 
@@ -178,11 +180,13 @@ def _is_sharp(seen: np.ndarray, expected: np.ndarray) -> bool:
     """Whether a frame shows, where it shows most, the stars that it should."""
     from scipy import ndimage
 
-    window = max(3, min(seen.shape) // 3)
-    got = ndimage.uniform_filter(seen.astype(float), window, mode="constant")
-    should = ndimage.uniform_filter(expected, window, mode="constant")
-    enough = should * window**2 >= _MIN_HIDDEN
-    return bool(enough.any() and (got[enough] / should[enough]).max() >= _LEAST_RATE)
+    for window in (1, 3, 5, 9, 15):
+        got = ndimage.uniform_filter(seen.astype(float), window, mode="constant")
+        should = ndimage.uniform_filter(expected, window, mode="constant")
+        enough = should * window**2 >= 2 * _MIN_HIDDEN
+        if enough.any() and (got[enough] / should[enough]).max() >= _LEAST_RATE:
+            return True
+    return False
 
 
 def _bins(xy: np.ndarray) -> np.ndarray:

@@ -239,12 +239,15 @@ def _extent(good: np.ndarray) -> tuple[int, int]:
 
 
 def _half_width(profile: np.ndarray, rows: np.ndarray, offset: np.ndarray) -> float:
-    beside = np.abs(offset) >= _BESIDE_PX
-    beside = beside if beside.any() else np.abs(offset) >= 0.7 * np.abs(offset).max()
-    mean = np.average(profile - np.median(profile[:, beside], axis=1)[:, None], axis=0, weights=rows)
-    error = 1.0 / math.sqrt(max(1.0, float(rows.sum())))
-    lit = np.abs(offset[mean > max(_FAINT, 4.0 * error)])
-    inner = np.sort(lit)
+    """Return how far to the side the light of a trail reaches, and its spill."""
+    far = min(_BESIDE_PX, 0.7 * np.abs(offset).max())
+    left, right = offset <= -far, offset >= far
+    # Diffuse light may slope across the trail, and peak on it in some of the pieces.
+    slope = (profile[:, right].mean(axis=1) - profile[:, left].mean(axis=1)) / (2.0 * offset[right].mean())
+    level = 0.5 * (profile[:, right].mean(axis=1) + profile[:, left].mean(axis=1))
+    typical = np.median(profile - level[:, None] - slope[:, None] * offset, axis=0)
+    error = 1.25 / math.sqrt(max(1.0, float(rows.sum())))
+    inner = np.sort(np.abs(offset[typical > max(_FAINT, 4.0 * error)]))
     # Outwards as long as there are no gaps: another trail beside it is another one.
     gaps = np.flatnonzero(np.diff(inner) > 2.5)
     reach = float(inner[gaps[0]] if len(gaps) else inner[-1]) if len(inner) else _CORE_PX

@@ -151,9 +151,10 @@ def covered_cells(mesh: np.ndarray, error: np.ndarray, xy: np.ndarray, stars: Si
     for i in range(n_frames):
         if not departs[i].any() or not _is_sharp(stars.seen[i], stars.expected[i]):
             continue
-        # Inside there are no stars nearby either; stars that were missed by chance lie among others.
+        # Inside there are no stars nearby either, or many are missing in one cell; stars that were missed by chance
+        # lie among others.
         starless = departs[i] & (stars.seen[i] == 0) & known_to_others[i]
-        inside = starless & ~open_cells[i]
+        inside = starless & (~open_cells[i] | (stars.expected[i] >= _MIN_HIDDEN))
         labels, n_parts = ndimage.label(inside)
         hidden = ndimage.sum_labels(stars.expected[i], labels, np.arange(1, n_parts + 1))
         parts = np.flatnonzero(np.asarray(hidden) >= _MIN_HIDDEN) + 1

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.wcs import WCS
 from made_frames import base_cards, expose, field_sky, pointings, run, with_hot_pixels, write, write_all
 from scipy import ndimage
 
@@ -20,12 +21,26 @@ def sky():
     return field_sky(seed=5)
 
 
-def blocks(image, coverage, size=32):
-    """Medians of blocks of size x size px that are covered whole, NaN elsewhere; (C, ny, nx)."""
-    height, width = (n // size * size for n in coverage.shape)
-    cut = np.where(coverage > 0, image, np.nan)[:, :height, :width]
-    parts = cut.reshape(len(image), height // size, size, width // size, size)
-    return np.median(parts, axis=(2, 4))
+def sky_differences(result, other, size=32):
+    """Differences of the medians of blocks of two mosaics in the same places of the sky, (C, n).
+
+    Blocks that a bright star fills and blocks at the rim are left out; the middle of all is taken as zero.
+    """
+    height, width = result.coverage.shape
+    y, x = np.mgrid[size : height - size : size, size : width - size : size].reshape(2, -1)
+    there = other.wcs.all_world2pix(*result.wcs.all_pix2world(x, y, 0), 0)
+    found = []
+    for x0, y0, x1, y1 in zip(x, y, *np.rint(there).astype(int), strict=True):
+        if min(x1, y1) < size or x1 > other.coverage.shape[1] - size or y1 > other.coverage.shape[0] - size:
+            continue
+        half = size // 2
+        one = result.image[:, y0 - half : y0 + half, x0 - half : x0 + half]
+        two = other.image[:, y1 - half : y1 + half, x1 - half : x1 + half]
+        low, middle, high = np.percentile(two, (16, 50, 84), axis=(1, 2))
+        if np.isfinite(one).all() and np.isfinite(two).all() and (high - middle < 2 * (middle - low)).all():
+            found.append(np.median(one, axis=(1, 2)) - middle)
+    found = np.array(found).T
+    return found - np.median(found, axis=1, keepdims=True)
 
 
 def covered_by_tree(pixels, rows, rng):
@@ -53,16 +68,10 @@ def test_a_tree_leaves_the_background_alone(sky, tmp_path):
     assert "run_info_covered" in result.message_keys
     assert without.left_out == {}
     assert not {"run_info_covered", "run_info_trails"} & without.message_keys
-    own = blocks(result.image, result.coverage)
-    other = blocks(without.image, without.coverage)
-    if own.shape != other.shape:
-        ny, nx = (min(a, b) for a, b in zip(own.shape[1:], other.shape[1:], strict=True))
-        own, other = own[:, :ny, :nx], other[:, :ny, :nx]
-    difference = own - other
-    difference -= np.nanmedian(difference, axis=(1, 2), keepdims=True)
-    assert np.isfinite(difference).sum() > 150
-    # Blocks of 1024 px of five frames: three sigma of their medians are 2.5 ADU.
-    assert np.nanmax(np.abs(difference)) < 8.0
+    difference = sky_differences(result, without)
+    assert difference.shape[1] > 40
+    # The median of a block of 1024 px of five frames is good to 2 ADU; two of them differ by 10 at most.
+    assert np.abs(difference).max() < 10.0
 
 
 def test_bright_stars_in_two_exposures_have_no_spikes_and_are_flagged(sky, tmp_path):
@@ -102,27 +111,44 @@ def test_bright_stars_in_two_exposures_have_no_spikes_and_are_flagged(sky, tmp_p
             assert ring.min() > 0.35 * cut.max()
 
 
+def beside_trail(setup, result, picture, offsets):
+    """Values of a picture (H, W) of the mosaic along the satellite of a frame, so many px to either side of it."""
+    line = setup.satellites[0]
+    along = np.array([line.x1 - line.x0, line.y1 - line.y0])
+    across = np.array([-along[1], along[0]]) / np.hypot(*along)
+    t = np.linspace(0.05, 0.95, 400)[:, None]
+    found = []
+    for offset in offsets:
+        place = np.array([line.x0, line.y0]) + t * along + offset * across
+        x, y = result.wcs.all_world2pix(*WCS(setup.cards).all_pix2world(*place.T, 0), 0)
+        found.append(picture[np.rint(y).astype(int), np.rint(x).astype(int)])
+    return np.array(found)
+
+
 def test_trails_leave_nothing_where_four_frames_overlap(sky, tmp_path):
     rng = np.random.default_rng(4)
-    setups = pointings(n=4, shape_hw=SHAPE, turn_deg=0.2)
-    clean = []
-    for i, setup in enumerate(setups):
+    setups = []
+    for i, setup in enumerate(pointings(n=4, shape_hw=SHAPE, turn_deg=0.2)):
         y0, y1 = rng.uniform(40, SHAPE[0] - 40, 2)
         satellite = Satellite(-5.0, y0, SHAPE[1] + 5.0, y1, 1.4, (3000.0, 400.0, 150.0, 90.0)[i])
-        write_all(tmp_path / "in", sky, [replace(setup, satellites=(satellite,))], first=i)
-        clean += write_all(tmp_path / "clean", sky, [setup], first=i)
+        setups.append(replace(setup, satellites=(satellite,)))
+        write_all(tmp_path / "in", sky, setups[-1:], first=i)
+        write_all(tmp_path / "clean", sky, [setup], first=i)
     without = run(tmp_path / "clean", tmp_path / "out_clean").load()
     result = run(tmp_path / "in", tmp_path / "out").load()
     assert "run_info_trails" in result.message_keys
     assert "run_info_trails" not in without.message_keys
     assert result.image.shape == without.image.shape
     deep = (without.coverage == 4) & (result.coverage >= 3)
-    difference = (result.image - without.image)[:, deep]
+    difference = result.image - without.image
     noise = 1.4826 * np.median(np.abs(without.image - ndimage.median_filter(without.image, (1, 5, 5))))
-    share = np.mean(np.abs(difference) > 5 * noise)
-    lost = float(np.mean((result.coverage < without.coverage)[without.coverage > 0]))
-    assert share <= 10e-6
-    assert lost < 0.15
+    assert np.mean(np.abs(difference[:, deep]) > 5 * noise) <= 10e-6
+    # The wings of a trail are within the noise of every pixel: only means along it show them.
+    for setup in setups[:3]:
+        wings = beside_trail(setup, result, np.where(deep, difference[1], np.nan), (-4, -3, -2, 2, 3, 4))
+        assert abs(np.nanmean(wings)) < 0.1 * noise
+    # No more than the trails and what is next to them is given up.
+    assert np.mean((result.coverage < without.coverage)[without.coverage > 0]) < 0.15
 
 
 def test_bad_pixels_of_a_mono_camera_are_mended_and_its_stars_are_not(sky, tmp_path):

@@ -151,8 +151,8 @@ def _looked_at(
     profile = np.empty((length // _PIECE_PX, len(columns)), np.float64)
     rows = np.zeros(len(profile), np.int64)
     _profiles(
-        plane, cells.cell_px, cells.sky, cells.noise, (line.steep, line.start, line.slope), columns, every,
-        profile, rows,
+        plane, cells.cell_px, cells.sky, 1.0 / np.maximum(cells.noise, 1e-3),
+        (line.steep, line.start, line.slope), columns, every, profile, rows,
     )  # fmt: skip
     return profile, rows
 
@@ -255,7 +255,7 @@ def _half_width(profile: np.ndarray, rows: np.ndarray, offset: np.ndarray) -> fl
 
 
 @njit(cache=True, nogil=True)
-def _profiles(plane, cell, sky, noise, line, columns, every, profile, rows):
+def _profiles(plane, cell, sky, scale, line, columns, every, profile, rows):
     """Mean of the pixels across the line, in units of their noise above the sky, for each piece along it."""
     steep, start, slope = line
     length = plane.shape[0] if steep else plane.shape[1]
@@ -272,11 +272,12 @@ def _profiles(plane, cell, sky, noise, line, columns, every, profile, rows):
             if c + columns[0] < 0 or c + columns[-1] >= breadth:
                 continue
             n += 1
+            # The sky of the middle for all of them: it changes little over these few pixels.
+            row, column = (t // cell, c // cell) if steep else (c // cell, t // cell)
             for k in range(n_across):
                 y, x = (t, c + columns[k]) if steep else (c + columns[k], t)
-                phase = 2 * (y % 2) + x % 2
-                level, sigma = sky[phase, y // cell, x // cell], noise[phase, y // cell, x // cell]
-                value = (np.float64(plane[y, x]) - level) / sigma
+                phase = 2 * (y & 1) + (x & 1)
+                value = (np.float64(plane[y, x]) - sky[phase, row, column]) * scale[phase, row, column]
                 profile[piece, k] += min(max(value, -most), most)
         rows[piece] = n
         if n > 0:

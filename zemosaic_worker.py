@@ -33,7 +33,7 @@ from zemosaic_pipeline.events import (
 )
 from zemosaic_pipeline.outside_stop import EXIT_STOPPED, send_the_rest, stop_from_outside
 from zemosaic_pipeline.plan import RunPlan
-from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, PixelMasks, RegisteredFrame
 from zemosaic_pipeline.report import sentences
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
 from zemosaic_settings import Settings, conflicting_names
@@ -280,7 +280,7 @@ def create_master_tile(
 ) -> MasterTile:
     """Stack one group into a master tile on disk; see `phase3_master_tiles.create_tile`."""
     return phase3_master_tiles.create_tile(
-        group, frames, weights, dict(hot_pixels), {}, grid, plan, context, path
+        group, frames, weights, dict(hot_pixels), PixelMasks(), {}, grid, plan, context, path
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from zemosaic_core.sources import CoaddBlock
 
-__all__ = ["SAMPLE_STEP", "BlockFacts", "CoaddFacts", "summarise"]
+__all__ = ["SAMPLE_STEP", "BlockFacts", "CoaddFacts", "summarise", "tile_weight"]
 
 # Noise and depth are medians over every seventh pixel of every seventh row.
 SAMPLE_STEP = 7
@@ -126,3 +126,10 @@ def summarise(parts: Sequence[BlockFacts]) -> CoaddFacts:
         bbox,
         float(np.median(whole.coverage)) if len(whole.coverage) else 0.0,
     )
+
+
+def tile_weight(block: CoaddBlock) -> np.ndarray:
+    """Return the mean weight of the channels that were measured, (h, w) float32; 1 where all hold lower bounds only."""
+    known = block.weight > 0
+    weight = np.where(known, block.weight, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.where(block.clipped.any(axis=0) & ~known.any(axis=0), 1, weight).astype(np.float32)

@@ -17,6 +17,7 @@ __all__ = [
     "debayer_terms",
     "flip_pattern",
     "luminance",
+    "shift_pattern",
     "superpixel",
 ]
 
@@ -65,8 +66,8 @@ def flip_pattern(pattern: str, height: int) -> str:
     return name[2:] + name[:2] if height % 2 == 0 else name
 
 
-def _shift_pattern(pattern: str, y0: int, x0: int) -> str:
-    """Pattern at pixel (y0, x0) of a sensor whose pattern at (0, 0) is given."""
+def shift_pattern(pattern: str, y0: int, x0: int) -> str:
+    """Return the pattern at pixel (y0, x0) of a sensor whose pattern at (0, 0) is given."""
     name = pattern[2:] + pattern[:2] if y0 % 2 else pattern
     return name[1] + name[0] + name[3] + name[2] if x0 % 2 else name
 
@@ -560,7 +561,7 @@ def debayer(
         When the plane or the pattern is not usable.
     """
     cfa = _check_plane(cfa)
-    name = _shift_pattern(_check_pattern(pattern), y0, x0)
+    name = shift_pattern(_check_pattern(pattern), y0, x0)
     terms = debayer_terms(colour)
     out = np.empty((3, *cfa.shape), np.float32)
     numbers = (terms.gain, terms.zero, terms.pull, terms.sky, terms.depth)

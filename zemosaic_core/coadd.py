@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from zemosaic_core.chunks import Buffer, iter_row_chunks
+from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
 from zemosaic_core.errors import Cancelled, SettingsError
 from zemosaic_core.lanes import MOST_COUNTED
 from zemosaic_core.pixel_map import source_window
@@ -34,9 +35,11 @@ __all__ = [
 # output rows with a tall window of which little is used.
 _WASTE = 2.0
 _MIN_STRIP = 128
-# float64 sums of w, w x, w^2, w^2 x, w^2 x^2 per channel of the streaming path, and its count.
-_STREAM_BYTES = 5 * 8 + 4
-_OUTPUT_BYTES = 4 + 4 + 4 + 2 + 2
+# float64 sums of w, w x, w^2, w^2 x, w^2 x^2 per channel of the streaming path, its count, the highest lower bound of
+# clipped light and the number of such samples.
+_STREAM_BYTES = 5 * 8 + 4 + 4 + 2
+# Image, weight, variance, two counts, and the masks of clipped light while they are written.
+_OUTPUT_BYTES = 4 + 4 + 4 + 2 + 2 + 3
 
 
 class CancelToken(Protocol):
@@ -340,14 +343,34 @@ def _add_to_sums(samples, maps, use_map, weights, sums, counts):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _finish_sums(sums, counts, image, weight, variance, coverage):
+def _add_bounds(bits, weights, highest, clipped):
+    """Keep the highest lower bound of clipped samples, as they hold it, and count them."""
+    for c in range(bits.shape[0]):
+        if not weights[c] > np.float32(0):
+            continue
+        for y in range(bits.shape[1]):
+            row, most, n = bits[c, y], highest[c, y], clipped[c, y]
+            for x in range(row.size):
+                held = row[x]
+                if (held >= FIRST_BOUND) & (held <= LAST_BOUND):
+                    most[x] = max(most[x], held)
+                    n[x] += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _finish_sums(sums, counts, highest, clipped, image, weight, variance, coverage):
+    bound = np.empty(1, np.float32)
+    bound_bits = bound.view(np.int32)
     for c in range(image.shape[0]):
         for y in range(image.shape[1]):
             for x in range(image.shape[2]):
                 n, total = int(counts[c, y, x]), sums[0, c, y, x]
-                coverage[y, x] = max(coverage[y, x], min(n, MOST_COUNTED))
+                coverage[y, x] = max(coverage[y, x], min(n, MOST_COUNTED) if n > 0 else clipped[c, y, x])
                 weight[c, y, x] = np.float32(total)
                 image[c, y, x] = np.float32(np.nan)
+                if n == 0 and clipped[c, y, x] > 0:
+                    bound_bits[0] = (highest[c, y, x] - BOUND_MARK) << BOUND_SHIFT
+                    image[c, y, x] = bound[0]
                 variance[c, y, x] = np.float32(np.nan)
                 if n > 0 and total > 0:
                     mean = sums[1, c, y, x] / total
@@ -371,6 +394,7 @@ def _stream(
     y0, y1, width, n_channels = place
     shape = (n_channels, y1 - y0, width)
     sums, counts = np.zeros((5, *shape), np.float64), np.zeros(shape, np.uint32)
+    highest, clipped = np.full(shape, BOUND_MARK, np.int32), np.zeros(shape, np.uint16)
     no_map = np.zeros((1, 1), np.float32)
 
     def sample(source: CoaddSource, part: Box) -> tuple[np.ndarray, np.ndarray]:
@@ -387,6 +411,7 @@ def _stream(
         where = (slice(part[0] - y0, part[1] - y0), slice(part[2], part[3]))
         weights = np.ascontiguousarray(source.weight, np.float32)
         _add_to_sums(samples, maps, _is_weighted(source), weights, sums[:, :, *where], counts[:, *where])
+        _add_bounds(samples.view(np.int32), weights, highest[:, *where], clipped[:, *where])
 
     for source, part in parts:
         waiting.append((source, part, executor.submit(sample, source, part)))
@@ -395,5 +420,5 @@ def _stream(
     while waiting:
         add_oldest()
     block = CoaddBlock.blank(shape)
-    _finish_sums(sums, counts, block.image, block.weight, block.variance, block.coverage)
+    _finish_sums(sums, counts, highest, clipped, block.image, block.weight, block.variance, block.coverage)
     return block

@@ -11,7 +11,7 @@ from numba import njit
 
 from zemosaic_core.few_values import insert_sorted
 
-__all__ = ["DefectEvidence", "detect_and_correct", "repair_cfa"]
+__all__ = ["DefectEvidence", "detect_and_correct", "repair_cfa", "repair_mono"]
 
 # A defect must be listed in this share of the frames, and in two: what passes over a pixel once is a particle, a
 # satellite or a star.
@@ -70,7 +70,7 @@ class DefectEvidence:
 
 
 @njit(cache=True, nogil=True)
-def _repair(cfa, out, indices, first_row):
+def _repair(cfa, out, indices, first_row, step):
     height, width = cfa.shape
     bad = np.zeros((height, width), np.bool_)
     for index in indices:
@@ -84,7 +84,7 @@ def _repair(cfa, out, indices, first_row):
             continue
         n = 0
         # The next ring of the same colour only when the nearest is all bad.
-        for reach in (2, 4):
+        for reach in (step, 2 * step):
             if n > 0:
                 break
             for dy in (-reach, 0, reach):
@@ -120,9 +120,23 @@ def repair_cfa(cfa: np.ndarray, flat_indices: np.ndarray, y0: int = 0) -> np.nda
     -----
     The mean of the two middle neighbours of an integer frame is cut to an integer.
     """
-    out = np.array(cfa, order="C")
+    return _repaired(cfa, flat_indices, y0, 2)
+
+
+def repair_mono(rows: np.ndarray, flat_indices: np.ndarray, y0: int = 0) -> np.ndarray:
+    """Replace bad pixels of a camera without colour filters by the median of their good neighbours.
+
+    Parameters and result are those of `repair_cfa`; neighbours lie at one pixel, or at two when these are all bad, so
+    two more rows on each side are enough.
+    """
+    return _repaired(rows, flat_indices, y0, 1)
+
+
+def _repaired(rows: np.ndarray, flat_indices: np.ndarray, y0: int, step: int) -> np.ndarray:
+    out = np.array(rows, order="C")
     if len(flat_indices):
-        _repair(np.ascontiguousarray(cfa), out, np.ascontiguousarray(flat_indices, dtype=np.int64), int(y0))
+        indices = np.ascontiguousarray(flat_indices, dtype=np.int64)
+        _repair(np.ascontiguousarray(rows), out, indices, int(y0), step)
     return out
 
 

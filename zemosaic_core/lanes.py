@@ -12,6 +12,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
+
 __all__ = ["LANES", "MAX_ROUNDS", "MAX_SCALE_STEPS", "MOST_COUNTED", "REJECTION_CODES", "combine_rows"]
 
 REJECTION_CODES = {"none": 0, "kappa_sigma": 1, "winsorized_sigma_clip": 2, "linear_fit_clip": 3}
@@ -493,11 +495,39 @@ def _write_lanes(sums, pivot, bounds, runs, count, lanes, median, image, weight,
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _take_bounds(bits, starts, boxes, members, n, place, lanes, count, image, seen):
+    """Give lanes without a valid sample the highest lower bound of those whose light was cut off, if any."""
+    channel, y, x0 = place
+    highest = np.empty(1, np.float32)
+    highest_bits = highest.view(np.int32)
+    for i in range(lanes):
+        if count[i] > 0:
+            continue
+        # Positive floats are in the order of their bits.
+        most, clipped = np.int32(BOUND_MARK), 0
+        for m in range(n):
+            source = members[m]
+            top, left, right = boxes[source, 0], boxes[source, 2], boxes[source, 3]
+            if left <= x0 + i < right:
+                width = right - left
+                held = bits[
+                    starts[source] + (channel * (boxes[source, 1] - top) + y - top) * width + x0 + i - left
+                ]
+                if FIRST_BOUND <= held <= LAST_BOUND:
+                    most = max(most, held)
+                    clipped += 1
+        if clipped > 0:
+            highest_bits[0] = (most - BOUND_MARK) << BOUND_SHIFT
+            image[i] = highest[0]
+            seen[i] = max(seen[i], np.uint16(clipped))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def combine_rows(
-    values, starts, boxes, weights, maps, map_starts, code, kappas, quantiles, median, noise, r0, r1,
+    values, bits, starts, boxes, weights, maps, map_starts, code, kappas, quantiles, median, noise, r0, r1,
     image, weight, coverage, variance, rejected_low, rejected_high,
 ):  # fmt: skip
-    """Combine the rows ``r0 <= y < r1`` of a pool into the output arrays."""
+    """Combine the rows ``r0 <= y < r1`` of a pool into the output arrays; ``bits``: the values as int32."""
     n_channels, _, n_cols = image.shape
     n_sources = starts.size
     width = max(1, -(-n_cols // max(1, -(-n_cols // LANES))))
@@ -566,3 +596,6 @@ def combine_rows(
                     weight[channel, y, x0:x1], variance[channel, y, x0:x1],
                     rejected_low[channel, y, x0:x1], rejected_high[channel, y, x0:x1],
                 )  # fmt: skip
+                _take_bounds(
+                    bits, starts, boxes, members, n, place, lanes, count, image[channel, y, x0:x1], seen
+                )

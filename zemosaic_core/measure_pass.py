@@ -31,6 +31,7 @@ from zemosaic_core.raw_stars import (
 )
 from zemosaic_core.star_choice import choose_stars, not_single_pixels, star_sigma
 from zemosaic_core.stars import StarList
+from zemosaic_core.streaks import find_streaks
 
 __all__ = ["RawMeasure", "measure_raw"]
 
@@ -64,6 +65,8 @@ class RawMeasure:
         Flat indices of single pixels that differ from their kin by more than 6 sigma, ascending.
     defect_sigma : ndarray, shape (k,), float32
         By how much; negative for those too dark.
+    streaks : ndarray, shape (k, 5), float32
+        Trails of satellites and aeroplanes, `streaks.STREAK_COLUMNS`.
     ceiling : ndarray, shape (C, 4), int64
         Evidence of saturation, see `raw_defects.ceilings`: the highest value shared by pixels side by side, pixels
         within 1/128 of it, those of them side by side, pixels in the next 1/128 below.
@@ -78,6 +81,7 @@ class RawMeasure:
     mesh_noise: np.ndarray
     defects: np.ndarray
     defect_sigma: np.ndarray
+    streaks: np.ndarray
     ceiling: np.ndarray
 
 
@@ -127,7 +131,9 @@ def measure_raw(
     defects, significance = find_defects(mended, cells)
     mend_defects(mended, defects[np.abs(significance) >= _MEND_SIGMA])
     evidence = ceilings(mended)
-    stars = _find_stars(mended, is_cfa, cells, saturation_levels(evidence), detect_sigma, noise_factor)
+    stars, others = _find_stars(
+        mended, is_cfa, cells, saturation_levels(evidence), detect_sigma, noise_factor
+    )
     n_found = len(stars)
     stars = stars.select(slice(max_stars))
     scale = 2.0 if is_cfa else 1.0
@@ -146,6 +152,7 @@ def measure_raw(
         mesh_noise=_error_of_mean(cells.error, colours),
         defects=defects,
         defect_sigma=significance,
+        streaks=find_streaks(mended, cells, *others),
         ceiling=np.stack([joined_ceiling(evidence[k]) for k in colours]),
     )
 
@@ -157,8 +164,8 @@ def _find_stars(
     saturation: np.ndarray,
     detect_sigma: float,
     noise_factor: float,
-) -> StarList:
-    """Stars of a frame without defects, brightest first."""
+) -> tuple[StarList, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Stars of a frame without defects, brightest first; and x, y (px) and height over the noise of other maxima."""
     limits = {"threshold_sigma": detect_sigma, "noise_factor": noise_factor}
     maxima = find_maxima(plane, cells, is_cfa, **limits)
     sharpness = measure_sharpness(plane, is_cfa, maxima, cells, saturation)
@@ -172,7 +179,10 @@ def _find_stars(
     rows = measure_rows(plane, is_cfa, maxima, everything, sigma, aperture_radius_px(sigma))
     chosen = choose_stars(rows, maxima.snr, sharpness, plane.shape)
     by_flux = chosen[np.argsort(-rows.flux[chosen], kind="stable")]
-    return _star_list(rows, maxima.snr, sharpness.saturated, by_flux)
+    others = np.ones(len(maxima), bool)
+    others[chosen] = False
+    no_stars = maxima.x[others], maxima.y[others], maxima.snr[others]
+    return _star_list(rows, maxima.snr, sharpness.saturated, by_flux), no_stars
 
 
 def _learn_sigma(

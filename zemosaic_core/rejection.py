@@ -47,6 +47,9 @@ n      stay, per 1000  in vain, %     noise
 30     2        3      0.69   0.25    1.02   1.01
 =====  ==============  =============  =============
 
+Light that was cut off (`clipped_light`) is no valid sample. A pixel without any takes the highest lower bound that its
+clipped samples hold, with weight 0.
+
 Weighted mean: ``p + sum(w (x - p)) / sum(w)`` over the kept with a pivot ``p`` among the samples; its variance is
 estimated as ``n / (n - 1) * sum(w^2 (x - mean)^2) / sum(w)^2``. The median ignores weights; its variance is
 ``pi / 2 * sum((x - mean)^2) / (n (n - 1))``. Everything is float32 relative to the pivot, and every lane does the
@@ -90,7 +93,7 @@ class SamplePool:
     Attributes
     ----------
     values : ndarray, 1-D, float32
-        Source ``k`` holds its ``(C, y1 - y0, x1 - x0)`` samples from ``starts[k]``; NaN: missing.
+        Source ``k`` holds its ``(C, y1 - y0, x1 - x0)`` samples from ``starts[k]``; NaN: missing, or clipped light.
     starts : ndarray, shape (N,), int64
     boxes : ndarray, shape (N, 4), int64
         ``(y0, y1, x0, x1)`` of every source within the block.
@@ -218,7 +221,7 @@ def combine_pool(
 
     def work(piece: int) -> None:
         combine_rows(
-            pool.values, pool.starts, pool.boxes, pool.weights, pool.maps, pool.map_starts,
+            pool.values, pool.values.view(np.int32), pool.starts, pool.boxes, pool.weights, pool.maps, pool.map_starts,
             REJECTION_CODES[rule.rejection], (np.float32(rule.kappa_low), np.float32(rule.kappa_high)),
             (float(rule.winsor_limits[0]), float(rule.winsor_limits[1])), rule.combine == "median", noise,
             int(edges[piece]), int(edges[piece + 1]),

@@ -13,6 +13,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
+
 if TYPE_CHECKING:
     from zemosaic_core.sources import Kernel, PixelMap
 
@@ -327,6 +329,58 @@ def _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, ou
                 out[c, k] = _bilinear(flat, base[k] + np.uint32(c * plane), dx, dy, fx[k], fy[k])
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _at_least(flat, bits, at, shifted, shifted_bits):
+    """A pixel, or the lower bound it holds where its light was cut off."""
+    value, held = flat[at], bits[at]
+    if FIRST_BOUND <= held <= LAST_BOUND:
+        shifted_bits[0] = (held - BOUND_MARK) << BOUND_SHIFT
+        value = shifted[0]
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _any_missing(line):
+    """Whether a sample came out as no number."""
+    zero = np.float32(0)
+    found = False
+    for k in range(line.size):
+        value = line[k]
+        found |= value - value != zero
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _bound_row(flat, bits, offset, win_w, base, fx, fy, line, gap, bounds):
+    """Fill the lower bounds of the samples that clipped taps decide; NaN for all others."""
+    zero, nan = np.float32(0), np.float32(np.nan)
+    shifted = np.empty(1, np.float32)
+    shifted_bits = shifted.view(np.int32)
+    for k in range(line.size):
+        bounds[k] = nan
+        if line[k] - line[k] != zero and gap[k] == zero:
+            dx = 1 if fx[k] > zero else 0
+            dy = win_w if fy[k] > zero else 0
+            here = int(base[k]) + offset
+            p = _at_least(flat, bits, here, shifted, shifted_bits)
+            q = _at_least(flat, bits, here + dy, shifted, shifted_bits)
+            top = p + fx[k] * (_at_least(flat, bits, here + dx, shifted, shifted_bits) - p)
+            low = q + fx[k] * (_at_least(flat, bits, here + dx + dy, shifted, shifted_bits) - q)
+            bounds[k] = top + fy[k] * (low - top)
+
+
+@njit(cache=True, nogil=True)
+def _mark_row(bounds, bound_bits, out, out_bits):
+    """Write bounds, where there are any, as NaN that hold them; other NaN hold nothing that arithmetic left there."""
+    zero, least = np.float32(0), np.float32(2.0**-100)
+    for k in range(bounds.size):
+        if bounds[k] - bounds[k] == zero:
+            bounds[k] = max(bounds[k], least)
+            out_bits[k] = BOUND_MARK + (bound_bits[k] >> BOUND_SHIFT)
+        elif out[k] - out[k] != zero:
+            out[k] = np.float32(np.nan)
+
+
 @njit(cache=True, nogil=True)
 def _photometry_row(line, u, t, terms, gap, out):
     """Apply ``gain v + (c0 + cx u + cy t)``; what is missing or not finite becomes NaN."""
@@ -381,13 +435,13 @@ def _unit_row(sx, sy, image_hw, u, t):
 
 @njit(cache=True, nogil=True)
 def _sample_kernel(
-    planes, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, radial, use_radial,
-    feather, wmap, use_map, out, out_weight, write_weight,
+    planes, bits, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, radial,
+    use_radial, feather, wmap, use_map, out, out_bits, out_weight, write_weight,
 ):  # fmt: skip
     limits = (origin[0], origin[1], win_hw[0], win_hw[1])
     win_w = win_hw[1]
     n_channels, n_rows, n_cols = out.shape
-    flat, plane = planes.reshape(-1), planes.shape[1]
+    flat, flat_bits, plane = planes.reshape(-1), bits.reshape(-1), planes.shape[1]
     nan = np.float32(np.nan)
     sx, sy = np.empty(n_cols, np.float64), np.empty(n_cols, np.float64)
     fx, fy = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
@@ -397,6 +451,8 @@ def _sample_kernel(
     kind = np.empty(n_cols, np.int32)
     # Sampled here first: planes of whole pages make stores to `out` collide with the loads of the taps.
     line = np.empty((n_channels, n_cols), np.float32)
+    bounds, scaled = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
+    scaled_bits = scaled.view(np.int32)
     for row in range(n_rows):
         # Tilted rows cross many short pieces of source rows, which hardware does not foresee.
         map_row(node_x, node_y, lattice, start[0] + row + AHEAD_ROWS, start[1], sx, sy)
@@ -421,6 +477,13 @@ def _sample_kernel(
                 _radial_row(line[c], u, t, q, terms[c], radial[c], gap, out[c, row])
             else:
                 _photometry_row(line[c], u, t, terms[c], gap, out[c, row])
+            if _any_missing(line[c]):
+                _bound_row(flat, flat_bits, c * plane, win_w, base, fx, fy, line[c], gap, bounds)
+                if use_radial:
+                    _radial_row(bounds, u, t, q, terms[c], radial[c], gap, scaled)
+                else:
+                    _photometry_row(bounds, u, t, terms[c], gap, scaled)
+                _mark_row(scaled, scaled_bits, out[c, row], out_bits[c, row])
 
 
 def sample_window(
@@ -449,13 +512,16 @@ def sample_window(
       four times their lowest, what lies below that by more than 0.5 % of the range is lifted, from 1 % on to the
       lowest tap: clipped and bleeding stars get no holes beside them.
 
+    Where the bilinear taps are all there but some were cut off (`clipped_light`), the sample is a NaN that holds the
+    lower bound that they give together.
+
     The result ``v`` becomes ``gain v + (c0 + cx u + cy t)``, with the radial terms if there are any, as described
     in `CoaddSource`.
 
     Parameters
     ----------
     window : ndarray, shape (C, h, w), float32, C-contiguous
-        Part of the source; must hold everything `source_window` names for this box. NaN: missing.
+        Part of the source; must hold everything `source_window` names for this box. NaN: missing, or clipped light.
     origin_yx : tuple of int
         Source row and column of the window's first pixel.
     shape_hw : tuple of int
@@ -507,8 +573,10 @@ def sample_window(
     if weighted and out_weight is None:
         out_weight = np.empty(shape[1:], dtype=np.float32)
     use_map = weight_window is not None
+    planes = window.reshape(window.shape[0], -1)
     _sample_kernel(
-        window.reshape(window.shape[0], -1),
+        planes,
+        planes.view(np.int32),
         window.shape[1:],
         (int(origin_yx[0]), int(origin_yx[1])),
         (int(shape_hw[0]), int(shape_hw[1])),
@@ -525,6 +593,7 @@ def sample_window(
         np.ascontiguousarray(weight_window, dtype=np.float32).reshape(-1) if use_map else _NO_MAP.reshape(-1),
         use_map,
         out,
+        out.view(np.int32),
         out_weight if weighted else _NO_WEIGHT,
         weighted,
     )

@@ -6,7 +6,7 @@ Shared by the CPU engine, the GPU engine and the doors. Data only; no arithmetic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol
 
 import numpy as np
@@ -117,6 +117,10 @@ class RawRows:
         Flat indices ``y * W + x`` (whole image) to be replaced before debayering.
     colour : CfaColour or None
         What is known of the frame's light; see `zemosaic_core.cfa.debayer`.
+    clip : tuple of float
+        Values of red, green and blue from which on light was cut off; see `clipped_light.mark_clipped_cfa`.
+    masked : ndarray, shape (k, 3), int32
+        Pixels that are missing, as spans ``(y, x0, x1)`` of the whole image, end exclusive.
     """
 
     data: np.ndarray
@@ -125,13 +129,18 @@ class RawRows:
     pattern: str
     hot_pixels: np.ndarray
     colour: CfaColour | None = None
+    clip: tuple[float, float, float] = (np.inf, np.inf, np.inf)
+    masked: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int32))
 
 
 class PixelSource(Protocol):
     """Where the pixels of the sources come from. Calls may come from several threads at once."""
 
     def read(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """Return the window as (C, y1-y0, x1-x0) float32, ready to sample; missing pixels are NaN."""
+        """Return the window as (C, y1-y0, x1-x0) float32, ready to sample; missing pixels are NaN.
+
+        Pixels whose light was cut off are NaN that hold a lower bound (`zemosaic_core.clipped_light`).
+        """
 
     def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
         """Return the window of the weight map as (h, w) float32 >= 0, or None when there is none."""
@@ -202,11 +211,12 @@ class CoaddBlock:
     Attributes
     ----------
     image : ndarray, shape (C, h, w), float32
-        Combined value; NaN where no sample was kept.
+        Combined value; NaN where no sample was kept. Where only clipped light is left, the highest lower bound of it.
     weight : ndarray, shape (C, h, w), float32
-        Sum of the weights of the kept samples; 0 where none.
+        Sum of the weights of the kept samples; 0 where none: also of pixels that hold a lower bound.
     coverage : ndarray, shape (h, w), uint16
-        Number of sources that have a sample here, before rejection; 65,535 means so many or more.
+        Number of sources that have a sample here, before rejection; clipped ones only where there are no others.
+        65,535 means so many or more.
     variance : ndarray, shape (C, h, w), float32
         Variance of the combined value estimated from the scatter of the kept samples; NaN with fewer than 2.
     rejected_low, rejected_high : ndarray, shape (C, h, w), uint16
@@ -219,6 +229,16 @@ class CoaddBlock:
     variance: np.ndarray
     rejected_low: np.ndarray
     rejected_high: np.ndarray
+
+    @property
+    def clipped(self) -> np.ndarray:
+        """Mask (C, h, w) of pixels that hold a lower bound of their light only."""
+        return np.isfinite(self.image) & (self.weight == 0)
+
+    def clipped_bits(self) -> np.ndarray:
+        """Return `clipped` as one number per pixel (h, w), uint8: 1 for the first channel, 2 and 4 for the others."""
+        weights = (1 << np.arange(len(self.image))).astype(np.uint8)
+        return np.tensordot(weights, self.clipped.astype(np.uint8), axes=1).astype(np.uint8)
 
     @staticmethod
     def blank(shape: tuple[int, int, int]) -> CoaddBlock:
@@ -237,10 +257,10 @@ class CoaddBlock:
         """Return the rows of blocks that follow each other as one block."""
         if len(blocks) == 1:
             return blocks[0]
-        names = [field.name for field in fields(CoaddBlock)]
+        names = [part.name for part in fields(CoaddBlock)]
         return CoaddBlock(*(np.concatenate([getattr(b, name) for b in blocks], axis=-2) for name in names))
 
     def put(self, y0: int, y1: int, rows: CoaddBlock) -> None:
         """Write another block over the rows ``y0 <= y < y1`` of this one."""
-        for field in fields(CoaddBlock):
-            getattr(self, field.name)[..., y0:y1, :] = getattr(rows, field.name)
+        for part in fields(CoaddBlock):
+            getattr(self, part.name)[..., y0:y1, :] = getattr(rows, part.name)

@@ -13,7 +13,7 @@ from numba import njit
 
 from zemosaic_core.raw_stars import SIGMA_TO_FWHM, Rows, Sharpness
 
-__all__ = ["choose_stars", "common_width", "not_single_pixels", "on_trails", "star_sigma"]
+__all__ = ["best_line", "choose_stars", "common_width", "not_single_pixels", "on_trails", "star_sigma"]
 
 _BORDER_PX = 4
 # A star in a frame that is not trailed is elongated less than this.
@@ -211,7 +211,7 @@ def on_trails(
         n = int(np.count_nonzero(left))
         if n < _TRAIL_MAXIMA:
             break
-        most, angle, distance = _best_line(x[left], y[left], _TRAIL_ANGLES, _TRAIL_WIDTH_PX, votes)
+        most, angle, distance = best_line(x[left], y[left], _TRAIL_ANGLES, _TRAIL_WIDTH_PX, votes)
         by_chance = 2.0 * n * _TRAIL_WIDTH_PX / min(shape_hw)
         if most < max(_TRAIL_MAXIMA, _TRAIL_EXCESS * by_chance):
             break
@@ -222,21 +222,37 @@ def on_trails(
 
 
 @njit(cache=True, nogil=True)
-def _best_line(x, y, angles, width, votes):
-    """The line most points lie on: (points, angle of its normal, distance from the origin)."""
+def best_line(x, y, angles, width, votes):
+    """The line most points lie on: (points, angle of its normal, distance from the origin).
+
+    Parameters
+    ----------
+    x, y : ndarray, shape (n,), float64
+    angles : int
+        How many directions are tried.
+    width : float
+        Of a strip; two neighbouring ones are counted together.
+    votes : ndarray, int32
+        Room to work in: twice the largest distance from the origin in strips, and some more.
+    """
     most, angle, distance = 0, 0.0, 0.0
     middle = votes.size // 2
+    strip = np.empty(x.size, np.int64)
+    votes[:] = 0
     for a in range(angles):
         t = math.pi * a / angles
         c, s = math.cos(t), math.sin(t)
-        votes[:] = 0
         for k in range(x.size):
-            votes[math.floor((x[k] * c + y[k] * s) / width) + middle] += 1
-        # Two strips together, so that a line between them loses nothing.
-        for r in range(votes.size - 1):
-            pair = votes[r] + votes[r + 1]
-            if pair > most:
-                most, angle, distance = pair, t, (r + 1 - middle) * width
+            strip[k] = math.floor((x[k] * c + y[k] * s) / width) + middle
+            votes[strip[k]] += 1
+        # Two strips together, so that a line between them loses nothing. Of equals the first.
+        for k in range(x.size):
+            for r in (strip[k] - 1, strip[k]):
+                pair, at = votes[r] + votes[r + 1], (r + 1 - middle) * width
+                if pair > most or (pair == most and t == angle and at < distance):
+                    most, angle, distance = pair, t, at
+        for k in range(x.size):
+            votes[strip[k]] = 0
     return most, angle, distance
 
 

@@ -14,9 +14,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from zemosaic_core.cfa import DEBAYER_REACH, CfaColour, debayer
+from zemosaic_core.cfa import DEBAYER_REACH, CfaColour, debayer, shift_pattern
+from zemosaic_core.clipped_light import mark_clipped_cfa, mark_clipped_planes, with_bounds
 from zemosaic_core.errors import SkipItem
-from zemosaic_core.hot_pixels import repair_cfa
+from zemosaic_core.hot_pixels import repair_cfa, repair_mono
 from zemosaic_core.missing_data import RIM_PX, zeros_to_nan
 from zemosaic_core.sources import RawRows
 from zemosaic_core.weights import make_radial_weight_map
@@ -36,9 +37,10 @@ __all__ = ["FrameStore", "TileStore"]
 T = TypeVar("T")
 
 # A debayered pixel needs neighbours within its reach, and each of these may be repaired from neighbours at up to 4 px.
-_REPAIR_REACH = 4
-_MARGIN = DEBAYER_REACH + _REPAIR_REACH
+_MARGIN = DEBAYER_REACH + 4
 _TRACE_WEIGHT = 1e-3
+# Reach of the repair of a pixel from its neighbours.
+_MONO_MARGIN = 2
 
 
 class FrameStore:
@@ -66,6 +68,10 @@ class FrameStore:
     unpack_dir : Path, optional
         Folder for the pixels of frames packed with gzip, which can only be read from their beginning: each is unpacked
         when it is needed first. None: they are unpacked anew for every window.
+    clip_levels : mapping of int to ndarray (C,), optional
+        Values, ADU, from which on light was cut off, by key; +inf or no entry: nowhere.
+    masked : mapping of int to ndarray (k, 3), optional
+        Missing pixels by key, as spans ``(y, x0, x1)``, end exclusive, in the order of y.
 
     Notes
     -----
@@ -83,12 +89,18 @@ class FrameStore:
         zero_is_missing: Collection[int] = (),
         calibrations: Mapping[int, str] | None = None,
         unpack_dir: Path | None = None,
+        clip_levels: Mapping[int, np.ndarray] | None = None,
+        masked: Mapping[int, np.ndarray] | None = None,
     ) -> None:
         self._unpack_dir = unpack_dir
         self._unpacked: dict[int, FrameInfo] = {}
         self._unpacking: dict[int, threading.Lock] = {}
         self._calibrations = dict(calibrations or {})
         self._sets: dict[str, CalibrationSet] = {}
+        self._clip = {
+            k: np.asarray(v, np.float32) for k, v in (clip_levels or {}).items() if np.isfinite(v).any()
+        }
+        self._masked = {k: np.asarray(v, np.int32) for k, v in (masked or {}).items() if len(v)}
         self._zero_is_missing = frozenset(zero_is_missing)
         self._infos = dict(infos)
         self._sums = dict(row_sums or {})
@@ -108,6 +120,8 @@ class FrameStore:
     def read(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Return the window as (C, y1-y0, x1-x0) float32 ADU; C is 3, or 1 for mono; missing pixels are NaN.
 
+        Pixels whose light was cut off are NaN that hold a lower bound (`zemosaic_core.clipped_light`).
+
         Raises
         ------
         SkipItem
@@ -115,14 +129,29 @@ class FrameStore:
         """
         info = self._infos[key]
         if info.kind == "cfa":
-            return self._read_cfa(info, key, y0, y1, x0, x1)
-        used = self.calibration_of(key)
-        if key in self._zero_is_missing:
-            window = self._read_with_emptiness(info, key, y0, y1, x0, x1)
-            return window if used is None else used.apply(window[0], y0, x0)[np.newaxis]
-        if used is not None:
-            return self._read_sensor(info, key, y0, y1)[np.newaxis, :, x0:x1]
-        window = np.ascontiguousarray(self._stored(key, read_window, y0, y1, x0, x1), dtype=np.float32)
+            window = self._read_cfa(info, key, y0, y1, x0, x1)
+        else:
+            window = (
+                self._read_with_emptiness(info, key, y0, y1, x0, x1)
+                if key in self._zero_is_missing
+                else self._read_planes(info, key, y0, y1, x0, x1)
+            )
+            if key in self._clip:
+                mark_clipped_planes(window, self._clip[key])
+        for y, first, end in self._spans(key, y0, y1):
+            window[:, y - y0, max(0, first - x0) : max(0, end - x0)] = np.nan
+        return window
+
+    def _read_planes(self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        hot = self._hot_rows(key, 0, info.shape_hw[0], info.shape_hw[1])
+        if len(hot):
+            # Whole rows, and two more on each side, from which pixels are repaired.
+            top, bottom = max(0, y0 - _MONO_MARGIN), min(info.shape_hw[0], y1 + _MONO_MARGIN)
+            rows = repair_mono(self._samples(info, key, top, bottom, 0, info.shape_hw[1]), hot, top)
+            stored = rows[y0 - top : y1 - top, x0:x1]
+        else:
+            stored = self._samples(info, key, y0, y1, x0, x1)
+        window = np.array(stored, dtype=np.float32, order="C")
         if info.bitpix < 0:
             window[~np.isfinite(window)] = np.nan
         return window[np.newaxis] if window.ndim == 2 else window
@@ -138,15 +167,16 @@ class FrameStore:
             sensor = repair_cfa(rows, hot, top)[:, left:right]
         else:
             sensor = self._samples(info, key, top, bottom, left, right)
-        planes = debayer(
-            np.ascontiguousarray(sensor), info.cfa_pattern, top, left, colour=self._colours.get(key)
-        )
+        sensor = np.ascontiguousarray(sensor)
+        planes = debayer(sensor, info.cfa_pattern, top, left, colour=self._colours.get(key))
+        if key in self._clip:
+            mark_clipped_cfa(planes, sensor, shift_pattern(info.cfa_pattern, top, left), self._clip[key])
         return np.ascontiguousarray(planes[:, y0 - top : y1 - top, x0 - left : x1 - left])
 
     def read_samples(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Return the window of a frame of one plane as (h, w) float32 ADU, each pixel as the sensor gave it.
 
-        Bad pixels are NaN: what they would be mended with is no sample of the light.
+        Bad pixels are NaN: what they would be mended with is no sample of the light; so are masked and clipped ones.
 
         Raises
         ------
@@ -162,6 +192,13 @@ class FrameStore:
         y, x = np.divmod(self._hot_rows(key, y0, y1, width), width)
         inside = (x >= x0) & (x < x1)
         samples[y[inside] - y0, x[inside] - x0] = np.nan
+        if info.kind == "cfa":
+            if key in self._clip:
+                for phase, colour in enumerate(shift_pattern(info.cfa_pattern, y0, x0)):
+                    of_phase = samples[phase // 2 :: 2, phase % 2 :: 2]
+                    of_phase[of_phase >= self._clip[key]["RGB".index(colour)]] = np.nan
+            for row, first, end in self._spans(key, y0, y1):
+                samples[row - y0, max(0, first - x0) : max(0, end - x0)] = np.nan
         return samples
 
     def _stored(self, key: int, function: Callable[..., T], *window: int) -> T:
@@ -180,18 +217,24 @@ class FrameStore:
             # The frame is known by its own name.
             raise SkipItem(skip.key, str(skip), **{**skip.values, "path": str(info.path)}) from skip
 
-    def _read_sensor(self, info: FrameInfo, key: int, y0: int, y1: int) -> np.ndarray:
-        """Rows of a calibrated frame without colours, bad pixels repaired."""
-        top, bottom = max(0, y0 - _REPAIR_REACH), min(info.shape_hw[0], y1 + _REPAIR_REACH)
-        rows = self._samples(info, key, top, bottom, 0, info.shape_hw[1])
-        hot = self._hot_rows(key, top, bottom, info.shape_hw[1])
-        return (repair_cfa(rows, hot, top) if len(hot) else rows)[y0 - top : y1 - top]
-
     def _samples(self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Samples of the sensor, calibrated where there is something to do it with."""
         raw = self._stored(key, read_window, y0, y1, x0, x1)
+        return raw if self.calibration_of(key) is None else self._calibrated(info, key, raw, y0, x0)
+
+    def _calibrated(self, info: FrameInfo, key: int, raw: np.ndarray, y0: int, x0: int) -> np.ndarray:
+        """Calibrated samples; where light was cut off they stay at or above the level where that begins."""
         used = self.calibration_of(key)
-        return raw if used is None else used.apply(raw, y0, x0)
+        assert used is not None
+        samples = used.apply(raw, y0, x0)
+        if key in self._clip:
+            pattern = shift_pattern(info.cfa_pattern, y0, x0) if info.kind == "cfa" else "RRRR"
+            for phase, colour in enumerate(pattern):
+                of_phase = (slice(phase // 2, None, 2), slice(phase % 2, None, 2))
+                level = self._clip[key]["RGB".index(colour)]
+                cut = raw[of_phase] >= level
+                samples[of_phase][cut] = np.maximum(samples[of_phase][cut], level)
+        return samples
 
     def calibration_of(self, key: int) -> CalibrationSet | None:
         """Return what a frame is calibrated with; None: nothing."""
@@ -237,9 +280,17 @@ class FrameStore:
         hot = self._hot_rows(key, y0, y1, info.shape_hw[1])
         used = self.calibration_of(key)
         if used is not None:
-            samples = used.apply(values_of_raw(raw), y0, 0)
+            samples = self._calibrated(info, key, values_of_raw(raw), y0, 0)
             raw = replace(raw, data=samples, big_endian_signed=False)
-        return replace(raw, hot_pixels=hot, colour=self._colours.get(key))
+        raw = replace(raw, hot_pixels=hot, colour=self._colours.get(key), masked=self._spans(key, y0, y1))
+        return replace(raw, clip=tuple(map(float, self._clip[key]))) if key in self._clip else raw
+
+    def _spans(self, key: int, y0: int, y1: int) -> np.ndarray:
+        spans = self._masked.get(key)
+        if spans is None:
+            return np.empty((0, 3), np.int32)
+        first, last = np.searchsorted(spans[:, 0], (y0, y1))
+        return spans[first:last]
 
     def _hot_rows(self, key: int, y0: int, y1: int, width: int) -> np.ndarray:
         hot = self._hot.get(key)
@@ -253,7 +304,8 @@ class TileStore:
     """Master tiles on disk as a `PixelSource`.
 
     A tile file has the image (C, H, W) or (H, W) in the first unit with an image, and may have extensions
-    COVERAGE, WEIGHT and VARIANCE of the same size. Missing pixels are NaN in the image and 0 in the weight.
+    COVERAGE, WEIGHT, CLIPPED and VARIANCE of the same size. Missing pixels are NaN in the image and 0 in the weight.
+    CLIPPED has a bit per channel (1 red, 2 green, 4 blue) where the image is only a lower bound of the light.
 
     Parameters
     ----------
@@ -285,8 +337,19 @@ class TileStore:
         return self._units[key]["SCI"].cards
 
     def read(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """Return the window as (C, y1-y0, x1-x0) float32; missing pixels are NaN."""
-        return self._window(key, "SCI", y0, y1, x0, x1)
+        """Return the window as (C, y1-y0, x1-x0) float32; missing pixels are NaN, clipped ones hold their bound."""
+        window = self._window(key, "SCI", y0, y1, x0, x1)
+        bits = self.read_clipped(key, y0, y1, x0, x1)
+        for channel, plane in enumerate(window if bits.any() else ()):
+            clipped = bits & (1 << channel) != 0
+            plane[clipped] = with_bounds(plane[clipped])
+        return window
+
+    def read_clipped(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Return the bits of clipped pixels as (h, w) uint8; 0 where the tile tells nothing."""
+        if "CLIPPED" not in self._units[key]:
+            return np.zeros((y1 - y0, x1 - x0), np.uint8)
+        return self._window(key, "CLIPPED", y0, y1, x0, x1)[0].astype(np.uint8)
 
     def read_weight(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
         """Return the window of the weight map as (h, w) float32, or None when the tile has none."""

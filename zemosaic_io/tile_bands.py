@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zemosaic_core.block_facts import BlockFacts
+from zemosaic_core.block_facts import BlockFacts, tile_weight
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.sources import CoaddBlock
 from zemosaic_io.atomic import save_failed
@@ -114,7 +114,7 @@ class TileBands:
             out.write_rows(y0, rows, ext=name)
             _feed(self._digest, rows)
         self._blocks.append((y0, y1))
-        self._weights.append(block.weight.mean(axis=0))
+        self._weights.append(tile_weight(block))
         self._new_facts.append(BlockFacts.of(y0, block))
         if time.monotonic() - self._recorded_at >= self._every_s:
             self.record(out)
@@ -181,10 +181,10 @@ class TileBands:
         return self._folder / f"rows_{y0:07d}.npz"
 
     def _extensions(self) -> list[str | None]:
-        return [None, "COVERAGE", *(["VARIANCE"] if self._with_variance else [])]
+        return [None, "COVERAGE", "CLIPPED", *(["VARIANCE"] if self._with_variance else [])]
 
     def _pixels(self, block: CoaddBlock) -> dict[str | None, np.ndarray]:
-        rows = (block.image, block.coverage, block.variance)
+        rows = (block.image, block.coverage, block.clipped_bits(), block.variance)
         return dict(zip(self._extensions(), rows, strict=False))
 
     def _digest_of(self, out: StreamingFits, blocks: list[list[int]]) -> str:

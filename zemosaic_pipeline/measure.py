@@ -21,6 +21,7 @@ from zemosaic_core.hot_pixels import repair_cfa
 from zemosaic_core.measure_pass import RawMeasure, measure_raw
 from zemosaic_core.raw_counts import Counts, as_counts
 from zemosaic_core.raw_defects import ceilings, joined_ceiling, saturation_levels
+from zemosaic_core.streaks import STREAK_COLUMNS
 from zemosaic_io.calibration_sets import CalibrationSet, load_set
 from zemosaic_io.fits_read import frame_changed, read_identified
 from zemosaic_io.frame_identity import header_holds, is_as_surveyed
@@ -53,7 +54,9 @@ ARRAY_NAMES = {
     "mesh_noise",
     "hot",
     "hot_sigma",
+    "streaks",
     "ceiling",
+    "zero_share",
     "row_sums",
 }
 _PICTURE_SIGMA = 5.0
@@ -62,6 +65,12 @@ _LEAST_SIDE_PX = 16
 _OF_THIS_RUN = ("arrays_path", "was_stored")
 
 log = logging.getLogger(__name__)
+# A frame without stars is a flat when its level is so high; a dark when its cells differ by no more than so many of
+# their errors.
+_FLAT_LEVEL = 8000.0
+_EVEN = 2.0
+# Pixels whose smoothed noise is so much larger than that of pixels on their own were resampled.
+_ALIKE = 1.2
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,8 @@ def measure_arrays(
         ``mesh`` (C, ny, nx) float32: sky of cells of ``mesh_cell_px`` frame px, ADU; NaN where unusable.
         ``mesh_noise`` (C, ny, nx) float32: formal 1-sigma uncertainty of each cell's level, ADU; NaN where that is.
         ``hot hot_sigma`` (k,): flat indices of pixels that stick out alone, and by how many sigma (negative: too dark).
+        ``streaks`` (k, 5) float32: trails, `streaks.STREAK_COLUMNS`.
+        ``zero_share`` (1,): share of the pixels of a raw frame that are 0.
         ``ceiling`` (C, 4) float64: evidence of saturation, see `RawMeasure.ceiling`; ADU first.
 
     Raises
@@ -113,6 +124,9 @@ def measure_arrays(
         arrays = _measure_calibrated(info, data, options, used)
     n_stars = len(arrays["x"])
     if n_stars < MIN_STARS:
+        if (key := _other_than_light(data, arrays)) is not None:
+            level = round(float(np.mean(arrays["sky"])))
+            raise SkipItem(key, f"{info.path}: {n_stars} stars on an even level of {level} ADU", level=level)
         raise SkipItem(
             "frame_too_few_stars",
             f"{info.path}: {n_stars} stars, {MIN_STARS} needed",
@@ -120,6 +134,23 @@ def measure_arrays(
             needed=MIN_STARS,
         )
     return arrays
+
+
+def _other_than_light(data: np.ndarray, arrays: dict[str, np.ndarray]) -> str | None:
+    """Return why a frame without stars shows no sky either, as a text key; None when it might."""
+    if data.ndim == 3 or data.dtype.kind != "u":
+        return None
+    mesh, error = arrays["mesh"], arrays["mesh_noise"]
+    if not np.isfinite(mesh).any():
+        return None
+    middle = np.nanmedian(mesh, axis=(1, 2))
+    if float(middle.mean()) > _FLAT_LEVEL:
+        return "frame_flat_content"
+    # No sky is as even, nor as grey, as the shutter.
+    spread = np.nanmedian(np.abs(mesh - middle[:, None, None]), axis=(1, 2))
+    even = (spread <= _EVEN * np.maximum(np.nanmedian(error, axis=(1, 2)), 0.25)).all()
+    grey = np.ptp(middle) <= 0.25 * float(np.mean(arrays["noise"])) + 1.0
+    return "frame_dark_content" if even and grey else None
 
 
 def frame_stars(info: FrameInfo, data: np.ndarray, max_stars: int = 600) -> stars.StarList:
@@ -166,10 +197,12 @@ def _measure_raw_frame(info: FrameInfo, data: np.ndarray, options: MeasureOption
         # A colour filter array is still as the sensor gave it: its pixels have no noise in common.
         noise_factor=counts.noise_factor if info.kind == "mono" else 1.0,
     )
-    find_hot = options.find_hot_pixels and info.kind == "cfa"
+    # Neighbouring pixels of what was resampled are alike: none sticks out alone, or a star does.
+    find_hot = options.find_hot_pixels and (info.kind == "cfa" or _is_from_the_sensor(info, counts))
     return _in_adu(measured, counts) | {
         "hot": measured.defects if find_hot else np.empty(0, np.int64),
         "hot_sigma": measured.defect_sigma if find_hot else np.empty(0, np.float32),
+        "zero_share": np.array([np.mean(data == 0) if data.dtype.kind == "u" else 0.0], np.float32),
     }
 
 
@@ -202,8 +235,14 @@ def _in_adu(measured: RawMeasure, counts: Counts) -> dict[str, np.ndarray]:
         "noise": step * measured.noise,
         "mesh": np.float32(counts.zero) + step * measured.mesh,
         "mesh_noise": step * measured.mesh_noise,
+        "streaks": measured.streaks,
         "ceiling": ceiling,
     }
+
+
+def _is_from_the_sensor(info: FrameInfo, counts: Counts) -> bool:
+    """Whether the pixels of a single plane are still those of a sensor, each with a noise of its own."""
+    return info.kind == "mono" and info.stack_count == 1 and counts.noise_factor < _ALIKE
 
 
 def _find_in_picture(planes: np.ndarray, max_stars: int) -> stars.StarList:
@@ -252,6 +291,8 @@ def _measure_picture(data: np.ndarray, options: MeasureOptions) -> dict[str, np.
         "ceiling": np.stack([evidence for evidence, _ in tops]),
         "hot": np.empty(0, np.int64),
         "hot_sigma": np.empty(0, np.float32),
+        "streaks": np.empty((0, len(STREAK_COLUMNS)), np.float32),
+        "zero_share": np.zeros(1, np.float32),
     }
 
 

@@ -32,10 +32,12 @@ __all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "forget", "run"]
 
 PHASE = "phase1_prepare"
 # Part of the key of stored measurements: raise it when their meaning changes.
-MEASURE_VERSION = 7
+MEASURE_VERSION = 9
 FOLDER = "frames"
 SYNC_EVERY_S = 4.0
 KEPT_UNUSED_S = 30 * 86400.0
+# A few pixels are dead; more zeros than that are a sky that was cut off.
+_MOST_ZEROS = 0.01
 _NOT_FROM_THE_HEADER = ("path", "size_bytes", "mtime_ns", "ctime_ns", "inode", "data_offset", "hdu")
 
 
@@ -213,13 +215,26 @@ def _numbered(
     return [replace(frame, index=number) for number, frame in enumerate(order)], by_number
 
 
+def _warn_of_zeros(frames: list[Frame], measures: dict[int, FrameMeasure], context: RunContext) -> None:
+    """Say when the dark side of the sky was cut off at 0: no stack brings it back."""
+    shares = {
+        frame.name: float(measures[frame.index].columns("zero_share")["zero_share"][0]) for frame in frames
+    }
+    cut = [name for name, share in shares.items() if share > _MOST_ZEROS]
+    if cut:
+        worst = max(cut, key=lambda name: shares[name])
+        context.say(
+            "run_warn_zero_sky", "WARN", frames=len(cut), example=worst, percent=round(100 * shares[worst])
+        )
+
+
 def _persistent(
     frames: list[Frame], measures: dict[int, FrameMeasure], context: RunContext
 ) -> dict[int, np.ndarray]:
     """Return per frame the hot pixels that stay put on its camera through its night, and those its masters tell."""
-    with_filters = [frame for frame in frames if frame.info.kind == "cfa"]
+    of_sensors = [frame for frame in frames if frame.info.kind in ("cfa", "mono")]
     cameras: dict[int, list[Frame]] = defaultdict(list)
-    for frame, label in zip(with_filters, night_labels([f.info for f in with_filters]), strict=True):
+    for frame, label in zip(of_sensors, night_labels([f.info for f in of_sensors]), strict=True):
         cameras[label].append(frame)
     found: dict[int, np.ndarray] = {}
     total = 0
@@ -255,6 +270,7 @@ def run(frames: list[Frame], raw_folder: Path, options: MeasureOptions, context:
     """
     current, measured = _measure_all(frames, raw_folder, options, context)
     usable, measures = _numbered(_one_of_each(current, measured, context), measured)
+    _warn_of_zeros(usable, measures, context)
     measures = count_stars_alike(usable, measures)
     kept = judge_shapes(usable, measures, options, context, PHASE)
     if not kept:

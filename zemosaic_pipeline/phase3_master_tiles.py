@@ -30,7 +30,14 @@ from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
-from zemosaic_pipeline.records import FrameGroup, FrameTerms, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.records import (
+    FrameGroup,
+    FrameTerms,
+    MasterTile,
+    MosaicGrid,
+    PixelMasks,
+    RegisteredFrame,
+)
 from zemosaic_pipeline.refinement import TwoPasses, refine_sources, refine_tile, refinement_of
 from zemosaic_pipeline.tile_cards import tile_cards
 from zemosaic_pipeline.tile_memory import store_tile, stored_tile, tile_key
@@ -122,7 +129,7 @@ def frame_terms(
 
 def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) -> np.ndarray:
     """Return the photometric terms (N, C, 4) that bring the frames of a group onto one sky."""
-    meshes = np.stack([frame.solved.measure.arrays()["mesh"] for frame in frames])
+    meshes = np.stack([frame.open_mesh() for frame in frames])
     height, width = frames[0].solved.frame.info.shape_hw
     x, y = cell_centres((height, width), meshes.shape[2:], cell_px)
     return normalise_group(
@@ -188,11 +195,25 @@ def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: Run
     return tuple(map(float, 1 / np.average(transparency, axis=0, weights=np.maximum(weights, 1e-12))))
 
 
+def lowest_ceiling(
+    frames: Sequence[RegisteredFrame], terms: Sequence[FrameTerms], masks: PixelMasks
+) -> float:
+    """Return the lowest level at which the light of a frame was cut off, on the common scale; NaN: nowhere."""
+    ceilings = [
+        term.photometry[:, 0] * masks.clip_levels[frame.solved.frame.index] + term.photometry[:, 1]
+        for frame, term in zip(frames, terms, strict=True)
+        if frame.solved.frame.index in masks.clip_levels
+    ]
+    finite = np.array([value for levels in ceilings for value in levels if np.isfinite(value)])
+    return float(finite.min()) if finite.size else float("nan")
+
+
 def create_tile(
     group: FrameGroup,
     frames: Sequence[RegisteredFrame],
     weights: np.ndarray,
     hot_pixels: dict[int, np.ndarray],
+    masks: PixelMasks,
     sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
@@ -207,6 +228,7 @@ def create_tile(
     ----------
     weights : ndarray, shape (N, C)
         Weight of each frame, comparable between groups.
+    masks : PixelMasks
     sky : mapping of int to FrameTerms
         Terms of every frame from the model of the sky; empty: the group finds a common sky of its own.
     on_rows : callable, optional
@@ -255,8 +277,10 @@ def create_tile(
             f.solved.frame.index: f.solved.frame.calibration for f in frames if f.solved.frame.calibration
         },
         unpack_dir=context.work_dir,
+        clip_levels=masks.clip_levels,
+        masked=masks.spans,
     )
-    extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
+    extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32), ("CLIPPED", shape, np.uint8)]
     if plan.output.variance:
         extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
     rule = replace(plan.stack.rule, noise=sample_noise(frames, weights, terms, plan.stack.kernel))
@@ -364,6 +388,7 @@ def create_tile(
         covered_bbox=facts.covered_bbox,
         flux_gain=_flux_gain(frames, weights, plan),
         calibrated=steps,
+        saturate_adu=lowest_ceiling(frames, terms, masks),
         map_error_px=max((source.pixel_map.max_error_px for source in sources), default=0.0),
         refine=refinement.reason_key,
         refine_values=refinement.values,
@@ -420,6 +445,7 @@ class _Maker:
 
     weights: Mapping[int, np.ndarray]
     hot_pixels: dict[int, np.ndarray]
+    masks: PixelMasks
     sky: Mapping[int, FrameTerms]
     grid: MosaicGrid
     plan: RunPlan
@@ -435,7 +461,9 @@ class _Maker:
         tried_again: set[str] = set()
         while frames:
             weights = np.stack([self.weights[frame.solved.frame.index] for frame in frames])
-            key = tile_key(self.manifest, frames, weights, self.hot_pixels, self.sky, self.grid, self.plan)
+            key = tile_key(
+                self.manifest, frames, weights, self.hot_pixels, self.masks, self.sky, self.grid, self.plan
+            )
             if self.plan.resume:
                 tile = stored_tile(self.manifest, key, group, frames, self.folder)
                 if tile is not None:
@@ -448,6 +476,7 @@ class _Maker:
                     frames,
                     weights,
                     self.hot_pixels,
+                    self.masks,
                     self.sky,
                     self.grid,
                     self.plan,
@@ -495,6 +524,7 @@ def run(
     groups: Sequence[FrameGroup],
     placed: Sequence[RegisteredFrame],
     hot_pixels: dict[int, np.ndarray],
+    masks: PixelMasks,
     sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
@@ -516,7 +546,7 @@ def run(
         plan.stack.weighting,
     )
     by_frame = {index: weights[i] for index, i in by_index.items()}
-    maker = _Maker(by_frame, hot_pixels, sky, grid, plan, context, manifest, folder)
+    maker = _Maker(by_frame, hot_pixels, masks, sky, grid, plan, context, manifest, folder)
     tiles: list[MasterTile] = []
     n_reused = 0
     for done, group in enumerate(groups):

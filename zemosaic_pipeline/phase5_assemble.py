@@ -312,6 +312,15 @@ def _mosaic_cards(
     return cards
 
 
+def _saturation_cards(tiles: Sequence[MasterTile], terms: np.ndarray) -> dict[str, Any]:
+    """Return from which level on light may have been cut off; nothing where it nowhere was."""
+    levels = terms[:, :, 0] * np.array([tile.saturate_adu for tile in tiles])[:, None] + terms[:, :, 1]
+    known = levels[np.isfinite(levels)]
+    if not known.size:
+        return {}
+    return {"SATURATE": (round(float(known.min()), 1), "[adu] least level of clipped light, see CLIPPED")}
+
+
 def _history(plan: RunPlan, photometry: TilePhotometry) -> list[tuple[str, str]]:
     lines = [
         f"ZeMosaic {__version__}: frames resampled once onto this grid ({plan.stack.kernel})",
@@ -383,6 +392,7 @@ def run(
     science, coverage = Path(f"{base}.fits"), Path(f"{base}_coverage.fits")
     run_card = {"ZMRUNID": (context.run_id, "run that made this file")}
     cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate, behind) | run_card
+    cards |= _saturation_cards(tiles, terms)
     cards["WCSUNCNF"] = (n_unconfirmed, "frames placed without a catalogue star")
     if part:
         cards["FILTER"] = (part, "of all frames")
@@ -402,8 +412,9 @@ def run(
         out = files.enter_context(
             StreamingFits(science, shape, [*cards.items(), *history], spare_cards=COLOUR_CARDS, durable=False)
         )
+        clipped = ("CLIPPED", canvas.shape_hw, np.uint8)
         out_coverage = files.enter_context(
-            StreamingFits(coverage, canvas.shape_hw, coverage_cards, durable=False)
+            StreamingFits(coverage, canvas.shape_hw, coverage_cards, extensions=[clipped], durable=False)
         )
         out_variance = None
         if variance_path is not None:
@@ -430,6 +441,7 @@ def run(
             kept = glow.known and out_sky is None
             out.write_rows(y0, block.image + glow.rows(y0, y1) if kept else block.image)
             out_coverage.write_rows(y0, depth.rows(y0, y1))
+            out_coverage.write_rows(y0, block.clipped_bits(), ext="CLIPPED")
             if out_variance is not None:
                 out_variance.write_rows(y0, depth.variance_rows(y0, y1, terms, block.weight))
 

@@ -24,6 +24,7 @@ __all__ = [
     "Mosaic",
     "MosaicColour",
     "MosaicGrid",
+    "PixelMasks",
     "RegisteredFrame",
     "Solution",
     "SolvedFrame",
@@ -226,6 +227,8 @@ class RegisteredFrame:
         Factor per channel that brings the frame to the common flux scale.
     kind : str
         Kind of the correction to the frame's own solution; empty when there was none.
+    covered : ndarray of bool, shape (ny, nx), optional
+        Cells of the sky mesh where something stands before the sky; None: nowhere.
     """
 
     solved: SolvedFrame
@@ -235,6 +238,33 @@ class RegisteredFrame:
     n_matched: int
     gain: tuple[float, ...]
     kind: str
+    covered: np.ndarray | None = None
+
+    def open_mesh(self) -> np.ndarray:
+        """Return the mesh of the sky (C, ny, nx), ADU; NaN where it is covered too."""
+        mesh = self.solved.measure.columns("mesh")["mesh"]
+        return mesh if self.covered is None else np.where(self.covered, np.float32(np.nan), mesh)
+
+
+@dataclass(frozen=True)
+class PixelMasks:
+    """What of the pixels of frames is no light of the sky, by the index of the frame.
+
+    Attributes
+    ----------
+    clip_levels : dict of int to ndarray (C,), float32
+        Values from which on light was cut off, ADU; +inf or no entry: never.
+    spans : dict of int to ndarray (k, 3), int32
+        Missing pixels as ``(y, x0, x1)``, end exclusive, in the order of y.
+    """
+
+    clip_levels: dict[int, np.ndarray] = field(default_factory=dict)
+    spans: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def key_of(self, index: int) -> tuple[object, ...]:
+        """Return what a stack with this frame follows from."""
+        levels, spans = self.clip_levels.get(index), self.spans.get(index)
+        return (None if levels is None else levels.tolist(), spans)
 
 
 @dataclass(frozen=True)
@@ -270,6 +300,8 @@ class MasterTile:
         Rows y0, y1 and columns x0, x1 of the tile, end exclusive, that hold all covered pixels.
     flux_gain : tuple of float
         Factor per channel that brings the tile to the common flux scale, by the stars of its frames.
+    saturate_adu : float
+        Lowest level at which light of a frame was cut off, in the unit of the tile; NaN: nowhere.
     calibrated : str
         Letters of CALSTAT (bias, dark, flat) that hold for all frames.
     refine : str
@@ -289,6 +321,7 @@ class MasterTile:
     map_error_px: float
     covered_bbox: tuple[int, int, int, int]
     flux_gain: tuple[float, ...]
+    saturate_adu: float = float("nan")
     calibrated: str = ""
     refine: str = "refine_off"
     refine_values: dict[str, Any] = field(default_factory=dict)

@@ -256,9 +256,13 @@ class _TileRows:
         )
 
     def write(self, y0: int, image: np.ndarray, variance: np.ndarray | None) -> None:
-        self._final.write_rows(y0, image)
-        coverage = self._out.read_rows(y0, y0 + image.shape[-2], ext="COVERAGE")
-        self._final.write_rows(y0, np.asarray(coverage), ext="COVERAGE")
+        y1 = y0 + image.shape[-2]
+        bits = np.asarray(self._out.read_rows(y0, y1, ext="CLIPPED"))
+        # A lower bound stays one: what the samples beside it differ from it says nothing of the light.
+        cut = np.stack([bits >> channel & 1 for channel in range(len(image))]).astype(bool)
+        self._final.write_rows(y0, np.where(cut, np.asarray(self._out.read_rows(y0, y1)), image))
+        self._final.write_rows(y0, bits, ext="CLIPPED")
+        self._final.write_rows(y0, np.asarray(self._out.read_rows(y0, y1, ext="COVERAGE")), ext="COVERAGE")
         if variance is not None:
             self._final.write_rows(y0, variance, ext="VARIANCE")
 

@@ -22,6 +22,7 @@ from zemosaic_pipeline import (
     phase5_assemble,
     phase6_export,
     phase7_cleanup,
+    pixel_masks,
     sky,
     solve_frames,
 )
@@ -284,7 +285,8 @@ class _ClassicRun:
         with self._phase(phase4_grid.PHASE):
             placed = phase4_grid.run(solved, plan.grid, context, with_flat=plan.sky.model == "full")
             self._refuse_small_disk(disk_bytes(plan.n_channels, plan.output.variance, placed.grid.shape_hw))
-            clear = judge_air(placed.frames, plan.measure, context, phase4_grid.PHASE)
+            open_frames, masks = pixel_masks.run(placed.frames, plan.measure, context, phase4_grid.PHASE)
+            clear = judge_air(open_frames, plan.measure, context, phase4_grid.PHASE)
             parts = frames_of_filters(clear, names)
             self.placed = placed = replace(placed, frames=tuple(f for same in parts.values() for f in same))
             behind = {
@@ -296,6 +298,7 @@ class _ClassicRun:
                 groups,
                 placed.frames,
                 prepared.hot_pixels,
+                masks,
                 {index: terms for found in behind.values() for index, terms in found.terms.items()},
                 placed.grid,
                 plan,

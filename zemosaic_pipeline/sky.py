@@ -113,8 +113,8 @@ def visit_labels(
 
 
 def _meshes(frames: Sequence[RegisteredFrame], cell_px: int) -> SkyMeshes:
-    stored = [frame.solved.measure.columns("mesh", "mesh_noise") for frame in frames]
-    mesh = np.stack([arrays["mesh"] for arrays in stored]).astype(float)
+    stored = [frame.solved.measure.columns("mesh_noise") for frame in frames]
+    mesh = np.stack([frame.open_mesh() for frame in frames]).astype(float)
     shape_hw = frames[0].solved.frame.info.shape_hw
     x, y = cell_centres(shape_hw, mesh.shape[2:], cell_px)
     height, width = shape_hw

@@ -15,12 +15,19 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_io.frame_store import TileStore
 from zemosaic_io.manifest import Manifest, file_digest
 from zemosaic_pipeline.plan import RunPlan
-from zemosaic_pipeline.records import FrameGroup, FrameTerms, MasterTile, MosaicGrid, RegisteredFrame
+from zemosaic_pipeline.records import (
+    FrameGroup,
+    FrameTerms,
+    MasterTile,
+    MosaicGrid,
+    PixelMasks,
+    RegisteredFrame,
+)
 from zemosaic_pipeline.tile_cards import frame_cards
 
 __all__ = ["store_tile", "stored_tile", "tile_key"]
 
-TILE_VERSION = 9
+TILE_VERSION = 10
 # Fields of a tile that JSON gives back as lists.
 TUPLES = ("origin_yx", "shape_hw", "noise_adu", "covered_bbox", "flux_gain")
 
@@ -32,6 +39,7 @@ def tile_key(
     frames: Sequence[RegisteredFrame],
     weights: np.ndarray,
     hot: dict[int, np.ndarray],
+    masks: PixelMasks,
     sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
@@ -50,6 +58,7 @@ def tile_key(
             frame.gain,
             weights[i].tolist(),
             hot.get(frame.solved.frame.index),
+            masks.key_of(frame.solved.frame.index),
             _plain_terms(sky.get(frame.solved.frame.index)),
             *([frame.solved.frame.calibration_key] if frame.solved.frame.calibration else []),
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from zemosaic_core.cfa import CfaColour, debayer
+from zemosaic_core.clipped_light import mark_clipped_cfa, mark_clipped_planes
 from zemosaic_core.hot_pixels import repair_cfa
 from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox
 from zemosaic_core.sources import CoaddBlock, CoaddSource, RawRows
 
+NEVER = (np.inf, np.inf, np.inf)
 PATTERNS = ("GRBG", "RGGB", "GBRG", "BGGR")
 
 
@@ -18,7 +20,19 @@ class FakePixels:
     'calibrated': all offer raw rows, every second one calibrated samples, float32 about zero.
     """
 
-    def __init__(self, n, shape_hw, *, n_channels=3, raw="none", hot=0, missing=0.0, seed=0, weights=False):
+    def __init__(
+        self,
+        n,
+        shape_hw,
+        *,
+        n_channels=3,
+        raw="none",
+        hot=0,
+        missing=0.0,
+        seed=0,
+        weights=False,
+        clipped=False,
+    ):
         rng = np.random.default_rng(seed)
         self.shape_hw = shape_hw
         self.n_channels = n_channels
@@ -29,10 +43,22 @@ class FakePixels:
         self.weights = rng.uniform(0, 1, shape_hw).astype(np.float32) if weights else None
         if weights:
             self.weights[:2] = 0
+        # Clipped stars, some of them in all frames; spans that are missing.
+        self.clip = (
+            {key: (9000.0, 9100.0, 8900.0 if key % 2 else np.inf) for key in range(n)} if clipped else {}
+        )
+        self.masked = {}
         for key in range(n):
             frame = sky + rng.normal(0, 40, shape_hw)
             bad = rng.integers(0, frame.size, max(1, frame.size // 60))
             frame.ravel()[bad] += rng.normal(0, 3000, bad.size)
+            if clipped:
+                spread = 5.0 + key % 3
+                star = np.exp(-((y - height / 2) ** 2 + (x - width / 2) ** 2) / spread**2)
+                frame = np.minimum(frame + 30000 * star, 9100 + key % 5)
+                starts = rng.integers(0, width - 5, height // 4)
+                rows = np.sort(rng.choice(height, height // 4, replace=False))
+                self.masked[key] = np.stack([rows, starts, starts + 5], axis=1).astype(np.int32)
             is_raw = raw in ("all", "calibrated") or (raw == "some" and key % 2 == 0)
             if is_raw:
                 self.sensor[key] = np.clip(frame, 0, 65535).astype(np.uint16)
@@ -54,11 +80,15 @@ class FakePixels:
 
     def read(self, key, y0, y1, x0, x1):
         if key in self.images:
-            return np.ascontiguousarray(self.images[key][:, y0:y1, x0:x1])
-        sensor = repair_cfa(self.sensor[key], self.hot[key])
-        return np.ascontiguousarray(
-            debayer(sensor, self.patterns[key], colour=self.colours[key])[:, y0:y1, x0:x1]
-        )
+            planes = self.images[key].copy()
+            mark_clipped_planes(planes, self.clip.get(key, NEVER)[: len(planes)])
+        else:
+            sensor = repair_cfa(self.sensor[key], self.hot[key])
+            planes = debayer(sensor, self.patterns[key], colour=self.colours[key])
+            mark_clipped_cfa(planes, sensor, self.patterns[key], self.clip.get(key, NEVER))
+        for y, first, end in self.masked.get(key, ()):
+            planes[:, y, first:end] = np.nan
+        return np.ascontiguousarray(planes[:, y0:y1, x0:x1])
 
     def read_weight(self, key, y0, y1, x0, x1):
         return None if self.weights is None else np.ascontiguousarray(self.weights[y0:y1, x0:x1])
@@ -70,9 +100,12 @@ class FakePixels:
         rows = self.sensor[key][y0:y1]
         hot = self.hot[key]
         hot = hot[(hot >= y0 * width) & (hot < y1 * width)]
+        spans = self.masked.get(key, np.empty((0, 3), np.int32))
+        spans = spans[(spans[:, 0] >= y0) & (spans[:, 0] < y1)]
+        told = (self.patterns[key], hot, self.colours[key], self.clip.get(key, NEVER), spans)
         if key % 4 == 0 and rows.dtype == np.uint16:  # as a FITS file has it
-            return RawRows((rows ^ 0x8000).byteswap(), y0, True, self.patterns[key], hot, self.colours[key])
-        return RawRows(rows.copy(), y0, False, self.patterns[key], hot, self.colours[key])
+            return RawRows((rows ^ 0x8000).byteswap(), y0, True, *told)
+        return RawRows(rows.copy(), y0, False, *told)
 
 
 def make_sources(

@@ -68,6 +68,7 @@ def tiles(tmp_path_factory):
                 map_error_px=0.0,
                 covered_bbox=(0, SIZE, 0, SIZE),
                 flux_gain=(1.0,),
+                saturate_adu=float("nan"),
             )
         )
     return made

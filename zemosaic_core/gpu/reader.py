@@ -14,11 +14,13 @@ from zemosaic_core.pixel_map import source_window
 from zemosaic_core.resample import HALO
 from zemosaic_core.sources import CoaddSource, Kernel, PixelSource, RawRows
 
-__all__ = ["Part", "ReadAhead", "Window", "parts_of_block"]
+__all__ = ["MAX_SPANS", "Part", "ReadAhead", "Window", "parts_of_block"]
 
 Box = tuple[int, int, int, int]
 # Repairing a pixel needs neighbours at up to four rows, debayering as many more rows of repaired ones as it reaches.
 RAW_MARGIN = 4 + DEBAYER_REACH
+# Spans of missing pixels of one window that fit the card's list; a frame with more is decoded by its source.
+MAX_SPANS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def read_part(pixels: PixelSource, part: Part, raw: bool, max_hot: int) -> Windo
     if raw:
         y0, y1 = max(0, y0 - RAW_MARGIN), min(source.shape_hw[0], y1 + RAW_MARGIN)
         rows = pixels.read_raw(source.key, y0, y1)
-        if rows is not None and rows.hot_pixels.size <= max_hot:
+        if rows is not None and rows.hot_pixels.size <= max_hot and len(rows.masked) <= MAX_SPANS:
             width = source.shape_hw[1]
             weights = pixels.read_weight(source.key, y0, y1, 0, width) if source.has_weight_map else None
             return Window(rows, None, weights, (y0, 0), (y1 - y0, width))

@@ -52,7 +52,9 @@ class _Samples:
         return self._pixels.read_weight(key, y0, y1, x0, x1)
 
     def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
-        return self._pixels.read_raw(key, y0, y1)
+        raw = self._pixels.read_raw(key, y0, y1)
+        # Which samples are missing or were cut off is known where whole samples are made of them.
+        return raw if raw is None or (not np.isfinite(raw.clip).any() and not len(raw.masked)) else None
 
 
 class GpuRefine:

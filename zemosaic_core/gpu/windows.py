@@ -19,7 +19,7 @@ from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.combine import Combiner
 from zemosaic_core.gpu.device import Device, GpuFault, classify
 from zemosaic_core.gpu.launch import PlannedMemory, Queue
-from zemosaic_core.gpu.reader import RAW_MARGIN, Part, Window
+from zemosaic_core.gpu.reader import MAX_SPANS, RAW_MARGIN, Part, Window
 from zemosaic_core.gpu.tiles import TILE_H, TILE_W, TileTable
 from zemosaic_core.pixel_map import step_shift, whole_nodes
 from zemosaic_core.resample import HALO, LANCZOS_TABLE
@@ -100,6 +100,7 @@ def feed_buffers(shape: SourceShape, sources: Sequence[CoaddSource], kernel: Ker
         window("shares", 8)
         window("planes", 12)
         buffers.append(Buffer("hot pixels", 8 * MAX_HOT))
+        buffers.append(Buffer("masked spans", 12 * MAX_SPANS))
     if shape.planes:
         window("plane windows", 4 * shape.n_channels, SLOTS)
     if shape.has_weight_map:
@@ -237,6 +238,7 @@ class WindowFeed:
         self._raw = slots("raw windows", largest * shape.raw_bytes // 2, np.uint16, shape.raw)
         self._shares = memory.empty("shares", 2 * largest, np.float32) if shape.raw else None
         self._hot = memory.empty("hot pixels", MAX_HOT, np.int64) if shape.raw else None
+        self._spans = memory.empty("masked spans", 3 * MAX_SPANS, np.int32) if shape.raw else None
         self._ring = ring
         self._used: list[Any] = [None] * SLOTS
         self._count = 0
@@ -294,6 +296,16 @@ class WindowFeed:
         debayer_on_card(
             self.queue, raw, window.shape_hw, pattern, rows.colour, self._shares, self._planes, coded=coded
         )
+        if np.isfinite(rows.clip).any():
+            args = (
+                raw, coded, height, width, int(pattern[0] == "G"), pattern.index("R") // 2,
+                *np.array(rows.clip, np.float32), self._planes,
+            )  # fmt: skip
+            self.queue.launch_2d(source, "mark_clipped", width, height, args)
+        if len(rows.masked):
+            self.queue.copy_in(self._spans, np.ascontiguousarray(rows.masked, np.int32))
+            args = (self._spans, len(rows.masked), rows.y0, height, width, 3, self._planes)
+            self.queue.launch_1d(source, "mask_spans", len(rows.masked), args)
 
     def sample(self, index: int, window: _OnCard | None, table: TileTable, combiner: Combiner) -> None:
         """Queue the sampling of the window of a part into the slots of its source."""

@@ -482,9 +482,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) combine_pool(
                 }
             }
 #endif
+            float highest = -INF;
+            if (count == 0) {
+                // Nothing but light that was cut off, if anything: the highest of its lower bounds.
+                int clipped = 0;
+#pragma unroll 1
+                for (int k = 0; k < n; ++k) {
+                    float bound = bound_of(samples[(long long)k * TILE_W]);
+                    if (!(bound == bound)) continue;
+                    highest = fmaxf(highest, bound);
+                    ++clipped;
+                }
+                seen = max(seen, clipped);
+            }
             seen = max(seen, count);
             int kept = last - first;
-            float combined = MISSING, total = 0.0f, spread = MISSING;
+            float combined = highest > -INF ? highest : MISSING, total = 0.0f, spread = MISSING;
             int n_read = kept > 0 ? n : 0;
             Sums sums = median ? weighted_sums<true>(samples, marks, own, n_read, pivot, low, high)
                                : weighted_sums<false>(samples, marks, own, n_read, pivot, low, high);

@@ -1,4 +1,5 @@
 // From the bytes of a raw frame to colour planes: the CUDA twin of zemosaic_core.cfa and hot_pixels.repair_cfa.
+#include "bounds.cuh"
 #include "raw.cuh"
 
 // Replace each bad pixel by the median of the good neighbours of the same colour; the next ring only when the nearest
@@ -171,4 +172,47 @@ extern "C" __global__ void debayer_raw(
     planes[place] = red_here ? same : other;
     planes[plane + place] = green;
     planes[2 * plane + place] = red_here ? other : same;
+}
+
+// Turn what clipped pixels decide into NaN that hold a lower bound: the CUDA twin of
+// zemosaic_core.clipped_light.mark_clipped_cfa. raw: repaired, as it was debayered.
+extern "C" __global__ void mark_clipped(
+    const unsigned short* raw, int coded, int height, int width, int green_first, int red_row,
+    float level_r, float level_g, float level_b, float* planes)
+{
+    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
+    if (x >= width || y >= height) return;
+    const float levels[3] = {level_r, level_g, level_b};
+    bool near[3] = {false, false, false};
+    int own = 0;
+    bool cut = false;
+    for (int j = max(0, y - 1); j < min(height, y + 2); ++j)
+        for (int i = max(0, x - 1); i < min(width, x + 2); ++i) {
+            bool is_green = ((i & 1) == 0) == ((green_first != 0) == ((j & 1) == 0));
+            int colour = is_green ? 1 : (j & 1) == red_row ? 0 : 2;
+            bool over = sensor_value(raw, (long long)j * width + i, coded) >= levels[colour];
+            near[colour] = near[colour] || over;
+            if (j == y && i == x) {
+                own = colour;
+                cut = over;
+            }
+        }
+    for (int c = 0; c < 3; ++c) {
+        float* value = planes + (long long)c * height * width + (long long)y * width + x;
+        if (c == own ? cut : near[c]) *value = with_bound(levels[c]);
+        else if (cut && finite_value(*value)) *value = with_bound(*value);
+    }
+}
+
+// Make all channels missing on spans of pixels: row of the whole image, first column, end. The window begins at row y0.
+extern "C" __global__ void mask_spans(
+    const int* spans, int n_spans, int y0, int height, int width, int n_channels, float* planes)
+{
+    int k = blockIdx.x * blockDim.x + threadIdx.x;
+    if (k >= n_spans) return;
+    int y = spans[3 * k] - y0, first = max(0, spans[3 * k + 1]), end = min(width, spans[3 * k + 2]);
+    if (y < 0 || y >= height) return;
+    for (int c = 0; c < n_channels; ++c)
+        for (int x = first; x < end; ++x)
+            planes[((long long)c * height + y) * width + x] = MISSING;
 }

@@ -29,6 +29,17 @@ __device__ __forceinline__ float four_taps(const float* p, long long dx, long lo
     return top + fy * (low - top);
 }
 
+__device__ __forceinline__ float at_least(float tap) { return finite_value(tap) ? tap : bound_of(tap); }
+
+// The lower bound that four taps hold, some of which were cut off; NaN when one is missing.
+__device__ __forceinline__ float bounded_taps(const float* p, long long dx, long long dy, float fx, float fy)
+{
+    float first = at_least(p[0]), third = at_least(p[dy]);
+    float top = first + fx * (at_least(p[dx]) - first);
+    float low = third + fx * (at_least(p[dx + dy]) - third);
+    return top + fy * (low - top);
+}
+
 #if LANCZOS
 __device__ __forceinline__ float taps_36(const float* corner, int stride, const float* wx, const float* wy)
 {
@@ -153,6 +164,8 @@ extern "C" __global__ void sample_source(
 #else
         float value = four_taps(here, dx, dy, fx, fy);
 #endif
+        bool whole = finite_value(value);
+        if (!whole) value = bounded_taps(here, dx, dy, fx, fy);
         const float* term = terms + term_offset + 8 * c;
         float sky = term[1];
         if (term[2] != 0.0f || term[3] != 0.0f) sky = term[1] + term[2] * u + term[3] * t;
@@ -162,6 +175,6 @@ extern "C" __global__ void sample_source(
             sky = term[1] + term[2] * u + term[3] * t + q * (term[6] + q * term[7]);
         }
         value = finite_value(value) ? scaled + sky : MISSING;
-        values[place + c * plane] = finite_value(value) ? value : MISSING;
+        values[place + c * plane] = !finite_value(value) ? MISSING : whole ? value : with_bound(value);
     }
 }

@@ -1,0 +1,286 @@
+"""Parts of frames where something stands before the sky: a tree, a roof, the edge of a dome. Arrays only.
+
+Two things must come together over several cells of the sky mesh: no star is seen of those that other frames show
+there, and the level departs from what other frames show there. Nebulae, dark clouds and the Milky Way are common to all
+frames; under moonlight, gradients and thin clouds stars are seen; where no other frame looks nothing is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from zemosaic_core.statistics import mad_sigma
+
+__all__ = ["Sightings", "cell_spans", "covered_cells", "sightings"]
+
+# Stars that a covered part hides at least: by chance none of three is missed together with a false level.
+_MIN_HIDDEN = 3.0
+# Of the stars that could be seen where it is most open a frame must show this share, or all of it is blurred.
+_LEAST_RATE = 0.4
+# A frame shows a star when it is so much brighter than its faintest ones.
+_CLEARLY = 1.6
+_FAINTEST_QUANTILE = 5.0
+_DEPARTS_SIGMA = 5.0
+# Levels of open cells agree to the noise of the cells and to this part of the sky.
+_LEAST_PART = 0.004
+_ROUNDS = 3
+_MIN_OPEN = 8
+
+
+@dataclass(frozen=True)
+class Sightings:
+    """Stars per cell of the mesh of each frame, both of shape (N, ny, nx).
+
+    Attributes
+    ----------
+    seen : ndarray, int
+        Stars that this frame and at least one other one show.
+    expected : ndarray, float
+        Stars that this frame would show there, going by the others.
+    """
+
+    seen: np.ndarray
+    expected: np.ndarray
+
+
+def sightings(
+    frame: np.ndarray,
+    star: np.ndarray,
+    flux: np.ndarray,
+    cell_of_detection: np.ndarray,
+    cell_of_star: Callable[[int], np.ndarray],
+    n_frames: int,
+    n_cells: tuple[int, int],
+) -> Sightings:
+    """Count the stars that frames show, and those they should.
+
+    Parameters
+    ----------
+    frame, star : ndarray, shape (K,), int
+        Frame and star of each detection, in the order of frames; a star has at most one per frame.
+    flux : ndarray, shape (K,)
+        Light of the detection on the scale of all frames; NaN: unknown.
+    cell_of_detection : ndarray, shape (K,), int
+        Flat index of its cell in the mesh of its frame.
+    cell_of_star : callable
+        ``cell_of_star(i)``: flat index of the cell of frame i that each star falls on, shape (S,); -1: none.
+    n_frames : int
+    n_cells : tuple of int
+        Rows and columns of the mesh.
+    """
+    n_stars, size = int(star.max(initial=-1)) + 1, n_cells[0] * n_cells[1]
+    light, times_seen = _typical(star, flux, n_stars), np.bincount(star, minlength=n_stars)
+    bounds = np.searchsorted(frame, np.arange(n_frames + 1))
+    n_asked, n_shown = np.zeros(n_stars, np.int64), np.zeros(n_stars, np.int64)
+
+    def asked_and_shown(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        own = slice(bounds[i], bounds[i + 1])
+        known = flux[own][np.isfinite(flux[own])]
+        limit = _CLEARLY * np.percentile(known, _FAINTEST_QUANTILE) if len(known) else np.inf
+        cells = cell_of_star(i)
+        asked = (cells >= 0) & (light >= limit)
+        shown = np.zeros(n_stars, bool)
+        shown[star[own]] = True
+        return cells, asked, asked & shown
+
+    for i in range(n_frames):
+        _, asked, shown = asked_and_shown(i)
+        n_asked += asked
+        n_shown += shown
+    expected = np.zeros((n_frames, size))
+    for i in range(n_frames):
+        cells, asked, shown = asked_and_shown(i)
+        others = n_asked - asked
+        rate = np.where(others > 0, (n_shown - shown) / np.maximum(others, 1), 0.0)
+        np.add.at(expected[i], cells[asked], rate[asked])
+    seen = np.zeros((n_frames, size), np.int64)
+    common = times_seen[star] >= 2
+    np.add.at(seen, (frame[common], cell_of_detection[common]), 1)
+    return Sightings(seen.reshape(n_frames, *n_cells), expected.reshape(n_frames, *n_cells))
+
+
+def _typical(star: np.ndarray, flux: np.ndarray, n_stars: int) -> np.ndarray:
+    """Median light of each star; 0 where it is not known."""
+    known = np.isfinite(flux)
+    order = np.lexsort((flux[known], star[known]))
+    stars, values = star[known][order], flux[known][order]
+    first = np.searchsorted(stars, np.arange(n_stars))
+    count = np.searchsorted(stars, np.arange(n_stars), side="right") - first
+    middle = np.minimum(first + count // 2, max(len(values) - 1, 0))
+    return np.where(count > 0, values[middle], 0.0) if len(values) else np.zeros(n_stars)
+
+
+def covered_cells(mesh: np.ndarray, error: np.ndarray, xy: np.ndarray, stars: Sightings) -> np.ndarray:
+    """Find the cells of each frame where something stands before the sky.
+
+    Parameters
+    ----------
+    mesh, error : ndarray, shape (N, C, ny, nx)
+        Level of the sky of each cell and its error, on the flux scale of all frames; NaN: unknown.
+    xy : ndarray, shape (N, ny, nx, 2)
+        Centre of each cell, px of the mosaic.
+    stars : Sightings
+
+    Returns
+    -------
+    ndarray of bool, shape (N, ny, nx)
+        The cells beside them, which may be covered in part, included.
+    """
+    from scipy import ndimage
+
+    n_frames, n_channels, ny, nx = mesh.shape
+    covered = np.zeros((n_frames, ny, nx), bool)
+    place = _bins(xy)
+    departs = np.zeros((n_frames, ny, nx), bool)
+    known_to_others = np.zeros((n_frames, ny, nx), bool)
+    open_cells = _seen_around(stars.seen) > 0
+    for channel in range(n_channels):
+        residual, several = _departures(mesh[:, channel], place, open_cells)
+        known_to_others |= several
+        for i in range(n_frames):
+            good = open_cells[i] & np.isfinite(residual[i])
+            spread = mad_sigma(residual[i][good]) if np.count_nonzero(good) >= _MIN_OPEN else np.inf
+            least = _LEAST_PART * abs(float(np.nanmedian(mesh[i, channel]))) if good.any() else np.inf
+            bound = _DEPARTS_SIGMA * np.hypot(max(spread, least), np.nan_to_num(error[i, channel]))
+            # A cell without any sky is one where others have some.
+            departs[i] |= (np.abs(residual[i]) > bound) | (np.isnan(mesh[i, channel]) & several[i])
+    around = np.ones((3, 3), bool)
+    for i in range(n_frames):
+        if not departs[i].any() or not _is_sharp(stars.seen[i], stars.expected[i]):
+            continue
+        # Inside there are no stars nearby either, or many are missing in one cell; stars that were missed by chance
+        # lie among others.
+        starless = departs[i] & (stars.seen[i] == 0) & known_to_others[i]
+        inside = starless & (~open_cells[i] | (stars.expected[i] >= _MIN_HIDDEN))
+        labels, n_parts = ndimage.label(inside)
+        hidden = ndimage.sum_labels(stars.expected[i], labels, np.arange(1, n_parts + 1))
+        parts = np.flatnonzero(np.asarray(hidden) >= _MIN_HIDDEN) + 1
+        if len(parts):
+            # Out to where stars are seen, single cells whose level happens to be right included.
+            core = np.isin(labels, parts)
+            grown = core | (ndimage.binary_dilation(core, around) & (starless | ~open_cells[i]))
+            covered[i] = ndimage.binary_dilation(grown, around)
+    return covered
+
+
+def _seen_around(seen: np.ndarray) -> np.ndarray:
+    """Stars seen in each cell and its neighbours."""
+    padded = np.pad(seen, ((0, 0), (1, 1), (1, 1)))
+    ny, nx = seen.shape[1:]
+    total = np.zeros_like(seen)
+    for j in range(3):
+        for i in range(3):
+            total += padded[:, j : j + ny, i : i + nx]
+    return total
+
+
+def _is_sharp(seen: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether a frame shows, where it shows most, the stars that it should."""
+    from scipy import ndimage
+
+    for window in (1, 3, 5, 9, 15):
+        got = ndimage.uniform_filter(seen.astype(float), window, mode="constant")
+        should = ndimage.uniform_filter(expected, window, mode="constant")
+        enough = should * window**2 >= 2 * _MIN_HIDDEN
+        if enough.any() and (got[enough] / should[enough]).max() >= _LEAST_RATE:
+            return True
+    return False
+
+
+def _bins(xy: np.ndarray) -> np.ndarray:
+    """Number of the place on the mosaic each cell falls on, places being as large as cells; shape (N, ny, nx)."""
+    steps = np.linalg.norm(np.diff(xy, axis=2), axis=-1)
+    spacing = float(np.nanmedian(steps)) if steps.size else 1.0
+    index = np.floor(np.nan_to_num(xy) / max(spacing, 1e-9)).astype(np.int64)
+    index -= index.reshape(-1, 2).min(axis=0)
+    flat = index[..., 1] * (index[..., 0].max() + 1) + index[..., 0]
+    return np.unique(flat, return_inverse=True)[1].reshape(flat.shape)
+
+
+def _departures(
+    level: np.ndarray, place: np.ndarray, open_cells: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far each cell departs from the other frames there, a plane per frame allowed; and where there are any.
+
+    Planes are those of open cells: what covers a part must not tilt the rest.
+    """
+    n_frames, ny, nx = level.shape
+    y, x = np.mgrid[:ny, :nx]
+    terms = np.stack([np.ones((ny, nx)), 2 * x / max(1, nx - 1) - 1, 2 * y / max(1, ny - 1) - 1], axis=-1)
+    plane = np.zeros_like(level)
+    for i in range(n_frames):
+        usable = np.isfinite(level[i]) & open_cells[i]
+        usable = usable if usable.any() else np.isfinite(level[i])
+        plane[i] = np.median(level[i][usable]) if usable.any() else 0.0
+    n_places = int(place.max()) + 1
+    sky = np.zeros(n_places)
+    for _ in range(_ROUNDS):
+        sky = _median_per_place(level - plane, place, open_cells, n_places)
+        for i in range(n_frames):
+            wanted = level[i] - sky[place[i]]
+            usable = np.isfinite(wanted) & open_cells[i]
+            if np.count_nonzero(usable) >= _MIN_OPEN:
+                plane[i] = terms @ _robust_plane(terms[usable], wanted[usable])
+    finite = np.isfinite(level)
+    visitors = np.zeros(n_places, np.int64)
+    for i in range(n_frames):
+        visitors[np.unique(place[i][finite[i]])] += 1
+    own = np.zeros((n_frames, n_places), bool)
+    for i in range(n_frames):
+        own[i, place[i][finite[i]]] = True
+    others = np.stack([visitors[place[i]] - own[i][place[i]] for i in range(n_frames)])
+    return level - plane - sky[place], others > 0
+
+
+def _median_per_place(
+    values: np.ndarray, place: np.ndarray, open_cells: np.ndarray, n_places: int
+) -> np.ndarray:
+    """Median over the cells on each place, open ones where there are any; NaN where nothing is known."""
+    result = np.full(n_places, np.nan)
+    for chosen in (np.isfinite(values), np.isfinite(values) & open_cells):
+        where, found = place[chosen], values[chosen]
+        order = np.lexsort((found, where))
+        where, found = where[order], found[order]
+        at, first, count = np.unique(where, return_index=True, return_counts=True)
+        result[at] = 0.5 * (found[first + (count - 1) // 2] + found[first + count // 2])
+    return result
+
+
+def _robust_plane(terms: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    keep = np.ones(len(wanted), bool)
+    found = np.zeros(terms.shape[1])
+    for _ in range(3):
+        found = np.linalg.lstsq(terms[keep], wanted[keep], rcond=None)[0]
+        residual = np.abs(wanted - terms @ found)
+        keep = residual <= max(3.0 * 1.4826 * float(np.median(residual)), 1e-6)
+        if np.count_nonzero(keep) < _MIN_OPEN:
+            break
+    return found
+
+
+def cell_spans(cells: np.ndarray, cell_px: int, shape_hw: tuple[int, int]) -> np.ndarray:
+    """Return the pixels of mesh cells as spans ``(y, x0, x1)``, end exclusive, in the order of y.
+
+    Parameters
+    ----------
+    cells : ndarray of bool, shape (ny, nx)
+    cell_px : int
+        Side of a cell; the last ones may be cut short.
+    shape_hw : tuple of int
+        Size of the frame.
+
+    Returns
+    -------
+    ndarray, shape (k, 3), int32
+    """
+    height, width = shape_hw
+    spans = []
+    for row, line in enumerate(cells):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]])))
+        runs = [(first * cell_px, min(width, end * cell_px)) for first, end in edges.reshape(-1, 2).tolist()]
+        for y in range(row * cell_px, min(height, (row + 1) * cell_px)):
+            spans += [(y, x0, x1) for x0, x1 in runs]
+    return np.array(spans, np.int32).reshape(-1, 3)

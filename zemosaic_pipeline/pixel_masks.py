@@ -1,0 +1,251 @@
+"""The end of phase 4: which pixels of the frames are no light of the sky, now that all frames lie on one plane.
+
+Light that was cut off, by what all frames of a camera say; parts where something stands before the sky; trails.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from zemosaic_core.clipped_light import clip_levels
+from zemosaic_core.covered_sky import cell_spans, covered_cells, sightings
+from zemosaic_core.sky_lattice import cell_centres
+from zemosaic_core.star_merging import merge_positions
+from zemosaic_core.streak_spans import joined_spans, share_beside, streak_points, streak_spans
+from zemosaic_core.streaks import chains_of_dots
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.measure import MeasureOptions
+from zemosaic_pipeline.records import PixelMasks, RegisteredFrame
+from zemosaic_pipeline.sessions import sensor_labels
+
+__all__ = ["run"]
+
+# Detections of two frames are one star when they are so close, px of the mosaic.
+_MATCH_PX = 3.0
+_BRIGHTEST = 400
+# Less than this share of open sky is not worth the frame.
+_MOST_COVERED = 0.6
+# A streak that so many of the other frames show in the same place belongs to the sky.
+_IN_THE_SKY = 0.5
+
+
+def run(
+    frames: Sequence[RegisteredFrame], options: MeasureOptions, context: RunContext, phase: str
+) -> tuple[tuple[RegisteredFrame, ...], PixelMasks]:
+    """Return the frames to keep, with the cells that are covered, and the masks of their pixels.
+
+    Frames that are mostly covered are left out.
+    """
+    levels = _clip_levels(frames)
+    covered = [np.zeros((0, 0), bool)] * len(frames)
+    chains = [np.empty((0, 5), np.float32)] * len(frames)
+    shapes = Counter(frame.solved.frame.info.shape_hw for frame in frames)
+    for shape in sorted(shapes):
+        # Meshes of frames of one size have the same cells.
+        members = [i for i, frame in enumerate(frames) if frame.solved.frame.info.shape_hw == shape]
+        cells, dots = _covered_and_chains([frames[i] for i in members], options.mesh_cell_px)
+        for i, mask, found in zip(members, cells, dots, strict=True):
+            covered[i], chains[i] = mask, found
+    kept: list[RegisteredFrame] = []
+    spans: dict[int, list[np.ndarray]] = {}
+    still: list[int] = []
+    partly: list[tuple[float, Path]] = []
+    for i, frame in enumerate(frames):
+        share = float(covered[i].mean())
+        info = frame.solved.frame.info
+        if share > _MOST_COVERED:
+            context.leave_out(str(info.path), phase, "frame_covered", percent=round(100 * share))
+            continue
+        still.append(i)
+        if covered[i].any():
+            frame = _with_open_sky(frame, covered[i])
+            spans[_index(frame)] = [cell_spans(covered[i], options.mesh_cell_px, info.shape_hw)]
+            partly.append((share, info.path))
+        kept.append(frame)
+    if partly:
+        share, path = max(partly)
+        context.say(
+            "run_info_covered", frames=len(partly), example=Path(path).name, percent=round(100 * share)
+        )
+    trails = _trail_spans(kept, [chains[i] for i in still])
+    for index, found in trails.items():
+        spans.setdefault(index, []).append(found)
+    if trails:
+        context.say("run_info_trails", frames=len(trails))
+    context.detail(covered_frames=len(partly), frames_with_trails=len(trails))
+    joined = {index: joined_spans(parts) for index, parts in spans.items()}
+    cut = {_index(frames[i]): levels[i] for i in still if np.isfinite(levels[i]).any()}
+    return tuple(kept), PixelMasks(cut, joined)
+
+
+def _index(frame: RegisteredFrame) -> int:
+    return frame.solved.frame.index
+
+
+def _clip_levels(frames: Sequence[RegisteredFrame]) -> np.ndarray:
+    evidence = [frame.solved.measure.columns("ceiling")["ceiling"] for frame in frames]
+    labels = sensor_labels([frame.solved.frame.info for frame in frames])
+    return clip_levels(np.array(evidence).reshape(len(frames), -1, 4), labels)
+
+
+def _with_open_sky(frame: RegisteredFrame, covered: np.ndarray) -> RegisteredFrame:
+    """Return the frame with its covered cells, and the sky of the others as its sky."""
+    frame = replace(frame, covered=covered)
+    mesh = frame.open_mesh()
+    known = np.isfinite(mesh).any(axis=(1, 2))
+    sky = tuple(
+        float(np.nanmedian(plane)) if ok else before
+        for plane, ok, before in zip(mesh, known, frame.solved.measure.sky_adu, strict=True)
+    )
+    return replace(frame, solved=replace(frame.solved, measure=replace(frame.solved.measure, sky_adu=sky)))
+
+
+def _covered_and_chains(
+    frames: Sequence[RegisteredFrame], cell_px: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the covered cells (N, ny, nx) of frames of one size, and the chains of dots of each."""
+    stored = [
+        frame.solved.measure.columns("x", "y", "channel_flux", "mesh", "mesh_noise") for frame in frames
+    ]
+    shape_hw = frames[0].solved.frame.info.shape_hw
+    n_cells = stored[0]["mesh"].shape[1:]
+    nothing = [np.empty((0, 5), np.float32)] * len(frames)
+    if len(frames) < 2:
+        return np.zeros((len(frames), *n_cells), bool), nothing
+    places, owner, light, cells, pixels = [], [], [], [], []
+    gains = np.array([frame.gain for frame in frames], float)
+    gains = np.where(np.isfinite(gains) & (gains > 0), gains, 1.0)
+    for i, (frame, arrays) in enumerate(zip(frames, stored, strict=True)):
+        x, y = arrays["x"][:_BRIGHTEST].astype(float), arrays["y"][:_BRIGHTEST].astype(float)
+        places.append(np.stack(frame.to_plane.apply(x, y), axis=-1))
+        owner.append(np.full(len(x), i))
+        light.append((gains[i][:, None] * arrays["channel_flux"][:, :_BRIGHTEST]).mean(axis=0))
+        cells.append(_cells(x, y, shape_hw, n_cells, cell_px))
+        pixels.append(np.stack([x, y], axis=-1))
+    xy, owners = np.concatenate(places), np.concatenate(owner)
+    label, star_xy = merge_positions(xy, owners, _MATCH_PX)
+    order = np.flatnonzero(label >= 0)
+
+    def cell_of_star(i: int) -> np.ndarray:
+        return _cells(*frames[i].to_frame.apply(star_xy[:, 0], star_xy[:, 1]), shape_hw, n_cells, cell_px)
+
+    stars = sightings(
+        owners[order],
+        label[order],
+        np.concatenate(light)[order],
+        np.concatenate(cells)[order],
+        cell_of_star,
+        len(frames),
+        n_cells,
+    )
+    x, y = cell_centres(shape_hw, n_cells, cell_px)
+    found = covered_cells(
+        np.stack([arrays["mesh"] for arrays in stored]) * gains[:, :, None, None],
+        np.stack([arrays["mesh_noise"] for arrays in stored]) * gains[:, :, None, None],
+        np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames]),
+        stars,
+    )
+    return found, _chains(frames, label, owners, np.concatenate(pixels), star_xy, shape_hw)
+
+
+def _cells(
+    x: np.ndarray, y: np.ndarray, shape_hw: tuple[int, int], n_cells: tuple[int, int], cell_px: int
+) -> np.ndarray:
+    """Return flat indices of the cells at places of a frame; -1 beside it."""
+    inside = (x >= 0) & (x <= shape_hw[1] - 1) & (y >= 0) & (y <= shape_hw[0] - 1)
+    column = np.where(inside, np.nan_to_num(x), 0).astype(np.int64) // cell_px
+    row = np.where(inside, np.nan_to_num(y), 0).astype(np.int64) // cell_px
+    return np.where(inside, row * n_cells[1] + column, -1)
+
+
+def _chains(
+    frames: Sequence[RegisteredFrame],
+    label: np.ndarray,
+    owners: np.ndarray,
+    pixels: np.ndarray,
+    star_xy: np.ndarray,
+    shape_hw: tuple[int, int],
+) -> list[np.ndarray]:
+    """Return chains of dots among what only one frame shows although others look there."""
+    times = np.bincount(label[label >= 0], minlength=len(star_xy))
+    alone = (label < 0) | (times[np.maximum(label, 0)] == 1)
+    found = []
+    for i, frame in enumerate(frames):
+        own = pixels[(owners == i) & alone]
+        if len(own):
+            looked_at = _seen_by_others(
+                frames, i, np.stack(frame.to_plane.apply(own[:, 0], own[:, 1]), axis=-1)
+            )
+            own = own[looked_at]
+        found.append(chains_of_dots(own[:, 0], own[:, 1], frame.solved.measure.fwhm_px, shape_hw))
+    return found
+
+
+def _seen_by_others(frames: Sequence[RegisteredFrame], i: int, plane_xy: np.ndarray) -> np.ndarray:
+    """Mask of places on the mosaic that lie on another frame too, and not behind what covers it."""
+    seen = np.zeros(len(plane_xy), bool)
+    for j, other in enumerate(frames):
+        if j != i and not seen.all():
+            seen[~seen] |= _looks_at(other, plane_xy[~seen])
+    return seen
+
+
+def _looks_at(frame: RegisteredFrame, plane_xy: np.ndarray) -> np.ndarray:
+    height, width = frame.solved.frame.info.shape_hw
+    x, y = frame.to_frame.apply(plane_xy[:, 0], plane_xy[:, 1])
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    if frame.covered is not None:
+        ny, nx = frame.covered.shape
+        row = (np.where(inside, y, 0) * ny / height).astype(np.int64)
+        column = (np.where(inside, x, 0) * nx / width).astype(np.int64)
+        inside &= ~frame.covered[row, column]
+    return inside
+
+
+def _trail_spans(frames: Sequence[RegisteredFrame], chains: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+    """Return the pixels of trails, by the index of the frame; where no other frame looks a trail stays.
+
+    What half of the other frames show in the same place is no trail: an edge-on galaxy, a filament.
+    """
+    own = [frame.solved.measure.columns("streaks")["streaks"] for frame in frames]
+    lines = [
+        [np.stack(frame.to_plane.apply(*streak_points(streak).T), axis=-1) for streak in streaks]
+        for frame, streaks in zip(frames, own, strict=True)
+    ]
+    found: dict[int, np.ndarray] = {}
+    for i, frame in enumerate(frames):
+        parts = []
+        for streak, points in zip(own[i], lines[i], strict=True):
+            looked_at, shown = np.zeros(len(points), np.int64), np.zeros(len(points), np.int64)
+            for j, other in enumerate(frames):
+                if j == i:
+                    continue
+                looked_at += _looks_at(other, points)
+                beside = [share_beside(points, line, 2 * float(streak[4])) for line in lines[j]]
+                if beside:
+                    shown += np.any(beside, axis=0)
+            if shown.sum() > _IN_THE_SKY * looked_at.sum():
+                continue
+            parts.append(_pieces(frame, streak, looked_at > 0))
+        for chain in chains[i]:
+            points = np.stack(frame.to_plane.apply(*streak_points(chain).T), axis=-1)
+            parts.append(_pieces(frame, chain, _seen_by_others(frames, i, points)))
+        spans = joined_spans(parts)
+        if len(spans):
+            found[_index(frame)] = spans
+    return found
+
+
+def _pieces(frame: RegisteredFrame, streak: np.ndarray, looked_at: np.ndarray) -> np.ndarray:
+    """Return the spans of the pieces of a streak at both ends of which another frame looks."""
+    return streak_spans(
+        streak_points(streak),
+        looked_at[:-1] & looked_at[1:],
+        float(streak[4]),
+        frame.solved.frame.info.shape_hw,
+    )

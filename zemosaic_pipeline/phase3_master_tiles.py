@@ -14,6 +14,7 @@ from astropy.wcs import WCS
 
 from zemosaic_core import __version__
 from zemosaic_core.coverage import edge_ramp, enlarge_rows
+from zemosaic_core.detector_surface import mean_of_surface
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
@@ -104,6 +105,7 @@ def _source(
         feather_px=feather_px,
         has_weight_map=has_weight_map,
         radial=terms.radial if terms.radial.any() else None,
+        surface=terms.surface,
     )
 
 
@@ -151,6 +153,9 @@ def sample_noise(
     # Means of q and q^2 over the detector.
     gain = photometry[..., 0] * (1 + f1 / 3 + f2 / 6)
     offset = photometry[..., 1] + d1 / 3 + d2 / 6
+    for own, term in zip(offset, terms, strict=True):
+        if term.surface is not None:
+            own += mean_of_surface(term.surface)
     noise = np.array([frame.solved.measure.noise_adu for frame in frames], float)
     sky = np.array([frame.solved.measure.sky_adu for frame in frames], float)
     known = (noise > 0) & (weights > 0)
@@ -425,7 +430,10 @@ def _tile_key(
 
 
 def _plain_terms(terms: FrameTerms | None) -> list[Any]:
-    return [] if terms is None else [terms.photometry.tolist(), terms.radial.tolist()]
+    if terms is None:
+        return []
+    plain = [terms.photometry.tolist(), terms.radial.tolist()]
+    return plain if terms.surface is None else [*plain, terms.surface.tolist()]
 
 
 def _stored_tile(

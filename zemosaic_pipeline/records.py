@@ -216,10 +216,12 @@ class FrameTerms:
     Attributes
     ----------
     photometry, radial : ndarray, shape (C, 4), float32
+    surface : ndarray, shape (C, 21), float32, or None
     """
 
     photometry: np.ndarray
     radial: np.ndarray
+    surface: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ class TestElimination:
             design[k, 14:] = cells.patterns[k]
         root = np.sqrt(problem.weight)[:, None]
         smooth = np.asarray(cells.lattice.differences.todense()) * np.sqrt(
-            1e-4 * np.median(1 / cells.sigma**2)
+            1e-5 * np.median(1 / cells.sigma**2)
         )
         covariance = full_covariance(prior, sizes, sigma)
         pull = np.linalg.inv(np.linalg.cholesky(covariance))

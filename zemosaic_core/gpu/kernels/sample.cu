@@ -84,6 +84,24 @@ __device__ __forceinline__ float lifted(const float* corner, int stride, float v
 }
 #endif
 
+// Terms per channel: gain, offset, plane, four of the radial pattern, then the coefficients of the surface.
+#define SURFACE_ORDER 5
+#define N_SURFACE ((SURFACE_ORDER + 1) * (SURFACE_ORDER + 2) / 2)
+#define N_TERMS (8 + N_SURFACE)
+
+// A polynomial in u and t, powers of t running fastest, by Horner's scheme in both directions.
+__device__ float surface_value(const float* surface, float u, float t)
+{
+    float total = 0.0f;
+    const float* place = surface + N_SURFACE;
+    for (int i = SURFACE_ORDER; i >= 0; --i) {
+        float inner = 0.0f;
+        for (int j = 0; j <= SURFACE_ORDER - i; ++j) inner = inner * t + *--place;
+        total = total * u + inner;
+    }
+    return total;
+}
+
 // planes: (n_channels, win_h, win_w), its first pixel is (origin_y, origin_x) of an image of image_h x image_w.
 // nodes: (ny, nx) source coordinates from node_offset; node (j, i) stands at output pixel
 // (map_y0 + j 2^shift, map_x0 + i 2^shift).
@@ -94,7 +112,7 @@ extern "C" __global__ void sample_source(
     const float* planes, int n_channels, int win_h, int win_w, int origin_y, int origin_x, int image_h, int image_w,
     const long long* node_x, const long long* node_y, long long node_offset, int ny, int nx, int map_y0, int map_x0,
     int shift, int block_y, int y0, int y1, int x0, int x1, const float* table, const float* terms, int term_offset,
-    int use_radial, float feather, const float* weight_map, int use_map,
+    int use_radial, int use_surface, float feather, const float* weight_map, int use_map,
     const long long* bases, const int* counts, const int* slots, long long slot_start, int tile_y, int tile_x,
     int tiles_x, float* values, long long plane, float* maps, int write_weight)
 {
@@ -171,7 +189,7 @@ extern "C" __global__ void sample_source(
 #else
         float value = four_taps(here, dx, dy, fx, fy);
 #endif
-        const float* term = terms + term_offset + 8 * c;
+        const float* term = terms + term_offset + N_TERMS * c;
         float sky = term[1];
         if (term[2] != 0.0f || term[3] != 0.0f) sky = term[1] + term[2] * u + term[3] * t;
         float scaled = term[0] * value;
@@ -180,6 +198,7 @@ extern "C" __global__ void sample_source(
             sky = term[1] + term[2] * u + term[3] * t + q * (term[6] + q * term[7]);
         }
         value = finite_value(value) ? scaled + sky : MISSING;
+        if (use_surface) value += surface_value(term + 8, u, t);
         values[place + c * plane] = finite_value(value) ? value : MISSING;
     }
 }

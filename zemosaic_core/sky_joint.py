@@ -7,8 +7,9 @@ For one channel, frame ``i``, mesh cell at detector place ``(u, v)`` that looks 
 
 ``S`` is the astronomical sky on a lattice, ``x`` the glow of the frames with a prior covariance between all of them
 (`glow_prior`), ``D`` what flat fielding left (in proportion to the light ``l`` of the frame), ``E`` what does not
-depend on the light (pedestal, amplifier), ``F`` what session ``s`` of the frame has of its own. ``S`` enters linearly and without a prior worth the name, so it is
-eliminated exactly with one sparse factorisation; what is left is dense and small.
+depend on the light (pedestal, amplifier), ``F`` what session ``s`` of the frame has of its own. ``S`` enters linearly
+and without a prior worth the name, so it is eliminated exactly with one sparse factorisation; what is left is dense
+and small.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ __all__ = [
     "SkyMeshes",
     "cells_of",
     "detector_columns",
-    "guessed_pedestal",
     "light_adu",
     "on_common_scale",
     "spread_rows",
@@ -72,17 +71,6 @@ class SkyMeshes:
         wrong = {name: got for name, (got, needed) in shapes.items() if got != needed}
         if wrong:
             raise ValueError(f"meshes of shape {self.mesh.shape} do not fit {wrong}")
-
-
-def guessed_pedestal(sky_adu: Array) -> tuple[Array, Array]:
-    """Return pedestal and its uncertainty per channel, ADU, when nothing tells it: 0.3 of the lowest sky.
-
-    Any value between nothing and the lowest sky moves the result by less than half an ADU, because what is additive
-    ends in the levels and constant patterns.
-    """
-    lowest = np.nanmin(np.where(np.isfinite(sky_adu), sky_adu, np.nan), axis=0)
-    lowest = np.where(np.isfinite(lowest), np.maximum(lowest, 0.0), 0.0)
-    return 0.3 * lowest, 0.15 * lowest
 
 
 def on_common_scale(

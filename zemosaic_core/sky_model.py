@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .detector_surface import N_SURFACE, PRODUCT_ORDER, products, surface_of
 from .glow_prior import SESSION_PATTERN, FrameCircumstances, GlowPrior
 from .normalize import best_frames
+from .photon_transfer import Pedestal, pedestal_of_sky
 from .sky_gauge import Gauge, empty_nodes, gauged, large_scale_terms
 from .sky_joint import JointProblem, Reduced, SkyCells, evidence_loss, posterior_of, tuned_sizes
 from .sky_lattice import cell_spacing_px
@@ -26,7 +27,6 @@ from .sky_meshes import (
     SkyMeshes,
     cells_of,
     detector_columns,
-    guessed_pedestal,
     light_adu,
     on_common_scale,
     spread_rows,
@@ -63,6 +63,7 @@ _SESSION_SHAPE = 1.0 / (PRODUCT_ORDER - 1.0)
 # errors of up to 15 of its sigmas were seen on made-up nights.
 _SIGMA_FACTOR_WITHOUT_SITE = 5.0
 _MIN_CELLS = 6
+_LEAST_SHARED_NODES = 8
 # Loss of log evidence up to which directions over the horizon are kept: they are likely right, and say more.
 _INDIFFERENT = 2.0
 _HUBER_SIGMA = 2.0
@@ -98,6 +99,9 @@ class ChannelSky:
         One of `ASSURANCES`.
     residual_adu : ndarray, shape (N,), float64
         Rms of each frame's cells about the model; NaN for a frame without cells.
+    overlaps : ndarray, shape (P, 4), float64
+        Visits that see the same sky: their numbers, the nodes they share, and the mean difference of what the model
+        leaves of them there, ADU.
     removed_quadric : ndarray, shape (6,), float64
         The glow that was removed from the mosaic as a whole: coefficients of 1, x, y, x^2, xy, y^2 with x and y
         in plane px over 1000 from ``quadric_centre_xy``; its median over the mosaic is 0.
@@ -118,6 +122,7 @@ class ChannelSky:
     gauge: Gauge
     assurance: str
     residual_adu: Array
+    overlaps: Array
     removed_quadric: Array
     quadric_centre_xy: tuple[float, float]
     sizes_adu: Array
@@ -150,7 +155,7 @@ class SkyModel:
     flat_applied : bool
     local_used : bool
         The glow was tied by directions over the horizon: they were known and fit.
-    pedestal_adu : ndarray, shape (C,), float64
+    pedestal : Pedestal
     """
 
     terms: NDArray[np.float32]
@@ -160,7 +165,7 @@ class SkyModel:
     flat: StarFlat
     flat_applied: bool
     local_used: bool
-    pedestal_adu: Array
+    pedestal: Pedestal
 
 
 def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFlat) -> SkyModel:
@@ -180,7 +185,8 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
     SkyModel
     """
     gains = np.where(np.isfinite(meshes.gains) & (meshes.gains > 0), meshes.gains, 1.0)
-    pedestal, pedestal_sigma = guessed_pedestal(meshes.sky)
+    dark = pedestal_of_sky(meshes.mesh, meshes.error, meshes.sky, circumstances.visit)
+    pedestal, pedestal_sigma = dark.level_adu, dark.sigma_adu
     applied = flat.usable
     brightest = int(np.argmax(np.nanmedian(np.where(np.isfinite(meshes.sky), meshes.sky, -np.inf), axis=0)))
     local_fits = circumstances.local is not None and _local_sky_fits(
@@ -204,13 +210,13 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
     for c, channel in enumerate(channels):
         light = light_adu(meshes, gains[:, c], c, float(pedestal[c]))
         pattern = (light / channel.light_adu)[:, None] * channel.patterns[0] + channel.patterns[1]
-        dark = gains[:, c] * pedestal[c]
+        unlit = gains[:, c] * pedestal[c]
         terms[:, c, 0] = gains[:, c]
-        terms[:, c, 1] = -dark - channel.glow[:, 0] + pattern @ np.array([mean_q, mean_q2])
+        terms[:, c, 1] = -unlit - channel.glow[:, 0] + pattern @ np.array([mean_q, mean_q2])
         terms[:, c, 2:] = -channel.glow[:, 1:]
         radial[:, c, :2] = f1, f2
-        radial[:, c, 2] = -dark * f1 - pattern[:, 0]
-        radial[:, c, 3] = -dark * f2 - pattern[:, 1]
+        radial[:, c, 2] = -unlit * f1 - pattern[:, 0]
+        radial[:, c, 3] = -unlit * f2 - pattern[:, 1]
         if channel.session_patterns.any():
             own = channel.session_patterns[circumstances.sessions]
             surface[:, c] = -(light / channel.light_adu)[:, None] * surface_of(own)
@@ -222,7 +228,7 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
         flat,
         applied,
         local_fits,
-        pedestal,
+        dark,
     )
 
 
@@ -305,7 +311,8 @@ def _solve_channel(
         found_own = gauge.unknowns[3 * len(joint) + 4 :].reshape(-1, len(PRODUCT_ORDER))
         own[: len(found_own)] = found_own
     residual = np.full(n, np.nan)
-    residual[joint] = _rms_per_frame(problem.residual(sky, gauge.unknowns), cells.frame, len(joint))
+    left = problem.residual(sky, gauge.unknowns)
+    residual[joint] = _rms_per_frame(left, cells.frame, len(joint))
     rest = np.setdiff1d(np.arange(n), joint)
     if len(rest):
         on_sky = cells.lattice.interpolated(sky, seen, meshes.xy[rest])
@@ -338,6 +345,7 @@ def _solve_channel(
         gauge=gauge,
         assurance=_assurance(gauge, empty, seen, level),
         residual_adu=residual,
+        overlaps=_overlaps(cells, left, problem.weight, circumstances.visit[joint]),
         removed_quadric=quadric,
         quadric_centre_xy=centre,
         sizes_adu=np.exp(sizes) * level,
@@ -495,6 +503,25 @@ def _rms_per_frame(residual: Array, frame: NDArray[np.int64], n: int) -> Array:
     return np.asarray(np.sqrt(np.divide(total, count, out=np.full(n, np.nan), where=count > 0)))
 
 
+def _overlaps(cells: SkyCells, left: Array, weight: Array, visit: NDArray[np.int64]) -> Array:
+    """Return visits a and b, nodes that both see, and the mean of what is left of a less that of b there, (P, 4)."""
+    of_visit, at = np.unique(visit, return_inverse=True)
+    n_nodes = cells.lattice.weights.shape[1]
+    # The node that a cell weighs on most stands for its place.
+    node = np.asarray(cells.lattice.weights.argmax(axis=1)).ravel()
+    place = at[cells.frame] * n_nodes + node
+    shape = (len(of_visit), n_nodes)
+    total = np.bincount(place, weight, minlength=shape[0] * shape[1]).reshape(shape)
+    mean = np.bincount(place, weight * left, minlength=shape[0] * shape[1]).reshape(shape)
+    mean = np.divide(mean, total, out=np.zeros(shape), where=total > 0)
+    seen = (total > 0).astype(np.float64)
+    shared = seen @ seen.T
+    onto = mean @ seen.T
+    a, b = np.nonzero(np.triu(shared >= _LEAST_SHARED_NODES, 1))
+    difference = (onto[a, b] - onto[b, a]) / shared[a, b]
+    return np.column_stack([of_visit[a], of_visit[b], shared[a, b], difference])
+
+
 def _removed_quadric(
     cells: SkyCells,
     sky: Array,
@@ -526,7 +553,8 @@ def _unknown_sky(n: int, light: Array, level: float, background: float, n_sessio
     glow = np.zeros((n, 3))
     glow[:, 0] = light - background
     nothing = Gauge(np.zeros(0), np.zeros(0, bool), np.full(5, np.inf), False, False, 0.0)
+    no_node, no_patterns = np.zeros(0, bool), np.zeros((n_sessions, len(PRODUCT_ORDER)))
     return ChannelSky(
-        glow, np.zeros((2, 2)), np.zeros((n_sessions, len(PRODUCT_ORDER))), np.zeros((0, 2)), np.zeros(0), np.zeros(0, bool), np.zeros(0, bool), background,
-        level, nothing, ASSURANCES[2], np.full(n, np.nan), np.zeros(6), (0.0, 0.0), np.full(8, np.nan),
+        glow, np.zeros((2, 2)), no_patterns, np.zeros((0, 2)), np.zeros(0), no_node, no_node, background, level,
+        nothing, ASSURANCES[2], np.full(n, np.nan), np.zeros((0, 4)), np.zeros(6), (0.0, 0.0), np.full(8, np.nan),
     )  # fmt: skip

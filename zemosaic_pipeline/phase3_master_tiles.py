@@ -36,7 +36,9 @@ from zemosaic_utils import coadd_on_grid
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-TILE_VERSION = 7
+TILE_VERSION = 8
+# Stars of each frame, the brightest, on whose centres the rejection is watched.
+WATCHED_STARS = 200
 MAP_ERROR_PX = 0.005
 # Variance of a sample of white noise, relative to that of a pixel, at all fractions of a pixel alike.
 SAMPLE_VARIANCE = {"lanczos3": 0.80, "bilinear": 0.44}
@@ -171,9 +173,12 @@ def sample_noise(
 class _TileFacts:
     """Collects what the report wants to know while blocks go by."""
 
-    def __init__(self, n_channels: int) -> None:
+    def __init__(self, n_channels: int, cores_yx: np.ndarray) -> None:
+        self._cores_yx = cores_yx
         self.samples = 0
         self.rejected = 0
+        self.core_samples = 0
+        self.core_rejected = 0
         self.variance: list[list[np.ndarray]] = [[] for _ in range(n_channels)]
         self.coverage: list[np.ndarray] = []
         self.rows: list[np.ndarray] = []
@@ -187,6 +192,11 @@ class _TileFacts:
         self.columns = columns if self.columns is None else self.columns | columns
         self.samples += int(block.coverage.sum(dtype=np.int64)) * n_channels
         self.rejected += int(block.rejected_low.sum(dtype=np.int64) + block.rejected_high.sum(dtype=np.int64))
+        first, last = np.searchsorted(self._cores_yx[:, 0], [row0, row0 + len(touched)])
+        y, x = self._cores_yx[first:last, 0] - row0, self._cores_yx[first:last, 1]
+        self.core_samples += int(block.coverage[y, x].sum(dtype=np.int64)) * n_channels
+        for rejected in (block.rejected_low, block.rejected_high):
+            self.core_rejected += int(rejected[:, y, x].sum(dtype=np.int64))
         # Every seventh row of the tile, not of the block: what is found must not depend on the size of the blocks.
         sample = slice(-row0 % 7, None, 7), slice(None, None, 7)
         covered = block.coverage[sample]
@@ -209,6 +219,18 @@ class _TileFacts:
     def median_coverage(self) -> float:
         joined = np.concatenate(self.coverage) if self.coverage else np.empty(0)
         return float(np.median(joined)) if len(joined) else 0.0
+
+
+def star_cores(frames: Sequence[RegisteredFrame], window: tuple[int, int, int, int]) -> np.ndarray:
+    """Return the pixels (K, 2), y and x within a window of the grid, on which stars have their centres; row by row."""
+    y0, y1, x0, x1 = window
+    places = []
+    for frame in frames:
+        stars = frame.solved.measure.columns("x", "y")
+        x, y = frame.to_plane.apply(stars["x"][:WATCHED_STARS], stars["y"][:WATCHED_STARS])
+        places.append(np.column_stack([np.rint(y) - y0, np.rint(x) - x0]).astype(np.int64))
+    yx = np.unique(np.concatenate(places), axis=0)
+    return yx[((yx >= 0) & (yx < [y1 - y0, x1 - x0])).all(axis=1)]
 
 
 def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: RunPlan) -> tuple[float, ...]:
@@ -339,7 +361,7 @@ def create_tile(
         row_sums={frame.solved.frame.index: frame.solved.measure.arrays()["row_sums"] for frame in frames},
         zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
     )
-    facts = _TileFacts(plan.n_channels)
+    facts = _TileFacts(plan.n_channels, star_cores(frames, window))
     extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32)]
     if plan.output.variance:
         extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
@@ -380,6 +402,7 @@ def create_tile(
         n_exposures=sum(frame.solved.frame.info.stack_count for frame in frames),
         noise_adu=facts.noise(),
         rejected_fraction=facts.rejected / facts.samples if facts.samples else 0.0,
+        core_rejected_fraction=facts.core_rejected / facts.core_samples if facts.core_samples else None,
         median_coverage=facts.median_coverage(),
         covered_bbox=facts.covered_bbox(),
         flux_gain=_flux_gain(frames, weights, plan),

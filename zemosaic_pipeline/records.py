@@ -240,6 +240,8 @@ class MasterTile:
         Typical noise of a pixel per channel, ADU.
     rejected_fraction : float
         Share of the samples that were rejected.
+    core_rejected_fraction : float or None
+        The same of the samples on the centres of stars; None where there are none.
     covered_bbox : tuple of int
         Rows y0, y1 and columns x0, x1 of the tile, end exclusive, that hold all covered pixels.
     flux_gain : tuple of float
@@ -255,6 +257,7 @@ class MasterTile:
     n_exposures: int
     noise_adu: tuple[float, ...]
     rejected_fraction: float
+    core_rejected_fraction: float | None
     median_coverage: float
     map_error_px: float
     covered_bbox: tuple[int, int, int, int]

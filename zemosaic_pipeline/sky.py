@@ -31,6 +31,8 @@ VISIT_S = 600.0
 VISIT_FIELDS = 0.1
 # More sessions than this share their patterns by camera: each has few frames then.
 MAX_SESSIONS = 12
+# Overlaps that the report shows.
+MAX_OVERLAPS = 400
 # Extinction that shapes the moonlight; only its shape counts.
 EXTINCTION_MAG = 0.25
 
@@ -66,6 +68,11 @@ class SkySolution:
                 "corner_sigma": model.flat.corner_sigma,
                 "stars": model.flat.n_measurements,
             },
+            "pedestal": {
+                "adu": np.round(model.pedestal.level_adu, 1).tolist(),
+                "sigma_adu": np.round(model.pedestal.sigma_adu, 1).tolist(),
+                "measured": model.pedestal.measured,
+            },
             "channels": [
                 {
                     "assurance": channel.assurance,
@@ -79,6 +86,7 @@ class SkySolution:
                     "patterns_adu": channel.patterns.tolist(),
                     "session_patterns_adu": np.round(channel.session_patterns, 3).tolist(),
                     "residual_adu": np.round(channel.residual_adu, 3).tolist(),
+                    "overlaps": np.round(_fullest(channel.overlaps), 3).tolist(),
                     "removed_quadric": channel.removed_quadric.tolist(),
                     "quadric_centre_xy": list(channel.quadric_centre_xy),
                     "sizes_adu": channel.sizes_adu.tolist(),
@@ -86,6 +94,11 @@ class SkySolution:
                 for channel in model.channels
             ],
         }
+
+
+def _fullest(overlaps: np.ndarray) -> np.ndarray:
+    """Return the overlaps that share most, at most `MAX_OVERLAPS`."""
+    return overlaps[np.argsort(-overlaps[:, 2], kind="stable")[:MAX_OVERLAPS]]
 
 
 def _taken(date_obs: str) -> datetime | None:

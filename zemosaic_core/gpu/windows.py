@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from zemosaic_core.cfa import CfaColour, debayer_terms
-from zemosaic_core.detector_surface import N_SURFACE
 from zemosaic_core.chunks import Buffer
+from zemosaic_core.detector_surface import N_SURFACE
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.combine import Combiner
 from zemosaic_core.gpu.device import Device

@@ -100,7 +100,7 @@ class ChannelSky:
     residual_adu : ndarray, shape (N,), float64
         Rms of each frame's cells about the model; NaN for a frame without cells.
     overlaps : ndarray, shape (P, 4), float64
-        Visits that see the same sky: their numbers, the nodes they share, and the mean difference of what the model
+        Visits that see the same sky: their numbers, the nodes they share, and the rms difference of what the model
         leaves of them there, ADU.
     removed_quadric : ndarray, shape (6,), float64
         The glow that was removed from the mosaic as a whole: coefficients of 1, x, y, x^2, xy, y^2 with x and y
@@ -504,7 +504,7 @@ def _rms_per_frame(residual: Array, frame: NDArray[np.int64], n: int) -> Array:
 
 
 def _overlaps(cells: SkyCells, left: Array, weight: Array, visit: NDArray[np.int64]) -> Array:
-    """Return visits a and b, nodes that both see, and the mean of what is left of a less that of b there, (P, 4)."""
+    """Return visits a and b, nodes that both see, and the rms difference of what is left of them, (P, 4)."""
     of_visit, at = np.unique(visit, return_inverse=True)
     n_nodes = cells.lattice.weights.shape[1]
     # The node that a cell weighs on most stands for its place.
@@ -516,9 +516,9 @@ def _overlaps(cells: SkyCells, left: Array, weight: Array, visit: NDArray[np.int
     mean = np.divide(mean, total, out=np.zeros(shape), where=total > 0)
     seen = (total > 0).astype(np.float64)
     shared = seen @ seen.T
-    onto = mean @ seen.T
+    square, product = mean**2 @ seen.T, mean @ mean.T
     a, b = np.nonzero(np.triu(shared >= _LEAST_SHARED_NODES, 1))
-    difference = (onto[a, b] - onto[b, a]) / shared[a, b]
+    difference = np.sqrt(np.maximum(square + square.T - 2 * product, 0.0)[a, b] / shared[a, b])
     return np.column_stack([of_visit[a], of_visit[b], shared[a, b], difference])
 
 

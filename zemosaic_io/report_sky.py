@@ -149,7 +149,7 @@ def _residuals(sky: Facts, colours: Sequence[str]) -> str:
 
 
 def _overlaps(sky: Facts, colours: Sequence[str]) -> str:
-    """Draw how far visits differ where both see the sky, over the share of cells they have in common."""
+    """Draw how far visits differ where both see the sky, over the number of cells they have in common."""
     series = [
         ([(row[2], row[3]) for row in channel["overlaps"]], colour)
         for channel, colour in zip(sky["channels"], colours, strict=True)

@@ -201,7 +201,9 @@ def test_overlaps_tell_how_far_visits_differ():
     # Neighbours of the 2 x 2 panels share a strip.
     assert {(0, 1), (0, 2), (1, 3), (2, 3)} <= pairs
     assert (overlaps[:, 2] >= 8).all()
-    assert np.abs(overlaps[:, 3]).max() < 1.0
+    # The noise of a cell is 1.2 ADU, and four frames see it.
+    assert 0.3 < overlaps[:, 3].min()
+    assert overlaps[:, 3].max() < 2.0
 
 
 def test_shapes_are_checked():

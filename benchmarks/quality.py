@@ -140,7 +140,9 @@ def judge_night(name: str, options: argparse.Namespace, folder: Path) -> list[di
         mosaic, cost = made
         scene = load_scene(mosaic, night)
         verdict = judge_scene(scene, night).as_dict()
-        deviations = large_scale_deviations(cost["claims"], verdict["large_scales_adu"])
+        # Other programs claim nothing.
+        claims = cost.get("claims") or {"sigmas_adu": []}
+        deviations = large_scale_deviations(claims, verdict["large_scales_adu"])
         rows.append({"night": name, "route": route, **cost, **verdict, "large_scale_deviations": deviations})
         scenes[route] = scene
     if scenes:

@@ -2,7 +2,8 @@
 
 The variance of a pixel is ``K (m - P)`` plus that of reading, with the same K and pedestal P for all colours of one
 sensor (Janesick 2007). A line through variance against level therefore ends at P, less the read noise squared over K:
-the darkest that the light can have been. Colours and hours with different skies give the line its length.
+the darkest that the light can have been. Hours with different skies give the line its length; colours too, as far as
+their noise is measured alike.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ Array = NDArray[np.float64]
 # When nothing tells the pedestal: this share of the lowest sky, give or take half of it.
 _GUESS, _GUESS_SIGMA = 0.3, 0.15
 _LEAST_POINTS = 6
-_ROUNDS = 8
-# No line is better than this share of its values: cells hold stars, and their sky is a median of whole numbers.
-_LEAST_SCATTER = 0.005
+_ROUNDS = 4
+_TRIALS = 400
+# No variance is better than this: cells hold stars, and their sky is a median of whole numbers. And as much may the
+# colours differ in how their noise is measured.
+_LEAST_SCATTER, _COLOUR_SCATTER = 0.01, 0.02
 _HUBER = 1.5
 
 
@@ -42,73 +45,85 @@ class Pedestal:
     measured: bool
 
 
-def pedestal_of_sky(mesh: Array, error: Array, sky: Array, group: NDArray[np.int64]) -> Pedestal:
+def pedestal_of_sky(
+    mesh: Array, error: Array, sky: Array, pixel_noise: Array, group: NDArray[np.int64]
+) -> Pedestal:
     """Find the pedestal from level and noise of mesh cells, or guess it.
 
     Parameters
     ----------
     mesh, error : ndarray, shape (N, C, ny, nx), float64
-        Sky per cell and its standard error, ADU; only ratios of errors matter. NaN, or an error of 0: unknown.
-    sky : ndarray, shape (N, C), float64
-        Sky of the frames, ADU.
+        Sky per cell and its standard error, ADU. NaN, or an error of 0: unknown.
+    sky, pixel_noise : ndarray, shape (N, C), float64
+        Sky and noise of a pixel of the frames, ADU. The noise tells how many pixels a cell of each channel has.
     group : ndarray, shape (N,), int64
         Frames of one group stand for one measurement per channel: what they get wrong they get wrong together.
 
     Returns
     -------
     Pedestal
-        Guessed where the line is too short, too loose, or ends outside 0 .. the lowest sky. Any guess moves the sky
-        model by less than half an ADU: what is additive ends in the levels and constant patterns.
+        Guessed where the line is too short or too loose. Any guess moves the sky model by less than half an ADU: what
+        is additive ends in the levels and constant patterns.
     """
     lowest = np.nanmin(np.where(np.isfinite(sky), sky, np.inf), axis=0)
     lowest = np.where(np.isfinite(lowest), np.maximum(lowest, 0.0), 0.0)
     guess = Pedestal(_GUESS * lowest, _GUESS_SIGMA * lowest, False)
-    level, variance = _points(mesh, error, group)
-    if len(level) < _LEAST_POINTS:
+    level, variance, channel = _points(mesh, error, pixel_noise, group)
+    darkest = float(min(lowest.min(), level.min(initial=np.inf)))
+    if len(level) < _LEAST_POINTS or not darkest > 0:
         return guess
-    found = _end_of_line(level, variance)
-    if found is None:
-        return guess
-    place, sigma = found
-    darkest = float(lowest.min())
-    if not (0.0 <= place < darkest and sigma < _GUESS_SIGMA * darkest):
+    place, sigma = _end_of_line(level, variance, channel, darkest)
+    if not sigma < _GUESS_SIGMA * darkest:
         return guess
     return Pedestal(np.full(len(lowest), place), np.full(len(lowest), sigma), True)
 
 
-def _points(mesh: Array, error: Array, group: NDArray[np.int64]) -> tuple[Array, Array]:
-    """Return typical level and variance per group and channel."""
+def _points(
+    mesh: Array, error: Array, pixel_noise: Array, group: NDArray[np.int64]
+) -> tuple[Array, Array, NDArray[np.int64]]:
+    """Return typical level and variance of a pixel per group and channel, and the channel."""
     known = np.isfinite(mesh) & np.isfinite(error) & (error > 0)
+    of_cell = (
+        np.nanmedian(np.where(known, error**2, np.nan), axis=(2, 3)) if known.any() else np.nan * pixel_noise
+    )
     points = []
-    for label in np.unique(group):
-        rows = group == label
-        for c in range(mesh.shape[1]):
+    for c in range(mesh.shape[1]):
+        pixels = pixel_noise[:, c] ** 2 / of_cell[:, c]
+        pixels = pixels[np.isfinite(pixels) & (pixels > 0)]
+        if not len(pixels):
+            continue
+        for label in np.unique(group):
+            rows = group == label
             use = known[rows, c]
             if use.any():
-                points.append((np.median(mesh[rows, c][use]), np.median(error[rows, c][use] ** 2)))
-    level, variance = np.array(points, dtype=np.float64).reshape(-1, 2).T
-    return level, variance
+                value = np.median(pixels) * np.median(error[rows, c][use] ** 2)
+                points.append((np.median(mesh[rows, c][use]), value, c))
+    table = np.array(points, dtype=np.float64).reshape(-1, 3)
+    return table[:, 0], table[:, 1], table[:, 2].astype(np.int64)
 
 
-def _end_of_line(level: Array, variance: Array) -> tuple[float, float] | None:
-    """Return where a line through the variances meets zero, and the standard error of that; None without a slope."""
-    design = np.column_stack([np.ones(len(level)), level])
-    expected, weight = variance.copy(), np.ones(len(level))
+def _end_of_line(
+    level: Array, variance: Array, channel: NDArray[np.int64], darkest: float
+) -> tuple[float, float]:
+    """Return mean and scatter of the likely pedestals in ``ln variance = ln K + own of colour + ln(m - P)``.
+
+    Robust; every pedestal from 0 to the darkest sky is tried.
+    """
+    trial = np.linspace(0.0, 0.99 * darkest, _TRIALS)
+    wanted = np.log(variance)[None, :] - np.log(level[None, :] - trial[:, None])
+    colours = (channel[:, None] == np.unique(channel)).astype(np.float64)
+    design = np.column_stack([np.ones(len(level)), colours])
+    pull = np.diag([0.0, *np.full(colours.shape[1], 1.0 / _COLOUR_SCATTER**2)])
+    weight, scatter, best = np.ones(len(level)), _COLOUR_SCATTER, 0
     for _ in range(_ROUNDS):
-        root = np.sqrt(weight) / expected
-        fit = np.linalg.lstsq(design * root[:, None], variance * root, rcond=None)[0]
-        if not fit[1] > 0 or not (design @ fit > 0).all():
-            return None
-        expected = design @ fit
-        left = (variance - expected) / expected
-        scatter = max(1.4826 * float(np.median(np.abs(left))), _LEAST_SCATTER)
-        weight = np.minimum(1.0, _HUBER * scatter / np.maximum(np.abs(left), 1e-12))
-    root = np.sqrt(weight) / expected
-    spread = max(float((weight * left**2).sum() / max(len(level) - 2, 1)) ** 0.5, _LEAST_SCATTER)
-    information = (design * root[:, None]).T @ (design * root[:, None])
-    if not np.linalg.cond(information / np.sqrt(np.outer(np.diag(information), np.diag(information)))) < 1e8:
-        return None
-    covariance = spread**2 * np.linalg.inv(information)
-    place = float(-fit[0] / fit[1])
-    toward = np.array([-1.0, -place]) / fit[1]
-    return place, float(np.sqrt(toward @ covariance @ toward))
+        weighted = design * (weight / scatter**2)[:, None]
+        fit = wanted @ weighted @ np.linalg.inv(design.T @ weighted + pull)
+        left = wanted - fit @ design.T
+        loss = ((weight * left**2).sum(axis=1) / scatter**2 + ((fit @ pull) * fit).sum(axis=1)) / 2
+        best = int(np.argmin(loss))
+        scatter = max(1.4826 * float(np.median(np.abs(left[best]))), _LEAST_SCATTER)
+        weight = np.minimum(1.0, _HUBER * scatter / np.maximum(np.abs(left[best]), 1e-12))
+    likely = np.exp(-(loss - loss[best]))
+    likely /= likely.sum()
+    mean = float(likely @ trial)
+    return mean, float(np.sqrt(likely @ (trial - mean) ** 2))

@@ -185,7 +185,7 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
     SkyModel
     """
     gains = np.where(np.isfinite(meshes.gains) & (meshes.gains > 0), meshes.gains, 1.0)
-    dark = pedestal_of_sky(meshes.mesh, meshes.error, meshes.sky, circumstances.visit)
+    dark = pedestal_of_sky(meshes.mesh, meshes.error, meshes.sky, meshes.pixel_noise, circumstances.visit)
     pedestal, pedestal_sigma = dark.level_adu, dark.sigma_adu
     applied = flat.usable
     brightest = int(np.argmax(np.nanmedian(np.where(np.isfinite(meshes.sky), meshes.sky, -np.inf), axis=0)))

@@ -17,8 +17,11 @@ def meshes(seed: int, skies: list[float], *, scatter: float = 0.03, outlier: flo
     level = PEDESTAL + light[..., None, None] * rng.normal(1.0, 0.004, (len(light), 3, 8, 5))
     variance = 14.0 * (level - PEDESTAL) * rng.normal(1.0, scatter, level.shape) ** 2
     variance[:6, 0] *= outlier
-    error = np.sqrt(variance) / 40.0
-    return level, error, np.median(level, axis=(2, 3)), np.repeat(np.arange(len(skies)), 6)
+    # Green has twice the pixels.
+    pixels = 900.0 * np.array([1.0, 2.0, 1.0])[:, None, None]
+    error = np.sqrt(variance / pixels)
+    noise = np.sqrt(np.median(variance, axis=(2, 3)))
+    return level, error, np.median(level, axis=(2, 3)), noise, np.repeat(np.arange(len(skies)), 6)
 
 
 @pytest.mark.parametrize("outlier", [1.0, 1.5])
@@ -29,25 +32,19 @@ def test_the_line_ends_at_the_pedestal(outlier):
         assert found.measured
         errors.append(found.level_adu[1] - PEDESTAL)
         claims.append(found.sigma_adu[1])
-    assert np.abs(errors).max() < 40.0
+    assert np.abs(errors).max() < 60.0
     assert np.mean(np.abs(errors) < 2 * np.array(claims)) >= 0.9
 
 
 def test_one_brightness_of_the_sky_tells_nothing():
-    level, error, sky, group = meshes(1, [300.0, 303.0, 305.0])
-    found = pedestal_of_sky(level[:, :1], error[:, :1], sky[:, :1], group)
+    level, error, sky, noise, group = meshes(1, [300.0, 303.0, 305.0])
+    found = pedestal_of_sky(level[:, :1], error[:, :1], sky[:, :1], noise[:, :1], group)
     assert not found.measured
     np.testing.assert_allclose(found.level_adu, 0.3 * sky.min())
     np.testing.assert_allclose(found.sigma_adu, 0.15 * sky.min())
 
 
-def test_noise_that_does_not_grow_with_light_is_no_photon_noise():
-    level, error, sky, group = meshes(2, [300.0, 420.0, 700.0])
-    assert not pedestal_of_sky(level, np.ones_like(error), sky, group).measured
-    assert not pedestal_of_sky(level, np.full_like(error, np.nan), sky, group).measured
-
-
-def test_a_line_that_ends_above_the_lowest_sky_is_not_believed():
-    level, error, sky, group = meshes(3, [300.0, 420.0, 700.0])
-    steep = error * (level - PEDESTAL) ** 1.5
-    assert not pedestal_of_sky(level, steep, sky, group).measured
+def test_noise_that_does_not_grow_with_light_tells_nothing():
+    level, error, sky, noise, group = meshes(2, [300.0, 420.0, 700.0])
+    assert not pedestal_of_sky(level, np.ones_like(error), sky, noise, group).measured
+    assert not pedestal_of_sky(level, np.full_like(error, np.nan), sky, noise, group).measured

@@ -26,6 +26,8 @@ _TRIALS = 400
 # colours differ in how their noise is measured.
 _LEAST_SCATTER, _COLOUR_SCATTER = 0.01, 0.02
 _HUBER = 1.5
+# Variances that scatter more than this about the law do not follow it.
+_WORST_SCATTER = 0.06
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def pedestal_of_sky(
     darkest = float(min(lowest.min(), level.min(initial=np.inf)))
     if len(level) < _LEAST_POINTS or not darkest > 0:
         return guess
-    place, sigma = _end_of_line(level, variance, channel, darkest)
-    if not sigma < _GUESS_SIGMA * darkest:
+    place, sigma, scatter = _end_of_line(level, variance, channel, darkest)
+    if not (sigma < _GUESS_SIGMA * darkest and scatter < _WORST_SCATTER):
         return guess
     return Pedestal(np.full(len(lowest), place), np.full(len(lowest), sigma), True)
 
@@ -104,8 +106,10 @@ def _points(
 
 def _end_of_line(
     level: Array, variance: Array, channel: NDArray[np.int64], darkest: float
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """Return mean and scatter of the likely pedestals in ``ln variance = ln K + own of colour + ln(m - P)``.
+
+    The third number is the scatter of the variances about it.
 
     Robust; every pedestal from 0 to the darkest sky is tried.
     """
@@ -126,4 +130,4 @@ def _end_of_line(
     likely = np.exp(-(loss - loss[best]))
     likely /= likely.sum()
     mean = float(likely @ trial)
-    return mean, float(np.sqrt(likely @ (trial - mean) ** 2))
+    return mean, float(np.sqrt(likely @ (trial - mean) ** 2)), scatter

@@ -40,8 +40,8 @@ def test_one_brightness_of_the_sky_tells_nothing():
     level, error, sky, noise, group = meshes(1, [300.0, 303.0, 305.0])
     found = pedestal_of_sky(level[:, :1], error[:, :1], sky[:, :1], noise[:, :1], group)
     assert not found.measured
-    np.testing.assert_allclose(found.level_adu, 0.3 * sky.min())
-    np.testing.assert_allclose(found.sigma_adu, 0.15 * sky.min())
+    np.testing.assert_allclose(found.level_adu, 0.3 * sky[:, 0].min())
+    np.testing.assert_allclose(found.sigma_adu, 0.15 * sky[:, 0].min())
 
 
 def test_noise_that_does_not_grow_with_light_tells_nothing():

@@ -3,6 +3,7 @@
 python -m benchmarks.quality                              # the quick nights, every route
 python -m benchmarks.quality --nights all --routes panels direct
 python -m benchmarks.quality --nights dome random-17 --keep FOLDER --set stack_reject_algo=kappa_sigma
+python -m benchmarks.quality --join a.json b.json --results benchmarks/results
 python -m benchmarks.quality --judge MOSAIC.fits --nights dome
 
 Nights and finished mosaics in FOLDER are used again (delete a mosaic's folder, or give --again, to make it anew). For
@@ -24,11 +25,11 @@ from typing import Any
 
 from benchmarks.quality_judge import judge_scene
 from benchmarks.quality_nights import NIGHTS, QUICK, night_spec
-from benchmarks.quality_peers import PEERS, run_peer
+from benchmarks.quality_peers import PEERS, not_installed, run_peer
 from benchmarks.quality_picture import side_by_side
 from benchmarks.quality_report import claims_of_report, large_scale_deviations
 from benchmarks.quality_scene import load_scene
-from benchmarks.quality_table import print_table
+from benchmarks.quality_table import print_table, write_results
 from zemosaic_io.glow_session import GlowNight, plan_glow_night, write_glow_night
 from zemosaic_settings.catalogue import ALIASES, OPTIONS_BY_KEY
 from zemosaic_worker import run_hierarchical_mosaic_process
@@ -139,7 +140,9 @@ def judge_night(name: str, options: argparse.Namespace, folder: Path) -> list[di
         mosaic, cost = made
         scene = load_scene(mosaic, night)
         verdict = judge_scene(scene, night).as_dict()
-        deviations = large_scale_deviations(cost["claims"], verdict["large_scales_adu"])
+        # Other programs claim nothing.
+        claims = cost.get("claims") or {"sigmas_adu": []}
+        deviations = large_scale_deviations(claims, verdict["large_scales_adu"])
         rows.append({"night": name, "route": route, **cost, **verdict, "large_scale_deviations": deviations})
         scenes[route] = scene
     if scenes:
@@ -175,9 +178,13 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=Path("quality_pictures"))
     parser.add_argument("--json", type=Path, default=Path("quality.json"))
     parser.add_argument("--judge", type=Path, help="judge this mosaic of the one night instead of making any")
+    parser.add_argument("--join", nargs="+", type=Path, help="rows of earlier runs instead of making any")
+    parser.add_argument("--results", type=Path, help="folder for the table as a file")
     options = parser.parse_args()
     names = list(NIGHTS) if options.nights == ["all"] else options.nights
-    if options.judge is not None:
+    if options.join:
+        rows = [row for path in options.join for row in json.loads(path.read_text(encoding="utf-8"))]
+    elif options.judge is not None:
         night = plan_glow_night("", night_spec(names[0]))
         scene = load_scene(options.judge, night)
         rows = [{"night": names[0], "route": options.judge.stem, **judge_scene(scene, night).as_dict()}]
@@ -189,6 +196,8 @@ def main() -> None:
                 rows += judge_night(name, options, options.keep or Path(scratch))
                 options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     print_table(rows)
+    if options.results is not None:
+        write_results(rows, options.results, not_installed())
 
 
 if __name__ == "__main__":

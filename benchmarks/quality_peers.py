@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,20 @@ from scipy import ndimage
 from zemosaic_core.synthetic_sky import Camera
 from zemosaic_io.glow_session import GlowNight
 
-__all__ = ["PEERS", "run_peer"]
+__all__ = ["PEERS", "not_installed", "run_peer"]
 
 PEERS = ("reproject",)
+# Programs that make mosaics too; nothing is said of those that are not here.
+_PROGRAMS = {"SWarp": "swarp", "Montage": "mProjExec", "Siril": "siril-cli"}
 # Weights of plain bilinear demosaicing: what a user gets who has no better.
 _GREEN = np.array([[0.0, 0.25, 0.0], [0.25, 1.0, 0.25], [0.0, 0.25, 0.0]], dtype=np.float32)
 _OTHER = np.array([[0.25, 0.5, 0.25], [0.5, 1.0, 0.5], [0.25, 0.5, 0.25]], dtype=np.float32)
+
+
+def not_installed() -> list[str]:
+    """Return the programs that could be compared with and are not on this machine."""
+    missing = [title for title, command in _PROGRAMS.items() if shutil.which(command) is None]
+    return missing if importlib.util.find_spec("reproject") else ["reproject", *missing]
 
 
 def run_peer(name: str, night: GlowNight, output: Path) -> tuple[Path, dict[str, Any]] | None:

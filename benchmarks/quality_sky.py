@@ -23,6 +23,7 @@ from scipy import ndimage
 from benchmarks.quality_background import CELL_PX, Cells
 from benchmarks.quality_nights import night_spec
 from benchmarks.quality_scene import CFA_DENSITY
+from zemosaic_core.detector_surface import surface_values
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
 from zemosaic_core.night_sky import airmass, horizontal, julian_date, moon_place, moonlight_nl
 from zemosaic_core.photometry import solve_transparency
@@ -180,6 +181,8 @@ def judge_model(measured: MeasuredNight, model: SkyModel) -> dict[str, Any]:
         value = terms[:, 0] * meshes.mesh[:, c] * (1 + radial[:, 0] * q + radial[:, 1] * q**2)
         value = value + terms[:, 1] + terms[:, 2] * uv[..., 0] + terms[:, 3] * uv[..., 1]
         value = value + radial[:, 2] * q + radial[:, 3] * q**2
+        if model.surface is not None:
+            value = value + np.stack([surface_values(s.astype(np.float64), uv) for s in model.surface[:, c]])
         scale = float(np.median(terms[:, 0, 0, 0] * measured.transparency[:, c]))
         cells = _mosaic_cells(meshes.xy, value / scale, measured.diffuse[:, c])
         found["bg_rms_adu"].append(cells.rms())

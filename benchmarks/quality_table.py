@@ -1,12 +1,17 @@
-"""The table of `benchmarks.quality`."""
+"""The table of `benchmarks.quality`, printed and as a file."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import platform
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["print_table"]
+__all__ = ["print_table", "write_results"]
 
 
 def _worst(values: Sequence[float]) -> float:
@@ -49,8 +54,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
 )
 
 
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print a line per mosaic."""
+def _lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     lines = [[heading for heading, _, _ in COLUMNS]]
     for row in rows:
         line = []
@@ -59,6 +63,56 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
             unknown = isinstance(found, float) and math.isnan(found)
             line.append("-" if unknown else format(found, shape))
         lines.append(line)
+    return lines
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print a line per mosaic."""
+    lines = _lines(rows)
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
     for line in lines:
         print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
+
+
+_LEGEND = """\
+Of three channels the worst one. *sky*: what is left of the sky in cells of 64 px, rms, without anything removed;
+*-plane*: the same after a plane; *slope* of diffuse light against the truth; *seam*: steps along outlines in G per
+64 px, and what noise alone makes them; *flux %*: spread of star fluxes from panel to panel; *stars/noise*: scatter of
+fluxes over that of photons and sky; *V*: error of the vignetting found, rms; *err/claim*: the largest error of tilt or
+bowl over its stated standard error; *out/M*: outliers per million pixels, then the worst at any number of frames;
+*trails*: satellites left of those that cross ground with four frames; *noise*: of a pixel over that of the best mean.
+"""
+
+
+def write_results(
+    rows: Sequence[dict[str, Any]], folder: Path, not_installed: Sequence[str], made: str | None = None
+) -> None:
+    """Write ``quality.md`` and ``quality.json`` with date and machine.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Of `benchmarks.quality`.
+    folder : Path
+    not_installed : sequence of str
+        Programs that were asked for and are not on this machine.
+    made : str, optional
+        When the mosaics were made; default now.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = made or time.strftime("%Y-%m-%d")
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    lines = _lines(rows)
+    table = ["| " + " | ".join(line) + " |" for line in lines]
+    table.insert(1, "|---" * len(COLUMNS) + "|")
+    missing = ", ".join(not_installed) or "none"
+    text = (
+        f"# Mosaics of made-up nights\n\nMeasured on {made}: {machine}.\n"
+        f"Not installed here, so not compared: {missing}.\n"
+        f"`python -m benchmarks.quality --results benchmarks/results` makes this table.\n\n"
+        + "\n".join(table)
+        + f"\n\n{_LEGEND}"
+    )
+    (folder / "quality.md").write_text(text, encoding="utf-8")
+    facts = {"date": made, "machine": machine, "not_installed": list(not_installed), "rows": list(rows)}
+    (folder / "quality.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -21,8 +21,8 @@ class BlockFacts:
 
     Attributes
     ----------
-    counts : ndarray, shape (2,), int64
-        Samples over all channels, and how many of them were rejected.
+    counts : ndarray, shape (4,), int64
+        Samples over all channels, and how many of them were rejected; the same of the centres of stars.
     rows, columns : ndarray, shape (h,) and (W,), bool
         Rows and columns that hold a covered pixel.
     coverage : ndarray, shape (k,), uint16
@@ -38,8 +38,11 @@ class BlockFacts:
     variance: tuple[np.ndarray, ...]
 
     @staticmethod
-    def of(row0: int, block: CoaddBlock) -> BlockFacts:
-        """Return the facts of the block that begins in row ``row0``; they do not depend on how rows are cut."""
+    def of(row0: int, block: CoaddBlock, cores_yx: np.ndarray | None = None) -> BlockFacts:
+        """Return the facts of the block that begins in row ``row0``; they do not depend on how rows are cut.
+
+        ``cores_yx``, (K, 2) in the order of rows, are pixels of the co-add on which stars have their centres.
+        """
         touched: np.ndarray = block.coverage > 0
         rows, columns = np.asarray(touched.any(axis=1)), np.asarray(touched.any(axis=0))
         samples = int(block.coverage.sum(dtype=np.int64)) * len(block.image)
@@ -48,7 +51,7 @@ class BlockFacts:
         covered = block.coverage[some]
         variance = [channel[some] for channel in block.variance]
         return BlockFacts(
-            np.array([samples, rejected], np.int64),
+            np.array([samples, rejected, *_counts_at(row0, block, cores_yx)], np.int64),
             rows,
             columns,
             covered[covered > 0],
@@ -100,6 +103,8 @@ class CoaddFacts:
         Typical noise of a pixel per channel, ADU; NaN where no pixel has two samples.
     rejected_fraction : float
         Share of the samples that were rejected.
+    core_rejected_fraction : float or None
+        The same of the samples on the centres of stars; None where there are none.
     covered_bbox : tuple of int
         Rows y0, y1 and columns x0, x1, end exclusive, around all covered pixels; empty at 0 when there are none.
     median_coverage : float
@@ -108,14 +113,28 @@ class CoaddFacts:
 
     noise_adu: tuple[float, ...]
     rejected_fraction: float
+    core_rejected_fraction: float | None
     covered_bbox: tuple[int, int, int, int]
     median_coverage: float
+
+
+def _counts_at(row0: int, block: CoaddBlock, cores_yx: np.ndarray | None) -> tuple[int, int]:
+    """Return samples and rejected samples of the pixels of a block that are listed."""
+    if cores_yx is None or not len(cores_yx):
+        return 0, 0
+    first, last = np.searchsorted(cores_yx[:, 0], [row0, row0 + len(block.coverage)])
+    y, x = cores_yx[first:last, 0] - row0, cores_yx[first:last, 1]
+    samples = int(block.coverage[y, x].sum(dtype=np.int64)) * len(block.image)
+    rejected = sum(
+        int(counts[:, y, x].sum(dtype=np.int64)) for counts in (block.rejected_low, block.rejected_high)
+    )
+    return samples, rejected
 
 
 def summarise(parts: Sequence[BlockFacts]) -> CoaddFacts:
     """Return the facts of a co-add from those of its blocks, in the order of rows."""
     whole = BlockFacts.joined(parts)
-    samples, rejected = map(int, whole.counts)
+    samples, rejected, core_samples, core_rejected = map(int, whole.counts)
     rows, columns = np.flatnonzero(whole.rows), np.flatnonzero(whole.columns)
     bbox = (0, 0, 0, 0)
     if len(rows):
@@ -123,6 +142,7 @@ def summarise(parts: Sequence[BlockFacts]) -> CoaddFacts:
     return CoaddFacts(
         tuple(float(np.sqrt(np.median(v))) if len(v) else float("nan") for v in whole.variance),
         rejected / samples if samples else 0.0,
+        core_rejected / core_samples if core_samples else None,
         bbox,
         float(np.median(whole.coverage)) if len(whole.coverage) else 0.0,
     )

@@ -279,7 +279,7 @@ def _sample_source(
         weights = pixels.read_weight(source.key, *window) if source.has_weight_map else None
         sample_window(
             data, (window[0], window[2]), source.shape_hw, source.pixel_map, box, kernel, source.photometry,
-            radial=source.radial, feather_px=source.feather_px, weight_window=weights,
+            radial=source.radial, surface=source.surface, feather_px=source.feather_px, weight_window=weights,
             out=out[:, :, columns], out_weight=None if out_weight is None else out_weight[:, columns],
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["PROBE_UV", "SIZE_NAMES", "FrameCircumstances", "GlowPrior", "LocalSky"]
+__all__ = ["PROBE_UV", "SESSION_PATTERN", "SIZE_NAMES", "FrameCircumstances", "GlowPrior", "LocalSky"]
 
 # Detector places (u, v in [-1, 1]) whose directions stand for a frame, and how they give level and plane.
 PROBE_UV = np.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -28,10 +28,12 @@ SIZE_NAMES = (
     "standing_glow",
     "drifting_glow",
     "detector_plane",
+    "session_pattern",
 )
-_USUAL = np.array([0.01, 0.002, 0.01, 0.004, 0.15, 0.05, 0.01])
-_LEAST = np.array([0.002, 3e-4, 1e-3, 3e-4, 0.01, 0.005, 5e-4])
-_MOST = np.array([0.3, 0.03, 0.5, 0.3, 0.6, 0.3, 0.1])
+SESSION_PATTERN = SIZE_NAMES.index("session_pattern")
+_USUAL = np.array([0.01, 0.002, 0.01, 0.004, 0.15, 0.05, 0.01, 0.002])
+_LEAST = np.array([0.002, 3e-4, 1e-3, 3e-4, 0.01, 0.005, 5e-4, 1e-4])
+_MOST = np.array([0.3, 0.03, 0.5, 0.3, 0.6, 0.3, 0.1, 0.05])
 # Parts of fixed size, as shares of the level: any level at all, one per night, and the shapes of airmass and Moon.
 _ANY_LEVEL, _PER_NIGHT, _AIRMASS, _MOON = 2.0, 0.3, 0.5, 0.5
 # Scales on which the glow changes: results move by less than half an ADU between 0.35 and 1.2 rad, 0.5 and 5 h.
@@ -71,19 +73,28 @@ class FrameCircumstances:
         Frames taken one after the other at one pointing share a number.
     local : LocalSky or None
         None where site or time is not known, or where glow over the local sky does not fit.
+    session : ndarray, shape (N,), int64, optional
+        Frames that one camera took in one way in one night share a number, 0, 1, ...; None: all of them.
     """
 
     hours: np.ndarray
     night: np.ndarray
     visit: np.ndarray
     local: LocalSky | None
+    session: np.ndarray | None = None
+
+    @property
+    def sessions(self) -> np.ndarray:
+        """Session of each frame, shape (N,)."""
+        return np.zeros(len(self.hours), np.int64) if self.session is None else self.session
 
     def taken(self, rows: np.ndarray) -> FrameCircumstances:
         """Return the circumstances of some frames."""
         local = self.local
         if local is not None:
             local = LocalSky(local.direction[rows], local.airmass[rows], local.moonlight[rows])
-        return FrameCircumstances(self.hours[rows], self.night[rows], self.visit[rows], local)
+        session = None if self.session is None else self.session[rows]
+        return FrameCircumstances(self.hours[rows], self.night[rows], self.visit[rows], local, session)
 
 
 class GlowPrior:
@@ -96,12 +107,21 @@ class GlowPrior:
         The glow enters a frame multiplied by its gain.
     level : float
         Typical light of the sky above the pedestal, ADU: unit of all sizes.
+    session_shape : ndarray, shape (S,), optional
+        Relative sizes of what sessions have of their own on the detector (`sky_joint.SkyCells`); None: nothing.
     """
 
-    def __init__(self, circumstances: FrameCircumstances, gains: np.ndarray, level: float) -> None:
+    def __init__(
+        self,
+        circumstances: FrameCircumstances,
+        gains: np.ndarray,
+        level: float,
+        session_shape: np.ndarray | None = None,
+    ) -> None:
         n = len(gains)
         self.level = level
         self.n_frames = n
+        self._session_shape = np.zeros(0) if session_shape is None else session_shape
         level_part, plane_part = np.diag([1.0, 0.0, 0.0]), np.diag([0.0, 1.0, 1.0])
         everywhere = np.ones((n, len(PROBE_UV)))
 
@@ -123,6 +143,7 @@ class GlowPrior:
             None,
             None,
             np.kron(np.ones((n, n)), plane_part),
+            None,
         ]
         local = circumstances.local
         if local is None:
@@ -144,17 +165,29 @@ class GlowPrior:
     @property
     def free(self) -> np.ndarray:
         """Positions of the sizes that exist here."""
-        return np.array([k for k, part in enumerate(self._sized) if part is not None])
+        exists = [part is not None for part in self._sized]
+        exists[SESSION_PATTERN] = self._session_shape.size > 0
+        return np.flatnonzero(exists)
 
     @property
     def usual(self) -> np.ndarray:
-        """Logarithms of the usual sizes, shape (7,)."""
+        """Logarithms of the usual sizes, shape (8,)."""
         return np.asarray(np.log(_USUAL))
+
+    @property
+    def least(self) -> np.ndarray:
+        """Logarithms of the least sizes, shape (8,)."""
+        return np.asarray(np.log(_LEAST))
 
     @staticmethod
     def clipped(log_sizes: np.ndarray) -> np.ndarray:
         """Return logarithms of sizes within what is allowed."""
         return np.asarray(np.clip(log_sizes, np.log(_LEAST), np.log(_MOST)))
+
+    def session_variance(self, log_sizes: np.ndarray) -> np.ndarray:
+        """Return the variances (S,) in ADU^2 of what sessions have of their own."""
+        size = float(np.exp(log_sizes[SESSION_PATTERN])) * self.level
+        return np.asarray((size * self._session_shape) ** 2)
 
     def covariance(self, log_sizes: np.ndarray) -> np.ndarray:
         """Return the covariance (3 N, 3 N) in ADU^2 for sizes given as logarithms of shares of the level."""

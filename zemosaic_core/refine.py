@@ -22,9 +22,10 @@ import numpy as np
 from numba import njit
 from scipy import ndimage
 
+from zemosaic_core.detector_surface import N_SURFACE
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.pixel_map import source_window
-from zemosaic_core.resample import map_row
+from zemosaic_core.resample import map_row, surface_at
 from zemosaic_core.sources import CoaddSource, PixelMap, RawRows
 
 __all__ = [
@@ -319,9 +320,10 @@ def kernel_numbers(scale: float) -> tuple[np.float32, np.float32, np.float32]:
 
 
 def source_terms(source: CoaddSource) -> np.ndarray:
-    """Return photometric and radial terms of a source, (C, 8) float32; NaN for a channel without weight."""
+    """Return photometry, radial terms and surface of a source, (C, 29) float32; NaN for a channel without weight."""
     radial = np.zeros_like(source.photometry) if source.radial is None else source.radial
-    terms = np.concatenate([source.photometry, radial], axis=1, dtype=np.float32)
+    surface = np.zeros((len(radial), N_SURFACE)) if source.surface is None else source.surface
+    terms = np.concatenate([source.photometry, radial, surface], axis=1, dtype=np.float32)
     terms[~(np.asarray(source.weight) > 0)] = np.nan
     return terms
 
@@ -365,6 +367,7 @@ def _differences(
     lattice,
     channels,
     terms,
+    use_surface,
     limit,
     background,
     blur,
@@ -424,6 +427,8 @@ def _differences(
             term = terms[c]
             scaled = term[0] * samples[j, i] * (one + q2 * (term[4] + q2 * term[5]))
             sky = term[1] + term[2] * u + term[3] * t + q2 * (term[6] + q2 * term[7])
+            if use_surface:
+                sky += surface_at(term[8:], u, t)
             difference = scaled + sky - value
             span, light = high - low, max(value - background[c], zero)
             allowed = min(RANGE_SHARE * span, LIGHT_SHARE * light + FLANK_SHARE * span)
@@ -590,8 +595,8 @@ def gather_block(
         origin = (window[0], window[2])
         _differences(
             samples, origin, source.shape_hw, item.to_output.src_x, item.to_output.src_y, _lattice(item.to_output),
-            channels_of(item.pattern), source_terms(source), np.asarray(item.limit, np.float32),
-            np.asarray(item.background, np.float32), np.float32(item.blur_px2),
+            channels_of(item.pattern), source_terms(source), source.surface is not None,
+            np.asarray(item.limit, np.float32), np.asarray(item.background, np.float32), np.float32(item.blur_px2),
             model, image_y0, need, y0 - NEED_REACH, differences,
         )  # fmt: skip
         return _Read(item, box, origin, differences, weights)

@@ -14,11 +14,20 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
+from zemosaic_core.detector_surface import EXPONENTS, N_SURFACE
 
 if TYPE_CHECKING:
     from zemosaic_core.sources import Kernel, PixelMap
 
-__all__ = ["HALO", "LANCZOS_ROWS", "LANCZOS_TABLE", "make_lanczos_table", "map_row", "sample_window"]
+__all__ = [
+    "HALO",
+    "LANCZOS_ROWS",
+    "LANCZOS_TABLE",
+    "make_lanczos_table",
+    "map_row",
+    "sample_window",
+    "surface_at",
+]
 
 # Source pixels a kernel reads beyond the one that contains the coordinate.
 HALO = {"bilinear": 1, "lanczos3": 3}
@@ -66,6 +75,8 @@ _TABLE8[:, :6] = LANCZOS_TABLE
 _NO_MAP = np.zeros((1, 1), dtype=np.float32)
 _NO_WEIGHT = np.zeros((1, 1), dtype=np.float32)
 _NO_RADIAL = np.zeros((1, 4), dtype=np.float32)
+_NO_SURFACE = np.zeros((1, N_SURFACE), dtype=np.float32)
+_SURFACE_ORDER = int(EXPONENTS.max())
 
 
 def _make_dot36(lanes: int):
@@ -408,6 +419,27 @@ def _radial_row(line, u, t, q, terms, radial, gap, out):
         out[k] = gain * value * flat + sky + (value - value) + gap[k]
 
 
+@njit(cache=True, nogil=True, inline="always")
+def surface_at(surface, u, t):
+    """Value of a polynomial of `EXPONENTS` at a place of the detector, by Horner's scheme in both directions."""
+    total = np.float32(0)
+    place = surface.size
+    for i in range(_SURFACE_ORDER, -1, -1):
+        inner = np.float32(0)
+        for _ in range(_SURFACE_ORDER + 1 - i):
+            place -= 1
+            inner = inner * t + surface[place]
+        total = total * u + inner
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _surface_row(u, t, surface, out):
+    """Add a polynomial of `EXPONENTS` to a row."""
+    for k in range(out.size):
+        out[k] += surface_at(surface, u[k], t[k])
+
+
 @njit(cache=True, nogil=True)
 def _distance_row(u, t, image_hw, q):
     """Squared distance from the image centre, 1 in the corners; 0 where the image is one pixel."""
@@ -436,7 +468,7 @@ def _unit_row(sx, sy, image_hw, u, t):
 @njit(cache=True, nogil=True)
 def _sample_kernel(
     planes, bits, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, radial,
-    use_radial, feather, wmap, use_map, out, out_bits, out_weight, write_weight,
+    use_radial, surface, use_surface, feather, wmap, use_map, out, out_bits, out_weight, write_weight,
 ):  # fmt: skip
     limits = (origin[0], origin[1], win_hw[0], win_hw[1])
     win_w = win_hw[1]
@@ -477,12 +509,16 @@ def _sample_kernel(
                 _radial_row(line[c], u, t, q, terms[c], radial[c], gap, out[c, row])
             else:
                 _photometry_row(line[c], u, t, terms[c], gap, out[c, row])
+            if use_surface:
+                _surface_row(u, t, surface[c], out[c, row])
             if _any_missing(line[c]):
                 _bound_row(flat, flat_bits, c * plane, win_w, base, fx, fy, line[c], gap, bounds)
                 if use_radial:
                     _radial_row(bounds, u, t, q, terms[c], radial[c], gap, scaled)
                 else:
                     _photometry_row(bounds, u, t, terms[c], gap, scaled)
+                if use_surface:
+                    _surface_row(u, t, surface[c], scaled)
                 _mark_row(scaled, scaled_bits, out[c, row], out_bits[c, row])
 
 
@@ -496,6 +532,7 @@ def sample_window(
     photometry: np.ndarray,
     *,
     radial: np.ndarray | None = None,
+    surface: np.ndarray | None = None,
     feather_px: float = 0.0,
     weight_window: np.ndarray | None = None,
     out: np.ndarray | None = None,
@@ -515,8 +552,8 @@ def sample_window(
     Where the bilinear taps are all there but some were cut off (`clipped_light`), the sample is a NaN that holds the
     lower bound that they give together.
 
-    The result ``v`` becomes ``gain v + (c0 + cx u + cy t)``, with the radial terms if there are any, as described
-    in `CoaddSource`.
+    The result ``v`` becomes ``gain v + (c0 + cx u + cy t)``, with the radial terms and the surface if there are any, as
+    described in `CoaddSource`.
 
     Parameters
     ----------
@@ -532,6 +569,7 @@ def sample_window(
     kernel : {'bilinear', 'lanczos3'}
     photometry : ndarray, shape (C, 4), float32
     radial : ndarray, shape (C, 4), float32, optional
+    surface : ndarray, shape (C, 21), float32, optional
     feather_px : float
         See `CoaddSource`.
     weight_window : ndarray, shape (h, w), float32, optional
@@ -562,6 +600,8 @@ def sample_window(
         )
     if radial is not None and np.shape(radial) != (window.shape[0], 4):
         raise ValueError(f"radial must be ({window.shape[0]}, 4) like photometry; got {np.shape(radial)}")
+    if surface is not None and np.shape(surface) != (window.shape[0], N_SURFACE):
+        raise ValueError(f"surface must be ({window.shape[0]}, {N_SURFACE}); got {np.shape(surface)}")
     if weight_window is not None and weight_window.shape != window.shape[1:]:
         raise ValueError(f"weight window {weight_window.shape} does not match window {window.shape}")
     shape = (window.shape[0], y1 - y0, x1 - x0)
@@ -589,6 +629,8 @@ def sample_window(
         np.ascontiguousarray(photometry, dtype=np.float32),
         _NO_RADIAL if radial is None else np.ascontiguousarray(radial, dtype=np.float32),
         radial is not None,
+        _NO_SURFACE if surface is None else np.ascontiguousarray(surface, dtype=np.float32),
+        surface is not None,
         np.float32(feather_px),
         np.ascontiguousarray(weight_window, dtype=np.float32).reshape(-1) if use_map else _NO_MAP.reshape(-1),
         use_map,

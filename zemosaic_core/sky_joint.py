@@ -2,12 +2,14 @@
 
 For one channel, frame ``i``, mesh cell at detector place ``(u, v)`` that looks at plane position ``p``::
 
-    y_i = S(p) + x_i0 + x_i1 u + x_i2 v + l_i sum_k D_k pattern_k(u, v) + sum_k E_k pattern_k(u, v) + noise
+    y_i = S(p) + x_i0 + x_i1 u + x_i2 v + l_i sum_k D_k pattern_k(u, v) + sum_k E_k pattern_k(u, v)
+          + l_i sum_k F_sk product_k(u, v) + noise
 
 ``S`` is the astronomical sky on a lattice, ``x`` the glow of the frames with a prior covariance between all of them
 (`glow_prior`), ``D`` what flat fielding left (in proportion to the light ``l`` of the frame), ``E`` what does not
-depend on the light (pedestal, amplifier). ``S`` enters linearly and without a prior worth the name, so it is
-eliminated exactly with one sparse factorisation; what is left is dense and small.
+depend on the light (pedestal, amplifier), ``F`` what session ``s`` of the frame has of its own. ``S`` enters linearly
+and without a prior worth the name, so it is eliminated exactly with one sparse factorisation; what is left is dense
+and small.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from .sky_lattice import SkyLattice
 __all__ = ["JointProblem", "Posterior", "Reduced", "SkyCells", "evidence_loss", "posterior_of", "tuned_sizes"]
 
 # Pull between neighbouring nodes, relative to the median weight of a cell: fills nodes that hardly any cell touches.
-_SMOOTHNESS = 1e-4
+_SMOOTHNESS = 1e-5
 # Scatter that a cell has beyond its noise, in units of the robust scatter: meshes of neighbouring cells share stars.
 _SCATTER_FACTOR = 2.0
 _HUBER_SIGMA = 2.0
@@ -58,6 +60,10 @@ class SkyCells:
         Light of each frame over the median of all.
     lattice : SkyLattice
         Of the positions of all cells.
+    session : ndarray, shape (N,), int64
+        Session of each frame.
+    products : ndarray, shape (K, S), float64
+        What the frames of a session may have in common on the detector (`detector_surface.products`); S may be 0.
     """
 
     frame: np.ndarray
@@ -67,6 +73,8 @@ class SkyCells:
     patterns: np.ndarray
     light: np.ndarray
     lattice: SkyLattice
+    session: np.ndarray
+    products: np.ndarray
 
     @property
     def n_frames(self) -> int:
@@ -98,7 +106,7 @@ class Reduced:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Unknowns and their covariance: level and plane per frame, then the patterns."""
+    """Unknowns and their covariance: level and plane per frame, the patterns, products session by session."""
 
     unknowns: np.ndarray
     covariance: np.ndarray
@@ -161,7 +169,8 @@ def _tiny_diagonal(matrix: csc_matrix) -> csc_matrix:
 
 
 def _design_matrix(cells: SkyCells) -> csr_matrix:
-    """Return what each unknown adds to each cell, (K, 3 N + 2 P)."""
+    """Return what each unknown adds to each cell, (K, 3 N + 2 P + sessions S)."""
+    n_sessions, n_products = int(cells.session.max(initial=-1)) + 1, cells.products.shape[1]
     k, n, n_patterns = len(cells.value), cells.n_frames, cells.n_patterns
     columns = [3 * cells.frame + i for i in range(3)]
     values = [cells.basis[:, i] for i in range(3)]
@@ -171,18 +180,23 @@ def _design_matrix(cells: SkyCells) -> csr_matrix:
     for p in range(n_patterns):
         columns.append(np.full(k, 3 * n + n_patterns + p))
         values.append(cells.patterns[:, p])
+    start = 3 * n + 2 * n_patterns
+    for p in range(n_products):
+        columns.append(start + n_products * cells.session[cells.frame] + p)
+        values.append(cells.products[:, p] * cells.light[cells.frame])
     rows = np.tile(np.arange(k), len(columns))
-    shape = (k, 3 * n + 2 * n_patterns)
+    shape = (k, start + n_sessions * n_products)
     return coo_matrix((np.concatenate(values), (rows, np.concatenate(columns))), shape=shape).tocsr()
 
 
 def full_covariance(prior: GlowPrior, log_sizes: np.ndarray, pattern_sigma: np.ndarray) -> np.ndarray:
-    """Return the prior covariance of all unknowns: glow of the frames, then the patterns."""
+    """Return the prior covariance of all unknowns: glow of the frames, the patterns, products of the sessions."""
     n = 3 * prior.n_frames
-    total = np.zeros((n + len(pattern_sigma),) * 2)
+    variances = np.concatenate([np.asarray(pattern_sigma) ** 2, prior.session_variance(log_sizes)])
+    total = np.zeros((n + len(variances),) * 2)
     total[:n, :n] = prior.covariance(log_sizes)
     where = np.arange(n, len(total))
-    total[where, where] = np.asarray(pattern_sigma) ** 2
+    total[where, where] = variances
     return total
 
 
@@ -214,14 +228,14 @@ def tuned_sizes(
 
     Parameters
     ----------
-    start : ndarray, shape (7,), optional
+    start : ndarray, shape (8,), optional
         Logarithms to start from; default the usual ones.
     thorough : bool
         Two rounds of steps instead of one.
 
     Returns
     -------
-    ndarray, shape (7,), float64
+    ndarray, shape (8,), float64
         Logarithms of shares of the level.
     """
     best = prior.usual if start is None else start.copy()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .detector_surface import products
 from .sky_joint import SkyCells
 from .sky_lattice import bilinear_lattice
 from .star_flat import StarFlat
@@ -15,7 +16,6 @@ __all__ = [
     "SkyMeshes",
     "cells_of",
     "detector_columns",
-    "guessed_pedestal",
     "light_adu",
     "on_common_scale",
     "spread_rows",
@@ -71,17 +71,6 @@ class SkyMeshes:
         wrong = {name: got for name, (got, needed) in shapes.items() if got != needed}
         if wrong:
             raise ValueError(f"meshes of shape {self.mesh.shape} do not fit {wrong}")
-
-
-def guessed_pedestal(sky_adu: Array) -> tuple[Array, Array]:
-    """Return pedestal and its uncertainty per channel, ADU, when nothing tells it: 0.3 of the lowest sky.
-
-    Any value between nothing and the lowest sky moves the result by less than half an ADU, because what is additive
-    ends in the levels and constant patterns.
-    """
-    lowest = np.nanmin(np.where(np.isfinite(sky_adu), sky_adu, np.nan), axis=0)
-    lowest = np.where(np.isfinite(lowest), np.maximum(lowest, 0.0), 0.0)
-    return 0.3 * lowest, 0.15 * lowest
 
 
 def on_common_scale(
@@ -152,14 +141,27 @@ def detector_columns(meshes: SkyMeshes) -> tuple[Array, Array]:
 
 
 def cells_of(
-    rows: NDArray[np.int64], value: Array, sigma: Array, meshes: SkyMeshes, light: Array, spacing_px: float
+    rows: NDArray[np.int64],
+    value: Array,
+    sigma: Array,
+    meshes: SkyMeshes,
+    light: Array,
+    spacing_px: float,
+    session: NDArray[np.int64] | None = None,
 ) -> SkyCells:
-    """Return the usable cells of some frames."""
+    """Return the usable cells of some frames.
+
+    Parameters
+    ----------
+    session : ndarray, shape (N,), int64, optional
+        Session of each of all frames, where sessions may have patterns of their own.
+    """
     nx = meshes.q.shape[1]
     usable = np.isfinite(value[rows]) & np.isfinite(meshes.xy[rows]).all(axis=-1)
     frame, j, i = np.nonzero(usable)
     cell = j * nx + i
     basis, patterns = detector_columns(meshes)
+    own = np.zeros((len(basis), 0)) if session is None else products(meshes.uv).reshape(len(basis), -1)
     lattice = bilinear_lattice(meshes.xy[rows][usable], spacing_px)
     return SkyCells(
         frame=frame.astype(np.int64),
@@ -169,4 +171,6 @@ def cells_of(
         patterns=patterns[cell],
         light=light[rows] / np.median(light[rows]),
         lattice=lattice,
+        session=np.zeros(len(rows), np.int64) if session is None else session[rows],
+        products=own[cell],
     )

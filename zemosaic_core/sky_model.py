@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .glow_prior import FrameCircumstances, GlowPrior
+from .detector_surface import N_SURFACE, PRODUCT_ORDER, products, surface_of
+from .glow_prior import SESSION_PATTERN, FrameCircumstances, GlowPrior
 from .normalize import best_frames
+from .photon_transfer import Pedestal, pedestal_of_sky
 from .sky_gauge import Gauge, empty_nodes, gauged, large_scale_terms
 from .sky_joint import JointProblem, Reduced, SkyCells, evidence_loss, posterior_of, tuned_sizes
 from .sky_lattice import cell_spacing_px
@@ -25,7 +27,6 @@ from .sky_meshes import (
     SkyMeshes,
     cells_of,
     detector_columns,
-    guessed_pedestal,
     light_adu,
     on_common_scale,
     spread_rows,
@@ -54,10 +55,15 @@ _LEAST_EMPTY_SHARE = 0.25
 # Patterns that flat fielding left, as shares of the light: three errors of the star flat, at least this much; and
 # without a usable star flat. And constant patterns, pedestal and amplifier.
 _FLAT_ERRORS, _LEAST_PATTERN, _PATTERN_WITHOUT_FLAT, _CONSTANT_PATTERN = 3.0, 0.004, 0.2, 0.02
+# What a session's frames share on the detector is asked for where sky beyond one frame is seen, relative to its order
+# (scattered moonlight was seen to fall like this), and believed where it makes the frames this much likelier.
+_PATTERN_AREA_FRAMES, _WORTH_PATTERN = 1.2, 5.0
+_SESSION_SHAPE = 1.0 / (PRODUCT_ORDER - 1.0)
 # Without directions over the horizon the prior of the glow is too stiff, and its errors this much too small: true
 # errors of up to 15 of its sigmas were seen on made-up nights.
 _SIGMA_FACTOR_WITHOUT_SITE = 5.0
 _MIN_CELLS = 6
+_LEAST_SHARED_NODES = 8
 # Loss of log evidence up to which directions over the horizon are kept: they are likely right, and say more.
 _INDIFFERENT = 2.0
 _HUBER_SIGMA = 2.0
@@ -74,6 +80,9 @@ class ChannelSky:
         Level and plane (per u and v) of each frame's glow, ADU on the common flux scale.
     patterns : ndarray, shape (2, 2), float64
         Detector patterns q and q^2: in proportion to the light (first row) and constant, ADU.
+    session_patterns : ndarray, shape (sessions, 18), float64
+        What each session has of its own (`detector_surface.products`), ADU in a frame of typical light; zeros where
+        the frames are as likely without.
     node_xy, sky : ndarray, shape (M, 2) and (M,), float64
         The astronomical sky on its lattice, plane px and ADU; its empty part lies at ``background_adu``.
     seen : ndarray of bool, shape (M,)
@@ -90,16 +99,20 @@ class ChannelSky:
         One of `ASSURANCES`.
     residual_adu : ndarray, shape (N,), float64
         Rms of each frame's cells about the model; NaN for a frame without cells.
+    overlaps : ndarray, shape (P, 4), float64
+        Visits that see the same sky: their numbers, the nodes they share, and the rms difference of what the model
+        leaves of them there, ADU.
     removed_quadric : ndarray, shape (6,), float64
         The glow that was removed from the mosaic as a whole: coefficients of 1, x, y, x^2, xy, y^2 with x and y
         in plane px over 1000 from ``quadric_centre_xy``; its median over the mosaic is 0.
     quadric_centre_xy : tuple of float
-    sizes_adu : ndarray, shape (7,), float64
+    sizes_adu : ndarray, shape (8,), float64
         Sizes of the parts of the glow (`glow_prior.SIZE_NAMES`), ADU.
     """
 
     glow: Array
     patterns: Array
+    session_patterns: Array
     node_xy: Array
     sky: Array
     seen: NDArray[np.bool_]
@@ -109,6 +122,7 @@ class ChannelSky:
     gauge: Gauge
     assurance: str
     residual_adu: Array
+    overlaps: Array
     removed_quadric: Array
     quadric_centre_xy: tuple[float, float]
     sizes_adu: Array
@@ -133,22 +147,25 @@ class SkyModel:
         ``gain, c0, cx, cy`` in the form of `sources.CoaddSource.photometry`.
     radial : ndarray, shape (N, C, 4), float32
         ``f1, f2, d1, d2`` in the form of `sources.CoaddSource.radial`.
+    surface : ndarray, shape (N, C, 21), float32, or None
+        In the form of `sources.CoaddSource.surface`; None where no session has a pattern of its own.
     channels : tuple of ChannelSky
     flat : StarFlat
         The flat of the stars, also where it was not applied.
     flat_applied : bool
     local_used : bool
         The glow was tied by directions over the horizon: they were known and fit.
-    pedestal_adu : ndarray, shape (C,), float64
+    pedestal : Pedestal
     """
 
     terms: NDArray[np.float32]
     radial: NDArray[np.float32]
+    surface: NDArray[np.float32] | None
     channels: tuple[ChannelSky, ...]
     flat: StarFlat
     flat_applied: bool
     local_used: bool
-    pedestal_adu: Array
+    pedestal: Pedestal
 
 
 def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFlat) -> SkyModel:
@@ -168,7 +185,8 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
     SkyModel
     """
     gains = np.where(np.isfinite(meshes.gains) & (meshes.gains > 0), meshes.gains, 1.0)
-    pedestal, pedestal_sigma = guessed_pedestal(meshes.sky)
+    dark = pedestal_of_sky(meshes.mesh, meshes.error, meshes.sky, meshes.pixel_noise, circumstances.visit)
+    pedestal, pedestal_sigma = dark.level_adu, dark.sigma_adu
     applied = flat.usable
     brightest = int(np.argmax(np.nanmedian(np.where(np.isfinite(meshes.sky), meshes.sky, -np.inf), axis=0)))
     local_fits = circumstances.local is not None and _local_sky_fits(
@@ -187,19 +205,30 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
     n, n_channels = gains.shape
     terms = np.zeros((n, n_channels, 4))
     radial = np.zeros((n, n_channels, 4))
+    surface = np.zeros((n, n_channels, N_SURFACE))
     mean_q, mean_q2 = float(meshes.q.mean()), float((meshes.q**2).mean())
     for c, channel in enumerate(channels):
         light = light_adu(meshes, gains[:, c], c, float(pedestal[c]))
         pattern = (light / channel.light_adu)[:, None] * channel.patterns[0] + channel.patterns[1]
-        dark = gains[:, c] * pedestal[c]
+        unlit = gains[:, c] * pedestal[c]
         terms[:, c, 0] = gains[:, c]
-        terms[:, c, 1] = -dark - channel.glow[:, 0] + pattern @ np.array([mean_q, mean_q2])
+        terms[:, c, 1] = -unlit - channel.glow[:, 0] + pattern @ np.array([mean_q, mean_q2])
         terms[:, c, 2:] = -channel.glow[:, 1:]
         radial[:, c, :2] = f1, f2
-        radial[:, c, 2] = -dark * f1 - pattern[:, 0]
-        radial[:, c, 3] = -dark * f2 - pattern[:, 1]
+        radial[:, c, 2] = -unlit * f1 - pattern[:, 0]
+        radial[:, c, 3] = -unlit * f2 - pattern[:, 1]
+        if channel.session_patterns.any():
+            own = channel.session_patterns[circumstances.sessions]
+            surface[:, c] = -(light / channel.light_adu)[:, None] * surface_of(own)
     return SkyModel(
-        terms.astype(np.float32), radial.astype(np.float32), channels, flat, applied, local_fits, pedestal
+        terms.astype(np.float32),
+        radial.astype(np.float32),
+        surface.astype(np.float32) if surface.any() else None,
+        channels,
+        flat,
+        applied,
+        local_fits,
+        dark,
     )
 
 
@@ -251,10 +280,11 @@ def _solve_channel(
     level = float(np.median(light[joint]))
     value, sigma = on_common_scale(meshes, gains, c, flat, pedestal)
     spacing = cell_spacing_px(meshes.xy)
-    cells = cells_of(joint, value, sigma, meshes, light, spacing)
+    sessions = circumstances.sessions if _beyond_one_frame(meshes, spacing) else None
+    cells = cells_of(joint, value, sigma, meshes, light, spacing, sessions)
     background = _background_level(meshes, gains, c)
     if not len(cells.value):
-        return _unknown_sky(n, light, level, background)
+        return _unknown_sky(n, light, level, background, int(circumstances.sessions.max()) + 1)
     if flat.usable:
         left = _FLAT_ERRORS * np.sqrt(np.diag(flat.covariance)) * level + np.abs(flat.nu) * pedestal_sigma
         pattern_sigma = np.maximum(left, _LEAST_PATTERN * level)
@@ -264,8 +294,8 @@ def _solve_channel(
     sizes = None
     if len(joint) > MAX_TUNED_FRAMES:
         few = joint[spread_rows(meshes.xy[joint], circumstances.hours[joint], MAX_TUNED_FRAMES)]
-        sizes = _tuned_on(few, value, sigma, meshes, light, gains, circumstances, pattern_sigma)
-    prior = GlowPrior(circumstances.taken(joint), gains[joint], level)
+        sizes = _tuned_on(few, value, sigma, meshes, light, gains, circumstances, pattern_sigma, sessions)
+    prior = GlowPrior(circumstances.taken(joint), gains[joint], level, _session_shape(cells))
     problem = JointProblem(cells)
     terms = large_scale_terms(cells.lattice.node_xy)
     seen = problem.hits > 0.3
@@ -275,20 +305,27 @@ def _solve_channel(
     sky = reduced.sky(gauge.unknowns)
     glow = np.zeros((n, 3))
     glow[joint] = gauge.unknowns[: 3 * len(joint)].reshape(-1, 3)
-    patterns = gauge.unknowns[3 * len(joint) :].reshape(2, 2)
+    patterns = gauge.unknowns[3 * len(joint) : 3 * len(joint) + 4].reshape(2, 2)
+    own = np.zeros((int(circumstances.sessions.max()) + 1, len(PRODUCT_ORDER)))
+    if sessions is not None and sizes[SESSION_PATTERN] > prior.least[SESSION_PATTERN]:
+        found_own = gauge.unknowns[3 * len(joint) + 4 :].reshape(-1, len(PRODUCT_ORDER))
+        own[: len(found_own)] = found_own
     residual = np.full(n, np.nan)
-    residual[joint] = _rms_per_frame(problem.residual(sky, gauge.unknowns), cells.frame, len(joint))
+    left = problem.residual(sky, gauge.unknowns)
+    residual[joint] = _rms_per_frame(left, cells.frame, len(joint))
     rest = np.setdiff1d(np.arange(n), joint)
     if len(rest):
         on_sky = cells.lattice.interpolated(sky, seen, meshes.xy[rest])
         basis, pattern_values = detector_columns(meshes)
         # The light of the patterns was measured against the median of the joint frames.
+        relative_light = light[rest] / np.median(light[joint])
+        of_session = own[circumstances.sessions[rest]] @ products(meshes.uv).reshape(len(basis), -1).T
         glow[rest], residual[rest] = _fit_rest(
-            (value[rest] - on_sky).reshape(len(rest), -1),
+            (value[rest] - on_sky).reshape(len(rest), -1) - relative_light[:, None] * of_session,
             sigma[rest].reshape(len(rest), -1),
             basis,
             pattern_values,
-            light[rest] / np.median(light[joint]),
+            relative_light,
             patterns,
         )
     empty = gauge.empty if gauge.empty.any() else empty_nodes(sky, terms, problem.hits)
@@ -298,6 +335,7 @@ def _solve_channel(
     return ChannelSky(
         glow=glow,
         patterns=patterns,
+        session_patterns=own,
         node_xy=cells.lattice.node_xy,
         sky=sky + shift,
         seen=seen,
@@ -307,6 +345,7 @@ def _solve_channel(
         gauge=gauge,
         assurance=_assurance(gauge, empty, seen, level),
         residual_adu=residual,
+        overlaps=_overlaps(cells, left, problem.weight, circumstances.visit[joint]),
         removed_quadric=quadric,
         quadric_centre_xy=centre,
         sizes_adu=np.exp(sizes) * level,
@@ -322,11 +361,12 @@ def _tuned_on(
     gains: Array,
     circumstances: FrameCircumstances,
     pattern_sigma: Array,
+    sessions: NDArray[np.int64] | None,
 ) -> Array:
     """Find the sizes of the prior from some frames alone."""
-    cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy))
+    cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy), sessions)
     level = float(np.median(light[rows]))
-    prior = GlowPrior(circumstances.taken(rows), gains[rows], level)
+    prior = GlowPrior(circumstances.taken(rows), gains[rows], level, _session_shape(cells))
     problem = JointProblem(cells)
     terms = large_scale_terms(cells.lattice.node_xy)
     return _iterate(problem, prior, pattern_sigma, terms, level, False, 1.0, None)[2]
@@ -348,6 +388,8 @@ def _iterate(
         reduced = problem.reduce()
         if known_sizes is None and turn < _ROUNDS - 1:
             sizes = tuned_sizes(reduced, prior, pattern_sigma, sizes, thorough=turn == 0)
+            if turn == _ROUNDS - 2:
+                sizes = _without_idle_patterns(reduced, prior, pattern_sigma, sizes)
         posterior = posterior_of(reduced, prior, sizes, pattern_sigma)
         gauge = gauged(
             reduced, posterior, terms, problem.hits, level, use=use_gauge, sigma_factor=sigma_factor
@@ -355,6 +397,31 @@ def _iterate(
         if turn < _ROUNDS - 1:
             problem.reweigh(reduced.sky(gauge.unknowns), gauge.unknowns)
     return reduced, gauge, sizes
+
+
+def _without_idle_patterns(reduced: Reduced, prior: GlowPrior, pattern_sigma: Array, sizes: Array) -> Array:
+    """Return the sizes without patterns of sessions, unless these make the frames clearly likelier."""
+    if SESSION_PATTERN not in prior.free:
+        return sizes
+    without = sizes.copy()
+    without[SESSION_PATTERN] = prior.least[SESSION_PATTERN]
+    worth = evidence_loss(reduced, prior, without, pattern_sigma) - evidence_loss(
+        reduced, prior, sizes, pattern_sigma
+    )
+    return sizes if worth > _WORTH_PATTERN else without
+
+
+def _session_shape(cells: SkyCells) -> Array:
+    """Return the relative sizes of what the sessions of some cells may have of their own."""
+    n_sessions = int(cells.session.max(initial=-1)) + 1
+    return np.tile(_SESSION_SHAPE[: cells.products.shape[1]], n_sessions)
+
+
+def _beyond_one_frame(meshes: SkyMeshes, spacing_px: float) -> bool:
+    """Tell whether the frames see clearly more sky than one of them: else a pattern of all is the sky itself."""
+    xy = meshes.xy[np.isfinite(meshes.xy).all(axis=-1)]
+    places = np.unique(np.floor(xy / spacing_px).astype(np.int64), axis=0)
+    return len(places) * spacing_px**2 > _PATTERN_AREA_FRAMES * meshes.frame_area_px
 
 
 def _fit_rest(
@@ -436,6 +503,25 @@ def _rms_per_frame(residual: Array, frame: NDArray[np.int64], n: int) -> Array:
     return np.asarray(np.sqrt(np.divide(total, count, out=np.full(n, np.nan), where=count > 0)))
 
 
+def _overlaps(cells: SkyCells, left: Array, weight: Array, visit: NDArray[np.int64]) -> Array:
+    """Return visits a and b, nodes that both see, and the rms difference of what is left of them, (P, 4)."""
+    of_visit, at = np.unique(visit, return_inverse=True)
+    n_nodes = cells.lattice.weights.shape[1]
+    # The node that a cell weighs on most stands for its place.
+    node = np.asarray(cells.lattice.weights.argmax(axis=1)).ravel()
+    place = at[cells.frame] * n_nodes + node
+    shape = (len(of_visit), n_nodes)
+    total = np.bincount(place, weight, minlength=shape[0] * shape[1]).reshape(shape)
+    mean = np.bincount(place, weight * left, minlength=shape[0] * shape[1]).reshape(shape)
+    mean = np.divide(mean, total, out=np.zeros(shape), where=total > 0)
+    seen = (total > 0).astype(np.float64)
+    shared = seen @ seen.T
+    square, product = mean**2 @ seen.T, mean @ mean.T
+    a, b = np.nonzero(np.triu(shared >= _LEAST_SHARED_NODES, 1))
+    difference = np.sqrt(np.maximum(square + square.T - 2 * product, 0.0)[a, b] / shared[a, b])
+    return np.column_stack([of_visit[a], of_visit[b], shared[a, b], difference])
+
+
 def _removed_quadric(
     cells: SkyCells,
     sky: Array,
@@ -462,12 +548,13 @@ def _removed_quadric(
     return quadric, (float(centre[0]), float(centre[1]))
 
 
-def _unknown_sky(n: int, light: Array, level: float, background: float) -> ChannelSky:
+def _unknown_sky(n: int, light: Array, level: float, background: float, n_sessions: int) -> ChannelSky:
     """Return what is left when no frame has a usable cell: levels from the frames' skies alone."""
     glow = np.zeros((n, 3))
     glow[:, 0] = light - background
     nothing = Gauge(np.zeros(0), np.zeros(0, bool), np.full(5, np.inf), False, False, 0.0)
+    no_node, no_patterns = np.zeros(0, bool), np.zeros((n_sessions, len(PRODUCT_ORDER)))
     return ChannelSky(
-        glow, np.zeros((2, 2)), np.zeros((0, 2)), np.zeros(0), np.zeros(0, bool), np.zeros(0, bool), background,
-        level, nothing, ASSURANCES[2], np.full(n, np.nan), np.zeros(6), (0.0, 0.0), np.full(7, np.nan),
+        glow, np.zeros((2, 2)), no_patterns, np.zeros((0, 2)), np.zeros(0), no_node, no_node, background, level,
+        nothing, ASSURANCES[2], np.full(n, np.nan), np.zeros((0, 4)), np.zeros(6), (0.0, 0.0), np.full(8, np.nan),
     )  # fmt: skip

@@ -85,6 +85,8 @@ class CoaddSource:
         from the image centre, 1 in the corners:
         ``(u^2 (W - 1)^2 + t^2 (H - 1)^2) / ((W - 1)^2 + (H - 1)^2)``, 0 where the image is one pixel. The first
         factor is the inverse of a radial flat. None: all zero, at no cost.
+    surface : ndarray, shape (C, 21), float32, optional
+        Added to the result: coefficients of ``u^i t^j`` in the order of `detector_surface.EXPONENTS`. None: nothing.
     """
 
     key: int
@@ -96,6 +98,7 @@ class CoaddSource:
     feather_px: float = 0.0
     has_weight_map: bool = False
     radial: np.ndarray | None = None
+    surface: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

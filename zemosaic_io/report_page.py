@@ -281,13 +281,19 @@ def _tiles(facts: Facts, text: Text) -> str:
             f"{tile['shape_hw'][1]} × {tile['shape_hw'][0]}",
             " ".join(_number(v, 2) for v in tile["noise_adu"]),
             f"{100 * tile['rejected_fraction']:.2f} %",
+            _percent(tile.get("core_rejected_fraction")),
         )
         for tile in facts["tiles"]
     ]
     if not rows:
         return ""
-    heads = [text(f"report.tile_{k}") for k in ("id", "frames", "exposure", "size", "noise", "rejected")]
-    return f"<h2>{_e(text('report.tile_table'))}</h2>{_table(heads, rows, frozenset({0, 1, 2, 4, 5}))}"
+    columns = ("id", "frames", "exposure", "size", "noise", "rejected", "rejected_cores")
+    heads = [text(f"report.tile_{k}") for k in columns]
+    return f"<h2>{_e(text('report.tile_table'))}</h2>{_table(heads, rows, frozenset({0, 1, 2, 4, 5, 6}))}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"
 
 
 def _left_out(facts: Facts, text: Text) -> str:

@@ -34,11 +34,14 @@ def sky_section(facts: Facts, text: Text) -> str:
     figures = [
         figure(_glow(sky, colours), text("report.sky_glow")),
         figure(_residuals(sky, colours), text("report.sky_residuals")),
+        figure(_overlaps(sky, colours), text("report.sky_overlaps")),
         figure(_flat(sky), _flat_caption(sky, text)),
         figure(_removed(sky, facts.get("mosaic")), text("report.sky_removed")),
+        figure(_uncertainty(sky, colours), text("report.sky_uncertainty")),
     ]
     return (
-        f"{title}<p>{_e(_sentence(sky, text))} {_e(text('report.sky_site', site=text(sky['site'])))}</p>"
+        f"{title}<p>{_e(_sentence(sky, text))} {_e(text('report.sky_site', site=text(sky['site'])))} "
+        f"{_e(_pedestal(sky, text))}</p>"
         f'<div class="two">{"".join(figures)}</div>{_table(sky, text, colours)}'
     )
 
@@ -88,6 +91,36 @@ def _residuals(sky: Facts, colours: Sequence[str]) -> str:
         known = [(h, r) for h, r in zip(sky["hours"], channel["residual_adu"], strict=True) if r is not None]
         series.append((known, colour))
     return plot(series)
+
+
+def _overlaps(sky: Facts, colours: Sequence[str]) -> str:
+    """Draw how far visits differ where both see the sky, over the number of cells they have in common."""
+    series = [
+        ([(row[2], row[3]) for row in channel["overlaps"]], colour)
+        for channel, colour in zip(sky["channels"], colours, strict=True)
+    ]
+    return plot(series)
+
+
+def _uncertainty(sky: Facts, colours: Sequence[str]) -> str:
+    """Draw by how much the sky may be off from the middle to the edges of the mosaic, along its longer side."""
+    series: list[tuple[list[tuple[float, float]], str]] = []
+    for channel, colour in zip(sky["channels"], colours, strict=True):
+        tilts, bowls = channel["sigma_tilt_adu"], channel["sigma_bowl_adu"]
+        if any(v is None for v in (*tilts, *bowls)):
+            continue
+        tilt, bowl = max(tilts), max(bowls)
+        places = [k / 20 - 1 for k in range(41)]
+        for sign in (1, -1):
+            series.append(([(x, sign * math.hypot(tilt * x, bowl * x * x)) for x in places], colour))
+    return plot(lines=series)
+
+
+def _pedestal(sky: Facts, text: Text) -> str:
+    pedestal = sky["pedestal"]
+    key = "report.sky_pedestal_measured" if pedestal["measured"] else "report.sky_pedestal_guessed"
+    middle = len(pedestal["adu"]) // 2
+    return text(key, level=f"{pedestal['adu'][middle]:.0f}", error=f"{pedestal['sigma_adu'][middle]:.0f}")
 
 
 def _flat(sky: Facts) -> str:

@@ -56,6 +56,11 @@ class TileBands:
         self._new_facts: list[BlockFacts] = []
         self._digest = hashlib.blake2b(digest_size=16)
         self._recorded_at = time.monotonic()
+        self._cores_yx = np.empty((0, 2), np.int64)
+
+    def watch(self, cores_yx: np.ndarray) -> None:
+        """Set the pixels (K, 2) of the tile, row by row, on which stars have their centres: see `BlockFacts`."""
+        self._cores_yx = cores_yx
 
     @property
     def unfinished(self) -> Path:
@@ -115,7 +120,7 @@ class TileBands:
             _feed(self._digest, rows)
         self._blocks.append((y0, y1))
         self._weights.append(tile_weight(block))
-        self._new_facts.append(BlockFacts.of(y0, block))
+        self._new_facts.append(BlockFacts.of(y0, block, self._cores_yx))
         if time.monotonic() - self._recorded_at >= self._every_s:
             self.record(out)
 

@@ -13,6 +13,7 @@ from astropy.wcs import WCS
 
 from zemosaic_core.block_facts import summarise
 from zemosaic_core.coverage import edge_ramp, enlarge_rows
+from zemosaic_core.detector_surface import mean_of_surface
 from zemosaic_core.errors import SaveFailed, SkipItem
 from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
@@ -46,6 +47,8 @@ from zemosaic_utils import coadd_on_grid
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
+# Stars of each frame, the brightest, on whose centres the rejection is watched.
+WATCHED_STARS = 200
 MAP_ERROR_PX = 0.005
 # Variance of a sample of white noise, relative to that of a pixel, at all fractions of a pixel alike.
 SAMPLE_VARIANCE = {"lanczos3": 0.80, "bilinear": 0.44}
@@ -111,6 +114,7 @@ def _source(
         feather_px=feather_px,
         has_weight_map=has_weight_map,
         radial=terms.radial if terms.radial.any() else None,
+        surface=terms.surface,
     )
 
 
@@ -158,6 +162,9 @@ def sample_noise(
     # Means of q and q^2 over the detector.
     gain = photometry[..., 0] * (1 + f1 / 3 + f2 / 6)
     offset = photometry[..., 1] + d1 / 3 + d2 / 6
+    for own, term in zip(offset, terms, strict=True):
+        if term.surface is not None:
+            own += mean_of_surface(term.surface)
     noise = np.array([frame.solved.measure.noise_adu for frame in frames], float)
     sky = np.array([frame.solved.measure.sky_adu for frame in frames], float)
     known = (noise > 0) & (weights > 0)
@@ -182,6 +189,18 @@ def _write_weights(out: StreamingFits, bands: TileBands, shape_hw: tuple[int, in
             # A covered pixel at the very edge keeps a trace of weight: where it is alone it must still show.
             weights = weights * np.maximum(enlarge_rows(small, step, y0, y1, shape_hw[1]), 1e-3)
         out.write_rows(y0, weights, ext="WEIGHT")
+
+
+def star_cores(frames: Sequence[RegisteredFrame], window: tuple[int, int, int, int]) -> np.ndarray:
+    """Return the pixels (K, 2), y and x within a window of the grid, on which stars have their centres; row by row."""
+    y0, y1, x0, x1 = window
+    places = []
+    for frame in frames:
+        stars = frame.solved.measure.columns("x", "y")
+        x, y = frame.to_plane.apply(stars["x"][:WATCHED_STARS], stars["y"][:WATCHED_STARS])
+        places.append(np.column_stack([np.rint(y) - y0, np.rint(x) - x0]).astype(np.int64))
+    yx = np.unique(np.concatenate(places), axis=0)
+    return yx[((yx >= 0) & (yx < [y1 - y0, x1 - x0])).all(axis=1)]
 
 
 def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: RunPlan) -> tuple[float, ...]:
@@ -301,6 +320,7 @@ def create_tile(
     threads = min(plan.threads, plan.stack.threads)
     kept = bands is not None
     bands = bands or TileBands(path.with_name(f".{path.stem}.rows"), "", with_variance=plan.output.variance)
+    bands.watch(star_cores(frames, window))
     bands.recover(path)
     with StreamingFits(
         path, (plan.n_channels, *shape), cards, extensions=extensions, unfinished=bands.unfinished
@@ -384,6 +404,7 @@ def create_tile(
         n_exposures=sum(frame.solved.frame.info.stack_count for frame in frames),
         noise_adu=facts.noise_adu,
         rejected_fraction=facts.rejected_fraction,
+        core_rejected_fraction=facts.core_rejected_fraction,
         median_coverage=facts.median_coverage,
         covered_bbox=facts.covered_bbox,
         flux_gain=_flux_gain(frames, weights, plan),

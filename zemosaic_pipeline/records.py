@@ -274,10 +274,12 @@ class FrameTerms:
     Attributes
     ----------
     photometry, radial : ndarray, shape (C, 4), float32
+    surface : ndarray, shape (C, 21), float32, or None
     """
 
     photometry: np.ndarray
     radial: np.ndarray
+    surface: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -296,6 +298,8 @@ class MasterTile:
         Typical noise of a pixel per channel, ADU.
     rejected_fraction : float
         Share of the samples that were rejected.
+    core_rejected_fraction : float or None
+        The same of the samples on the centres of stars; None where there are none.
     covered_bbox : tuple of int
         Rows y0, y1 and columns x0, x1 of the tile, end exclusive, that hold all covered pixels.
     flux_gain : tuple of float
@@ -317,6 +321,7 @@ class MasterTile:
     n_exposures: int
     noise_adu: tuple[float, ...]
     rejected_fraction: float
+    core_rejected_fraction: float | None
     median_coverage: float
     map_error_px: float
     covered_bbox: tuple[int, int, int, int]

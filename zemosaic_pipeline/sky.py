@@ -22,13 +22,17 @@ from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase2_group import frame_centres
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameTerms, MosaicGrid, RegisteredFrame
-from zemosaic_pipeline.sessions import night_labels
+from zemosaic_pipeline.sessions import night_labels, session_labels, setup_labels
 
 __all__ = ["SkySolution", "run"]
 
 # Frames taken one after the other at one pointing share what is left of the glow for this long.
 VISIT_S = 600.0
 VISIT_FIELDS = 0.1
+# More sessions than this share their patterns by camera: each has few frames then.
+MAX_SESSIONS = 12
+# Overlaps that the report shows.
+MAX_OVERLAPS = 400
 # Extinction that shapes the moonlight; only its shape counts.
 EXTINCTION_MAG = 0.25
 
@@ -64,6 +68,11 @@ class SkySolution:
                 "corner_sigma": model.flat.corner_sigma,
                 "stars": model.flat.n_measurements,
             },
+            "pedestal": {
+                "adu": np.round(model.pedestal.level_adu, 1).tolist(),
+                "sigma_adu": np.round(model.pedestal.sigma_adu, 1).tolist(),
+                "measured": model.pedestal.measured,
+            },
             "channels": [
                 {
                     "assurance": channel.assurance,
@@ -75,7 +84,9 @@ class SkySolution:
                     "empty_share": float(channel.empty.sum() / max(1, channel.seen.sum())),
                     "glow": np.round(channel.glow, 3).tolist(),
                     "patterns_adu": channel.patterns.tolist(),
+                    "session_patterns_adu": np.round(channel.session_patterns, 3).tolist(),
                     "residual_adu": np.round(channel.residual_adu, 3).tolist(),
+                    "overlaps": np.round(_fullest(channel.overlaps), 3).tolist(),
                     "removed_quadric": channel.removed_quadric.tolist(),
                     "quadric_centre_xy": list(channel.quadric_centre_xy),
                     "sizes_adu": channel.sizes_adu.tolist(),
@@ -83,6 +94,11 @@ class SkySolution:
                 for channel in model.channels
             ],
         }
+
+
+def _fullest(overlaps: np.ndarray) -> np.ndarray:
+    """Return the overlaps that share most, at most `MAX_OVERLAPS`."""
+    return overlaps[np.argsort(-overlaps[:, 2], kind="stable")[:MAX_OVERLAPS]]
 
 
 def _taken(date_obs: str) -> datetime | None:
@@ -199,7 +215,11 @@ def _circumstances(
     if all(moment is not None for moment in moments) and all(place is not None for place in sites):
         local = _local_sky(frames, [m for m in moments if m], [s for s in sites if s], grid)
         key = "sky_site_setting" if site else from_turning or "sky_site_header"
-    return FrameCircumstances(seconds / 3600.0, night, visit, local), key
+    session = next(
+        (labels for labels in (session_labels(infos), setup_labels(infos)) if max(labels) < MAX_SESSIONS),
+        [0] * len(infos),
+    )
+    return FrameCircumstances(seconds / 3600.0, night, visit, local, np.array(session, np.int64)), key
 
 
 def run(
@@ -229,7 +249,12 @@ def run(
     if circumstances.local is not None and not model.local_used:
         site_key = "sky_site_misfit"
         context.say("sky_site_not_used", "WARN")
-    terms = {index: FrameTerms(model.terms[i], model.radial[i]) for i, index in enumerate(indices)}
+    terms = {
+        index: FrameTerms(
+            model.terms[i], model.radial[i], None if model.surface is None else model.surface[i]
+        )
+        for i, index in enumerate(indices)
+    }
     _tell(model, context)
     return SkySolution(model, terms, indices, circumstances.hours, site_key=site_key)
 

@@ -87,7 +87,10 @@ def _stack_rules(plan: RunPlan) -> dict[str, Any]:
 
 
 def _plain_terms(terms: FrameTerms | None) -> list[Any]:
-    return [] if terms is None else [terms.photometry.tolist(), terms.radial.tolist()]
+    if terms is None:
+        return []
+    plain = [terms.photometry.tolist(), terms.radial.tolist()]
+    return plain if terms.surface is None else [*plain, terms.surface.tolist()]
 
 
 def stored_tile(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zemosaic_core.detector_surface import surface_values
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
 from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.star_flat import radius_squared
@@ -136,5 +137,7 @@ def left_over(night: MadeNight, model) -> np.ndarray:
     value = terms[:, 0, None, None] * m * (1 + radial[:, 0, None, None] * q + radial[:, 1, None, None] * q**2)
     value += terms[:, 1, None, None] + np.einsum("np,yxp->nyx", terms[:, 2:], night.meshes.uv)
     value += radial[:, 2, None, None] * q + radial[:, 3, None, None] * q**2
+    if model.surface is not None:
+        value += np.stack([surface_values(s.astype(float), night.meshes.uv) for s in model.surface[:, 0]])
     left = value - night.sky_truth
     return left - np.median(left)

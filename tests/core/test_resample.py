@@ -9,6 +9,7 @@ from zemosaic_core.resample import HALO, LANCZOS_TABLE, sample_window
 from zemosaic_core.sources import CoaddSource
 
 RADIAL = np.array([[0.12, -0.05, 0, 0], [0.2, 0.03, -40, 15], [0, 0, 12, 0]], np.float32)
+SURFACE = np.random.default_rng(8).normal(0, 6, (3, 21)).astype(np.float32)
 TERMS = np.array([[1.0, 0, 0, 0], [0.9, 30, -4, 2], [1.1, -20, 0, 7]], np.float32)
 
 
@@ -43,8 +44,9 @@ def make_image(shape=(31, 43), seed=0, holes=True):
     [
         {},
         {"radial": RADIAL},
+        {"surface": SURFACE},
         {"feather_px": 9.0},
-        {"feather_px": 5.0, "has_weight_map": True, "radial": RADIAL},
+        {"feather_px": 5.0, "has_weight_map": True, "radial": RADIAL, "surface": SURFACE},
     ],
 )
 def test_agrees_with_the_plain_twin(kernel, degrees, extras):
@@ -58,7 +60,7 @@ def test_agrees_with_the_plain_twin(kernel, degrees, extras):
         weight_map[10, 10] = np.nan
     ours, weights = sample_window(
         image, (0, 0), (31, 43), pixel_map, box, kernel, TERMS,
-        radial=source.radial, feather_px=source.feather_px, weight_window=weight_map,
+        radial=source.radial, surface=source.surface, feather_px=source.feather_px, weight_window=weight_map,
     )  # fmt: skip
     twin, twin_weights = twins.sample(source, image, weight_map, box, kernel)
     assert np.array_equal(np.isnan(ours), np.isnan(twin))

@@ -139,6 +139,73 @@ def test_a_wrong_clock_is_noticed():
     assert not solve_sky(made.meshes, wrong, known_flat(0.04)).local_used
 
 
+def night_of_two_sessions(pattern_adu: float):
+    """Every other frame is of a session with a twist and a wave over the detector; cells of both."""
+    made = made_night(3, frames=6)
+    session = np.arange(len(made.meshes.mesh)) % 2
+    u, v = np.moveaxis(made.meshes.uv, -1, 0)
+    pattern = pattern_adu * (u * v + 0.5 * (2.5 * u**3 - 1.5 * u))
+    mesh = made.meshes.mesh + session[:, None, None, None] * pattern
+    return replace(
+        made,
+        meshes=replace(made.meshes, mesh=mesh),
+        circumstances=replace(made.circumstances, session=session),
+    )
+
+
+def step_between_sessions(made, left) -> float:
+    """Rms difference of what is left of both sessions, cell by cell of the mosaic."""
+    place = np.floor(made.meshes.xy / 128).astype(int).reshape(-1, 2)
+    cell = np.unique(place, axis=0, return_inverse=True)[1].ravel()
+    of_session = np.repeat(made.circumstances.sessions, left[0].size)
+    means = []
+    for k in (0, 1):
+        use = of_session == k
+        count = np.bincount(cell[use], minlength=cell.max() + 1)
+        with np.errstate(invalid="ignore"):
+            means.append(
+                np.where(
+                    count > 10, np.bincount(cell[use], left.ravel()[use], cell.max() + 1) / count, np.nan
+                )
+            )
+    difference = means[0] - means[1]
+    return float(np.sqrt(np.nanmean((difference - np.nanmean(difference)) ** 2)))
+
+
+def test_a_session_has_patterns_of_its_own():
+    made = night_of_two_sessions(8.0)
+    model = solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting))
+    assert model.surface is not None
+    assert step_between_sessions(made, left_over(made, model)) < 0.8
+    alike = replace(made.circumstances, session=None)
+    common = solve_sky(made.meshes, alike, known_flat(made.vignetting))
+    assert step_between_sessions(made, left_over(made, common)) > 2.0
+
+
+def test_sessions_that_are_alike_get_none():
+    made = night_of_two_sessions(0.0)
+    model = solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting))
+    assert model.surface is None
+    assert not model.channels[0].session_patterns.any()
+
+
+def test_one_pointing_cannot_tell_a_pattern_from_the_sky():
+    made = made_night(4, panels=(1, 1), frames=8, cloud_adu=80.0, rotation_deg=0.0)
+    assert solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting)).surface is None
+
+
+def test_overlaps_tell_how_far_visits_differ():
+    made = made_night(1, frames=4)
+    overlaps = solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting)).channels[0].overlaps
+    pairs = {(int(a), int(b)) for a, b in overlaps[:, :2]}
+    # Neighbours of the 2 x 2 panels share a strip.
+    assert {(0, 1), (0, 2), (1, 3), (2, 3)} <= pairs
+    assert (overlaps[:, 2] >= 8).all()
+    # The noise of a cell is 1.2 ADU, and four frames see it.
+    assert overlaps[:, 3].min() > 0.3
+    assert overlaps[:, 3].max() < 2.0
+
+
 def test_shapes_are_checked():
     made = made_night(1, frames=2)
     with pytest.raises(ValueError, match="gains"):
@@ -166,7 +233,7 @@ class TestElimination:
             design[k, 14:] = cells.patterns[k]
         root = np.sqrt(problem.weight)[:, None]
         smooth = np.asarray(cells.lattice.differences.todense()) * np.sqrt(
-            1e-4 * np.median(1 / cells.sigma**2)
+            1e-5 * np.median(1 / cells.sigma**2)
         )
         covariance = full_covariance(prior, sizes, sigma)
         pull = np.linalg.inv(np.linalg.cholesky(covariance))

@@ -87,6 +87,11 @@ def sample(source, image, weight_map, box, kernel):
                 f1, f2, d1, d2 = (0.0,) * 4 if source.radial is None else (float(v) for v in source.radial[c])
                 v = take(image[c], sx, sy) * (1 + f1 * q + f2 * q**2)
                 sky = c0 + cx * u + cy * t + d1 * q + d2 * q**2
+                if source.surface is not None:
+                    powers = [(i, j) for i in range(6) for j in range(6 - i)]
+                    sky += sum(
+                        float(s) * u**i * t**j for s, (i, j) in zip(source.surface[c], powers, strict=True)
+                    )
                 values[c, y - y0, x - x0] = gain * v + sky if np.isfinite(v) else np.nan
     return values, weights
 

@@ -157,6 +157,7 @@ def make_sources(
             photometry[:, 1:] = rng.normal(0, 10, (pixels.n_channels, 3))
         weight = rng.uniform(0.2, 1, pixels.n_channels) if weighted else np.ones(pixels.n_channels)
         pattern = np.random.default_rng(key).normal(0, [0.1, 0.05, 20, 10], (pixels.n_channels, 4))
+        surface = np.random.default_rng(50 + key).normal(0, 5, (pixels.n_channels, 21))
         if weighted and key == 1:
             weight[0] = 0
         sources.append(
@@ -170,6 +171,7 @@ def make_sources(
                 feather_px=feather,
                 has_weight_map=pixels.weights is not None,
                 radial=pattern.astype(np.float32) if radial and key % 3 != 1 else None,
+                surface=surface.astype(np.float32) if radial and key % 3 != 0 else None,
             )
         )
     return sources

@@ -146,6 +146,8 @@ def test_a_radial_pattern_is_sampled_bit_by_bit_alike(size, key, turn):
     np.testing.assert_array_equal(gpu.image[:, inner], cpu.image[:, inner])
     # A coordinate below two is rounded twice on the card.
     np.testing.assert_allclose(gpu.image, cpu.image, rtol=2e-7)
+    source = dataclasses.replace(source, surface=None)
+    gpu, _ = both(pixels, [source], RULES["mean"])
     plain, _ = both(pixels, [dataclasses.replace(source, radial=None)], RULES["mean"])
     assert np.nanmax(np.abs(gpu.image - plain.image)) > 10
     zeros, _ = both(pixels, [dataclasses.replace(source, radial=0 * source.radial)], RULES["mean"])

@@ -64,6 +64,7 @@ def tiles(tmp_path_factory):
                 n_exposures=10,
                 noise_adu=(15.0,),
                 rejected_fraction=0.0,
+                core_rejected_fraction=None,
                 median_coverage=10.0,
                 map_error_px=0.0,
                 covered_bbox=(0, SIZE, 0, SIZE),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from zemosaic_core.chunks import Buffer, Workload
+from zemosaic_core.detector_surface import N_SURFACE
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.device import Device, DeviceInfo
@@ -32,8 +33,8 @@ from zemosaic_core.sources import PixelMap, RawRows
 
 __all__ = ["GpuRefine", "compare_gathered"]
 
-# Numbers of a source and channel: photometry and radial pattern, limit, background, weight.
-_N_TERMS = 11
+# Numbers of a source and channel: photometry, radial pattern and surface, limit, background, weight.
+_N_TERMS = 11 + N_SURFACE
 _SUMS = ("total", "weight", "square", "weight square")
 # Means of float32 sums; what differs by less is the order of rounding, what differs by more another set of samples.
 _SAME_WEIGHT = 1e-4
@@ -202,7 +203,7 @@ class _OnCard:
         self._node_x, self._node_y = (
             memory.upload(queue, "nodes", nodes) for nodes in whole_nodes(nodes_x, nodes_y)
         )
-        # Of each source: eight terms of each channel, then their limits, backgrounds and weights.
+        # Of each source: the terms of each channel, then their limits, backgrounds and weights.
         numbers = [
             np.concatenate(
                 [source_terms(item.source).ravel(), item.limit, item.background, item.source.weight]
@@ -246,7 +247,8 @@ class _OnCard:
             kernels.source("refine"), "sample_differences", window.shape_hw[1], window.shape_hw[0],
             (self._plain if calibrated else self._raw, coded, int(raw is not None), self._plain, self._hot,
              int(hot.size), np.int64(first), *place, *self._map(2 * number + 1, item.to_output), *channels,
-             self._terms, offset, n_channels, np.float32(item.blur_px2), self._model, self._model_h, width,
+             self._terms, offset, n_channels, int(source.surface is not None), np.float32(item.blur_px2), self._model,
+             self._model_h, width,
              self._model_y0, self._need, self._need_h, self._y0 - NEED_REACH, self._differences),
         )  # fmt: skip
         queue.launch_2d(

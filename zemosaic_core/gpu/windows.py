@@ -15,6 +15,7 @@ import numpy as np
 
 from zemosaic_core.cfa import CfaColour, debayer_terms
 from zemosaic_core.chunks import Buffer
+from zemosaic_core.detector_surface import N_SURFACE
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.combine import Combiner
 from zemosaic_core.gpu.device import Device, GpuFault, classify
@@ -40,8 +41,8 @@ __all__ = [
 
 # Bad pixels of one window that fit the card's list; a frame with more is decoded by its source.
 MAX_HOT = 1 << 16
-# Photometric terms of a source and channel: gain, offset, plane, and the radial pattern of the detector.
-N_TERMS = 8
+# Photometric terms of a source and channel: gain, offset, plane, the radial pattern of the detector and its surface.
+N_TERMS = 8 + N_SURFACE
 # Rows of a column for one thread of `colour_shares`.
 SHARE_ROWS = 4
 # Windows on the card: one is being sampled while the next arrives.
@@ -320,7 +321,7 @@ class WindowFeed:
             self._node_x, self._node_y, np.int64(self._node_starts[index]), *lattice.src_x.shape,
             lattice.y0, lattice.x0, step_shift(lattice), self._block_y, *part.box,
             self._table, self._terms, index * N_TERMS * self._shape.n_channels, int(source.radial is not None),
-            np.float32(source.feather_px), window.weights, int(source.has_weight_map),
+            int(source.surface is not None), np.float32(source.feather_px), window.weights, int(source.has_weight_map),
             combiner.bases, combiner.counts, combiner.slots, np.int64(table.slot_starts[index]), top, left,
             table.tiles_yx[1], combiner.values, np.int64(table.n_samples), combiner.maps, int(self._shape.mapped),
         )  # fmt: skip
@@ -370,7 +371,8 @@ def debayer_on_card(
 def _terms(source: CoaddSource) -> np.ndarray:
     """Return the photometric terms, flat; a channel without weight gets terms that make every sample missing."""
     radial = np.zeros_like(source.photometry) if source.radial is None else source.radial
-    terms = np.concatenate([source.photometry, radial], axis=1, dtype=np.float32)
+    surface = np.zeros((len(radial), N_SURFACE)) if source.surface is None else source.surface
+    terms = np.concatenate([source.photometry, radial, surface], axis=1, dtype=np.float32)
     terms[~(np.asarray(source.weight) > 0)] = np.nan
     return terms.ravel()
 

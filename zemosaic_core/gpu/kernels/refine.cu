@@ -3,6 +3,7 @@
 #include "tiles.cuh"
 #include "lattice.cuh"
 #include "raw.cuh"
+#include "surface.cuh"
 
 #define RANGE_SHARE 0.7f
 #define LIGHT_SHARE 2.0f
@@ -45,13 +46,13 @@ __device__ __forceinline__ bool whole_cell(const long long* node, int nx)
 // One thread per sample of a window, whose first pixel is (origin_y, origin_x) of the image. Raw pixels have no missing
 // ones but the listed bad ones (as in decode.cu); others come as float32 in plain. The lattice tells where a sample lies
 // on the grid; c00 .. c11 are the channels of the pixels of the colour filter array. model holds rows of the co-add from
-// model_y0 on, need says from row need_y0 on where a sample takes part. terms: eight per channel, then the limit of
+// model_y0 on, need says from row need_y0 on where a sample takes part. terms: N_TERMS per channel, then the limit of
 // each and its background.
 extern "C" __global__ void sample_differences(
     const unsigned short* raw, int coded, int use_raw, const float* plain, const long long* hot, int n_hot,
     long long first, int win_h, int win_w, int origin_y, int origin_x, int image_h, int image_w,
     const long long* node_x, const long long* node_y, long long node_offset, int ny, int nx, int map_y0, int map_x0,
-    int shift, int c00, int c01, int c10, int c11, const float* terms, int term_offset, int n_channels,
+    int shift, int c00, int c01, int c10, int c11, const float* terms, int term_offset, int n_channels, int use_surface,
     float blur, const float* model, int model_h, int width, int model_y0, const unsigned char* need, int need_h, int need_y0,
     float* out)
 {
@@ -97,11 +98,12 @@ extern "C" __global__ void sample_differences(
     float across = (float)(image_w - 1) * (float)(image_w - 1), down = (float)(image_h - 1) * (float)(image_h - 1);
     float diagonal = max(across + down, 1.0f);
     float q2 = across / diagonal * (u * u) + down / diagonal * (t * t);
-    const float* term = terms + term_offset + 8 * c;
+    const float* term = terms + term_offset + N_TERMS * c;
     float scaled = term[0] * sample * (1.0f + q2 * (term[4] + q2 * term[5]));
     float sky = term[1] + term[2] * u + term[3] * t + q2 * (term[6] + q2 * term[7]);
+    if (use_surface) sky += surface_value(term + 8, u, t);
     float difference = scaled + sky - value;
-    const float* limit = terms + term_offset + 8 * n_channels;
+    const float* limit = terms + term_offset + N_TERMS * n_channels;
     float span = high - low, light = max(value - limit[n_channels + c], 0.0f);
     float allowed = min(RANGE_SHARE * span, LIGHT_SHARE * light + FLANK_SHARE * span);
     // A missing tap, sample or channel makes it NaN, which fails.

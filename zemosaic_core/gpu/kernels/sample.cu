@@ -6,6 +6,7 @@
 // everything after it is float32. LANCZOS selects the 6 x 6 taps.
 #include "tiles.cuh"
 #include "lattice.cuh"
+#include "surface.cuh"
 #ifndef LANCZOS
 #define LANCZOS 0
 #endif
@@ -87,7 +88,7 @@ extern "C" __global__ void sample_source(
     const float* planes, int n_channels, int win_h, int win_w, int origin_y, int origin_x, int image_h, int image_w,
     const long long* node_x, const long long* node_y, long long node_offset, int ny, int nx, int map_y0, int map_x0,
     int shift, int block_y, int y0, int y1, int x0, int x1, const float* table, const float* terms, int term_offset,
-    int use_radial, float feather, const float* weight_map, int use_map,
+    int use_radial, int use_surface, float feather, const float* weight_map, int use_map,
     const long long* bases, const int* counts, const int* slots, long long slot_start, int tile_y, int tile_x,
     int tiles_x, float* values, long long plane, float* maps, int write_weight)
 {
@@ -166,7 +167,7 @@ extern "C" __global__ void sample_source(
 #endif
         bool whole = finite_value(value);
         if (!whole) value = bounded_taps(here, dx, dy, fx, fy);
-        const float* term = terms + term_offset + 8 * c;
+        const float* term = terms + term_offset + N_TERMS * c;
         float sky = term[1];
         if (term[2] != 0.0f || term[3] != 0.0f) sky = term[1] + term[2] * u + term[3] * t;
         float scaled = term[0] * value;
@@ -175,6 +176,7 @@ extern "C" __global__ void sample_source(
             sky = term[1] + term[2] * u + term[3] * t + q * (term[6] + q * term[7]);
         }
         value = finite_value(value) ? scaled + sky : MISSING;
+        if (use_surface) value += surface_value(term + 8, u, t);
         values[place + c * plane] = !finite_value(value) ? MISSING : whole ? value : with_bound(value);
     }
 }

@@ -1,0 +1,82 @@
+"""The sky's part of the report page, drawn from made-up facts."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from zemosaic_io.report_sky import sky_section
+
+
+def text(key: str, **values: object) -> str:
+    return f"{key}({', '.join(f'{k}={v}' for k, v in values.items())})"
+
+
+def facts(**more: object) -> dict[str, object]:
+    channel = {
+        "assurance": "night",
+        "gauge_used": True,
+        "conflict": False,
+        "sigma_tilt_adu": [3.0, 4.0],
+        "sigma_bowl_adu": [1.0, 0.5, 2.0],
+        "background_adu": 900.0,
+        "empty_share": 0.6,
+        "glow": [[10.0, 1.0, -1.0], [12.0, 1.0, -1.0]],
+        "residual_adu": [1.5, 1.7],
+        "overlaps": [[0, 1, 40, 0.3], [0, 2, 25, -0.2]],
+        "removed_quadric": [0.0, 3.0, -1.0, 0.5, 0.0, 0.2],
+        "quadric_centre_xy": [50.0, 40.0],
+        **more,
+    }
+    sky = {
+        "model": True,
+        "site": "sky_site_header",
+        "hours": [0.0, 1.0],
+        "flat": {"applied": True, "nu": [-0.04, 0.0], "corner": 0.96, "corner_sigma": 0.002, "stars": 900},
+        "pedestal": {"adu": [410.0] * 3, "sigma_adu": [20.0] * 3, "measured": True},
+        "mosaic_origin_xy": [0, 0],
+        "channels": [channel] * 3,
+    }
+    return {"sky": sky, "mosaic": {"width": 100, "height": 80}}
+
+
+def figures(page: str) -> dict[str, str]:
+    found = re.findall(r"<figure>(.*?)<figcaption>([a-z_.]+)", page, re.DOTALL)
+    return {caption: picture for picture, caption in found}
+
+
+def test_everything_known_of_the_sky_has_its_picture():
+    drawn = figures(sky_section(facts(), text))
+    assert set(drawn) == {
+        "report.sky_glow",
+        "report.sky_residuals",
+        "report.sky_overlaps",
+        "report.sky_flat_applied",
+        "report.sky_removed",
+        "report.sky_uncertainty",
+    }
+    assert drawn["report.sky_overlaps"].count("<circle") == 2 * 3
+    # One line up and one down per channel.
+    assert drawn["report.sky_uncertainty"].count("<polyline") == 2 * 3
+
+
+def test_uncertainty_reaches_tilt_and_bowl_at_the_edge():
+    line = re.search(r'points="([^"]+)"', figures(sky_section(facts(), text))["report.sky_uncertainty"])
+    assert line
+    heights = [float(point.split(",")[1]) for point in line[1].split()]
+    # Zero in the middle, the same at both edges.
+    assert heights[0] == heights[-1] == min(heights)
+    assert heights[20] == max(heights)
+
+
+def test_what_is_not_known_is_not_drawn():
+    drawn = figures(sky_section(facts(sigma_tilt_adu=[None, 4.0], overlaps=[]), text))
+    assert not {"report.sky_uncertainty", "report.sky_overlaps"} & set(drawn)
+
+
+@pytest.mark.parametrize(("measured", "key"), [(True, "measured"), (False, "guessed")])
+def test_the_pedestal_says_where_it_comes_from(measured, key):
+    known = facts()
+    known["sky"]["pedestal"]["measured"] = measured
+    assert f"report.sky_pedestal_{key}(level=410, error=20)" in sky_section(known, text)

@@ -105,6 +105,7 @@ class Night:
 @pytest.fixture
 def solved(tmp_path, monkeypatch):
     """Return a function that solves a night with the solvers given, and what was said about it."""
+    monkeypatch.setenv("ZEMOSAIC_ASTAP_BACKOFF_SEC", "0.01")
 
     def solve(night, *solvers, resumes="", report=None):
         events = []

@@ -969,42 +969,6 @@ def test_a_night_moved_with_its_state_is_not_measured_again(raw, reference, tmp_
         assert_same(pictures(again), reference)
 
 
-def test_what_was_solved_before_a_kill_is_not_solved_again(unsolved, tmp_path, monkeypatch):
-    """Whenever the kill comes: at every step what was found before it is there."""
-    from zemosaic_pipeline import frame_matching, solve_frames
-
-    asked: list[str] = []
-    real = solve_frames.solve_with_chain, frame_matching.match_frame
-
-    def solving(request, *args, **kwargs):
-        asked.append(str(request.path))
-        return real[0](request, *args, **kwargs)
-
-    def matching(task):
-        asked.append(str(task[1].tobytes()))
-        return real[1](task)
-
-    monkeypatch.setattr(solve_frames, "solve_with_chain", solving)
-    monkeypatch.setattr(frame_matching, "match_frame", matching)
-    few = tmp_path / "raw"
-    few.mkdir()
-    for path in (*sorted(unsolved.iterdir())[:2], *sorted(unsolved.iterdir())[4:6]):
-        shutil.copy2(path, few)
-    for _ in range(12):
-        before = len(asked)
-
-        def found_one_or_all(event, before=before):
-            is_progress = isinstance(event, PhaseProgress) and event.phase == "phase1_prepare"
-            is_solved = isinstance(event, PhaseStarted) and event.phase == "phase2_group"
-            return is_solved or (is_progress and len(asked) > before)
-
-        killed_run(few, tmp_path / "out", found_one_or_all, monkeypatch, **UNSOLVED)
-        if len(asked) == before:
-            break
-    assert len(asked) >= 4
-    assert len(asked) == len(set(asked))
-
-
 NONSENSE = (
     5, [], "text", {"wrong": 1}, {"wcs_cards": {"CTYPE1": 5}}, {"rms_px": "x", "n_matched": None}, {"path": 7}, True,
 )  # fmt: skip

@@ -17,12 +17,14 @@ from zemosaic_io.sealed_arrays import save_sealed
 from zemosaic_io.solvers.base import Availability, SolveOutcome, failed
 from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_io.star_catalogue import catalogue_stars_near
-from zemosaic_pipeline import solve_frames
+from zemosaic_pipeline import frame_matching, solve_frames
 from zemosaic_pipeline.context import CancelToken, RunContext
+from zemosaic_pipeline.events import PhaseProgress
 from zemosaic_pipeline.measure import STAR_COLUMNS
 from zemosaic_pipeline.phase1_prepare import Prepared
 from zemosaic_pipeline.plan import SolveOptions
 from zemosaic_pipeline.records import Frame, FrameMeasure
+from zemosaic_pipeline.solve_memory import SolveMemory
 
 SHAPE_HW = (640, 480)
 # Many bright stars, so that the catalogue can speak; and a place where it knows next to none in such a field.
@@ -103,12 +105,18 @@ class Night:
 @pytest.fixture
 def solved(tmp_path, monkeypatch):
     """Return a function that solves a night with the solvers given, and what was said about it."""
+    monkeypatch.setenv("ZEMOSAIC_ASTAP_BACKOFF_SEC", "0.01")
 
-    def solve(night, *solvers, resumes=""):
+    def solve(night, *solvers, resumes="", report=None):
         events = []
         monkeypatch.setattr(solve_frames, "make_solvers", lambda options: list(solvers))
         context = RunContext(
-            tmp_path / "out", report=events.append, cancel=CancelToken(), policy=None, workers=1, threads=1
+            tmp_path / "out",
+            report=report or events.append,
+            cancel=CancelToken(),
+            policy=None,
+            workers=1,
+            threads=1,
         )
         context.resumes = resumes
         solve.run_id = context.run_id
@@ -229,3 +237,43 @@ def test_what_was_looked_for_in_vain_before_a_kill_is_not_looked_for_again(tmp_p
         assert set(found) == {"good.fit"}
     solved(night, fast, slow)
     assert len(slow.asked) == 2 * asked[0]
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def test_what_was_solved_before_a_kill_is_not_solved_again(tmp_path, solved, monkeypatch):
+    """Whenever the kill comes: of every answer that was there before it, none is asked for again."""
+    night = Night(tmp_path, RICH)
+    for i in range(2):
+        night.add(f"a{i}.fit").add(f"b{i}.fit", offset_deg=(0.0, 0.2))
+    solver = Scripted("EMBEDDED", dict(night.cards))
+    matched: list[bytes] = []
+    real = frame_matching.match_frame
+
+    def match_frame(task):
+        matched.append(b"".join(stars.tobytes() for stars in (*task[0], task[1])))
+        return real(task)
+
+    monkeypatch.setattr(frame_matching, "match_frame", match_frame)
+    # A process that is killed writes nothing at its end.
+    monkeypatch.setattr(SolveMemory, "save", lambda self: None)
+    n_killed = 0
+    for _ in range(20):
+        before = len(solver.asked) + len(matched)
+
+        def die_after_one_more(event, before=before):
+            if isinstance(event, PhaseProgress) and len(solver.asked) + len(matched) > before:
+                raise Killed
+
+        try:
+            found, _ = solved(night, solver, report=die_after_one_more)
+            break
+        except Killed:
+            n_killed += 1
+    assert n_killed >= 3
+    assert places_are_right(night, found)
+    assert len(found) == 4
+    assert len(set(solver.asked)) == len(solver.asked)
+    assert len(set(matched)) == len(matched)

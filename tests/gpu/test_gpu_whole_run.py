@@ -35,7 +35,9 @@ def night(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_cpu(night, tmp_path_factory):
-    return run_hierarchical_mosaic(night.folder, tmp_path_factory.mktemp("cpu"), gpu_mode="off")
+    return run_hierarchical_mosaic(
+        night.folder, tmp_path_factory.mktemp("cpu"), gpu_mode="off", cfa_refine="off"
+    )
 
 
 def science(result) -> np.ndarray:
@@ -52,13 +54,16 @@ def assert_same_mosaic(gpu, cpu):
     assert (difference > 1e-2 * noise).mean() < 1e-4  # pixels where a tie of the rejection went the other way
 
 
-def run_on(device, night, output, mode):
+def run_on(device, night, output, mode, *, refine="off"):
     with seam.install(device):
-        result = run_hierarchical_mosaic(night.folder, output, gpu_mode=mode, use_gpu_phase5=True)
-    return result, check_ledger(output, result.report["gpu"])
+        result = run_hierarchical_mosaic(
+            night.folder, output, gpu_mode=mode, use_gpu_phase5=True, cfa_refine=refine
+        )
+    names = {"stack", "assemble"} if refine == "off" else {"stack", "refine", "assemble"}
+    return result, check_ledger(output, result.report["gpu"], names)
 
 
-def check_ledger(output, told):
+def check_ledger(output, told, names):
     """Check that the ledger accounts for every row once, and says what the report says; return its records."""
     lines = (output / "gpu_ledger.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
@@ -68,7 +73,7 @@ def check_ledger(output, told):
     assert kinds[0] == "probe"
     assert kinds[-1] == "summary"
     assert kinds.count("decision") >= kinds.count("operation")
-    assert set(shares) == set(told["operations"]) == {"stack", "assemble"}
+    assert set(shares) == set(told["operations"]) == names
     operations = [record for record in records if record["kind"] == "operation"]
     for op, share in shares.items():
         operation = told["operations"][op]
@@ -123,6 +128,22 @@ def test_a_run_on_a_card_of_8_gb(on_card, on_cpu):
         line["key"] for line in result.report["gpu"]["lines"]
     }
     assert {"probe", "decision", "operation", "parity", "summary"} <= {r["kind"] for r in records}
+
+
+def test_the_second_pass_runs_on_the_card_too(tmp_path):
+    night = write_demo_night(
+        tmp_path / "raw",
+        panels=(1, 1),
+        frames_per_panel=9,
+        shape_hw=(300, 280),
+        with_wcs=True,
+        bad_frames=False,
+    )
+    cpu = run_hierarchical_mosaic(night.folder, tmp_path / "cpu", gpu_mode="off")
+    device = SimulatedDevice(8 * GIB)
+    result, _ = run_on(device, night, tmp_path / "gpu", "require", refine="auto")
+    check_all_on_card(device, result, cpu)
+    assert [tile["refine"] for tile in result.report["tiles"]] == ["refine_on"]
 
 
 def test_a_run_on_a_card_of_1_gb_with_memory_running_out(night, on_card, on_cpu, tmp_path):

@@ -241,26 +241,36 @@ def refine_sources(
 class _TileRows:
     """The rows of a co-add, as the second pass reads them, and the tile that it writes."""
 
-    def __init__(self, out: StreamingFits, final: StreamingFits, with_variance: bool) -> None:
+    def __init__(
+        self, out: StreamingFits, final: StreamingFits, n_channels: int, with_variance: bool
+    ) -> None:
         self._out = out
+        self._n_channels = n_channels
         self._final = final
         self._with_variance = with_variance
 
     def read(self, y0: int, y1: int) -> CoaddRows:
         variance = np.asarray(self._out.read_rows(y0, y1, ext="VARIANCE")) if self._with_variance else None
+        image = np.array(self._out.read_rows(y0, y1))
+        # Lower bounds are no model of the light around them.
+        image[self._clipped(y0, y1)] = np.nan
         return CoaddRows(
-            np.asarray(self._out.read_rows(y0, y1)),
+            image,
             np.asarray(self._out.read_rows(y0, y1, ext="WEIGHT")),
             np.asarray(self._out.read_rows(y0, y1, ext="COVERAGE")),
             variance,
         )
 
+    def _clipped(self, y0: int, y1: int) -> np.ndarray:
+        """Where a channel holds a lower bound only, (C, h, w) bool."""
+        bits = np.asarray(self._out.read_rows(y0, y1, ext="CLIPPED"))
+        return np.stack([bits >> channel & 1 for channel in range(self._n_channels)]).astype(bool)
+
     def write(self, y0: int, image: np.ndarray, variance: np.ndarray | None) -> None:
         y1 = y0 + image.shape[-2]
         bits = np.asarray(self._out.read_rows(y0, y1, ext="CLIPPED"))
-        # A lower bound stays one: what the samples beside it differ from it says nothing of the light.
-        cut = np.stack([bits >> channel & 1 for channel in range(len(image))]).astype(bool)
-        self._final.write_rows(y0, np.where(cut, np.asarray(self._out.read_rows(y0, y1)), image))
+        known = np.where(self._clipped(y0, y1), np.asarray(self._out.read_rows(y0, y1)), image)
+        self._final.write_rows(y0, known)
         self._final.write_rows(y0, bits, ext="CLIPPED")
         self._final.write_rows(y0, np.asarray(self._out.read_rows(y0, y1, ext="COVERAGE")), ext="COVERAGE")
         if variance is not None:
@@ -293,6 +303,6 @@ def refine_tile(
         As the co-add.
     """
     refine_on_grid(
-        store, sources, shape_hw, _TileRows(out, final, with_variance), noise,
+        store, sources, shape_hw, _TileRows(out, final, len(noise.variance), with_variance), noise,
         scale=scale, budget_bytes=budget_bytes, policy=policy, threads=threads, on_rows=on_rows, cancel=cancel,
     )  # fmt: skip

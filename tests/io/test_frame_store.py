@@ -9,7 +9,7 @@ from astropy.io import fits
 
 from zemosaic_core.cfa import CfaColour, debayer
 from zemosaic_core.errors import RunFailed, SkipItem
-from zemosaic_core.hot_pixels import repair_cfa
+from zemosaic_core.hot_pixels import repair_cfa, repair_mono
 from zemosaic_core.weights import make_radial_weight_map
 from zemosaic_io.calibration_sets import CalibrationSet, save_set
 from zemosaic_io.fits_write import write_image
@@ -118,7 +118,7 @@ def test_calibrated_mono_frames(write_cfa, calibration):
     made, used = calibration
     path, data = write_cfa(BAYERPAT=None, INSTRUME="A mono camera")
     store = FrameStore({0: read_frame_info(path)}, {0: HOT}, calibrations={0: used})
-    samples = repair_cfa((data.astype(np.float32) - made.offset) * made.inverse_flat, HOT)
+    samples = repair_mono((data.astype(np.float32) - made.offset) * made.inverse_flat, HOT)
     for y0, y1, x0, x1 in WINDOWS:
         np.testing.assert_array_equal(store.read(0, y0, y1, x0, x1), samples[None, y0:y1, x0:x1])
     assert store.read_raw(0, 0, 5) is None

@@ -17,6 +17,7 @@ SHAPE = (40, 23)
 EXTENSIONS = [
     ("COVERAGE", SHAPE, np.uint16),
     ("WEIGHT", SHAPE, np.float32),
+    ("CLIPPED", SHAPE, np.uint8),
     ("VARIANCE", (3, *SHAPE), np.float32),
 ]
 

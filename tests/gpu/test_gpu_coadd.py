@@ -14,6 +14,7 @@ from gpu_cases import FakePixels, assert_blocks_agree, make_sources, stitch
 from simulated_device import COMPILER, CUDARuntimeError, SimulatedDevice
 
 from zemosaic_core.cfa import CFA_PATTERNS, CfaColour, debayer
+from zemosaic_core.clipped_light import BOUND_MARK
 from zemosaic_core.coadd import _finish_sums, coadd_block, rows_per_pass
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu import coadd, combine, kernels, ladder, reader, windows
@@ -448,7 +449,7 @@ def test_wrong_columns_of_a_card_are_not_in_the_result(restarts, monkeypatch):
     assert_blocks_agree(stitch(blocks), cpu)
     (fallback,) = [record for record in records if record["kind"] == "fallback"]
     assert (fallback["reason"], fallback["scope"], fallback["level"]) == ("wrong_results", "run", "WARN")
-    assert fallback["rows"][0] == (0 if restarts else 17)
+    assert fallback["rows"][0] == (0 if restarts else blocks[0].image.shape[1])
 
 
 @pytest.mark.parametrize("most", [1, 3])
@@ -487,7 +488,8 @@ def test_counts_do_not_wrap(rule):
     sums = np.full((5, 1, 1, 3), 70_000.0)
     image, weight, variance = (np.empty((1, 1, 3), np.float32) for _ in range(3))
     coverage = np.zeros((1, 3), np.uint16)
-    _finish_sums(sums, counts, image, weight, variance, coverage)
+    bounds, clipped = np.full((1, 1, 3), BOUND_MARK, np.int32), np.zeros((1, 1, 3), np.uint16)
+    _finish_sums(sums, counts, bounds, clipped, image, weight, variance, coverage)
     assert (coverage == 65_535).all()
     assert (image == 1).all()
 

@@ -141,7 +141,7 @@ def test_64_bit_places_in_large_pools():
     text = kernels.source("combine")
     assert "base + ((long long)row * n + slot) * TILE_W + col" in text
     assert "#define STRIDE ((long long)gridDim.x * THREADS)" in text
-    assert text.count("(long long)k * TILE_W") == 5
+    assert text.count("(long long)k * TILE_W") == 6
 
 
 def test_a_card_whose_float64_is_slow_does_not_need_it():

@@ -82,7 +82,8 @@ def fit_drift(ra_deg: np.ndarray, dec_deg: np.ndarray, pm_ra: np.ndarray, pm_dec
         (`DRIFT_TERMS`,) mas/yr; of the many equivalent ones the shortest vector.
     """
     east, north = _drift_design(ra_deg, dec_deg)
-    return np.linalg.lstsq(np.vstack([east, north]), np.concatenate([pm_ra, pm_dec]), rcond=1e-9)[0]
+    found = np.linalg.lstsq(np.vstack([east, north]), np.concatenate([pm_ra, pm_dec]), rcond=1e-9)
+    return np.asarray(found[0])
 
 
 def _tangents(ra_deg: np.ndarray, dec_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.sources import CoaddBlock, CoaddSource, SampleNoise
 from zemosaic_core.weights import frame_weights
-from zemosaic_io.fits_write import StreamingFits
+from zemosaic_io.fits_write import ExtensionSpec, StreamingFits
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_io.manifest import Manifest, make_folder
@@ -299,9 +299,13 @@ def create_tile(
         clip_levels=masks.clip_levels,
         masked=masks.spans,
     )
-    extensions = [("COVERAGE", shape, np.uint16), ("WEIGHT", shape, np.float32), ("CLIPPED", shape, np.uint8)]
+    extensions = [
+        ExtensionSpec("COVERAGE", shape, np.uint16),
+        ExtensionSpec("WEIGHT", shape, np.float32),
+        ExtensionSpec("CLIPPED", shape, np.uint8),
+    ]
     if plan.output.variance:
-        extensions.append(("VARIANCE", (plan.n_channels, *shape), np.float32))
+        extensions.append(ExtensionSpec("VARIANCE", (plan.n_channels, *shape), np.float32))
     rule = replace(plan.stack.rule, noise=sample_noise(frames, weights, terms, plan.stack.kernel))
     refinement = refinement_of(
         sources,

@@ -329,7 +329,7 @@ class _ClassicRun:
             }
             self.mosaic = next(iter(mosaics.values()))
         with self._phase(phase6_export.PHASE):
-            outputs = {}
+            outputs: dict[str, str] = {}
             for number, (name, mosaic) in enumerate(mosaics.items()):
                 written = phase6_export.run(mosaic, plan.output, context)
                 # The mosaic of most frames is the result; the others stand beside it.

@@ -143,7 +143,7 @@ def test_demo_refuses_what_makes_no_night(tmp_path):
 
 def test_demo_command_runs_what_it_wrote(tmp_path, written, monkeypatch):
     asked = []
-    monkeypatch.setattr(commands, "follow_run", lambda settings, *_: asked.append(settings) or 0)
+    monkeypatch.setattr(commands, "follow_run", lambda settings, *_, **__: asked.append(settings) or 0)
     assert run_zemosaic.main(["demo", str(tmp_path / "d"), "--frames", "3", "--quiet"]) == 0
     assert asked[0].input_dir == str(tmp_path / "d" / "frames")
     assert asked[0].output_dir == str(tmp_path / "d" / "mosaic")

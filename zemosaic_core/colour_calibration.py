@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 __all__ = [
     "MIN_STARS",
@@ -169,6 +168,9 @@ def lonely_stars(
     numpy.ndarray
         bool (n,).
     """
+    # Imported here: processes that measure do not need it.
+    from scipy.spatial import cKDTree
+
     if not len(xy):
         return np.zeros(0, bool)
     tree = cKDTree(all_xy)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 __all__ = [
+    "CATALOGUE_EPOCH",
     "Site",
     "airmass",
     "horizontal",
@@ -27,6 +28,8 @@ __all__ = [
     "van_rhijn",
 ]
 
+# Julian year of the places in the star catalogue that comes with the program.
+CATALOGUE_EPOCH = 2000.0
 _J2000 = 2451545.0
 _EARTH_RADIUS_KM = 6378.0
 _AIRGLOW_HEIGHT_KM = 90.0

@@ -6,10 +6,8 @@ import numpy as np
 
 from zemosaic_core.sphere import ra_dec, unit_vectors
 
-__all__ = ["CATALOGUE_EPOCH", "DRIFT_TERMS", "StarDrift", "fit_drift", "moved"]
+__all__ = ["DRIFT_TERMS", "StarDrift", "fit_drift", "moved"]
 
-# Julian year of the places in the catalogue that comes with the program.
-CATALOGUE_EPOCH = 2000.0
 _MAS_PER_RADIAN = 180.0 * 3600e3 / np.pi
 DRIFT_TERMS = 30
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zemosaic_core.errors import SkipItem
-from zemosaic_core.night_sky import julian_year
-from zemosaic_core.proper_motion import CATALOGUE_EPOCH
+from zemosaic_core.night_sky import CATALOGUE_EPOCH, julian_year
 from zemosaic_io.compressed_tiles import check_compressed
 from zemosaic_io.fits_cards import HduInfo, is_celestial_key, iter_hdus
 from zemosaic_io.header_values import PATTERNS, angle_deg, known_telescope, stated_pattern

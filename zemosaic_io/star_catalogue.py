@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from zemosaic_core.errors import RunFailed
+from zemosaic_core.night_sky import CATALOGUE_EPOCH
 from zemosaic_core.plate_solve import CatalogueStars
-from zemosaic_core.proper_motion import CATALOGUE_EPOCH, StarDrift, moved
+from zemosaic_core.proper_motion import StarDrift, moved
 from zemosaic_core.sphere import unit_vectors
 
 __all__ = [

@@ -14,7 +14,7 @@ from zemosaic_core.colour_calibration import (
     lonely_stars,
     solve_colours,
 )
-from zemosaic_core.proper_motion import CATALOGUE_EPOCH
+from zemosaic_core.night_sky import CATALOGUE_EPOCH
 from zemosaic_core.sphere import image_geometry
 from zemosaic_core.statistics import mad_sigma
 from zemosaic_io.star_catalogue import open_built_in_catalogue

@@ -35,11 +35,17 @@ _IN_THE_SKY = 0.5
 
 
 def run(
-    frames: Sequence[RegisteredFrame], options: MeasureOptions, context: RunContext, phase: str
+    frames: Sequence[RegisteredFrame],
+    options: MeasureOptions,
+    context: RunContext,
+    phase: str,
+    *,
+    with_trails: bool,
 ) -> tuple[tuple[RegisteredFrame, ...], PixelMasks]:
     """Return the frames to keep, with the cells that are covered, and the masks of their pixels.
 
-    Frames that are mostly covered are left out.
+    Frames that are mostly covered are left out. Trails are masked only where a user wants outliers rejected, and
+    where other frames can take their place.
     """
     levels = _clip_levels(frames)
     covered = [np.zeros((0, 0), bool)] * len(frames)
@@ -72,7 +78,7 @@ def run(
         context.say(
             "run_info_covered", frames=len(partly), example=Path(path).name, percent=round(100 * share)
         )
-    trails = _trail_spans(kept, [chains[i] for i in still])
+    trails = _trail_spans(kept, [chains[i] for i in still]) if with_trails and len(kept) > 2 else {}
     for index, found in trails.items():
         spans.setdefault(index, []).append(found)
     if trails:

@@ -347,7 +347,7 @@ def resolve(
             settings.cluster_orientation_split_deg,
             settings.cluster_target_groups,
             settings.max_raw_per_master_tile,
-            settings.split_by_filter,
+            split_by_filter=settings.split_by_filter,
             preplanned=tuple(tuple(group) for group in preplanned),
         ),
         grid=GridOptions(

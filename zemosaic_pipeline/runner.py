@@ -285,7 +285,13 @@ class _ClassicRun:
         with self._phase(phase4_grid.PHASE):
             placed = phase4_grid.run(solved, plan.grid, context, with_flat=plan.sky.model == "full")
             self._refuse_small_disk(disk_bytes(plan.n_channels, plan.output.variance, placed.grid.shape_hw))
-            open_frames, masks = pixel_masks.run(placed.frames, plan.measure, context, phase4_grid.PHASE)
+            open_frames, masks = pixel_masks.run(
+                placed.frames,
+                plan.measure,
+                context,
+                phase4_grid.PHASE,
+                with_trails=plan.stack.rule.rejection != "none",
+            )
             clear = judge_air(open_frames, plan.measure, context, phase4_grid.PHASE)
             parts = frames_of_filters(clear, names)
             self.placed = placed = replace(placed, frames=tuple(f for same in parts.values() for f in same))

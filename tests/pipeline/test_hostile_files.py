@@ -169,7 +169,7 @@ def test_the_boundary_of_a_frame(tmp_path):
     assert skip.values["path"] == str(tmp_path)
     assert skip.values["reason"] == "Local: decoder lost its way"
     assert "raise_it" in skip.values[TRACEBACK]
-    assert result_or_skip(tmp_path, fail(MemoryError())).values["reason"] == "MemoryError"
+    assert result_or_skip(tmp_path, fail(MemoryError())).key == "frame_no_memory"
     own = SkipItem("frame_empty")
     assert result_or_skip(tmp_path, fail(own)) is own
     with pytest.raises(SaveFailed):
@@ -182,10 +182,10 @@ def test_an_unexpected_error_is_named_in_report_and_log(sky, setups, tmp_path, m
 
     real = measure.measure_arrays
 
-    def sometimes(info, data, options):
+    def sometimes(info, data, options, used):
         if info.path.name == "light_003.fit":
             raise ZeroDivisionError("no sky at all")
-        return real(info, data, options)
+        return real(info, data, options, used)
 
     monkeypatch.setattr(measure, "measure_arrays", sometimes)
     result = run(tmp_path / "raw", tmp_path / "out", exclude_flagged_frames=False)

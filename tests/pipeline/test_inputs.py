@@ -227,7 +227,7 @@ def test_what_cannot_be_used_is_named_and_left_alone(sky, setups, tmp_path):
         "flat_level.fit": "frame_empty",
         "saturated.fit": "frame_empty",
         "all_nan.fit": "frame_empty",
-        "no_stars.fit": "frame_too_few_stars",
+        "no_stars.fit": "frame_dark_content",
         "elsewhere_unsolvable.fit": "frame_unsolved",
     }
     copies = {"copy.fit", "packed_copy.fit.fz", "light_000.fit"}

@@ -211,13 +211,19 @@ def test_the_first_reason_to_stop_counts():
 
 
 @posix
-@pytest.mark.parametrize(("limit", "code", "word"), [("-v 2000000 -n 64", 0, ""), ("-v 700000", 1, "memory")])
+@pytest.mark.parametrize(
+    ("limit", "code", "word"),
+    [
+        ("ulimit -v 2000000 && ulimit -n 64", 0, ""),
+        ("ulimit -v 900000", 1, "memory"),
+    ],
+)
 def test_limits_of_the_shell(raw, tmp_path, limit, code, word):
     """Either there is a mosaic, or one sentence says what was short."""
     if sys.platform != "linux":
         pytest.skip("other systems do not keep these limits")
     done = subprocess.run(
-        f'ulimit {limit} && exec "{sys.executable}" "{ROOT / "run_zemosaic.py"}" run "{raw}" "{tmp_path / "out"}" '
+        f'{limit} && exec "{sys.executable}" "{ROOT / "run_zemosaic.py"}" run "{raw}" "{tmp_path / "out"}" '
         "--gpu off --quiet --set num_processing_workers=2",
         shell=True,
         capture_output=True,

@@ -184,7 +184,8 @@ def test_a_frame_without_stars_is_skipped_with_its_reason(tmp_path):
     fits.writeto(path, flat, header)
     skip = measure_frame((read_frame_info(path), OPTIONS, str(tmp_path / "a.npz")))
     assert isinstance(skip, SkipItem)
-    assert skip.key == "frame_too_few_stars"
+    # As even and as grey as behind a closed shutter.
+    assert skip.key == "frame_dark_content"
     assert not (tmp_path / "a.npz").exists()
 
 
@@ -219,7 +220,8 @@ def stored(tmp_path, **changes):
         "channel_flux": np.ones((3, n), np.float32), "sky": np.ones(3, np.float32), "noise": np.ones(3, np.float32),
         "mesh": np.ones((3, 4, 5), np.float32), "mesh_noise": np.ones((3, 4, 5), np.float32),
         "hot": np.arange(2), "hot_sigma": np.ones(2, np.float32), "ceiling": np.ones((3, 4)),
-        "row_sums": np.ones((1, 30), np.uint32),
+        "row_sums": np.ones((1, 30), np.uint32), "streaks": np.zeros((0, 5), np.float32),
+        "zero_share": np.zeros(1, np.float32),
     }  # fmt: skip
     record = {
         "content_key": "ab", "sky_adu": [1.0, 2.0, 3.0], "noise_adu": [1.0, 2.0, 3.0], "n_stars": n, "fwhm_px": 2.5,

@@ -17,7 +17,7 @@ import numpy as np
 
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.frame_wcs import UnusableWcs, build_frame_wcs
-from zemosaic_core.proper_motion import CATALOGUE_EPOCH
+from zemosaic_core.night_sky import CATALOGUE_EPOCH
 from zemosaic_core.sphere import separation_deg
 from zemosaic_core.stars import StarList
 from zemosaic_io.headers import linear_scale_arcsec

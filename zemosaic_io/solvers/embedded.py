@@ -9,6 +9,7 @@ from typing import Any
 from astropy.wcs import WCS
 
 from zemosaic_core.errors import RunFailed, SkipItem
+from zemosaic_core.night_sky import CATALOGUE_EPOCH
 from zemosaic_core.plate_solve import (
     DetectedStars,
     PlateSolution,
@@ -17,7 +18,6 @@ from zemosaic_core.plate_solve import (
     solve_plate,
     verify_wcs,
 )
-from zemosaic_core.proper_motion import CATALOGUE_EPOCH
 from zemosaic_core.stars import detect_stars
 from zemosaic_io.solvers.base import Availability, Cancel, SolveOutcome, SolveRequest, check_cancel, failed
 from zemosaic_io.star_catalogue import StarCatalogue, open_built_in_catalogue

@@ -355,11 +355,12 @@ def test_worker_says_done_last(raw, tmp_path):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_worker_stops_cleanly_on_a_signal(raw, tmp_path, name):
     number = getattr(signal, name)
+    before = signal.getsignal(number)
     code, said = worker(raw, tmp_path, act=lambda: os.kill(os.getpid(), number), when=after("phase0_survey"))
     assert (code, said[-1][0]) == (130, "PROCESS_ERROR")
     assert json.loads((tmp_path / "run_report.json").read_text())["outcome"].lower() == "cancelled"
     assert leftovers(tmp_path) == []
-    assert signal.getsignal(number) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize(

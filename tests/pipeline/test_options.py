@@ -311,9 +311,9 @@ def test_sky_model(make, plain):
     assert full.header["SKYFROM"] in ("night", "night_and_dark_parts", "assumed_flat")
     level = make(route="direct", sky_model="none")
     assert level.header["SKYMODEL"] == "none"
-    tilt = [np.abs(large_slope(r)).max() for r in (full, make(route="direct"), level)]
+    tilt = [np.abs(large_slope(r)).max() for r in (full, make(route="direct"))]
     # The skies of these frames are tilted: the model leaves less of it than what only compares frames.
-    assert tilt[0] < min(tilt[1:])
+    assert tilt[0] < 0.5 * tilt[1]
 
 
 def large_slope(result: Kept) -> np.ndarray:

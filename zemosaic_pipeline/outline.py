@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 from astropy.wcs import WCS
 
+from zemosaic_core.frame_wcs import UnusableWcs, build_frame_wcs
 from zemosaic_core.grid import Orientation, PixelScaleMode, far_frames, finer_grid, make_grid
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
-from zemosaic_pipeline.frame_wcs import UnusableWcs, build_frame_wcs
 
 __all__ = ["Layout", "Outline", "estimate_canvas", "outline_of_headers", "outline_of_wcs", "spread_in_time"]
 

@@ -22,7 +22,7 @@ from zemosaic_core.raw_defects import ceilings, find_defects
 from zemosaic_core.raw_maxima import find_maxima
 from zemosaic_core.raw_sky import sky_cells
 from zemosaic_io.demo_session import DemoTruth, write_demo_night
-from zemosaic_io.fits_read import read_image, read_image_and_key
+from zemosaic_io.fits_read import read_identified, read_image
 from zemosaic_io.folders import survey_files
 from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_pipeline.measure import MeasureOptions, measure_arrays, measure_frame
@@ -49,7 +49,7 @@ def time_steps(info: FrameInfo, folder: Path, repeats: int) -> None:
     cells = sky_cells(plane)
     is_cfa = info.kind == "cfa"
     steps: dict[str, Callable[[], object]] = {
-        "read and fingerprint": lambda: read_image_and_key(info),
+        "read and fingerprint": lambda: read_identified(info),
         "sky cells": lambda: sky_cells(plane),
         "defects": lambda: find_defects(plane, cells),
         "ceilings": lambda: ceilings(plane),

@@ -37,12 +37,6 @@ __device__ __forceinline__ float curvature(const float* a, int stride, float fx,
     return upper + fy * (lower - upper);
 }
 
-// Is every node around a cell of the lattice defined?
-__device__ __forceinline__ bool whole_cell(const long long* node, int nx)
-{
-    return node[0] != NO_NODE && node[1] != NO_NODE && node[nx] != NO_NODE && node[nx + 1] != NO_NODE;
-}
-
 // One thread per sample of a window, whose first pixel is (origin_y, origin_x) of the image. Raw pixels have no missing
 // ones but the listed bad ones (as in decode.cu); others come as float32 in plain. The lattice tells where a sample lies
 // on the grid; c00 .. c11 are the channels of the pixels of the colour filter array. model holds rows of the co-add from
@@ -61,13 +55,10 @@ extern "C" __global__ void sample_differences(
     long long place = (long long)j * win_w + i;
     out[place] = MISSING;
     int x = origin_x + i, y = origin_y + j;
-    int rel_y = y - map_y0, rel_x = x - map_x0;
-    int a = min(max(rel_y >> shift, 0), ny - 2), b = min(max(rel_x >> shift, 0), nx - 2);
-    int cell_y = rel_y - (a << shift), cell_x = rel_x - (b << shift), bits = NODE_BITS + 2 * shift;
-    const long long* at_x = node_x + node_offset + (long long)a * nx + b;
-    const long long* at_y = node_y + node_offset + (long long)a * nx + b;
-    if (!whole_cell(at_x, nx) || !whole_cell(at_y, nx)) return;
-    long long ox = coordinate(at_x, nx, cell_y, cell_x, shift), oy = coordinate(at_y, nx, cell_y, cell_x, shift);
+    SourcePlace on_grid = source_place(node_x, node_y, node_offset, ny, nx, y - map_y0, x - map_x0, shift);
+    if (!on_grid.defined) return;
+    int bits = on_grid.bits;
+    long long ox = on_grid.x, oy = on_grid.y;
     long long tx = ox >> bits, ty = oy >> bits;
     if (tx < 1 || ty < model_y0 + 1 || tx > width - 3 || ty > model_y0 + model_h - 3) return;
     int ix = (int)tx, iy = (int)ty, row = iy - need_y0;
@@ -125,21 +116,13 @@ extern "C" __global__ void gather_differences(
     if (x >= x1 || y >= y1) return;
     long long place = (long long)(y - block_y) * width + x;
     if (mask[place] == 0.0f) return;
-    int rel_y = y - map_y0, rel_x = x - map_x0;
-    int a = min(max(rel_y >> shift, 0), ny - 2), b = min(max(rel_x >> shift, 0), nx - 2);
-    int cell_y = rel_y - (a << shift), cell_x = rel_x - (b << shift), bits = NODE_BITS + 2 * shift;
-    const long long* at_x = node_x + node_offset + (long long)a * nx + b;
-    const long long* at_y = node_y + node_offset + (long long)a * nx + b;
-    if (!whole_cell(at_x, nx) || !whole_cell(at_y, nx)) return;
-    long long sx = coordinate(at_x, nx, cell_y, cell_x, shift), sy = coordinate(at_y, nx, cell_y, cell_x, shift);
+    SourcePlace from = source_place(node_x, node_y, node_offset, ny, nx, y - map_y0, x - map_x0, shift);
+    if (!from.defined) return;
+    int bits = from.bits;
+    long long sx = from.x, sy = from.y;
     long long right = ((long long)(image_w - 1) << bits) - sx, bottom = ((long long)(image_h - 1) << bits) - sy;
     if (sx < 0 || sy < 0 || right < 0 || bottom < 0) return;
-    float share = 1.0f;
-    if (feather > 0.0f) {
-        long long edge = min(min(sx, right), min(sy, bottom));
-        float ramp = min(((float)(int)(edge >> bits) + fraction(edge, bits) + 1.0f) / feather, 1.0f);
-        share = ramp * ramp * (3.0f - 2.0f * ramp);
-    }
+    float share = feather > 0.0f ? feathered(from, image_h, image_w, feather) : 1.0f;
     int ix = (int)(sx >> bits), iy = (int)(sy >> bits);
     float fx = fraction(sx, bits), fy = fraction(sy, bits);
     for (int q = 0; q < 2; ++q) {

@@ -97,15 +97,10 @@ extern "C" __global__ void sample_source(
     long long place = sample_place(bases[tile], counts[tile], slot, threadIdx.y, threadIdx.x);
     int y = block_y + (tile_y + blockIdx.y) * TILE_H + threadIdx.y, x = (tile_x + blockIdx.x) * TILE_W + threadIdx.x;
 
-    // Where the lattice says this pixel comes from; outside the lattice its outermost cell goes on.
-    int rel_y = y - map_y0, rel_x = x - map_x0;
-    int j = min(max(rel_y >> shift, 0), ny - 2), i = min(max(rel_x >> shift, 0), nx - 2);
-    int cell_y = rel_y - (j << shift), cell_x = rel_x - (i << shift), bits = NODE_BITS + 2 * shift;
-    const long long* at_x = node_x + node_offset + (long long)j * nx + i;
-    const long long* at_y = node_y + node_offset + (long long)j * nx + i;
-    bool inside = y >= y0 && y < y1 && x >= x0 && x < x1
-               && at_x[0] != NO_NODE && at_x[1] != NO_NODE && at_x[nx] != NO_NODE && at_x[nx + 1] != NO_NODE;
-    long long sx = coordinate(at_x, nx, cell_y, cell_x, shift), sy = coordinate(at_y, nx, cell_y, cell_x, shift);
+    SourcePlace from = source_place(node_x, node_y, node_offset, ny, nx, y - map_y0, x - map_x0, shift);
+    bool inside = y >= y0 && y < y1 && x >= x0 && x < x1 && from.defined;
+    int bits = from.bits;
+    long long sx = from.x, sy = from.y;
     int ix = (int)(sx >> bits), iy = (int)(sy >> bits);
     int last_x = origin_x + win_w - 1, last_y = origin_y + win_h - 1;
     float fx = fraction(sx, bits), fy = fraction(sy, bits);
@@ -116,13 +111,7 @@ extern "C" __global__ void sample_source(
 
     if (write_weight) {
         float weight = inside ? 1.0f : 0.0f;
-        if (inside && feather > 0.0f) {
-            long long right = ((long long)(image_w - 1) << bits) - sx, bottom = ((long long)(image_h - 1) << bits) - sy;
-            long long edge = min(min(sx, right), min(sy, bottom));
-            float ramp = ((float)(int)(edge >> bits) + fraction(edge, bits) + 1.0f) / feather;
-            ramp = ramp > 1.0f ? 1.0f : ramp;
-            weight = ramp * ramp * (3.0f - 2.0f * ramp);
-        }
+        if (inside && feather > 0.0f) weight = feathered(from, image_h, image_w, feather);
         if (inside && use_map) weight *= four_taps(weight_map + base, dx, dy, fx, fy);
         inside = weight > 0.0f && finite_value(weight);
         maps[place] = inside ? weight : 0.0f;

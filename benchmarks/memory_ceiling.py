@@ -21,6 +21,7 @@ import psutil
 from astropy.io import fits
 
 from zemosaic_io.demo_session import write_demo_night
+from zemosaic_pipeline.resource_watch import private_bytes
 
 ROOT = Path(__file__).parent.parent
 SHAPE_HW = (300, 400)
@@ -41,22 +42,6 @@ def write_night(folder: Path, n: int) -> None:
         fits.PrimaryHDU(noisy, header).writeto(folder / "raw" / f"light_{number:05d}.fit")
 
 
-def private_bytes_of(process: psutil.Process) -> int:
-    """Return what a process and its children have for themselves."""
-    total = 0
-    try:
-        family = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0
-    for member in family:
-        try:
-            info = member.memory_info()
-        except psutil.NoSuchProcess:
-            continue
-        total += info.rss - getattr(info, "shared", 0)
-    return total
-
-
 def peak_of_run(raw: Path, out: Path, limit_mb: int, processes: int) -> tuple[int, int, float, str]:
     """Return exit code, peak in bytes, seconds and the last words of a run."""
     settings = {
@@ -73,7 +58,7 @@ def peak_of_run(raw: Path, out: Path, limit_mb: int, processes: int) -> tuple[in
         run = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT)
         watched = psutil.Process(run.pid)
         while run.poll() is None:
-            peak = max(peak, private_bytes_of(watched))
+            peak = max(peak, private_bytes(watched))
             time.sleep(0.1)
         output.seek(0)
         said = output.read().decode("utf-8", "replace")

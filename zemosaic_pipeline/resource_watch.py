@@ -18,16 +18,20 @@ LEAST_DISK_BYTES = 20_000_000
 _DISK_EVERY = 5
 
 
-def private_bytes() -> int:
-    """Memory of this process and its children that is theirs alone.
+def private_bytes(process: psutil.Process | None = None) -> int:
+    """Memory of a process, by default this one, and its children that is theirs alone; 0 when it has ended.
 
     File-backed pages are left out: a memory-mapped FITS file is the system's cache, not ours.
     """
     total = 0
-    me = psutil.Process()
-    for process in (me, *me.children(recursive=True)):
+    first = process or psutil.Process()
+    try:
+        family = [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for member in family:
         try:
-            info = process.memory_info()
+            info = member.memory_info()
         except psutil.NoSuchProcess:
             continue
         total += info.rss - getattr(info, "shared", 0)

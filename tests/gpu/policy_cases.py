@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from zemosaic_core.gpu import device as seam
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.terms import GpuStatus, Reason
 from zemosaic_gpu_policy import GpuPolicy
+from zemosaic_io.gpu_files import device_lease
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 64
@@ -23,6 +27,26 @@ def workload(op="square", **changes) -> Workload:
     row = WIDTH * 4
     fields = {"rows": ROWS, "buffers": (Buffer("in", per_row=row), Buffer("out", per_row=row)), "min_rows": 4}
     return Workload(op, **(fields | changes))
+
+
+@contextmanager
+def held_by_another_run(uuid: str) -> Iterator[None]:
+    """A card that is another run's turn all the while."""
+    taken, done = threading.Event(), threading.Event()
+
+    def other_run():
+        with device_lease(uuid, timeout_s=5):
+            taken.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=other_run)
+    thread.start()
+    assert taken.wait(5)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def gpu_body(device, y0, y1, next_rows):

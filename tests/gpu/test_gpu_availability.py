@@ -15,7 +15,17 @@ from types import SimpleNamespace
 
 import pytest
 from fake_cupy import Card
-from policy_cases import ROOT, ROWS, Collected, cpu_body, gpu_body, make_policy, run, workload
+from policy_cases import (
+    ROOT,
+    ROWS,
+    Collected,
+    cpu_body,
+    gpu_body,
+    held_by_another_run,
+    make_policy,
+    run,
+    workload,
+)
 from simulated_device import CUDARuntimeError, SimulatedDevice
 
 import zemosaic_gpu_policy as policy_module
@@ -447,21 +457,8 @@ def test_another_runs_card_is_waited_for_once(install, monkeypatch):
     policy = make_policy()
     assert policy.status.ok
     monkeypatch.setattr(policy_module, "device_lease", counted)
-    taken, done = threading.Event(), threading.Event()
-
-    def other_run():
-        with real(device.info.uuid, timeout_s=5):
-            taken.set()
-            done.wait(30)
-
-    thread = threading.Thread(target=other_run)
-    thread.start()
-    assert taken.wait(5)
-    try:
+    with held_by_another_run(device.info.uuid):
         assert [run(policy).decision.reason for _ in range(3)] == [Reason.LEASE_TIMEOUT] * 3
-    finally:
-        done.set()
-        thread.join()
     assert waits == [0.2, 0.0, 0.0]
     assert run(policy).gpu_rows == ROWS
 

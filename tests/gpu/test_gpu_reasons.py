@@ -6,14 +6,13 @@ import json
 import multiprocessing
 import re
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_cupy import Card
-from policy_cases import Collected, cpu_body, gpu_body, make_policy, workload
+from policy_cases import Collected, cpu_body, gpu_body, held_by_another_run, make_policy, workload
 from simulated_device import COMPILER, CUDARuntimeError, SimulatedDevice
 
 import zemosaic_gpu_policy as policy_module
@@ -23,7 +22,6 @@ from zemosaic_core.gpu import device as seam
 from zemosaic_core.gpu import probe
 from zemosaic_core.gpu.terms import CALM_REASONS, Audit, Parity, Reason
 from zemosaic_io import gpu_probe
-from zemosaic_io.gpu_files import device_lease
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
 
@@ -169,21 +167,8 @@ def probe_crashed(bench):
 def lease_timeout(bench):
     device = bench.card()
     bench.monkeypatch.setattr(policy_module, "LEASE_TIMEOUT_SECONDS", 0.1)
-    taken, done = threading.Event(), threading.Event()
-
-    def other_run():
-        with device_lease(device.info.uuid, timeout_s=5):
-            taken.set()
-            done.wait(30)
-
-    thread = threading.Thread(target=other_run)
-    thread.start()
-    assert taken.wait(5)
-    try:
+    with held_by_another_run(device.info.uuid):
         bench.run()
-    finally:
-        done.set()
-        thread.join()
 
 
 def insufficient_memory(bench):

@@ -105,7 +105,12 @@ def build_parser(texts: Texts) -> argparse.ArgumentParser:
 
 
 def _add_language(parser: argparse.ArgumentParser, texts: Texts, default: str | None = None) -> None:
-    parser.add_argument("--language", metavar="XX", default=default, help=texts("cli.language"))
+    parser.add_argument(
+        "--language",
+        metavar="XX",
+        default=default,
+        help=texts("cli.language", languages=", ".join(available_languages())),
+    )
 
 
 def _add_folders(parser: argparse.ArgumentParser, texts: Texts) -> None:

@@ -297,10 +297,10 @@ class FilterQtDialog(QDialog):
     def _show_counts(self) -> None:
         text = self.session.texts
         kept, total = int(self.frames.kept.sum()), len(self.frames)
-        words = text("filter_counts", kept=text.number(kept), total=text.number(total))
+        words = text("filter_counts", kept=kept, total=total)
         selected = int(self.frames.selected.sum())
         if selected:
-            words += "   " + text("filter_selected", n=text.number(selected))
+            words += "   " + text("filter_selected", n=selected)
         self.counts.setText(words)
         self.ok_button.setEnabled(kept > 0 and not self.survey_job.is_running)
 
@@ -312,11 +312,11 @@ class FilterQtDialog(QDialog):
         if self.survey_job.is_running:
             self.progress.setRange(0, self._expected)
             self.progress.setValue(len(self.frames))
-            self.status.setText(text("filter_reading", n=text.number(len(self.frames))))
+            self.status.setText(text("filter_reading", n=len(self.frames)))
         elif self.work_job.is_running:
             self.progress.setRange(0, self._work_total)
             self.progress.setValue(self._work_done)
-            counts = {"n": text.number(self._work_done), "total": text.number(self._work_total)}
+            counts = {"n": self._work_done, "total": self._work_total}
             self.status.setText(text(f"filter_working_{self._work}", **counts))
         else:
             self.status.setText(self._message)

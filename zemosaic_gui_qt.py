@@ -381,7 +381,7 @@ class ZeMosaicQtMainWindow(QMainWindow):
         self.filter_clear.setVisible(bool(choice))
         if choice:
             total = choice["kept"] + choice["excluded"]
-            note = text("ui_filter_chosen", kept=text.number(choice["kept"]), total=text.number(total))
+            note = text("ui_filter_chosen", kept=choice["kept"], total=total)
             self.filter_note.setText(note)
 
     def _on_form_changed(self, key: str) -> None:

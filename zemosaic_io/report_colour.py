@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from html import escape
 from typing import Any
 
 from zemosaic_io.report_plots import figure, plot
+from zemosaic_io.report_words import Words
 
 __all__ = ["colour_section"]
 
-Text = Callable[..., str]
 Facts = dict[str, Any]
 
 _RATIO_COLOURS = ("#ff7b88", "#7fb4ff")
@@ -18,7 +17,7 @@ _LEFT_OUT = "#5b6472"
 _LETTERS = {1: ("L",), 3: ("R", "G", "B")}
 
 
-def colour_section(facts: Facts, text: Text) -> str:
+def colour_section(facts: Facts, text: Words) -> str:
     """Return the section as HTML; empty for a run without a mosaic or with the calibration off."""
     colour = facts.get("colour")
     if not colour or colour["key"] == "colour_off":
@@ -37,7 +36,7 @@ def colour_section(facts: Facts, text: Text) -> str:
     return f"{title}<p>{escape(sentence)}</p>{_ratios(colour, text)}{_table(colour, text)}"
 
 
-def _ratios(colour: Facts, text: Text) -> str:
+def _ratios(colour: Facts, text: Words) -> str:
     """Draw colour ratios of the stars over B-V with the fitted lines; stars that do not count are grey."""
     stars, channels = colour["stars"], len(colour["zero_mag"])
     if channels != 3:
@@ -52,16 +51,16 @@ def _ratios(colour: Facts, text: Text) -> str:
         line = colour["lines"][k]
         at = [(b_v, line["at_white"] + line["slope"] * (b_v - colour["white_b_v"])) for b_v in white]
         lines.append((at, shade))
-    return f'<div class="two">{figure(plot(series, lines), text("report.colour_ratios"))}</div>'
+    return f'<div class="two">{figure(plot(series, lines, text.written), text("report.colour_ratios"))}</div>'
 
 
-def _table(colour: Facts, text: Text) -> str:
+def _table(colour: Facts, text: Words) -> str:
     heads = ("report.colour_channel", "report.colour_gain", "report.colour_zero", "report.colour_limit")
     letters = _LETTERS[len(colour["zero_mag"])]
     gains = colour["gains"] or [None] * len(letters)
     rows = "".join(
-        f"<tr><td>{letter}</td><td class='n'>{_number(gain, 3)}</td><td class='n'>{_number(zero, 2)}</td>"
-        f"<td class='n'>{_number(limit, 1)}</td></tr>"
+        f"<tr><td>{letter}</td><td class='n'>{_number(gain, 3, text)}</td><td class='n'>{_number(zero, 2, text)}</td>"
+        f"<td class='n'>{_number(limit, 1, text)}</td></tr>"
         for letter, gain, zero, limit in zip(
             letters, gains, colour["zero_mag"], colour["limit_mag"], strict=True
         )
@@ -70,5 +69,5 @@ def _table(colour: Facts, text: Text) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None, digits: int, text: Words) -> str:
+    return "–" if value is None else text.number(value, digits)

@@ -7,7 +7,7 @@ beside it and needs no network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 from zemosaic_io.fits_write import atomic_path
 from zemosaic_io.report_colour import colour_section
 from zemosaic_io.report_sky import sky_section
+from zemosaic_io.report_words import Words
 
 __all__ = ["render_page", "write_page"]
 
-Text = Callable[..., str]
 Facts = dict[str, Any]
 
 _TILE_COLOURS = ("#7fb4ff", "#ffb86b", "#8be28b", "#ff8fa3", "#c9a0ff", "#6fe0d8", "#ffe27a", "#b0bec5")
@@ -49,7 +49,7 @@ summary{cursor:pointer}td.wrap{white-space:normal;min-width:260px}
 """
 
 
-def write_page(path: Path, facts: Facts, text: Text, language: str = "en", *, durable: bool = True) -> Path:
+def write_page(path: Path, facts: Facts, text: Words, *, durable: bool = True) -> Path:
     """Write the page beside the pictures it shows; return its path.
 
     Raises
@@ -59,19 +59,19 @@ def write_page(path: Path, facts: Facts, text: Text, language: str = "en", *, du
     """
     with atomic_path(path, durable=durable) as temporary:
         # File names may hold bytes that are no text.
-        temporary.write_text(render_page(facts, text, language), encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(render_page(facts, text), encoding="utf-8", errors="backslashreplace")
     return path
 
 
-def render_page(facts: Facts, text: Text, language: str = "en") -> str:
+def render_page(facts: Facts, text: Words) -> str:
     """Return the page as HTML.
 
     Parameters
     ----------
     facts : dict
         The report (`zemosaic_pipeline.report`).
-    text : callable
-        ``text(key, **values)`` gives the text in the reader's language.
+    text : Words
+        ``text(key, **values)`` gives the text in the reader's language; numbers and dates come from it, too.
     """
     parts = [
         _head(facts, text),
@@ -90,7 +90,7 @@ def render_page(facts: Facts, text: Text, language: str = "en") -> str:
         _settings(facts, text),
     ]
     return (
-        f'<!doctype html><html lang="{escape(language)}"><meta charset="utf-8">'
+        f'<!doctype html><html lang="{escape(text.language_code)}"><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(text("report.title"))}'
         f"</title><style>{_STYLE}</style><main>{''.join(parts)}</main></html>\n"
     )
@@ -100,17 +100,17 @@ def _e(value: Any) -> str:
     return escape(str(value))
 
 
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}".replace(",", " ")
+def _number(text: Words, value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else text.number(value, digits)
 
 
-def _bytes(value: float | None) -> str:
-    return "–" if value is None else f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+def _bytes(text: Words, value: float | None) -> str:
+    return "–" if value is None else text.size(value)
 
 
-def _seconds(value: float) -> str:
+def _seconds(text: Words, value: float) -> str:
     if value < 120:
-        return f"{value:.1f} s"
+        return f"{text.number(value, 1)} s"
     return f"{int(value // 60)} min {int(value % 60):02d} s"
 
 
@@ -129,7 +129,7 @@ def _table(
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _reason(text: Text, key: str, values: dict[str, Any]) -> str:
+def _reason(text: Words, key: str, values: dict[str, Any]) -> str:
     shown = {k: ("–" if v is None else v) for k, v in values.items() if not isinstance(v, dict | list)}
     line = text(key, **shown)
     attempts = values.get("attempts") or []
@@ -137,7 +137,7 @@ def _reason(text: Text, key: str, values: dict[str, Any]) -> str:
     return f"{line} ({tried})" if tried else line
 
 
-def _head(facts: Facts, text: Text) -> str:
+def _head(facts: Facts, text: Words) -> str:
     banner = ""
     if facts.get("failure"):
         failure = facts["failure"]
@@ -155,7 +155,7 @@ def _head(facts: Facts, text: Text) -> str:
         banner += f'<div class="banner"><a href="{_e(earlier["page"])}">{_e(said)}</a></div>'
     return (
         f"<h1>{_e(text('report.title'))}</h1><p class='dim'>{_e(facts['input_dir'])} · "
-        f"{_e(facts['finished'] or facts['written'])} · {_e(facts['run_id'])} · "
+        f"{_e(text.moment(facts['finished'] or facts['written']))} · {_e(facts['run_id'])} · "
         f"ZeMosaic {_e(facts['versions']['zemosaic'])}</p>{banner}"
     )
 
@@ -165,22 +165,25 @@ def _picture(facts: Facts, kind: str) -> str:
     return Path(path).name if path else ""
 
 
-def _hero(facts: Facts, text: Text) -> str:
+def _hero(facts: Facts, text: Words) -> str:
     name = _picture(facts, "preview")
     return f'<img class="hero" src="{_e(name)}" alt="{_e(text("report.mosaic"))}">' if name else ""
 
 
-def _cards(facts: Facts, text: Text) -> str:
+def _cards(facts: Facts, text: Words) -> str:
     mosaic = facts.get("mosaic")
     cards = [
         (f"{facts['frames_used']} / {facts['frames_found']}", "report.frames_used"),
         (str(len(facts["tiles"])), "report.tiles"),
-        (_seconds(facts["seconds"]), "report.time"),
-        (f"{_bytes(facts['peak_bytes'])} / {_bytes(facts['planned_peak_bytes'])}", "report.memory"),
+        (_seconds(text, facts["seconds"]), "report.time"),
+        (
+            f"{_bytes(text, facts['peak_bytes'])} / {_bytes(text, facts['planned_peak_bytes'])}",
+            "report.memory",
+        ),
     ]
     if mosaic:
         cards.insert(2, (f"{mosaic['width']} × {mosaic['height']} px", "report.size"))
-        cards.insert(3, (f"{mosaic['scale_arcsec']:.3f}″/px", "report.scale"))
+        cards.insert(3, (f"{text.number(mosaic['scale_arcsec'], 3)}″/px", "report.scale"))
     body = "".join(f'<div class="card"><b>{_e(v)}</b><span>{_e(text(k))}</span></div>' for v, k in cards)
     return f'<div class="cards">{body}</div>'
 
@@ -199,7 +202,7 @@ def _plane(points: Sequence[Sequence[float]], ra0: float, dec0: float) -> list[t
     return placed
 
 
-def _footprints(facts: Facts, text: Text) -> str:
+def _footprints(facts: Facts, text: Words) -> str:
     frames = [frame for frame in facts["frames"] if frame.get("footprint")]
     if not frames:
         return ""
@@ -224,7 +227,7 @@ def _footprints(facts: Facts, text: Text) -> str:
     )
 
 
-def _pictures(facts: Facts, text: Text) -> str:
+def _pictures(facts: Facts, text: Words) -> str:
     name = _picture(facts, "coverage_preview")
     depth = ""
     if name:
@@ -235,7 +238,7 @@ def _pictures(facts: Facts, text: Text) -> str:
     return f'<div class="two">{depth}{_footprints(facts, text)}</div>'
 
 
-def _overlaps(facts: Facts, text: Text) -> str:
+def _overlaps(facts: Facts, text: Words) -> str:
     overlaps = (facts.get("photometry") or {}).get("overlaps") or []
     if not overlaps:
         return ""
@@ -244,8 +247,8 @@ def _overlaps(facts: Facts, text: Text) -> str:
         (
             f"{o['tiles'][0]} – {o['tiles'][1]}",
             str(o["cells"]),
-            _number(o["rms_before_adu"]),
-            _number(o["rms_after_adu"]),
+            _number(text, o["rms_before_adu"]),
+            _number(text, o["rms_after_adu"]),
             f'<span class="bar" style="width:{120 * o["rms_before_adu"] / worst:.0f}px;opacity:.35"></span><br>'
             f'<span class="bar" style="width:{120 * o["rms_after_adu"] / worst:.0f}px"></span>',
         )
@@ -255,16 +258,16 @@ def _overlaps(facts: Facts, text: Text) -> str:
     return f"<h2>{_e(text('report.overlaps'))}</h2>{_table(heads, rows, frozenset({1, 2, 3}))}"
 
 
-def _phases(facts: Facts, text: Text) -> str:
+def _phases(facts: Facts, text: Words) -> str:
     planned = {row["phase"]: row for row in facts["plan"]}
     longest = max((phase["seconds"] for phase in facts["phases"]), default=1.0) or 1.0
     rows = [
         (
             _e(text(f"phase.{phase['phase']}")),
-            _seconds(phase["seconds"]),
+            _seconds(text, phase["seconds"]),
             f'<span class="bar" style="width:{160 * phase["seconds"] / longest:.0f}px"></span>',
-            _bytes(phase["peak_bytes"]),
-            _bytes((planned.get(phase["phase"]) or {}).get("ram_bytes")),
+            _bytes(text, phase["peak_bytes"]),
+            _bytes(text, (planned.get(phase["phase"]) or {}).get("ram_bytes")),
         )
         for phase in facts["phases"]
     ]
@@ -272,16 +275,16 @@ def _phases(facts: Facts, text: Text) -> str:
     return f"<h2>{_e(text('report.phases'))}</h2>{_table(heads, rows, frozenset({1, 3, 4}))}"
 
 
-def _tiles(facts: Facts, text: Text) -> str:
+def _tiles(facts: Facts, text: Words) -> str:
     rows = [
         (
             str(tile["tile_id"]),
             str(tile["n_frames"]),
-            _number(tile["exposure_s"], 0),
+            _number(text, tile["exposure_s"], 0),
             f"{tile['shape_hw'][1]} × {tile['shape_hw'][0]}",
-            " ".join(_number(v, 2) for v in tile["noise_adu"]),
-            f"{100 * tile['rejected_fraction']:.2f} %",
-            _percent(tile.get("core_rejected_fraction")),
+            " ".join(_number(text, v, 2) for v in tile["noise_adu"]),
+            _percent(text, tile["rejected_fraction"]),
+            _percent(text, tile.get("core_rejected_fraction")),
         )
         for tile in facts["tiles"]
     ]
@@ -292,11 +295,11 @@ def _tiles(facts: Facts, text: Text) -> str:
     return f"<h2>{_e(text('report.tile_table'))}</h2>{_table(heads, rows, frozenset({0, 1, 2, 4, 5, 6}))}"
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f} %"
+def _percent(text: Words, share: float | None) -> str:
+    return "–" if share is None else f"{text.number(100 * share, 2)} %"
 
 
-def _left_out(facts: Facts, text: Text) -> str:
+def _left_out(facts: Facts, text: Words) -> str:
     if not facts["left_out"]:
         return ""
     rows = [
@@ -312,22 +315,22 @@ def _left_out(facts: Facts, text: Text) -> str:
     return f"<h2>{_e(title)}</h2>{_table(heads, rows, frozenset(), frozenset({2}))}"
 
 
-def _frames(facts: Facts, text: Text) -> str:
+def _frames(facts: Facts, text: Words) -> str:
     rows = []
     for frame in facts["frames"]:
         solution, fit = frame["solution"], frame["registration"]
         rows.append(
             (
                 _e(Path(frame["path"]).name),
-                _e(str(frame["date_obs"])[:19]),
+                _e(text.moment(str(frame["date_obs"]))),
                 _e(frame["tile"]),
                 str(frame["stars"]),
-                _number(frame["fwhm_px"]),
-                _number(frame["elongation"]),
-                _number(sum(frame["sky_adu"]) / len(frame["sky_adu"]), 0),
-                _number(frame["transparency"], 3),
+                _number(text, frame["fwhm_px"]),
+                _number(text, frame["elongation"]),
+                _number(text, sum(frame["sky_adu"]) / len(frame["sky_adu"]), 0),
+                _number(text, frame["transparency"], 3),
                 _e(text(f"method.{solution['method']}")) + (" ≈" if solution["approximate"] else ""),
-                _number(fit["rms_px"], 3),
+                _number(text, fit["rms_px"], 3),
             )
         )
     if not rows:
@@ -337,7 +340,7 @@ def _frames(facts: Facts, text: Text) -> str:
     return f"<h2>{_e(text('report.frame_table'))}</h2>{_table(heads, rows, frozenset({2, 3, 4, 5, 6, 7, 9}))}"
 
 
-def _gpu(facts: Facts, text: Text) -> str:
+def _gpu(facts: Facts, text: Words) -> str:
     gpu = facts.get("gpu") or {}
     lines = [_e(_reason(text, line["key"], line.get("values") or {})) for line in gpu.get("lines", [])]
     if not lines:
@@ -345,7 +348,7 @@ def _gpu(facts: Facts, text: Text) -> str:
     return f"<h2>{_e(text('report.gpu'))}</h2><p>{'<br>'.join(lines)}</p>"
 
 
-def _messages(facts: Facts, text: Text) -> str:
+def _messages(facts: Facts, text: Words) -> str:
     rows = [
         (_e(m["level"]), _e(_reason(text, m["key"], m["values"])))
         for m in facts["messages"]
@@ -357,7 +360,7 @@ def _messages(facts: Facts, text: Text) -> str:
     return f"<h2>{_e(text('report.messages'))}</h2>{_table(heads, rows, frozenset(), frozenset({1}))}"
 
 
-def _settings(facts: Facts, text: Text) -> str:
+def _settings(facts: Facts, text: Words) -> str:
     rows = [(_e(key), _e(value)) for key, value in sorted(facts["settings"].items())]
     versions = [(_e(key), _e(value)) for key, value in facts["versions"].items()]
     heads = [text("report.setting_key"), text("report.setting_value")]

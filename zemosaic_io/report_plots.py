@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 __all__ = ["figure", "plot"]
@@ -36,8 +36,13 @@ def _ticks(low: float, high: float) -> list[float]:
     return [low, high]
 
 
-def plot(points: Sequence[Series] = (), lines: Sequence[Series] = ()) -> str:
-    """Draw points and lines with axes as SVG; each series is a list of (x, y) and a colour. Empty without points."""
+def plot(
+    points: Sequence[Series] = (), lines: Sequence[Series] = (), written: Callable[[str], str] = str
+) -> str:
+    """Draw points and lines with axes as SVG; each series is a list of (x, y) and a colour. Empty without points.
+
+    ``written`` turns a number that Python wrote into what stands at the axes.
+    """
     places = [p for part, _ in (*points, *lines) for p in part]
     if not places:
         return ""
@@ -52,11 +57,13 @@ def plot(points: Sequence[Series] = (), lines: Sequence[Series] = ()) -> str:
         _, y = at(x0, tick)
         parts.append(
             f'<line x1="{_LEFT}" x2="{_WIDTH - _MARGIN}" y1="{y:.1f}" y2="{y:.1f}" stroke="#2a313c"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{written(f"{tick:g}")}</text>'
         )
     for tick in _ticks(x0, x1):
         x, _ = at(tick, y0)
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{tick:g}</text>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{written(f"{tick:g}")}</text>'
+        )
     for part, colour in points:
         parts.extend(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in (at(*p) for p in part)

@@ -6,22 +6,22 @@ Pictures are drawn as SVG from the report's facts; every word comes from the ``t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from zemosaic_io.report_plots import figure, plot
+from zemosaic_io.report_words import Words
 
 __all__ = ["sky_section"]
 
-Text = Callable[..., str]
 Facts = dict[str, Any]
 
 _COLOURS = {1: ("#e6e9ef",), 3: ("#ff7b88", "#8be28b", "#7fb4ff")}
 _CELLS = 28
 
 
-def sky_section(facts: Facts, text: Text) -> str:
+def sky_section(facts: Facts, text: Words) -> str:
     """Return the section as HTML; empty for a run that did not get to its sky."""
     sky = facts.get("sky")
     if not sky:
@@ -32,12 +32,12 @@ def sky_section(facts: Facts, text: Text) -> str:
     channels = sky["channels"]
     colours = _COLOURS.get(len(channels), tuple("#e6e9ef" for _ in channels))
     figures = [
-        figure(_glow(sky, colours), text("report.sky_glow")),
-        figure(_residuals(sky, colours), text("report.sky_residuals")),
-        figure(_overlaps(sky, colours), text("report.sky_overlaps")),
-        figure(_flat(sky), _flat_caption(sky, text)),
-        figure(_removed(sky, facts.get("mosaic")), text("report.sky_removed")),
-        figure(_uncertainty(sky, colours), text("report.sky_uncertainty")),
+        figure(_glow(sky, colours, text), text("report.sky_glow")),
+        figure(_residuals(sky, colours, text), text("report.sky_residuals")),
+        figure(_overlaps(sky, colours, text), text("report.sky_overlaps")),
+        figure(_flat(sky, text), _flat_caption(sky, text)),
+        figure(_removed(sky, facts.get("mosaic"), text), text("report.sky_removed")),
+        figure(_uncertainty(sky, colours, text), text("report.sky_uncertainty")),
     ]
     return (
         f"{title}<p>{_e(_sentence(sky, text))} {_e(text('report.sky_site', site=text(sky['site'])))} "
@@ -50,8 +50,8 @@ def _e(value: Any) -> str:
     return escape(str(value))
 
 
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+def _short(value: float | None, text: Words) -> str:
+    return "–" if value is None else text.number(value, 1)
 
 
 def _worst(sky: Facts) -> Facts:
@@ -62,14 +62,14 @@ def _worst(sky: Facts) -> Facts:
     return max(sky["channels"], key=size)
 
 
-def _sentence(sky: Facts, text: Text) -> str:
+def _sentence(sky: Facts, text: Words) -> str:
     worst = _worst(sky)
     residual = sorted(v for v in worst["residual_adu"] if v is not None)
     return text(
         f"sky_assurance_{worst['assurance']}",
-        tilt_adu=_short(_largest(worst["sigma_tilt_adu"])),
-        bowl_adu=_short(_largest(worst["sigma_bowl_adu"])),
-        residual_adu=_short(residual[len(residual) // 2] if residual else None),
+        tilt_adu=_short(_largest(worst["sigma_tilt_adu"]), text),
+        bowl_adu=_short(_largest(worst["sigma_bowl_adu"]), text),
+        residual_adu=_short(residual[len(residual) // 2] if residual else None, text),
     )
 
 
@@ -77,32 +77,32 @@ def _largest(values: Sequence[float | None]) -> float | None:
     return None if any(v is None for v in values) else max(v for v in values if v is not None)
 
 
-def _glow(sky: Facts, colours: Sequence[str]) -> str:
+def _glow(sky: Facts, colours: Sequence[str], text: Words) -> str:
     series = []
     for channel, colour in zip(sky["channels"], colours, strict=True):
         level = [channel["background_adu"] + row[0] for row in channel["glow"]]
         series.append((list(zip(sky["hours"], level, strict=True)), colour))
-    return plot(series)
+    return plot(series, written=text.written)
 
 
-def _residuals(sky: Facts, colours: Sequence[str]) -> str:
+def _residuals(sky: Facts, colours: Sequence[str], text: Words) -> str:
     series = []
     for channel, colour in zip(sky["channels"], colours, strict=True):
         known = [(h, r) for h, r in zip(sky["hours"], channel["residual_adu"], strict=True) if r is not None]
         series.append((known, colour))
-    return plot(series)
+    return plot(series, written=text.written)
 
 
-def _overlaps(sky: Facts, colours: Sequence[str]) -> str:
+def _overlaps(sky: Facts, colours: Sequence[str], text: Words) -> str:
     """Draw how far visits differ where both see the sky, over the number of cells they have in common."""
     series = [
         ([(row[2], row[3]) for row in channel["overlaps"]], colour)
         for channel, colour in zip(sky["channels"], colours, strict=True)
     ]
-    return plot(series)
+    return plot(series, written=text.written)
 
 
-def _uncertainty(sky: Facts, colours: Sequence[str]) -> str:
+def _uncertainty(sky: Facts, colours: Sequence[str], text: Words) -> str:
     """Draw by how much the sky may be off from the middle to the edges of the mosaic, along its longer side."""
     series: list[tuple[list[tuple[float, float]], str]] = []
     for channel, colour in zip(sky["channels"], colours, strict=True):
@@ -113,35 +113,35 @@ def _uncertainty(sky: Facts, colours: Sequence[str]) -> str:
         places = [k / 20 - 1 for k in range(41)]
         for sign in (1, -1):
             series.append(([(x, sign * math.hypot(tilt * x, bowl * x * x)) for x in places], colour))
-    return plot(lines=series)
+    return plot(lines=series, written=text.written)
 
 
-def _pedestal(sky: Facts, text: Text) -> str:
+def _pedestal(sky: Facts, text: Words) -> str:
     pedestal = sky["pedestal"]
     key = "report.sky_pedestal_measured" if pedestal["measured"] else "report.sky_pedestal_guessed"
     middle = len(pedestal["adu"]) // 2
-    return text(key, level=f"{pedestal['adu'][middle]:.0f}", error=f"{pedestal['sigma_adu'][middle]:.0f}")
+    return text(key, level=round(pedestal["adu"][middle]), error=round(pedestal["sigma_adu"][middle]))
 
 
-def _flat(sky: Facts) -> str:
+def _flat(sky: Facts, text: Words) -> str:
     nu_1, nu_2 = sky["flat"]["nu"]
     radii = [k / 40 for k in range(41)]
     curve = [(r, 100 * math.exp(nu_1 * r**2 + nu_2 * r**4)) for r in radii]
-    return plot(lines=[(curve, "#ffe27a")]) if sky["flat"]["stars"] else ""
+    return plot(lines=[(curve, "#ffe27a")], written=text.written) if sky["flat"]["stars"] else ""
 
 
-def _flat_caption(sky: Facts, text: Text) -> str:
+def _flat_caption(sky: Facts, text: Words) -> str:
     flat = sky["flat"]
     key = "report.sky_flat_applied" if flat["applied"] else "report.sky_flat_not_applied"
     return text(
         key,
-        corner=f"{100 * (1 - flat['corner']):.2f}",
-        error=f"{100 * flat['corner_sigma']:.2f}",
+        corner=text.number(100 * (1 - flat["corner"]), 2),
+        error=text.number(100 * flat["corner_sigma"], 2),
         stars=flat["stars"],
     )
 
 
-def _removed(sky: Facts, mosaic: Facts | None) -> str:
+def _removed(sky: Facts, mosaic: Facts | None, text: Words) -> str:
     """Draw the glow that was removed, over the mosaic, as a map of grey levels with its range written on it."""
     if not mosaic:
         return ""
@@ -171,21 +171,21 @@ def _removed(sky: Facts, mosaic: Facts | None) -> str:
     size = 0.045 * max(columns, rows)
     label = (
         f'<text x="{0.02 * columns:.2f}" y="{1.1 * size:.2f}" font-size="{size:.2f}" fill="#ffe27a">'
-        f"{low:+.1f} … {high:+.1f} ADU</text>"
+        f"{text.written(f'{low:+.1f} … {high:+.1f}')} ADU</text>"
     )
     return f'<svg viewBox="0 0 {columns} {rows}" role="img">{"".join(cells)}{label}</svg>'
 
 
-def _table(sky: Facts, text: Text, colours: Sequence[str]) -> str:
+def _table(sky: Facts, text: Words, colours: Sequence[str]) -> str:
     heads = ("background", "empty", "tilt", "bowl", "flat_assumed", "conflict")
     head = "<th></th>" + "".join(f'<th class="n">{_e(text(f"report.sky_{name}"))}</th>' for name in heads)
     body = []
     for channel, colour in zip(sky["channels"], colours, strict=True):
         cells = (
-            f"{channel['background_adu']:.1f}",
+            text.number(channel["background_adu"], 1),
             f"{100 * channel['empty_share']:.0f} %",
-            " / ".join(_short(v) for v in channel["sigma_tilt_adu"]),
-            " / ".join(_short(v) for v in channel["sigma_bowl_adu"]),
+            " / ".join(_short(v, text) for v in channel["sigma_tilt_adu"]),
+            " / ".join(_short(v, text) for v in channel["sigma_bowl_adu"]),
             _e(text("report.sky_yes" if channel["gauge_used"] else "report.sky_no")),
             _e(text("report.sky_yes" if channel["conflict"] else "report.sky_no")),
         )

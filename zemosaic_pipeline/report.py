@@ -275,5 +275,5 @@ def write_report(
     """
     json_path, page_path = (output_dir / name for name in REPORT)
     save_json(json_path, facts, durable=durable)
-    write_page(page_path, facts, ZeMosaicLocalization(language).get, language, durable=durable)
+    write_page(page_path, facts, ZeMosaicLocalization(language), durable=durable)
     return {"report": str(json_path), "report_page": str(page_path)}

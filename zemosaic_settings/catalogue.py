@@ -8,11 +8,17 @@ that an existing file keeps its meaning; `Option.aliases` are other names found 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from zemosaic_settings.option import GROUPS, Option
 
 __all__ = ["ALIASES", "OPTIONS", "OPTIONS_BY_KEY", "options_in_group"]
+
+# The texts are a room of their own that settings do not know; the names of its files say which languages there are.
+_LANGUAGES = tuple(
+    sorted({"en", *(path.stem for path in (Path(__file__).parent.parent / "locales").glob("*.json"))})
+)
 
 _FOLDERS = (
     Option(
@@ -511,9 +517,9 @@ _INTERFACE = (
         "en",
         "interface",
         "basic",
-        choices=("en", "fr"),
-        # Languages of ZeMosaic 4 that have no texts here yet.
-        old_values=tuple((code, "en") for code in ("de", "es", "is", "nl", "pl")),
+        choices=_LANGUAGES,
+        # A language of ZeMosaic 4 without texts here.
+        old_values=tuple((code, "en") for code in ("de", "es", "is", "nl", "pl") if code not in _LANGUAGES),
     ),
     Option(
         "logging_level",

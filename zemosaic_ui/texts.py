@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,19 +84,29 @@ class Texts:
 
     def number(self, value: float, digits: int = 0) -> str:
         """Return a number with the language's decimal sign and thin spaces between thousands."""
-        if not math.isfinite(value):
-            return "–"
-        text = f"{value:,.{digits}f}".replace(",", "\u202f")
-        return text.replace(".", self("ui_decimal_sign"))
+        return self._localization.number(value, digits)
+
+    def written(self, number: str) -> str:
+        """Return a number that Python wrote with point and commas as the language writes it."""
+        return self._localization.written(number)
 
     def size(self, n_bytes: float) -> str:
         """Return a size in the largest unit that keeps it above one (powers of ten)."""
-        value, unit = float(n_bytes), "ui_unit_b"
-        for name in ("ui_unit_kb", "ui_unit_mb", "ui_unit_gb", "ui_unit_tb"):
-            if abs(value) < 999.5:
-                break
-            value, unit = value / 1000.0, name
-        return f"{self.number(value, 0 if unit == 'ui_unit_b' or value >= 99.5 else 1)} {self(unit)}"
+        return self._localization.size(n_bytes)
+
+    def moment(self, iso: str) -> str:
+        """Return date and time of day of an ISO 8601 text in the language's order."""
+        return self._localization.moment(iso)
+
+    def field(self, value: object) -> str:
+        """Return the value of an option as a field shows it: a fraction has the language's decimal sign."""
+        return self._localization.written(f"{value:g}") if isinstance(value, float) else str(value)
+
+    def typed(self, option_type: str, typed: object) -> object:
+        """Return what was typed into a field as the settings take it: in a fraction point and sign both count."""
+        if option_type != "float" or not isinstance(typed, str):
+            return typed
+        return typed.replace(self("ui_decimal_sign"), ".")
 
     def clock(self, seconds: float) -> str:
         """Return ``h:mm:ss`` or ``m:ss``."""

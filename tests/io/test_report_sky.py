@@ -9,8 +9,28 @@ import pytest
 from zemosaic_io.report_sky import sky_section
 
 
-def text(key: str, **values: object) -> str:
-    return f"{key}({', '.join(f'{k}={v}' for k, v in values.items())})"
+class Keys:
+    """Words that show their key and values, numbers as Python writes them."""
+
+    language_code = "en"
+
+    def __call__(self, key: str, /, **values: object) -> str:
+        return f"{key}({', '.join(f'{k}={v}' for k, v in values.items())})"
+
+    def number(self, value: float, digits: int = 0) -> str:
+        return f"{value:.{digits}f}"
+
+    def written(self, number: str) -> str:
+        return number
+
+    def size(self, n_bytes: float) -> str:
+        return str(n_bytes)
+
+    def moment(self, iso: str) -> str:
+        return iso
+
+
+text = Keys()
 
 
 def facts(**more: object) -> dict[str, object]:

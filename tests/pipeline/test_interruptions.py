@@ -19,6 +19,7 @@ from astropy.io import fits
 from made_frames import expose, field_sky, pointings, run, write_all
 from PIL import Image
 
+from locales.zemosaic_localization import ZeMosaicLocalization
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed
 from zemosaic_core.synthetic_sky import make_sky
 from zemosaic_io import tile_bands
@@ -900,7 +901,8 @@ def test_results_of_one_run_belong_together(raw, reference, tmp_path, monkeypatc
     assert (running["outcome"], running["finished"], running["outputs"]) == ("running", None, {})
     assert running["run_id"] != first.report["run_id"]
     assert running["earlier_results"]["run_id"] == first.report["run_id"]
-    assert running["started"] in (tmp_path / "run_report.html").read_text(encoding="utf-8")
+    started = ZeMosaicLocalization("en").moment(running["started"])
+    assert started in (tmp_path / "run_report.html").read_text(encoding="utf-8")
     # The report of what lies in the folder is kept, and found.
     assert find_outputs(tmp_path)["science"] == first.outputs["science"]
     second = run(raw, tmp_path, **EVERYTHING)

@@ -263,7 +263,7 @@ class FilterPanels(QWidget):
         text, frames = self.session.texts, self.frames
         missing = int((frames.usable & frames.kept & ~frames.has_place).sum()) if len(frames) else 0
         self.solve_button.setEnabled(missing > 0 and not self._busy)
-        self.solve_button.setText(text("filter_solve", n=text.number(missing)))
+        self.solve_button.setText(text("filter_solve", n=missing))
         self.measure_button.setEnabled(len(frames) > 0 and not self._busy)
 
     # ------------------------------------------------------------------ the result
@@ -277,9 +277,9 @@ class FilterPanels(QWidget):
         if preview.problem is not None:
             warnings.append(text.message(*preview.problem))
         if preview.without_place:
-            warnings.append(text("filter_without_place", n=text.number(preview.without_place)))
+            warnings.append(text("filter_without_place", n=preview.without_place))
         if preview.stray:
-            warnings.append(text("filter_stray", n=text.number(len(preview.stray))))
+            warnings.append(text("filter_stray", n=len(preview.stray)))
         self.result_warning.setText("\n".join(warnings))
         self.result_warning.setVisible(bool(warnings))
         if not preview.groups:
@@ -289,17 +289,15 @@ class FilterPanels(QWidget):
         lines = [
             text(
                 "filter_result_tiles",
-                n=text.number(len(sizes)),
-                low=text.number(min(sizes)),
-                high=text.number(max(sizes)),
+                n=len(sizes),
+                low=min(sizes),
+                high=max(sizes),
             )
         ]
         height, width = preview.canvas_hw
         if height:
             mpx = text.number(height * width / 1e6, 1)
-            lines.append(
-                text("filter_result_canvas", width=text.number(width), height=text.number(height), mpx=mpx)
-            )
+            lines.append(text("filter_result_canvas", width=width, height=height, mpx=mpx))
             lines.append(
                 text(
                     "filter_result_memory",

@@ -48,6 +48,7 @@ class _NumberEdit(QLineEdit):
         super().__init__()
         self._step = option.step or (1 if option.type == "int" else 0.1)
         self._whole = option.type == "int"
+        self.decimal_sign = "."
         self.setMaximumWidth(130)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
@@ -57,10 +58,11 @@ class _NumberEdit(QLineEdit):
             super().keyPressEvent(event)
             return
         try:
-            value = float(self.text()) + count * self._step
+            value = float(self.text().replace(self.decimal_sign, ".")) + count * self._step
         except ValueError:
             return
-        self.setText(str(round(value)) if self._whole else f"{value:.6g}")
+        shown = str(round(value)) if self._whole else f"{value:.6g}"
+        self.setText(shown.replace(".", self.decimal_sign))
         self.textEdited.emit(self.text())
 
 
@@ -199,6 +201,8 @@ class FieldRow(QFrame):
             self.control.clear()
             self.control.addItems([text(option.choice_text_key(choice)) for choice in option.choices])
             self._loading = False
+        if isinstance(self.control, _NumberEdit) and option.type == "float":
+            self.control.decimal_sign = text("ui_decimal_sign")
         if isinstance(self.control, QLineEdit) and option.type in ("text", "secret"):
             self.control.setPlaceholderText(text("ui_empty"))
         self._show_value()
@@ -214,7 +218,7 @@ class FieldRow(QFrame):
         if option.type not in ("int", "float", "pair"):
             return ""
         unit = text(f"unit.{option.unit}") if option.unit else ""
-        low, high = (f"{value:,.10g}".replace(",", "\u202f") for value in (option.minimum, option.maximum))
+        low, high = (text.written(f"{value:,.10g}") for value in (option.minimum, option.maximum))
         limits = f"{low} – {high}"
         special = f"{low} = {text(f'special.{option.special}')}" if option.special else ""
         if self.compact:
@@ -227,13 +231,13 @@ class FieldRow(QFrame):
             return text("ui_on") if value else text("ui_off")
         if option.type == "choice":
             return text(option.choice_text_key(str(value)))
-        return str(value) if str(value) else text("ui_empty")
+        return text.field(value) if str(value) else text("ui_empty")
 
     # ------------------------------------------------------------------ binding
 
     def _on_typed(self, value: object) -> None:
         if not self._loading:
-            self.session.form.set(self.key, value)
+            self.session.form.set(self.key, self.session.texts.typed(self.option.type, value))
 
     def _on_model_changed(self, key: str) -> None:
         if key == self.key:
@@ -250,9 +254,9 @@ class FieldRow(QFrame):
             control.setCurrentIndex(self.option.choices.index(field.value))
         else:
             line = control.line if isinstance(control, PathEdit) else control
-            shown = f"{field.typed:g}" if isinstance(field.typed, float) else str(field.typed)
-            if not line.hasFocus() or _differs(line.text(), field.typed):
-                line.setText(shown)
+            on_screen = self.session.texts.typed(self.option.type, line.text())
+            if not line.hasFocus() or _differs(str(on_screen), field.typed):
+                line.setText(self.session.texts.field(field.typed))
             line.setProperty("refused", field.problem is not None)
             line.style().unpolish(line)
             line.style().polish(line)

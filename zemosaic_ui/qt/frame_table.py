@@ -110,7 +110,7 @@ class FrameTableModel(QAbstractItemModel):
         if role == _ROLE.DisplayRole and index.column() == 0:
             text = self.session.texts
             key = "filter_group" if number >= 0 else "filter_group_none"
-            return text(key, n=number + 1, kept=text.number(kept), total=text.number(len(members)))
+            return text(key, n=number + 1, kept=kept, total=len(members))
         if role == _ROLE.CheckStateRole and index.column() == 0:
             if kept == 0:
                 return Qt.CheckState.Unchecked
@@ -124,7 +124,7 @@ class FrameTableModel(QAbstractItemModel):
         if column == "file":
             return Path(row.path).name
         if column == "date":
-            return row.date.replace("T", " ")[:19]
+            return text.moment(row.date)
         if column == "instrument":
             return row.instrument
         if column == "wcs":

@@ -298,8 +298,7 @@ class RunPage(QWidget):
         if operation.device == "cpu" and text.has(f"gpu_reason_{operation.reason}"):
             lines.append(text.message(f"gpu_reason_{operation.reason}", operation.values))
         if operation.n_chunks:
-            rows = text.number(operation.chunk_rows)
-            lines.append(text("ui_compute_chunks", n=text.number(operation.n_chunks), rows=rows))
+            lines.append(text("ui_compute_chunks", n=operation.n_chunks, rows=operation.chunk_rows))
         if operation.planned_bytes and operation.device != "cpu":
             used = text.size(operation.peak_bytes) if operation.peak_bytes else "–"
             lines.append(text("ui_compute_plan", planned=text.size(operation.planned_bytes), used=used))

@@ -297,7 +297,7 @@ class StartPage(QWidget):
         elif self._count is not None and self._count[0] == folder:
             _, number, size = self._count
             key = "ui_input_found" if number else "ui_input_empty"
-            self.input_note.setText(text(key, n=text.number(number), size=text.size(size)))
+            self.input_note.setText(text(key, n=number, size=text.size(size)))
         else:
             self.input_note.setText(text("ui_input_counting"))
             threading.Thread(target=self._count_in_thread, args=(folder,), daemon=True).start()
@@ -386,10 +386,10 @@ class StartPage(QWidget):
         lines = [
             text(
                 "ui_plan_frames",
-                n=text.number(facts["n_frames"]),
-                left_out=text.number(len(facts["left_out"])),
+                n=facts["n_frames"],
+                left_out=len(facts["left_out"]),
             ),
-            text(exact, width=text.number(width), height=text.number(height)),
+            text(exact, width=width, height=height),
             text(
                 "ui_plan_cost",
                 memory=text.size(facts["peak_bytes"]),

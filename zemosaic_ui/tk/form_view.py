@@ -54,7 +54,7 @@ class _Row:
 
     def _on_typed(self, *_args: object) -> None:
         if not self._loading:
-            self._set(self.value.get())
+            self._set(self.texts.typed(self.option.type, self.value.get()))
 
     def _set(self, value: object) -> None:
         self.form.set(self.key, value)
@@ -67,8 +67,8 @@ class _Row:
             self.control.set(self.texts(self.option.choice_text_key(field.value)))
         elif self.option.type == "bool":
             self.value.set(field.value)
-        elif self.value.get() != str(field.typed):
-            self.value.set(f"{field.typed:g}" if isinstance(field.typed, float) else str(field.typed))
+        elif self.texts.typed(self.option.type, self.value.get()) != str(field.typed):
+            self.value.set(self.texts.field(field.typed))
         self._loading = False
         self.reset.configure(state="disabled" if field.is_default else "normal")
         if field.problem is None:

@@ -30,6 +30,7 @@ _SHORT = re.compile(
 _ENGLISH_WORDS = re.compile(r"\b(the|is|are|of|and|with|not|this)\b")
 _SHORTEST_SENTENCE = 4
 _MARGIN = 10
+_VALUE = 5
 _STRETCH = 1.6
 
 
@@ -40,7 +41,7 @@ def read_texts(code: str) -> dict[str, str]:
 
 def room_for(english: str) -> int:
     """Return how many characters a short text may have where the English one stands."""
-    return round(_STRETCH * len(english)) + _MARGIN
+    return round(_STRETCH * _length(english)) + _MARGIN
 
 
 def findings(code: str, texts: Mapping[str, str], english: Mapping[str, str]) -> list[str]:
@@ -66,9 +67,18 @@ def _problems(code: str, key: str, text: str, english: str) -> list[str]:
         said = re.sub(r"\{[^}]*\}", "", text)
         if text == english and len(said.split()) >= _SHORTEST_SENTENCE and _ENGLISH_WORDS.search(said):
             found.append("left in English")
-        if _SHORT.match(key) and len(text) > room_for(english):
-            found.append(f"{len(text)} characters, there is room for {room_for(english)}")
+        if _SHORT.match(key) and _length(text) > room_for(english):
+            found.append(f"{_length(text)} characters, there is room for {room_for(english)}")
     return found
+
+
+def _length(text: str) -> int:
+    """Return the length a text may reach: values like ``1 234``, counted words in their longest form."""
+    length = 0
+    for said, name, spec, _ in string.Formatter().parse(text):
+        words = (spec or "").split("|")
+        length += len(said) + (0 if name is None else max(map(len, words)) if len(words) > 1 else _VALUE)
+    return length
 
 
 def _parsed(text: str) -> list[tuple[str, str]]:

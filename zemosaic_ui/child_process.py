@@ -36,6 +36,7 @@ DRAIN_S = 1.0
 FORCED_DRAIN_S = 0.2
 CRASH_LOG_BYTES = 8_000
 FAMILY_S = 1.0
+END_LOOK_S = 0.02
 
 
 def _run_in_child(target: str, error_log: str, args: tuple, kwargs: dict) -> None:
@@ -70,25 +71,42 @@ def _start_tracker() -> None:
 
 
 def end_process_tree(pid: int, *, patience_s: float = 3.0) -> int:
-    """Terminate a process and all its descendants, then kill what is left; return how many there were."""
+    """Terminate a process and all its descendants, then kill what is left; return how many there were.
+
+    The exit code of a child of this process stays with whoever started it: a child is never waited for here as
+    psutil would. The one who takes the code is the only one who can see that the child is gone, and whoever asks
+    `multiprocessing` or `subprocess` afterwards would wait for ever or be told zero.
+    """
     try:
         parent = psutil.Process(pid)
         family = [*parent.children(recursive=True), parent]
     except psutil.NoSuchProcess:
         return 0
     for process in family:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.terminate()
-        except psutil.NoSuchProcess:
-            continue
-    _, alive = psutil.wait_procs(family, timeout=patience_s)
-    for process in alive:
-        try:
+    for process in _still_running(family, patience_s):
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(alive, timeout=max(patience_s, 1.0))
+    _still_running(family, max(patience_s, 1.0))
     return len(family)
+
+
+def _still_running(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait until the processes have ended, at most ``timeout_s``; return those that have not."""
+    until = time.monotonic() + timeout_s
+    while alive := [process for process in processes if _is_at_work(process)]:
+        if time.monotonic() > until:
+            break
+        time.sleep(END_LOOK_S)
+    return alive
+
+
+def _is_at_work(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class ChildProcess:

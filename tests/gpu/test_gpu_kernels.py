@@ -67,8 +67,9 @@ def test_every_kernel_compiles_for_every_architecture_without_spills(arch):
     assert [s for name, options in VARIANTS for s in spills(name, options, arch)] == []
 
 
+# Each takes half a minute; those between them have the same number of registers.
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [ARCHITECTURES[0], ARCHITECTURES[-1]])
 def test_sorting_in_registers_does_not_spill(arch):
     assert [s for options in sorting_variants() for s in spills("combine", options, arch)] == []
 

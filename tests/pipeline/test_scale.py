@@ -91,7 +91,7 @@ def memory_of_run(raw: Path, out: Path) -> tuple[dict[str, int], dict[str, Any]]
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_memory_of_a_long_night(tmp_path):
-    few, many = 50, 250
+    few, many = 40, 160
     noted, reports = {}, {}
     for n in (few, many):
         write_long_night(tmp_path / f"raw{n}", n)

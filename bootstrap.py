@@ -71,7 +71,11 @@ def command_for(
     if arguments and arguments[0] == "test":
         # Windows of the tests must not need a screen; whoever wants to see them sets another platform.
         environment.setdefault("QT_QPA_PLATFORM", "offscreen")
-        return [str(python), "-m", "pytest", "-n", TEST_PROCESSES, *arguments[1:]], environment
+        # Whichever process is done first takes over what the other has not begun.
+        return [
+            *(str(python), "-m", "pytest", "-n", TEST_PROCESSES, "--dist", "worksteal"),
+            *arguments[1:],
+        ], environment
     if arguments and arguments[0] == "ruff":
         return [str(python), "-m", *arguments], environment
     return [str(python), str(HERE / "run_zemosaic.py"), *arguments], environment

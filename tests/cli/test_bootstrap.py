@@ -91,7 +91,7 @@ def test_python_without_venv_says_what_to_install(tmp_path, project, monkeypatch
 
 def test_test_command_runs_pytest_without_a_screen():
     words, environment = bootstrap.command_for(["test", "-x", "tests/cli"], Path("py"), {"A": "b"})
-    assert words == ["py", "-m", "pytest", "-n", "2", "-x", "tests/cli"]
+    assert words == ["py", "-m", "pytest", "-n", "2", "--dist", "worksteal", "-x", "tests/cli"]
     assert environment == {"A": "b", "QT_QPA_PLATFORM": "offscreen"}
     _, environment = bootstrap.command_for(["test"], Path("py"), {"QT_QPA_PLATFORM": "xcb"})
     assert environment["QT_QPA_PLATFORM"] == "xcb"

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from astropy.io import fits
-from pace import work_of_this_machine
+from pace import calls_of
 from PySide6.QtCore import QPointF, Qt
 
 from zemosaic_filter_gui_qt import FilterQtDialog, launch_filter_interface_qt
@@ -254,7 +254,7 @@ def test_launch_returns_what_callers_expect(night, session, themes, qtbot, monke
     assert overrides == {"filter_cancelled": True}
 
 
-def test_ten_thousand_frames_stay_fluid(session, qtbot, qapp, tmp_path):
+def test_no_event_does_much_with_ten_thousand_frames(session, qtbot, qapp, tmp_path):
     from tools.screenshots import fill_filter
 
     made = FilterQtDialog(session, str(tmp_path), survey=False)
@@ -264,25 +264,21 @@ def test_ten_thousand_frames_stay_fluid(session, qtbot, qapp, tmp_path):
     fill_filter(made.frames, 10_000)
     settle(qtbot, made)
 
-    def longest(action, seconds=0.7):
-        # Time of this thread, not of the clock: other programs on the machine do not count.
-        begin = time.thread_time()
-        action()
-        worst, end = time.thread_time() - begin, time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            begin = time.thread_time()
-            qapp.processEvents()
-            worst = max(worst, time.thread_time() - begin)
+    def most_at_once(action):
+        worst, end = calls_of(action), time.monotonic() + 0.7
+        while time.monotonic() < end:
+            worst = max(worst, calls_of(qapp.processEvents))
             time.sleep(0.001)
-        return worst / work_of_this_machine()
+        return worst
 
-    ratios = {
-        "expand": longest(made.table.view.expandAll),
-        "cut": longest(lambda: made.frames.set_cut("fwhm", (0.0, 3.5))),
-        "select": longest(lambda: made.frames.select(made.frames.in_rectangle(-1, -1, 1, 1))),
-        "sort": longest(lambda: made.table.view._on_header(5)),
-        "colour": longest(lambda: made.sky.colour.setCurrentIndex(3)),
-        "text": longest(lambda: made.table.search.setText("0012")),
+    calls = {
+        "expand": most_at_once(made.table.view.expandAll),
+        "cut": most_at_once(lambda: made.frames.set_cut("fwhm", (0.0, 3.5))),
+        "select": most_at_once(lambda: made.frames.select(made.frames.in_rectangle(-1, -1, 1, 1))),
+        "sort": most_at_once(lambda: made.table.view._on_header(5)),
+        "colour": most_at_once(lambda: made.sky.colour.setCurrentIndex(3)),
+        "text": most_at_once(lambda: made.table.search.setText("0012")),
     }
     made.reject()
-    assert max(ratios.values()) < 2.5, ratios
+    # The view asks for each row's place; what is shown of it is asked for the visible ones alone.
+    assert max(calls.values()) < 30 * 10_000, calls

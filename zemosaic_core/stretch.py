@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from zemosaic_core.apertures import aperture_fluxes
 from zemosaic_core.background import sky_mesh
-from zemosaic_core.picture_noise import calm, pixel_noise, smooth_known
+from zemosaic_core.picture_calm import calm_light_and_colours
+from zemosaic_core.picture_noise import NoiseMap, pixel_noise, smooth_known
 from zemosaic_core.statistics import clipped_median_sigma, mad_sigma, strided_sample
 
 __all__ = [
@@ -43,9 +44,6 @@ _LESS_PURPLE = np.float32(0.35)
 _DARK_CELLS = 0.7
 _AGREEING_CELLS = 0.3
 _SKY_CELL_PX = 48
-# Limits of noise in sigma per scale (1, 2, 4 ... px) and share that stays: grain of light is welcome, of colour not.
-_CALM_LIGHT = ((3.5, 3.5, 3.0, 2.5, 2.0), 0.18)
-_CALM_COLOUR = ((4.5, 4.5, 4.5, 4.0, 4.0, 3.5), 0.04)
 _MIN_STARS = 12
 _STAR_RADIUS_PX = 4.5
 _STRIP = 128
@@ -251,6 +249,7 @@ def preview_rgba(
     max_dim: int | None = 2000,
     params: StretchParams | None = None,
     calm_noise: bool | None = None,
+    noise: NoiseMap | None = None,
 ) -> np.ndarray:
     """Make a picture of a linear image.
 
@@ -267,6 +266,8 @@ def preview_rgba(
     calm_noise : bool, optional
         Take most of the noise out of the picture. None: only when the numbers are chosen here, because the parts
         of a larger picture would no longer fit together.
+    noise : NoiseMap, optional
+        Noise of the image's pixels from elsewhere. What scatters more is not noise but stars that cannot be told apart.
 
     Returns
     -------
@@ -284,7 +285,9 @@ def preview_rgba(
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"image_chw must have shape (1 or 3, h, w), got {image.shape}")
     if max_dim is not None and max(image.shape[1:]) > max_dim:
-        image = _bin_down(image, -(-max(image.shape[1:]) // max_dim))
+        step = -(-max(image.shape[1:]) // max_dim)
+        image = _bin_down(image, step)
+        noise = noise.reduced(step) if noise is not None else None
     image = image.astype(np.float32, copy=False)
     if calm_noise is None:
         calm_noise = params is None
@@ -296,9 +299,9 @@ def preview_rgba(
     light, colours = _light_and_colour(image, known, params)
     del image
     if calm_noise and known.any():
-        weight = known.astype(np.float32)
-        light = calm(light, weight, *_CALM_LIGHT, bright_scales=2)
-        colours = [calm(colour, weight, *_CALM_COLOUR) for colour in colours]
+        light, colours = calm_light_and_colours(
+            light, colours, known, *_noise_of_parts(noise, params, known.shape)
+        )
     rgba = np.empty((*known.shape, 4), dtype=np.uint8)
     # By strips, so that the many steps of colouring need no further copies of the whole picture.
     for y in range(0, known.shape[0], _STRIP):
@@ -396,6 +399,23 @@ def _light_and_colour(
         return planes[0], []
     light = (planes[0] + planes[1] + planes[2]) * np.float32(1.0 / 3.0)
     return light, [planes[0] - light, planes[2] - light]
+
+
+def _noise_of_parts(
+    noise: NoiseMap | None, params: StretchParams, shape_hw: tuple[int, int]
+) -> tuple[np.ndarray | None, list[np.ndarray] | None]:
+    """Noise of the light and of the colours that `_light_and_colour` makes."""
+    if noise is None:
+        return None, None
+    gain = params.gain
+    if len(gain) == 1:
+        return noise.of_sum(gain, shape_hw), []
+    third = [g / 3.0 for g in gain]
+    colours = [
+        noise.of_sum(tuple(3.0 * t - t if c == k else -t for c, t in enumerate(third)), shape_hw)
+        for k in (0, 2)
+    ]
+    return noise.of_sum(tuple(third), shape_hw), colours
 
 
 def _colour_picture(light: np.ndarray, colours: list[np.ndarray], params: StretchParams) -> np.ndarray:

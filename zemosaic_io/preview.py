@@ -11,16 +11,19 @@ import tifffile
 from PIL import Image, PngImagePlugin
 
 from zemosaic_core.errors import SkipItem
+from zemosaic_core.picture_noise import NoiseMap
 from zemosaic_io.fits_cards import iter_hdus
 from zemosaic_io.fits_read import read_plane_rows
 from zemosaic_io.fits_write import Cards, StreamingFits, atomic_path
 
 __all__ = [
+    "NOISE_CELL_PX",
     "ArrayRows",
     "FitsRows",
     "RowSource",
     "display_range",
     "downscale",
+    "read_noise_map",
     "write_calibrated_fits",
     "write_png",
     "write_tiff16",
@@ -29,6 +32,8 @@ __all__ = [
 
 # Rows converted at a time: 64 rows of a 20,000 px wide colour mosaic are 15 MB.
 _ROWS = 64
+# Pixels of the mosaic in a cell of the extension NOISE of a coverage file.
+NOISE_CELL_PX = 32
 
 
 class RowSource(Protocol):
@@ -99,6 +104,22 @@ def downscale(source: RowSource | np.ndarray, max_dim: int) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
             out[:, row] = total / count
     return out
+
+
+def read_noise_map(coverage_path: Path | str) -> NoiseMap | None:
+    """Return the noise of a mosaic from the file of its coverage; None where an older one has none.
+
+    Raises
+    ------
+    SkipItem
+        The file cannot be read.
+    """
+    hdus = list(iter_hdus(Path(coverage_path)))
+    units = [hdu for hdu in hdus if hdu.cards.get("EXTNAME") == "NOISE" and len(hdu.image_axes) >= 2]
+    if not units:
+        return None
+    sigma = read_plane_rows(Path(coverage_path), units[0], 0, units[0].image_axes[1])
+    return NoiseMap(sigma, NOISE_CELL_PX)
 
 
 def display_range(

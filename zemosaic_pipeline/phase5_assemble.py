@@ -24,6 +24,7 @@ from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_store import TileStore
 from zemosaic_pipeline.colour import MosaicColour, StarLight, calibrate
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.mosaic_noise import mosaic_noise
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import MasterTile, Mosaic, MosaicGrid
@@ -393,6 +394,7 @@ def run(
     run_card = {"ZMRUNID": (context.run_id, "run that made this file")}
     cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate, behind) | run_card
     cards |= _saturation_cards(tiles, terms)
+    noise = mosaic_noise(tiles, store, terms[:, :, 0], canvas.origin_yx, canvas.shape_hw)
     cards["WCSUNCNF"] = (n_unconfirmed, "frames placed without a catalogue star")
     if part:
         cards["FILTER"] = (part, "of all frames")
@@ -413,9 +415,13 @@ def run(
             StreamingFits(science, shape, [*cards.items(), *history], spare_cards=COLOUR_CARDS, durable=False)
         )
         clipped = ("CLIPPED", canvas.shape_hw, np.uint8)
+        cells = ("NOISE", noise.sigma.shape, np.float32)
         out_coverage = files.enter_context(
-            StreamingFits(coverage, canvas.shape_hw, coverage_cards, extensions=[clipped], durable=False)
+            StreamingFits(
+                coverage, canvas.shape_hw, coverage_cards, extensions=[clipped, cells], durable=False
+            )
         )
+        out_coverage.write_rows(0, noise.sigma, ext="NOISE")
         out_variance = None
         if variance_path is not None:
             variance_cards = {

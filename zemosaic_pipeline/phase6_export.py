@@ -13,6 +13,7 @@ from zemosaic_io.preview import (
     FitsRows,
     display_range,
     downscale,
+    read_noise_map,
     write_calibrated_fits,
     write_png,
     write_tiff16,
@@ -45,8 +46,16 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
     outputs = {"science": mosaic.science_path, "coverage": mosaic.coverage_path, **mosaic.outputs}
     steps = 2 + options.viewer_fits + options.viewer_tiff
     rows = FitsRows(mosaic.science_path)
-    small = downscale(rows, options.preview["max_dim"])
-    picture = preview_rgba(small, white_gains=mosaic.colour.gains, **options.preview)
+    longest = options.preview["max_dim"]
+    step = max(1, -(-max(rows.shape[1:]) // longest))
+    noise = read_noise_map(mosaic.coverage_path)
+    small = downscale(rows, longest)
+    picture = preview_rgba(
+        small,
+        white_gains=mosaic.colour.gains,
+        noise=noise.reduced(step) if noise else None,
+        **options.preview,
+    )
     texts = {"Software": f"ZeMosaic {__version__}", RUN_ID: context.run_id}
     outputs["preview"] = str(write_png(Path(f"{base}_preview.png"), picture, texts=texts, durable=False))
     context.progress(1, steps, "preview")

@@ -1,0 +1,128 @@
+"""Take the noise out of a picture without taking light from stars or digging moats round them. Arrays only."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from zemosaic_core.picture_noise import calm, fill_from_around, standing_out
+
+__all__ = ["CalmedPicture", "calm_light_and_colours"]
+
+# Limits of noise in sigma per scale (1, 2, 4 ... px) and share that stays: grain of light is welcome, of colour not.
+_LIGHT = ((3.5, 3.5, 3.0, 2.5, 2.0), 0.18)
+_COLOUR = ((4.5, 4.5, 4.5, 4.0, 4.0, 3.5), 0.04)
+# Light that stands out of the noise by the second number is shown as it is, by less than the first it is calmed; what
+# is coloured has to be clearer, because the difference of two colours is noisier than their sum.
+_STAR_LIGHT = (3.0, 4.2)
+_STAR_COLOUR = (6.0, 15.0)
+# A dip beside a star that is less than this share of the star's height is what resampling makes of undersampled stars;
+# it reaches this far.
+_RINGING = 0.12
+_RING_REACH_PX = 6
+_FLOOR_CELL_PX = 24
+_FLOOR_PERCENTILE = 30.0
+
+CalmedPicture = tuple[np.ndarray, list[np.ndarray]]
+
+
+def calm_light_and_colours(
+    light: np.ndarray,
+    colours: list[np.ndarray],
+    known: np.ndarray,
+    light_noise: np.ndarray | None = None,
+    colour_noise: list[np.ndarray] | None = None,
+) -> CalmedPicture:
+    """Calm the light of a picture and its colours.
+
+    Small lights that stand out are lifted off first and put back as they are, so nothing of them is lost and the
+    calming has no steep edges to ring at. Then the sky beside stars is a floor: nothing there is darker than the
+    darker part of the sky around, unless it is by more than resampling could have made it.
+
+    Parameters
+    ----------
+    light : ndarray, shape (h, w), float32
+        Light above the sky; 0 where missing.
+    colours : list of ndarray, shape (h, w), float32
+        What colours have more than the light; may be empty.
+    known : ndarray, shape (h, w), bool
+    light_noise, colour_noise : ndarray, list of ndarray, optional
+        What is known of the noise of a pixel, see `picture_noise.calm`.
+
+    Returns
+    -------
+    tuple
+        Light and colours, calmed.
+    """
+    weight = known.astype(np.float32)
+    outstanding = standing_out(light, weight, light_noise)
+    share = _ramp(outstanding, *_STAR_LIGHT)
+    result = _calm_around(light, weight, share, _LIGHT, 2, light_noise)
+    result = _lift_to_floor(light, result, known, share)
+    share = _ramp(outstanding, *_STAR_COLOUR)
+    noises = colour_noise if colour_noise is not None else [None] * len(colours)
+    calmed = [
+        _calm_around(colour, weight, share, _COLOUR, 0, noise)
+        for colour, noise in zip(colours, noises, strict=True)
+    ]
+    return result, calmed
+
+
+def _ramp(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.clip((values - np.float32(low)) * np.float32(1.0 / (high - low)), 0.0, 1.0)
+
+
+def _calm_around(
+    plane: np.ndarray,
+    weight: np.ndarray,
+    share: np.ndarray,
+    limits: tuple[tuple[float, ...], float],
+    bright_scales: int,
+    noise: np.ndarray | None,
+) -> np.ndarray:
+    beneath = fill_from_around(plane, weight * (np.float32(1.0) - share))
+    beneath *= weight
+    lifted = plane - beneath
+    rest = calm(beneath, weight, *limits, bright_scales=bright_scales, noise=noise)
+    # Where nothing is lifted off, what is beneath is the plane itself.
+    return (rest + lifted) * weight
+
+
+def _lift_to_floor(light: np.ndarray, calmed: np.ndarray, known: np.ndarray, share: np.ndarray) -> np.ndarray:
+    floor = _local_floor(calmed, known & (share == 0))
+    if floor is None:
+        return calmed
+    size = 2 * _RING_REACH_PX + 1
+    height = ndimage.maximum_filter(np.where(share > 0, light, -np.inf), size=size, mode="nearest") - floor
+    depth = floor - calmed
+    ringing = known & (depth > 0) & (depth < np.float32(_RINGING) * height)
+    return np.where(ringing, floor, calmed)
+
+
+def _local_floor(calmed: np.ndarray, sky: np.ndarray) -> np.ndarray | None:
+    """Level of the darker part of the sky around each pixel; None where no sky is known."""
+    cell = _FLOOR_CELL_PX
+    height, width = calmed.shape
+    rows, columns = -(-height // cell), -(-width // cell)
+    padded = np.full((rows * cell, columns * cell), np.nan, np.float32)
+    padded[:height, :width] = np.where(sky, calmed, np.float32(np.nan))
+    blocks = np.sort(
+        padded.reshape(rows, cell, columns, cell).transpose(0, 2, 1, 3).reshape(rows, columns, -1)
+    )
+    count = np.isfinite(blocks).sum(axis=-1)
+    place = np.minimum((count * (_FLOOR_PERCENTILE / 100.0)).astype(int), np.maximum(count - 1, 0))
+    mesh = np.take_along_axis(blocks, place[..., None], axis=-1)[..., 0]
+    missing = count < cell * cell // 16
+    if missing.all():
+        return None
+    if missing.any():
+        nearest = ndimage.distance_transform_edt(missing, return_distances=False, return_indices=True)
+        mesh = mesh[tuple(nearest)]
+    mesh = ndimage.median_filter(mesh, size=3, mode="nearest")
+    y = np.clip((np.arange(height) + 0.5) / cell - 0.5, 0, rows - 1)
+    x = np.clip((np.arange(width) + 0.5) / cell - 0.5, 0, columns - 1)
+    j, i = np.minimum(y.astype(int), max(rows - 2, 0)), np.minimum(x.astype(int), max(columns - 2, 0))
+    fy, fx = (y - j)[:, None].astype(np.float32), (x - i)[None].astype(np.float32)
+    below = mesh[np.minimum(j + 1, rows - 1)]
+    line = mesh[j] + fy * (below - mesh[j])
+    return np.asarray(line[:, i] + fx * (line[:, np.minimum(i + 1, columns - 1)] - line[:, i]))

@@ -128,7 +128,7 @@ class ZeMosaicQtMainWindow(QMainWindow):
     def _make_frame(self) -> None:
         rail = QFrame()
         rail.setObjectName("rail")
-        rail.setFixedWidth(172)
+        rail.setFixedWidth(184)
         column = QVBoxLayout(rail)
         column.setContentsMargins(10, 16, 10, 12)
         column.setSpacing(3)

@@ -2,7 +2,8 @@
 
 A text gives the forms in the order of `plural_categories`, as in ``{n} {n:row|rows}``. Only whole things are counted;
 the form that CLDR keeps for fractions (``other`` in Polish) and the one for whole millions (``many`` in French,
-Italian, Portuguese and Spanish) are therefore not asked for.
+Italian, Portuguese and Spanish) are therefore not asked for. Portuguese is that of
+Portugal, where only one is singular.
 """
 
 from __future__ import annotations
@@ -27,10 +28,8 @@ def _polish(n: int) -> int:
 
 _TWO = ("one", "other")
 _ONE_ALONE = _Rule(_TWO, lambda n: int(n != 1))
-_NOTHING_AND_ONE = _Rule(_TWO, lambda n: int(n not in (0, 1)))
 _RULES = {
-    "fr": _NOTHING_AND_ONE,
-    "pt": _NOTHING_AND_ONE,
+    "fr": _Rule(_TWO, lambda n: int(n not in (0, 1))),
     "is": _Rule(_TWO, lambda n: int(n % 10 != 1 or n % 100 == 11)),
     "pl": _Rule(("one", "few", "many"), _polish),
 }

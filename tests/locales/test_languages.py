@@ -67,7 +67,7 @@ def test_the_check_has_nothing_to_say_of_good_texts():
         ("en", {0: "other", 1: "one", 2: "other", 21: "other"}),
         ("de", {0: "other", 1: "one", 11: "other", 101: "other"}),
         ("fr", {0: "one", 1: "one", 2: "other", 21: "other"}),
-        ("pt", {0: "one", 1: "one", 2: "other"}),
+        ("pt", {0: "other", 1: "one", 2: "other"}),
         ("is", {0: "other", 1: "one", 2: "other", 11: "other", 21: "one", 101: "one", 111: "other"}),
         ("pl", {0: "many", 1: "one", 2: "few", 4: "few", 5: "many", 12: "many", 14: "many", 21: "many"}),
         ("pl", {22: "few", 24: "few", 25: "many", 102: "few", 112: "many", 1000: "many"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PySide6.QtCore import QCoreApplication
 from PySide6.QtWidgets import QAbstractButton, QLabel, QWidget
 
 from locales.zemosaic_localization import available_languages
@@ -40,3 +41,10 @@ def test_nothing_is_cut_off_on_a_small_screen(make_window, session, qtbot, langu
         )
     session.form.set("language", "en")
     assert wrong == []
+
+
+def test_qt_speaks_the_language_too(session):
+    session.texts.set_language("fr")
+    assert QCoreApplication.translate("QPlatformTheme", "Cancel") == "Annuler"
+    session.texts.set_language("en")
+    assert QCoreApplication.translate("QPlatformTheme", "Cancel") == "Cancel"

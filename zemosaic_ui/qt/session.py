@@ -13,6 +13,7 @@ from zemosaic_core.errors import SaveFailed, SettingsError
 from zemosaic_settings import Settings
 from zemosaic_ui.form_model import FormModel
 from zemosaic_ui.qt.icons import make_icon
+from zemosaic_ui.qt.qt_words import QtWords
 from zemosaic_ui.qt.theme import ThemeSwitch
 from zemosaic_ui.texts import Texts
 from zemosaic_ui.ui_memory import UiMemory, read_memory, write_memory
@@ -34,6 +35,7 @@ class Session:
     memory_path: Path
     presets_dir: Path
     problems: list[SettingsError] = field(default_factory=list)
+    qt_words: QtWords | None = None
     icons: dict[tuple[str, str, str], QIcon] = field(default_factory=dict, repr=False)
 
     def icon(self, name: str, role: str = "text") -> QIcon:
@@ -66,8 +68,9 @@ def open_session(themes: ThemeSwitch, config_path: Path | None = None) -> Sessio
     except SettingsError as error:
         settings, problems = Settings(), [error]
     memory_path = path.with_name("zemosaic_window.json")
+    texts = Texts(settings.language)
     session = Session(
-        texts=Texts(settings.language),
+        texts=texts,
         themes=themes,
         form=FormModel(settings),
         memory=read_memory(memory_path),
@@ -75,6 +78,7 @@ def open_session(themes: ThemeSwitch, config_path: Path | None = None) -> Sessio
         memory_path=memory_path,
         presets_dir=path.with_name("presets"),
         problems=problems,
+        qt_words=QtWords(texts),
     )
     themes.set_mode(settings.qt_theme_mode)
     return session

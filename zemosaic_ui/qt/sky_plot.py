@@ -57,6 +57,17 @@ class _SelectingBox(pg.ViewBox):
             self.clicked.emit(self.mapToView(event.pos()), event.modifiers())
 
 
+class _Axis(pg.AxisItem):
+    """An axis whose numbers have the language's decimal sign."""
+
+    def __init__(self, side: str, session: Session) -> None:
+        super().__init__(side)
+        self._texts = session.texts
+
+    def tickStrings(self, values: list[float], scale: float, spacing: float) -> list[str]:
+        return [self._texts.written(shown) for shown in super().tickStrings(values, scale, spacing)]
+
+
 class SkyPlot(pg.PlotWidget):
     """Draws the footprints of a `FilterModel`."""
 
@@ -64,7 +75,8 @@ class SkyPlot(pg.PlotWidget):
 
     def __init__(self, session: Session, frames: FilterModel) -> None:
         self.box = _SelectingBox()
-        super().__init__(viewBox=self.box)
+        axes = {side: _Axis(side, session) for side in ("bottom", "left")}
+        super().__init__(viewBox=self.box, axisItems=axes)
         self.session = session
         self.frames = frames
         self.colour_by = "group"
@@ -126,7 +138,10 @@ class SkyPlot(pg.PlotWidget):
     def _on_moved(self, position: QPointF) -> None:
         point = self.box.mapSceneToView(position)
         ra, dec = self.frames.plane.unproject(point.x(), point.y())
-        self.hovered.emit(self.session.texts("filter_sky_position", ra=f"{ra:.3f}", dec=f"{dec:+.3f}"))
+        text = self.session.texts
+        self.hovered.emit(
+            text("filter_sky_position", ra=text.written(f"{ra:.3f}"), dec=text.written(f"{dec:+.3f}"))
+        )
 
     def retheme(self) -> None:
         """Draw with the colours of the theme."""
@@ -156,7 +171,8 @@ class QualityHistogram(pg.PlotWidget):
     cut = Signal(str, object)
 
     def __init__(self, session: Session, frames: FilterModel, metric: str) -> None:
-        super().__init__(viewBox=pg.ViewBox(enableMenu=False, enableMouse=False))
+        box = pg.ViewBox(enableMenu=False, enableMouse=False)
+        super().__init__(viewBox=box, axisItems={"bottom": _Axis("bottom", session)})
         self.session = session
         self.frames = frames
         self.metric = metric

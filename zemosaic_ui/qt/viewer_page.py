@@ -248,7 +248,7 @@ class ViewerPage(QWidget):
             values = image.values_at(math.floor(x + 0.5), math.floor(y + 0.5))
         except (OSError, ZeMosaicError):
             values = None  # the file went away while it was shown; the canvas has said so
-        parts = [f"x {x:8.1f}   y {y:8.1f}"]
+        parts = [text.written(f"x {x:8.1f}   y {y:8.1f}")]
         sky = image.sky_at(x, y)
         if sky is not None:
             parts.insert(0, sexagesimal(*sky))
@@ -257,7 +257,7 @@ class ViewerPage(QWidget):
         self.facts.setText("      ".join(parts))
 
     def _on_zoomed(self, scale: float) -> None:
-        self.zoom_words.setText(f"{100 * scale:.0f} %" if scale >= 0.1 else f"{100 * scale:.1f} %")
+        self.zoom_words.setText(f"{self.session.texts.number(100 * scale, 0 if scale >= 0.1 else 1)} %")
 
     def _show_state(self) -> None:
         image, text = self.canvas.image, self.session.texts

@@ -16,11 +16,11 @@ from scipy import ndimage
 from zemosaic_core.synthetic_sky import Camera
 from zemosaic_io.glow_session import GlowNight
 
-__all__ = ["PEERS", "not_installed", "run_peer"]
+__all__ = ["PEERS", "bilinear_planes", "not_installed", "run_peer"]
 
 PEERS = ("reproject",)
 # Programs that make mosaics too; nothing is said of those that are not here.
-_PROGRAMS = {"SWarp": "swarp", "Montage": "mProjExec", "Siril": "siril-cli"}
+_PROGRAMS = {"SWarp": "SWarp", "Montage": "mProjExec", "Siril": "siril-cli"}
 # Weights of plain bilinear demosaicing: what a user gets who has no better.
 _GREEN = np.array([[0.0, 0.25, 0.0], [0.25, 1.0, 0.25], [0.0, 0.25, 0.0]], dtype=np.float32)
 _OTHER = np.array([[0.25, 0.5, 0.25], [0.5, 1.0, 0.5], [0.25, 0.5, 0.25]], dtype=np.float32)
@@ -63,7 +63,7 @@ def _with_reproject(night: GlowNight, path: Path) -> tuple[float, float]:
     frames = []
     for file in night.paths:
         raw, header = fits.getdata(file).astype(np.float32), fits.getheader(file)
-        frames.append((_bilinear(raw), WCS(header).celestial))
+        frames.append((bilinear_planes(raw), WCS(header).celestial))
     target, shape = find_optimal_celestial_wcs([(planes[0].shape, wcs) for planes, wcs in frames])
     image = np.full((3, *shape), np.nan, dtype=np.float32)
     for channel in range(3):
@@ -76,7 +76,7 @@ def _with_reproject(night: GlowNight, path: Path) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def _bilinear(raw: np.ndarray) -> np.ndarray:
+def bilinear_planes(raw: np.ndarray) -> np.ndarray:
     """Colour planes (3, H, W) of a raw frame, each missing value the mean of its nearest neighbours."""
     pattern = np.array(list(Camera().pattern)).reshape(2, 2)
     y, x = np.indices(raw.shape) % 2

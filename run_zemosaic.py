@@ -134,7 +134,9 @@ def _add_verbosity(parser: argparse.ArgumentParser, texts: Texts) -> None:
 
 
 def _add_run(parser: argparse.ArgumentParser, texts: Texts) -> None:
-    _add_folders(parser, texts)
+    parser.add_argument("input", metavar="INPUT", nargs="?", help=texts("cli.input"))
+    parser.add_argument("output", metavar="OUTPUT", help=texts("cli.output"))
+    parser.add_argument("--tiles", metavar="FOLDER", help=texts("cli.tiles"))
     _add_settings(parser, texts)
     _add_verbosity(parser, texts)
     parser.add_argument("--json", action="store_true", help=texts("cli.run_json"))

@@ -389,10 +389,11 @@ def _site(cards: Mapping[str, Any]) -> tuple[float, float] | None:
 def _stack(cards: Mapping[str, Any], exposure_s: float | None) -> tuple[int, float | None]:
     """Return how many frames are in a file, and the seconds of all of them when it tells that it is a stack.
 
-    Telescopes write TOTALEXP, into raw frames as well; Siril and its followers write LIVETIME.
+    Telescopes write TOTALEXP, into raw frames as well; Siril and its followers write LIVETIME, ZeMosaic into its tiles
+    NEXP_SUM and EXPTOTAL.
     """
-    count = _number(cards, "STACKCNT", "NCOMBINE", "SNAPSHOT", default=1.0)
-    seconds = _number(cards, "TOTALEXP", "LIVETIME", default=0.0)
+    count = _number(cards, "STACKCNT", "NCOMBINE", "SNAPSHOT", "NEXP_SUM", default=1.0)
+    seconds = _number(cards, "TOTALEXP", "LIVETIME", "EXPTOTAL", default=0.0)
     if count <= 1.0 and exposure_s and seconds > 1.5 * exposure_s:
         count = seconds / exposure_s
     count = max(1, round(min(count, _MOST_STACKED)))

@@ -138,6 +138,8 @@ class RunContext:
         make_folder(self.work_dir)
         self.results = ResultSet(output_dir)
         self.left_out: list[LeftOut] = []
+        # Files made of what was given -> the file that a user knows.
+        self.known_as: dict[str, str] = {}
         self.phases: list[PhaseRecord] = []
         self.messages: list[Message] = []
         self.memory = ResourceWatch(output_dir, cancel.stop_because)
@@ -212,6 +214,7 @@ class RunContext:
     def leave_out(self, path: str, phase: str, key: str, /, **values: Any) -> LeftOut:
         """Note that a frame is not used; the caller's loop goes on. Any name may be among the values."""
         values.pop("path", None)
+        path = self.known_as.get(path, path)
         if trace := values.pop(TRACEBACK, None):
             log.warning("%s is left out after an unexpected error\n%s", path, trace)
         event = FrameLeftOut(path, key, values)
@@ -219,6 +222,10 @@ class RunContext:
         self.left_out.append(record)
         self.report(event)
         return record
+
+    def name_of(self, path: Path | str) -> str:
+        """Return the name by which a user knows a file."""
+        return Path(self.known_as.get(str(path), str(path))).name
 
     def tile_finished(self, tile: MasterTile) -> None:
         """Tell that a master tile is on disk."""

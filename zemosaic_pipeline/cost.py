@@ -72,7 +72,7 @@ class CostBasis:
         Processes that measure, threads of the co-add.
     block_budget_bytes : int
         Memory for the blocks of a co-add.
-    route : {'direct', 'panels'}
+    route : {'direct', 'panels', 'tiles'}
     max_per_group : int
         Most frames of a tile; 0: no limit.
     rule, kernel, feather_px, has_weight_map
@@ -161,6 +161,8 @@ def _direct_buffers(
 
 def frames_at_place(basis: CostBasis, infos: Sequence[FrameInfo]) -> int:
     """Return how many frames are combined where most of them overlap."""
+    if basis.route == "tiles":
+        return 1
     if basis.route == "panels":
         return _largest_group(basis, infos)
     return Counter(pointing_labels(infos)).most_common(1)[0][1]
@@ -168,7 +170,7 @@ def frames_at_place(basis: CostBasis, infos: Sequence[FrameInfo]) -> int:
 
 def _stacked_hw(basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of what is stacked in one go: the fullest tile, or the whole mosaic."""
-    return _tile_hw(basis, largest_frame(infos)) if basis.route == "panels" else canvas_hw
+    return canvas_hw if basis.route == "direct" else _tile_hw(basis, largest_frame(infos))
 
 
 def workload_on_card(
@@ -194,7 +196,7 @@ def _stack_workload(basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tup
     if basis.route == "direct":
         in_row, direct = _direct_buffers(basis, infos, canvas_hw)
         return Workload("stack", canvas_hw[0], direct, elements_per_row=in_row * basis.n_channels)
-    n = _largest_group(basis, infos)
+    n = frames_at_place(basis, infos)
     rows, columns = _tile_hw(basis, largest_frame(infos))
     buffers = coadd_buffers(
         n, basis.n_channels, columns, basis.rule, basis.feather_px > 0, columns=n * columns

@@ -232,7 +232,7 @@ def _persistent(
     frames: list[Frame], measures: dict[int, FrameMeasure], context: RunContext
 ) -> dict[int, np.ndarray]:
     """Return per frame the hot pixels that stay put on its camera through its night, and those its masters tell."""
-    of_sensors = [frame for frame in frames if frame.info.kind in ("cfa", "mono")]
+    of_sensors = [frame for frame in frames if frame.info.kind in ("cfa", "mono") and not frame.is_tile]
     cameras: dict[int, list[Frame]] = defaultdict(list)
     for frame, label in zip(of_sensors, night_labels([f.info for f in of_sensors]), strict=True):
         cameras[label].append(frame)
@@ -272,7 +272,10 @@ def run(frames: list[Frame], raw_folder: Path, options: MeasureOptions, context:
     usable, measures = _numbered(_one_of_each(current, measured, context), measured)
     _warn_of_zeros(usable, measures, context)
     measures = count_stars_alike(usable, measures)
-    kept = judge_shapes(usable, measures, options, context, PHASE)
+    raw = [frame for frame in usable if not frame.is_tile]
+    shapely = judge_shapes(raw, measures, options, context, PHASE) if raw else []
+    # Stacks are judged as what they are, not as frames of a session.
+    kept = sorted([*shapely, *(f for f in usable if f.is_tile)], key=lambda frame: frame.index)
     if not kept:
         raise RunFailed(
             "run_error_no_usable_frames", "every frame was left out; see the report for the reasons"

@@ -23,7 +23,7 @@ from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import ExtensionSpec, StreamingFits
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
 from zemosaic_io.frame_store import FrameStore
-from zemosaic_io.manifest import Manifest, make_folder
+from zemosaic_io.manifest import Manifest, hash_key, make_folder
 from zemosaic_io.tile_bands import TileBands
 from zemosaic_pipeline.calibrated_noise import common_steps, shared_variance
 from zemosaic_pipeline.context import RunContext
@@ -40,7 +40,7 @@ from zemosaic_pipeline.records import (
     RegisteredFrame,
 )
 from zemosaic_pipeline.refinement import TwoPasses, refine_sources, refine_tile, refinement_of
-from zemosaic_pipeline.tile_cards import tile_cards
+from zemosaic_pipeline.tile_cards import TileSetCards, tile_cards
 from zemosaic_pipeline.tile_memory import store_tile, stored_tile, tile_key
 from zemosaic_utils import coadd_on_grid
 
@@ -240,6 +240,7 @@ def create_tile(
     path: Path,
     on_rows: Callable[[int, int], object] | None = None,
     bands: TileBands | None = None,
+    tile_set: TileSetCards | None = None,
 ) -> MasterTile:
     """Stack one group and write its tile.
 
@@ -252,6 +253,8 @@ def create_tile(
         Terms of every frame from the model of the sky; empty: the group finds a common sky of its own.
     on_rows : callable, optional
         ``on_rows(done, total)`` as rows of the tile are finished.
+    tile_set : TileSetCards, optional
+        What joins this tile to the others of its run.
     bands : TileBands, optional
         Rows of the same tile that are finished already; those that are made here outlive a run that ends early. They
         are still there when the tile is complete.
@@ -315,7 +318,9 @@ def create_tile(
         kind=frames[0].solved.frame.info.kind,
         scale=plan.grid.drizzle_scale,
     )
-    cards = tile_cards(group, frames, plan, header_cards(wcs), refinement.on)
+    flux_gain = _flux_gain(frames, weights, plan)
+    own_set = None if tile_set is None else replace(tile_set, flux_gain=flux_gain, origin_yx=(y0, x0))
+    cards = tile_cards(group, frames, plan, header_cards(wcs), refinement.on, own_set)
     steps = common_steps(frames, store.calibration_of)
     if steps:
         cards["CALSTAT"] = (steps, "bias, dark, flat of all frames")
@@ -411,7 +416,7 @@ def create_tile(
         core_rejected_fraction=facts.core_rejected_fraction,
         median_coverage=facts.median_coverage,
         covered_bbox=facts.covered_bbox,
-        flux_gain=_flux_gain(frames, weights, plan),
+        flux_gain=flux_gain,
         calibrated=steps,
         saturate_adu=lowest_ceiling(frames, terms, masks),
         map_error_px=max((source.pixel_map.max_error_px for source in sources), default=0.0),
@@ -477,6 +482,7 @@ class _Maker:
     context: RunContext
     manifest: Manifest
     folder: Path
+    tile_set: TileSetCards
 
     def tile(
         self, group: FrameGroup, frames: Sequence[RegisteredFrame], on_rows: Callable[[int, int], object]
@@ -487,7 +493,15 @@ class _Maker:
         while frames:
             weights = np.stack([self.weights[frame.solved.frame.index] for frame in frames])
             key = tile_key(
-                self.manifest, frames, weights, self.hot_pixels, self.masks, self.sky, self.grid, self.plan
+                self.manifest,
+                frames,
+                weights,
+                self.hot_pixels,
+                self.masks,
+                self.sky,
+                self.grid,
+                self.plan,
+                self.tile_set,
             )
             if self.plan.resume:
                 tile = stored_tile(self.manifest, key, group, frames, self.folder)
@@ -509,6 +523,7 @@ class _Maker:
                     path,
                     on_rows,
                     bands,
+                    self.tile_set,
                 )
             except SaveFailed:
                 bands.remove()
@@ -545,6 +560,13 @@ def _tell_refinement(tiles: Sequence[MasterTile], plan: RunPlan, context: RunCon
         context.say(tiles[0].refine, **tiles[0].refine_values)
 
 
+def _set_key(placed: Sequence[RegisteredFrame], sky: Mapping[int, FrameTerms]) -> str:
+    """Return what levels and fluxes of all tiles follow from, in short."""
+    gains = [(frame.solved.measure.content_key, frame.gain) for frame in placed]
+    terms = [sky[index].photometry.tolist() for index in sorted(sky)]
+    return hash_key("tile set", gains, terms)[:16]
+
+
 def run(
     groups: Sequence[FrameGroup],
     placed: Sequence[RegisteredFrame],
@@ -555,6 +577,8 @@ def run(
     plan: RunPlan,
     context: RunContext,
     manifest: Manifest,
+    *,
+    linked: bool = False,
 ) -> list[MasterTile]:
     """Return the master tiles; a tile made before from the same frames and numbers is used again.
 
@@ -571,7 +595,8 @@ def run(
         plan.stack.weighting,
     )
     by_frame = {index: weights[i] for index, i in by_index.items()}
-    maker = _Maker(by_frame, hot_pixels, masks, sky, grid, plan, context, manifest, folder)
+    tile_set = TileSetCards(_set_key(placed, sky), bool(sky), linked)
+    maker = _Maker(by_frame, hot_pixels, masks, sky, grid, plan, context, manifest, folder, tile_set)
     tiles: list[MasterTile] = []
     n_reused = 0
     for done, group in enumerate(groups):

@@ -17,7 +17,7 @@ from zemosaic_core import grid as grids
 from zemosaic_core import photometry, registration
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.frame_verdicts import common_star_transparency
-from zemosaic_core.pixel_map import wcs_transform
+from zemosaic_core.pixel_map import MapTransform, wcs_transform
 from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared, solve_star_flat
 from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_pipeline.context import RunContext
@@ -30,6 +30,8 @@ PHASE = "phase4_grid"
 # Registration works on the brightest stars; more do not make it better, only slower.
 MAX_STARS = 300
 MIN_PHOTOMETRY_SNR = 25.0
+# Areas of pixels that differ by less are those of one camera.
+SAME_SCALE = 0.05
 # Stars of this FWHM have lost all but 3 % of their contrast at the finest detail that pixels can hold.
 WELL_SAMPLED_PX = 2.0
 
@@ -89,13 +91,15 @@ def _register(
     xy, flux, initial = [], [], []
     for item, wcs in zip(solved, wcs_list, strict=True):
         arrays = item.measure.arrays()
+        # Frame px -> plane px is the map of an output grid (the frame) into a source (the plane).
+        to_plane = wcs_transform(wcs, spec.wcs)
         xy.append(np.column_stack([arrays["x"], arrays["y"]])[:MAX_STARS].astype(float))
         # Near the detection limit only lucky measurements are seen, and more so through haze: faint stars would bias
         # the flux scale. Saturated ones have lost light.
         usable = (arrays["snr"] >= MIN_PHOTOMETRY_SNR) & ~arrays["saturated"]
-        flux.append(np.where(usable, arrays["channel_flux"], np.nan)[:, :MAX_STARS])
-        # Frame px -> plane px is the map of an output grid (the frame) into a source (the plane).
-        initial.append(wcs_transform(wcs, spec.wcs))
+        light = np.where(usable, arrays["channel_flux"], np.nan)[:, :MAX_STARS]
+        flux.append(light * _light_per_pixel(to_plane, item.frame.info.shape_hw))
+        initial.append(to_plane)
     return registration.register_globally(
         xy,
         flux,
@@ -104,6 +108,17 @@ def _register(
         match_radius_px=3.0,
         anchors_xy=_catalogue_anchors(solved, spec),
     )
+
+
+def _light_per_pixel(to_plane: MapTransform, shape_hw: tuple[int, int]) -> float:
+    """Return what the light of a star becomes when a frame is sampled on the plane: values stay, their number does not.
+
+    Frames of the plane's own scale give 1: their scales differ by what the air and the fit make of them.
+    """
+    x, y = (shape_hw[1] - 1) / 2, (shape_hw[0] - 1) / 2
+    u, v = to_plane(np.array([x, x + 1.0, x]), np.array([y, y, y + 1.0]))
+    area = float(abs((u[1] - u[0]) * (v[2] - v[0]) - (u[2] - u[0]) * (v[1] - v[0])))
+    return area if abs(area - 1.0) > SAME_SCALE else 1.0
 
 
 def _catalogue_anchors(solved: Sequence[SolvedFrame], spec: grids.GridSpec) -> np.ndarray | None:

@@ -378,7 +378,7 @@ def run(
         A file cannot be written.
     """
     store = TileStore({tile.tile_id: Path(tile.path) for tile in tiles})
-    one_sky = behind.model is not None
+    one_sky = behind.is_one_sky
     solution, thumbs, pairs = tile_photometry(tiles, store, one_flux_scale, plan, context, one_sky=one_sky)
     _tell_photometry(tiles, solution, context)
     terms = (
@@ -568,7 +568,9 @@ class _Depth:
         total = np.zeros(weight.shape, np.float64)
         for i, tile, window, place in self._parts(y0, y1):
             weights = self._store.read_weight(tile.tile_id, *window).astype(np.float64)
-            variance = self._store.read_variance(tile.tile_id, *window).astype(np.float64)
+            stored = self._store.read_variance(tile.tile_id, *window)
+            unknown = np.full((1, *weights.shape), np.nan)
+            variance = unknown if stored is None else stored.astype(np.float64)
             frames = self._store.read_coverage(tile.tile_id, *window)
             of_one_frame = np.array(tile.noise_adu)[:, None, None] ** 2 * tile.median_coverage
             variance = np.where(np.isfinite(variance), variance, of_one_frame / np.maximum(frames, 1))

@@ -59,6 +59,17 @@ FEATHER_SHARE = 0.1
 
 
 @dataclass(frozen=True)
+class TileGateOptions:
+    """When a stack that was given is poor, and whether the run ends then; see `zemosaic_core.tile_gate`."""
+
+    enabled: bool
+    fail: bool
+    sigma: float
+    ratio: float
+    min_valid: float
+
+
+@dataclass(frozen=True)
 class SolveOptions:
     """How frames get their place in the sky."""
 
@@ -195,6 +206,7 @@ class RunPlan:
     refine: RefineDecision
     assembly: AssemblyOptions
     output: OutputOptions
+    tile_gate: TileGateOptions
     rows: tuple[PlanRow, ...]
     is_reduced: bool = False
     memory_limit_bytes: int = 0
@@ -297,8 +309,14 @@ def resolve(
     policy: GpuPolicy | None = None,
     preplanned: Sequence[Sequence[str]] = (),
     n_calibrations: int = 0,
+    n_tiles: int = 0,
 ) -> RunPlan:
     """Return the plan that follows from settings, frames and machine; pure but for the policy's decision.
+
+    Parameters
+    ----------
+    infos : sequence of FrameInfo
+        Raw frames first, then the ``n_tiles`` stacks that are given.
 
     Raises
     ------
@@ -310,6 +328,7 @@ def resolve(
             "run_error_no_frames", "no usable FITS frame in the input folder", folder=settings.input_dir
         )
     n_channels = 1 if infos[0].kind == "mono" else 3
+    raw = infos[: len(infos) - n_tiles]
     workers, threads = worker_count(settings, machine), machine.cores
     memory = usable_memory(settings, machine)
     budget = _block_budget(settings, memory)
@@ -366,7 +385,7 @@ def resolve(
             radial,
             # A wide ramp hides where the frames of one night end inside a tile. Frames of one pointing end nearly
             # alike, so their weights fall together and the depth of the stack stays what it is.
-            feather_px=FEATHER_SHARE * min(min(info.shape_hw) for info in infos)
+            feather_px=FEATHER_SHARE * min(min(info.shape_hw) for info in raw or infos)
             if rule.combine == "mean"
             else 0.0,
             tile_ramp_px=settings.tile_feather_px,
@@ -401,6 +420,13 @@ def resolve(
                 "apply_wb": settings.preview_png_apply_wb,
             },
         ),
+        tile_gate=TileGateOptions(
+            settings.existing_master_tiles_quality_gate_enabled,
+            settings.existing_master_tiles_quality_gate_mode == "fail",
+            settings.existing_master_tiles_quality_gate_sigma_threshold,
+            settings.existing_master_tiles_quality_gate_ratio_threshold,
+            settings.existing_master_tiles_quality_gate_min_valid_frac,
+        ),
         rows=(),
         memory_limit_bytes=_memory_limit(settings),
     )
@@ -409,7 +435,9 @@ def resolve(
         route=choose_route(
             settings.route,
             n_chosen_groups=len(preplanned),
-            n_sizes=len({info.shape_hw for info in infos}),
+            n_sizes=len({info.shape_hw for info in raw}),
+            n_tiles=n_tiles,
+            n_frames=len(raw),
         ),
     )
     if run.route.route == "panels" and not preplanned:
@@ -419,7 +447,7 @@ def resolve(
         refine=choose_refine(
             run.stack.cfa_refine,
             kind=infos[0].kind,
-            n_frames=frames_at_place(_cost_basis(run), infos),
+            n_frames=frames_at_place(_cost_basis(run), raw or infos),
             combine=rule.combine,
             kernel=run.stack.kernel,
             scale=run.grid.drizzle_scale,
@@ -543,8 +571,9 @@ def make_plan(
     RunFailed
         There is no usable frame.
     """
-    from zemosaic_pipeline import calibrate
+    from zemosaic_pipeline import calibrate, tile_intake
     from zemosaic_pipeline.phase0_survey import survey
+    from zemosaic_pipeline.records import LeftOut
 
     folder, output = Path(input_dir), Path(output_dir)
     if not folder.is_dir():
@@ -554,18 +583,24 @@ def make_plan(
     settings = settings.model_copy(update={"input_dir": str(folder), "output_dir": str(output)})
     machine = Machine.probe(output)
     calibration = calibrate.options_from(settings)
-    infos, refused = survey(
-        folder,
-        output,
-        recursive=settings.scan_recursive,
-        memory_bytes=usable_memory(settings, machine),
-        other_places=calibrate.given_places(calibration),
-    )
+    stacks_from = tile_intake.tile_folders(settings)
+    infos: list[FrameInfo] = []
+    refused: list[LeftOut] = []
+    if stacks_from.with_frames or not stacks_from:
+        infos, refused = survey(
+            folder,
+            output,
+            recursive=settings.scan_recursive,
+            memory_bytes=usable_memory(settings, machine),
+            other_places=[*calibrate.given_places(calibration), *stacks_from.folders],
+        )
+    chosen = calibrate.choose(infos, refused, folder, calibration)
+    stacks, unusable = tile_intake.survey(stacks_from, recursive=settings.scan_recursive, exclude=output)
+    infos, refused = [*infos, *stacks], [*refused, *unusable]
     policy = make_policy(settings, machine, None)
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
     outline = _outline(infos, settings, solve_some)
-    chosen = calibrate.choose(infos, refused, folder, calibration)
     run = resolve(
         settings,
         infos,
@@ -573,6 +608,7 @@ def make_plan(
         canvas_hw=outline.shape_hw,
         policy=policy,
         n_calibrations=chosen.n_sets,
+        n_tiles=len(stacks),
     )
     split = split_text(filter_names(infos, split=settings.split_by_filter))
     return Plan(

@@ -45,11 +45,14 @@ class Frame:
     info : FrameInfo
     calibration : str
         File of what its raw samples are calibrated with (`zemosaic_io.calibration_sets`); '' for nothing.
+    is_tile : bool
+        It was given as a master tile, in the form of one (`tile_intake`).
     """
 
     index: int
     info: FrameInfo
     calibration: str = ""
+    is_tile: bool = False
 
     @property
     def name(self) -> str:

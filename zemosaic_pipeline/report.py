@@ -86,7 +86,7 @@ def _frames(run: Any) -> list[dict[str, Any]]:
         fit = placed[index]
         rows.append(
             {
-                "path": str(item.frame.info.path),
+                "path": run.context.known_as.get(str(item.frame.info.path), str(item.frame.info.path)),
                 "date_obs": item.frame.info.date_obs,
                 "exposure_s": item.frame.info.exposure_s,
                 "instrument": item.frame.info.instrument,

@@ -1,4 +1,4 @@
-"""Which way frames become a mosaic: all at once, or panel by panel."""
+"""Which way frames become a mosaic: all at once, or panel by panel; or from tiles that are there already."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class RouteDecision:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def choose_route(wanted: str, *, n_chosen_groups: int, n_sizes: int = 1) -> RouteDecision:
+def choose_route(
+    wanted: str, *, n_chosen_groups: int, n_sizes: int = 1, n_tiles: int = 0, n_frames: int = 1
+) -> RouteDecision:
     """Return the route of a run.
 
     Parameters
@@ -33,7 +35,11 @@ def choose_route(wanted: str, *, n_chosen_groups: int, n_sizes: int = 1) -> Rout
         Groups the user made by hand.
     n_sizes : int
         Different sizes of frames. The sky of one co-add is compared cell by cell, so its frames have one size.
+    n_tiles, n_frames : int
+        Stacks that are given, and raw frames.
     """
+    if n_tiles and not n_frames:
+        return RouteDecision("tiles", "route_tiles", {"tiles": n_tiles})
     if n_sizes > 1:
         return RouteDecision("panels", "route_sizes", {"sizes": n_sizes})
     if wanted in ROUTES:
@@ -47,6 +53,8 @@ def groups_of_route(
     route: RouteDecision, groups: Sequence[FrameGroup], solved: Sequence[SolvedFrame]
 ) -> list[FrameGroup]:
     """Return the groups that are stacked: those of the pointings, or one that holds every frame."""
+    if not solved:
+        return []
     if route.route == "panels":
         return list(groups)
     members = tuple(item.frame.index for item in solved)

@@ -23,8 +23,9 @@ from zemosaic_pipeline import (
     phase6_export,
     phase7_cleanup,
     pixel_masks,
-    sky,
+    place_tiles,
     solve_frames,
+    tile_intake,
 )
 from zemosaic_pipeline.colour import star_light
 from zemosaic_pipeline.context import CancelToken, RunContext
@@ -44,9 +45,17 @@ from zemosaic_pipeline.filters import (
 from zemosaic_pipeline.judge_frames import judge_air
 from zemosaic_pipeline.machine import Machine, available_memory, free_disk
 from zemosaic_pipeline.outline import estimate_canvas
-from zemosaic_pipeline.plan import make_policy, resolve, usable_memory, worker_count
+from zemosaic_pipeline.plan import RunPlan, make_policy, resolve, usable_memory, worker_count
 from zemosaic_pipeline.plan_limits import refuse_small_disk
-from zemosaic_pipeline.records import LeftOut, MasterTile, Mosaic, SolvedFrame
+from zemosaic_pipeline.records import (
+    Frame,
+    LeftOut,
+    MasterTile,
+    Mosaic,
+    PixelMasks,
+    RegisteredFrame,
+    SolvedFrame,
+)
 from zemosaic_pipeline.report import PREVIOUS_REPORT, collect, set_aside_report, write_report
 from zemosaic_pipeline.routes import groups_of_route
 from zemosaic_settings import Settings
@@ -191,6 +200,7 @@ class _ClassicRun:
         self.machine = machine
         self.context = context
         self.plan: Any = None
+        self.stacks_from = tile_intake.TileFolders((), True)
         self.n_found = 0
         self.solved: Sequence[SolvedFrame] = ()
         self.placed: Any = None
@@ -228,18 +238,13 @@ class _ClassicRun:
         manifest = Manifest(context.state_dir / "manifest.json")
         with self._phase(phase0_survey.PHASE):
             calibration = calibrate.options_from(self.settings)
-            frames, refused = phase0_survey.run(
-                self.folder,
-                context,
-                recursive=self.settings.scan_recursive,
-                memory_bytes=usable_memory(self.settings, self.machine),
-                selection=self._chosen(),
-                other_places=calibrate.given_places(calibration),
-                split_by_filter=self.settings.split_by_filter,
-            )
+            raw, refused = self._survey(calibration)
+            frames = [*raw, *self._stacks(raw)]
             self.n_found = len(frames) + len(context.left_out)
             infos = [frame.info for frame in frames]
-            chosen = calibrate.choose(infos, self._beside(refused, calibration), self.folder, calibration)
+            chosen = calibrate.choose(
+                infos[: len(raw)], self._beside(refused, calibration), self.folder, calibration
+            )
             self.plan = plan = resolve(
                 self.settings,
                 infos,
@@ -248,6 +253,7 @@ class _ClassicRun:
                 policy=context.policy,
                 preplanned=self.selection.groups,
                 n_calibrations=chosen.n_sets,
+                n_tiles=len(frames) - len(raw),
             )
             context.follow(plan)
             self._refuse_small_disk(
@@ -272,7 +278,8 @@ class _ClassicRun:
             self.solved = solved = solve_frames.run(prepared, plan.solve, context, manifest)
             context.release_pool()
         with self._phase(phase2_group.PHASE):
-            groups = phase2_group.run(solved, plan.group, context)
+            raw_solved = [item for item in solved if not item.frame.is_tile]
+            groups = phase2_group.run(raw_solved, plan.group, context) if raw_solved else []
             found = [item.frame.info for item in solved]
             names = {
                 item.frame.index: name
@@ -280,37 +287,54 @@ class _ClassicRun:
                     solved, filter_names(found, split=plan.group.split_by_filter), strict=True
                 )
             }
-            self.groups = groups = groups_of_filters(groups_of_route(plan.route, groups, solved), names)
+            self.groups = groups = groups_of_filters(groups_of_route(plan.route, groups, raw_solved), names)
             context.say(plan.route.reason_key, route=plan.route.route, **plan.route.values)
         with self._phase(phase4_grid.PHASE):
-            placed = phase4_grid.run(solved, plan.grid, context, with_flat=plan.sky.model == "full")
-            self._refuse_small_disk(disk_bytes(plan.n_channels, plan.output.variance, placed.grid.shape_hw))
-            open_frames, masks = pixel_masks.run(
-                placed.frames,
-                plan.measure,
-                context,
-                phase4_grid.PHASE,
-                with_trails=plan.stack.rule.rejection != "none",
+            tile_set = place_tiles.placed_tile_set(solved)
+            placed = (
+                phase4_grid.run(
+                    solved, plan.grid, context, with_flat=plan.sky.model == "full" and bool(raw_solved)
+                )
+                if tile_set is None
+                else tile_set.placed
             )
-            clear = judge_air(open_frames, plan.measure, context, phase4_grid.PHASE)
-            parts = frames_of_filters(clear, names)
+            self._refuse_small_disk(disk_bytes(plan.n_channels, plan.output.variance, placed.grid.shape_hw))
+            given = place_tiles.judged(placed, plan, context)
+            clear, masks = self._judged(place_tiles.raw_frames(placed), plan)
+            parts = frames_of_filters([*clear, *given], names)
             self.placed = placed = replace(placed, frames=tuple(f for same in parts.values() for f in same))
             behind = {
-                name: sky.run(same, placed.grid, placed.flat, plan, context) for name, same in parts.items()
+                name: place_tiles.sky_behind(same, tile_set, placed, plan, context)
+                for name, same in parts.items()
             }
             self.sky = next(iter(behind.values()), None)
         with self._phase(phase3_master_tiles.PHASE, len(groups)):
-            self.tiles = tiles = phase3_master_tiles.run(
-                groups,
-                placed.frames,
-                prepared.hot_pixels,
-                masks,
-                {index: terms for found in behind.values() for index, terms in found.terms.items()},
+            raw_frames = place_tiles.raw_frames(placed)
+            tiles: list[MasterTile] = []
+            if raw_frames:
+                tiles = phase3_master_tiles.run(
+                    groups,
+                    raw_frames,
+                    prepared.hot_pixels,
+                    masks,
+                    {index: terms for found in behind.values() for index, terms in found.terms.items()},
+                    placed.grid,
+                    plan,
+                    context,
+                    manifest,
+                    linked=placed.one_flux_scale,
+                )
+            tiles += place_tiles.run(
+                place_tiles.given_tiles(placed),
+                raw_frames,
+                tile_set,
                 placed.grid,
                 plan,
                 context,
                 manifest,
+                len(groups),
             )
+            self.tiles = tiles
             if not tiles:
                 raise RunFailed("run_error_no_tiles", "no master tile could be made")
         approximate = any(item.solution.approximate for item in solved)
@@ -343,6 +367,45 @@ class _ClassicRun:
         with self._phase(phase7_cleanup.PHASE):
             phase7_cleanup.run(tiles, plan.output.keep_state, context)
         return outputs
+
+    def _judged(
+        self, frames: Sequence[RegisteredFrame], plan: RunPlan
+    ) -> tuple[tuple[RegisteredFrame, ...], PixelMasks]:
+        """Return the raw frames with open sky and clear air, and what of their pixels is no light of the sky."""
+        if not frames:
+            return (), PixelMasks()
+        rejects = plan.stack.rule.rejection != "none"
+        phase = phase4_grid.PHASE
+        kept, masks = pixel_masks.run(frames, plan.measure, self.context, phase, with_trails=rejects)
+        return judge_air(kept, plan.measure, self.context, phase), masks
+
+    def _survey(self, calibration: calibrate.CalibrationOptions) -> tuple[list[Frame], list[LeftOut]]:
+        """Return the raw frames and what is left out; none where only stacks are wanted."""
+        self.stacks_from = tile_intake.tile_folders(self.settings)
+        if self.stacks_from and not self.stacks_from.with_frames:
+            return [], []
+        return phase0_survey.run(
+            self.folder,
+            self.context,
+            recursive=self.settings.scan_recursive,
+            memory_bytes=usable_memory(self.settings, self.machine),
+            selection=self._chosen(),
+            other_places=[*calibrate.given_places(calibration), *self.stacks_from.folders],
+            split_by_filter=self.settings.split_by_filter,
+        )
+
+    def _stacks(self, raw: Sequence[Frame]) -> list[Frame]:
+        """Return the stacks that are given, numbered after the raw frames."""
+        if not self.stacks_from:
+            return []
+        return tile_intake.run(
+            self.stacks_from,
+            self.context,
+            recursive=self.settings.scan_recursive,
+            first_index=len(raw),
+            n_channels=raw[0].info.n_channels if raw else None,
+            selection=self._chosen() if not raw else None,
+        )
 
     def _refuse_small_disk(self, needed_bytes: int) -> None:
         """Refuse what will not find room; what is stored of earlier runs takes none again."""

@@ -41,7 +41,8 @@ EXTINCTION_MAG = 0.25
 class SkySolution:
     """The model, and the terms of each frame by its index; no terms where the model was not wanted or not possible.
 
-    ``reason_key`` says why there is no model, ``site_key`` where the site came from.
+    ``reason_key`` says why there is no model, ``site_key`` where the site came from; ``shared_before`` that tiles which
+    were given had such a model when they were made; ``with_tiles`` that tiles with skies of their own are joined.
     """
 
     model: SkyModel | None
@@ -50,6 +51,13 @@ class SkySolution:
     hours: np.ndarray
     reason_key: str = ""
     site_key: str = ""
+    shared_before: bool = False
+    with_tiles: bool = False
+
+    @property
+    def is_one_sky(self) -> bool:
+        """Whether one sky lies behind all frames: modelled here, or before their tiles were made."""
+        return not self.with_tiles and (self.model is not None or self.shared_before)
 
     def facts(self) -> dict[str, Any]:
         """Return what the report shows."""

@@ -3,13 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from zemosaic_core import __version__
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameGroup, RegisteredFrame
 
-__all__ = ["frame_cards", "tile_cards"]
+__all__ = ["TileSetCards", "frame_cards", "tile_cards"]
+
+
+@dataclass(frozen=True)
+class TileSetCards:
+    """What makes the tiles of a run a set that can be joined again without measuring anything.
+
+    Attributes
+    ----------
+    key : str
+        The same for the tiles of one run: what their levels and fluxes follow from.
+    one_sky : bool
+        One model of the sky stands behind all frames.
+    linked : bool
+        Common stars link the fluxes of all frames.
+    flux_gain : tuple of float
+        Factor per channel that brings this tile to the common scale.
+    origin_yx : tuple of int or None
+        Pixel of the run's grid that is the first of this tile. Cells in which tiles are compared begin there.
+    """
+
+    key: str
+    one_sky: bool
+    linked: bool
+    flux_gain: tuple[float, ...] = ()
+    origin_yx: tuple[int, int] | None = None
+
+    def cards(self) -> dict[str, Any]:
+        """Return the header cards."""
+        cards: dict[str, Any] = {
+            "ZMT_SET": (self.key, "tiles with this belong together"),
+            "ZMT_SKY": ("full" if self.one_sky else "none", "model of the sky behind all frames"),
+            "ZMT_LINK": (self.linked, "stars link the fluxes of all frames"),
+        }
+        for channel, gain in enumerate(self.flux_gain, 1):
+            cards[f"ZMT_FLX{channel}"] = (gain, "factor to the common flux scale")
+        if self.origin_yx is not None:
+            cards["ZMT_Y0"] = (self.origin_yx[0], "row of the grid of the run")
+            cards["ZMT_X0"] = (self.origin_yx[1], "column of the grid of the run")
+        return cards
 
 
 def tile_cards(
@@ -18,6 +58,7 @@ def tile_cards(
     plan: RunPlan,
     wcs_cards: dict[str, Any],
     refined: bool,
+    tile_set: TileSetCards | None = None,
 ) -> dict[str, Any]:
     """Return the header cards of a tile: its place, how it was stacked, and what its frames say."""
     stack = plan.stack
@@ -42,6 +83,8 @@ def tile_cards(
         "BUNIT": ("adu", "counts of the reference frames"),
         "SOFTWARE": (f"ZeMosaic {__version__}", "made by"),
     }
+    if tile_set is not None:
+        cards |= tile_set.cards()
     return cards | frame_cards(frames)
 
 
@@ -50,7 +93,10 @@ def frame_cards(frames: Sequence[RegisteredFrame]) -> dict[str, Any]:
     first = frames[0].solved.frame.info
     exposure = sum(frame.solved.frame.info.total_exposure_s or 0.0 for frame in frames)
     cards: dict[str, Any] = {"EXPTOTAL": (exposure, "[s] exposure of all frames")}
+    dates = [frame.solved.frame.info.date_obs for frame in frames]
     for name, value in (
+        ("DATE-OBS", min((date for date in dates if date), default="")),
+        ("EXPTIME", first.exposure_s),
         ("OBJECT", first.object_name),
         ("FILTER", first.filter_name),
         ("INSTRUME", first.instrument),

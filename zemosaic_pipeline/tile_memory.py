@@ -23,11 +23,11 @@ from zemosaic_pipeline.records import (
     PixelMasks,
     RegisteredFrame,
 )
-from zemosaic_pipeline.tile_cards import frame_cards
+from zemosaic_pipeline.tile_cards import TileSetCards, frame_cards
 
 __all__ = ["store_tile", "stored_tile", "tile_key"]
 
-TILE_VERSION = 10
+TILE_VERSION = 11
 # Fields of a tile that JSON gives back as lists.
 TUPLES = ("origin_yx", "shape_hw", "noise_adu", "covered_bbox", "flux_gain")
 
@@ -43,6 +43,7 @@ def tile_key(
     sky: Mapping[int, FrameTerms],
     grid: MosaicGrid,
     plan: RunPlan,
+    tile_set: TileSetCards | None = None,
 ) -> str:
     """Return the key of a tile: the same key gives the same tile."""
     inputs = [
@@ -77,6 +78,7 @@ def tile_key(
         plan.grid.drizzle_scale,
         plan.sky.model,
         plan.output.variance,
+        None if tile_set is None else tile_set.cards(),
     )
 
 

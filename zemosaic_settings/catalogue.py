@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from zemosaic_settings.option import GROUPS, Option
+from zemosaic_settings.tile_options import TILE_OPTIONS
 
 __all__ = ["ALIASES", "OPTIONS", "OPTIONS_BY_KEY", "options_in_group"]
 
@@ -38,6 +39,8 @@ _FOLDERS = (
         mirrors=("output_folder",),
     ),
     Option("scan_recursive", "bool", True, "folders"),
+    Option("use_existing_master_tiles", "bool", False, "folders", "basic"),
+    Option("tiles_dir", "folder", "", "folders", "basic", aliases=("tiles",)),
     Option(
         "resume",
         "choice",
@@ -557,6 +560,7 @@ OPTIONS: tuple[Option, ...] = (
     *_STACKING,
     *_GRID,
     *_ASSEMBLY,
+    *TILE_OPTIONS,
     *_OUTPUT,
     *_PERFORMANCE,
     *_INTERFACE,

@@ -46,6 +46,8 @@ class Settings(BaseModel):
     input_dir: str = _declared("input_dir")
     output_dir: str = _declared("output_dir")
     scan_recursive: bool = _declared("scan_recursive")
+    use_existing_master_tiles: bool = _declared("use_existing_master_tiles")
+    tiles_dir: str = _declared("tiles_dir")
     resume: str = _declared("resume")
     cache_retention: str = _declared("cache_retention")
 
@@ -110,6 +112,18 @@ class Settings(BaseModel):
     match_background_for_final: bool = _declared("match_background_for_final")
     tile_feather_px: int = _declared("tile_feather_px")
     crop_follow_signal: bool = _declared("crop_follow_signal")
+
+    existing_master_tiles_quality_gate_enabled: bool = _declared("existing_master_tiles_quality_gate_enabled")
+    existing_master_tiles_quality_gate_mode: str = _declared("existing_master_tiles_quality_gate_mode")
+    existing_master_tiles_quality_gate_sigma_threshold: float = _declared(
+        "existing_master_tiles_quality_gate_sigma_threshold"
+    )
+    existing_master_tiles_quality_gate_ratio_threshold: float = _declared(
+        "existing_master_tiles_quality_gate_ratio_threshold"
+    )
+    existing_master_tiles_quality_gate_min_valid_frac: float = _declared(
+        "existing_master_tiles_quality_gate_min_valid_frac"
+    )
 
     save_final_as_uint16: bool = _declared("save_final_as_uint16")
     save_viewer_tiff: bool = _declared("save_viewer_tiff")

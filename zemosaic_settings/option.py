@@ -16,6 +16,7 @@ GROUPS = (
     "stacking",
     "grid",
     "assembly",
+    "tiles",
     "output",
     "performance",
     "interface",

@@ -44,7 +44,7 @@ SIGNAL_GRACE_S = 1.3
 TICK_S = 0.1
 
 
-def settings_from(options: Namespace, **folders: str) -> Settings:
+def settings_from(options: Namespace, **folders: Any) -> Settings:
     """Return the settings of a command: the file, then ``--set``, then the other arguments.
 
     Raises
@@ -82,11 +82,10 @@ def run(options: Namespace, texts: Texts) -> int:
     """Make a mosaic."""
     target = Path(options.output).expanduser().resolve()
     try:
-        source = _folder(options.input)
-        settings = settings_from(options, input_dir=str(source), output_dir=str(target))
+        settings = settings_from(options, **_sources(options), output_dir=str(target))
     except SettingsError as error:
         if options.json:
-            _write_json(_facts_of_no_run(error, options.input, str(target), texts))
+            _write_json(_facts_of_no_run(error, options.input or "", str(target), texts))
         raise
     _tell_conflicts(options, texts)
     return follow_run(
@@ -299,6 +298,24 @@ def _forget_terminal() -> None:
         if os.isatty(stream):
             os.dup2(nowhere, stream)
     os.close(nowhere)
+
+
+def _sources(options: Namespace) -> dict[str, Any]:
+    """Return where a run takes its pictures from: raw frames, stacks, or both.
+
+    Raises
+    ------
+    SettingsError
+        A folder does not exist, or none is given.
+    """
+    if options.tiles is None:
+        if options.input is None:
+            raise SettingsError("cli_no_input", "INPUT is missing: a folder of frames, or --tiles FOLDER")
+        return {"input_dir": str(_folder(options.input))}
+    tiles = str(_folder(options.tiles))
+    if options.input is None:
+        return {"input_dir": tiles, "use_existing_master_tiles": True, "tiles_dir": ""}
+    return {"input_dir": str(_folder(options.input)), "tiles_dir": tiles}
 
 
 def _folder(path: str) -> Path:

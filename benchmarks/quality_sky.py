@@ -74,11 +74,13 @@ def measure_night(night: GlowNight, *, with_site: bool = True) -> MeasuredNight:
     flat = vignette(spec.shape_hw, spec.vignetting)
     flat_here = flat[np.rint(y).astype(int), np.rint(x).astype(int)].astype(np.float64)
     camera = Camera()
+    # A cell is wider than the texture's detail.
+    texture = np.stack([ndimage.gaussian_filter(channel, 8.0) for channel in night.sky.texture])
     meshes, errors, places, diffuse = [], [], [], []
     for index, frame in enumerate(night.frames):
         ra, dec = pixel_to_sky(frame.setup.cards, x, y)
         places.append(np.stack(sky_to_pixel(plane, ra, dec), axis=-1))
-        sky = _diffuse_light(night, ra, dec)
+        sky = _diffuse_light(night, texture, ra, dec)
         air = np.asarray(frame.setup.transparency)[:, None, None]
         light = (night.glow_at(index, x, y) + air * sky) * flat_here
         variance = camera.adu_per_electron * light + (camera.adu_per_electron * camera.read_noise_e) ** 2
@@ -105,13 +107,11 @@ def measure_night(night: GlowNight, *, with_site: bool = True) -> MeasuredNight:
     )
 
 
-def _diffuse_light(night: GlowNight, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
-    """True light without stars, ADU per pixel of the frames at the zenith, (3, ...)."""
+def _diffuse_light(night: GlowNight, texture: np.ndarray, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+    """True light without stars of a smoothed texture, ADU per pixel of the frames at the zenith, (3, ...)."""
     tx, ty = sky_to_pixel(night.sky.texture_cards, ra, dec)
-    # A cell is wider than the texture's detail.
-    smooth = [ndimage.gaussian_filter(plane, 8.0) for plane in night.sky.texture]
     area = night.spec.binning**2
-    return area * np.stack([ndimage.map_coordinates(plane, [ty, tx], order=1) for plane in smooth])
+    return area * np.stack([ndimage.map_coordinates(plane, [ty, tx], order=1) for plane in texture])
 
 
 def _solve_stars(night: GlowNight, rng: np.random.Generator) -> tuple[np.ndarray, StarFlat]:

@@ -9,6 +9,7 @@ and frame to frame is left of it. The sizes of the parts are found from the fram
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,11 @@ _LEAST = np.array([0.002, 3e-4, 1e-3, 3e-4, 0.01, 0.005, 5e-4, 1e-4])
 _MOST = np.array([0.3, 0.03, 0.5, 0.3, 0.6, 0.3, 0.1, 0.05])
 # Parts of fixed size, as shares of the level: any level at all, one per night, and the shapes of airmass and Moon.
 _ANY_LEVEL, _PER_NIGHT, _AIRMASS, _MOON = 2.0, 0.3, 0.5, 0.5
+# Where directions are not known: a plane and a bowl over the mosaic, per half of a frame's side. Half a degree at an
+# altitude of 45 degrees changes airmass and the light of towns by 1 to 2 %, the change by less than a tenth of that.
+_SKY_PLANE, _SKY_BOWL = 0.01, 0.0007
+# And levels that follow the target over the sky: the panels of a night, taken one after the other, look like a slope.
+_LEVEL_DRIFT = 0.2
 # Scales on which the glow changes: results move by less than half an ADU between 0.35 and 1.2 rad, 0.5 and 5 h.
 _ANGLE_RAD = 0.6
 _HOURS = 1.5
@@ -75,6 +81,8 @@ class FrameCircumstances:
         None where site or time is not known, or where glow over the local sky does not fit.
     session : ndarray, shape (N,), int64, optional
         Frames that one camera took in one way in one night share a number, 0, 1, ...; None: all of them.
+    places : ndarray, shape (N, 5, 2), float64, optional
+        Where the places `PROBE_UV` of each frame lie in the mosaic, from its middle, in halves of a frame's side.
     """
 
     hours: np.ndarray
@@ -82,6 +90,7 @@ class FrameCircumstances:
     visit: np.ndarray
     local: LocalSky | None
     session: np.ndarray | None = None
+    places: np.ndarray | None = None
 
     @property
     def sessions(self) -> np.ndarray:
@@ -94,7 +103,24 @@ class FrameCircumstances:
         if local is not None:
             local = LocalSky(local.direction[rows], local.airmass[rows], local.moonlight[rows])
         session = None if self.session is None else self.session[rows]
-        return FrameCircumstances(self.hours[rows], self.night[rows], self.visit[rows], local, session)
+        places = None if self.places is None else self.places[rows]
+        return FrameCircumstances(
+            self.hours[rows], self.night[rows], self.visit[rows], local, session, places
+        )
+
+
+def _over_the_mosaic(
+    places: np.ndarray, night: np.ndarray, outer: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Covariance of a plane and a bowl of light over the whole mosaic, other ones in each night, in units of the level.
+
+    Overlaps cannot tell them from a tilt and a bowl of the sky. Without directions over the horizon nothing else may
+    claim to, least of all that the frames of all panels have the same level.
+    """
+    x, y = places[..., 0], places[..., 1]
+    shapes = (_SKY_PLANE, x), (_SKY_PLANE, y), (_SKY_BOWL, x * x), (_SKY_BOWL, x * y), (_SKY_BOWL, y * y)
+    total = sum(size**2 * outer(shape) for size, shape in shapes)
+    return np.asarray(total * np.kron(night[:, None] == night[None, :], np.ones((3, 3))))
 
 
 class GlowPrior:
@@ -147,6 +173,11 @@ class GlowPrior:
         ]
         local = circumstances.local
         if local is None:
+            if circumstances.places is not None:
+                self._fixed += _over_the_mosaic(circumstances.places, circumstances.night, outer)
+                elapsed = circumstances.hours[:, None] - circumstances.hours[None, :]
+                drift = np.exp(-(elapsed**2) / (2 * _HOURS**2))
+                self._fixed += _LEVEL_DRIFT**2 * np.kron(drift, level_part)
             return
         self._fixed += _AIRMASS**2 * outer(local.airmass - 1.0)
         if local.moonlight.max() > 0:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,7 @@ __all__ = [
     "CanvasOutlier",
     "GridSpec",
     "canvas_outliers",
+    "edge_step",
     "far_frames",
     "finer_grid",
     "footprint_boxes",
@@ -58,6 +60,7 @@ _LATTICE_DEG = 1.0
 _MAX_OFFSET_DEG = 3.0
 # Steps of the pixel size, as a share of it, and of the rotation, degrees.
 _SCALE_STEP = 0.005
+_MOST_EDGE_STEP = 8
 _ROTATION_STEP_DEG = {"north_up": 10.0, "median_pc": 1.0, "min_area": 0.25}
 
 
@@ -120,6 +123,7 @@ class CanvasOutlier:
 def finer_grid(spec: GridSpec, factor: float) -> GridSpec:
     """Return the same canvas with `factor` pixels for each of its pixels along an axis; its first edge stays.
 
+    Lay the canvas out with `edge_step` of the factor, so that the finer pixels are those of a larger canvas, too.
     Boxes are those of the inputs on the finer pixels.
     """
     wcs = spec.wcs.deepcopy()
@@ -140,6 +144,14 @@ def finer_grid(spec: GridSpec, factor: float) -> GridSpec:
     )
 
 
+def edge_step(factor: float) -> int:
+    """Return the steps in which the lower edges of a grid may move if its finer pixels are to stay in their places.
+
+    With 1.5 pixels for one an odd number of pixels would move the finer ones by half of theirs.
+    """
+    return Fraction(factor).limit_denominator(_MOST_EDGE_STEP).denominator
+
+
 def make_grid(
     wcs_list: Sequence[WCS],
     shapes_hw: Sequence[tuple[int, int]],
@@ -148,6 +160,7 @@ def make_grid(
     orientation: Orientation = "north_up",
     scale_factor: float = 1.0,
     padding_px: int = 2,
+    edge_step_px: int = 1,
 ) -> GridSpec:
     """Lay out the canvas for frames with a celestial WCS.
 
@@ -164,6 +177,8 @@ def make_grid(
         Output pixels per input pixel along an axis (> 1: finer).
     padding_px : int
         Empty border.
+    edge_step_px : int
+        The lower edges lie at multiples of this many pixels from the tangent point (`edge_step`).
 
     Returns
     -------
@@ -187,6 +202,7 @@ def make_grid(
         orientation=orientation,
         scale_factor=scale_factor,
         padding_px=padding_px,
+        edge_step_px=edge_step_px,
     )
 
 
@@ -199,6 +215,7 @@ def make_grid_from_footprints(
     orientation: Orientation = "north_up",
     scale_factor: float = 1.0,
     padding_px: int = 2,
+    edge_step_px: int = 1,
 ) -> GridSpec:
     """Lay out the canvas from outlines; see `make_grid`.
 
@@ -220,7 +237,9 @@ def make_grid_from_footprints(
     pixel_wcs = tan_wcs(tangent, scale_deg, (1, 1), rotation)
     x, y = pixel_wcs.all_world2pix(points[:, 0], points[:, 1], 0)
     # Canvas pixel i covers i - 0.5 ... i + 0.5.
-    x_low, y_low = np.floor(x.min() + 0.5) - padding_px, np.floor(y.min() + 0.5) - padding_px
+    x_low, y_low = (
+        edge_step_px * np.floor((np.floor(v.min() + 0.5) - padding_px) / edge_step_px) for v in (x, y)
+    )
     width = int(np.ceil(x.max() - 0.5) - x_low) + 1 + padding_px
     height = int(np.ceil(y.max() - 0.5) - y_low) + 1 + padding_px
     wcs = pixel_wcs.deepcopy()

@@ -20,9 +20,10 @@ __all__ = ["FLAT_SHARE", "Gauge", "empty_nodes", "gauged", "large_scale_terms", 
 FLAT_SHARE = 0.004
 # Roughness of the empty part counts more for curvature, which faint nebulae imitate more easily.
 _ROUGH_FACTORS = np.array([2.0, 2.0, 4.0, 4.0, 4.0])
-# Above this the five terms together contradict a flat sky (chi square of 5 degrees of freedom); then the sky is taken
-# to be as uneven as would make it 5.
-_CONFLICT_CHI2, _EXPECTED_CHI2 = 15.0, 5.0
+# Above this the five terms together contradict a flat sky (chi square of 5 degrees of freedom).
+_CONFLICT_CHI2 = 15.0
+# Degrees of freedom of the belief that the empty sky is flat: nebulae wider than a mosaic are nothing unusual.
+_TAIL, _WIDTH_ROUNDS = 1.0, 40
 _CLIP_ABOVE, _CLIP_BELOW = 1.5, 4.0
 _LEAST_EMPTY = 0.15
 _MASK_ROUNDS = 30
@@ -94,19 +95,20 @@ def roughness_adu(sky: np.ndarray, terms: np.ndarray, mask: np.ndarray) -> float
     return 1.4826 * float(np.median(-below)) if len(below) else 0.0
 
 
-def _widening(found: np.ndarray, covariance: np.ndarray, width: np.ndarray) -> float:
-    """Return by how much the width of the gauge has to grow to agree with what the frames found; 1 when it does."""
+def _agreed_width(found: np.ndarray, covariance: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Return how wide the gauge is for each term, given what the frames found.
 
-    def chi2(factor: float) -> float:
-        return float(found @ np.linalg.solve(covariance + np.diag((factor * width) ** 2), found))
-
-    if chi2(1.0) <= _CONFLICT_CHI2:
-        return 1.0
-    low, high = 0.0, np.log(1e4)
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if chi2(float(np.exp(middle))) > _EXPECTED_CHI2 else (low, middle)
-    return float(np.exp(high))
+    The sky is mostly flat and sometimes not at all: beliefs with long tails (Student's t of `_TAIL` degrees of
+    freedom, term by term), whose scale follows from what is left of the term (expectation maximisation). A slope that
+    the frames know well stays, one that they do not know is as flat as before.
+    """
+    squared = width**2
+    for _ in range(_WIDTH_ROUNDS):
+        pull = np.linalg.solve(covariance + np.diag(squared), covariance).T
+        left = found - pull @ found
+        uncertain = np.maximum(np.diag(covariance - pull @ covariance), 0.0)
+        squared = (_TAIL * width**2 + left**2 + uncertain) / (_TAIL + 1.0)
+    return np.asarray(np.sqrt(squared))
 
 
 def gauged(
@@ -117,7 +119,6 @@ def gauged(
     level: float,
     *,
     use: bool,
-    sigma_factor: float = 1.0,
 ) -> Gauge:
     """Add "the empty part of the sky is flat" to a posterior, as one more observation.
 
@@ -134,8 +135,6 @@ def gauged(
     use : bool
         False: only say what is known; the posterior stays as it is. Right where one frame fills the mosaic: a nebula
         can fill it too.
-    sigma_factor : float
-        What the standard errors of the posterior are multiplied by, where its prior is known to be too stiff.
     """
     from_data = posterior.unknowns
     unknowns = from_data
@@ -146,15 +145,14 @@ def gauged(
         fit = np.linalg.pinv(terms[mask])[1:]
         # Large scales of the empty sky are linear in the unknowns: c = fit (sky_0 - response x).
         onto = fit @ reduced.response[mask]
-        spread = sigma_factor**2 * (onto @ posterior.covariance)
+        spread = onto @ posterior.covariance
         covariance = spread @ onto.T
         sigma_data = np.sqrt(np.maximum(np.diag(covariance), 0.0))
         rough = roughness_adu(reduced.sky(unknowns), terms, mask)
         found = fit @ reduced.sky_0[mask] - onto @ from_data
         width = np.hypot(FLAT_SHARE * level, _ROUGH_FACTORS * rough)
-        widening = _widening(found, covariance, width)
-        conflict = widening > 1.0
-        width = widening * width
+        conflict = float(found @ np.linalg.solve(covariance + np.diag(width**2), found)) > _CONFLICT_CHI2
+        width = _agreed_width(found, covariance, width)
         if not use:
             return Gauge(from_data, mask, sigma_data, False, conflict, rough)
         new = from_data + spread.T @ np.linalg.solve(covariance + np.diag(width**2), found)

@@ -24,7 +24,16 @@ from scipy.sparse.linalg import splu
 from .glow_prior import GlowPrior
 from .sky_lattice import SkyLattice
 
-__all__ = ["JointProblem", "Posterior", "Reduced", "SkyCells", "evidence_loss", "posterior_of", "tuned_sizes"]
+__all__ = [
+    "JointProblem",
+    "Posterior",
+    "Reduced",
+    "SkyCells",
+    "averaged_posterior",
+    "evidence_loss",
+    "posterior_of",
+    "tuned_sizes",
+]
 
 # Pull between neighbouring nodes, relative to the median weight of a cell: fills nodes that hardly any cell touches.
 _SMOOTHNESS = 1e-5
@@ -38,6 +47,8 @@ _STRUCTURE_SHARE = 0.1
 _SIZE_WIDTH = 1.5
 _SIZE_STEPS = (0.8, 0.35)
 _WORTH = 0.05
+# Steps of the average over sizes, and how likely a size has to be, relative to the likeliest, to take part.
+_AVERAGED_STEPS, _LEAST_WEIGHT = (-2.0, -1.0, 1.0, 2.0), 0.02
 
 
 @dataclass(frozen=True)
@@ -189,23 +200,24 @@ def _design_matrix(cells: SkyCells) -> csr_matrix:
     return coo_matrix((np.concatenate(values), (rows, np.concatenate(columns))), shape=shape).tocsr()
 
 
-def full_covariance(prior: GlowPrior, log_sizes: np.ndarray, pattern_sigma: np.ndarray) -> np.ndarray:
+def full_covariance(prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray) -> np.ndarray:
     """Return the prior covariance of all unknowns: glow of the frames, the patterns, products of the sessions."""
-    n = 3 * prior.n_frames
-    variances = np.concatenate([np.asarray(pattern_sigma) ** 2, prior.session_variance(log_sizes)])
-    total = np.zeros((n + len(variances),) * 2)
+    n, n_patterns = 3 * prior.n_frames, len(pattern_covariance)
+    of_sessions = prior.session_variance(log_sizes)
+    total = np.zeros((n + n_patterns + len(of_sessions),) * 2)
     total[:n, :n] = prior.covariance(log_sizes)
-    where = np.arange(n, len(total))
-    total[where, where] = variances
+    total[n : n + n_patterns, n : n + n_patterns] = pattern_covariance
+    where = np.arange(n + n_patterns, len(total))
+    total[where, where] = of_sessions
     return total
 
 
 def evidence_loss(
-    reduced: Reduced, prior: GlowPrior, log_sizes: np.ndarray, pattern_sigma: np.ndarray
+    reduced: Reduced, prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray
 ) -> float:
     """Return minus the logarithm of the marginal likelihood, up to a constant, plus what is believed of the sizes."""
     try:
-        root = cholesky(full_covariance(prior, log_sizes, pattern_sigma), lower=True, check_finite=False)
+        root = cholesky(full_covariance(prior, log_sizes, pattern_covariance), lower=True, check_finite=False)
         inner = root.T @ reduced.normal @ root
         inner[np.diag_indices_from(inner)] += 1.0
         factor = cholesky(inner, lower=True, check_finite=False)
@@ -219,7 +231,7 @@ def evidence_loss(
 def tuned_sizes(
     reduced: Reduced,
     prior: GlowPrior,
-    pattern_sigma: np.ndarray,
+    pattern_covariance: np.ndarray,
     start: np.ndarray | None = None,
     *,
     thorough: bool = True,
@@ -239,7 +251,7 @@ def tuned_sizes(
         Logarithms of shares of the level.
     """
     best = prior.usual if start is None else start.copy()
-    loss = evidence_loss(reduced, prior, best, pattern_sigma)
+    loss = evidence_loss(reduced, prior, best, pattern_covariance)
     for step in _SIZE_STEPS if thorough else _SIZE_STEPS[:1]:
         for k in prior.free:
             for sign in (1.0, -1.0):
@@ -250,7 +262,7 @@ def tuned_sizes(
                     trial = prior.clipped(trial)
                     if trial[k] == best[k]:
                         break
-                    value = evidence_loss(reduced, prior, trial, pattern_sigma)
+                    value = evidence_loss(reduced, prior, trial, pattern_covariance)
                     if value >= loss - _WORTH:
                         break
                     best, loss, moved = trial, value, True
@@ -260,10 +272,10 @@ def tuned_sizes(
 
 
 def posterior_of(
-    reduced: Reduced, prior: GlowPrior, log_sizes: np.ndarray, pattern_sigma: np.ndarray
+    reduced: Reduced, prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray
 ) -> Posterior:
     """Return unknowns and covariance that follow from frames and prior."""
-    covariance = full_covariance(prior, log_sizes, pattern_sigma)
+    covariance = full_covariance(prior, log_sizes, pattern_covariance)
     factor = cho_factor(covariance, lower=True, check_finite=False)
     precision = reduced.normal + cho_solve(factor, np.eye(len(covariance)), check_finite=False)
     posterior = cho_solve(
@@ -272,3 +284,36 @@ def posterior_of(
         check_finite=False,
     )
     return Posterior(posterior @ reduced.right, posterior)
+
+
+def averaged_posterior(
+    reduced: Reduced, prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray
+) -> Posterior:
+    """Return unknowns and covariance averaged over the sizes that the frames do not tell apart.
+
+    Few frames hardly know how large the parts of the glow are, and the likeliest sizes alone would claim too much. The
+    average is over a star of sizes about them, each counting as much as it is likely.
+    """
+    least = evidence_loss(reduced, prior, log_sizes, pattern_covariance)
+    central = posterior_of(reduced, prior, log_sizes, pattern_covariance)
+    weights, found = [1.0], [central]
+    for k in prior.free:
+        for step in _AVERAGED_STEPS:
+            sizes = log_sizes.copy()
+            sizes[k] += step
+            sizes = prior.clipped(sizes)
+            if sizes[k] == log_sizes[k]:
+                continue
+            weight = float(np.exp(least - evidence_loss(reduced, prior, sizes, pattern_covariance)))
+            if weight >= _LEAST_WEIGHT:
+                weights.append(weight)
+                found.append(posterior_of(reduced, prior, sizes, pattern_covariance))
+    share = np.array(weights) / np.sum(weights)
+    mean = np.zeros_like(central.unknowns)
+    for w, posterior in zip(share, found, strict=True):
+        mean += w * posterior.unknowns
+    covariance = np.zeros_like(central.covariance)
+    for w, posterior in zip(share, found, strict=True):
+        away = posterior.unknowns - mean
+        covariance += w * (posterior.covariance + np.outer(away, away))
+    return Posterior(mean, covariance)

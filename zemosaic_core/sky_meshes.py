@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .detector_surface import products
+from .glow_prior import PROBE_UV
 from .sky_joint import SkyCells
 from .sky_lattice import bilinear_lattice
 from .star_flat import StarFlat
@@ -18,6 +19,7 @@ __all__ = [
     "detector_columns",
     "light_adu",
     "on_common_scale",
+    "probe_places",
     "spread_rows",
 ]
 
@@ -138,6 +140,24 @@ def detector_columns(meshes: SkyMeshes) -> tuple[Array, Array]:
     q = meshes.q.ravel()
     patterns = np.column_stack([q - q.mean(), q**2 - (q**2).mean()])
     return np.column_stack([np.ones(len(q)), meshes.uv.reshape(-1, 2)]), patterns
+
+
+def probe_places(meshes: SkyMeshes) -> Array:
+    """Return where the places `PROBE_UV` of the frames lie in the mosaic, shape (N, 5, 2).
+
+    Counted from the middle of all frames, in halves of a frame's side; the middle for a frame whose place is unknown.
+    """
+    basis = detector_columns(meshes)[0]
+    places = np.zeros((len(meshes.xy), len(PROBE_UV), 2))
+    known = np.isfinite(meshes.xy).all(axis=(1, 2, 3))
+    if not known.any():
+        return places
+    xy = meshes.xy[known].reshape(int(known.sum()), len(basis), 2)
+    affine = np.linalg.pinv(basis) @ xy
+    at = np.column_stack([np.ones(len(PROBE_UV)), PROBE_UV]) @ affine
+    middle = (at.min(axis=(0, 1)) + at.max(axis=(0, 1))) / 2
+    places[known] = (at - middle) / (0.5 * np.sqrt(meshes.frame_area_px))
+    return places
 
 
 def cells_of(

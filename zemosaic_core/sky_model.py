@@ -21,7 +21,15 @@ from .glow_prior import SESSION_PATTERN, FrameCircumstances, GlowPrior
 from .normalize import best_frames
 from .photon_transfer import Pedestal, pedestal_of_sky
 from .sky_gauge import Gauge, empty_nodes, gauged, large_scale_terms
-from .sky_joint import JointProblem, Reduced, SkyCells, evidence_loss, posterior_of, tuned_sizes
+from .sky_joint import (
+    JointProblem,
+    Reduced,
+    SkyCells,
+    averaged_posterior,
+    evidence_loss,
+    posterior_of,
+    tuned_sizes,
+)
 from .sky_lattice import cell_spacing_px
 from .sky_meshes import (
     SkyMeshes,
@@ -29,6 +37,7 @@ from .sky_meshes import (
     detector_columns,
     light_adu,
     on_common_scale,
+    probe_places,
     spread_rows,
 )
 from .star_flat import StarFlat
@@ -43,7 +52,8 @@ ASSURANCES = ("night", "night_and_dark_parts", "assumed_flat")
 # Frames solved jointly. The equations are dense, and this many already know the sky better than one more frame can
 # tell; further frames are fitted to the sky that these found.
 MAX_JOINT_FRAMES = 256
-# Frames from which the sizes of the glow's parts are found: seven numbers, and each trial costs a cube of this.
+# Frames from which the sizes of the glow's parts are found: seven numbers, and each trial costs a cube of this. Up to
+# as many, what they leave open of these sizes matters.
 MAX_TUNED_FRAMES = 64
 _ROUNDS = 3
 # Below this many times the area of a frame a nebula may fill the mosaic: "the empty part is flat" would eat it.
@@ -52,16 +62,13 @@ _GAUGE_AREA_FRAMES = 1.5
 # enough for any picture, beyond the second they hardly know it.
 _KNOWN_SHARE, _ASSUMED_SHARE = 0.014, 0.046
 _LEAST_EMPTY_SHARE = 0.25
-# Patterns that flat fielding left, as shares of the light: three errors of the star flat, at least this much; and
-# without a usable star flat. And constant patterns, pedestal and amplifier.
+# Patterns that flat fielding left, as shares of the light: three errors of the star flat and this much, for light that
+# took another way than that of stars; and without stars. And constant patterns, pedestal and amplifier.
 _FLAT_ERRORS, _LEAST_PATTERN, _PATTERN_WITHOUT_FLAT, _CONSTANT_PATTERN = 3.0, 0.004, 0.2, 0.02
 # What a session's frames share on the detector is asked for where sky beyond one frame is seen, relative to its order
 # (scattered moonlight was seen to fall like this), and believed where it makes the frames this much likelier.
 _PATTERN_AREA_FRAMES, _WORTH_PATTERN = 1.2, 5.0
 _SESSION_SHAPE = 1.0 / (PRODUCT_ORDER - 1.0)
-# Without directions over the horizon the prior of the glow is too stiff, and its errors this much too small: true
-# errors of up to 15 of its sigmas were seen on made-up nights.
-_SIGMA_FACTOR_WITHOUT_SITE = 5.0
 _MIN_CELLS = 6
 _LEAST_SHARED_NODES = 8
 # Loss of log evidence up to which directions over the horizon are kept: they are likely right, and say more.
@@ -188,6 +195,7 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
     dark = pedestal_of_sky(meshes.mesh, meshes.error, meshes.sky, meshes.pixel_noise, circumstances.visit)
     pedestal, pedestal_sigma = dark.level_adu, dark.sigma_adu
     applied = flat.usable
+    circumstances = replace(circumstances, places=probe_places(meshes))
     brightest = int(np.argmax(np.nanmedian(np.where(np.isfinite(meshes.sky), meshes.sky, -np.inf), axis=0)))
     local_fits = circumstances.local is not None and _local_sky_fits(
         meshes, gains[:, brightest], brightest, circumstances, flat, float(pedestal[brightest])
@@ -251,16 +259,18 @@ def _local_sky_fits(
     if not len(cells.value):
         return False
     level = float(np.median(light[rows]))
-    pattern_sigma = np.full(4, _CONSTANT_PATTERN * level)
+    expected, pattern_covariance = _patterns_expected(flat, level, 0.0)
+    cells = replace(cells, value=cells.value - cells.light[cells.frame] * (cells.patterns @ expected))
     problem = JointProblem(cells)
     taken = circumstances.taken(rows)
-    without = GlowPrior(replace(taken, local=None), gains[rows], level)
+    # What frames share over the mosaic is no part of the comparison: it only makes room for what nobody can tell.
+    without = GlowPrior(replace(taken, local=None, places=None), gains[rows], level)
     terms = large_scale_terms(cells.lattice.node_xy)
-    reduced, _, sizes = _iterate(problem, without, pattern_sigma, terms, level, False, 1.0, None)
+    reduced, _, sizes = _iterate(problem, without, pattern_covariance, terms, level, False, None)
     tied = GlowPrior(taken, gains[rows], level)
-    tied_sizes = tuned_sizes(reduced, tied, pattern_sigma)
-    gain = evidence_loss(reduced, without, sizes, pattern_sigma) - evidence_loss(
-        reduced, tied, tied_sizes, pattern_sigma
+    tied_sizes = tuned_sizes(reduced, tied, pattern_covariance)
+    gain = evidence_loss(reduced, without, sizes, pattern_covariance) - evidence_loss(
+        reduced, tied, tied_sizes, pattern_covariance
     )
     return gain > -_INDIFFERENT
 
@@ -285,27 +295,26 @@ def _solve_channel(
     background = _background_level(meshes, gains, c)
     if not len(cells.value):
         return _unknown_sky(n, light, level, background, int(circumstances.sessions.max()) + 1)
-    if flat.usable:
-        left = _FLAT_ERRORS * np.sqrt(np.diag(flat.covariance)) * level + np.abs(flat.nu) * pedestal_sigma
-        pattern_sigma = np.maximum(left, _LEAST_PATTERN * level)
-    else:
-        pattern_sigma = np.full(2, _PATTERN_WITHOUT_FLAT * level)
-    pattern_sigma = np.concatenate([pattern_sigma, np.full(2, _CONSTANT_PATTERN * level)])
+    expected, pattern_covariance = _patterns_expected(flat, level, pedestal_sigma)
+    # The unknowns are what the patterns differ by from what the stars say.
+    cells = replace(cells, value=cells.value - cells.light[cells.frame] * (cells.patterns @ expected))
     sizes = None
     if len(joint) > MAX_TUNED_FRAMES:
         few = joint[spread_rows(meshes.xy[joint], circumstances.hours[joint], MAX_TUNED_FRAMES)]
-        sizes = _tuned_on(few, value, sigma, meshes, light, gains, circumstances, pattern_sigma, sessions)
+        sizes = _tuned_on(
+            few, value, sigma, meshes, light, gains, circumstances, (expected, pattern_covariance), sessions
+        )
     prior = GlowPrior(circumstances.taken(joint), gains[joint], level, _session_shape(cells))
     problem = JointProblem(cells)
     terms = large_scale_terms(cells.lattice.node_xy)
     seen = problem.hits > 0.3
     use_gauge = _area_px(seen, spacing) >= _GAUGE_AREA_FRAMES * meshes.frame_area_px
-    factor = 1.0 if circumstances.local is not None else _SIGMA_FACTOR_WITHOUT_SITE
-    reduced, gauge, sizes = _iterate(problem, prior, pattern_sigma, terms, level, use_gauge, factor, sizes)
+    reduced, gauge, sizes = _iterate(problem, prior, pattern_covariance, terms, level, use_gauge, sizes)
     sky = reduced.sky(gauge.unknowns)
     glow = np.zeros((n, 3))
     glow[joint] = gauge.unknowns[: 3 * len(joint)].reshape(-1, 3)
     patterns = gauge.unknowns[3 * len(joint) : 3 * len(joint) + 4].reshape(2, 2)
+    patterns = patterns + np.stack([expected, np.zeros(2)])
     own = np.zeros((int(circumstances.sessions.max()) + 1, len(PRODUCT_ORDER)))
     if sessions is not None and sizes[SESSION_PATTERN] > prior.least[SESSION_PATTERN]:
         found_own = gauge.unknowns[3 * len(joint) + 4 :].reshape(-1, len(PRODUCT_ORDER))
@@ -352,6 +361,34 @@ def _solve_channel(
     )
 
 
+def _patterns_expected(flat: StarFlat, level: float, pedestal_sigma: float) -> tuple[Array, Array]:
+    """Return what the stars lead to expect of the patterns, ADU, and the covariance of all patterns.
+
+    A flat that is applied leaves nothing but its error. One that is not good enough for that still says how much of a
+    bowl on the detector is vignetting: its coefficients are poorly known one by one and well together.
+
+    Returns
+    -------
+    expected : ndarray, shape (2,)
+        Of the patterns in proportion to the light.
+    covariance : ndarray, shape (4, 4)
+        Of those, then of the constant ones.
+    """
+    covariance = np.zeros((4, 4))
+    covariance[2:, 2:] = (_CONSTANT_PATTERN * level) ** 2 * np.eye(2)
+    wide = _PATTERN_WITHOUT_FLAT**2 * np.eye(2)
+    if not flat.n_measurements:
+        covariance[:2, :2] = level**2 * wide
+        return np.zeros(2), covariance
+    of_stars = _FLAT_ERRORS**2 * flat.covariance
+    share = wide @ np.linalg.inv(wide + of_stars)
+    left = np.diag((_LEAST_PATTERN * level) ** 2 + (flat.nu * pedestal_sigma) ** 2)
+    covariance[:2, :2] = level**2 * (share @ of_stars) + left
+    if flat.usable:
+        return np.zeros(2), covariance
+    return level * (share @ flat.terms()), covariance
+
+
 def _tuned_on(
     rows: NDArray[np.int64],
     value: Array,
@@ -360,26 +397,27 @@ def _tuned_on(
     light: Array,
     gains: Array,
     circumstances: FrameCircumstances,
-    pattern_sigma: Array,
+    patterns: tuple[Array, Array],
     sessions: NDArray[np.int64] | None,
 ) -> Array:
     """Find the sizes of the prior from some frames alone."""
+    expected, pattern_covariance = patterns
     cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy), sessions)
+    cells = replace(cells, value=cells.value - cells.light[cells.frame] * (cells.patterns @ expected))
     level = float(np.median(light[rows]))
     prior = GlowPrior(circumstances.taken(rows), gains[rows], level, _session_shape(cells))
     problem = JointProblem(cells)
     terms = large_scale_terms(cells.lattice.node_xy)
-    return _iterate(problem, prior, pattern_sigma, terms, level, False, 1.0, None)[2]
+    return _iterate(problem, prior, pattern_covariance, terms, level, False, None)[2]
 
 
 def _iterate(
     problem: JointProblem,
     prior: GlowPrior,
-    pattern_sigma: Array,
+    pattern_covariance: Array,
     terms: Array,
     level: float,
     use_gauge: bool,
-    sigma_factor: float,
     known_sizes: Array | None,
 ) -> tuple[Reduced, Gauge, Array]:
     """Alternate between the linear solution, the sizes of the prior (unless known) and robust weights."""
@@ -387,26 +425,28 @@ def _iterate(
     for turn in range(_ROUNDS):
         reduced = problem.reduce()
         if known_sizes is None and turn < _ROUNDS - 1:
-            sizes = tuned_sizes(reduced, prior, pattern_sigma, sizes, thorough=turn == 0)
+            sizes = tuned_sizes(reduced, prior, pattern_covariance, sizes, thorough=turn == 0)
             if turn == _ROUNDS - 2:
-                sizes = _without_idle_patterns(reduced, prior, pattern_sigma, sizes)
-        posterior = posterior_of(reduced, prior, sizes, pattern_sigma)
-        gauge = gauged(
-            reduced, posterior, terms, problem.hits, level, use=use_gauge, sigma_factor=sigma_factor
-        )
+                sizes = _without_idle_patterns(reduced, prior, pattern_covariance, sizes)
+        average = turn == _ROUNDS - 1 and prior.n_frames <= MAX_TUNED_FRAMES
+        posterior_for = averaged_posterior if average else posterior_of
+        posterior = posterior_for(reduced, prior, sizes, pattern_covariance)
+        gauge = gauged(reduced, posterior, terms, problem.hits, level, use=use_gauge)
         if turn < _ROUNDS - 1:
             problem.reweigh(reduced.sky(gauge.unknowns), gauge.unknowns)
     return reduced, gauge, sizes
 
 
-def _without_idle_patterns(reduced: Reduced, prior: GlowPrior, pattern_sigma: Array, sizes: Array) -> Array:
+def _without_idle_patterns(
+    reduced: Reduced, prior: GlowPrior, pattern_covariance: Array, sizes: Array
+) -> Array:
     """Return the sizes without patterns of sessions, unless these make the frames clearly likelier."""
     if SESSION_PATTERN not in prior.free:
         return sizes
     without = sizes.copy()
     without[SESSION_PATTERN] = prior.least[SESSION_PATTERN]
-    worth = evidence_loss(reduced, prior, without, pattern_sigma) - evidence_loss(
-        reduced, prior, sizes, pattern_sigma
+    worth = evidence_loss(reduced, prior, without, pattern_covariance) - evidence_loss(
+        reduced, prior, sizes, pattern_covariance
     )
     return sizes if worth > _WORTH_PATTERN else without
 

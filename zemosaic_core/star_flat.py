@@ -64,14 +64,23 @@ class StarFlat:
 
         The error of this polynomial is below 1e-4 up to a vignetting of 12 %.
         """
-        q = np.linspace(0.0, 1.0, 101)
-        pattern = np.column_stack([q, q**2])
-        f = np.linalg.lstsq(pattern, np.expm1(-(pattern @ self.nu)), rcond=None)[0]
-        return float(f[0]), float(f[1])
+        f1, f2 = _polynomial(-self.nu)
+        return float(f1), float(f2)
+
+    def terms(self) -> np.ndarray:
+        """Return ``v_1, v_2`` so that ``V`` is ``1 + v_1 q + v_2 q^2``, least squares over the detector."""
+        return _polynomial(self.nu)
 
     def values(self, q: np.ndarray) -> np.ndarray:
         """Return ``V`` at squared distances `q`."""
         return np.asarray(np.exp(self.nu[0] * q + self.nu[1] * q**2))
+
+
+def _polynomial(nu: np.ndarray) -> np.ndarray:
+    """Return the coefficients (2,) of q and q^2 in ``exp(nu_1 q + nu_2 q^2) - 1``."""
+    q = np.linspace(0.0, 1.0, 101)
+    pattern = np.column_stack([q, q**2])
+    return np.asarray(np.linalg.lstsq(pattern, np.expm1(pattern @ nu), rcond=None)[0])
 
 
 def radius_squared(x: np.ndarray, y: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:

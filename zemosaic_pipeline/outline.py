@@ -14,7 +14,7 @@ import numpy as np
 from astropy.wcs import WCS
 
 from zemosaic_core.frame_wcs import UnusableWcs, build_frame_wcs
-from zemosaic_core.grid import Orientation, PixelScaleMode, far_frames, finer_grid, make_grid
+from zemosaic_core.grid import Orientation, PixelScaleMode, edge_step, far_frames, finer_grid, make_grid
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
 
@@ -88,6 +88,7 @@ def outline_of_wcs(
         [shapes_hw[i] for i in kept],
         pixelscale_mode=layout.pixelscale_mode,
         orientation=layout.orientation,
+        edge_step_px=edge_step(layout.factor),
     )
     return spec.shape_hw if layout.factor == 1 else finer_grid(spec, layout.factor).shape_hw
 

@@ -212,14 +212,15 @@ def run(
     wcs_list = [WCS(item.solution.wcs_cards) for item in solved]
     keep = _without_far_pointings(solved, wcs_list, options, context)
     solved, wcs_list = [solved[i] for i in keep], [wcs_list[i] for i in keep]
+    # Frames are placed on a grid of their own pixels, in whose units residuals and tolerances are; then it is refined.
+    factor = options.drizzle_scale
     spec = grids.make_grid(
         wcs_list,
         [item.frame.info.shape_hw for item in solved],
         pixelscale_mode=options.pixelscale_mode,
         orientation=options.orientation,
+        edge_step_px=grids.edge_step(factor),
     )
-    # Frames are placed on a grid of their own pixels, in whose units residuals and tolerances are; then it is refined.
-    factor = options.drizzle_scale
     finer = spec if factor == 1 else grids.finer_grid(spec, factor)
     _check_size(finer.shape_hw, options)
     _tell_sampling(solved, factor, context)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from zemosaic_core.errors import RunFailed, SettingsError
-from zemosaic_core.grid import BYTES_PER_PIXEL, canvas_outliers, footprint_boxes, make_grid
+from zemosaic_core.grid import (
+    BYTES_PER_PIXEL,
+    canvas_outliers,
+    edge_step,
+    finer_grid,
+    footprint_boxes,
+    make_grid,
+)
 from zemosaic_core.sphere import footprint, image_geometry, separation_deg, tan_wcs
 
 SHAPE = (192, 108)
@@ -104,6 +111,18 @@ def test_more_frames_do_not_move_the_pixels(ra, dec, mode, orientation):
         np.testing.assert_array_equal(moved, np.round(moved))
         assert np.all(moved >= 0)
         assert np.all(np.array(after.shape_hw) >= before.shape_hw)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.0])
+def test_more_frames_do_not_move_finer_pixels(factor):
+    first = _night(83.8, -5.4, 10, 1)
+    options = {"edge_step_px": edge_step(factor)}
+    before = finer_grid(make_grid(first, [SHAPE] * 10, **options), factor)
+    for seed in range(6):
+        step = (0.3 + 0.01 * seed, -0.3 - 0.007 * seed)
+        more = make_grid(first + _night(83.8, -5.4, 10, seed, step), [SHAPE] * 20, **options)
+        moved = finer_grid(more, factor).wcs.wcs.crpix - before.wcs.wcs.crpix
+        np.testing.assert_array_equal(moved, np.round(moved))
 
 
 def test_a_grid_is_tangent_near_its_middle():

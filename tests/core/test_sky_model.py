@@ -10,7 +10,7 @@ import pytest
 from tests.core.sky_cases import left_over, made_night
 from zemosaic_core import sky_model
 from zemosaic_core.glow_prior import GlowPrior
-from zemosaic_core.sky_gauge import large_scale_terms
+from zemosaic_core.sky_gauge import _agreed_width, large_scale_terms
 from zemosaic_core.sky_joint import JointProblem, full_covariance, posterior_of
 from zemosaic_core.sky_lattice import bilinear_lattice, cell_spacing_px
 from zemosaic_core.sky_meshes import cells_of, spread_rows
@@ -30,8 +30,9 @@ def known_flat(vignetting: float) -> StarFlat:
         ({"vignetting": 0.12}, 2.5, {False}),
         ({"cloud_adu": 120.0, "cloud_px": 600.0}, 3.0, {False}),
         ({"panels": (3, 3), "frames": 5, "cloud_adu": 100.0, "cloud_px": 1000.0}, 4.0, {False, True}),
-        # A cloud larger than the mosaic: that its empty part is flat is wrong, and has to be noticed.
-        ({"cloud_adu": 120.0}, 9.0, {True}),
+        # A cloud larger than the mosaic: that its empty part is flat is wrong, and has to be noticed. Without
+        # directions nothing else tells it from the glow.
+        ({"cloud_adu": 120.0}, 12.0, {True}),
     ],
 )
 def test_one_even_sky_is_left(night, limit_adu, conflict, with_site):
@@ -57,7 +58,7 @@ def test_a_gradient_that_all_frames_share_is_taken_out():
     x, y = np.moveaxis(made.meshes.xy.reshape(-1, 2) / 1000.0, -1, 0)
     terms = np.column_stack([np.ones(len(x)), x, y])
     left = np.linalg.lstsq(terms, left_over(made, model).ravel(), rcond=None)[0]
-    assert np.hypot(*left[1:]) < 3.0  # of 30 x 1.15 ADU per 1000 px
+    assert np.hypot(*left[1:]) < 5.0  # of 30 x 1.15 ADU per 1000 px
 
 
 def test_the_error_that_is_stated_covers_the_error_that_is_made():
@@ -74,8 +75,8 @@ def test_the_error_that_is_stated_covers_the_error_that_is_made():
         terms = np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
         error = np.linalg.lstsq(terms, left_over(made, model).ravel(), rcond=None)[0][1:]
         scores.append(error / channel.gauge.sigma_data)
-    assert np.sqrt(np.mean(np.square(scores))) < 1.6
-    assert np.mean(np.abs(scores) < 2.0) >= 0.85
+    assert np.sqrt(np.mean(np.square(scores))) < 1.2
+    assert np.mean(np.abs(scores) < 2.0) >= 0.9
 
 
 def test_one_panel_that_a_nebula_fills_is_not_flattened():
@@ -212,6 +213,39 @@ def test_shapes_are_checked():
         replace(made.meshes, gains=made.meshes.gains[:, :0])
 
 
+class TestWhatIsNotKnown:
+    def test_without_directions_a_slope_of_all_panels_is_not_claimed_to_be_sky(self):
+        """Levels that rise from panel to panel are those of the sky, or of the hour."""
+        made = made_night(3, panels=(1, 3), frames=6, tilt_adu=80.0, drift_adu=0.0)
+        one_frame = replace(made.meshes, frame_area_px=1e12)
+        gauge = solve_sky(one_frame, made.circumstances, known_flat(made.vignetting)).channels[0].gauge
+        assert not gauge.used
+        left = left_over(made, solve_sky(one_frame, made.circumstances, known_flat(made.vignetting)))
+        assert gauge.sigma_data[:2].max() > 0.5 * left.std()
+        assert left_over(made, solve_sky(made.meshes, made.circumstances, known_flat(0.04))).std() < 2.5
+
+    def test_a_slope_that_the_frames_know_is_kept_and_another_is_not(self):
+        width = np.full(5, 5.0)
+        known, unknown = np.diag(np.full(5, 4.0)), np.diag(np.full(5, 400.0))
+        found = np.array([40.0, 0.0, 0.0, 0.0, 0.0])
+        for covariance, share in ((known, 0.97), (unknown, 0.15)):
+            agreed = _agreed_width(found, covariance, width) ** 2
+            kept = found[0] * agreed[0] / (agreed[0] + covariance[0, 0])
+            assert (kept / found[0] > share) == (covariance is known)
+            assert np.all(agreed[1:] < width[1:] ** 2)
+
+    def test_a_flat_too_poor_to_be_applied_says_how_much_of_a_bowl_is_vignetting(self):
+        """Its coefficients are poorly known, their sum is not: +-1 % in the corner."""
+        made = made_night(1, panels=(2, 2), vignetting=0.06)
+        spread = np.array([[1.0, -0.99], [-0.99, 1.0]]) * 0.07**2
+        poor = StarFlat(np.array([np.log(0.94), 0.0]), spread, 1000)
+        assert not poor.usable
+        model = solve_sky(made.meshes, made.circumstances, poor)
+        assert left_over(made, model).std() < 3.0
+        light = model.channels[0].light_adu
+        assert model.channels[0].patterns[0].sum() == pytest.approx(-0.06 * light, abs=0.02 * light)
+
+
 class TestElimination:
     """The sky eliminated by a sparse factorisation equals one dense least squares over everything."""
 
@@ -221,7 +255,7 @@ class TestElimination:
         cells = cells_of(rows, m.mesh[:, 0], m.error[:, 0], m, np.ones(4), cell_spacing_px(m.xy))
         problem = JointProblem(cells)
         prior = GlowPrior(made.circumstances, np.ones(4), 400.0)
-        sizes, sigma = prior.usual, np.full(4, 8.0)
+        sizes, sigma = prior.usual, 8.0**2 * np.eye(4)
         reduced = problem.reduce()
         fast = posterior_of(reduced, prior, sizes, sigma)
         # The twin: every unknown in one dense matrix, priors as rows.

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from locales.zemosaic_localization import ZeMosaicLocalization
 from zemosaic_io.report_sky import sky_section
 
 
@@ -100,3 +101,12 @@ def test_the_pedestal_says_where_it_comes_from(measured, key):
     known = facts()
     known["sky"]["pedestal"]["measured"] = measured
     assert f"report.sky_pedestal_{key}(level=410, error=20)" in sky_section(known, text)
+
+
+def test_numbers_of_the_page_are_those_of_its_language():
+    page = sky_section(facts(), ZeMosaicLocalization("fr"))
+    assert "900,0" in page
+    assert "900.0" not in page
+    axes = re.findall(r'text-anchor="(?:end|middle)">([^<]+)<', page)
+    assert any("," in number for number in axes)
+    assert not any("." in number for number in axes)

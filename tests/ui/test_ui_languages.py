@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from PySide6.QtCore import QCoreApplication
+from PySide6.QtCore import QCoreApplication, Qt
 from PySide6.QtWidgets import QAbstractButton, QLabel, QWidget
 
 from locales.zemosaic_localization import available_languages
@@ -48,3 +48,23 @@ def test_qt_speaks_the_language_too(session):
     assert QCoreApplication.translate("QPlatformTheme", "Cancel") == "Annuler"
     session.texts.set_language("en")
     assert QCoreApplication.translate("QPlatformTheme", "Cancel") == "Cancel"
+
+
+def test_a_fraction_is_typed_and_stepped_with_the_sign_of_the_language(make_window, session, qtbot):
+    window = make_window()
+    window.show_page("advanced")
+    field = next(row for row in window.advanced_page.rows if row.key == "solve_tolerance_px").control
+    assert field.text() == "0.3"
+    session.form.set("language", "fr")
+    assert field.text() == "0,3"
+    field.setFocus()
+    for typed, value in (("0,", 0.3), ("0,45", 0.45), ("0.45", 0.45)):
+        field.clear()
+        qtbot.keyClicks(field, typed)
+        assert field.text() == typed
+        assert typed == "0," or session.form["solve_tolerance_px"] == value
+    qtbot.keyClick(field, Qt.Key.Key_Up)
+    assert session.form["solve_tolerance_px"] > 0.45
+    assert "," in field.text()
+    session.form.set("language", "en")
+    assert "," not in field.text()

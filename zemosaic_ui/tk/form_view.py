@@ -83,9 +83,9 @@ class _Row:
         self.caption.configure(text=text(f"{option.text_key}.label"))
         parts = [text(f"unit.{option.unit}")] if option.unit else []
         if option.type in ("int", "float", "pair"):
-            parts.append(f"{option.minimum:g} – {option.maximum:g}")
+            parts.append(text.written(f"{option.minimum:g} – {option.maximum:g}"))
         if option.special:
-            parts.append(f"{option.minimum:g} = {text(f'special.{option.special}')}")
+            parts.append(text.written(f"{option.minimum:g}") + f" = {text(f'special.{option.special}')}")
         self.unit.configure(text="  ".join(parts))
         if isinstance(self.control, ttk.Combobox):
             self.control.configure(values=[text(option.choice_text_key(choice)) for choice in option.choices])

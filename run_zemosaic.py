@@ -94,6 +94,8 @@ def build_parser(texts: Texts) -> argparse.ArgumentParser:
         ("demo", _add_demo),
         ("doctor", _add_doctor),
         ("solve", _add_solve),
+        ("crop", _add_crop),
+        ("quality", _add_quality),
         ("gui", _add_gui),
     ):
         text = texts(f"cli.{name}")
@@ -169,6 +171,18 @@ def _add_solve(parser: argparse.ArgumentParser, texts: Texts) -> None:
     where.add_argument("--write", action="store_true", help=texts("cli.write"))
     where.add_argument("--in-place", action="store_true", help=texts("cli.in_place"))
     _add_settings(parser, texts)
+
+
+def _add_crop(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    from zemosaic_ui.tile_commands import add_crop
+
+    add_crop(parser, texts)
+
+
+def _add_quality(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    from zemosaic_ui.tile_commands import add_quality
+
+    add_quality(parser, texts)
 
 
 def _add_gui(parser: argparse.ArgumentParser, texts: Texts) -> None:

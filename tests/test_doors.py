@@ -28,6 +28,11 @@ NAMES = {
         run_hierarchical_mosaic run_hierarchical_mosaic_process create_master_tile
         assemble_final_mosaic_reproject_coadd assemble_final_mosaic_incremental
     """,
+    "lecropper": """
+        detect_autocrop_rgb mask_altaz_artifacts apply_altaz_cleanup load_fits_rgb save_cropped_fits quality_crop
+        altZ_cleanup
+    """,
+    "zequalityMT": "quality_metrics",
     "zemosaic_config": """
         DEFAULT_CONFIG load_config save_config get_config_path detect_astap_installation
         get_astap_executable_path get_astap_data_directory_path get_astap_default_search_radius

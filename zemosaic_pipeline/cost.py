@@ -87,6 +87,8 @@ class CostBasis:
         There is a second pass over the raw samples.
     drizzle_scale : float
         Output pixels per pixel of a frame.
+    cuts_tiles : bool
+        Tiles are written once more, cut or masked.
     """
 
     n_channels: int
@@ -105,6 +107,7 @@ class CostBasis:
     foreign_solver: bool = False
     refine: bool = False
     drizzle_scale: float = 1.0
+    cuts_tiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,8 @@ def estimate_rows(
     export = PARENT_BYTES + canvas_px // step**2 * PREVIEW_BYTES_PER_PX + 100_000_000
     unpacked = sum(math.prod(i.shape_hw) * i.n_stored_planes * abs(i.bitpix) // 8 for i in infos if i.packed)
     tiles_disk = round(1.4 * canvas_px) * 4 * (basis.n_channels + 2 + variance_planes)
+    # Cut tiles are temporary files.
+    cut_disk = tiles_disk if basis.cuts_tiles else 0
     # Beside the tile in work: its weights, and facts of some of its pixels, until it is complete.
     bands_disk = second_disk + round(
         stacked_hw[0] * stacked_hw[1] * (4 + (2 + 4 * basis.n_channels) / SAMPLE_STEP**2)
@@ -304,7 +309,7 @@ def estimate_rows(
             "phase3_master_tiles",
             n,
             stack,
-            tiles_disk + bands_disk + unpacked,
+            tiles_disk + bands_disk + unpacked + cut_disk,
             n * mpx * STACK_S_PER_MPX_CORE * basis.drizzle_scale**2 / basis.threads + second_s,
             device,
             reason,
@@ -318,7 +323,7 @@ def estimate_rows(
             "phase7_cleanup",
             1,
             PARENT_BYTES,
-            -bands_disk - unpacked - (0 if basis.keep_state else tiles_disk),
+            -bands_disk - unpacked - cut_disk - (0 if basis.keep_state else tiles_disk),
             0.1,
         ),
     )

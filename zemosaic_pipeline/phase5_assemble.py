@@ -395,6 +395,8 @@ def run(
     cards = _mosaic_cards(tiles, n_frames_found, plan, wcs_cards, approximate, behind) | run_card
     cards |= _saturation_cards(tiles, terms)
     noise = mosaic_noise(tiles, store, terms[:, :, 0], canvas.origin_yx, canvas.shape_hw)
+    if plan.output.alpha:
+        cards["ALPHAEXT"] = (1, "an extension ALPHA follows")
     cards["WCSUNCNF"] = (n_unconfirmed, "frames placed without a catalogue star")
     if part:
         cards["FILTER"] = (part, "of all frames")
@@ -412,7 +414,14 @@ def run(
     with ExitStack() as files:
         history = _history(plan, solution)
         out = files.enter_context(
-            StreamingFits(science, shape, [*cards.items(), *history], spare_cards=COLOUR_CARDS, durable=False)
+            StreamingFits(
+                science,
+                shape,
+                [*cards.items(), *history],
+                extensions=[("ALPHA", canvas.shape_hw, np.uint8)] if plan.output.alpha else [],
+                spare_cards=COLOUR_CARDS,
+                durable=False,
+            )
         )
         clipped = ("CLIPPED", canvas.shape_hw, np.uint8)
         cells = ("NOISE", noise.sigma.shape, np.float32)
@@ -446,6 +455,9 @@ def run(
                 out_sky.write_rows(y0, glow.rows(y0, y1))
             kept = glow.known and out_sky is None
             out.write_rows(y0, block.image + glow.rows(y0, y1) if kept else block.image)
+            if plan.output.alpha:
+                seen = np.isfinite(block.image).any(axis=0)
+                out.write_rows(y0, np.where(seen, 255, 0).astype(np.uint8), ext="ALPHA")
             out_coverage.write_rows(y0, depth.rows(y0, y1))
             out_coverage.write_rows(y0, block.clipped_bits(), ext="CLIPPED")
             if out_variance is not None:

@@ -37,7 +37,16 @@ from zemosaic_pipeline.sky import SkySolution
 from zemosaic_pipeline.tile_memory import store_tile, stored_tile
 from zemosaic_utils import coadd_on_grid
 
-__all__ = ["TileSet", "given_tiles", "judged", "placed_tile_set", "raw_frames", "run", "sky_behind"]
+__all__ = [
+    "TileSet",
+    "fade_weights",
+    "given_tiles",
+    "judged",
+    "placed_tile_set",
+    "raw_frames",
+    "run",
+    "sky_behind",
+]
 
 PLACE_VERSION = 1
 ALONE = CombineRule(rejection="none", combine="mean")
@@ -383,11 +392,11 @@ def _resampled(
             restart=lambda: None,  # every row is written to its place
         )
         if not own:
-            _fade(out, shape, plan.stack.tile_ramp_px)
+            fade_weights(out, shape, plan.stack.tile_ramp_px)
         out.commit()
 
 
-def _fade(out: StreamingFits, shape: tuple[int, int], ramp_px: int) -> None:
+def fade_weights(out: StreamingFits, shape: tuple[int, int], ramp_px: int) -> None:
     """Let the weights fall to zero at the border of the picture."""
     if ramp_px <= 0:
         return

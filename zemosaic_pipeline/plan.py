@@ -35,6 +35,7 @@ from zemosaic_pipeline.plan_limits import fit_to_handles, fit_to_memory
 from zemosaic_pipeline.refinement import RefineDecision, choose_refine
 from zemosaic_pipeline.routes import RouteDecision, choose_route
 from zemosaic_pipeline.sessions import mixture_text
+from zemosaic_pipeline.tile_plan import TileCheckOptions, TileGateOptions, tile_checks, tile_gate
 from zemosaic_settings import Settings
 
 __all__ = [
@@ -56,17 +57,6 @@ __all__ = [
 ]
 
 FEATHER_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class TileGateOptions:
-    """When a stack that was given is poor, and whether the run ends then; see `zemosaic_core.tile_gate`."""
-
-    enabled: bool
-    fail: bool
-    sigma: float
-    ratio: float
-    min_valid: float
 
 
 @dataclass(frozen=True)
@@ -179,6 +169,7 @@ class OutputOptions:
     viewer_fits: bool
     viewer_tiff: bool
     variance: bool
+    alpha: bool
     keep_state: bool
     colour: ColourOptions
     preview: dict[str, Any]
@@ -207,6 +198,7 @@ class RunPlan:
     assembly: AssemblyOptions
     output: OutputOptions
     tile_gate: TileGateOptions
+    tile_checks: TileCheckOptions
     rows: tuple[PlanRow, ...]
     is_reduced: bool = False
     memory_limit_bytes: int = 0
@@ -408,6 +400,7 @@ def resolve(
             settings.save_final_as_uint16,
             settings.save_viewer_tiff,
             settings.save_variance,
+            settings.altaz_cleanup_enabled and settings.altaz_export_alpha_fits,
             settings.cache_retention == "keep",
             ColourOptions(
                 settings.colour_calibration == "auto", settings.white_reference, settings.save_calibrated
@@ -420,13 +413,8 @@ def resolve(
                 "apply_wb": settings.preview_png_apply_wb,
             },
         ),
-        tile_gate=TileGateOptions(
-            settings.existing_master_tiles_quality_gate_enabled,
-            settings.existing_master_tiles_quality_gate_mode == "fail",
-            settings.existing_master_tiles_quality_gate_sigma_threshold,
-            settings.existing_master_tiles_quality_gate_ratio_threshold,
-            settings.existing_master_tiles_quality_gate_min_valid_frac,
-        ),
+        tile_gate=tile_gate(settings),
+        tile_checks=tile_checks(settings),
         rows=(),
         memory_limit_bytes=_memory_limit(settings),
     )
@@ -483,6 +471,7 @@ def _cost_basis(run: RunPlan) -> CostBasis:
         preview_max_dim=run.output.preview["max_dim"],
         refine=run.refine.on,
         drizzle_scale=run.grid.drizzle_scale,
+        cuts_tiles=run.tile_checks.crop is not None or run.tile_checks.altaz is not None,
         foreign_solver=run.solve.solver.method != "EMBEDDED",
     )
 

@@ -25,6 +25,7 @@ from zemosaic_pipeline import (
     pixel_masks,
     place_tiles,
     solve_frames,
+    tile_checks,
     tile_intake,
 )
 from zemosaic_pipeline.colour import star_light
@@ -334,6 +335,7 @@ class _ClassicRun:
                 manifest,
                 len(groups),
             )
+            whole, tiles = tiles, tile_checks.run(tiles, plan, context)
             self.tiles = tiles
             if not tiles:
                 raise RunFailed("run_error_no_tiles", "no master tile could be made")
@@ -365,7 +367,7 @@ class _ClassicRun:
                 # The mosaic of most frames is the result; the others stand beside it.
                 outputs |= {f"{kind}:{name}" if number else kind: path for kind, path in written.items()}
         with self._phase(phase7_cleanup.PHASE):
-            phase7_cleanup.run(tiles, plan.output.keep_state, context)
+            phase7_cleanup.run(whole, plan.output.keep_state, context)
         return outputs
 
     def _judged(

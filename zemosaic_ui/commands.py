@@ -29,6 +29,7 @@ from zemosaic_ui.run_controller import WORKER_TARGET, RunController, RunRequest
 from zemosaic_ui.run_state import RunState, RunStatus
 from zemosaic_ui.terminal import Display, Verbosity, make_display
 from zemosaic_ui.texts import Texts
+from zemosaic_ui.tile_commands import crop, quality
 
 if TYPE_CHECKING:
     from zemosaic_pipeline.solve_files import FileSolution
@@ -172,6 +173,8 @@ COMMANDS: Mapping[str, Callable[[Namespace, Texts], int]] = {
     "demo": demo,
     "doctor": doctor,
     "solve": solve,
+    "crop": crop,
+    "quality": quality,
 }
 
 

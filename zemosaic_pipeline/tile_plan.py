@@ -1,0 +1,81 @@
+"""What the plan says about tiles: which of those that are given are poor, what is cut, masked and left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zemosaic_core.altaz_mask import AltAzOptions
+from zemosaic_core.quality_crop import CropOptions
+from zemosaic_core.tile_quality import QualityOptions
+from zemosaic_settings import Settings
+
+__all__ = ["QualityGate", "TileCheckOptions", "TileGateOptions", "tile_checks", "tile_gate"]
+
+
+@dataclass(frozen=True)
+class TileGateOptions:
+    """When a stack that was given is poor, and whether the run ends then; see `zemosaic_core.tile_gate`."""
+
+    enabled: bool
+    fail: bool
+    sigma: float
+    ratio: float
+    min_valid: float
+
+
+@dataclass(frozen=True)
+class QualityGate:
+    """Which tiles are poor, and whether they are left out or only told."""
+
+    threshold: float
+    options: QualityOptions
+    leave_out: bool
+
+
+@dataclass(frozen=True)
+class TileCheckOptions:
+    """What is done to tiles before they are joined; None: nothing."""
+
+    crop: CropOptions | None
+    altaz: AltAzOptions | None
+    gate: QualityGate | None
+
+
+def tile_gate(settings: Settings) -> TileGateOptions:
+    """Return when a given stack is poor."""
+    return TileGateOptions(
+        settings.existing_master_tiles_quality_gate_enabled,
+        settings.existing_master_tiles_quality_gate_mode == "fail",
+        settings.existing_master_tiles_quality_gate_sigma_threshold,
+        settings.existing_master_tiles_quality_gate_ratio_threshold,
+        settings.existing_master_tiles_quality_gate_min_valid_frac,
+    )
+
+
+def tile_checks(settings: Settings) -> TileCheckOptions:
+    """Return what is done to tiles before they are joined."""
+    crop = CropOptions(
+        settings.quality_crop_band_px,
+        settings.quality_crop_k_sigma,
+        settings.quality_crop_margin_px,
+        settings.quality_crop_min_run,
+    )
+    altaz = AltAzOptions(
+        settings.altaz_margin_percent,
+        settings.altaz_decay,
+        settings.altaz_min_coverage_abs,
+        settings.altaz_min_coverage_frac,
+        settings.altaz_morph_open_px,
+    )
+    gate = QualityGate(
+        settings.quality_gate_threshold,
+        QualityOptions(
+            settings.quality_gate_edge_band_px, settings.quality_gate_k_sigma, settings.quality_gate_erode_px
+        ),
+        settings.quality_gate_move_rejects,
+    )
+    return TileCheckOptions(
+        crop if settings.quality_crop_enabled else None,
+        altaz if settings.altaz_cleanup_enabled else None,
+        gate if settings.quality_gate_enabled else None,
+    )

@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from zemosaic_core import __version__
 from zemosaic_core.errors import Cancelled, RunFailed, SettingsError, ZeMosaicError
@@ -81,10 +82,40 @@ def _show_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose own words are in the user's language, too, except for what it says of wrong arguments."""
+
+    def __init__(self, texts: Texts, **options: Any) -> None:
+        def formatter(**given: Any) -> argparse.HelpFormatter:
+            return _HelpFormatter(texts("cli.usage"), **given)
+
+        super().__init__(add_help=False, formatter_class=formatter, **options)
+        # There is no public way to name the two groups that argparse makes itself.
+        self._positionals.title, self._optionals.title = texts("cli.arguments"), texts("cli.options")
+        self.add_argument("-h", "--help", action="help", help=texts("cli.help"))
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, usage: str, **given: Any) -> None:
+        super().__init__(**given)
+        self._usage_word = usage
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        super().add_usage(usage, actions, groups, f"{self._usage_word}: " if prefix is None else prefix)
+
+
 def build_parser(texts: Texts) -> argparse.ArgumentParser:
     """Return the parser of the command line, its help in the language of ``texts``."""
-    parser = argparse.ArgumentParser(prog="run_zemosaic", description=texts("cli.description"))
-    parser.add_argument("--version", action="version", version=f"ZeMosaic {__version__}")
+    parser = _Parser(texts, prog="run_zemosaic", description=texts("cli.description"))
+    parser.add_argument(
+        "--version", action="version", version=f"ZeMosaic {__version__}", help=texts("cli.version")
+    )
     _add_language(parser, texts)
     parser.set_defaults(command="gui", backend=None)
     commands = parser.add_subparsers(title=texts("cli.commands"), metavar="")
@@ -99,7 +130,7 @@ def build_parser(texts: Texts) -> argparse.ArgumentParser:
         ("gui", _add_gui),
     ):
         text = texts(f"cli.{name}")
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, texts=texts, help=text, description=text)
         command.set_defaults(command=name)
         _add_language(command, texts, default=argparse.SUPPRESS)
         add(command, texts)

@@ -241,6 +241,9 @@ def test_version_and_help(capsys):
     shown = capsys.readouterr().out
     assert "ZeMosaic 5" in shown
     assert "dossier des images brutes" in shown
+    assert "utilisation: run_zemosaic run" in shown
+    for english in ("usage", "positional", "show this help", "version number"):
+        assert english not in shown
 
 
 def options_of(*arguments: str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from zemosaic_core.picture_noise import calm, fill_from_around, standing_out
+from zemosaic_core.picture_noise import calm, fill_from_around, smooth_excess, standing_out
 
 __all__ = ["CalmedPicture", "calm_light_and_colours"]
 
@@ -16,9 +16,12 @@ _COLOUR = ((4.5, 4.5, 4.5, 4.0, 4.0, 3.5), 0.04)
 # is coloured has to be clearer, because the difference of two colours is noisier than their sum.
 _STAR_LIGHT = (3.0, 4.2)
 _STAR_COLOUR = (6.0, 15.0)
+# Of the neighbourhood of a star what rises out of the noise by so much is the star's.
+_STAR_SHAPE = (0.5, 2.0)
+_STAR_COLOUR_SHAPE = (6.0, 20.0)
 # A dip beside a star that is less than this share of the star's height is what resampling makes of undersampled stars;
 # it reaches this far.
-_RINGING = 0.12
+_RINGING = 0.08
 _RING_REACH_PX = 6
 _FLOOR_CELL_PX = 24
 _FLOOR_PERCENTILE = 30.0
@@ -56,15 +59,19 @@ def calm_light_and_colours(
     """
     weight = known.astype(np.float32)
     outstanding = standing_out(light, weight, light_noise)
-    share = _ramp(outstanding, *_STAR_LIGHT)
-    result = _calm_around(light, weight, share, _LIGHT, 2, light_noise)
-    result = _lift_to_floor(light, result, known, share)
-    share = _ramp(outstanding, *_STAR_COLOUR)
+    near = _ramp(outstanding, *_STAR_LIGHT)
+    beneath = fill_from_around(light, weight * (np.float32(1.0) - near)) * weight
+    shape = smooth_excess(light, beneath, weight, light_noise)
+    share = near * _ramp(shape, *_STAR_SHAPE)
+    result = _calm_around(light, beneath, share, weight, _LIGHT, 2, light_noise)
+    result = _lift_to_floor(light, result, known, near)
+    near = _ramp(outstanding, *_STAR_COLOUR)
+    share = near * _ramp(shape, *_STAR_COLOUR_SHAPE)
     noises = colour_noise if colour_noise is not None else [None] * len(colours)
-    calmed = [
-        _calm_around(colour, weight, share, _COLOUR, 0, noise)
-        for colour, noise in zip(colours, noises, strict=True)
-    ]
+    calmed = []
+    for colour, noise in zip(colours, noises, strict=True):
+        beneath = fill_from_around(colour, weight * (np.float32(1.0) - near)) * weight
+        calmed.append(_calm_around(colour, beneath, share, weight, _COLOUR, 0, noise))
     return result, calmed
 
 
@@ -74,26 +81,25 @@ def _ramp(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _calm_around(
     plane: np.ndarray,
-    weight: np.ndarray,
+    beneath: np.ndarray,
     share: np.ndarray,
+    weight: np.ndarray,
     limits: tuple[tuple[float, ...], float],
     bright_scales: int,
     noise: np.ndarray | None,
 ) -> np.ndarray:
-    beneath = fill_from_around(plane, weight * (np.float32(1.0) - share))
-    beneath *= weight
-    lifted = plane - beneath
-    rest = calm(beneath, weight, *limits, bright_scales=bright_scales, noise=noise)
-    # Where nothing is lifted off, what is beneath is the plane itself.
-    return (rest + lifted) * weight
+    lifted = share * (plane - beneath)
+    return (calm(plane - lifted, weight, *limits, bright_scales=bright_scales, noise=noise) + lifted) * weight
 
 
 def _lift_to_floor(light: np.ndarray, calmed: np.ndarray, known: np.ndarray, share: np.ndarray) -> np.ndarray:
     floor = _local_floor(calmed, known & (share == 0))
     if floor is None:
         return calmed
-    size = 2 * _RING_REACH_PX + 1
-    height = ndimage.maximum_filter(np.where(share > 0, light, -np.inf), size=size, mode="nearest") - floor
+    reach = np.arange(-_RING_REACH_PX, _RING_REACH_PX + 1)
+    disc = np.hypot(reach[:, None], reach[None]) <= _RING_REACH_PX
+    stars = np.where(share > 0, light, -np.inf).astype(np.float32)
+    height = ndimage.maximum_filter(stars, footprint=disc, mode="nearest") - floor
     depth = floor - calmed
     ringing = known & (depth > 0) & (depth < np.float32(_RINGING) * height)
     return np.where(ringing, floor, calmed)
@@ -118,7 +124,8 @@ def _local_floor(calmed: np.ndarray, sky: np.ndarray) -> np.ndarray | None:
     if missing.any():
         nearest = ndimage.distance_transform_edt(missing, return_distances=False, return_indices=True)
         mesh = mesh[tuple(nearest)]
-    mesh = ndimage.median_filter(mesh, size=3, mode="nearest")
+    # At the edge of a dark cloud the cloud is the floor.
+    mesh = ndimage.minimum_filter(mesh, size=3, mode="nearest")
     y = np.clip((np.arange(height) + 0.5) / cell - 0.5, 0, rows - 1)
     x = np.clip((np.arange(width) + 0.5) / cell - 0.5, 0, columns - 1)
     j, i = np.minimum(y.astype(int), max(rows - 2, 0)), np.minimum(x.astype(int), max(columns - 2, 0))

@@ -10,7 +10,8 @@ from scipy import ndimage
 from zemosaic_core.apertures import aperture_fluxes
 from zemosaic_core.background import sky_mesh
 from zemosaic_core.picture_calm import calm_light_and_colours
-from zemosaic_core.picture_noise import NoiseMap, pixel_noise, smooth_known
+from zemosaic_core.picture_noise import NoiseMap, fill_from_around, pixel_noise, smooth_known
+from zemosaic_core.picture_style import STYLES, paint, pedestal_for_sky
 from zemosaic_core.statistics import clipped_median_sigma, mad_sigma, strided_sample
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
 # Softness of the curve in units of the noise, for strength 12.
 _SOFTNESS_SIGMA = 3.0
 _USUAL_STRENGTH = 12.0
+_USUAL_P_LOW = 1.0
 # Where the sky is uneven the curve is softer, up to this, or its darker parts would be black.
 _MOST_SOFTNESS_SIGMA = 10.0
 _SOFTNESS_UNEVEN = 1.35
@@ -35,11 +37,6 @@ _SHINING_SIGMA = 5.0
 # noise would show nothing but its faintest slopes.
 _LEAST_RANGE = 200.0
 _MOST_RANGE = 10_000.0
-# Colours are strengthened, for curves like these make everything paler than it is; those of the faintest light
-# less, for they are half noise.
-_FAINT_SATURATION = 0.8
-_SATURATION = 1.6
-_LESS_PURPLE = np.float32(0.35)
 # Share of the cells of a mesh that is sky or darker, and of those the share that agrees best.
 _DARK_CELLS = 0.7
 _AGREEING_CELLS = 0.3
@@ -47,6 +44,8 @@ _SKY_CELL_PX = 48
 _MIN_STARS = 12
 _STAR_RADIUS_PX = 4.5
 _STRIP = 128
+# Resampling mixes pixels this far apart.
+_MIXED_PX = 3
 # Statistics are taken from a picture of at most this size.
 _STATISTICS_PX = 3200
 _MAX_SAMPLES = 400_000
@@ -72,6 +71,10 @@ class StretchParams:
         From black to white, image units.
     asinh_a : float
         Softness in units of ``span``: small values lift the faint parts more.
+    style : str
+        One of `picture_style.STYLES`.
+    saturation : float
+        Factor of the saturation of the style.
     """
 
     sky: tuple[float, ...]
@@ -79,6 +82,8 @@ class StretchParams:
     pedestal: float
     span: float
     asinh_a: float
+    style: str = "natural"
+    saturation: float = 1.0
 
 
 def stretch_auto_asifits_like(
@@ -166,6 +171,7 @@ def auto_stretch_params(
     asinh_a: float = 12.0,
     apply_wb: bool = True,
     white_gains: tuple[float, ...] | None = None,
+    style: str = "natural",
 ) -> StretchParams:
     """Choose sky, white balance, black, white and steepness for an image.
 
@@ -192,6 +198,9 @@ def auto_stretch_params(
     white_gains : tuple of float, optional
         White balance known from elsewhere, factors per channel; with `apply_wb` it is used instead of the average
         star.
+    style : str
+        One of `picture_style.STYLES`. In those that say how bright the sky is, `p_low` moves it in the same sense: at
+        1 % it is as the style says.
 
     Returns
     -------
@@ -210,7 +219,7 @@ def auto_stretch_params(
     known = np.isfinite(planes).all(axis=0)
     channels = planes.shape[0]
     if not known.any():
-        return StretchParams((0.0,) * channels, (1.0,) * channels, 0.5, 1.0, 0.1)
+        return StretchParams((0.0,) * channels, (1.0,) * channels, 0.5, 1.0, 0.1, style)
     sky, unevenness = _sky_levels(planes, known)
     planes = np.where(known, planes - sky.astype(np.float32)[:, None, None], np.float32(0.0))
     weight = known.astype(np.float32)
@@ -228,13 +237,19 @@ def auto_stretch_params(
     # A picture without noise has a sky all the same.
     below = -float(np.percentile(values, p_low)) * unit / sigma if noise > 0 else _SOFTNESS_SIGMA * unit
     pedestal = min(max(below, 0.0), usual)
-    softness = usual * _USUAL_STRENGTH / asinh_a
+    kind = STYLES[style]
+    softness = usual * kind.softness * _USUAL_STRENGTH / asinh_a
+    if kind.sky is not None:
+        usual_below = -float(np.percentile(values, _USUAL_P_LOW))
+        share = max(-float(np.percentile(values, p_low)) / usual_below, 0.0) if usual_below > 0 else 1.0
+        pedestal = share * pedestal_for_sky(softness, white, kind)
     return StretchParams(
         sky=tuple(float(s) for s in sky),
         gain=tuple(float(g) for g in gain),
         pedestal=pedestal,
         span=white + pedestal,
         asinh_a=softness / (white + pedestal),
+        style=style,
     )
 
 
@@ -250,6 +265,9 @@ def preview_rgba(
     params: StretchParams | None = None,
     calm_noise: bool | None = None,
     noise: NoiseMap | None = None,
+    clipped: np.ndarray | None = None,
+    style: str = "natural",
+    bits: int = 8,
 ) -> np.ndarray:
     """Make a picture of a linear image.
 
@@ -257,7 +275,7 @@ def preview_rgba(
     ----------
     image_chw : ndarray, shape (C, h, w) with C = 1 or 3, or (h, w)
         Linear image; NaN means missing.
-    p_low, p_high, asinh_a, apply_wb, white_gains
+    p_low, p_high, asinh_a, apply_wb, white_gains, style
         As for `auto_stretch_params`.
     max_dim : int, optional
         Longest side of the picture; larger images are averaged down by a whole number. None: no limit.
@@ -268,10 +286,14 @@ def preview_rgba(
         of a larger picture would no longer fit together.
     noise : NoiseMap, optional
         Noise of the image's pixels from elsewhere. What scatters more is not noise but stars that cannot be told apart.
+    clipped : ndarray, shape (h, w), bool, optional
+        Where the sensor could not hold the light: such pixels take the colour of their surroundings.
+    bits : int
+        8 or 16.
 
     Returns
     -------
-    ndarray, shape (h', w', 4), uint8
+    ndarray, shape (h', w', 4), uint8 or uint16
         Red, green, blue, alpha; alpha is 0 and the colour black where no finite pixel lies behind.
 
     Raises
@@ -288,12 +310,19 @@ def preview_rgba(
         step = -(-max(image.shape[1:]) // max_dim)
         image = _bin_down(image, step)
         noise = noise.reduced(step) if noise is not None else None
+        clipped = None if clipped is None else _bin_down(clipped[None], step)[0] > 0
     image = image.astype(np.float32, copy=False)
     if calm_noise is None:
         calm_noise = params is None
     if params is None:
         params = auto_stretch_params(
-            image, p_low=p_low, p_high=p_high, asinh_a=asinh_a, apply_wb=apply_wb, white_gains=white_gains
+            image,
+            p_low=p_low,
+            p_high=p_high,
+            asinh_a=asinh_a,
+            apply_wb=apply_wb,
+            white_gains=white_gains,
+            style=style,
         )
     known = np.isfinite(image).all(axis=0)
     light, colours = _light_and_colour(image, known, params)
@@ -302,13 +331,24 @@ def preview_rgba(
         light, colours = calm_light_and_colours(
             light, colours, known, *_noise_of_parts(noise, params, known.shape)
         )
-    rgba = np.empty((*known.shape, 4), dtype=np.uint8)
+    if clipped is not None and clipped.any():
+        colours = [_colour_of_surroundings(light, colour, clipped) for colour in colours]
+    top = 2**bits - 1
+    rgba = np.empty((*known.shape, 4), dtype=np.uint8 if bits == 8 else np.uint16)
     # By strips, so that the many steps of colouring need no further copies of the whole picture.
     for y in range(0, known.shape[0], _STRIP):
         rows = slice(y, y + _STRIP)
-        picture = _colour_picture(light[rows], [colour[rows] for colour in colours], params)
-        rgba[rows, :, :3] = np.moveaxis(np.where(known[rows], picture, 0.0) * 255.0 + 0.5, 0, -1)
-    rgba[..., 3] = np.where(known, np.uint8(255), np.uint8(0))
+        picture = paint(
+            light[rows],
+            [colour[rows] for colour in colours],
+            params.asinh_a * params.span,
+            params.pedestal,
+            params.span - params.pedestal,
+            STYLES[params.style],
+            params.saturation,
+        )
+        rgba[rows, :, :3] = np.moveaxis(np.where(known[rows], picture, 0.0) * float(top) + 0.5, 0, -1)
+    rgba[..., 3] = np.where(known, top, 0)
     rgba[~known] = 0
     return rgba
 
@@ -418,39 +458,16 @@ def _noise_of_parts(
     return noise.of_sum(tuple(third), shape_hw), colours
 
 
-def _colour_picture(light: np.ndarray, colours: list[np.ndarray], params: StretchParams) -> np.ndarray:
-    """Apply the curve of `StretchParams` to the light and carry the colours along: (3, h, w) in [0, 1]."""
-    softness = params.asinh_a * params.span
-    black = np.arcsinh(params.pedestal / softness)
-    norm = np.arcsinh((params.span - params.pedestal) / softness) + black
-    x = light * np.float32(1.0 / softness)
-    lifted = np.arcsinh(x)
-    bright = np.clip((lifted + np.float32(black)) * np.float32(1.0 / norm), 0.0, 1.0)
-    if not colours:
-        return np.broadcast_to(bright, (3, *bright.shape))
-    # Colours follow the mean slope of the curve between the sky and this pixel; at the sky itself that is 1.
-    slope = np.where(np.abs(x) > 1e-3, lifted / np.where(x == 0, np.float32(1.0), x), np.float32(1.0))
-    full = np.clip(x * np.float32(0.25), 0.0, 1.0)
-    slope *= (_FAINT_SATURATION + (_SATURATION - _FAINT_SATURATION) * full) * np.float32(
-        1.0 / (norm * softness)
-    )
-    red, blue = colours[0] * slope, colours[1] * slope
-    picture = np.stack([red, -red - blue, blue])
-    # No star and hardly a nebula is green; what looks green is noise or the sensor's two green pixels in four.
-    np.minimum(picture[1], np.maximum(red, blue), out=picture[1])
-    # Nor are stars purple; they look it where interpolated red and blue are wider than green.
-    picture[1] += _LESS_PURPLE * np.maximum(np.minimum(red, blue) - picture[1], np.float32(0.0))
-    # Soft limit: pale colours stay, glaring ones give way.
-    glare = np.abs(picture).max(axis=0) / np.maximum(bright, np.float32(0.02))
-    picture /= np.sqrt(np.float32(1.0) + glare * glare)
-    return _fit_into_range(bright, picture)
-
-
-def _fit_into_range(bright: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Add colour to brightness; where a channel would leave [0, 1] let half of the excess bleach the colour."""
-    room = np.float32(1.0) - bright
-    most = np.maximum(colour.max(axis=0), np.float32(1e-6))
-    least = np.maximum(-colour.min(axis=0), np.float32(1e-6))
-    share = np.minimum(np.minimum(room / most, bright / least), np.float32(1.0))
-    pale = bright + colour * share
-    return np.float32(0.5) * (pale + np.clip(bright + colour, 0.0, 1.0))
+def _colour_of_surroundings(light: np.ndarray, colour: np.ndarray, clipped: np.ndarray) -> np.ndarray:
+    """Give clipped pixels, and those that resampling mixed with them, the colour of what is around."""
+    mixed = ndimage.binary_dilation(clipped, iterations=_MIXED_PX)
+    shining = np.maximum(light, np.float32(1e-6))
+    ratio = np.where(mixed, np.float32(0.0), np.clip(colour / shining, -1.0, 2.0))
+    # The brighter a pixel beside the core the more its colour is the star's and the less the sky's.
+    weight = np.where(mixed | (light <= 0), np.float32(0.0), shining / np.float32(light.max()))
+    inside = ~mixed
+    near = ndimage.binary_dilation(mixed, iterations=_MIXED_PX) & inside
+    weight = np.where(near, weight, np.float32(0.0))
+    total = fill_from_around(ratio * weight, inside.astype(np.float32))
+    share = fill_from_around(weight, inside.astype(np.float32))
+    return np.where(mixed, light * total / np.maximum(share, np.float32(1e-9)), colour)

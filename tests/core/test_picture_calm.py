@@ -82,7 +82,7 @@ def test_faint_stars_keep_their_light(dense):
     assert np.percentile(kept, 5) > 0.9
     # What is measured in the picture takes the unresolved stars for noise and thins the others.
     blind, _ = calm_light_and_colours(light, [], known)
-    assert np.abs(blind - light).std() > 1.5 * np.abs(calmed - light).std()
+    assert np.abs(blind - light).std() > 1.2 * np.abs(calmed - light).std()
 
 
 def test_dips_that_resampling_makes_are_filled_and_dark_clouds_are_not():

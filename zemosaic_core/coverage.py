@@ -11,7 +11,20 @@ from scipy import ndimage
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
-__all__ = ["autocrop_bbox", "coverage_bbox", "crop_sides", "edge_ramp", "enlarge_rows", "inscribed_rectangle"]
+__all__ = [
+    "LEAST_COVERAGE",
+    "autocrop_bbox",
+    "coverage_bbox",
+    "covered_part",
+    "crop_sides",
+    "edge_ramp",
+    "enlarge_rows",
+    "inscribed_rectangle",
+]
+
+
+# Share of the usual coverage below which a rim is ragged.
+LEAST_COVERAGE = 0.5
 
 
 def coverage_bbox(coverage: np.ndarray, minimum: float = 1) -> tuple[int, int, int, int]:
@@ -34,6 +47,23 @@ def coverage_bbox(coverage: np.ndarray, minimum: float = 1) -> tuple[int, int, i
     if rows.size == 0:
         return (0, 0, 0, 0)
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def covered_part(depth: np.ndarray, *, inscribed: bool) -> tuple[int, int, int, int]:
+    """Bound what at least half of the usual number of frames covers; or the largest full rectangle of that.
+
+    Parameters
+    ----------
+    depth : ndarray, shape (h, w)
+        Frames per pixel; 0 or NaN where there is none.
+
+    Returns
+    -------
+    tuple of int
+        As `autocrop_bbox`.
+    """
+    depth = np.nan_to_num(np.asarray(depth, dtype=np.float32))
+    return autocrop_bbox(depth, min_fraction=LEAST_COVERAGE, inscribed=inscribed)
 
 
 @njit(cache=True, nogil=True)

@@ -54,6 +54,10 @@ class NoiseMap:
     sigma: np.ndarray
     cell_px: float
 
+    def part(self, y0: int, x0: int) -> NoiseMap:
+        """Return the noise of the part of the image that begins at a pixel, to the nearest cell."""
+        return NoiseMap(self.sigma[:, round(y0 / self.cell_px) :, round(x0 / self.cell_px) :], self.cell_px)
+
     def reduced(self, factor: int) -> NoiseMap:
         """Return the noise of the image averaged over blocks of ``factor`` x ``factor`` pixels."""
         return NoiseMap(self.sigma / np.float32(factor), self.cell_px / factor)

@@ -58,7 +58,7 @@ class ArrayRows:
 
 
 class FitsRows:
-    """The first image of a FITS file as a `RowSource`.
+    """The first image of a FITS file, or that of a name, as a `RowSource`.
 
     Raises
     ------
@@ -66,10 +66,12 @@ class FitsRows:
         The file has no uncompressed image or cannot be read.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, name: str | None = None) -> None:
         self._path = Path(path)
         for hdu in iter_hdus(self._path):
             axes = hdu.image_axes
+            if name is not None and hdu.cards.get("EXTNAME") != name:
+                continue
             if len(axes) >= 2 and not hdu.is_compressed_image:
                 self._hdu = hdu
                 self.shape: tuple[int, int, int] = (axes[2] if len(axes) > 2 else 1, axes[1], axes[0])

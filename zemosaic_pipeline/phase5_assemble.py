@@ -14,6 +14,7 @@ from astropy.wcs import WCS
 
 from zemosaic_core import __version__
 from zemosaic_core.colour_calibration import MIN_STARS
+from zemosaic_core.coverage import covered_part
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sky_model import ASSURANCES
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule
@@ -213,6 +214,21 @@ def canvas_of(tiles: Sequence[MasterTile], grid: MosaicGrid, crop: bool) -> Canv
     return Canvas((y0, x0), (max(bottoms) - y0, max(rights) - x0))
 
 
+def _well_covered(
+    tiles: Sequence[MasterTile], store: TileStore, canvas: Canvas, *, inscribed: bool
+) -> Canvas:
+    """Return the part of a canvas that most frames cover, to a few pixels; the canvas where there is none."""
+    depth = _Depth(tiles, store, canvas)
+    step = 1 if max(canvas.shape_hw) < 1000 else 4
+    rows = [depth.rows(y, y + 1)[0, ::step] for y in range(0, canvas.shape_hw[0], step)]
+    y0, y1, x0, x1 = covered_part(np.stack(rows), inscribed=inscribed)
+    if y1 <= y0:
+        return canvas
+    # Between two rows that are covered all are, but not beyond the last.
+    shape = ((y1 - y0 - 1) * step + 1, (x1 - x0 - 1) * step + 1)
+    return Canvas((canvas.origin_yx[0] + y0 * step, canvas.origin_yx[1] + x0 * step), shape)
+
+
 def _sources(tiles: Sequence[MasterTile], terms: np.ndarray, canvas: Canvas) -> list[CoaddSource]:
     sources = []
     for i, tile in enumerate(tiles):
@@ -386,7 +402,9 @@ def run(
         if plan.stack.equalise_rgb and plan.n_channels == 3
         else solution.terms
     )
-    canvas = canvas_of(tiles, grid, plan.assembly.crop)
+    canvas = canvas_of(tiles, grid, plan.assembly.crop != "none")
+    if plan.assembly.crop_science and plan.assembly.crop in ("coverage", "rectangle"):
+        canvas = _well_covered(tiles, store, canvas, inscribed=plan.assembly.crop == "rectangle")
     wcs_cards = canvas.wcs_cards(grid)
     n_used = sum(len(tile.frames) for tile in tiles)
     base = context.results.folder / base_name(len(tiles), n_used, part)

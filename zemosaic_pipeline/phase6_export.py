@@ -8,18 +8,18 @@ import numpy as np
 
 from zemosaic_core import __version__
 from zemosaic_core.colour_maps import coverage_rgba
-from zemosaic_core.stretch import preview_rgba
+from zemosaic_io.picture_files import ENDINGS, write_picture
 from zemosaic_io.preview import (
     FitsRows,
     display_range,
     downscale,
-    read_noise_map,
     write_calibrated_fits,
     write_png,
     write_tiff16,
     write_viewer_fits_uint16,
 )
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.finished_picture import FinishedPicture, make_picture
 from zemosaic_pipeline.plan import OutputOptions
 from zemosaic_pipeline.records import Mosaic
 
@@ -31,7 +31,14 @@ UNIT_MAG = 22.5
 COVERAGE_PICTURE_PX = 1600
 # Name of the run in pictures, as in the headers of FITS files.
 RUN_ID = "ZMRUNID"
-OPTIONAL_ENDINGS = ("_calibrated.fits", "_viewer.fits", "_viewer.tif", "_variance.fits")
+LISTED_HOLES = 20
+OPTIONAL_ENDINGS = (
+    "_calibrated.fits",
+    "_viewer.fits",
+    "_viewer.tif",
+    "_variance.fits",
+    *(f"_picture{ending}" for ending in ENDINGS.values()),
+)
 
 
 def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str, str]:
@@ -46,18 +53,12 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
     outputs = {"science": mosaic.science_path, "coverage": mosaic.coverage_path, **mosaic.outputs}
     steps = 2 + options.viewer_fits + options.viewer_tiff
     rows = FitsRows(mosaic.science_path)
-    longest = options.preview["max_dim"]
-    step = max(1, -(-max(rows.shape[1:]) // longest))
-    noise = read_noise_map(mosaic.coverage_path)
-    small = downscale(rows, longest)
-    picture = preview_rgba(
-        small,
-        white_gains=mosaic.colour.gains,
-        noise=noise.reduced(step) if noise else None,
-        **options.preview,
-    )
-    texts = {"Software": f"ZeMosaic {__version__}", RUN_ID: context.run_id}
-    outputs["preview"] = str(write_png(Path(f"{base}_preview.png"), picture, texts=texts, durable=False))
+    picture = make_picture(mosaic, options)
+    texts = {"Software": f"ZeMosaic {__version__}", RUN_ID: context.run_id, "Picture": picture.recipe()}
+    outputs |= _write_pictures(base, picture, options, texts)
+    if picture.holes:
+        places = ", ".join(f"x {x} y {y}" for x, y in picture.holes[:LISTED_HOLES])
+        context.say("run_info_holes_filled", count=len(picture.holes), places=places)
     context.progress(1, steps, "preview")
     depth = np.nan_to_num(downscale(FitsRows(mosaic.coverage_path), COVERAGE_PICTURE_PX)[0])
     outputs["coverage_preview"] = str(
@@ -79,6 +80,18 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
     _remove_old(base, outputs, context)
     context.progress(steps, steps)
     return outputs
+
+
+def _write_pictures(
+    base: Path, picture: FinishedPicture, options: OutputOptions, texts: dict[str, str]
+) -> dict[str, str]:
+    shown = picture.render()
+    paths = {"preview": write_picture(Path(f"{base}_preview.png"), shown, "png", texts=texts, durable=False)}
+    for form in options.formats:
+        rgba = picture.render(16) if form == "tiff16" else shown
+        path = Path(f"{base}_picture{ENDINGS[form]}")
+        paths[f"picture_{form}"] = write_picture(path, rgba, form, texts=texts, durable=False)
+    return {kind: str(path) for kind, path in paths.items()}
 
 
 def _write_calibrated(path: Path, rows: FitsRows, mosaic: Mosaic, run_id: str) -> Path:

@@ -31,6 +31,7 @@ from zemosaic_pipeline.filters import filter_names, split_text
 from zemosaic_pipeline.machine import Machine, enough_file_handles
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.outline import Layout, Outline, outline_of_headers, outline_of_wcs, spread_in_time
+from zemosaic_pipeline.picture_formats import picture_formats
 from zemosaic_pipeline.plan_limits import fit_to_handles, fit_to_memory
 from zemosaic_pipeline.refinement import RefineDecision, choose_refine
 from zemosaic_pipeline.routes import RouteDecision, choose_route
@@ -145,7 +146,8 @@ class AssemblyOptions:
     match_background: bool
     gradient: bool
     gradient_order: int
-    crop: bool
+    crop: str = "signal"
+    crop_science: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,15 @@ class ColourOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Which files are written and how the preview looks."""
+    """Which files are written and how pictures look.
+
+    Attributes
+    ----------
+    crop : {'', 'coverage', 'rectangle'}
+        How pictures are cut that the science file is not.
+    formats : tuple of str
+        Further forms, see `picture_formats.FORMATS`.
+    """
 
     viewer_fits: bool
     viewer_tiff: bool
@@ -173,6 +183,9 @@ class OutputOptions:
     keep_state: bool
     colour: ColourOptions
     preview: dict[str, Any]
+    flatten: bool = False
+    crop: str = ""
+    formats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -394,7 +407,8 @@ def resolve(
             settings.match_background_for_final,
             settings.intertile_gradient,
             settings.intertile_gradient_order,
-            settings.crop_follow_signal,
+            settings.crop,
+            settings.crop_science,
         ),
         output=OutputOptions(
             settings.save_final_as_uint16,
@@ -411,7 +425,11 @@ def resolve(
                 "asinh_a": settings.preview_png_asinh_a,
                 "max_dim": settings.preview_png_max_dim,
                 "apply_wb": settings.preview_png_apply_wb,
+                "style": settings.picture_style,
             },
+            settings.picture_flatten,
+            settings.crop if settings.crop in ("coverage", "rectangle") and not settings.crop_science else "",
+            picture_formats(settings.save_formats),
         ),
         tile_gate=tile_gate(settings),
         tile_checks=tile_checks(settings),

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from zemosaic_settings.option import GROUPS, Option
+from zemosaic_settings.picture_options import CROP_OPTIONS, PICTURE_OPTIONS
 from zemosaic_settings.tile_options import TILE_OPTIONS
 
 __all__ = ["ALIASES", "OPTIONS", "OPTIONS_BY_KEY", "options_in_group"]
@@ -377,13 +378,14 @@ _ASSEMBLY = (
         step=16,
         special="off",
     ),
-    Option("crop_follow_signal", "bool", True, "assembly", "basic"),
+    *CROP_OPTIONS,
 )
 
 _OUTPUT = (
     Option("save_final_as_uint16", "bool", False, "output", "basic"),
     Option("save_viewer_tiff", "bool", False, "output", "basic"),
     Option("save_variance", "bool", False, "output"),
+    *PICTURE_OPTIONS,
     Option(
         "preview_png_p_low",
         "float",

@@ -48,7 +48,12 @@ def split_pair(text: str) -> tuple[float, float]:
 
 
 def _modernised(option: Option, value: Any) -> Any:
-    return dict(option.old_values).get(value.strip().lower(), value) if isinstance(value, str) else value
+    # A choice may have been a switch once.
+    return (
+        dict(option.old_values).get(str(value).strip().lower(), value)
+        if isinstance(value, str | bool)
+        else value
+    )
 
 
 def _refused(option: Option, value: Any, key: str, english: str, **values: Any) -> SettingsError:

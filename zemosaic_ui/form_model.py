@@ -191,7 +191,7 @@ class FormModel:
 def preview_options(form: FormModel) -> dict[str, Any]:
     """Return how the run's preview is stretched, so that the viewer begins with the same picture."""
     names = ("p_low", "p_high", "asinh_a", "apply_wb")
-    return {name: form[f"preview_png_{name}"] for name in names}
+    return {**{name: form[f"preview_png_{name}"] for name in names}, "style": form["picture_style"]}
 
 
 def _plain(text: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from astropy.io import fits
 from made_frames import SHAPE_HW, Result, field_sky, pointings, run, with_hot_pixels, write_all
+from PIL import Image
 
 from zemosaic_core.synthetic_sky import FrameSetup, Satellite, Sky
 
@@ -406,6 +407,25 @@ def test_crop_follow_signal(make, plain):
     ra, dec = plain.wcs.all_pix2world(50, 60, 0)
     x, y = whole.wcs.all_world2pix(ra, dec, 0)
     assert whole.image[1][round(float(y)), round(float(x))] == plain.image[1][60, 50]
+
+
+def test_cropped_picture_and_its_forms(make, plain):
+    result = make(crop="rectangle", crop_science=True, picture_style="deep", save_formats="jpeg, tiff16")
+    assert result.image.shape[1:] == result.coverage.shape
+    assert result.coverage.size < plain.coverage.size
+    assert (result.coverage > 0).all()
+    assert np.isfinite(result.image).all()
+    ra, dec = result.wcs.all_pix2world(20, 30, 0)
+    x, y = plain.wcs.all_world2pix(ra, dec, 0)
+    assert result.image[1][30, 20] == plain.image[1][round(float(y)), round(float(x))]
+    fine = tifffile.imread(result.outputs["picture_tiff16"])
+    assert fine.shape[:2] == result.coverage.shape
+    sky = np.median(fine[..., :3].reshape(-1, 3) / 257.0, axis=0)
+    assert (np.abs(sky - 50) < 12).all()
+    with Image.open(result.outputs["preview"]) as shown, Image.open(result.outputs["picture_jpeg"]) as jpeg:
+        assert shown.size == jpeg.size == fine.shape[1::-1]
+        recipe = json.loads(shown.text["Picture"])
+    assert recipe["params"]["style"] == "deep"
 
 
 def test_viewer_files(make, plain):

@@ -83,9 +83,14 @@ def test_gpu_switch_and_mode_together():
         ({"tile_feather_px": 1.5}, "settings_not_a_whole_number", ["tile_feather_px", "1.5", "4096"]),
         ({"solver_method": "platesolve"}, "settings_not_a_choice", ["solver_method", "platesolve", "ASTAP"]),
         (
-            {"crop_follow_signal": "perhaps"},
+            {"crop_science": "perhaps"},
             "settings_not_a_switch",
-            ["crop_follow", "perhaps", "true"],
+            ["crop_science", "perhaps", "true"],
+        ),
+        (
+            {"crop_follow_signal": "perhaps"},
+            "settings_not_a_choice",
+            ["crop", "perhaps", "rectangle"],
         ),
         ({"stacking_winsor_limits": "0.1"}, "settings_not_a_pair", ["stacking_winsor_limits", "0.1", "0.49"]),
         ({"stacking_winsor_limits": "0.1,0.6"}, "settings_not_a_pair", ["stacking_winsor_limits", "0.6"]),

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from zemosaic_core.errors import SettingsError
+from zemosaic_pipeline import picture_formats as formats
+from zemosaic_pipeline.finished_picture import cut_and_fill
+
+
+def covered_cross():
+    """A picture that eight frames cover, with a rim that two cover and corners that none covers."""
+    depth = np.full((60, 80), 8.0)
+    depth[:10], depth[:, 70:] = 2.0, 2.0
+    depth[:20, :15] = 0.0
+    image = np.full((3, 60, 80), 100.0, np.float32)
+    image[:, depth == 0] = np.nan
+    return image, depth
+
+
+def test_nothing_is_cut_unless_asked():
+    image, depth = covered_cross()
+    whole, box, holes = cut_and_fill(image, depth, "")
+    np.testing.assert_array_equal(whole, image)
+    assert box == (0, 60, 0, 80)
+    assert holes == []
+    assert whole is not image
+
+
+def test_the_ragged_rim_is_cut():
+    image, depth = covered_cross()
+    cut, box, _ = cut_and_fill(image, depth, "coverage")
+    assert box == (10, 60, 0, 70)
+    assert cut.shape == (3, 50, 70)
+    assert np.isnan(cut[:, :10, :15]).all()
+    assert np.isfinite(cut[:, 10:]).all()
+
+
+def test_thin_places_that_touch_the_box_are_missing_and_thin_ones_inside_are_kept():
+    depth = np.full((50, 50), 8.0)
+    depth[:5, :20] = 2.0
+    depth[30:34, 30:34] = 1.0
+    image = np.full((1, 50, 50), 5.0, np.float32)
+    cut, box, _ = cut_and_fill(image, depth, "coverage")
+    assert box == (0, 50, 0, 50)
+    assert np.isnan(cut[0, :5, :20]).all()
+    assert np.isfinite(cut[0, 30:34, 30:34]).all()
+
+
+def test_the_largest_rectangle_has_no_gap():
+    image, depth = covered_cross()
+    cut, box, _ = cut_and_fill(image, depth, "rectangle")
+    assert box in ((20, 60, 0, 70), (10, 60, 15, 70))
+    assert np.isfinite(cut).all()
+
+
+def test_small_holes_are_filled_and_listed_and_large_ones_are_not():
+    image = np.full((3, 60, 80), 100.0, np.float32)
+    image += np.arange(80, dtype=np.float32)
+    untouched = image.copy()
+    image[:, 20:23, 30:34] = np.nan
+    image[1, 50, 60] = np.nan
+    image[:, 35:50, 10:25] = np.nan
+    filled, _, holes = cut_and_fill(image, np.full((60, 80), 4.0), "")
+    assert sorted(holes) == [(30, 20), (60, 50)]
+    np.testing.assert_allclose(filled[:, 20:23, 30:34], untouched[:, 20:23, 30:34], atol=2.0)
+    assert np.isnan(filled[:, 35:50, 10:25]).all()
+    assert np.isnan(image[:, 20:23, 30:34]).all()
+
+
+def test_forms_are_read_in_any_spelling_and_wrong_ones_are_refused(monkeypatch):
+    assert formats.picture_formats("") == ()
+    assert formats.picture_formats("TIFF, jpg;png fits") == ("png", "jpeg", "tiff16")
+    with pytest.raises(SettingsError, match="bmp") as refused:
+        formats.picture_formats("png, bmp")
+    assert refused.value.key == "settings_not_a_choice"
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match="pip install") as refused:
+        formats.picture_formats("jxl")
+    assert refused.value.key == "settings_format_library"

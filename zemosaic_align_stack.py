@@ -18,9 +18,11 @@ from zemosaic_core.gpu.refine import GpuRefine, compare_gathered
 from zemosaic_core.gpu.stack import GpuStack
 from zemosaic_core.gpu.terms import Audit
 from zemosaic_core.image_stack import align_to, common_stack, find_stars, measure_weights, normalise_stack
-from zemosaic_core.refine import HALO_ROWS, Gathered, RefineSource, SampleSource, gather_block
+from zemosaic_core.refine import RefineSource, SampleSource, gather_block
 from zemosaic_core.refine_rows import CoaddStore, RowsInTurn, refine_buffers
+from zemosaic_core.refine_structure import HALO_ROWS, Gathered
 from zemosaic_core.rejection import combine_stack
+from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy, default_policy
 from zemosaic_utils import (
@@ -135,11 +137,13 @@ def refine_on_grid(
     buffers = refine_buffers(n_channels, width, window, threads)
     blocks = list(iter_row_chunks(buffers, height, budget_bytes, halo=HALO_ROWS))
 
+    scratch = Scratch()
+
     def on_cpu(y0: int, y1: int) -> Gathered:
         block = rows.block(y0, y1)
         return gather_block(
             pixels, sources, block.image, block.image_y0, block.mask, y0,
-            scale=scale, threads=threads, cancel=cancel,
+            scale=scale, threads=threads, cancel=cancel, scratch=scratch,
         )  # fmt: skip
 
     def emit(y0: int, y1: int, gathered: Gathered) -> None:

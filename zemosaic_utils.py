@@ -31,6 +31,7 @@ from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.terms import Audit
 from zemosaic_core.image_coadd import AssemblyOptions, check_names, prepare_assembly
 from zemosaic_core.image_overlaps import solve_overlaps
+from zemosaic_core.scratch import Scratch
 from zemosaic_core.rejection import check_rule
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
 from zemosaic_core.tile_photometry import TileOptions
@@ -179,12 +180,15 @@ def coadd_on_grid(
     lattice: dict[str, Any] = {"start": first_row, "lattice_rows": LATTICE_ROWS, "origin": lattice_row}
     in_time = max(LEAST_BLOCK_ROWS, MAX_BLOCK_SAMPLES * threads // max(1, stack_columns_per_row(sources)))
     most_rows = min(MAX_BLOCK_ROWS, rows_per_pass(sources, max_frames_per_pass))
+    scratch = Scratch()
+
     cpu_rows = min(most_rows, in_time, max((y1 - y0 for y0, y1 in blocks), default=1))
 
     def on_cpu(y0: int, y1: int) -> CoaddBlock:
         return coadd_block(
-            pixels, sources, y0, y1, width, n_channels, rule, kernel, threads=threads, cancel=cancel
-        )
+            pixels, sources, y0, y1, width, n_channels, rule, kernel,
+            threads=threads, cancel=cancel, scratch=scratch,
+        )  # fmt: skip
 
     def emit(y0: int, y1: int, block: CoaddBlock) -> None:
         sink(y0, y1, block)

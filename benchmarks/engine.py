@@ -22,7 +22,8 @@ from zemosaic_core.cfa import CfaColour, debayer
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.image_coadd import ArrayPixels
 from zemosaic_core.pixel_map import build_pixel_map
-from zemosaic_core.refine import RefineSource, gather_block, refined, share_of_channels, structure_mask
+from zemosaic_core.refine import RefineSource, gather_block
+from zemosaic_core.refine_structure import refined, share_of_channels, structure_mask
 from zemosaic_core.rejection import combine_stack
 from zemosaic_core.resample import sample_window
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, SampleNoise

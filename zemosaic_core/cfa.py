@@ -514,7 +514,13 @@ def _debayer_rows(cfa, green_first, red_row, terms, out):
 
 
 def debayer(
-    cfa: np.ndarray, pattern: str, y0: int = 0, x0: int = 0, *, colour: CfaColour | None = None
+    cfa: np.ndarray,
+    pattern: str,
+    y0: int = 0,
+    x0: int = 0,
+    *,
+    colour: CfaColour | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Find the missing colours of every pixel, as sharp as its own samples and for light of any colour.
 
@@ -546,6 +552,8 @@ def debayer(
         Sensor pixel of the window's first pixel.
     colour : CfaColour, optional
         Without it all light is taken to be grey; this needs no scale of the numbers.
+    out : ndarray, shape (3, h, w), float32, C-contiguous, optional
+        Receives the result.
 
     Returns
     -------
@@ -558,12 +566,15 @@ def debayer(
     Raises
     ------
     ValueError
-        When the plane or the pattern is not usable.
+        When the plane, the pattern or `out` is not usable.
     """
     cfa = _check_plane(cfa)
     name = shift_pattern(_check_pattern(pattern), y0, x0)
     terms = debayer_terms(colour)
-    out = np.empty((3, *cfa.shape), np.float32)
+    if out is None:
+        out = np.empty((3, *cfa.shape), np.float32)
+    elif out.shape != (3, *cfa.shape) or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise ValueError(f"out is {out.dtype} {out.shape}; float32 {(3, *cfa.shape)} in C order needed")
     numbers = (terms.gain, terms.zero, terms.pull, terms.sky, terms.depth)
     _debayer_rows(cfa, name[0] == "G", name.index("R") // 2, numbers, out)
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Protocol
 
@@ -18,7 +19,8 @@ from zemosaic_core.lanes import MOST_COUNTED
 from zemosaic_core.pixel_map import source_window
 from zemosaic_core.rejection import SamplePool, check_rule, combine_pool
 from zemosaic_core.resample import HALO, sample_window
-from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
+from zemosaic_core.scratch import Scratch
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, LendingSource, PixelSource
 
 __all__ = [
     "CancelToken",
@@ -169,6 +171,7 @@ def coadd_block(
     *,
     threads: int = 2,
     cancel: CancelToken | None = None,
+    scratch: Scratch | None = None,
 ) -> CoaddBlock:
     """Co-add all sources on the output rows ``y0 <= y < y1``.
 
@@ -191,6 +194,8 @@ def coadd_block(
         Threads that read, sample and combine.
     cancel : CancelToken, optional
         Asked before every source.
+    scratch : Scratch, optional
+        Memory of earlier blocks to use again.
 
     Returns
     -------
@@ -205,14 +210,22 @@ def coadd_block(
         When the rule is invalid.
     """
     check_rule(rule)
+    scratch = scratch or Scratch()
     parts = [(source, part) for source in sources if (part := _part_of(source, y0, y1, width)) is not None]
     with ThreadPoolExecutor(max(1, threads)) as executor:
+        if is_streaming(rule) and len(parts) == 1:
+            return _alone(
+                pixels, *parts[0], (y0, y1, width, n_channels), kernel, executor, threads, cancel, scratch
+            )
         if is_streaming(rule):
-            return _stream(pixels, parts, (y0, y1, width, n_channels), kernel, executor, threads, cancel)
-        pool = _fill_pool(pixels, parts, (y0, n_channels), kernel, executor, cancel)
-        shape = (n_channels, y1 - y0, width)
-        _raise_if_cancelled(cancel)
-        return combine_pool(pool, rule, shape, executor=executor, pieces=4 * threads)
+            return _stream(
+                pixels, parts, (y0, y1, width, n_channels), kernel, executor, threads, cancel, scratch
+            )
+        with scratch.floats(_pool_size(parts, n_channels)) as values:
+            pool = _fill_pool(pixels, parts, (y0, n_channels), kernel, executor, cancel, values, scratch)
+            shape = (n_channels, y1 - y0, width)
+            _raise_if_cancelled(cancel)
+            return combine_pool(pool, rule, shape, executor=executor, pieces=4 * threads)
 
 
 Box = tuple[int, int, int, int]
@@ -262,6 +275,7 @@ def _sample_source(
     out: np.ndarray,
     out_weight: np.ndarray | None,
     cancel: CancelToken | None,
+    scratch: Scratch,
 ) -> None:
     """Read and sample one source on its part of the block into ``out`` and, if it is weighted, ``out_weight``."""
     for box, window in _strips(source, part, HALO[kernel]):
@@ -272,16 +286,39 @@ def _sample_source(
             if out_weight is not None:
                 out_weight[:, columns] = 0
             continue
-        data = pixels.read(source.key, *window)
-        expected = (out.shape[0], window[1] - window[0], window[3] - window[2])
-        if data.shape != expected:
-            raise ValueError(f"source {source.key} gave a window of shape {data.shape}, asked for {expected}")
-        weights = pixels.read_weight(source.key, *window) if source.has_weight_map else None
-        sample_window(
-            data, (window[0], window[2]), source.shape_hw, source.pixel_map, box, kernel, source.photometry,
-            radial=source.radial, surface=source.surface, feather_px=source.feather_px, weight_window=weights,
-            out=out[:, :, columns], out_weight=None if out_weight is None else out_weight[:, columns],
-        )  # fmt: skip
+        with _window(pixels, source.key, window, len(out), scratch) as (data, origin):
+            whole = (origin[0], origin[0] + data.shape[1], origin[1], origin[1] + data.shape[2])
+            weights = pixels.read_weight(source.key, *whole) if source.has_weight_map else None
+            sample_window(
+                data, origin, source.shape_hw, source.pixel_map, box, kernel, source.photometry,
+                radial=source.radial, surface=source.surface, feather_px=source.feather_px, weight_window=weights,
+                out=out[:, :, columns], out_weight=None if out_weight is None else out_weight[:, columns],
+            )  # fmt: skip
+
+
+@contextmanager
+def _window(
+    pixels: PixelSource, key: int, window: Box, n_channels: int, scratch: Scratch
+) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """Lend pixels of a source that hold a window at least, and the row and column of the first of them."""
+    if isinstance(pixels, LendingSource):
+        with pixels.lend(scratch, key, *window) as lent:
+            yield lent
+        return
+    data = pixels.read(key, *window)
+    expected = (n_channels, window[1] - window[0], window[3] - window[2])
+    if data.shape != expected:
+        raise ValueError(f"source {key} gave a window of shape {data.shape}, asked for {expected}")
+    yield data, (window[0], window[2])
+
+
+def _areas(parts: list[tuple[CoaddSource, Box]]) -> np.ndarray:
+    return np.array([(b[1] - b[0]) * (b[3] - b[2]) for _, b in parts], dtype=np.int64)
+
+
+def _pool_size(parts: list[tuple[CoaddSource, Box]], n_channels: int) -> int:
+    """Samples of all parts and channels; one at least."""
+    return max(1, n_channels * int(_areas(parts).sum()))
 
 
 def _fill_pool(
@@ -291,14 +328,15 @@ def _fill_pool(
     kernel: Kernel,
     executor: ThreadPoolExecutor,
     cancel: CancelToken | None,
+    values: np.ndarray,
+    scratch: Scratch,
 ) -> SamplePool:
-    """Sample all parts into one pool of memory."""
+    """Sample all parts into one pool, whose samples lie in ``values``."""
     y0, n_channels = place
-    areas = np.array([(b[1] - b[0]) * (b[3] - b[2]) for _, b in parts], dtype=np.int64)
+    areas = _areas(parts)
     mapped = np.array([_is_weighted(source) for source, _ in parts], dtype=bool)
     starts = np.concatenate([[0], np.cumsum(areas * n_channels)]).astype(np.int64)
     map_starts = np.concatenate([[0], np.cumsum(np.where(mapped, areas, 0))]).astype(np.int64)
-    values = np.empty(max(1, int(starts[-1])), np.float32)
     maps = np.empty(max(1, int(map_starts[-1])), np.float32)
 
     def work(k: int) -> None:
@@ -306,7 +344,7 @@ def _fill_pool(
         shape = (n_channels, part[1] - part[0], part[3] - part[2])
         out = values[starts[k] : starts[k + 1]].reshape(shape)
         out_weight = maps[map_starts[k] : map_starts[k + 1]].reshape(shape[1:]) if mapped[k] else None
-        _sample_source(pixels, source, part, kernel, out, out_weight, cancel)
+        _sample_source(pixels, source, part, kernel, out, out_weight, cancel, scratch)
 
     list(executor.map(work, range(len(parts))))
     return SamplePool(
@@ -389,6 +427,7 @@ def _stream(
     executor: ThreadPoolExecutor,
     threads: int,
     cancel: CancelToken | None,
+    scratch: Scratch,
 ) -> CoaddBlock:
     """Mean without rejection: sample a few sources at a time and add them up in their order."""
     y0, y1, width, n_channels = place
@@ -400,7 +439,7 @@ def _stream(
     def sample(source: CoaddSource, part: Box) -> tuple[np.ndarray, np.ndarray]:
         out = np.empty((n_channels, part[1] - part[0], part[3] - part[2]), np.float32)
         out_weight = np.empty(out.shape[1:], np.float32) if _is_weighted(source) else None
-        _sample_source(pixels, source, part, kernel, out, out_weight, cancel)
+        _sample_source(pixels, source, part, kernel, out, out_weight, cancel, scratch)
         return out, no_map if out_weight is None else out_weight
 
     waiting: list[tuple[CoaddSource, Box, Future]] = []
@@ -421,4 +460,60 @@ def _stream(
         add_oldest()
     block = CoaddBlock.blank(shape)
     _finish_sums(sums, counts, highest, clipped, block.image, block.weight, block.variance, block.coverage)
+    return block
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _take_samples(samples, bits, maps, use_map, weights, image, weight, coverage):
+    """Fill what the sums of a single source come to; clipped samples give their lower bounds."""
+    bound = np.empty(1, np.float32)
+    bound_bits = bound.view(np.int32)
+    for c in range(samples.shape[0]):
+        if not weights[c] > np.float32(0):
+            continue
+        for y in range(samples.shape[1]):
+            row, held = samples[c, y], bits[c, y]
+            for x in range(row.size):
+                v = row[x]
+                if v == v:
+                    image[c, y, x] = v
+                    weight[c, y, x] = weights[c] * maps[y, x] if use_map else weights[c]
+                    coverage[y, x] = 1
+                elif (held[x] >= FIRST_BOUND) & (held[x] <= LAST_BOUND):
+                    bound_bits[0] = (held[x] - BOUND_MARK) << BOUND_SHIFT
+                    image[c, y, x] = bound[0]
+                    coverage[y, x] = 1
+
+
+def _alone(
+    pixels: PixelSource,
+    source: CoaddSource,
+    part: Box,
+    place: tuple[int, int, int, int],
+    kernel: Kernel,
+    executor: ThreadPoolExecutor,
+    threads: int,
+    cancel: CancelToken | None,
+    scratch: Scratch,
+) -> CoaddBlock:
+    """Mean where one source is all there is, as in a mosaic of one tile: its samples, without sums of ten numbers."""
+    y0, y1, width, n_channels = place
+    block = CoaddBlock.blank((n_channels, y1 - y0, width))
+    weights = np.ascontiguousarray(source.weight, np.float32)
+    weighted = _is_weighted(source)
+    no_map = np.zeros((1, 1), np.float32)
+    edges = np.linspace(part[0], part[1], min(threads, part[1] - part[0]) + 1).astype(int).tolist()
+
+    def work(rows: tuple[int, int]) -> None:
+        box = (*rows, part[2], part[3])
+        where = (slice(box[0] - y0, box[1] - y0), slice(box[2], box[3]))
+        with scratch.floats(n_channels, box[1] - box[0], box[3] - box[2]) as samples:
+            maps = np.empty(samples.shape[1:], np.float32) if weighted else None
+            _sample_source(pixels, source, box, kernel, samples, maps, cancel, scratch)
+            _take_samples(
+                samples, samples.view(np.int32), no_map if maps is None else maps, weighted, weights,
+                block.image[:, *where], block.weight[:, *where], block.coverage[where],
+            )  # fmt: skip
+
+    list(executor.map(work, pairwise(edges)))
     return block

@@ -9,14 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from zemosaic_core.chunks import Buffer
-from zemosaic_core.refine import (
-    HALO_ROWS,
-    Gathered,
-    RefineSource,
-    refined,
-    share_of_channels,
-    structure_mask,
-)
+from zemosaic_core.refine import RefineSource
+from zemosaic_core.refine_structure import HALO_ROWS, Gathered, refined, share_of_channels, structure_mask
 from zemosaic_core.sources import SampleNoise
 
 __all__ = ["BlockRows", "CoaddRows", "CoaddStore", "RowsInTurn", "refine_buffers"]

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
 from zemosaic_core.detector_surface import EXPONENTS, N_SURFACE
+from zemosaic_core.tap_sums import dot36_exact, dot36_wide, prefetch
 
 if TYPE_CHECKING:
     from zemosaic_core.sources import Kernel, PixelMap
@@ -77,89 +76,6 @@ _NO_WEIGHT = np.zeros((1, 1), dtype=np.float32)
 _NO_RADIAL = np.zeros((1, 4), dtype=np.float32)
 _NO_SURFACE = np.zeros((1, N_SURFACE), dtype=np.float32)
 _SURFACE_ORDER = int(EXPONENTS.max())
-
-
-def _make_dot36(lanes: int):
-    """Make the 6 x 6 tap sum as explicit vector code: 6 row loads of `lanes`, columns summed first.
-
-    ``sum_k wx[k] * (sum_q wy[q] * p[q, k])``. Compilers do not find this form from scalar loops; it is three
-    times faster. With eight lanes the last two are loaded and never used, so memory two floats past the taps
-    must be readable. The second value returned is the lowest of the four taps in the middle.
-    """
-
-    @intrinsic
-    def dot36(typingctx, flat, base, stride, table, row_x, row_y):
-        signature = types.UniTuple(types.float32, 2)(
-            flat, types.intp, types.intp, table, types.intp, types.intp
-        )
-
-        def codegen(context, builder, sig, args):
-            flat_value, base_value, stride_value, table_value, row_x_value, row_y_value = args
-            data = context.make_array(sig.args[0])(context, builder, flat_value).data
-            weights = context.make_array(sig.args[3])(context, builder, table_value).data
-            vector = ir.VectorType(ir.FloatType(), lanes)
-            eight = context.get_constant(types.intp, 8)
-
-            def load_vector(pointer, offset):
-                address = builder.bitcast(builder.gep(pointer, [offset]), vector.as_pointer())
-                loaded = builder.load(address)
-                loaded.align = 4
-                return loaded
-
-            def lower(one, other):
-                return builder.select(builder.fcmp_ordered("<", one, other), one, other)
-
-            wx = load_vector(weights, builder.mul(row_x_value, eight))
-            wy_base = builder.mul(row_y_value, eight)
-            total = middle = None
-            offset = base_value
-            for tap in range(6):
-                address = builder.gep(weights, [builder.add(wy_base, context.get_constant(types.intp, tap))])
-                scalar = builder.load(address)
-                broadcast = builder.insert_element(
-                    ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
-                )
-                zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-                broadcast = builder.shuffle_vector(broadcast, ir.Constant(vector, ir.Undefined), zeros)
-                row = load_vector(data, offset)
-                if tap in (2, 3):
-                    middle = row if middle is None else lower(middle, row)
-                product = builder.fmul(broadcast, row, flags=["contract"])
-                total = product if total is None else builder.fadd(total, product, flags=["contract"])
-                offset = builder.add(offset, stride_value)
-            product = builder.fmul(total, wx)
-            parts = [
-                builder.extract_element(product, ir.Constant(ir.IntType(32), index)) for index in range(6)
-            ]
-            low = builder.fadd(builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3]))
-            value = builder.fadd(low, builder.fadd(parts[4], parts[5]))
-            near = [builder.extract_element(middle, ir.Constant(ir.IntType(32), index)) for index in (2, 3)]
-            return context.make_tuple(builder, sig.return_type, (value, lower(*near)))
-
-        return signature, codegen
-
-    return dot36
-
-
-@intrinsic
-def _prefetch(typingctx, flat, index):
-    """Ask for the cache line of an element; harmless for any index."""
-    signature = types.void(flat, types.intp)
-
-    def codegen(context, builder, sig, args):
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        address = builder.bitcast(builder.gep(data, [args[1]]), byte)
-        function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], function_type)
-        builder.call(function, [address, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-_dot36_wide = _make_dot36(8)
-_dot36_exact = _make_dot36(6)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -234,7 +150,7 @@ def _fetch_row(flat, plane, sx, sy, limits):
         if x >= 0 and y >= 0 and x < win_w and y < win_h:
             at = int(y) * win_w + int(x)
             for _ in range(flat.size // plane):
-                _prefetch(flat, at)
+                prefetch(flat, at)
                 at += plane
 
 
@@ -276,6 +192,24 @@ def _bilinear_row(flat, plane, win_w, base, fx, fy, out):
         for _ in range(n_channels):
             out[_, k] = _bilinear(flat, here, dx, dy, a, b)
             here += np.uint32(plane)
+
+
+@njit(cache=True, nogil=True)
+def _any_between(fx, fy):
+    """Whether a sample of a row falls between pixels."""
+    zero = np.float32(0)
+    found = False
+    for k in range(fx.size):
+        found |= (fx[k] != zero) | (fy[k] != zero)
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _copy_row(flat, plane, base, out):
+    """Take the pixels themselves: what either kernel gives where no sample falls between pixels."""
+    for c in range(out.shape[0]):
+        for k in range(base.size):
+            out[c, k] = flat[base[k] + np.uint32(c * plane)]
 
 
 @njit(cache=True, nogil=True)
@@ -322,9 +256,9 @@ def _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, ou
             corner = int(base[k]) - 2 * win_w - 2
             for c in range(n_channels):
                 if way == 3:
-                    value, near = _dot36_wide(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
+                    value, near = dot36_wide(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
                 else:
-                    value, near = _dot36_exact(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
+                    value, near = dot36_exact(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
                 # What is not well below the four nearest taps is not below all 36.
                 if value < near - CONTRAST * UNDERSHOOT[0] * abs(near):
                     value = _lift_undershoot(flat, corner, win_w, value)
@@ -497,7 +431,9 @@ def _sample_kernel(
             out[:, row, :] = nan
             continue
         _unit_row(sx, sy, image_hw, u, t)
-        if lanczos:
+        if not _any_between(fx, fy):
+            _copy_row(flat, plane, base, line)
+        elif lanczos:
             _plan_taps(sx, sy, limits, fx, fy, gap, row_x, row_y, kind)
             _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, line)
         else:

@@ -6,18 +6,21 @@ Shared by the CPU engine, the GPU engine and the doors. Data only; no arithmetic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from zemosaic_core.cfa import CfaColour
+from zemosaic_core.scratch import Scratch
 
 __all__ = [
     "CoaddBlock",
     "CoaddSource",
     "CombineRule",
     "Kernel",
+    "LendingSource",
     "PixelMap",
     "PixelSource",
     "RawRows",
@@ -150,6 +153,16 @@ class PixelSource(Protocol):
 
     def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
         """Return undecoded rows, or None when this source has no such form (RGB, float, compressed)."""
+
+
+@runtime_checkable
+class LendingSource(PixelSource, Protocol):
+    """A source of pixels that can decode into memory that is used again."""
+
+    def lend(
+        self, scratch: Scratch, key: int, y0: int, y1: int, x0: int, x1: int
+    ) -> AbstractContextManager[tuple[np.ndarray, tuple[int, int]]]:
+        """Lend the window of `read`, or a larger one that holds it, and the row and column of its first pixel."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ number of frames.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +20,7 @@ from zemosaic_core.clipped_light import mark_clipped_cfa, mark_clipped_planes, w
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.hot_pixels import repair_cfa, repair_mono
 from zemosaic_core.missing_data import RIM_PX, zeros_to_nan
+from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import RawRows
 from zemosaic_core.weights import make_radial_weight_map
 from zemosaic_io.calibration_sets import CalibrationSet, require_set
@@ -129,18 +131,47 @@ class FrameStore:
         """
         info = self._infos[key]
         if info.kind == "cfa":
-            window = self._read_cfa(info, key, y0, y1, x0, x1)
-        else:
-            window = (
-                self._read_with_emptiness(info, key, y0, y1, x0, x1)
-                if key in self._zero_is_missing
-                else self._read_planes(info, key, y0, y1, x0, x1)
-            )
-            if key in self._clip:
-                mark_clipped_planes(window, self._clip[key])
-        for y, first, end in self._spans(key, y0, y1):
-            window[:, y - y0, max(0, first - x0) : max(0, end - x0)] = np.nan
+            with self.lend(Scratch(), key, y0, y1, x0, x1) as (planes, (top, left)):
+                return np.ascontiguousarray(planes[:, y0 - top : y1 - top, x0 - left : x1 - left])
+        window = (
+            self._read_with_emptiness(info, key, y0, y1, x0, x1)
+            if key in self._zero_is_missing
+            else self._read_planes(info, key, y0, y1, x0, x1)
+        )
+        if key in self._clip:
+            mark_clipped_planes(window, self._clip[key])
+        self._mask(window, key, y0, x0)
         return window
+
+    @contextmanager
+    def lend(
+        self, scratch: Scratch, key: int, y0: int, y1: int, x0: int, x1: int
+    ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        """Lend the window of `read`, or a larger one that holds it, and the row and column of its first pixel.
+
+        Debayering needs neighbours; they are left where they are, so that nothing is copied.
+
+        Raises
+        ------
+        SkipItem
+            As `read`.
+        """
+        info = self._infos[key]
+        if info.kind != "cfa":
+            yield self.read(key, y0, y1, x0, x1), (y0, x0)
+            return
+        sensor, (top, left) = self._sensor(info, key, y0, y1, x0, x1)
+        with scratch.floats(3, *sensor.shape) as planes:
+            debayer(sensor, info.cfa_pattern, top, left, colour=self._colours.get(key), out=planes)
+            if key in self._clip:
+                mark_clipped_cfa(planes, sensor, shift_pattern(info.cfa_pattern, top, left), self._clip[key])
+            self._mask(planes, key, top, left)
+            yield planes, (top, left)
+
+    def _mask(self, window: np.ndarray, key: int, y0: int, x0: int) -> None:
+        """Make the masked pixels of a window, whose first pixel is given, missing."""
+        for y, first, end in self._spans(key, y0, y0 + window.shape[1]):
+            window[:, y - y0, max(0, first - x0) : max(0, end - x0)] = np.nan
 
     def _read_planes(self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         hot = self._hot_rows(key, 0, info.shape_hw[0], info.shape_hw[1])
@@ -156,7 +187,10 @@ class FrameStore:
             window[~np.isfinite(window)] = np.nan
         return window[np.newaxis] if window.ndim == 2 else window
 
-    def _read_cfa(self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    def _sensor(
+        self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """Samples of the sensor, repaired, with the neighbours that debayering needs; and their first pixel."""
         height, width = info.shape_hw
         top, bottom = max(0, y0 - _MARGIN), min(height, y1 + _MARGIN)
         left, right = max(0, x0 - _MARGIN), min(width, x1 + _MARGIN)
@@ -167,11 +201,7 @@ class FrameStore:
             sensor = repair_cfa(rows, hot, top)[:, left:right]
         else:
             sensor = self._samples(info, key, top, bottom, left, right)
-        sensor = np.ascontiguousarray(sensor)
-        planes = debayer(sensor, info.cfa_pattern, top, left, colour=self._colours.get(key))
-        if key in self._clip:
-            mark_clipped_cfa(planes, sensor, shift_pattern(info.cfa_pattern, top, left), self._clip[key])
-        return np.ascontiguousarray(planes[:, y0 - top : y1 - top, x0 - left : x1 - left])
+        return np.ascontiguousarray(sensor), (top, left)
 
     def read_samples(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Return the window of a frame of one plane as (h, w) float32 ADU, each pixel as the sensor gave it.

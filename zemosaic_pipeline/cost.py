@@ -14,8 +14,8 @@ from zemosaic_core.chunks import Buffer, Workload, peak_bytes
 from zemosaic_core.coadd import coadd_buffers
 from zemosaic_core.gpu.coadd import expected_workload
 from zemosaic_core.gpu.device import DeviceInfo
-from zemosaic_core.refine import HALO_ROWS
 from zemosaic_core.refine_rows import refine_buffers
+from zemosaic_core.refine_structure import HALO_ROWS
 from zemosaic_core.sources import CombineRule, Kernel, SampleNoise
 from zemosaic_gpu_policy import Decision
 from zemosaic_io.headers import FrameInfo

@@ -10,7 +10,8 @@ import twins_colour as truth
 from zemosaic_core.cfa import CfaColour, debayer
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox
-from zemosaic_core.refine import RefineSource, gather_block, refined, share_of_channels, structure_mask
+from zemosaic_core.refine import RefineSource, gather_block
+from zemosaic_core.refine_structure import refined, share_of_channels, structure_mask
 from zemosaic_core.sources import CoaddSource, CombineRule, SampleNoise
 
 NOISE = 14.0

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import twins_coadd as twins
 
+from zemosaic_core.clipped_light import with_bounds
 from zemosaic_core.coadd import coadd_block, coadd_buffers, stack_columns_per_row
 from zemosaic_core.errors import Cancelled, SettingsError
 from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox, shift_pixel_map
+from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddSource, CombineRule, SampleNoise
 
 FIELDS = ("image", "weight", "coverage", "variance", "rejected_low", "rejected_high")
@@ -128,6 +132,50 @@ def test_blocks_and_threads_change_no_bit(rule, kernel):
             assert np.array_equal(got, expected, equal_nan=got.dtype.kind == "f"), (name, y0)
         y0 += rows
     assert y0 == out[0]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_one_source_alone_gives_what_its_sums_give(k, threads):
+    pixels, sources, out = make_scene()
+    clipped = np.isfinite(pixels.images[k][:, ::5, ::7])
+    pixels.images[k][:, ::5, ::7] = np.where(clipped, with_bounds(np.full(clipped.shape, 900.0)), np.nan)
+    one = replace(sources[k], weight=np.array([0.7, 0, 0.3], np.float32))
+    # Another one that touches the block, but has nothing there, sends the first one through the sums.
+    corner = (0, 1, 0, 1)
+    beside = replace(sources[3], pixel_map=shift_pixel_map(10_000, 10_000, corner), bbox=corner)
+    alone = coadd_block(pixels, [one], 0, *out, 3, RULES[0], "lanczos3", threads=threads)
+    summed = coadd_block(pixels, [one, beside], 0, *out, 3, RULES[0], "lanczos3")
+    assert alone.clipped.any()
+    assert np.isfinite(alone.image[0]).any()
+    assert np.isnan(alone.image[1]).all()
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(alone, field), getattr(summed, field), err_msg=field)
+
+
+class LentImages(Images):
+    """The same images in larger windows, in memory that is overwritten afterwards."""
+
+    @contextmanager
+    def lend(self, scratch, key, y0, y1, x0, x1):
+        image = self.images[key]
+        top, left, bottom, right = max(0, y0 - 3), max(0, x0 - 2), min(image.shape[1], y1 + 4), x1
+        with scratch.floats(3, bottom - top, right - left) as window:
+            window[:] = image[:, top:bottom, left:right]
+            yield window, (top, left)
+            window[:] = -1e9
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+@pytest.mark.parametrize("rule", [RULES[0], RULES[3]], ids=name_of)
+def test_lent_windows_and_memory_used_again_change_no_bit(rule, kernel):
+    pixels, sources, out = make_scene()
+    lent, scratch = LentImages(pixels.images, pixels.maps), Scratch()
+    for y0, y1 in ((0, 40), (40, 50), (50, out[0])):
+        plain = coadd_block(pixels, sources, y0, y1, out[1], 3, rule, kernel)
+        again = coadd_block(lent, sources, y0, y1, out[1], 3, rule, kernel, scratch=scratch)
+        for field in FIELDS:
+            np.testing.assert_array_equal(getattr(again, field), getattr(plain, field), err_msg=field)
 
 
 def test_no_source_and_sources_elsewhere_give_an_empty_block():

@@ -13,8 +13,9 @@ from twins_coadd import coordinate
 from zemosaic_align_stack import refine_on_grid
 from zemosaic_core.cfa import CFA_PATTERNS
 from zemosaic_core.errors import Cancelled
-from zemosaic_core.refine import gather_block, needed_places, refined, share_of_channels, structure_mask
+from zemosaic_core.refine import gather_block
 from zemosaic_core.refine_rows import CoaddRows
+from zemosaic_core.refine_structure import needed_places, refined, share_of_channels, structure_mask
 
 BRIGHT = 20000.0
 WHITE, RED = BRIGHT * truth.STAR, BRIGHT * truth.STAR * (1.5, 0.8, 0.4)

@@ -16,19 +16,9 @@ from zemosaic_core.gpu.reader import ReadAhead, Window, parts_of_block
 from zemosaic_core.gpu.terms import CancelFlag, Parity
 from zemosaic_core.gpu.windows import MAX_HOT, SLOTS, Ring, stage_window
 from zemosaic_core.pixel_map import step_shift, whole_nodes
-from zemosaic_core.refine import (
-    HALO_ROWS,
-    NEED_REACH,
-    Gathered,
-    RefineSource,
-    SampleSource,
-    channels_of,
-    kernel_numbers,
-    needed_places,
-    rows_with,
-    source_terms,
-)
+from zemosaic_core.refine import RefineSource, SampleSource, channels_of, rows_with, source_terms
 from zemosaic_core.refine_rows import RowsInTurn
+from zemosaic_core.refine_structure import HALO_ROWS, NEED_REACH, Gathered, kernel_numbers, needed_places
 from zemosaic_core.sources import PixelMap, RawRows
 
 __all__ = ["GpuRefine", "compare_gathered"]

@@ -24,13 +24,13 @@ from zemosaic_core.refine_structure import HALO_ROWS, Gathered
 from zemosaic_core.rejection import combine_stack
 from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource, SampleNoise
+from zemosaic_core.statistics import nan_percentile
 from zemosaic_gpu_policy import GpuPolicy, default_policy
 from zemosaic_utils import (
     AUDIT_ROWS,
     MAX_BLOCK_ROWS,
     coadd_on_grid,
     gpu_memory_sufficient,
-    gpu_percentiles,
     make_radial_weight_map,
 )
 
@@ -407,8 +407,8 @@ def gpu_stack_linear(
 def _gpu_nanpercentile(
     values: np.ndarray, percentiles: Any, *, policy: GpuPolicy | None = None
 ) -> np.ndarray:
-    """Return percentiles of the finite values of an array, as `numpy.nanpercentile` has them."""
-    return gpu_percentiles(values, np.asarray(percentiles, np.float64), policy=policy)
+    """Return percentiles of the finite values of an array, as `numpy.nanpercentile` has them; NaN without any."""
+    return np.array(nan_percentile(values, tuple(map(float, np.atleast_1d(percentiles)))))
 
 
 def _has_gpu_budget(estimated_bytes: int) -> bool:

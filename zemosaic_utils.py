@@ -26,14 +26,14 @@ from zemosaic_core.coadd import (
 from zemosaic_core.coverage import crop_sides
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu.coadd import GpuCoadd
-from zemosaic_core.gpu.filters import GpuBlur, GpuCounts, GpuOutliers, GpuStretch, percentiles_from_counts
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.terms import Audit
 from zemosaic_core.image_coadd import AssemblyOptions, check_names, prepare_assembly
 from zemosaic_core.image_overlaps import solve_overlaps
-from zemosaic_core.scratch import Scratch
 from zemosaic_core.rejection import check_rule
+from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, PixelSource
+from zemosaic_core.statistics import nan_percentile
 from zemosaic_core.tile_photometry import TileOptions
 from zemosaic_gpu_policy import (
     GpuPolicy,
@@ -41,7 +41,6 @@ from zemosaic_gpu_policy import (
     gpu_is_available,
     gpu_memory_sufficient,
     release_defaults,
-    run_with_fallback,
 )
 from zemosaic_io import image_files
 
@@ -62,7 +61,6 @@ __all__ = [
     "gpu_assemble_final_mosaic_reproject_coadd",
     "gpu_is_available",
     "gpu_memory_sufficient",
-    "gpu_percentiles",
     "gpu_reproject_and_coadd",
     "load_and_validate_fits",
     "make_radial_weight_map",
@@ -180,9 +178,9 @@ def coadd_on_grid(
     lattice: dict[str, Any] = {"start": first_row, "lattice_rows": LATTICE_ROWS, "origin": lattice_row}
     in_time = max(LEAST_BLOCK_ROWS, MAX_BLOCK_SAMPLES * threads // max(1, stack_columns_per_row(sources)))
     most_rows = min(MAX_BLOCK_ROWS, rows_per_pass(sources, max_frames_per_pass))
-    scratch = Scratch()
-
     cpu_rows = min(most_rows, in_time, max((y1 - y0 for y0, y1 in blocks), default=1))
+
+    scratch = Scratch()
 
     def on_cpu(y0: int, y1: int) -> CoaddBlock:
         return coadd_block(
@@ -432,17 +430,11 @@ def detect_and_correct_hot_pixels(
     pixels is saved as uint8 ``.npy`` under `save_mask_path`, and `SaveFailed` says when that is not possible.
     """
     corrected, mask = hot_pixels.detect_and_correct(image, threshold, neighborhood_size)
-    _tell_hot_pixels(mask, progress_callback, save_mask_path)
-    return corrected
-
-
-def _tell_hot_pixels(
-    mask: np.ndarray, progress_callback: Progress | None, save_mask_path: str | Path | None
-) -> None:
     if progress_callback is not None:
         progress_callback("hot_pixels_corrected", None, "DEBUG", count=int(mask.sum()))
     if save_mask_path is not None:
         image_files.write_mask(save_mask_path, mask)
+    return corrected
 
 
 def detect_and_correct_hot_pixels_gpu(
@@ -454,10 +446,13 @@ def detect_and_correct_hot_pixels_gpu(
     *,
     policy: GpuPolicy | None = None,
 ) -> np.ndarray:
-    """Do `detect_and_correct_hot_pixels` on the GPU when that is possible, in 32 bits."""
-    corrected, mask = _run(GpuOutliers(image, threshold, neighborhood_size), policy)
-    _tell_hot_pixels(mask, progress_callback, save_mask_path)
-    return corrected
+    """Do `detect_and_correct_hot_pixels`: a single image that lies in memory is done before a card has it.
+
+    In a run, bad pixels of raw frames are mended on the card, while it decodes them for the co-add.
+    """
+    return detect_and_correct_hot_pixels(
+        image, threshold, neighborhood_size, progress_callback, save_mask_path
+    )
 
 
 def estimate_background_map(
@@ -478,22 +473,8 @@ def estimate_background_map_gpu(
     *,
     policy: GpuPolicy | None = None,
 ) -> np.ndarray:
-    """Do `estimate_background_map` on the GPU when that is possible.
-
-    The method mesh looks at a sample of the pixels only; it stays on the CPU.
-    """
-    if method != "gaussian":
-        return estimate_background_map(image, method, sigma, progress_callback)
-    return _run(GpuBlur(image, sigma), policy)[0]
-
-
-def _run(body: Any, policy: GpuPolicy | None) -> Any:
-    """Run a body of `zemosaic_core.gpu.filters` where a policy says, the process's own when none is given."""
-    pieces: list[Any] = []
-    run_with_fallback(
-        body.workload(), body, body.on_cpu, policy=policy, emit=lambda y0, y1, piece: pieces.append(piece)
-    )
-    return body.join(pieces)
+    """Do `estimate_background_map`, which no run does on a card: the sky is measured where frames are."""
+    return estimate_background_map(image, method, sigma, progress_callback)
 
 
 def debayer_image(
@@ -532,34 +513,16 @@ def stretch_auto_asifits_like_gpu(
     *,
     policy: GpuPolicy | None = None,
 ) -> np.ndarray:
-    """Do `stretch_auto_asifits_like` on the GPU when that is possible."""
-    image = np.asarray(img_hwc, np.float32)
-    limits = stretch.percentile_limits(image, p_low, p_high, asinh_a)
-    curved = _run(GpuStretch(image, limits, asinh_a), policy)[0]
-    return stretch.balance_channels(curved) if apply_wb and image.ndim == 3 else curved
+    """Do `stretch_auto_asifits_like`, on the processor as pictures of a run are."""
+    return stretch_auto_asifits_like(img_hwc, p_low, p_high, asinh_a, apply_wb)
 
 
 def _percentiles_gpu(
     arr2d: np.ndarray, p_low: float, p_high: float, *, policy: GpuPolicy | None = None
 ) -> tuple[float, float]:
-    """Return two percentiles of the finite values (linear between ranks), counted on the GPU when possible."""
-    low, high = gpu_percentiles(arr2d, np.array([p_low, p_high], float), policy=policy)
-    return float(low), float(high)
-
-
-def gpu_percentiles(
-    values: np.ndarray, percents: np.ndarray, *, policy: GpuPolicy | None = None
-) -> np.ndarray:
-    """Return exact percentiles of the finite values, counted on the GPU when that is possible.
-
-    Returns
-    -------
-    ndarray, shape of ``percents``, float64
-        NaN when there is no finite value.
-    """
-    return percentiles_from_counts(
-        lambda prefix: _run(GpuCounts(values, prefix), policy), np.asarray(percents, np.float64)
-    )
+    """Return two percentiles of the finite values (linear between ranks); NaN when there is none."""
+    low, high = nan_percentile(arr2d, (p_low, p_high))
+    return low, high
 
 
 def make_radial_weight_map(

@@ -27,7 +27,6 @@ from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.coadd import GpuCoadd
 from zemosaic_core.gpu.combine import IN_SCRATCH, Combiner, combine_buffers, storage_for
 from zemosaic_core.gpu.device import Device
-from zemosaic_core.gpu.filters import GpuBlur, GpuOutliers
 from zemosaic_core.gpu.launch import PlannedMemory, Queue
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.reader import RAW_MARGIN
@@ -292,11 +291,6 @@ def parity_rows(device: Device, counts: tuple[int, ...]) -> list[Row]:
                     f"{verdict}; {used}",
                 )
             )
-    image = np.random.default_rng(4).normal(1000, 30, (400, 500, 3)).astype(np.float32)
-    for name, body in (("hot pixels", GpuOutliers(image, 3.0, 5)), ("background", GpuBlur(image, 20.0))):
-        gpu, cpu = body(device, 0, 400)[0], body.on_cpu(0, 400)[0]
-        worst = float(np.abs(gpu - cpu).max() / 30.0)
-        rows.append(Row(name, f"{worst:.1e} of the noise", "agrees" if worst < 1e-4 else "DIFFERS"))
     return rows
 
 

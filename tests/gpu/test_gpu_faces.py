@@ -45,61 +45,32 @@ def image(h=60, w=75, channels=3, holes=True):
     return data if channels > 1 else data[..., 0]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [3, 5, 6])
-def test_hot_pixels(policy, channels, side):
-    data = image(channels=channels)
-    gpu = utils.detect_and_correct_hot_pixels_gpu(data, 3.0, side, policy=policy)
-    np.testing.assert_array_equal(gpu, utils.detect_and_correct_hot_pixels(data, 3.0, side))
-    assert (gpu != data)[np.isfinite(data)].any()
-
-
-def test_hot_pixels_of_integers_keep_their_type_and_save_the_mask(policy, tmp_path):
-    data = image(holes=False).astype(np.uint16)
-    told = []
-    gpu = utils.detect_and_correct_hot_pixels_gpu(
-        data, 4.0, 5, lambda *a, **k: told.append(k), tmp_path / "mask.npy", policy=policy
-    )
-    assert gpu.dtype == np.uint16
-    np.testing.assert_array_equal(gpu, utils.detect_and_correct_hot_pixels(data, 4.0, 5))
-    assert np.load(tmp_path / "mask.npy").sum() == told[0]["count"]
-
-
-@pytest.mark.parametrize("holes", [False, True])
-@pytest.mark.parametrize("sigma", [1.5, 30.0])
-def test_background(policy, holes, sigma):
-    data = image(holes=holes)
-    gpu = utils.estimate_background_map_gpu(data, sigma=sigma, policy=policy)
-    np.testing.assert_allclose(gpu, utils.estimate_background_map(data, sigma=sigma), rtol=3e-7)
-    np.testing.assert_array_equal(
-        utils.estimate_background_map_gpu(data, "mesh", 8.0, policy=policy),
-        utils.estimate_background_map(data, "mesh", 8.0),
-    )
-
-
-def test_stretch(policy):
+def test_single_images_are_done_on_the_processor_under_their_gpu_names_too(tmp_path):
+    """No run does these on a card, so there is one way to compute them."""
     data = image()
-    data[..., 1] *= 1.5
-    data[..., 2] = 7.0
-    for balance in (False, True):
-        gpu = utils.stretch_auto_asifits_like_gpu(data, apply_wb=balance, policy=policy)
-        np.testing.assert_allclose(gpu, utils.stretch_auto_asifits_like(data, apply_wb=balance), atol=1e-6)
+    told, mask = [], tmp_path / "mask.npy"
+    mended = utils.detect_and_correct_hot_pixels_gpu(data, 4.0, 5, lambda *a, **k: told.append(k), mask)
+    np.testing.assert_array_equal(mended, utils.detect_and_correct_hot_pixels(data, 4.0, 5))
+    assert np.load(mask).sum() == told[0]["count"] > 0
+    for method in ("gaussian", "mesh"):
+        np.testing.assert_array_equal(
+            utils.estimate_background_map_gpu(data, method, 8.0),
+            utils.estimate_background_map(data, method, 8.0),
+        )
+    np.testing.assert_array_equal(
+        utils.stretch_auto_asifits_like_gpu(data, apply_wb=False),
+        utils.stretch_auto_asifits_like(data, apply_wb=False),
+    )
 
 
 @pytest.mark.parametrize("percents", [[0, 100], [25.0, 50.0, 75.0], [0.5, 99.8], [33.3]])
-def test_percentiles_are_numpys(policy, percents):
-    values = RNG.normal(0, 50, (41, 1777)).astype(np.float32)
+def test_percentiles_are_numpys(percents):
+    values = RNG.normal(0, 50, (41, 177)).astype(np.float32)
     values[RNG.uniform(size=values.shape) < 0.1] = np.nan
     expected = np.nanpercentile(values.astype(np.float64), percents)
-    np.testing.assert_allclose(
-        stacks._gpu_nanpercentile(values, percents, policy=policy), expected, rtol=1e-12
-    )
-    low, high = utils._percentiles_gpu(values, 0.0, 100.0, policy=policy)
-    assert (low, high) == (np.nanmin(values), np.nanmax(values))
-
-
-def test_percentiles_of_nothing_are_nan(policy):
-    assert np.isnan(stacks._gpu_nanpercentile(np.full((3, 3), np.nan), [50.0], policy=policy)).all()
+    np.testing.assert_allclose(stacks._gpu_nanpercentile(values, percents), expected, rtol=1e-6)
+    assert utils._percentiles_gpu(values, 0.0, 100.0) == (np.nanmin(values), np.nanmax(values))
+    assert np.isnan(stacks._gpu_nanpercentile(np.full((3, 3), np.nan), [50.0])).all()
 
 
 @pytest.mark.parametrize(
@@ -165,10 +136,9 @@ def test_incremental_assembly(policy):
         utils.gpu_assemble_final_mosaic_incremental(tiles, wcs, shape, combine_function="median", **options)
 
 
-@pytest.mark.parametrize("op", ["stack", "hot_pixels", "background", "stretch", "percentiles"])
-def test_results_do_not_depend_on_the_chunks_bit_by_bit(install, op):
+def test_results_do_not_depend_on_the_chunks_bit_by_bit(install):
     device = install(SimulatedDevice(256 << 20))
-    body = sweep_cases()[op]
+    body = sweep_cases()["stack"]
     results = []
     for rows in ("64", "5", "1"):
         policy = GpuPolicy(
@@ -184,13 +154,12 @@ def test_results_do_not_depend_on_the_chunks_bit_by_bit(install, op):
 def test_small_work_says_so(install):
     install(SimulatedDevice(64 << 20))
     policy = GpuPolicy(environ={"ZEMOSAIC_GPU_RESERVE_MB": "0"})
-    utils.stretch_auto_asifits_like_gpu(image(9, 9), policy=policy)
+    stacks.gpu_stack_kappa([image(9, 9)] * 4, policy=policy)
     assert [f["reason"] for f in policy.summary()["fallbacks"]] == ["workload_too_small"]
 
 
 def sweep_cases():
     frames = [image(12, 16) for _ in range(5)]
-    data = image(14, 17)
     pixels = FakePixels(3, (14, 18), raw="some", hot=3)
     sources = make_sources(pixels, 3, (16, 20), turn=0.01, feather=3.0)
 
@@ -204,18 +173,12 @@ def sweep_cases():
 
     return {
         "stack": lambda p: stacks.gpu_stack_winsorized(frames, policy=p)[0],
-        "hot_pixels": lambda p: utils.detect_and_correct_hot_pixels_gpu(data, policy=p),
-        "background": lambda p: utils.estimate_background_map_gpu(data, sigma=2.0, policy=p),
-        "stretch": lambda p: utils.stretch_auto_asifits_like_gpu(data, policy=p),
-        "percentiles": lambda p: np.array(utils._percentiles_gpu(data, 5, 95, policy=p)),
         "mean": lambda p: coadd(p, CombineRule("none")),
         "tile": lambda p: coadd(p, CombineRule()),
     }
 
 
-@pytest.mark.parametrize(
-    "op", ["stack", "mean", "tile", "hot_pixels", "background", "stretch", "percentiles"]
-)
+@pytest.mark.parametrize("op", ["stack", "mean", "tile"])
 def test_any_failure_of_any_call_gives_the_same_result(install, monkeypatch, op):
     """Fail every call of every operation in turn: nothing escapes, nothing stays, the result is the same."""
     import zemosaic_gpu_policy as module

@@ -25,7 +25,6 @@ VARIANTS = [
     ("place", ()),
     ("sample", ("-DLANCZOS=0",)),
     ("sample", ("-DLANCZOS=1",)),
-    *(("filters", (f"-DSIDE={side}",)) for side in (3, 5, 7)),
     ("combine", combine.Storage(combine.UNSORTED).options(mapped=True, noise=False)),
 ]
 

@@ -109,7 +109,7 @@ def test_no_condition_outside_the_policy_chooses_by_gpu():
 
 def test_gpu_bodies_are_only_handed_to_a_policy():
     """Whoever makes a GPU body passes it to ``policy.run``; nobody calls it."""
-    bodies = {"GpuCoadd", "GpuStack", "GpuOutliers", "GpuBlur", "GpuStretch", "GpuCounts"}
+    bodies = {"GpuCoadd", "GpuRefine", "GpuStack"}
     users = set()
     for path in program_files():
         tree = ast.parse(path.read_text(encoding="utf-8"))

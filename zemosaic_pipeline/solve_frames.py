@@ -28,7 +28,7 @@ from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.solvers.base import SolveOutcome, Solver, SolveRequest, failed
 from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
-from zemosaic_io.solvers.embedded import check_wcs
+from zemosaic_io.solvers.embedded import EmbeddedSolver, check_wcs
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import TRACEBACK, result_or_skip
 from zemosaic_pipeline.frame_matching import KnownSky, match_all
@@ -49,6 +49,8 @@ MAX_FAILED_SLOWLY = 2
 # After so many frames in a row that cost all the time there is, a solver is not asked again in this run.
 PATIENCE = 3
 BUILT_IN = "EMBEDDED"
+# How far from their header frames are looked for whose stars the catalogue does not seem to know.
+_NEARBY_DEG = 1.0
 
 # Frames without a place that are worth a search of the whole sky, as a share of all.
 LOST_SHARE = 0.25
@@ -134,10 +136,10 @@ def _settle_doubts(
 
     Where it finds another place, the headers of that pointing are wrong, and all frames without a confirmed place are
     laid on that frame. Where it finds none, the catalogue may simply not know these stars: the headers are kept, and
-    the run says so.
+    the run says so. After that it is not sent far and wide for every other pointing, which takes it seconds each.
     """
-    solver = make_solvers(replace(options.solver, method="EMBEDDED"))
-    radius_deg = min(1.0, options.solver.search_radius_deg)
+    solver = EmbeddedSolver()
+    radius_deg = min(_NEARBY_DEG, options.solver.search_radius_deg)
     near = replace(options, solver=replace(options.solver, search_radius_deg=radius_deg))
     for pointing in sorted(_pointings(sky, doubtful), key=len, reverse=True):
         members = [index for index in pointing if index not in sky.solutions]
@@ -145,11 +147,12 @@ def _settle_doubts(
             continue
         best, example = members[0], sky.frames[members[0]][0].name
         alone = sky.only(best)
-        if _solve(best, alone, solver, near, context):
+        if _solve(best, alone, [solver], near, context):
             context.say("wcs_header_wrong", "WARN", frames=len(members), example=example)
             sky.add(best, alone.solutions[best], remembered=best in sky.memory.reused)
             match_all(sky, options, context, [best], unconfirmed)
             continue
+        solver = EmbeddedSolver(least_radius_deg=radius_deg)
         context.say("wcs_header_unconfirmed", "WARN", frames=len(members), example=example)
 
 
@@ -231,7 +234,7 @@ def _ask_solvers(
         scale_arcsec=place.scale_arcsec,
         radius_deg=place.radius_deg,
         stars=sky.stars[index],
-        image_provider=image_provider(frame.info, measure.arrays()["row_sums"]),
+        image_provider=image_provider(frame.info, measure.columns("row_sums")["row_sums"]),
         work_dir=context.work_dir,
         timeout_s=place.timeout_s,
         epoch=frame.info.epoch,

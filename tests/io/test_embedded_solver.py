@@ -256,6 +256,14 @@ def test_another_catalogue_may_be_given(tmp_path):
     assert solver.solve(request_for(stars, tmp_path, *M94)).ok
 
 
+def test_how_far_it_looks_at_least_may_be_given(tmp_path):
+    stars, _, _ = frame_over(np.random.default_rng(6), *M94)
+    far = (M94[0], M94[1] - 4.0)
+    assert EmbeddedSolver().solve(request_for(stars, tmp_path, *far, radius_deg=1.0)).ok
+    near = EmbeddedSolver(least_radius_deg=1.0).solve(request_for(stars, tmp_path, *far, radius_deg=1.0))
+    assert (near.ok, near.key) == (False, "solver_no_solution")
+
+
 def test_check_wcs_finds_the_half_pixel_of_a_careless_solver():
     stars, wcs, _ = frame_over(np.random.default_rng(7), 83.0, 22.0)
     cards = dict(wcs.to_header())

@@ -6,9 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from astropy.wcs import WCS
-
 from zemosaic_core.errors import RunFailed, SkipItem
+from zemosaic_core.frame_wcs import wcs_of
 from zemosaic_core.night_sky import CATALOGUE_EPOCH
 from zemosaic_core.plate_solve import (
     DetectedStars,
@@ -35,6 +34,8 @@ class EmbeddedSolver:
     ----------
     catalogue : StarCatalogue, optional
         Another catalogue; the built-in one by default.
+    least_radius_deg : float
+        A request for a smaller circle is searched as far as this.
 
     Notes
     -----
@@ -44,8 +45,11 @@ class EmbeddedSolver:
 
     name = "EMBEDDED"
 
-    def __init__(self, catalogue: StarCatalogue | None = None) -> None:
+    def __init__(
+        self, catalogue: StarCatalogue | None = None, *, least_radius_deg: float = _RADIUS_DEG
+    ) -> None:
         self._catalogue = catalogue
+        self._least_radius_deg = least_radius_deg
 
     def find(self) -> Availability:
         """Tell whether the star catalogue is there and whole."""
@@ -75,7 +79,7 @@ class EmbeddedSolver:
         hint = SolveHint(
             ra_deg=request.ra_deg if request.has_hint else None,
             dec_deg=request.dec_deg if request.has_hint else None,
-            radius_deg=max(request.radius_deg, _RADIUS_DEG),
+            radius_deg=max(request.radius_deg, self._least_radius_deg),
             scale_arcsec=request.scale_arcsec,
         )
 
@@ -145,6 +149,6 @@ def check_wcs(
     epoch : float
         Julian year at which the frame was taken.
     """
-    wcs = WCS(dict(cards), relax=True)
+    wcs = wcs_of(cards)
     source = (catalogue or open_built_in_catalogue()).at(epoch)
     return verify_wcs(wcs, stars, source, shape_hw=shape_hw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from astropy.wcs import WCS
 
 from zemosaic_core.sphere import image_geometry
 
-__all__ = ["UnusableWcs", "build_frame_wcs"]
+__all__ = ["UnusableWcs", "build_frame_wcs", "wcs_of"]
 
 # A field of a telescope; fields beyond it do not fit on the plane of a mosaic either.
 MAX_FIELD_DEG = 60.0
@@ -23,6 +24,19 @@ log = logging.getLogger(__name__)
 
 class UnusableWcs(ValueError):
     """Why cards describe no place in the sky, in English."""
+
+
+def wcs_of(cards: Mapping[str, Any]) -> WCS:
+    """Return a WCS of its own for cards that can be used.
+
+    Every phase asks for those of the frames, and Astropy takes 2 ms to make one of cards, 0.05 ms to copy it.
+    """
+    return _made_of(tuple(cards.items())).deepcopy()
+
+
+@lru_cache(maxsize=2048)
+def _made_of(cards: tuple[tuple[str, Any], ...]) -> WCS:
+    return WCS(dict(cards))
 
 
 def build_frame_wcs(cards: Mapping[str, Any], shape_hw: tuple[int, int]) -> WCS:
@@ -41,7 +55,7 @@ def build_frame_wcs(cards: Mapping[str, Any], shape_hw: tuple[int, int]) -> WCS:
         The cards contradict each other, or lead to nowhere inside the frame.
     """
     try:
-        wcs = WCS(dict(cards), relax=True)
+        wcs = wcs_of(cards)
         geometry = image_geometry(wcs, shape_hw)
         trip_px = _round_trip_px(wcs, shape_hw)
     except Exception as error:

@@ -17,6 +17,7 @@ import numpy as np
 
 from zemosaic_core.errors import SaveFailed, SkipItem
 from zemosaic_io.atomic import atomic_path, save_failed
+from zemosaic_io.pixel_digest import PixelDigest
 from zemosaic_io.regular_files import open_regular
 
 __all__ = ["STATE_FOLDER", "Manifest", "file_digest", "hash_key", "load_json", "make_folder", "save_json"]
@@ -100,8 +101,8 @@ def hash_key(*parts: Any) -> str:
 
 
 def file_digest(path: Path | str) -> str | None:
-    """Return a fingerprint of the bytes of a file (BLAKE2b, 32 hex digits), or None when it cannot be read."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Return a fingerprint of the bytes of a file (`PixelDigest.key`), or None when it cannot be read."""
+    digest = PixelDigest()
     try:
         with open(path, "rb", buffering=0) as file:
             piece = bytearray(1 << 20)
@@ -110,7 +111,7 @@ def file_digest(path: Path | str) -> str | None:
     except OSError as error:
         _log.info("%s cannot be read: %s", path, error)
         return None
-    return digest.hexdigest()
+    return digest.key()
 
 
 class Manifest:

@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,13 @@ def save_sealed(
         temporary.write_bytes(content + _digest(content))
 
 
-def load_sealed(path: Path | str, key: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """Return the record and the arrays, or None when there are none, they are damaged, or belong to another key."""
+def load_sealed(
+    path: Path | str, key: str, names: Collection[str] | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """Return the record and the arrays, or None when there are none, they are damaged, or belong to another key.
+
+    Of the arrays only those of some names where these are given: unpacking takes longer than comparing the digest.
+    """
     try:
         with open_regular(path) as file:
             content = file.read()
@@ -73,8 +78,9 @@ def load_sealed(path: Path | str, key: str) -> tuple[dict[str, Any], dict[str, n
         return None
     try:
         with np.load(io.BytesIO(content)) as stored:
-            arrays = dict(stored)
-        sealed = json.loads(arrays.pop(_RECORD).tobytes())
+            sealed = json.loads(stored[_RECORD].tobytes())
+            wanted = [name for name in stored.files if name != _RECORD] if names is None else names
+            arrays = {name: stored[name] for name in wanted}
         record, belongs_to = sealed["record"], sealed["key"]
     except _NOT_OURS as error:
         log.warning("%s holds something else and is made anew: %r", path, error)

@@ -7,7 +7,6 @@ What does not fit its digest was never made.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ from zemosaic_core.errors import RunFailed
 from zemosaic_core.sources import CoaddBlock
 from zemosaic_io.atomic import save_failed
 from zemosaic_io.fits_write import StreamingFits
+from zemosaic_io.pixel_digest import PixelDigest
 from zemosaic_io.sealed_arrays import load_sealed, save_sealed
 
 __all__ = ["TileBands"]
@@ -54,7 +54,7 @@ class TileBands:
         self._blocks: list[tuple[int, int]] = []
         self._weights: list[np.ndarray] = []
         self._new_facts: list[BlockFacts] = []
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._digest = PixelDigest()
         self._recorded_at = time.monotonic()
         self._cores_yx = np.empty((0, 2), np.int64)
 
@@ -131,7 +131,7 @@ class TileBands:
             self._path(y0).unlink(missing_ok=True)
         self._bands, self._facts = kept, self._facts[: len(kept)]
         self._blocks, self._weights, self._new_facts = [], [], []
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._digest = PixelDigest()
 
     def record(self, out: StreamingFits) -> None:
         """Seal the rows that were added since the last time.
@@ -151,13 +151,13 @@ class TileBands:
         save_sealed(
             self._path(y0),
             self._key,
-            {"blocks": self._blocks, "digest": self._digest.hexdigest()},
+            {"blocks": self._blocks, "digest": self._digest.key()},
             {"weight": np.concatenate(self._weights), **facts.arrays()},
         )
         self._facts.append(facts)
         self._bands.append((y0, y1))
         self._blocks, self._weights, self._new_facts = [], [], []
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._digest = PixelDigest()
 
     def weights(self) -> Iterator[tuple[int, int, np.ndarray]]:
         """Yield first row, end and weights (h, W), float32, of every band.
@@ -193,12 +193,12 @@ class TileBands:
         return dict(zip(self._extensions(), rows, strict=False))
 
     def _digest_of(self, out: StreamingFits, blocks: list[list[int]]) -> str:
-        digest = hashlib.blake2b(digest_size=16)
+        digest = PixelDigest()
         for y0, y1 in blocks:
             for name in self._extensions():
                 _feed(digest, out.read_rows(y0, y1, ext=name))
-        return digest.hexdigest()
+        return digest.key()
 
 
-def _feed(digest: hashlib.blake2b, rows: np.ndarray) -> None:
-    digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+def _feed(digest: PixelDigest, rows: np.ndarray) -> None:
+    digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))

@@ -24,7 +24,7 @@ def frame_colours(frames: Sequence[RegisteredFrame]) -> dict[int, CfaColour]:
     fluxes: dict[tuple[str, str], list[np.ndarray]] = {}
     for frame in frames:
         if frame.solved.frame.info.kind == "cfa":
-            arrays = frame.solved.measure.arrays()
+            arrays = frame.solved.measure.columns("snr", "channel_flux")
             bright = arrays["snr"] >= MIN_SNR
             fluxes.setdefault(_light_path(frame), []).append(arrays["channel_flux"][:, bright])
     stars = {path: average_star(np.concatenate(found, axis=1)) for path, found in fluxes.items()}

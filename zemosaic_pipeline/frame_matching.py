@@ -17,6 +17,7 @@ from astropy.wcs import WCS
 from scipy.spatial import cKDTree
 
 from zemosaic_core.errors import SkipItem
+from zemosaic_core.frame_wcs import wcs_of
 from zemosaic_core.sphere import separation_deg
 from zemosaic_core.star_patterns import find_similarity
 from zemosaic_core.stars import StarList
@@ -76,7 +77,7 @@ class KnownSky:
     def add(self, index: int, solution: Solution, *, remembered: bool = False) -> None:
         """Give a frame its place; ``remembered`` when an earlier run found it."""
         self.solutions[index] = solution
-        self.wcs[index] = WCS(solution.wcs_cards)
+        self.wcs[index] = wcs_of(solution.wcs_cards)
         (self.memory.reused.add if remembered else self.memory.reused.discard)(index)
 
     def unsolved(self) -> list[int]:
@@ -138,8 +139,7 @@ def match_frame(task: tuple[list[np.ndarray], np.ndarray, float]) -> Match | Non
 
 
 def _star_list(measure: FrameMeasure) -> StarList:
-    arrays = measure.arrays()
-    return StarList(**{column: arrays[column] for column in STAR_COLUMNS})
+    return StarList(**measure.columns(*STAR_COLUMNS))
 
 
 @dataclass(frozen=True)

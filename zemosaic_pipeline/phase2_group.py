@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from astropy.wcs import WCS
 
 from zemosaic_core.clustering import cluster_pointings
+from zemosaic_core.frame_wcs import wcs_of
 from zemosaic_core.small_groups import merge_small_groups
 from zemosaic_core.sphere import footprint, image_geometry, mean_direction
 from zemosaic_pipeline.context import RunContext
@@ -22,7 +22,7 @@ PHASE = "phase2_group"
 
 def frame_centres(solved: Sequence[SolvedFrame]) -> np.ndarray:
     """Return ``(N, 3)``: right ascension, declination of the frame centre and position angle of its +y axis, deg."""
-    places = [image_geometry(WCS(item.solution.wcs_cards), item.frame.info.shape_hw) for item in solved]
+    places = [image_geometry(wcs_of(item.solution.wcs_cards), item.frame.info.shape_hw) for item in solved]
     return np.array([(place.ra_deg, place.dec_deg, place.rotation_deg) for place in places], dtype=float)
 
 
@@ -58,7 +58,8 @@ def _without_small_ones(
     """Return the groups after those of few frames have joined others that cover their sky."""
     shapes = [item.frame.info.shape_hw for item in solved]
     corners = [
-        footprint(WCS(item.solution.wcs_cards), shape, 1) for item, shape in zip(solved, shapes, strict=True)
+        footprint(wcs_of(item.solution.wcs_cards), shape, 1)
+        for item, shape in zip(solved, shapes, strict=True)
     ]
     merged = merge_small_groups(
         groups,

@@ -293,7 +293,9 @@ def create_tile(
         hot_pixels,
         colours=frame_colours(frames),
         radial=plan.stack.radial,
-        row_sums={frame.solved.frame.index: frame.solved.measure.arrays()["row_sums"] for frame in frames},
+        row_sums={
+            frame.solved.frame.index: frame.solved.measure.columns("row_sums")["row_sums"] for frame in frames
+        },
         zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
         calibrations={
             f.solved.frame.index: f.solved.frame.calibration for f in frames if f.solved.frame.calibration

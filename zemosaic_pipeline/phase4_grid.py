@@ -17,6 +17,7 @@ from zemosaic_core import grid as grids
 from zemosaic_core import photometry, registration
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.frame_verdicts import common_star_transparency
+from zemosaic_core.frame_wcs import wcs_of
 from zemosaic_core.pixel_map import MapTransform, wcs_transform
 from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared, solve_star_flat
 from zemosaic_io.star_catalogue import catalogue_stars_near
@@ -90,7 +91,7 @@ def _register(
 ) -> registration.GlobalRegistration:
     xy, flux, initial = [], [], []
     for item, wcs in zip(solved, wcs_list, strict=True):
-        arrays = item.measure.arrays()
+        arrays = item.measure.columns("x", "y", "snr", "saturated", "channel_flux")
         # Frame px -> plane px is the map of an output grid (the frame) into a source (the plane).
         to_plane = wcs_transform(wcs, spec.wcs)
         xy.append(np.column_stack([arrays["x"], arrays["y"]])[:MAX_STARS].astype(float))
@@ -209,7 +210,7 @@ def run(
     RunFailed
         The canvas would be larger than allowed.
     """
-    wcs_list = [WCS(item.solution.wcs_cards) for item in solved]
+    wcs_list = [wcs_of(item.solution.wcs_cards) for item in solved]
     keep = _without_far_pointings(solved, wcs_list, options, context)
     solved, wcs_list = [solved[i] for i in keep], [wcs_list[i] for i in keep]
     # Frames are placed on a grid of their own pixels, in whose units residuals and tolerances are; then it is refined.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,14 @@ class FrameMeasure:
         RunFailed
             ``run_error_state_lost``: they are not there any more.
         """
-        stored = load_sealed(self.arrays_path, self.key)
+        return self._read(None)
+
+    def columns(self, *names: str) -> dict[str, np.ndarray]:
+        """Read some of the arrays of this frame; as `arrays`, only faster."""
+        return self._read(names)
+
+    def _read(self, names: Sequence[str] | None) -> dict[str, np.ndarray]:
+        stored = load_sealed(self.arrays_path, self.key, names)
         if stored is None:
             raise RunFailed(
                 "run_error_state_lost",
@@ -132,11 +140,6 @@ class FrameMeasure:
     def key(self) -> str:
         """What the measurements follow from: the file, the pixels' layout and the options."""
         return Path(self.arrays_path).stem
-
-    def columns(self, *names: str) -> dict[str, np.ndarray]:
-        """Read some of the arrays of this frame."""
-        arrays = self.arrays()
-        return {name: arrays[name] for name in names}
 
 
 @dataclass(frozen=True)

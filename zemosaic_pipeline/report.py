@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.wcs import WCS
 
 from locales.zemosaic_localization import ZeMosaicLocalization
 from zemosaic_core import __version__
 from zemosaic_core.errors import ZeMosaicError
+from zemosaic_core.frame_wcs import wcs_of
 from zemosaic_core.sphere import footprint
 from zemosaic_io.manifest import load_json, save_json
 from zemosaic_io.report_page import write_page
@@ -72,7 +72,7 @@ def json_value(value: Any) -> Any:
 
 
 def _footprint(cards: dict[str, Any], shape_hw: tuple[int, int]) -> list[list[float]]:
-    return np.round(footprint(WCS(cards), shape_hw), 6).tolist()
+    return np.round(footprint(wcs_of(cards), shape_hw), 6).tolist()
 
 
 def _frames(run: Any) -> list[dict[str, Any]]:

@@ -26,6 +26,18 @@ def test_what_was_saved_comes_back_and_any_program_can_read_it(tmp_path):
         np.testing.assert_array_equal(stored["x"], ARRAYS["x"])
 
 
+def test_some_of_the_arrays_alone(tmp_path):
+    path = tmp_path / "a.npz"
+    save_sealed(path, "key", {"sky": 1}, ARRAYS)
+    record, arrays = load_sealed(path, "key", ["mesh"])
+    assert record == {"sky": 1}
+    assert list(arrays) == ["mesh"]
+    np.testing.assert_array_equal(arrays["mesh"], ARRAYS["mesh"])
+    assert load_sealed(path, "key", ["mesh", "of another kind"]) is None
+    path.write_bytes(path.read_bytes()[:-1])
+    assert load_sealed(path, "key", ["mesh"]) is None
+
+
 def test_any_flipped_or_missing_byte_means_it_is_not_there(tmp_path):
     path = tmp_path / "a.npz"
     save_sealed(path, "key", {"sky": 1}, ARRAYS)

@@ -7,6 +7,7 @@ from PySide6.QtCore import QCoreApplication, Qt
 from PySide6.QtWidgets import QAbstractButton, QLabel, QWidget
 
 from locales.zemosaic_localization import available_languages
+from zemosaic_filter_gui_qt import FilterQtDialog
 from zemosaic_gui_qt import PAGES
 
 
@@ -41,6 +42,21 @@ def test_nothing_is_cut_off_on_a_small_screen(make_window, session, qtbot, langu
         )
     session.form.set("language", "en")
     assert wrong == []
+
+
+@pytest.mark.parametrize("language", available_languages())
+def test_the_choice_of_frames_fits_a_small_screen(session, tmp_path, qtbot, language):
+    session.texts.set_language(language)
+    dialog = FilterQtDialog(session, str(tmp_path), survey=False)
+    qtbot.addWidget(dialog)
+    dialog.resize(1280, 720)
+    dialog.show()
+    qtbot.wait(1)
+    size = dialog.minimumSizeHint()
+    assert (size.width() <= 1280, size.height() <= 720) == (True, True), size
+    assert cut_off(dialog) == []
+    dialog.reject()
+    session.texts.set_language("en")
 
 
 def test_qt_speaks_the_language_too(session):

@@ -107,6 +107,7 @@ class TablePane(QWidget):
         self.search = QLineEdit()
         self.search.setClearButtonEnabled(True)
         self.search.setObjectName("filter_search")
+        self.search.setMinimumWidth(110)
         self.show_combo = QComboBox()
         self.keep, self.exclude = (
             tool_button(on_click=lambda: self._set(True)),

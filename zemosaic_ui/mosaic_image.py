@@ -214,8 +214,10 @@ def base_params(overview: np.ndarray, view: str, options: Mapping[str, Any] | No
     return auto_stretch_params(select_channels(overview, view), **(options or {}))
 
 
-def adjusted(params: StretchParams, brightness: float, black: float) -> StretchParams:
-    """Return a stretch moved by two sliders.
+def adjusted(
+    params: StretchParams, brightness: float, black: float, saturation: float = 0.0
+) -> StretchParams:
+    """Return a stretch moved by three sliders.
 
     Parameters
     ----------
@@ -223,9 +225,16 @@ def adjusted(params: StretchParams, brightness: float, black: float) -> StretchP
         -1 (dark) .. 1 (bright); 0 keeps the automatic choice.
     black : float
         -1 (lift the shadows) .. 1 (deepen them); 0 keeps the automatic choice.
+    saturation : float
+        -1 (grey) .. 1 (twice the colour); 0 keeps the style's.
     """
     softness = params.asinh_a * 10.0 ** (-1.5 * brightness)
-    return replace(params, asinh_a=softness, pedestal=params.pedestal * 2.0 ** (-2.0 * black))
+    return replace(
+        params,
+        asinh_a=softness,
+        pedestal=params.pedestal * 2.0 ** (-2.0 * black),
+        saturation=params.saturation * (1.0 + saturation),
+    )
 
 
 def render(image: np.ndarray, view: str, params: StretchParams, *, calm_noise: bool = False) -> np.ndarray:

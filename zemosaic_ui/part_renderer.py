@@ -56,9 +56,10 @@ class PartRenderer:
 
     # ------------------------------------------------------------------ asking
 
-    def ask_auto(self, view: str) -> None:
-        """Ask for the automatic stretch of a channel view."""
-        self._put(("auto", view), first=True)
+    def ask_auto(self, view: str, **options: Any) -> None:
+        """Ask for the automatic stretch of a channel view; ``options`` replace those of the settings."""
+        self._options |= options
+        self._put(("auto", view, dict(self._options)), first=True)
 
     def ask_overview(self, look: Look) -> None:
         """Ask for the whole picture, small."""
@@ -114,8 +115,8 @@ class PartRenderer:
         if self._overview is None and job[0] in ("auto", "overview", "fine"):
             self._overview = self.image.overview()
         match job:
-            case ("auto", view):
-                options = {**(self._options or {}), "white_gains": self.image.white_gains}
+            case ("auto", view, asked):
+                options = {"white_gains": self.image.white_gains, **asked}
                 self._ready.append(
                     Rendered("auto", 0, (), None, (view, base_params(self._overview, view, options)))
                 )

@@ -215,6 +215,20 @@ def test_channels_and_sliders_change_the_picture(page, qtbot):
     page.channels.setCurrentIndex(0)
 
 
+def test_style_and_saturation_change_the_picture(page, qtbot):
+    qtbot.waitUntil(lambda: page.canvas.look is not None, timeout=8000)
+    natural = page.canvas.look
+    assert natural.params.style == "natural"
+    page.styles.setCurrentIndex(1)
+    qtbot.waitUntil(lambda: page.canvas.look.params.style == "deep", timeout=8000)
+    assert page.canvas.look.params.asinh_a < natural.params.asinh_a
+    page.saturation.setValue(-100)
+    qtbot.waitUntil(lambda: page.canvas.look.params.saturation == 0.0, timeout=8000)
+    page.reset_stretch()
+    qtbot.waitUntil(lambda: page.canvas.look.params.saturation == 1.0, timeout=8000)
+    assert page.canvas.look.params.style == "deep"
+
+
 def test_a_file_that_cannot_be_shown_is_explained(make_window, tmp_path):
     window = make_window()
     (tmp_path / "x.fits").write_bytes(b"nothing")

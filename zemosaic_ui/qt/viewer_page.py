@@ -11,6 +11,7 @@ from PySide6.QtGui import QDesktopServices
 from PySide6.QtWidgets import QComboBox, QFileDialog, QMenu, QSlider, QVBoxLayout, QWidget
 
 from zemosaic_core.errors import SkipItem, ZeMosaicError
+from zemosaic_core.picture_style import STYLES
 from zemosaic_core.stretch import StretchParams
 from zemosaic_ui.footprints import find_outputs, read_footprints, report_of
 from zemosaic_ui.mosaic_image import CHANNEL_VIEWS, MosaicImage, adjusted, sexagesimal
@@ -50,8 +51,10 @@ class ViewerPage(QWidget):
             tool_button(on_click=lambda: self.canvas.zoom(1 / 1.4)),
         )
         self.channels = QComboBox()
-        self.brightness, self.black = self._slider(), self._slider()
+        self.styles = QComboBox()
+        self.brightness, self.black, self.saturation = self._slider(), self._slider(), self._slider()
         self.brightness_label, self.black_label = label("muted"), label("muted")
+        self.saturation_label = label("muted")
         self.auto_button = tool_button(on_click=self.reset_stretch)
         self.overlay_buttons = {name: tool_button(checkable=True) for name in OVERLAYS}
         self.folder_button = tool_button(on_click=self.open_folder)
@@ -68,7 +71,7 @@ class ViewerPage(QWidget):
         slider = QSlider(Qt.Orientation.Horizontal)
         slider.setRange(-100, 100)
         slider.setValue(0)
-        slider.setFixedWidth(110)
+        slider.setFixedWidth(90)
         return slider
 
     def _lay_out(self) -> None:
@@ -81,11 +84,14 @@ class ViewerPage(QWidget):
             self.plus,
             10,
             self.channels,
+            self.styles,
             10,
             self.brightness_label,
             self.brightness,
             self.black_label,
             self.black,
+            self.saturation_label,
+            self.saturation,
             self.auto_button,
             None,
             *self.overlay_buttons.values(),
@@ -106,11 +112,12 @@ class ViewerPage(QWidget):
         canvas.auto_ready.connect(self._on_auto)
         canvas.failed.connect(self.failed)
         self.channels.currentIndexChanged.connect(self._on_channels)
+        self.styles.currentIndexChanged.connect(self._on_style)
         self._look_timer = QTimer(self)
         self._look_timer.setSingleShot(True)
         self._look_timer.setInterval(40)
         self._look_timer.timeout.connect(self._apply_look)
-        for slider in (self.brightness, self.black):
+        for slider in (self.brightness, self.black, self.saturation):
             slider.valueChanged.connect(lambda _value: self._look_timer.start())
         for name, choice in self.overlay_buttons.items():
             choice.toggled.connect(lambda on, name=name: self._on_overlay(name, on))
@@ -165,6 +172,10 @@ class ViewerPage(QWidget):
             return
         self.outputs = outputs
         self._auto.clear()
+        # Each picture begins as the settings have it.
+        self.styles.blockSignals(True)
+        self.styles.setCurrentIndex(self._style_of_settings())
+        self.styles.blockSignals(False)
         self.canvas.show_image(image)
         for name, (polygons, titles) in read_footprints(outputs, image).items():
             self.canvas.set_overlay(name, polygons, titles)
@@ -207,7 +218,7 @@ class ViewerPage(QWidget):
     def _on_auto(self, found: tuple[str, StretchParams]) -> None:
         view, params = found
         self._auto[view] = params
-        if view == self.view:
+        if view == self.view and params.style == self.style:
             self._apply_look()
 
     def _on_channels(self, _index: int) -> None:
@@ -216,18 +227,33 @@ class ViewerPage(QWidget):
         elif self.canvas.renderer is not None:
             self.canvas.renderer.ask_auto(self.view)
 
+    @property
+    def style(self) -> str:
+        """The style chosen."""
+        return list(STYLES)[max(0, self.styles.currentIndex())]
+
+    def _style_of_settings(self) -> int:
+        return list(STYLES).index(self.session.form["picture_style"])
+
+    def _on_style(self, _index: int) -> None:
+        # Each channel view has a stretch of its own in each style.
+        self._auto.clear()
+        if self.canvas.renderer is not None:
+            self.canvas.renderer.ask_auto(self.view, style=self.style)
+
     def _apply_look(self) -> None:
         params = self._auto.get(self.view)
         if params is None:
             return
         self._look_number += 1
-        moved = adjusted(params, self.brightness.value() / 100.0, self.black.value() / 100.0)
+        sliders = (slider.value() / 100.0 for slider in (self.brightness, self.black, self.saturation))
+        moved = adjusted(params, *sliders)
         self.canvas.set_look(Look(self._look_number, self.view, moved))
 
     def reset_stretch(self) -> None:
         """Go back to the automatic stretch."""
-        self.brightness.setValue(0)
-        self.black.setValue(0)
+        for slider in (self.brightness, self.black, self.saturation):
+            slider.setValue(0)
 
     def _on_overlay(self, name: str, on: bool) -> None:
         self.canvas.show_overlay(name, on)
@@ -265,6 +291,8 @@ class ViewerPage(QWidget):
         for control in (self.fit_button, self.one_button, self.plus, self.minus, self.brightness, self.black):
             control.setEnabled(has)
         self.channels.setEnabled(has and image.n_channels == 3)
+        self.saturation.setEnabled(has and image.n_channels == 3)
+        self.styles.setEnabled(has)
         self.auto_button.setEnabled(has)
         self.folder_button.setEnabled(has)
         self.report_button.setEnabled(bool(report_of(self.outputs)))
@@ -296,6 +324,8 @@ class ViewerPage(QWidget):
             (self.channels, "ui_viewer_channels"),
             (self.brightness, "ui_viewer_brightness"),
             (self.black, "ui_viewer_black"),
+            (self.saturation, "ui_viewer_saturation"),
+            (self.styles, "option.picture_style.label"),
             (self.auto_button, "ui_viewer_auto_tip"),
             (self.folder_button, "ui_open_folder"),
             (self.report_button, "ui_open_report"),
@@ -306,6 +336,7 @@ class ViewerPage(QWidget):
         self.auto_button.setText(text("ui_viewer_auto"))
         self.brightness_label.setText(text("ui_viewer_brightness"))
         self.black_label.setText(text("ui_viewer_black"))
+        self.saturation_label.setText(text("ui_viewer_saturation"))
         for name, choice in self.overlay_buttons.items():
             choice.setText(text(f"ui_viewer_{name}"))
             choice.setToolTip(text(f"ui_viewer_{name}_tip"))
@@ -315,6 +346,12 @@ class ViewerPage(QWidget):
         self.channels.addItems([text(f"ui_channels_{name}") for name in CHANNEL_VIEWS])
         self.channels.setCurrentIndex(index)
         self.channels.blockSignals(False)
+        chosen = self.styles.currentIndex()
+        self.styles.blockSignals(True)
+        self.styles.clear()
+        self.styles.addItems([text(f"option.picture_style.choice.{name}") for name in STYLES])
+        self.styles.setCurrentIndex(max(0, chosen) if chosen >= 0 else self._style_of_settings())
+        self.styles.blockSignals(False)
         self._show_state()
         self.canvas.update()
 

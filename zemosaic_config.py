@@ -21,6 +21,7 @@ from zemosaic_io.atomic import replace_durably
 from zemosaic_io.manifest import load_json
 from zemosaic_settings.catalogue import OPTIONS, OPTIONS_BY_KEY
 from zemosaic_settings.model import canonical_values, conflicting_names
+from zemosaic_settings.old_options import changed_old_options
 from zemosaic_settings.option import Option
 from zemosaic_settings.values import parse_value
 
@@ -167,6 +168,12 @@ def load_config(path: str | os.PathLike[str] | None = None, *, strict: bool = Fa
     if strict and loaded.problems:
         raise loaded.problems[0]
     return loaded.values
+
+
+def load_old_values(path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Return what a settings file says to version 4 only, as far as that is not what version 4 did by itself."""
+    values = read_config(path, missing_ok=True).values
+    return {key: values[key] for _, found in changed_old_options(values) for key in found}
 
 
 def save_config(config: Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> bool:

@@ -174,7 +174,8 @@ class ZeMosaicGUI:
             self.note.set(text("ui_output_needed"))
             return False
         self._save()
-        config = {**settings.to_mapping(), "gpu_asked_by": "gpu_by_window"}
+        told = zemosaic_config.load_old_values(self.config_path)
+        config = {**told, **settings.to_mapping(), "gpu_asked_by": "gpu_by_window"}
         request = RunRequest(settings.input_dir, settings.output_dir, config)
         self.controller.start(request)
         self.tabs.select(self.run_view)

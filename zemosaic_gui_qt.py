@@ -35,6 +35,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from zemosaic_config import load_old_values
 from zemosaic_core.errors import SettingsError
 from zemosaic_io.folders import is_frame_name
 from zemosaic_ui.footprints import report_of
@@ -266,7 +267,8 @@ class ZeMosaicQtMainWindow(QMainWindow):
             self.complain(text("ui_output_needed"))
             return False
         self._remember_run(settings.input_dir, settings.output_dir)
-        config = {**settings.to_mapping(), **self.filter_choice.get("config", {})}
+        told = load_old_values(self.session.config_path)
+        config = {**told, **settings.to_mapping(), **self.filter_choice.get("config", {})}
         config["gpu_asked_by"] = "gpu_by_window"
         self.controller.start(RunRequest(settings.input_dir, settings.output_dir, config))
         self.show_page("run")

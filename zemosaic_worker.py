@@ -37,6 +37,7 @@ from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, PixelM
 from zemosaic_pipeline.report import sentences
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
 from zemosaic_settings import Settings, conflicting_names
+from zemosaic_settings.old_options import changed_old_options
 from zemosaic_utils import coadd_incremental, coadd_on_grid
 
 __all__ = [
@@ -142,6 +143,9 @@ def run_hierarchical_mosaic(
     report = reporter or _as_callback(progress_callback)
     for conflict in conflicting_names(config or {}):
         report(Message(conflict.key, "WARN", spoken_values(conflict.values)))
+    for family, values in changed_old_options({**(config or {}), **overrides}):
+        told = ", ".join(f"{key} = {str(value)[:40]}" for key, value in values.items())
+        report(Message(family.text_key, "INFO", {"options": told, "instead": family.instead}))
     return run_classic(settings, report, cancel=CancelToken(cancel_event), selection=selection)
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zemosaic_config import get_config_path, load_config, read_config
+from zemosaic_config import get_config_path, load_config, load_old_values, read_config
 from zemosaic_core.errors import SettingsError
 from zemosaic_core.visible_text import visible_text
 from zemosaic_pipeline.events import RunEnded, spoken_values
@@ -90,7 +90,12 @@ def run(options: Namespace, texts: Texts) -> int:
         raise
     _tell_conflicts(options, texts)
     return follow_run(
-        settings, texts, _verbosity(options), as_json=options.json, gpu_asked_by=_gpu_asked_by(options)
+        settings,
+        texts,
+        _verbosity(options),
+        as_json=options.json,
+        gpu_asked_by=_gpu_asked_by(options),
+        old_values=load_old_values(options.config),
     )
 
 
@@ -187,18 +192,20 @@ def follow_run(
     console: Console | None = None,
     as_json: bool = False,
     gpu_asked_by: str = "",
+    old_values: Mapping[str, Any] | None = None,
 ) -> int:
     """Run the worker in its own process, show what it says, and return the exit code.
 
     The first Ctrl-C asks for a clean stop and waits for it, the second ends everything at once. SIGTERM and SIGHUP
     ask for a clean stop within two seconds.
     With ``as_json`` one JSON object is all that goes to standard output, at the end (see `run_facts`).
+    ``old_values`` are what the settings file still says to version 4; the run tells what stands for it.
     ``gpu_asked_by`` is the text key of who chose whether the graphics card is used; empty: the settings.
     """
     if as_json:
         console = Console(stderr=True)
     controller = RunController(target, grace_s=STOP_GRACE_S)
-    config = {**settings.to_mapping(), "gpu_asked_by": gpu_asked_by}
+    config = {**(old_values or {}), **settings.to_mapping(), "gpu_asked_by": gpu_asked_by}
     request = RunRequest(settings.input_dir, settings.output_dir, config)
     with make_display(texts, verbosity, console) as display, _stop_requests() as asked:
         controller.start(request)

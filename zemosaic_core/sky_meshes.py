@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,11 +77,11 @@ class SkyMeshes:
 
 
 def on_common_scale(
-    meshes: SkyMeshes, gains: Array, c: int, flat: StarFlat, pedestal: float
+    meshes: SkyMeshes, gains: Array, c: int, flats: Sequence[StarFlat], pedestal: float
 ) -> tuple[Array, Array]:
     """Return the cells of one channel without pedestal and flat on the common flux scale, and their errors."""
-    inverse_flat = 1.0 / flat.values(meshes.q) if flat.usable else np.ones_like(meshes.q)
-    factor = gains[:, None, None] * inverse_flat
+    flatness = np.stack([flat.values(meshes.q) if flat.usable else np.ones_like(meshes.q) for flat in flats])
+    factor = gains[:, None, None] / flatness
     error = meshes.error[:, c]
     known = np.isfinite(error) & (error > 0)
     error = np.where(known, error, float(np.median(error[known])) if known.any() else 1.0)

@@ -11,6 +11,7 @@ meshes of the sky and fluxes of stars. No pixels are read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,6 +88,9 @@ class ChannelSky:
         Level and plane (per u and v) of each frame's glow, ADU on the common flux scale.
     patterns : ndarray, shape (2, 2), float64
         Detector patterns q and q^2: in proportion to the light (first row) and constant, ADU.
+    vignetting : ndarray, shape (N, 2), float64
+        What is added to the first row of the patterns in each frame: vignetting as the stars lead to expect it, ADU;
+        0 where their flat is applied.
     session_patterns : ndarray, shape (sessions, 18), float64
         What each session has of its own (`detector_surface.products`), ADU in a frame of typical light; zeros where
         the frames are as likely without.
@@ -119,6 +123,7 @@ class ChannelSky:
 
     glow: Array
     patterns: Array
+    vignetting: Array
     session_patterns: Array
     node_xy: Array
     sky: Array
@@ -158,8 +163,9 @@ class SkyModel:
         In the form of `sources.CoaddSource.surface`; None where no session has a pattern of its own.
     channels : tuple of ChannelSky
     flat : StarFlat
-        The flat of the stars, also where it was not applied.
+        The flat of the stars, also where it was not applied; with several cameras that of most frames.
     flat_applied : bool
+        That flat was applied.
     local_used : bool
         The glow was tied by directions over the horizon: they were known and fit.
     pedestal : Pedestal
@@ -175,7 +181,9 @@ class SkyModel:
     pedestal: Pedestal
 
 
-def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFlat) -> SkyModel:
+def solve_sky(
+    meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFlat | Sequence[StarFlat]
+) -> SkyModel:
     """Solve the sky of all channels.
 
     Parameters
@@ -184,8 +192,8 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
         At least one frame.
     circumstances : FrameCircumstances
         Of the same frames.
-    flat : StarFlat
-        Applied when `StarFlat.usable`; its error bounds what the sky may call a detector pattern.
+    flat : StarFlat, or a sequence of one per frame
+        Applied where `StarFlat.usable`; its error bounds what the sky may call a detector pattern.
 
     Returns
     -------
@@ -194,47 +202,49 @@ def solve_sky(meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFl
     gains = np.where(np.isfinite(meshes.gains) & (meshes.gains > 0), meshes.gains, 1.0)
     dark = pedestal_of_sky(meshes.mesh, meshes.error, meshes.sky, meshes.pixel_noise, circumstances.visit)
     pedestal, pedestal_sigma = dark.level_adu, dark.sigma_adu
-    applied = flat.usable
+    n, n_channels = gains.shape
+    flats = (flat,) * n if isinstance(flat, StarFlat) else tuple(flat)
     circumstances = replace(circumstances, places=probe_places(meshes))
     brightest = int(np.argmax(np.nanmedian(np.where(np.isfinite(meshes.sky), meshes.sky, -np.inf), axis=0)))
     local_fits = circumstances.local is not None and _local_sky_fits(
-        meshes, gains[:, brightest], brightest, circumstances, flat, float(pedestal[brightest])
+        meshes, gains[:, brightest], brightest, circumstances, flats, float(pedestal[brightest])
     )
     if not local_fits:
         circumstances = replace(circumstances, local=None)
     joint = spread_rows(meshes.xy, circumstances.hours, MAX_JOINT_FRAMES)
     channels = tuple(
         _solve_channel(
-            meshes, gains[:, c], c, circumstances, flat, float(pedestal[c]), float(pedestal_sigma[c]), joint
+            meshes, gains[:, c], c, circumstances, flats, float(pedestal[c]), float(pedestal_sigma[c]), joint
         )
         for c in range(meshes.mesh.shape[1])
     )
-    f1, f2 = flat.inverse_terms() if applied else (0.0, 0.0)
-    n, n_channels = gains.shape
+    f = np.array([flat.inverse_terms() if flat.usable else (0.0, 0.0) for flat in flats])
     terms = np.zeros((n, n_channels, 4))
     radial = np.zeros((n, n_channels, 4))
     surface = np.zeros((n, n_channels, N_SURFACE))
     mean_q, mean_q2 = float(meshes.q.mean()), float((meshes.q**2).mean())
     for c, channel in enumerate(channels):
         light = light_adu(meshes, gains[:, c], c, float(pedestal[c]))
-        pattern = (light / channel.light_adu)[:, None] * channel.patterns[0] + channel.patterns[1]
+        lit = channel.patterns[0] + channel.vignetting
+        pattern = (light / channel.light_adu)[:, None] * lit + channel.patterns[1]
         unlit = gains[:, c] * pedestal[c]
         terms[:, c, 0] = gains[:, c]
         terms[:, c, 1] = -unlit - channel.glow[:, 0] + pattern @ np.array([mean_q, mean_q2])
         terms[:, c, 2:] = -channel.glow[:, 1:]
-        radial[:, c, :2] = f1, f2
-        radial[:, c, 2] = -unlit * f1 - pattern[:, 0]
-        radial[:, c, 3] = -unlit * f2 - pattern[:, 1]
+        radial[:, c, :2] = f
+        radial[:, c, 2:] = -unlit[:, None] * f - pattern
         if channel.session_patterns.any():
             own = channel.session_patterns[circumstances.sessions]
             surface[:, c] = -(light / channel.light_adu)[:, None] * surface_of(own)
+    same = [id(flat) for flat in flats]
+    common = max(flats, key=lambda flat: same.count(id(flat)))
     return SkyModel(
         terms.astype(np.float32),
         radial.astype(np.float32),
         surface.astype(np.float32) if surface.any() else None,
         channels,
-        flat,
-        applied,
+        common,
+        common.usable,
         local_fits,
         dark,
     )
@@ -245,7 +255,7 @@ def _local_sky_fits(
     gains: Array,
     c: int,
     circumstances: FrameCircumstances,
-    flat: StarFlat,
+    flats: Sequence[StarFlat],
     pedestal: float,
 ) -> bool:
     """Tell whether the frames are likelier with their directions over the horizon than without.
@@ -254,13 +264,13 @@ def _local_sky_fits(
     """
     rows = spread_rows(meshes.xy, circumstances.hours, MAX_TUNED_FRAMES)
     light = light_adu(meshes, gains, c, pedestal)
-    value, sigma = on_common_scale(meshes, gains, c, flat, pedestal)
+    value, sigma = on_common_scale(meshes, gains, c, flats, pedestal)
     cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy))
     if not len(cells.value):
         return False
     level = float(np.median(light[rows]))
-    expected, pattern_covariance = _patterns_expected(flat, level, 0.0)
-    cells = replace(cells, value=cells.value - cells.light[cells.frame] * (cells.patterns @ expected))
+    vignetting, pattern_covariance = _patterns_expected(flats, level, 0.0)
+    cells = _without_vignetting(cells, vignetting[rows])
     problem = JointProblem(cells)
     taken = circumstances.taken(rows)
     # What frames share over the mosaic is no part of the comparison: it only makes room for what nobody can tell.
@@ -280,7 +290,7 @@ def _solve_channel(
     gains: Array,
     c: int,
     circumstances: FrameCircumstances,
-    flat: StarFlat,
+    flats: Sequence[StarFlat],
     pedestal: float,
     pedestal_sigma: float,
     joint: NDArray[np.int64],
@@ -288,21 +298,20 @@ def _solve_channel(
     n = len(gains)
     light = light_adu(meshes, gains, c, pedestal)
     level = float(np.median(light[joint]))
-    value, sigma = on_common_scale(meshes, gains, c, flat, pedestal)
+    value, sigma = on_common_scale(meshes, gains, c, flats, pedestal)
     spacing = cell_spacing_px(meshes.xy)
     sessions = circumstances.sessions if _beyond_one_frame(meshes, spacing) else None
     cells = cells_of(joint, value, sigma, meshes, light, spacing, sessions)
     background = _background_level(meshes, gains, c)
     if not len(cells.value):
         return _unknown_sky(n, light, level, background, int(circumstances.sessions.max()) + 1)
-    expected, pattern_covariance = _patterns_expected(flat, level, pedestal_sigma)
-    # The unknowns are what the patterns differ by from what the stars say.
-    cells = replace(cells, value=cells.value - cells.light[cells.frame] * (cells.patterns @ expected))
+    vignetting, pattern_covariance = _patterns_expected(flats, level, pedestal_sigma)
+    cells = _without_vignetting(cells, vignetting[joint])
     sizes = None
     if len(joint) > MAX_TUNED_FRAMES:
         few = joint[spread_rows(meshes.xy[joint], circumstances.hours[joint], MAX_TUNED_FRAMES)]
         sizes = _tuned_on(
-            few, value, sigma, meshes, light, gains, circumstances, (expected, pattern_covariance), sessions
+            few, value, sigma, meshes, light, gains, circumstances, (vignetting, pattern_covariance), sessions
         )
     prior = GlowPrior(circumstances.taken(joint), gains[joint], level, _session_shape(cells))
     problem = JointProblem(cells)
@@ -314,7 +323,6 @@ def _solve_channel(
     glow = np.zeros((n, 3))
     glow[joint] = gauge.unknowns[: 3 * len(joint)].reshape(-1, 3)
     patterns = gauge.unknowns[3 * len(joint) : 3 * len(joint) + 4].reshape(2, 2)
-    patterns = patterns + np.stack([expected, np.zeros(2)])
     own = np.zeros((int(circumstances.sessions.max()) + 1, len(PRODUCT_ORDER)))
     if sessions is not None and sizes[SESSION_PATTERN] > prior.least[SESSION_PATTERN]:
         found_own = gauge.unknowns[3 * len(joint) + 4 :].reshape(-1, len(PRODUCT_ORDER))
@@ -330,7 +338,8 @@ def _solve_channel(
         relative_light = light[rest] / np.median(light[joint])
         of_session = own[circumstances.sessions[rest]] @ products(meshes.uv).reshape(len(basis), -1).T
         glow[rest], residual[rest] = _fit_rest(
-            (value[rest] - on_sky).reshape(len(rest), -1) - relative_light[:, None] * of_session,
+            (value[rest] - on_sky).reshape(len(rest), -1)
+            - relative_light[:, None] * (of_session + vignetting[rest] @ pattern_values.T),
             sigma[rest].reshape(len(rest), -1),
             basis,
             pattern_values,
@@ -344,6 +353,7 @@ def _solve_channel(
     return ChannelSky(
         glow=glow,
         patterns=patterns,
+        vignetting=vignetting,
         session_patterns=own,
         node_xy=cells.lattice.node_xy,
         sky=sky + shift,
@@ -361,7 +371,7 @@ def _solve_channel(
     )
 
 
-def _patterns_expected(flat: StarFlat, level: float, pedestal_sigma: float) -> tuple[Array, Array]:
+def _patterns_expected(flats: Sequence[StarFlat], level: float, pedestal_sigma: float) -> tuple[Array, Array]:
     """Return what the stars lead to expect of the patterns, ADU, and the covariance of all patterns.
 
     A flat that is applied leaves nothing but its error. One that is not good enough for that still says how much of a
@@ -369,24 +379,36 @@ def _patterns_expected(flat: StarFlat, level: float, pedestal_sigma: float) -> t
 
     Returns
     -------
-    expected : ndarray, shape (2,)
-        Of the patterns in proportion to the light.
+    vignetting : ndarray, shape (N, 2)
+        Of the patterns in proportion to the light, in each frame.
     covariance : ndarray, shape (4, 4)
-        Of those, then of the constant ones.
+        Of those, of the camera they are known worst of; then of the constant ones.
     """
-    covariance = np.zeros((4, 4))
-    covariance[2:, 2:] = (_CONSTANT_PATTERN * level) ** 2 * np.eye(2)
     wide = _PATTERN_WITHOUT_FLAT**2 * np.eye(2)
-    if not flat.n_measurements:
-        covariance[:2, :2] = level**2 * wide
-        return np.zeros(2), covariance
-    of_stars = _FLAT_ERRORS**2 * flat.covariance
-    share = wide @ np.linalg.inv(wide + of_stars)
-    left = np.diag((_LEAST_PATTERN * level) ** 2 + (flat.nu * pedestal_sigma) ** 2)
-    covariance[:2, :2] = level**2 * (share @ of_stars) + left
-    if flat.usable:
-        return np.zeros(2), covariance
-    return level * (share @ flat.terms()), covariance
+    of_camera: dict[int, tuple[Array, Array]] = {}
+    for flat in flats:
+        if id(flat) in of_camera:
+            continue
+        if not flat.n_measurements:
+            of_camera[id(flat)] = np.zeros(2), level**2 * wide
+            continue
+        of_stars = _FLAT_ERRORS**2 * flat.covariance
+        share = wide @ np.linalg.inv(wide + of_stars)
+        left = np.diag((_LEAST_PATTERN * level) ** 2 + (flat.nu * pedestal_sigma) ** 2)
+        expected = np.zeros(2) if flat.usable else level * (share @ flat.terms())
+        of_camera[id(flat)] = expected, level**2 * (share @ of_stars) + left
+    covariance = np.zeros((4, 4))
+    covariance[:2, :2] = max(
+        (known for _, known in of_camera.values()), key=lambda known: float(np.trace(known))
+    )
+    covariance[2:, 2:] = (_CONSTANT_PATTERN * level) ** 2 * np.eye(2)
+    return np.array([of_camera[id(flat)][0] for flat in flats]), covariance
+
+
+def _without_vignetting(cells: SkyCells, vignetting: Array) -> SkyCells:
+    """Take vignetting (N, 2) out of the cells: the unknown patterns are what is left beside it."""
+    expected = (cells.patterns * vignetting[cells.frame]).sum(axis=1)
+    return replace(cells, value=cells.value - cells.light[cells.frame] * expected)
 
 
 def _tuned_on(
@@ -401,9 +423,9 @@ def _tuned_on(
     sessions: NDArray[np.int64] | None,
 ) -> Array:
     """Find the sizes of the prior from some frames alone."""
-    expected, pattern_covariance = patterns
+    vignetting, pattern_covariance = patterns
     cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy), sessions)
-    cells = replace(cells, value=cells.value - cells.light[cells.frame] * (cells.patterns @ expected))
+    cells = _without_vignetting(cells, vignetting[rows])
     level = float(np.median(light[rows]))
     prior = GlowPrior(circumstances.taken(rows), gains[rows], level, _session_shape(cells))
     problem = JointProblem(cells)
@@ -595,6 +617,7 @@ def _unknown_sky(n: int, light: Array, level: float, background: float, n_sessio
     nothing = Gauge(np.zeros(0), np.zeros(0, bool), np.full(5, np.inf), False, False, 0.0)
     no_node, no_patterns = np.zeros(0, bool), np.zeros((n_sessions, len(PRODUCT_ORDER)))
     return ChannelSky(
-        glow, np.zeros((2, 2)), no_patterns, np.zeros((0, 2)), np.zeros(0), no_node, no_node, background, level,
-        nothing, ASSURANCES[2], np.full(n, np.nan), np.zeros((0, 4)), np.zeros(6), (0.0, 0.0), np.full(8, np.nan),
+        glow, np.zeros((2, 2)), np.zeros((n, 2)), no_patterns, np.zeros((0, 2)), np.zeros(0), no_node, no_node,
+        background, level, nothing, ASSURANCES[2], np.full(n, np.nan), np.zeros((0, 4)), np.zeros(6), (0.0, 0.0),
+        np.full(8, np.nan),
     )  # fmt: skip

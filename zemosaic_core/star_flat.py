@@ -14,7 +14,7 @@ import numpy as np
 from .adjustment import solve_adjustment
 from .photometry import scatter_by_brightness
 
-__all__ = ["StarFlat", "no_star_flat", "radius_squared", "solve_star_flat"]
+__all__ = ["StarFlat", "no_star_flat", "radius_squared", "solve_camera_flats", "solve_star_flat"]
 
 # A flat that is good to this much in the corner is better than none; vignetting of small telescopes is 3 to 12 %.
 USABLE_SIGMA = 0.008
@@ -24,6 +24,8 @@ _FRAME_PRIOR = 1e-6
 _ROUNDS = 8
 _BISQUARE = 4.7
 _MIN_MEASUREMENTS = 60
+# Chi square of the differences between cameras, in its standard deviations, from which they have flats of their own.
+_DIFFERENT_CAMERAS = 5.0
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,43 @@ def solve_star_flat(
         return no_star_flat()
     covariance = np.linalg.inv(information)
     return StarFlat(covariance @ right, covariance, used)
+
+
+def solve_camera_flats(
+    frame_index: np.ndarray,
+    star_index: np.ndarray,
+    flux: np.ndarray,
+    q: np.ndarray,
+    camera: np.ndarray,
+    n_stars: int,
+) -> tuple[StarFlat, ...]:
+    """Return a flat for each frame: one for all of them, or one per camera where cameras differ.
+
+    Cameras share a flat unless their own ones are further apart than their errors explain: what all stars say
+    together is better known.
+
+    Parameters
+    ----------
+    camera : ndarray, shape (N,), int
+        Camera of each frame; the other parameters are those of `solve_star_flat`.
+    """
+    frame = np.asarray(frame_index, np.int64)
+    camera = np.asarray(camera, np.int64)
+    common = solve_star_flat(frame, star_index, flux, q, len(camera), n_stars)
+    own = {}
+    for label in np.unique(camera):
+        use = camera[frame] == label
+        own[int(label)] = solve_star_flat(
+            frame[use], np.asarray(star_index)[use], flux[use], q[use], len(camera), n_stars
+        )
+    away = [flat.nu - common.nu for flat in own.values()]
+    chi2 = sum(
+        float(d @ np.linalg.solve(flat.covariance, d)) for d, flat in zip(away, own.values(), strict=True)
+    )
+    n_differences = 2 * (len(own) - 1)
+    if chi2 <= n_differences + _DIFFERENT_CAMERAS * np.sqrt(2 * n_differences):
+        return (common,) * len(camera)
+    return tuple(own[int(label)] for label in camera)
 
 
 def _channel_equations(

@@ -7,7 +7,7 @@ existing program, on grids of their own, cost a second interpolation that blurs 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,11 +19,12 @@ from zemosaic_core.errors import RunFailed
 from zemosaic_core.frame_verdicts import common_star_transparency
 from zemosaic_core.frame_wcs import wcs_of
 from zemosaic_core.pixel_map import MapTransform, wcs_transform
-from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared, solve_star_flat
+from zemosaic_core.star_flat import StarFlat, radius_squared, solve_camera_flats
 from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import GridOptions
 from zemosaic_pipeline.records import MosaicGrid, RegisteredFrame, SolvedFrame
+from zemosaic_pipeline.sessions import camera_labels
 
 __all__ = ["PHASE", "Placed", "run"]
 
@@ -39,12 +40,15 @@ WELL_SAMPLED_PX = 2.0
 
 @dataclass(frozen=True)
 class Placed:
-    """The grid and the frames on it; ``linked`` are the indices of frames whose gains follow from common stars."""
+    """The grid and the frames on it; ``linked`` are the indices of frames whose gains follow from common stars.
+
+    ``flats`` has the flat that the stars tell by index of the frame; none where they were not asked.
+    """
 
     grid: MosaicGrid
     frames: tuple[RegisteredFrame, ...]
     linked: frozenset[int]
-    flat: StarFlat
+    flats: Mapping[int, StarFlat]
 
     @property
     def one_flux_scale(self) -> bool:
@@ -162,19 +166,24 @@ def _transparency(
     )
 
 
-def _star_flat(
+def _star_flats(
     solved: Sequence[SolvedFrame], found: registration.GlobalRegistration
-) -> tuple[StarFlat, np.ndarray]:
-    """Return the flat that the stars tell, and their fluxes with it taken out where it is good enough."""
+) -> tuple[dict[int, StarFlat], np.ndarray]:
+    """Return the flats that the stars tell, and their fluxes with them taken out where they are good enough."""
     q = np.full(len(found.frame_index), np.nan)
     for item, own in _detections(solved, found):
         places = item.measure.columns("x", "y")
         at = found.detection_index[own]
         q[own] = radius_squared(places["x"][at], places["y"][at], item.frame.info.shape_hw)
-    flat = solve_star_flat(
-        found.frame_index, found.star_index, found.flux, q, len(solved), len(found.star_xy)
-    )
-    return flat, found.flux / flat.values(q)[:, None] if flat.usable else found.flux
+    camera = np.array(camera_labels([item.frame.info for item in solved]), np.int64)
+    flats = solve_camera_flats(found.frame_index, found.star_index, found.flux, q, camera, len(found.star_xy))
+    flatness = np.ones(len(q))
+    for i, flat in enumerate(flats):
+        own_stars = found.frame_index == i
+        if flat.usable:
+            flatness[own_stars] = flat.values(q[own_stars])
+    by_frame = {item.frame.index: flat for item, flat in zip(solved, flats, strict=True)}
+    return by_frame, found.flux / flatness[:, None]
 
 
 def _check_size(shape_hw: tuple[int, int], options: GridOptions) -> None:
@@ -229,7 +238,7 @@ def run(
     found = _register(solved, wcs_list, spec)
     context.cancel.check()
     context.progress(2, 3)
-    flat, flux = _star_flat(solved, found) if with_flat else (no_star_flat(), found.flux)
+    flats, flux = _star_flats(solved, found) if with_flat else ({}, found.flux)
     flux_scale = photometry.solve_transparency(
         found.frame_index, found.star_index, flux, n_frames=len(solved), n_stars=len(found.star_xy)
     )
@@ -273,4 +282,4 @@ def run(
     )
     context.progress(3, 3)
     grid = MosaicGrid(header_cards(finer.wcs), finer.shape_hw, finer.scale_arcsec)
-    return Placed(grid, tuple(frames), linked, flat)
+    return Placed(grid, tuple(frames), linked, flats)

@@ -20,7 +20,6 @@ from zemosaic_core.errors import RunFailed
 from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox, map_coordinates_at
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, RawRows
 from zemosaic_core.stack_planes import block_factor, block_means, weights_of_stacks
-from zemosaic_core.star_flat import no_star_flat
 from zemosaic_core.tile_gate import judge_tiles
 from zemosaic_core.tile_lattice import shared_lattice
 from zemosaic_core.transforms import Transform
@@ -121,7 +120,7 @@ def placed_tile_set(solved: Sequence[SolvedFrame]) -> TileSet | None:
     grid = MosaicGrid(header_cards(wcs), (lattice.shape_hw[0] + down, lattice.shape_hw[1] + right), scale)
     indices = frozenset(item.frame.index for item in solved) if linked else frozenset[int]()
     one_sky = all(str(header.get("ZMT_SKY")) == "full" for header in headers)
-    return TileSet(Placed(grid, tuple(frames), indices, no_star_flat()), one_sky, gains)
+    return TileSet(Placed(grid, tuple(frames), indices, {}), one_sky, gains)
 
 
 def raw_frames(placed: Placed) -> tuple[RegisteredFrame, ...]:
@@ -144,10 +143,10 @@ def sky_behind(
     """Return the model of the sky behind the raw frames; stacks were freed of theirs, or not, when they were made."""
     raw = [frame for frame in frames if not frame.solved.frame.is_tile]
     if len(raw) == len(frames):
-        return sky.run(raw, placed.grid, placed.flat, plan, context)
+        return sky.run(raw, placed.grid, placed.flats, plan, context)
     if raw:
         # Tiles of a model and others of their own skies: all are compared by planes where they overlap.
-        found = sky.run(raw, placed.grid, placed.flat, plan, context)
+        found = sky.run(raw, placed.grid, placed.flats, plan, context)
         return replace(found, with_tiles=True)
     indices = tuple(frame.solved.frame.index for frame in frames)
     before = tile_set is not None and tile_set.one_sky

@@ -9,7 +9,7 @@ import numpy as np
 
 from zemosaic_io.headers import FrameInfo
 
-__all__ = ["mixture_text", "night_labels", "sensor_labels", "session_labels", "setup_labels"]
+__all__ = ["camera_labels", "mixture_text", "night_labels", "sensor_labels", "session_labels", "setup_labels"]
 
 # Solvers and capture programs that measure the focal length tell it anew for each frame; another telescope differs
 # by more than this.
@@ -41,6 +41,11 @@ def setup_labels(infos: Sequence[FrameInfo]) -> list[int]:
 def night_labels(infos: Sequence[FrameInfo]) -> list[int]:
     """Return one number per frame, the same for frames of one camera and night, whatever exposure or filter."""
     return _numbers([(*camera, info.night) for camera, info in zip(_cameras(infos), infos, strict=True)])
+
+
+def camera_labels(infos: Sequence[FrameInfo]) -> list[int]:
+    """Return one number per frame, the same for frames of one camera on one telescope: one vignetting."""
+    return _numbers(_cameras(infos))
 
 
 def sensor_labels(infos: Sequence[FrameInfo]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,7 @@ from zemosaic_core.site_of_frames import RotationFit, site_from_rotation
 from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.sky_model import SkyModel, solve_sky
-from zemosaic_core.star_flat import StarFlat, radius_squared
+from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase2_group import frame_centres
 from zemosaic_pipeline.plan import RunPlan
@@ -231,7 +231,11 @@ def _circumstances(
 
 
 def run(
-    frames: Sequence[RegisteredFrame], grid: MosaicGrid, flat: StarFlat, plan: RunPlan, context: RunContext
+    frames: Sequence[RegisteredFrame],
+    grid: MosaicGrid,
+    flats: Mapping[int, StarFlat],
+    plan: RunPlan,
+    context: RunContext,
 ) -> SkySolution:
     """Return the model of the sky, or why there is none."""
     indices = tuple(frame.solved.frame.index for frame in frames)
@@ -251,9 +255,10 @@ def run(
         return without("sky_sizes_differ")
     meshes = _meshes(frames, plan.measure.mesh_cell_px)
     circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
+    unknown = no_star_flat()
     # Small dense algebra: several threads would mostly wait for each other, for minutes on a busy machine.
     with threadpool_limits(limits=1):
-        model = solve_sky(meshes, circumstances, flat)
+        model = solve_sky(meshes, circumstances, [flats.get(index, unknown) for index in indices])
     if circumstances.local is not None and not model.local_used:
         site_key = "sky_site_misfit"
         context.say("sky_site_not_used", "WARN")

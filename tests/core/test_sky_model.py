@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.core.sky_cases import left_over, made_night
+from tests.core.sky_cases import PEDESTAL, left_over, made_night
 from zemosaic_core import sky_model
 from zemosaic_core.glow_prior import GlowPrior
 from zemosaic_core.sky_gauge import _agreed_width, large_scale_terms
@@ -15,7 +15,13 @@ from zemosaic_core.sky_joint import JointProblem, full_covariance, posterior_of
 from zemosaic_core.sky_lattice import bilinear_lattice, cell_spacing_px
 from zemosaic_core.sky_meshes import cells_of, spread_rows
 from zemosaic_core.sky_model import solve_sky
-from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared, solve_star_flat
+from zemosaic_core.star_flat import (
+    StarFlat,
+    no_star_flat,
+    radius_squared,
+    solve_camera_flats,
+    solve_star_flat,
+)
 
 
 def known_flat(vignetting: float) -> StarFlat:
@@ -242,8 +248,22 @@ class TestWhatIsNotKnown:
         assert not poor.usable
         model = solve_sky(made.meshes, made.circumstances, poor)
         assert left_over(made, model).std() < 3.0
-        light = model.channels[0].light_adu
-        assert model.channels[0].patterns[0].sum() == pytest.approx(-0.06 * light, abs=0.02 * light)
+        channel = model.channels[0]
+        found = channel.patterns[0] + channel.vignetting[0]
+        assert found.sum() == pytest.approx(-0.06 * channel.light_adu, abs=0.02 * channel.light_adu)
+
+    def test_each_frame_is_freed_of_the_vignetting_of_its_own_camera(self):
+        made = made_night(3, frames=6, vignetting=0.04)
+        other = np.arange(len(made.meshes.mesh)) % 2 == 1
+        fall = (1 - 0.12 * made.meshes.q) / (1 - 0.04 * made.meshes.q)
+        mesh = np.where(
+            other[:, None, None, None], PEDESTAL + (made.meshes.mesh - PEDESTAL) * fall, made.meshes.mesh
+        )
+        made = replace(made, meshes=replace(made.meshes, mesh=mesh))
+        two = known_flat(0.04), known_flat(0.12)
+        own = solve_sky(made.meshes, made.circumstances, [two[int(o)] for o in other])
+        assert left_over(made, own).std() < 2.5
+        assert left_over(made, solve_sky(made.meshes, made.circumstances, two[0])).std() > 3.5
 
 
 class TestElimination:
@@ -387,6 +407,24 @@ class TestStarFlat:
     def test_one_undithered_panel_tells_nothing(self):
         frame, star, flux, q = self.fluxes(2, 0.05, 0.5)
         assert not solve_star_flat(frame, star, flux, q, 40, 400).usable
+
+    def test_cameras_have_flats_of_their_own_where_they_differ(self):
+        first, second = self.fluxes(1, 0.02, 400.0), self.fluxes(3, 0.10, 400.0)
+        same = self.fluxes(3, 0.02, 400.0)
+        camera = np.repeat([0, 1], 40)
+        for other, corners in ((second, (0.98, 0.90)), (same, (0.98, 0.98))):
+            frame = np.concatenate([first[0], other[0] + 40])
+            star = np.concatenate([first[1], other[1] + 400])
+            flats = solve_camera_flats(
+                frame,
+                star,
+                np.vstack([first[2], other[2]]),
+                np.concatenate([first[3], other[3]]),
+                camera,
+                800,
+            )
+            assert [flats[0].corner, flats[-1].corner] == pytest.approx(corners, abs=0.006)
+            assert (flats[0] is flats[-1]) == (corners[0] == corners[1])
 
     def test_no_star_no_flat(self):
         nothing = np.empty(0, np.int64)

@@ -76,7 +76,7 @@ def calm_light_and_colours(
 
 
 def _ramp(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.clip((values - np.float32(low)) * np.float32(1.0 / (high - low)), 0.0, 1.0)
+    return np.asarray(np.clip((values - np.float32(low)) * np.float32(1.0 / (high - low)), 0.0, 1.0))
 
 
 def _calm_around(
@@ -89,7 +89,9 @@ def _calm_around(
     noise: np.ndarray | None,
 ) -> np.ndarray:
     lifted = share * (plane - beneath)
-    return (calm(plane - lifted, weight, *limits, bright_scales=bright_scales, noise=noise) + lifted) * weight
+    return np.asarray(
+        (calm(plane - lifted, weight, *limits, bright_scales=bright_scales, noise=noise) + lifted) * weight
+    )
 
 
 def _lift_to_floor(light: np.ndarray, calmed: np.ndarray, known: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -68,4 +68,4 @@ def _weights(store: TileStore, tile: MasterTile, y: int, x: np.ndarray) -> np.nd
     row = store.read_weight(tile.tile_id, y, y + 1, first, last)
     if row is None:
         row = store.read_coverage(tile.tile_id, y, y + 1, first, last)
-    return np.asarray(row, np.float64).reshape(-1, last - first)[0][x - first]
+    return np.asarray(np.asarray(row, np.float64).reshape(-1, last - first)[0][x - first])

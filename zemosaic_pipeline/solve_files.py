@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from zemosaic_io.fits_read import read_image
 from zemosaic_io.headers import FrameInfo, linear_scale_arcsec, read_frame_info
 from zemosaic_io.solvers.base import Cancel, SolveOutcome, Solver, SolveRequest, failed
 from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
-from zemosaic_io.solvers.embedded import check_wcs
 from zemosaic_pipeline.measure import frame_stars
 from zemosaic_pipeline.plan import solver_options
 from zemosaic_pipeline.solve_frames import image_provider
+from zemosaic_pipeline.solver_answers import judge_answer
 from zemosaic_settings import Settings
 
 __all__ = ["FileSolution", "iter_solutions"]
@@ -102,9 +102,10 @@ def _solve(
     stars = frame_stars(info, read_image(info))
 
     def believe(outcome: SolveOutcome) -> SolveOutcome:
-        if not check_wcs(outcome.wcs_cards or {}, stars, info.shape_hw).contradicts:
-            return outcome
-        return failed(outcome.solver, "no_solution", "solver_implausible", outcome.seconds)
+        solution = judge_answer(info, stars, outcome).solution
+        if solution is None:
+            return failed(outcome.solver, "no_solution", "solver_implausible", outcome.seconds)
+        return replace(outcome, wcs_cards=solution.wcs_cards)
 
     request = SolveRequest(
         path=path,

@@ -20,15 +20,13 @@ import numpy as np
 
 from zemosaic_core.cfa import luminance
 from zemosaic_core.errors import RunFailed, SkipItem
-from zemosaic_core.frame_wcs import UnusableWcs, build_frame_wcs
-from zemosaic_core.plate_solve import WcsCheck
 from zemosaic_io.fits_read import read_window
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.solvers.base import SolveOutcome, Solver, SolveRequest, failed
 from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
-from zemosaic_io.solvers.embedded import EmbeddedSolver, check_wcs
+from zemosaic_io.solvers.embedded import EmbeddedSolver
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import TRACEBACK, result_or_skip
 from zemosaic_pipeline.frame_matching import KnownSky, match_all
@@ -38,6 +36,7 @@ from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.position_search import Place, anywhere, other_readings
 from zemosaic_pipeline.records import Solution, SolvedFrame
 from zemosaic_pipeline.solve_memory import HeaderCheck, SolveMemory
+from zemosaic_pipeline.solver_answers import BUILT_IN, check_frame_wcs, judge_answer
 
 __all__ = ["image_provider", "run"]
 
@@ -48,7 +47,6 @@ MAX_FAILED = 5
 MAX_FAILED_SLOWLY = 2
 # After so many frames in a row that cost all the time there is, a solver is not asked again in this run.
 PATIENCE = 3
-BUILT_IN = "EMBEDDED"
 # How far from their header frames are looked for whose stars the catalogue does not seem to know.
 _NEARBY_DEG = 1.0
 
@@ -65,23 +63,6 @@ def _pointings(sky: KnownSky, indices: Iterable[int]) -> list[list[int]]:
     for index, label in zip(indices, pointing_labels([sky.frames[i][0].info for i in indices]), strict=True):
         members[label].append(index)
     return [sorted(group, key=lambda i: -sky.frames[i][1].n_stars) for group in members.values()]
-
-
-def _check(sky: KnownSky, index: int, cards: Mapping[str, Any]) -> WcsCheck:
-    """Hold a WCS against what a run will do with it and against the catalogue.
-
-    Raises
-    ------
-    SkipItem
-        It cannot be used.
-    """
-    frame, _ = sky.frames[index]
-    shape_hw = frame.info.shape_hw
-    try:
-        build_frame_wcs(cards, shape_hw)
-    except UnusableWcs as error:
-        raise SkipItem("wcs_unusable", f"{frame.info.path}: {error}", path=str(frame.info.path)) from error
-    return check_wcs(cards, sky.stars[index], shape_hw, epoch=frame.info.epoch)
 
 
 def _use_headers(sky: KnownSky, options: SolveOptions, context: RunContext) -> None:
@@ -101,7 +82,7 @@ def _use_headers(sky: KnownSky, options: SolveOptions, context: RunContext) -> N
         known = sky.memory.header_check(key)
         check = known
         if check is None:
-            found = result_or_skip(frame.info.path, _check, sky, index, cards)
+            found = result_or_skip(frame.info.path, check_frame_wcs, frame.info, sky.stars[index], cards)
             if isinstance(found, SkipItem):
                 log.warning("the WCS of its header is not used: %s", found)
                 continue
@@ -261,29 +242,15 @@ def _solution_of(index: int, sky: KnownSky, outcome: SolveOutcome, context: RunC
         The file holds other pixels than those measured.
     """
     frame, measure = sky.frames[index]
-    path, solver = str(frame.info.path), outcome.solver
-    if solver != BUILT_IN and not is_as_surveyed(frame.info):
+    if outcome.solver != BUILT_IN and not is_as_surveyed(frame.info):
         # The other program may have read the file itself.
         locate_again(frame.info, measure.content_key)
-    cards = dict(outcome.wcs_cards or {})
-    try:
-        check = _check(sky, index, cards)
-    except SkipItem as unusable:
-        log.warning("the answer of %s is not used: %s", solver, unusable)
-        return None
-    if check.contradicts:
-        context.say("wcs_solver_wrong", "WARN", path=path, solver=solver, matched=check.n_matched)
-        return None
-    if solver != BUILT_IN and check.confirmed and check.is_shifted:
-        # Some releases of a solver are off by a constant part of a pixel; the stars say by how much.
-        cards["CRPIX1"] += check.shift_x_px
-        cards["CRPIX2"] += check.shift_y_px
-        context.say(
-            "wcs_solver_offset", "WARN", path=path, solver=solver, offset_px=round(check.offset_px, 2)
-        )
-    rms = check.rms_px if outcome.rms_px is None else outcome.rms_px
-    matched = check.n_matched if outcome.n_matched is None else outcome.n_matched
-    return Solution(cards, solver, rms, matched, seconds=outcome.seconds, confirmed=check.confirmed)
+    judged = judge_answer(frame.info, sky.stars[index], outcome)
+    if judged.key == "wcs_unusable":
+        log.warning("the answer of %s is not used: %s", outcome.solver, judged.values["reason"])
+    elif judged.key:
+        context.say(judged.key, "WARN", **judged.values)
+    return judged.solution
 
 
 def _solve_by_pointing(sky: KnownSky, solver: Solver, options: SolveOptions, context: RunContext) -> None:

@@ -17,7 +17,7 @@ from zemosaic_io.sealed_arrays import save_sealed
 from zemosaic_io.solvers.base import Availability, SolveOutcome, failed
 from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_io.star_catalogue import catalogue_stars_near
-from zemosaic_pipeline import frame_matching, solve_frames
+from zemosaic_pipeline import frame_matching, solve_files, solve_frames, solver_answers
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.events import PhaseProgress
 from zemosaic_pipeline.measure import STAR_COLUMNS
@@ -25,6 +25,8 @@ from zemosaic_pipeline.phase1_prepare import Prepared
 from zemosaic_pipeline.plan import SolveOptions
 from zemosaic_pipeline.records import Frame, FrameMeasure
 from zemosaic_pipeline.solve_memory import SolveMemory
+from zemosaic_pipeline.solver_answers import judge_answer
+from zemosaic_settings import Settings
 
 SHAPE_HW = (640, 480)
 # Many bright stars, so that the catalogue can speak; and a place where it knows next to none in such a field.
@@ -277,3 +279,40 @@ def test_what_was_solved_before_a_kill_is_not_solved_again(tmp_path, solved, mon
     assert len(found) == 4
     assert len(set(solver.asked)) == len(solver.asked)
     assert len(set(matched)) == len(matched)
+
+
+@dataclass
+class Seen:
+    """Stars of a frame as a solver gets them."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+def test_an_answer_is_worth_the_same_inside_a_run_and_outside(tmp_path, monkeypatch):
+    """A constant offset is mended, a wrong place and cards that are no WCS are not used; proper motions count."""
+    night = Night(tmp_path, RICH).add("a.fit")
+    frame, measure = night.frames[0]
+    stars = Seen(*(measure.arrays()[axis].astype(float) for axis in "xy"))
+    true = night.cards["a.fit"]
+    shifted = {**true, "CRPIX1": true["CRPIX1"] + 0.6, "CRPIX2": true["CRPIX2"] - 0.4}
+    epochs = []
+    real = solver_answers.check_wcs
+    monkeypatch.setattr(
+        solver_answers, "check_wcs", lambda *args, epoch: epochs.append(epoch) or real(*args, epoch=epoch)
+    )
+    judged = judge_answer(frame.info, stars, SolveOutcome(True, "ASTAP", shifted, 0.1))
+    assert judged.key == "wcs_solver_offset"
+    assert judged.solution.confirmed
+    assert abs(judged.solution.wcs_cards["CRPIX1"] - true["CRPIX1"]) < 0.1
+    assert abs(judged.solution.wcs_cards["CRPIX2"] - true["CRPIX2"]) < 0.1
+    assert epochs == [frame.info.epoch]
+    wrong = judge_answer(frame.info, stars, SolveOutcome(True, "ASTAP", night.wrong("a.fit", 0.5), 0.1))
+    assert (wrong.solution, wrong.key) == (None, "wcs_solver_wrong")
+    none = judge_answer(frame.info, stars, SolveOutcome(True, "ASTAP", {"CTYPE1": 5}, 0.1))
+    assert (none.solution, none.key) == (None, "wcs_unusable")
+
+    monkeypatch.setattr(solve_files, "make_solvers", lambda _: [Scripted("ASTAP", {"a.fit": shifted})])
+    monkeypatch.setattr(solve_files, "frame_stars", lambda *_: stars)
+    (found,) = solve_files.iter_solutions([tmp_path / "a.fit"], Settings(), tmp_path)
+    assert found.outcomes[-1].wcs_cards == judged.solution.wcs_cards

@@ -2,6 +2,9 @@
 
 A run stops at the next item; one that does not within `STOP_WITHIN_S` is ended where it is. Nothing is lost by that:
 every file is complete or not there, and the next run sweeps up.
+
+Python runs the handler of a signal between two steps of the main thread, which may be seconds away in compiled code.
+So the number of the signal also goes through a pair of sockets to the thread that watches.
 """
 
 from __future__ import annotations
@@ -9,13 +12,16 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import select
 import signal
+import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -24,12 +30,13 @@ __all__ = [
     "STOP_SIGNALS",
     "STOP_WITHIN_S",
     "StopRequest",
+    "leave_at_once",
     "send_the_rest",
     "stop_from_outside",
 ]
 
 EXIT_STOPPED = 130
-STOP_WITHIN_S = 1.5
+STOP_WITHIN_S = 1.2
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _LOOK_S = 0.1
 # A window that is busy drawing reads its messages late; one that does not read at all is not waited for.
@@ -61,28 +68,44 @@ class StopRequest:
 
 
 @contextmanager
-def stop_from_outside(event: Any = None) -> Iterator[StopRequest]:
+def stop_from_outside(event: Any = None, *, at_once: bool = False) -> Iterator[StopRequest]:
     """Give the request that a run has to honour; signals and the end of the parent set it.
 
     The process ends with `EXIT_STOPPED`, its children before it, when the block has not ended in time.
+
+    Parameters
+    ----------
+    event : optional
+        The cancel event of the parent, anything with ``is_set()``.
+    at_once : bool
+        Nothing has been begun: end on the first word of anybody, of ``event`` as well.
     """
     request = StopRequest(event)
     ended = threading.Event()
-    watch = threading.Thread(target=_watch, args=(request, ended), name="stop-watch", daemon=True)
-    watch.start()
 
     def note(_number: int, _frame: FrameType | None) -> None:
         request.set()
 
     # Whoever started the run with `nohup` wants it to outlive the terminal.
     watched = [s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setblocking(False)
+    watch = threading.Thread(
+        target=_watch, args=(request, ended, at_once, ours, watched), name="stop-watch", daemon=True
+    )
+    watch.start()
     before = {number: signal.signal(number, note) for number in watched}
+    fd_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     try:
         yield request
     finally:
         ended.set()
+        signal.set_wakeup_fd(fd_before)
         for number, handler in before.items():
             signal.signal(number, handler)
+        # The watch closes its own end: it may be waiting for it.
+        theirs.close()
 
 
 def send_the_rest(queue: Any) -> None:
@@ -110,13 +133,22 @@ def _unread(queue: Any) -> int:
         return 0  # macOS does not count
 
 
-def _watch(request: StopRequest, ended: threading.Event) -> None:
-    while not ended.wait(_LOOK_S):
-        if _parent_is_gone():
-            request.set()
-        if request.since_s is not None and time.monotonic() - request.since_s > STOP_WITHIN_S:
-            log.warning("the run did not stop within %s s and is ended", STOP_WITHIN_S)
-            _end_now()
+def _watch(
+    request: StopRequest, ended: threading.Event, at_once: bool, told: socket.socket, numbers: Sequence[int]
+) -> None:
+    patience_s = 0.0 if at_once else STOP_WITHIN_S
+    with told:
+        while not ended.is_set():
+            if select.select([told], [], [], _LOOK_S)[0]:
+                noticed = told.recv(64)
+                if not noticed:
+                    return  # the other end was closed: the block has ended
+                if set(noticed) & set(numbers):
+                    request.set()
+            if _parent_is_gone() or (at_once and request.is_set()):
+                request.set()
+            if request.since_s is not None and time.monotonic() - request.since_s >= patience_s:
+                _end_now(at_once)
 
 
 def _parent_is_gone() -> bool:
@@ -124,7 +156,23 @@ def _parent_is_gone() -> bool:
     return parent is not None and not parent.is_alive()
 
 
-def _end_now() -> None:
+def leave_at_once(code: int) -> NoReturn:
+    """End this process without what Python tidies up: that takes longer than a stop may, and nobody needs it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+def _end_now(was_at_rest: bool) -> NoReturn:
+    if not was_at_rest:
+        # A thread of its own: on a disk that hangs a line of the log may take for ever.
+        line = threading.Thread(
+            target=log.warning, args=("the run did not stop in %s s and is ended", STOP_WITHIN_S)
+        )
+        line.daemon = True
+        line.start()
+        line.join(_LOOK_S)
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()

@@ -283,7 +283,9 @@ class WorkerPool:
         for child in children:
             if child.position is not None:
                 # What it still answers is not wanted, but it can end its files properly.
-                wait([child.connection], max(0.0, until - time.monotonic()))
+                if not wait([child.connection], max(0.0, until - time.monotonic())):
+                    self.ended_by_force = True
+                    child.process.kill()
                 child.connection.close()
         for child in children:
             child.process.join(max(0.0, until + 0.3 - time.monotonic()))
@@ -318,12 +320,13 @@ def _serve(connection: Connection, parent_pid: int, limit_bytes: int) -> None:
         try:
             message = connection.recv_bytes()
         except (EOFError, OSError):
-            return
+            # What Python tidies up when it ends takes longer than the run wants to wait, and nobody needs it.
+            os._exit(0)
         answer = _answer(message)
         try:
             connection.send_bytes(answer)
         except OSError:
-            return
+            os._exit(0)
 
 
 def _answer(message: bytes) -> bytes:

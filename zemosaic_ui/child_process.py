@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from zemosaic_pipeline.outside_stop import send_the_rest, stop_from_outside
+from zemosaic_pipeline.outside_stop import EXIT_STOPPED, leave_at_once, send_the_rest, stop_from_outside
 
 __all__ = ["ChildProcess", "end_process_tree"]
 
@@ -49,9 +49,17 @@ def _run_in_child(target: str, error_log: str, args: tuple, kwargs: dict) -> Non
     # event, so that the run can end cleanly. Processes that the child starts inherit this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     module, name = target.split(":")
+    # Importing takes seconds on a busy machine, and there is nothing to end properly yet.
+    with stop_from_outside(kwargs.get("cancel_event"), at_once=True):
+        job = getattr(importlib.import_module(module), name)
     # A closed terminal or a window that was killed leaves no job behind, whether or not it looks at its cancel event.
     with stop_from_outside():
-        getattr(importlib.import_module(module), name)(*args, **kwargs)
+        try:
+            job(*args, **kwargs)
+        except SystemExit as leaving:
+            if leaving.code == EXIT_STOPPED:
+                leave_at_once(EXIT_STOPPED)
+            raise
     send_the_rest(args[0])
 
 
@@ -251,20 +259,17 @@ class ChildProcess:
                 orphan.kill()
 
     def _listen(self) -> None:
-        quiet_since = None
-        while True:
-            try:
-                self._messages.append(self._queue.get(timeout=0.1))
-                quiet_since = None
-            except queue.Empty:
-                if self._process.is_alive():
-                    continue
-                now = time.monotonic()
-                quiet_since = quiet_since or now
-                if now - quiet_since > 0.15:
-                    return
-            except (EOFError, OSError):
-                return
+        try:
+            while True:
+                # Asked before the queue is: what a process wrote before it ended is in the pipe by then.
+                has_ended = not self._process.is_alive()
+                try:
+                    self._messages.append(self._queue.get(timeout=0.01 if has_ended else 0.1))
+                except queue.Empty:
+                    if has_ended:
+                        return
+        except (EOFError, OSError):
+            return
 
     def _end(self, grace_s: float, patience_s: float, on_forced: Callable[[], None] | None) -> None:
         self._started.wait(10.0)

@@ -41,7 +41,7 @@ EXIT_OF = {RunStatus.SUCCESS: 0, RunStatus.FAILED: 1, RunStatus.CANCELLED: 130}
 # A person at a terminal can ask twice; so the first request may wait for a long block or tile to end.
 STOP_GRACE_S = 120.0
 # Whoever sends another signal (a system that shuts down, a closed terminal) kills what does not end soon.
-SIGNAL_GRACE_S = 1.3
+SIGNAL_GRACE_S = 1.4
 TICK_S = 0.1
 
 

@@ -28,11 +28,26 @@ with stop_from_outside():
     time.sleep(600)
 """
 
+# Compiled code that lets other threads run: Python calls no handler of a signal before it comes back.
+COMPILED = DEAF.replace(
+    "    time.sleep(600)\n", "    import hashlib; hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2_000_000_000)\n"
+)
+AT_REST = """
+import os, sys, time
+from zemosaic_pipeline.outside_stop import stop_from_outside
+class Event:
+    def is_set(self): return os.path.exists(sys.argv[1])
+with stop_from_outside(Event(), at_once=True):
+    time.sleep(0.3)
+    open(sys.argv[1], "w").close()
+    time.sleep(600)
+"""
 
-def deaf(before: str = "") -> tuple[subprocess.Popen, psutil.Process]:
+
+def deaf(before: str = "", code: str = DEAF) -> tuple[subprocess.Popen, psutil.Process]:
     """Start a program that honours no request, with a child; return both."""
     process = subprocess.Popen(
-        [sys.executable, "-c", before + DEAF],
+        [sys.executable, "-c", before + code],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -42,12 +57,22 @@ def deaf(before: str = "") -> tuple[subprocess.Popen, psutil.Process]:
 
 
 @posix
-@pytest.mark.parametrize("number", outside_stop.STOP_SIGNALS)
-def test_what_does_not_stop_is_ended_with_its_children(number):
-    process, child = deaf()
+@pytest.mark.parametrize(
+    ("number", "code"), list(zip(outside_stop.STOP_SIGNALS, (COMPILED, DEAF), strict=False))
+)
+def test_what_does_not_stop_is_ended_with_its_children(number, code):
+    process, child = deaf(code=code)
     process.send_signal(number)
     assert process.wait(timeout=60) == 130
     assert psutil.wait_procs([child], timeout=60)[1] == []
+
+
+def test_what_has_not_begun_is_ended_at_the_first_word(tmp_path):
+    """Also by a request that a run would take its time for."""
+    process = subprocess.run(
+        [sys.executable, "-c", AT_REST, str(tmp_path / "asked")], cwd=ROOT, timeout=60, check=False
+    )
+    assert process.returncode == 130
 
 
 @posix

@@ -75,7 +75,10 @@ class ViewerPage(QWidget):
         return slider
 
     def _lay_out(self) -> None:
-        first = row(self.open_button, self.recent, self.name, self.folder_button, self.report_button)
+        overlays = row(*self.overlay_buttons.values(), spacing=6)
+        first = row(
+            self.open_button, self.recent, self.name, overlays, self.folder_button, self.report_button
+        )
         first.setStretch(2, 1)
         second = row(
             self.fit_button,
@@ -94,7 +97,6 @@ class ViewerPage(QWidget):
             self.saturation,
             self.auto_button,
             None,
-            *self.overlay_buttons.values(),
             spacing=6,
         )
         layout = QVBoxLayout(self)

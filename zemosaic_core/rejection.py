@@ -216,7 +216,7 @@ def combine_pool(
     check_rule(rule)
     height = shape[1]
     noise = noise_terms(rule, pool.weights)
-    out = CoaddBlock.blank(shape)
+    out = CoaddBlock.unfilled(shape)
     edges = np.linspace(0, height, max(1, min(pieces, height)) + 1).astype(int)
 
     def work(piece: int) -> None:

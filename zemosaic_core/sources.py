@@ -257,6 +257,18 @@ class CoaddBlock:
         return np.tensordot(weights, self.clipped.astype(np.uint8), axes=1).astype(np.uint8)
 
     @staticmethod
+    def unfilled(shape: tuple[int, int, int]) -> CoaddBlock:
+        """Return a block (C, h, w) that holds anything: for who fills all of it, in threads of his own."""
+        return CoaddBlock(
+            image=np.empty(shape, np.float32),
+            weight=np.empty(shape, np.float32),
+            coverage=np.empty(shape[1:], np.uint16),
+            variance=np.empty(shape, np.float32),
+            rejected_low=np.empty(shape, np.uint16),
+            rejected_high=np.empty(shape, np.uint16),
+        )
+
+    @staticmethod
     def blank(shape: tuple[int, int, int]) -> CoaddBlock:
         """Return a block (C, h, w) that no source touches."""
         return CoaddBlock(

@@ -523,8 +523,6 @@ _INTERFACE = (
         "interface",
         "basic",
         choices=_LANGUAGES,
-        # A language of ZeMosaic 4 without texts here.
-        old_values=tuple((code, "en") for code in ("de", "es", "is", "nl", "pl") if code not in _LANGUAGES),
     ),
     Option(
         "logging_level",

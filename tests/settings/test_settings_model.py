@@ -42,7 +42,7 @@ def test_values_that_exist_no_more_keep_their_meaning():
     )
     assert settings.cache_retention == "run_end"
     assert settings.resume == "auto"
-    assert settings.language == "en"
+    assert settings.language == "de"
     assert settings.logging_level == "DEBUG"
 
 

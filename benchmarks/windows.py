@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=10_000)
     options = parser.parse_args()
-    application = QApplication.instance() or QApplication([])
+    application = QApplication([])
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ZEMOSAIC_CONFIG_DIR"] = folder
         for name, seconds in measure_filter(application, Path(folder), options.frames).items():

@@ -36,7 +36,8 @@ _STRETCH = 1.6
 
 def read_texts(code: str) -> dict[str, str]:
     """Return the texts of a language by key, as they stand in its file."""
-    return json.loads((_FOLDER / f"{code}.json").read_text(encoding="utf-8"))
+    texts: dict[str, str] = json.loads((_FOLDER / f"{code}.json").read_text(encoding="utf-8"))
+    return texts
 
 
 def room_for(english: str) -> int:

@@ -190,7 +190,7 @@ def read_shape(hdus: fits.HDUList, path: Path) -> tuple[int, int]:
         It holds none.
     """
     for hdu in hdus:
-        shape = hdu.shape if getattr(hdu, "is_image", False) else ()
+        shape: tuple[int, ...] = hdu.shape if getattr(hdu, "is_image", False) else ()
         if len(shape) == 2:
             return int(shape[0]), int(shape[1])
         if len(shape) == 3:
@@ -220,7 +220,7 @@ def _masked(
     """Take out what is masked: weights fade, frames and pixels go where nothing is left."""
     gone = mask < MASKED
     if name == "WEIGHT":
-        return (cut * mask).astype(cut.dtype)
+        return np.asarray(cut * mask, dtype=cut.dtype)
     if name in ("COVERAGE", "CLIPPED", "ALPHA"):
         return np.where(gone, 0, cut).astype(cut.dtype)
     empty = np.nan if (altaz is None or altaz.nanize) and cut.dtype.kind == "f" else 0

@@ -10,7 +10,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -84,7 +84,7 @@ def _planes(image: ElementTree.Element, read: Any) -> np.ndarray:
         raise ValueError(f"geometry {image.attrib['geometry']}")
     width, height, channels = sides
     dtype = np.dtype(_TYPES[image.attrib["sampleFormat"]])
-    order = ">" if image.attrib.get("byteOrder", "little") == "big" else "<"
+    order: Literal["<", ">"] = ">" if image.attrib.get("byteOrder", "little") == "big" else "<"
     n_bytes = width * height * channels * dtype.itemsize
     kind, _, place = image.attrib["location"].partition(":")
     if kind != "attachment":

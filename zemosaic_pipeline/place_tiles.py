@@ -212,7 +212,8 @@ class _Coarser:
             assert weight is not None
             return weight[np.newaxis]
 
-        return self._window(planes, key, y0, y1, x0, x1)[0]
+        window: np.ndarray = self._window(planes, key, y0, y1, x0, x1)[0]
+        return window
 
     def read_raw(self, key: int, y0: int, y1: int) -> RawRows | None:
         """Return None: tiles are decoded images."""

@@ -79,7 +79,7 @@ def tile_files(folder: Path, *, recursive: bool, exclude: Iterable[Path] = ()) -
     if (folder / STATE_TILES).is_dir():
         folder = folder / STATE_TILES
     apart = {path.resolve() for path in exclude}
-    found = []
+    found: list[Path] = []
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(
             name

@@ -56,7 +56,8 @@ class RawMeasure:
     n_found : int
         Stars found before the list was cut.
     channel_flux : ndarray, shape (C, n), float32
-        Light of each star per channel, in ADU of one pixel of that channel; NaN where it cannot be told.
+        Light of each star per channel, ADU, as if every pixel had the colour of the channel: frames with and without
+        filters over their pixels are on one scale. NaN where it cannot be told.
     sky, noise : ndarray, shape (C,), float32
         Level of the sky and noise of one pixel in it, ADU. Gradients and nebulae are not in the noise.
     mesh, mesh_noise : ndarray, shape (C, ny, nx), float32
@@ -145,7 +146,8 @@ def measure_raw(
     return RawMeasure(
         stars=stars,
         n_found=n_found,
-        channel_flux=_mean_of_phases(light, colours) if is_cfa else light,
+        # A phase has every fourth pixel of the light.
+        channel_flux=4.0 * _mean_of_phases(light, colours) if is_cfa else light,
         sky=np.array([_central(level) for level in mesh], np.float32),
         noise=np.array([np.sqrt(np.mean(frame_noise[k] ** 2)) for k in colours], np.float32),
         mesh=mesh,

@@ -172,6 +172,21 @@ def test_light_of_each_colour_follows_its_transparency_and_width_the_seeing():
     assert np.median(wide.stars.fwhm_px) > np.median(clear.stars.fwhm_px) + 0.7
 
 
+def test_light_is_that_of_all_pixels_whatever_filters_are_over_them():
+    """Frames of colour cameras, of mono cameras and finished stacks are brought to one scale by it."""
+    frame, (flux, x, y), _ = observe()
+    colours = measure_raw(frame, "GRBG")
+    found, index = match(colours.stars, x, y)
+    bright = found & (colours.stars.snr > 80) & (colours.stars.peak < 40000)
+    ratio = colours.channel_flux[:, bright] / flux[index[bright]].T
+    np.testing.assert_allclose(np.nanmedian(ratio, axis=1), 1.0, atol=0.08)
+    plane, at, flux, _ = mono(3.0)
+    grey = measure_raw(plane, None)
+    found, index = match(grey.stars, at[:, 1], at[:, 0])
+    bright = found & (grey.stars.snr > 80)
+    assert np.nanmedian(grey.channel_flux[0, bright] / flux[index[bright]]) == pytest.approx(1.0, abs=0.04)
+
+
 @pytest.mark.parametrize("pattern", ["GRBG", "RGGB", "GBRG", "BGGR"])
 def test_every_pattern_tells_the_same_sky_and_colours(pattern):
     frame, _, _ = observe()

@@ -80,7 +80,9 @@ def empty_nodes(sky: np.ndarray, terms: np.ndarray, hits: np.ndarray) -> np.ndar
     for _ in range(_MASK_ROUNDS):
         left = sky - terms @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
         below = left[seen & (left < 0)]
-        sigma = 1.4826 * float(np.median(-below)) if len(below) > 10 else 1.0
+        if not len(below):
+            break
+        sigma = 1.4826 * float(np.median(-below))
         new = seen & (left < _CLIP_ABOVE * sigma) & (left > -_CLIP_BELOW * sigma)
         if new.sum() < _LEAST_EMPTY * seen.sum() or new.sum() < 2 * terms.shape[1] or (new == mask).all():
             break

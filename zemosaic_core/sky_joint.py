@@ -175,7 +175,7 @@ def _tiny_diagonal(matrix: csc_matrix) -> csc_matrix:
     """Keep a node that no pull reaches from making the matrix singular."""
     diagonal = matrix.diagonal()
     n = len(diagonal)
-    least = 1e-13 * float(diagonal.max(initial=1.0))
+    least = 1e-13 * (float(diagonal.max(initial=0.0)) or 1.0)
     return coo_matrix((np.full(n, least), (np.arange(n), np.arange(n))), shape=(n, n)).tocsc()
 
 

@@ -77,8 +77,8 @@ class SkySolution:
                 "stars": model.flat.n_measurements,
             },
             "pedestal": {
-                "adu": np.round(model.pedestal.level_adu, 1).tolist(),
-                "sigma_adu": np.round(model.pedestal.sigma_adu, 1).tolist(),
+                "adu": [float(f"{level:.4g}") for level in model.pedestal.level_adu],
+                "sigma_adu": [float(f"{sigma:.3g}") for sigma in model.pedestal.sigma_adu],
                 "measured": model.pedestal.measured,
             },
             "channels": [

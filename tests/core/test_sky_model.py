@@ -10,7 +10,7 @@ import pytest
 from tests.core.sky_cases import PEDESTAL, left_over, made_night
 from zemosaic_core import sky_model
 from zemosaic_core.glow_prior import GlowPrior
-from zemosaic_core.sky_gauge import _agreed_width, large_scale_terms
+from zemosaic_core.sky_gauge import _agreed_width, empty_nodes, large_scale_terms
 from zemosaic_core.sky_joint import JointProblem, full_covariance, posterior_of
 from zemosaic_core.sky_lattice import bilinear_lattice, cell_spacing_px
 from zemosaic_core.sky_meshes import cells_of, spread_rows
@@ -48,6 +48,17 @@ def test_one_even_sky_is_left(night, limit_adu, conflict, with_site):
     assert before.std() > 10.0
     assert left_over(made, model).std() < limit_adu
     assert model.channels[0].gauge.conflict in conflict
+
+
+def test_which_part_is_empty_does_not_depend_on_the_unit():
+    """Frames may hold counts, or shares of 65536; also where few nodes lie below the rest."""
+    y, x = np.mgrid[0:4, 0:5].astype(float)
+    terms = large_scale_terms(np.column_stack([x.ravel(), y.ravel()]))
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        sky = 700 + rng.normal(0, 3, 20) + rng.exponential(20, 20) * (rng.uniform(size=20) < 0.5)
+        in_counts = empty_nodes(sky, terms, np.ones(20))
+        np.testing.assert_array_equal(empty_nodes(sky / 65536, terms, np.ones(20)), in_counts)
 
 
 def test_nebulae_keep_their_light():

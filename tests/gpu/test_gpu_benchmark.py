@@ -60,7 +60,6 @@ def test_every_line_of_the_table_can_be_made(monkeypatch, capsys):
         "sample and average 8 frames",
         "winsorized, 30 frames",
         "aim 60 %",
-        "hot pixels",
         "frames to a tile, CPU",
     ):
         assert line in table

@@ -167,7 +167,7 @@ def colour_levels(plane: np.ndarray, pattern: str | None) -> np.ndarray:
     for colour in set(names):
         phases = [k for k in range(4) if names[k] == colour]
         values = np.concatenate([middle[k // 2 :: 2, k % 2 :: 2].ravel() for k in phases])
-        levels[phases] = np.nanmedian(values)
+        levels[phases] = np.nanmedian(values) if np.isfinite(values).any() else np.nan
     return levels.reshape(2, 2)
 
 

@@ -246,8 +246,10 @@ def main() -> None:
         night = make_night(Path(folder), options.frames, with_green=bool({"swarp", "reproject"} & set(peers)))
         costs = compare(night, peers, options.rounds, Path(folder))
     medians = {name: statistics.median(cost.cpu_s for cost in made) for name, made in costs.items()}
-    for name, median in medians.items():
-        print(f"{name:10s} {median:7.1f} CPU s   ZeMosaic / {name}: {medians['zemosaic'] / median:.2f}")
+    ratios = {name: medians["zemosaic"] / medians[name] for name in peers}
+    print(f"zemosaic   {medians['zemosaic']:7.1f} CPU s")
+    for name, ratio in ratios.items():
+        print(f"{name:10s} {medians[name]:7.1f} CPU s   ZeMosaic / {name}: {ratio:.2f}")
     options.output.mkdir(parents=True, exist_ok=True)
     facts = {
         "date": datetime.date.today().isoformat(),
@@ -255,7 +257,7 @@ def main() -> None:
         "frames": options.frames,
         "runs": {name: [asdict(cost) for cost in made] for name, made in costs.items()},
         "median_cpu_s": medians,
-        "zemosaic_over_peer": {name: medians["zemosaic"] / median for name, median in medians.items()},
+        "zemosaic_over_peer": ratios,
     }
     (options.output / "peers.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (options.output / "peers.svg").write_text(bars(medians), encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tools import options_table
 from zemosaic_settings.old_options import OLD_OPTIONS
 
 __all__ = ["main", "old_options_table", "with_table"]
@@ -33,18 +34,8 @@ def old_options_table() -> str:
 
 
 def with_table(text: str) -> str:
-    """Return a document with what stands between its markers replaced.
-
-    Raises
-    ------
-    ValueError
-        The document lacks a marker.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the document needs the lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{old_options_table()}\n{END}{after}"
+    """Return a document with the table between its markers; see `options_table.with_table`."""
+    return options_table.with_table(text, old_options_table(), BEGIN, END)
 
 
 def main(arguments: list[str]) -> int:

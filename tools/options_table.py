@@ -29,7 +29,7 @@ def options_table(language: str = "en") -> str:
     return "\n".join(parts)
 
 
-def with_table(text: str, table: str) -> str:
+def with_table(text: str, table: str, begin_mark: str = BEGIN, end_mark: str = END) -> str:
     """Return a document with what stands between its markers replaced.
 
     Raises
@@ -37,11 +37,11 @@ def with_table(text: str, table: str) -> str:
     ValueError
         The document lacks a marker.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
     if not begin or not end:
-        raise ValueError(f"the document needs the lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{table}\n{END}{after}"
+        raise ValueError(f"the document needs the lines {begin_mark!r} and {end_mark!r}")
+    return f"{before}{begin}\n\n{table}\n{end}{after}"
 
 
 def _row(option: Option, texts: ZeMosaicLocalization) -> str:

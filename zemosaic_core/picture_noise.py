@@ -400,23 +400,39 @@ def _largest_near(detail, spacing, result):
 
 
 @njit(cache=True, nogil=True)
+def _place_between(k, n):
+    """Cell before pixel ``k`` of ``n`` cells, and how far the pixel lies on the way to the next centre."""
+    half = np.float32(0.5)
+    v = min(max((k + half) * np.float32(1.0 / _CELL_PX) - half, np.float32(0.0)), np.float32(n - 1))
+    first = min(int(v), max(n - 2, 0))
+    return first, np.float32(v - first)
+
+
+@njit(cache=True, nogil=True)
+def _cells_at_row(cells, y, line):
+    """Interpolate the columns of cells at a row of pixels."""
+    rows = cells.shape[0]
+    j, share = _place_between(y, rows)
+    for i in range(line.size):
+        line[i] = cells[j, i] + share * (cells[min(j + 1, rows - 1), i] - cells[j, i])
+
+
+@njit(cache=True, nogil=True)
+def _cells_at_column(line, x):
+    """Interpolate a row of `_cells_at_row` at a column of pixels."""
+    i, share = _place_between(x, line.size)
+    return line[i] + share * (line[min(i + 1, line.size - 1)] - line[i])
+
+
+@njit(cache=True, nogil=True)
 def _divide_by_cells(detail, cells):
     """Divide by the noise interpolated between the centres of cells; 0 where there is none."""
     height, width = detail.shape
-    rows, columns = cells.shape
-    step = np.float32(1.0 / _CELL_PX)
-    half = np.float32(0.5)
-    line = np.empty(columns, dtype=np.float32)
+    line = np.empty(cells.shape[1], dtype=np.float32)
     for y in range(height):
-        v = min(max((y + half) * step - half, np.float32(0.0)), np.float32(rows - 1))
-        j = min(int(v), max(rows - 2, 0))
-        fy = np.float32(v - j)
-        for i in range(columns):
-            line[i] = cells[j, i] + fy * (cells[min(j + 1, rows - 1), i] - cells[j, i])
+        _cells_at_row(cells, y, line)
         for x in range(width):
-            u = min(max((x + half) * step - half, np.float32(0.0)), np.float32(columns - 1))
-            i = min(int(u), max(columns - 2, 0))
-            noise = line[i] + np.float32(u - i) * (line[min(i + 1, columns - 1)] - line[i])
+            noise = _cells_at_column(line, x)
             detail[y, x] = detail[y, x] / noise if noise > _LEAST_NOISE else np.float32(0.0)
 
 
@@ -424,20 +440,12 @@ def _divide_by_cells(detail, cells):
 def _add_shrunk(detail, largest, cells, factor, keep, result):
     """Add the shrunk differences; the noise between the centres of cells is interpolated."""
     height, width = detail.shape
-    rows, columns = cells.shape
-    step = np.float32(1.0 / _CELL_PX)
-    half, one = np.float32(0.5), np.float32(1.0)
-    line = np.empty(columns, dtype=np.float32)
+    one = np.float32(1.0)
+    line = np.empty(cells.shape[1], dtype=np.float32)
     for y in range(height):
-        v = min(max((y + half) * step - half, np.float32(0.0)), np.float32(rows - 1))
-        j = min(int(v), max(rows - 2, 0))
-        fy = np.float32(v - j)
-        for i in range(columns):
-            line[i] = cells[j, i] + fy * (cells[min(j + 1, rows - 1), i] - cells[j, i])
+        _cells_at_row(cells, y, line)
         for x in range(width):
-            u = min(max((x + half) * step - half, np.float32(0.0)), np.float32(columns - 1))
-            i = min(int(u), max(columns - 2, 0))
-            noise = line[i] + np.float32(u - i) * (line[min(i + 1, columns - 1)] - line[i])
+            noise = _cells_at_column(line, x)
             limit = factor * noise
             most = largest[y, x]
             share = one - (limit / most) * (limit / most) if most > limit else np.float32(0.0)

@@ -61,7 +61,7 @@ DRIFT_V, DRIFT_CELL_DEG, DRIFT_MIN_STARS, DRIFT_PER_MAG = 9.5, 10.0, 50, 0.876
 
 @dataclass(frozen=True)
 class MovingStars:
-    """Stars of `stellarium-data`: degrees at J2000.0, mas/yr, magnitudes; (n,) float64 each."""
+    """Stars of `stellarium-data`: degrees at J2000.0, mas/yr, magnitudes, Hipparcos numbers (0: none); (n,) each."""
 
     ra: np.ndarray
     dec: np.ndarray
@@ -69,6 +69,7 @@ class MovingStars:
     pm_dec: np.ndarray
     v: np.ndarray
     b_v: np.ndarray
+    hip: np.ndarray
 
 
 def read_index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -156,6 +157,7 @@ def _read_level(path: Path, motions: np.ndarray) -> tuple[np.ndarray, ...]:
         pm_dec,
         (mag_min + mag * (mag_range / mag_steps)) / 1000.0,
         b_v * (4.0 / 127.0) - 0.5,
+        hip,
     )
 
 

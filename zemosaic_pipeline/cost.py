@@ -72,7 +72,7 @@ class CostBasis:
         Processes that measure, threads of the co-add.
     block_budget_bytes : int
         Memory for the blocks of a co-add.
-    route : {'direct', 'panels', 'tiles'}
+    route : {'direct', 'panels', 'grid', 'sds', 'tiles'}
     max_per_group : int
         Most frames of a tile; 0: no limit.
     rule, kernel, feather_px, has_weight_map
@@ -89,6 +89,8 @@ class CostBasis:
         Output pixels per pixel of a frame.
     cuts_tiles : bool
         Tiles are written once more, cut or masked.
+    batches : tuple of int
+        Frames of each batch, on routes where each becomes a tile that may be as large as the mosaic.
     """
 
     n_channels: int
@@ -108,6 +110,12 @@ class CostBasis:
     refine: bool = False
     drizzle_scale: float = 1.0
     cuts_tiles: bool = False
+    batches: tuple[int, ...] = ()
+
+    @property
+    def tiles_are_whole(self) -> bool:
+        """Whether what is stacked in one go may cover the whole mosaic."""
+        return self.route in ("direct", "grid", "sds")
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ def _direct_buffers(
     basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]
 ) -> tuple[int, tuple[Buffer, ...]]:
     """Return samples per channel and row, and the memory of a row, when all frames are combined at once."""
-    n = _frames_per_row(infos)
+    n = min(_frames_per_row(infos), max(basis.batches, default=len(infos)))
     columns = n * min(canvas_hw[1], _tile_hw(basis, largest_frame(infos))[1])
     buffers = coadd_buffers(
         n, basis.n_channels, canvas_hw[1], basis.rule, basis.feather_px > 0, columns=columns
@@ -168,12 +176,13 @@ def frames_at_place(basis: CostBasis, infos: Sequence[FrameInfo]) -> int:
         return 1
     if basis.route == "panels":
         return _largest_group(basis, infos)
-    return Counter(pointing_labels(infos)).most_common(1)[0][1]
+    fullest = Counter(pointing_labels(infos)).most_common(1)[0][1]
+    return -(-fullest // max(1, len(basis.batches)))
 
 
 def _stacked_hw(basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of what is stacked in one go: the fullest tile, or the whole mosaic."""
-    return canvas_hw if basis.route == "direct" else _tile_hw(basis, largest_frame(infos))
+    return canvas_hw if basis.tiles_are_whole else _tile_hw(basis, largest_frame(infos))
 
 
 def workload_on_card(
@@ -196,7 +205,7 @@ def workload_on_card(
 
 
 def _stack_workload(basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]) -> Workload:
-    if basis.route == "direct":
+    if basis.tiles_are_whole:
         in_row, direct = _direct_buffers(basis, infos, canvas_hw)
         return Workload("stack", canvas_hw[0], direct, elements_per_row=in_row * basis.n_channels)
     n = frames_at_place(basis, infos)
@@ -286,7 +295,9 @@ def estimate_rows(
     step = -(-max(canvas_hw) // basis.preview_max_dim)
     export = PARENT_BYTES + canvas_px // step**2 * PREVIEW_BYTES_PER_PX + 100_000_000
     unpacked = sum(math.prod(i.shape_hw) * i.n_stored_planes * abs(i.bitpix) // 8 for i in infos if i.packed)
-    tiles_disk = round(1.4 * canvas_px) * 4 * (basis.n_channels + 2 + variance_planes)
+    tiles_disk = (
+        round(max(1.4, len(basis.batches)) * canvas_px) * 4 * (basis.n_channels + 2 + variance_planes)
+    )
     # Cut tiles are temporary files.
     cut_disk = tiles_disk if basis.cuts_tiles else 0
     # Beside the tile in work: its weights, and facts of some of its pixels, until it is complete.

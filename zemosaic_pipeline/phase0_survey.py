@@ -11,6 +11,7 @@ from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_io.folders import survey_files
 from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_io.light_frames import refuse_other_than_light
+from zemosaic_io.stack_plan import StackPlan, planned_infos
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.cost import frame_bytes
 from zemosaic_pipeline.filters import filter_names, split_text
@@ -89,6 +90,7 @@ def survey(
     selection: Iterable[str] | None = None,
     memory_bytes: int = 1 << 60,
     other_places: Iterable[Path] = (),
+    listed: StackPlan | None = None,
     map_batches: Callable[[Any, list[list[str]]], Iterable[tuple[int, list[FrameInfo | LeftOut]]]]
     | None = None,
 ) -> tuple[list[FrameInfo], list[LeftOut]]:
@@ -102,10 +104,15 @@ def survey(
         What there is; frames that alone need more are left out.
     other_places : iterable of Path
         Folders and files that hold no light frames: those given for calibration.
+    listed : StackPlan, optional
+        The files that count, and what is known of them besides; the folder is not searched then.
     map_batches : callable, optional
         ``(function, batches) -> (position, result)`` as they come; default: one after the other.
     """
-    paths = survey_files(folder, recursive=recursive, exclude=(output_dir, *other_places))
+    if listed is None:
+        paths = survey_files(folder, recursive=recursive, exclude=(output_dir, *other_places))
+    else:
+        paths = [frame.path for frame in listed.frames]
     if selection is not None:
         wanted = {str(Path(path).resolve()) for path in selection}
         paths = [path for path in paths if str(path.resolve()) in wanted]
@@ -118,6 +125,9 @@ def survey(
     everything = [item for position in sorted(results) for item in results[position]]
     infos = [item for item in everything if isinstance(item, FrameInfo)]
     refused = [item for item in everything if isinstance(item, LeftOut)]
+    if listed is not None:
+        infos = planned_infos(listed, infos)
+        refused += [LeftOut(name, PHASE, "stack_plan_missing") for name in listed.missing]
     kept, other = _one_camera(infos)
     kept, too_large = _not_too_large(kept, memory_bytes)
     return kept, refused + other + too_large
@@ -146,6 +156,7 @@ def run(
     memory_bytes: int,
     selection: Iterable[str] | None = None,
     other_places: Iterable[Path] = (),
+    listed: StackPlan | None = None,
     split_by_filter: bool = False,
 ) -> tuple[list[Frame], list[LeftOut]]:
     """Survey the folder and return its frames, and what is left out; arguments as in `survey`.
@@ -181,6 +192,7 @@ def run(
         selection=selection,
         memory_bytes=memory_bytes,
         other_places=other_places,
+        listed=listed,
         map_batches=map_batches,
     )
     for item in refused:
@@ -188,9 +200,24 @@ def run(
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
     context.say("run_info_survey", frames=len(infos), left_out=len(refused))
+    if listed is not None:
+        _tell_list(listed, context)
     split = split_text(filter_names(infos, split=split_by_filter))
     if split:
         context.say("run_info_split_by_filter", details=split)
     if details := mixture_text(infos, except_filter=bool(split)):
         context.say("run_info_mixed", "WARN", details=details)
-    return [Frame(index, info) for index, info in enumerate(infos)], refused
+    weights = {} if listed is None else {str(frame.path): frame.weight for frame in listed.frames}
+    frames = [
+        Frame(index, info, wanted_weight=weights.get(str(info.path), 1.0)) for index, info in enumerate(infos)
+    ]
+    return frames, refused
+
+
+def _tell_list(listed: StackPlan, context: RunContext) -> None:
+    name = listed.path.name
+    context.say("run_info_stack_plan", name=name, frames=len(listed.frames), batches=len(listed.batches))
+    if listed.n_by_name:
+        context.say("run_info_stack_plan_by_name", name=name, frames=listed.n_by_name)
+    if listed.n_without_weight:
+        context.say("run_info_stack_plan_weightless", name=name, frames=listed.n_without_weight)

@@ -596,6 +596,8 @@ def run(
         np.array([frame.gain for frame in placed]),
         plan.stack.weighting,
     )
+    wanted = np.array([frame.solved.frame.wanted_weight for frame in placed], np.float32)
+    weights = weights * wanted[:, None]
     by_frame = {index: weights[i] for index, i in by_index.items()}
     tile_set = TileSetCards(_set_key(placed, sky), bool(sky), linked)
     maker = _Maker(by_frame, hot_pixels, masks, sky, grid, plan, context, manifest, folder, tile_set)

@@ -28,6 +28,7 @@ from zemosaic_pipeline.cost import (
 )
 from zemosaic_pipeline.events import Reporter
 from zemosaic_pipeline.filters import filter_names, split_text
+from zemosaic_pipeline.listed_frames import listed_batches, listed_frames
 from zemosaic_pipeline.machine import Machine, enough_file_handles
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.outline import Layout, Outline, outline_of_headers, outline_of_wcs, spread_in_time
@@ -313,6 +314,7 @@ def resolve(
     canvas_hw: tuple[int, int],
     policy: GpuPolicy | None = None,
     preplanned: Sequence[Sequence[str]] = (),
+    batches: Sequence[Sequence[str]] = (),
     n_calibrations: int = 0,
     n_tiles: int = 0,
 ) -> RunPlan:
@@ -322,6 +324,8 @@ def resolve(
     ----------
     infos : sequence of FrameInfo
         Raw frames first, then the ``n_tiles`` stacks that are given.
+    preplanned, batches : sequence of sequences of str
+        Paths of frames that become a tile together: chosen by hand, and those of a list.
 
     Raises
     ------
@@ -444,8 +448,11 @@ def resolve(
             n_sizes=len({info.shape_hw for info in raw}),
             n_tiles=n_tiles,
             n_frames=len(raw),
+            n_listed_batches=len(batches),
         ),
     )
+    if run.route.route == "grid":
+        run = replace(run, group=replace(run.group, preplanned=tuple(map(tuple, batches))))
     if run.route.route == "panels" and not preplanned:
         run = replace(run, group=replace(run.group, min_frames=settings.cluster_min_frames))
     run = replace(
@@ -491,6 +498,7 @@ def _cost_basis(run: RunPlan) -> CostBasis:
         drizzle_scale=run.grid.drizzle_scale,
         cuts_tiles=run.tile_checks.crop is not None or run.tile_checks.altaz is not None,
         foreign_solver=run.solve.solver.method != "EMBEDDED",
+        batches=tuple(map(len, run.group.preplanned)) if run.route.route == "grid" else (),
     )
 
 
@@ -593,13 +601,16 @@ def make_plan(
     stacks_from = tile_intake.tile_folders(settings)
     infos: list[FrameInfo] = []
     refused: list[LeftOut] = []
+    listed = None
     if stacks_from.with_frames or not stacks_from:
+        listed = listed_frames(settings)
         infos, refused = survey(
             folder,
             output,
             recursive=settings.scan_recursive,
             memory_bytes=usable_memory(settings, machine),
             other_places=[*calibrate.given_places(calibration), *stacks_from.folders],
+            listed=listed,
         )
     chosen = calibrate.choose(infos, refused, folder, calibration)
     stacks, unusable = tile_intake.survey(stacks_from, recursive=settings.scan_recursive, exclude=output)
@@ -614,6 +625,7 @@ def make_plan(
         machine,
         canvas_hw=outline.shape_hw,
         policy=policy,
+        batches=listed_batches(listed),
         n_calibrations=chosen.n_sets,
         n_tiles=len(stacks),
     )

@@ -48,12 +48,15 @@ class Frame:
         File of what its raw samples are calibrated with (`zemosaic_io.calibration_sets`); '' for nothing.
     is_tile : bool
         It was given as a master tile, in the form of one (`tile_intake`).
+    wanted_weight : float
+        Factor of the weight that its noise gives it, from a list of frames (`zemosaic_io.stack_plan`).
     """
 
     index: int
     info: FrameInfo
     calibration: str = ""
     is_tile: bool = False
+    wanted_weight: float = 1.0
 
     @property
     def name(self) -> str:

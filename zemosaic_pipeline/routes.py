@@ -1,4 +1,4 @@
-"""Which way frames become a mosaic: all at once, or panel by panel; or from tiles that are there already."""
+"""Which way frames become a mosaic: all at once, by panels or by batches; or from tiles that are there already."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ class RouteDecision:
 
 
 def choose_route(
-    wanted: str, *, n_chosen_groups: int, n_sizes: int = 1, n_tiles: int = 0, n_frames: int = 1
+    wanted: str,
+    *,
+    n_chosen_groups: int,
+    n_sizes: int = 1,
+    n_tiles: int = 0,
+    n_frames: int = 1,
+    n_listed_batches: int = 0,
 ) -> RouteDecision:
     """Return the route of a run.
 
@@ -37,9 +43,13 @@ def choose_route(
         Different sizes of frames. The sky of one co-add is compared cell by cell, so its frames have one size.
     n_tiles, n_frames : int
         Stacks that are given, and raw frames.
+    n_listed_batches : int
+        Batches of a list of frames.
     """
     if n_tiles and not n_frames:
         return RouteDecision("tiles", "route_tiles", {"tiles": n_tiles})
+    if wanted == "auto" and not n_chosen_groups and n_listed_batches > 1:
+        return RouteDecision("grid", "route_listed_batches", {"batches": n_listed_batches})
     if n_sizes > 1:
         return RouteDecision("panels", "route_sizes", {"sizes": n_sizes})
     if wanted in ROUTES:
@@ -52,10 +62,10 @@ def choose_route(
 def groups_of_route(
     route: RouteDecision, groups: Sequence[FrameGroup], solved: Sequence[SolvedFrame]
 ) -> list[FrameGroup]:
-    """Return the groups that are stacked: those of the pointings, or one that holds every frame."""
+    """Return the groups that are stacked: those of the pointings or batches, or one that holds every frame."""
     if not solved:
         return []
-    if route.route == "panels":
+    if route.route != "direct":
         return list(groups)
     members = tuple(item.frame.index for item in solved)
     return [replace(groups[0], group_id=0, members=members)]

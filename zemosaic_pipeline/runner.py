@@ -12,6 +12,7 @@ from typing import Any
 
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed, SettingsError, ZeMosaicError
 from zemosaic_io.manifest import Manifest
+from zemosaic_io.stack_plan import StackPlan
 from zemosaic_pipeline import (
     calibrate,
     phase0_survey,
@@ -44,6 +45,7 @@ from zemosaic_pipeline.filters import (
     tiles_of_filters,
 )
 from zemosaic_pipeline.judge_frames import judge_air
+from zemosaic_pipeline.listed_frames import listed_batches, listed_frames
 from zemosaic_pipeline.machine import Machine, available_memory, free_disk
 from zemosaic_pipeline.outline import estimate_canvas
 from zemosaic_pipeline.plan import RunPlan, make_policy, resolve, usable_memory, worker_count
@@ -202,6 +204,7 @@ class _ClassicRun:
         self.context = context
         self.plan: Any = None
         self.stacks_from = tile_intake.TileFolders((), True)
+        self.listed: StackPlan | None = None
         self.n_found = 0
         self.solved: Sequence[SolvedFrame] = ()
         self.placed: Any = None
@@ -253,6 +256,7 @@ class _ClassicRun:
                 canvas_hw=estimate_canvas(infos, float(self.settings.drizzle_scale)),
                 policy=context.policy,
                 preplanned=self.selection.groups,
+                batches=listed_batches(self.listed),
                 n_calibrations=chosen.n_sets,
                 n_tiles=len(frames) - len(raw),
             )
@@ -386,6 +390,7 @@ class _ClassicRun:
         self.stacks_from = tile_intake.tile_folders(self.settings)
         if self.stacks_from and not self.stacks_from.with_frames:
             return [], []
+        self.listed = listed_frames(self.settings)
         return phase0_survey.run(
             self.folder,
             self.context,
@@ -393,6 +398,7 @@ class _ClassicRun:
             memory_bytes=usable_memory(self.settings, self.machine),
             selection=self._chosen(),
             other_places=[*calibrate.given_places(calibration), *self.stacks_from.folders],
+            listed=self.listed,
             split_by_filter=self.settings.split_by_filter,
         )
 
@@ -416,14 +422,16 @@ class _ClassicRun:
         refuse_small_disk(needed_bytes - stored, free_disk(context.output_dir), str(context.output_dir))
 
     def _beside(self, refused: list[LeftOut], calibration: calibrate.CalibrationOptions) -> list[LeftOut]:
-        """Return what may be calibration frames: of a selection, what was not chosen is looked at as well."""
-        if not (self.selection.frames and calibration.wanted):
+        """Return what may be calibration frames: what was neither chosen nor listed is looked at as well."""
+        listed = () if self.listed is None else tuple(str(frame.path) for frame in self.listed.frames)
+        chosen = self.selection.frames or listed
+        if not (chosen and calibration.wanted):
             return refused
         return phase0_survey.set_aside(
             self.folder,
             self.context.output_dir,
             recursive=self.settings.scan_recursive,
-            selection=self.selection.frames,
+            selection=chosen,
             other_places=calibrate.given_places(calibration),
         )
 

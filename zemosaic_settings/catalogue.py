@@ -42,6 +42,7 @@ _FOLDERS = (
     Option("scan_recursive", "bool", True, "folders"),
     Option("use_existing_master_tiles", "bool", False, "folders", "basic"),
     Option("tiles_dir", "folder", "", "folders", "basic", aliases=("tiles",)),
+    Option("grid_mode", "choice", "auto", "folders", choices=("auto", "off")),
     Option(
         "resume",
         "choice",

@@ -48,6 +48,7 @@ class Settings(BaseModel):
     scan_recursive: bool = _declared("scan_recursive")
     use_existing_master_tiles: bool = _declared("use_existing_master_tiles")
     tiles_dir: str = _declared("tiles_dir")
+    grid_mode: str = _declared("grid_mode")
     resume: str = _declared("resume")
     cache_retention: str = _declared("cache_retention")
 

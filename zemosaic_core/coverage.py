@@ -20,6 +20,7 @@ __all__ = [
     "edge_ramp",
     "enlarge_rows",
     "inscribed_rectangle",
+    "without_thin_rim",
 ]
 
 
@@ -47,6 +48,28 @@ def coverage_bbox(coverage: np.ndarray, minimum: float = 1) -> tuple[int, int, i
     if rows.size == 0:
         return (0, 0, 0, 0)
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def without_thin_rim(coverage: np.ndarray, share: float) -> np.ndarray:
+    """Return which pixels are left when the rim that few frames saw is taken away.
+
+    Parameters
+    ----------
+    coverage : ndarray, shape (h, w)
+        Frames per pixel.
+    share : float
+        A rim is thin where it has fewer frames than this share of the median of all covered pixels. Thin places that
+        deeper ones enclose are no rim.
+
+    Returns
+    -------
+    ndarray, shape (h, w), bool
+    """
+    covered = coverage > 0
+    if not covered.any():
+        return covered
+    deep = covered & (coverage >= share * float(np.median(coverage[covered])))
+    return np.asarray(ndimage.binary_fill_holes(deep), bool)
 
 
 def covered_part(depth: np.ndarray, *, inscribed: bool) -> tuple[int, int, int, int]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .sphere import gnomonic, mean_direction, separation_deg, unit_vectors
 
-__all__ = ["merge_small_groups"]
+__all__ = ["inside_quads", "merge_small_groups"]
 
 # Groups share sky when this much of the smaller one's frames lies on frames of the other: dithered neighbours that
 # hardly touch do not.
@@ -123,13 +123,13 @@ def _shares(
         place = centres_deg[i]
         own = np.stack(gnomonic(*corners_deg[i].T, *place), axis=-1)
         quads = np.stack(gnomonic(corners_deg[others, :, 0], corners_deg[others, :, 1], *place), axis=-1)
-        inside = _inside(corner_weights @ own, quads)
+        inside = inside_quads(corner_weights @ own, quads)
         for number in np.unique(labels):
             covered[number] += inside[:, labels == number].any(axis=1).mean()
     return covered / len(group)
 
 
-def _inside(points: np.ndarray, quads: np.ndarray) -> np.ndarray:
+def inside_quads(points: np.ndarray, quads: np.ndarray) -> np.ndarray:
     """Return (P, Q): whether points (P, 2) lie in convex quadrangles (Q, 4, 2); those with NaN hold none."""
     edges = np.roll(quads, -1, axis=1) - quads
     offsets = points[:, None, None, :] - quads[None]

@@ -11,6 +11,7 @@ from zemosaic_core.clustering import cluster_pointings
 from zemosaic_core.frame_wcs import wcs_of
 from zemosaic_core.small_groups import merge_small_groups
 from zemosaic_core.sphere import footprint, image_geometry, mean_direction
+from zemosaic_pipeline.batches import batches_of
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.plan import GroupOptions
 from zemosaic_pipeline.records import FrameGroup, SolvedFrame
@@ -93,8 +94,12 @@ def _times(solved: Sequence[SolvedFrame]) -> np.ndarray:
 def run(solved: Sequence[SolvedFrame], options: GroupOptions, context: RunContext) -> list[FrameGroup]:
     """Return the groups, in the order of their first frame."""
     centres = frame_centres(solved)
+    shares: list[float | None] = []
     if options.preplanned:
         groups = _chosen_groups(solved, options.preplanned)
+    elif options.batches is not None:
+        batches = batches_of(solved, options.batches, split_by_filter=options.split_by_filter)
+        groups, shares = [batch.members for batch in batches], [round(batch.covered, 4) for batch in batches]
     else:
         groups = cluster_pointings(
             centres[:, 0],
@@ -107,15 +112,27 @@ def run(solved: Sequence[SolvedFrame], options: GroupOptions, context: RunContex
             times=_times(solved),
         )
     records = []
-    groups = _of_one_size(solved, groups)
+    if not shares:
+        groups = _of_one_size(solved, groups)
+        shares = [None] * len(groups)
     if options.min_frames > 1:
         groups = _without_small_ones(solved, groups, options, context)
-    for number, members in enumerate(groups):
+        shares = [None] * len(groups)
+    for number, (members, share) in enumerate(zip(groups, shares, strict=True)):
         ra, dec = mean_direction(centres[members, 0], centres[members, 1])
         indices = tuple(solved[i].frame.index for i in members)
-        records.append(FrameGroup(number, indices, float(ra), float(dec)))
+        records.append(FrameGroup(number, indices, float(ra), float(dec), share))
         context.progress(number + 1, len(groups))
     sizes = [len(group.members) for group in records]
     context.detail(groups=len(records), smallest=min(sizes), largest=max(sizes))
     context.say("run_info_groups", groups=len(records), smallest=min(sizes), largest=max(sizes))
+    known = [share for share in shares if share is not None]
+    if known:
+        context.say(
+            "run_info_batches",
+            batches=len(known),
+            smallest=min(sizes),
+            largest=max(sizes),
+            percent=round(100 * min(known)),
+        )
     return records

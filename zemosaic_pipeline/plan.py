@@ -12,12 +12,12 @@ from typing import Any, cast
 
 from astropy.wcs import WCS
 
-from zemosaic_core.colour_calibration import SPIRAL_B_V, SUN_B_V
 from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.sources import CombineRule, Kernel
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.chain import SolverOptions
+from zemosaic_pipeline.batches import batch_options, expected_batches
 from zemosaic_pipeline.cost import (
     CostBasis,
     PlanRow,
@@ -32,6 +32,16 @@ from zemosaic_pipeline.listed_frames import listed_batches, listed_frames
 from zemosaic_pipeline.machine import Machine, enough_file_handles
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.outline import Layout, Outline, outline_of_headers, outline_of_wcs, spread_in_time
+from zemosaic_pipeline.phase_options import (
+    AssemblyOptions,
+    ColourOptions,
+    GridOptions,
+    GroupOptions,
+    OutputOptions,
+    SkyOptions,
+    SolveOptions,
+    StackOptions,
+)
 from zemosaic_pipeline.picture_formats import picture_formats
 from zemosaic_pipeline.plan_limits import fit_to_handles, fit_to_memory
 from zemosaic_pipeline.refinement import RefineDecision, choose_refine
@@ -59,134 +69,6 @@ __all__ = [
 ]
 
 FEATHER_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class SolveOptions:
-    """How frames get their place in the sky."""
-
-    solver: SolverOptions
-    ignore_header_wcs: bool
-    tolerance_px: float
-
-
-@dataclass(frozen=True)
-class GroupOptions:
-    """How frames are put together into tiles.
-
-    Attributes
-    ----------
-    min_frames : int
-        Smaller groups join others that overlap them; 0: none does.
-    """
-
-    threshold_deg: float
-    orientation_split_deg: float
-    target_groups: int
-    max_per_group: int
-    min_frames: int = 0
-    split_by_filter: bool = False
-    preplanned: tuple[tuple[str, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class GridOptions:
-    """How the pixels of the mosaic are laid out."""
-
-    pixelscale_mode: str
-    orientation: str
-    max_megapixels: float
-    exclude_outliers: bool
-    drizzle_scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class StackOptions:
-    """How the frames of a group are combined.
-
-    ``max_frames_per_pass`` and ``threads`` bound memory and processors; the result does not depend on them.
-    """
-
-    normalise: str
-    weighting: str
-    rule: CombineRule
-    kernel: Kernel
-    equalise_rgb: bool
-    radial: tuple[float, float, float] | None
-    feather_px: float
-    tile_ramp_px: int
-    max_frames_per_pass: int
-    threads: int
-    cfa_refine: str = "auto"
-
-
-@dataclass(frozen=True)
-class SkyOptions:
-    """How the sky behind the frames is modelled.
-
-    Attributes
-    ----------
-    model : {'full', 'planes', 'none'}
-    site_deg : tuple of float or None
-        Latitude and longitude the user gave; None: those of the headers.
-    remove_gradient : bool
-        The glow of the mosaic as a whole is taken out of the science file.
-    """
-
-    model: str
-    site_deg: tuple[float, float] | None
-    remove_gradient: bool
-
-
-@dataclass(frozen=True)
-class AssemblyOptions:
-    """How the tiles become the mosaic."""
-
-    method: str
-    photometric_match: bool
-    match_background: bool
-    gradient: bool
-    gradient_order: int
-    crop: str = "signal"
-    crop_science: bool = False
-
-
-@dataclass(frozen=True)
-class ColourOptions:
-    """Whether colours are calibrated, and what shall be white: 'g2v', 'average_spiral' or 'none'."""
-
-    calibrate: bool
-    white: str
-    save_calibrated: bool
-
-    @property
-    def white_b_v(self) -> float:
-        """Colour B-V of what is to be white; zero points are always those of a G2V star's colour or of this."""
-        return SPIRAL_B_V if self.white == "average_spiral" else SUN_B_V
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """Which files are written and how pictures look.
-
-    Attributes
-    ----------
-    crop : {'', 'coverage', 'rectangle'}
-        How pictures are cut that the science file is not.
-    formats : tuple of str
-        Further forms, see `picture_formats.FORMATS`.
-    """
-
-    viewer_fits: bool
-    viewer_tiff: bool
-    variance: bool
-    alpha: bool
-    keep_state: bool
-    colour: ColourOptions
-    preview: dict[str, Any]
-    flatten: bool = False
-    crop: str = ""
-    formats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -440,6 +322,12 @@ def resolve(
         rows=(),
         memory_limit_bytes=_memory_limit(settings),
     )
+    wants_batches = settings.route == "sds" and bool(raw)
+    expected = (
+        expected_batches(raw, batch_options(settings), split_by_filter=settings.split_by_filter)
+        if wants_batches
+        else ()
+    )
     run = replace(
         run,
         route=choose_route(
@@ -449,10 +337,16 @@ def resolve(
             n_tiles=n_tiles,
             n_frames=len(raw),
             n_listed_batches=len(batches),
+            n_expected_batches=len(expected),
         ),
     )
     if run.route.route == "grid":
-        run = replace(run, group=replace(run.group, preplanned=tuple(map(tuple, batches))))
+        listed = tuple(map(tuple, batches))
+        run = replace(run, group=replace(run.group, preplanned=listed, batch_sizes=tuple(map(len, listed))))
+    if run.route.route == "sds":
+        run = replace(run, group=replace(run.group, batches=batch_options(settings), batch_sizes=expected))
+    else:
+        run = replace(run, tile_checks=replace(run.tile_checks, keep_share=0.0))
     if run.route.route == "panels" and not preplanned:
         run = replace(run, group=replace(run.group, min_frames=settings.cluster_min_frames))
     run = replace(
@@ -496,9 +390,9 @@ def _cost_basis(run: RunPlan) -> CostBasis:
         preview_max_dim=run.output.preview["max_dim"],
         refine=run.refine.on,
         drizzle_scale=run.grid.drizzle_scale,
-        cuts_tiles=run.tile_checks.crop is not None or run.tile_checks.altaz is not None,
+        cuts_tiles=run.tile_checks.rewrites,
         foreign_solver=run.solve.solver.method != "EMBEDDED",
-        batches=tuple(map(len, run.group.preplanned)) if run.route.route == "grid" else (),
+        batches=run.group.batch_sizes,
     )
 
 

@@ -190,12 +190,16 @@ class SolvedFrame:
 
 @dataclass(frozen=True)
 class FrameGroup:
-    """Frames that become one master tile; ``members`` are frame indices."""
+    """Frames that become one master tile; ``members`` are frame indices.
+
+    ``field_share`` is the share of the field that a batch covers; None where groups are not made by it.
+    """
 
     group_id: int
     members: tuple[int, ...]
     ra_deg: float
     dec_deg: float
+    field_share: float | None = None
 
 
 @dataclass(frozen=True)

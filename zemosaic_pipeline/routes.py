@@ -10,7 +10,7 @@ from zemosaic_pipeline.records import FrameGroup, SolvedFrame
 
 __all__ = ["ROUTES", "RouteDecision", "choose_route", "groups_of_route"]
 
-ROUTES = ("direct", "panels")
+ROUTES = ("direct", "panels", "sds")
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,13 @@ def choose_route(
     n_tiles: int = 0,
     n_frames: int = 1,
     n_listed_batches: int = 0,
+    n_expected_batches: int = 0,
 ) -> RouteDecision:
     """Return the route of a run.
 
     Parameters
     ----------
-    wanted : {'auto', 'direct', 'panels'}
+    wanted : {'auto', 'direct', 'panels', 'sds'}
         What the settings ask for.
     n_chosen_groups : int
         Groups the user made by hand.
@@ -45,6 +46,8 @@ def choose_route(
         Stacks that are given, and raw frames.
     n_listed_batches : int
         Batches of a list of frames.
+    n_expected_batches : int
+        Batches that cover the field, by the headers.
     """
     if n_tiles and not n_frames:
         return RouteDecision("tiles", "route_tiles", {"tiles": n_tiles})
@@ -52,6 +55,8 @@ def choose_route(
         return RouteDecision("grid", "route_listed_batches", {"batches": n_listed_batches})
     if n_sizes > 1:
         return RouteDecision("panels", "route_sizes", {"sizes": n_sizes})
+    if wanted == "sds":
+        return RouteDecision("sds", "route_batches", {"batches": n_expected_batches})
     if wanted in ROUTES:
         return RouteDecision(wanted, "route_asked")
     if n_chosen_groups:

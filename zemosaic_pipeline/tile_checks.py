@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from zemosaic_core.altaz_mask import AltAzOptions, altaz_mask
-from zemosaic_core.coverage import enlarge_rows
-from zemosaic_core.errors import SkipItem
+from zemosaic_core.coverage import enlarge_rows, without_thin_rim
+from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_core.quality_crop import CropOptions, QualityCrop, quality_box_of_rows
 from zemosaic_core.stack_planes import block_means
 from zemosaic_core.tile_quality import QualityOptions, TileQuality, accepts, tile_quality
@@ -65,17 +65,28 @@ def _quality(store: TileStore, tile: MasterTile, options: QualityOptions) -> Til
     return tile_quality(np.concatenate(parts, axis=1), replace(options, edge_band_px=band))
 
 
-def _mask(store: TileStore, tile: MasterTile, options: AltAzOptions) -> _Mask:
-    height, width = tile.shape_hw
+def _depth(store: TileStore, tile: MasterTile) -> tuple[np.ndarray, int]:
+    """Return the frames per pixel on every n-th pixel, and n."""
+    height = tile.shape_hw[0]
     step = _step(tile.shape_hw)
-    coverage = np.concatenate(
+    depth: np.ndarray = np.concatenate(
         [
             store.read_coverage(tile.tile_id, y0, min(height, y0 + READ_ROWS * step))[::step, ::step]
             for y0 in range(0, height, READ_ROWS * step)
         ]
     )
+    return depth, step
+
+
+def _mask(store: TileStore, tile: MasterTile, options: AltAzOptions) -> _Mask:
+    depth, step = _depth(store, tile)
     thinner = replace(options, morph_open_px=math.ceil(options.morph_open_px / step))
-    return _Mask(altaz_mask((coverage.shape[0], coverage.shape[1]), coverage, thinner), step, width)
+    return _Mask(altaz_mask((depth.shape[0], depth.shape[1]), depth, thinner), step, tile.shape_hw[1])
+
+
+def _rim(store: TileStore, tile: MasterTile, share: float) -> _Mask:
+    depth, step = _depth(store, tile)
+    return _Mask(without_thin_rim(depth, share).astype(np.float32), step, tile.shape_hw[1])
 
 
 def _box(store: TileStore, tile: MasterTile, options: CropOptions) -> QualityCrop:
@@ -152,15 +163,19 @@ def _trimmed(tile: MasterTile, plan: RunPlan, context: RunContext) -> MasterTile
         context.say(f"tile_{found.reason_key}", tile=tile.tile_id, kept=_kept_percent(box, tile.shape_hw))
     mask = None if checks.altaz is None else _mask(store, tile, checks.altaz)
     if mask is not None:
-        context.say(
-            "tile_altaz_masked",
-            tile=tile.tile_id,
-            percent=round(100 * float((mask.small < MASKED).mean()), 1),
-        )
+        context.say("tile_altaz_masked", tile=tile.tile_id, percent=_masked_percent(mask))
+    if checks.keep_share > 0:
+        thin = _rim(store, tile, checks.keep_share)
+        context.say("tile_thin_masked", tile=tile.tile_id, percent=_masked_percent(thin))
+        mask = thin if mask is None else replace(mask, small=mask.small * thin.small)
     if mask is None and box == (0, tile.shape_hw[0], 0, tile.shape_hw[1]):
         return tile
     path = context.work_dir / f"cut_tile_{tile.tile_id:03d}.fits"
     return _written(store, tile, box, mask, plan.stack.tile_ramp_px, path)
+
+
+def _masked_percent(mask: _Mask) -> float:
+    return round(100 * float((mask.small < MASKED).mean()), 1)
 
 
 def _kept_percent(box: tuple[int, int, int, int], shape_hw: tuple[int, int]) -> float:
@@ -194,11 +209,29 @@ def _passed(tiles: Sequence[MasterTile], plan: RunPlan, context: RunContext) -> 
     return kept
 
 
+def _wanted(tiles: Sequence[MasterTile], leave_out: tuple[int, ...], context: RunContext) -> list[MasterTile]:
+    """Return the tiles without those that the user does not want.
+
+    Raises
+    ------
+    RunFailed
+        Nothing is left.
+    """
+    known = {tile.tile_id for tile in tiles}
+    for number in leave_out:
+        key = "tile_left_out_as_asked" if number in known else "tile_left_out_unknown"
+        context.say(key, "INFO" if number in known else "WARN", tile=number, tiles=len(tiles))
+    wanted = [tile for tile in tiles if tile.tile_id not in leave_out]
+    if tiles and not wanted:
+        raise RunFailed("run_error_all_left_out", "leave_out_tiles leaves out every tile", tiles=len(tiles))
+    return wanted
+
+
 def run(tiles: Sequence[MasterTile], plan: RunPlan, context: RunContext) -> list[MasterTile]:
     """Return the tiles that are joined; without a wish the very same."""
     checks = plan.tile_checks
-    kept = _passed(tiles, plan, context)
-    if checks.crop is None and checks.altaz is None:
+    kept = _passed(_wanted(tiles, checks.leave_out, context), plan, context)
+    if not checks.rewrites:
         return kept
     made = []
     for tile in kept:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from zemosaic_core.altaz_mask import AltAzOptions
 from zemosaic_core.quality_crop import CropOptions
 from zemosaic_core.tile_quality import QualityOptions
+from zemosaic_pipeline.batches import tile_numbers
 from zemosaic_settings import Settings
 
 __all__ = ["QualityGate", "TileCheckOptions", "TileGateOptions", "tile_checks", "tile_gate"]
@@ -34,11 +35,26 @@ class QualityGate:
 
 @dataclass(frozen=True)
 class TileCheckOptions:
-    """What is done to tiles before they are joined; None: nothing."""
+    """What is done to tiles before they are joined; None: nothing.
+
+    Attributes
+    ----------
+    keep_share : float
+        Rims of batches that fewer frames saw than this share of what is usual are not kept; 0: all is.
+    leave_out : tuple of int
+        Numbers of tiles that the user does not want.
+    """
 
     crop: CropOptions | None
     altaz: AltAzOptions | None
     gate: QualityGate | None
+    keep_share: float = 0.0
+    leave_out: tuple[int, ...] = ()
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether tiles are written once more, cut or masked."""
+        return not (self.crop is None and self.altaz is None and self.keep_share == 0)
 
 
 def tile_gate(settings: Settings) -> TileGateOptions:
@@ -78,4 +94,6 @@ def tile_checks(settings: Settings) -> TileCheckOptions:
         crop if settings.quality_crop_enabled else None,
         altaz if settings.altaz_cleanup_enabled else None,
         gate if settings.quality_gate_enabled else None,
+        settings.sds_min_coverage_keep,
+        tile_numbers(settings.leave_out_tiles),
     )

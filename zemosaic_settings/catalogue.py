@@ -345,8 +345,12 @@ _ASSEMBLY = (
         "auto",
         "assembly",
         "basic",
-        choices=("auto", "direct", "panels"),
+        choices=("auto", "direct", "panels", "sds"),
+        aliases=("sds_mode_default", "sds_mode"),
         old_values=(
+            # A switch of version 4.
+            ("true", "sds"),
+            ("false", "auto"),
             ("mosaic_first", "direct"),
             ("mosaic-first", "direct"),
             ("seestar", "direct"),

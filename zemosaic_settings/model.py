@@ -115,6 +115,11 @@ class Settings(BaseModel):
     crop: str = _declared("crop")
     crop_science: bool = _declared("crop_science")
 
+    sds_coverage_threshold: float = _declared("sds_coverage_threshold")
+    sds_min_batch_size: int = _declared("sds_min_batch_size")
+    sds_target_batch_size: int = _declared("sds_target_batch_size")
+    sds_min_coverage_keep: float = _declared("sds_min_coverage_keep")
+    leave_out_tiles: str = _declared("leave_out_tiles")
     existing_master_tiles_quality_gate_enabled: bool = _declared("existing_master_tiles_quality_gate_enabled")
     existing_master_tiles_quality_gate_mode: str = _declared("existing_master_tiles_quality_gate_mode")
     existing_master_tiles_quality_gate_sigma_threshold: float = _declared(

@@ -91,21 +91,28 @@ OLD_OPTIONS: tuple[OldOptions, ...] = (
         },
     ),
     OldOptions(
-        "absent",
-        "",
-        "Batches of a night were a way to stack within memory; here all frames take part in one co-add "
-        "of bounded memory, and poor ones are judged one by one.",
+        "replaced",
+        "poststack_equalize_rgb",
+        "Colours are scaled once, over the whole mosaic, on every route.",
         {
-            "sds_mode_default": (False,),
-            "sds_coverage_threshold": (0.92,),
-            "sds_min_batch_size": (5,),
-            "sds_target_batch_size": (10,),
-            "sds_min_coverage_keep": (0.4,),
             "sds_enable_final_rgb_equalize": (False,),
             "sds_final_rgb_equalize_gain_clip": ([0.95, 1.05],),
-            "sds_enable_final_black_point_equalize": (False,),
+        },
+    ),
+    OldOptions(
+        "absent",
+        "",
+        "A frame in two batches would count twice; here every frame counts once.",
+        {
             "batch_overlap_pct": (40,),
             "allow_batch_duplication": (True,),
+        },
+    ),
+    OldOptions(
+        "replaced",
+        "cluster_min_frames",
+        "Groups of few frames join others that cover their sky.",
+        {
             "min_safe_stack": (3,),
             "target_stack": (5,),
         },
@@ -395,6 +402,7 @@ OLD_OPTIONS: tuple[OldOptions, ...] = (
             "aesthetic_hole_fill_protect_stars_details": (True,),
             "aesthetic_profile_preset": ("strong",),
             "aesthetic_profile_presets": (),
+            "sds_enable_final_black_point_equalize": (False,),
             "final_mosaic_black_point_equalize_enabled": (False,),
             "final_mosaic_black_point_percentile": (0.1,),
         },

@@ -8,6 +8,30 @@ __all__ = ["TILE_OPTIONS"]
 
 TILE_OPTIONS = (
     Option(
+        "sds_coverage_threshold",
+        "float",
+        0.92,
+        "tiles",
+        minimum=0.1,
+        maximum=0.99,
+        unit="fraction",
+        step=0.01,
+    ),
+    Option("sds_min_batch_size", "int", 5, "tiles", minimum=1, maximum=100_000, step=1),
+    Option("sds_target_batch_size", "int", 10, "tiles", minimum=1, maximum=100_000, step=1),
+    Option(
+        "sds_min_coverage_keep",
+        "float",
+        0.4,
+        "tiles",
+        minimum=0.0,
+        maximum=1.0,
+        unit="fraction",
+        step=0.05,
+        special="off",
+    ),
+    Option("leave_out_tiles", "text", "", "tiles"),
+    Option(
         "existing_master_tiles_quality_gate_enabled",
         "bool",
         True,

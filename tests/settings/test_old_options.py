@@ -125,13 +125,16 @@ def test_what_version_4_did_by_itself_is_not_told():
     defaults = {key: values[0] for family in OLD_OPTIONS for key, values in family.defaults.items() if values}
     assert changed_old_options(defaults) == []
     assert changed_old_options({"two_pass_coverage_renorm": True, "astap_default_sensitivity": "100"}) == []
-    assert changed_old_options({"stacking_kappa_low": 1.0, "nobody_knows": 3, "sds_mode_default": None}) == []
+    assert (
+        changed_old_options({"stacking_kappa_low": 1.0, "nobody_knows": 3, "sds_coverage_threshold": None})
+        == []
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "fate", "instead"),
     [
-        ({"sds_mode_default": "true"}, "absent", ""),
+        ({"batch_overlap_pct": 20}, "absent", ""),
         ({"inter_master_merge_enable_config": True}, "replaced", "cluster_min_frames"),
         ({"two_pass_cov_gain_clip": [0.5, 2.0]}, "always", ""),
         ({"phase5_chunk_mb": 512}, "automatic", ""),

@@ -113,7 +113,7 @@ def test_wrong_value_is_refused_in_one_line_that_names_it(mapping, key, words):
 
 
 def test_unknown_name_is_left_aside_or_refused_with_the_nearest():
-    assert Settings.from_mapping({"sds_mode_default": True}) == Settings()
+    assert Settings.from_mapping({"batch_overlap_pct": 20}) == Settings()
     with pytest.raises(SettingsError, match="did you mean stacking_kappa_low") as caught:
         Settings.from_mapping({"stacking_kapa_low": 2}, strict_unknown=True)
     assert caught.value.values["nearest"] == "stacking_kappa_low"

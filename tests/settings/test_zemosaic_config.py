@@ -46,13 +46,13 @@ def test_path_follows_the_environment(monkeypatch, config_file, tmp_path):
 
 
 def test_round_trip_keeps_unknown_keys_and_flat_json(config_file):
-    write(config_file, {"sds_mode_default": True, "stacking_kappa_low": 2.5, "of_the_future": {"a": [1]}})
+    write(config_file, {"batch_overlap_pct": 20, "stacking_kappa_low": 2.5, "of_the_future": {"a": [1]}})
     config = load_config()
     config["tile_feather_px"] = 32
     assert save_config(config) is True
     stored = json.loads(config_file.read_text(encoding="utf-8"))
     assert stored["of_the_future"] == {"a": [1]}
-    assert stored["sds_mode_default"] is True
+    assert stored["batch_overlap_pct"] == 20
     assert stored["stacking_kappa_low"] == 2.5
     assert stored["tile_feather_px"] == 32
     assert load_config()["tile_feather_px"] == 32

@@ -30,11 +30,15 @@ SIZE_NAMES = (
     "drifting_glow",
     "detector_plane",
     "session_pattern",
+    "frame_curvature",
+    "visit_curvature",
 )
 SESSION_PATTERN = SIZE_NAMES.index("session_pattern")
-_USUAL = np.array([0.01, 0.002, 0.01, 0.004, 0.15, 0.05, 0.01, 0.002])
-_LEAST = np.array([0.002, 3e-4, 1e-3, 3e-4, 0.01, 0.005, 5e-4, 1e-4])
-_MOST = np.array([0.3, 0.03, 0.5, 0.3, 0.6, 0.3, 0.1, 0.05])
+BENDS = (SIZE_NAMES.index("frame_curvature"), SIZE_NAMES.index("visit_curvature"))
+"""Positions of the sizes of curvatures."""
+_USUAL = np.array([0.01, 0.002, 0.01, 0.004, 0.15, 0.05, 0.01, 0.002, 5e-4, 5e-4])
+_LEAST = np.array([0.002, 3e-4, 1e-3, 3e-4, 0.01, 0.005, 5e-4, 1e-4, 5e-5, 5e-5])
+_MOST = np.array([0.3, 0.15, 0.5, 0.3, 0.6, 0.3, 0.1, 0.05, 0.05, 0.05])
 # Parts of fixed size, as shares of the level: any level at all, one per night, and the shapes of airmass and Moon.
 _ANY_LEVEL, _PER_NIGHT, _AIRMASS, _MOON = 2.0, 0.3, 0.5, 0.5
 # Where directions are not known: a plane and a bowl over the mosaic, per half of a frame's side. Half a degree at an
@@ -170,7 +174,11 @@ class GlowPrior:
             None,
             np.kron(np.ones((n, n)), plane_part),
             None,
+            None,
+            None,
         ]
+        self._same_visit = np.outer(gains, gains) * visits
+        self._gains = gains
         local = circumstances.local
         if local is None:
             if circumstances.places is not None:
@@ -198,16 +206,18 @@ class GlowPrior:
         """Positions of the sizes that exist here."""
         exists = [part is not None for part in self._sized]
         exists[SESSION_PATTERN] = self._session_shape.size > 0
+        for k in BENDS:
+            exists[k] = True
         return np.flatnonzero(exists)
 
     @property
     def usual(self) -> np.ndarray:
-        """Logarithms of the usual sizes, shape (8,)."""
+        """Logarithms of the usual sizes, shape (10,)."""
         return np.asarray(np.log(_USUAL))
 
     @property
     def least(self) -> np.ndarray:
-        """Logarithms of the least sizes, shape (8,)."""
+        """Logarithms of the least sizes, shape (10,)."""
         return np.asarray(np.log(_LEAST))
 
     @staticmethod
@@ -219,6 +229,13 @@ class GlowPrior:
         """Return the variances (S,) in ADU^2 of what sessions have of their own."""
         size = float(np.exp(log_sizes[SESSION_PATTERN])) * self.level
         return np.asarray((size * self._session_shape) ** 2)
+
+    def bend_root(self, log_sizes: np.ndarray) -> np.ndarray:
+        """Return a square root (N, N) in ADU of the covariance of a curvature between the frames."""
+        of_frame, of_visit = (np.exp(log_sizes[k]) * self.level for k in BENDS)
+        total = of_visit**2 * self._same_visit
+        total[np.diag_indices_from(total)] += (of_frame * self._gains) ** 2
+        return np.asarray(np.linalg.cholesky(total))
 
     def covariance(self, log_sizes: np.ndarray) -> np.ndarray:
         """Return the covariance (3 N, 3 N) in ADU^2 for sizes given as logarithms of shares of the level."""

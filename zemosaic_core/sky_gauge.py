@@ -40,6 +40,8 @@ class Gauge:
     ----------
     unknowns : ndarray
         As in `sky_joint.Posterior`, with the gauge.
+    open_ : ndarray
+        What the gauge says of what is open of the curvatures (`sky_joint.Reduced`).
     empty : ndarray of bool, shape (M,)
         Nodes taken for empty sky.
     sigma_data : ndarray, shape (5,), float64
@@ -53,6 +55,7 @@ class Gauge:
     """
 
     unknowns: np.ndarray
+    open_: np.ndarray
     empty: np.ndarray
     sigma_data: np.ndarray
     used: bool
@@ -139,27 +142,27 @@ def gauged(
         can fill it too.
     """
     from_data = posterior.unknowns
-    unknowns = from_data
+    unknowns, open_ = from_data, np.zeros(reduced.open_sky.shape[1])
     mask = empty_nodes(reduced.sky(unknowns), terms, hits)
     sigma_data, conflict, rough = np.full(5, np.inf), False, 0.0
     for _ in range(_PASSES):
-        mask = empty_nodes(reduced.sky(unknowns), terms, hits)
+        mask = empty_nodes(reduced.sky(unknowns, open_), terms, hits)
         fit = np.linalg.pinv(terms[mask])[1:]
-        # Large scales of the empty sky are linear in the unknowns: c = fit (sky_0 - response x).
-        onto = fit @ reduced.response[mask]
+        # Large scales of the empty sky are linear in the unknowns: c = fit (sky_0 - response x - open_sky z).
+        onto, onto_open = fit @ reduced.response[mask], fit @ reduced.open_sky[mask]
         spread = onto @ posterior.covariance
-        covariance = spread @ onto.T
+        covariance = spread @ onto.T + onto_open @ onto_open.T
         sigma_data = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-        rough = roughness_adu(reduced.sky(unknowns), terms, mask)
+        rough = roughness_adu(reduced.sky(unknowns, open_), terms, mask)
         found = fit @ reduced.sky_0[mask] - onto @ from_data
         width = np.hypot(FLAT_SHARE * level, _ROUGH_FACTORS * rough)
         conflict = float(found @ np.linalg.solve(covariance + np.diag(width**2), found)) > _CONFLICT_CHI2
         width = _agreed_width(found, covariance, width)
         if not use:
-            return Gauge(from_data, mask, sigma_data, False, conflict, rough)
-        new = from_data + spread.T @ np.linalg.solve(covariance + np.diag(width**2), found)
-        settled = float(np.abs(reduced.response @ (new - unknowns)).max()) < _SETTLED_SHARE * level
-        unknowns = new
-        if settled:
+            return Gauge(from_data, open_, mask, sigma_data, False, conflict, rough)
+        pull = np.linalg.solve(covariance + np.diag(width**2), found)
+        before = reduced.sky(unknowns, open_)
+        unknowns, open_ = from_data + spread.T @ pull, onto_open.T @ pull
+        if float(np.abs(reduced.sky(unknowns, open_) - before).max()) < _SETTLED_SHARE * level:
             break
-    return Gauge(unknowns, mask, sigma_data, True, conflict, rough)
+    return Gauge(unknowns, open_, mask, sigma_data, True, conflict, rough)

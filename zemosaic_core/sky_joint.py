@@ -3,13 +3,14 @@
 For one channel, frame ``i``, mesh cell at detector place ``(u, v)`` that looks at plane position ``p``::
 
     y_i = S(p) + x_i0 + x_i1 u + x_i2 v + l_i sum_k D_k pattern_k(u, v) + sum_k E_k pattern_k(u, v)
-          + l_i sum_k F_sk product_k(u, v) + noise
+          + l_i sum_k F_sk product_k(u, v) + sum_k c_ik product_k(u, v) + noise
 
 ``S`` is the astronomical sky on a lattice, ``x`` the glow of the frames with a prior covariance between all of them
 (`glow_prior`), ``D`` what flat fielding left (in proportion to the light ``l`` of the frame), ``E`` what does not
-depend on the light (pedestal, amplifier), ``F`` what session ``s`` of the frame has of its own. ``S`` enters linearly
-and without a prior worth the name, so it is eliminated exactly with one sparse factorisation; what is left is dense
-and small.
+depend on the light (pedestal, amplifier), ``F`` what session ``s`` of the frame has of its own, ``c`` how the glow of
+a frame bends (thin cloud, second order only). ``S`` enters linearly and without a prior worth the name, so it is
+eliminated exactly with one sparse factorisation; ``c`` has a simple prior and is eliminated for given sizes of it. What
+is left is dense and small.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_tri
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, diags_array
 from scipy.sparse.linalg import splu
 
-from .glow_prior import GlowPrior
+from .glow_prior import BENDS, GlowPrior
 from .sky_lattice import SkyLattice
 
 __all__ = [
+    "Equations",
     "JointProblem",
     "Posterior",
     "Reduced",
@@ -75,6 +77,8 @@ class SkyCells:
         Session of each frame.
     products : ndarray, shape (K, S), float64
         What the frames of a session may have in common on the detector (`detector_surface.products`); S may be 0.
+    curvature : ndarray, shape (K, 3), float64
+        The products of second order, for single frames.
     """
 
     frame: np.ndarray
@@ -86,6 +90,7 @@ class SkyCells:
     lattice: SkyLattice
     session: np.ndarray
     products: np.ndarray
+    curvature: np.ndarray
 
     @property
     def n_frames(self) -> int:
@@ -100,7 +105,43 @@ class SkyCells:
 
 @dataclass(frozen=True)
 class Reduced:
-    """Normal equations ``normal x = right`` after the sky is eliminated, and how the sky follows from ``x``.
+    """Normal equations ``normal x = right`` of glow and patterns, and how sky and curvature follow from ``x``.
+
+    ``sky = sky_0 - response x - open_sky z`` and ``curvature = bend_0 - bend_response x + open_bend z``, where ``z``
+    holds as many standard normal numbers as there are curvatures: what is open of these once ``x`` is known.
+
+    Attributes
+    ----------
+    loss : float
+        Minus the logarithm of the marginal likelihood of the curvatures, up to a constant.
+    """
+
+    normal: np.ndarray
+    right: np.ndarray
+    sky_0: np.ndarray
+    response: np.ndarray
+    open_sky: np.ndarray
+    bend_0: np.ndarray
+    bend_response: np.ndarray
+    open_bend: np.ndarray
+    loss: float
+
+    def sky(self, unknowns: np.ndarray, open_: np.ndarray | None = None) -> np.ndarray:
+        """Return the sky on the nodes, shape (M,); ``open_`` is ``z``, zeros unless given."""
+        sky = self.sky_0 - self.response @ unknowns
+        return np.asarray(sky if open_ is None else sky - self.open_sky @ open_)
+
+    def curvature(self, unknowns: np.ndarray, open_: np.ndarray | None = None) -> np.ndarray:
+        """Return the curvatures of the frames, ADU, shape (N, 3)."""
+        bend = self.bend_0 - self.bend_response @ unknowns
+        if open_ is not None:
+            bend = bend + self.open_bend @ open_
+        return np.asarray(bend.reshape(-1, 3))
+
+
+@dataclass(frozen=True)
+class Equations:
+    """Normal equations after the sky is eliminated; the last ``n_bends`` unknowns are curvatures.
 
     ``sky = sky_0 - response x``.
     """
@@ -109,10 +150,37 @@ class Reduced:
     right: np.ndarray
     sky_0: np.ndarray
     response: np.ndarray
+    n_bends: int
 
-    def sky(self, unknowns: np.ndarray) -> np.ndarray:
-        """Return the sky on the nodes, shape (M,)."""
-        return np.asarray(self.sky_0 - self.response @ unknowns)
+    def reduced(self, root: np.ndarray) -> Reduced:
+        """Eliminate the curvatures.
+
+        Parameters
+        ----------
+        root : ndarray, shape (N, N), float64
+            Square root of the prior covariance of the curvatures between frames, ADU (``root root^T``).
+        """
+        n = len(self.right) - self.n_bends
+        full = np.kron(root, np.eye(3))
+        across, bends = self.normal[:n, n:] @ full, full.T @ self.normal[n:, n:] @ full
+        bends[np.diag_indices_from(bends)] += 1.0
+        factor = cholesky(bends, lower=True, check_finite=False)
+        # With z of unit covariance, open = L^-T z: L^-1 whitens what the frames and the prior say.
+        whitened = solve_triangular(factor, across.T, lower=True, check_finite=False)
+        right = solve_triangular(factor, full.T @ self.right[n:], lower=True, check_finite=False)
+        open_bend = solve_triangular(factor, full.T, lower=True, check_finite=False).T
+        on_sky = self.response[:, n:] @ open_bend
+        return Reduced(
+            normal=self.normal[:n, :n] - whitened.T @ whitened,
+            right=self.right[:n] - whitened.T @ right,
+            sky_0=self.sky_0 - on_sky @ right,
+            response=self.response[:, :n] - on_sky @ whitened,
+            open_sky=on_sky,
+            bend_0=open_bend @ right,
+            bend_response=open_bend @ whitened,
+            open_bend=open_bend,
+            loss=float(np.log(np.diag(factor)).sum() - 0.5 * right @ right),
+        )
 
 
 @dataclass(frozen=True)
@@ -141,7 +209,7 @@ class JointProblem:
         self._smooth = _SMOOTHNESS * float(np.median(self._noise_weight)) * (differences.T @ differences)
         self.hits = np.asarray(cells.lattice.weights.sum(axis=0)).ravel()
 
-    def reduce(self) -> Reduced:
+    def equations(self) -> Equations:
         """Eliminate the sky with the weights of now."""
         lattice = self.cells.lattice.weights
         weighted = diags_array(self.weight) @ lattice
@@ -154,15 +222,16 @@ class JointProblem:
         design_weighted = diags_array(self.weight) @ self._design
         normal = (self._design.T @ design_weighted).toarray() - cross.T @ response
         right = design_weighted.T @ self.cells.value - cross.T @ sky_0
-        return Reduced((normal + normal.T) / 2, right, sky_0, response)
+        return Equations((normal + normal.T) / 2, right, sky_0, response, 3 * self.cells.n_frames)
 
-    def residual(self, sky: np.ndarray, unknowns: np.ndarray) -> np.ndarray:
+    def residual(self, sky: np.ndarray, unknowns: np.ndarray, curvature: np.ndarray) -> np.ndarray:
         """Return what the model leaves of each cell, ADU, shape (K,)."""
-        return np.asarray(self.cells.value - self.cells.lattice.weights @ sky - self._design @ unknowns)
+        everything = np.concatenate([unknowns, curvature.ravel()])
+        return np.asarray(self.cells.value - self.cells.lattice.weights @ sky - self._design @ everything)
 
-    def reweigh(self, sky: np.ndarray, unknowns: np.ndarray) -> np.ndarray:
+    def reweigh(self, sky: np.ndarray, unknowns: np.ndarray, curvature: np.ndarray) -> np.ndarray:
         """Set robust weights from the residuals of a solution; return the residuals."""
-        residual = self.residual(sky, unknowns)
+        residual = self.residual(sky, unknowns, curvature)
         in_noise = np.abs(residual) * np.sqrt(self._noise_weight)
         scatter = max(1.4826 * float(np.median(in_noise)), 1e-9)
         structure = _STRUCTURE_SHARE * (self.cells.lattice.weights @ self.cells.lattice.roughness(sky))
@@ -180,7 +249,7 @@ def _tiny_diagonal(matrix: csc_matrix) -> csc_matrix:
 
 
 def _design_matrix(cells: SkyCells) -> csr_matrix:
-    """Return what each unknown adds to each cell, (K, 3 N + 2 P + sessions S)."""
+    """Return what each unknown adds to each cell, (K, 3 N + 2 P + sessions S + 3 N)."""
     n_sessions, n_products = int(cells.session.max(initial=-1)) + 1, cells.products.shape[1]
     k, n, n_patterns = len(cells.value), cells.n_frames, cells.n_patterns
     columns = [3 * cells.frame + i for i in range(3)]
@@ -195,8 +264,12 @@ def _design_matrix(cells: SkyCells) -> csr_matrix:
     for p in range(n_products):
         columns.append(start + n_products * cells.session[cells.frame] + p)
         values.append(cells.products[:, p] * cells.light[cells.frame])
+    start += n_sessions * n_products
+    for p in range(3):
+        columns.append(start + 3 * cells.frame + p)
+        values.append(cells.curvature[:, p])
     rows = np.tile(np.arange(k), len(columns))
-    shape = (k, start + n_sessions * n_products)
+    shape = (k, start + 3 * n)
     return coo_matrix((np.concatenate(values), (rows, np.concatenate(columns))), shape=shape).tocsr()
 
 
@@ -225,11 +298,11 @@ def evidence_loss(
         return float("inf")
     fit = solve_triangular(factor, root.T @ reduced.right, lower=True, check_finite=False)
     believed = 0.5 * float((((log_sizes - prior.usual) / _SIZE_WIDTH) ** 2).sum())
-    return float(np.log(np.diag(factor)).sum() - 0.5 * fit @ fit + believed)
+    return float(np.log(np.diag(factor)).sum() - 0.5 * fit @ fit + believed + reduced.loss)
 
 
 def tuned_sizes(
-    reduced: Reduced,
+    equations: Equations,
     prior: GlowPrior,
     pattern_covariance: np.ndarray,
     start: np.ndarray | None = None,
@@ -240,17 +313,18 @@ def tuned_sizes(
 
     Parameters
     ----------
-    start : ndarray, shape (8,), optional
+    start : ndarray, shape (10,), optional
         Logarithms to start from; default the usual ones.
     thorough : bool
         Two rounds of steps instead of one.
 
     Returns
     -------
-    ndarray, shape (8,), float64
+    ndarray, shape (10,), float64
         Logarithms of shares of the level.
     """
     best = prior.usual if start is None else start.copy()
+    reduced = equations.reduced(prior.bend_root(best))
     loss = evidence_loss(reduced, prior, best, pattern_covariance)
     for step in _SIZE_STEPS if thorough else _SIZE_STEPS[:1]:
         for k in prior.free:
@@ -262,10 +336,11 @@ def tuned_sizes(
                     trial = prior.clipped(trial)
                     if trial[k] == best[k]:
                         break
-                    value = evidence_loss(reduced, prior, trial, pattern_covariance)
+                    bent = equations.reduced(prior.bend_root(trial)) if k in BENDS else reduced
+                    value = evidence_loss(bent, prior, trial, pattern_covariance)
                     if value >= loss - _WORTH:
                         break
-                    best, loss, moved = trial, value, True
+                    best, loss, reduced, moved = trial, value, bent, True
                 if moved:
                     break
     return best
@@ -297,7 +372,7 @@ def averaged_posterior(
     least = evidence_loss(reduced, prior, log_sizes, pattern_covariance)
     central = posterior_of(reduced, prior, log_sizes, pattern_covariance)
     weights, found = [1.0], [central]
-    for k in prior.free:
+    for k in prior.free[~np.isin(prior.free, BENDS)]:
         for step in _AVERAGED_STEPS:
             sizes = log_sizes.copy()
             sizes[k] += step

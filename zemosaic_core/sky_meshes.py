@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .detector_surface import products
+from .detector_surface import PRODUCT_ORDER, products
 from .glow_prior import PROBE_UV
 from .sky_joint import SkyCells
 from .sky_lattice import bilinear_lattice
@@ -182,7 +182,8 @@ def cells_of(
     frame, j, i = np.nonzero(usable)
     cell = j * nx + i
     basis, patterns = detector_columns(meshes)
-    own = np.zeros((len(basis), 0)) if session is None else products(meshes.uv).reshape(len(basis), -1)
+    shapes = products(meshes.uv).reshape(len(basis), -1)
+    own = np.zeros((len(basis), 0)) if session is None else shapes
     lattice = bilinear_lattice(meshes.xy[rows][usable], spacing_px)
     return SkyCells(
         frame=frame.astype(np.int64),
@@ -194,4 +195,5 @@ def cells_of(
         lattice=lattice,
         session=np.zeros(len(rows), np.int64) if session is None else session[rows],
         products=own[cell],
+        curvature=shapes[cell][:, PRODUCT_ORDER == 2],
     )

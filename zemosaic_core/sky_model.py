@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .detector_surface import N_SURFACE, PRODUCT_ORDER, products, surface_of
-from .glow_prior import SESSION_PATTERN, FrameCircumstances, GlowPrior
+from .glow_prior import BENDS, SESSION_PATTERN, FrameCircumstances, GlowPrior
 from .normalize import best_frames
 from .photon_transfer import Pedestal, pedestal_of_sky
+from .sky_followers import fit_to_sky
 from .sky_gauge import Gauge, empty_nodes, gauged, large_scale_terms
 from .sky_joint import (
+    Equations,
     JointProblem,
     Reduced,
     SkyCells,
@@ -41,6 +43,7 @@ from .sky_meshes import (
     probe_places,
     spread_rows,
 )
+from .sky_remains import QUADRIC_UNIT_PX, overlap_differences, removed_quadric, rms_per_frame
 from .star_flat import StarFlat
 
 __all__ = ["ASSURANCES", "ChannelSky", "SkyModel", "solve_sky"]
@@ -70,12 +73,11 @@ _FLAT_ERRORS, _LEAST_PATTERN, _PATTERN_WITHOUT_FLAT, _CONSTANT_PATTERN = 3.0, 0.
 # (scattered moonlight was seen to fall like this), and believed where it makes the frames this much likelier.
 _PATTERN_AREA_FRAMES, _WORTH_PATTERN = 1.2, 5.0
 _SESSION_SHAPE = 1.0 / (PRODUCT_ORDER - 1.0)
-_MIN_CELLS = 6
-_LEAST_SHARED_NODES = 8
+# Sizes of the curvature of frames and of visits, as shares of the light, from which it is taken out: a frame's averages
+# out between many, a visit's does not.
+_SEEN_BEND = np.array([0.004, 0.002])
 # Loss of log evidence up to which directions over the horizon are kept: they are likely right, and say more.
 _INDIFFERENT = 2.0
-_HUBER_SIGMA = 2.0
-_QUADRIC_UNIT_PX = 1000.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,9 @@ class ChannelSky:
     vignetting : ndarray, shape (N, 2), float64
         What is added to the first row of the patterns in each frame: vignetting as the stars lead to expect it, ADU;
         0 where their flat is applied.
+    curvature : ndarray, shape (N, 3), float64
+        How the glow of each frame bends (`detector_surface.products` of second order), ADU on the common flux scale;
+        zeros where it bends too little to be seen in a mosaic.
     session_patterns : ndarray, shape (sessions, 18), float64
         What each session has of its own (`detector_surface.products`), ADU in a frame of typical light; zeros where
         the frames are as likely without.
@@ -117,13 +122,14 @@ class ChannelSky:
         The glow that was removed from the mosaic as a whole: coefficients of 1, x, y, x^2, xy, y^2 with x and y
         in plane px over 1000 from ``quadric_centre_xy``; its median over the mosaic is 0.
     quadric_centre_xy : tuple of float
-    sizes_adu : ndarray, shape (8,), float64
+    sizes_adu : ndarray, shape (10,), float64
         Sizes of the parts of the glow (`glow_prior.SIZE_NAMES`), ADU.
     """
 
     glow: Array
     patterns: Array
     vignetting: Array
+    curvature: Array
     session_patterns: Array
     node_xy: Array
     sky: Array
@@ -142,8 +148,8 @@ class ChannelSky:
     def removed_rows(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.float32]:
         """Return the glow removed from the mosaic as a whole on plane pixels, (y1 - y0, x1 - x0) float32 ADU."""
         centre_x, centre_y = self.quadric_centre_xy
-        x = ((np.arange(x0, x1) - centre_x) / _QUADRIC_UNIT_PX)[None, :]
-        y = ((np.arange(y0, y1) - centre_y) / _QUADRIC_UNIT_PX)[:, None]
+        x = ((np.arange(x0, x1) - centre_x) / QUADRIC_UNIT_PX)[None, :]
+        y = ((np.arange(y0, y1) - centre_y) / QUADRIC_UNIT_PX)[:, None]
         c = self.removed_quadric
         value = c[0] + c[1] * x + c[2] * y + c[3] * x * x + c[4] * x * y + c[5] * y * y
         return np.asarray(value, dtype=np.float32)
@@ -160,7 +166,7 @@ class SkyModel:
     radial : ndarray, shape (N, C, 4), float32
         ``f1, f2, d1, d2`` in the form of `sources.CoaddSource.radial`.
     surface : ndarray, shape (N, C, 21), float32, or None
-        In the form of `sources.CoaddSource.surface`; None where no session has a pattern of its own.
+        In the form of `sources.CoaddSource.surface`; None where no session has a pattern of its own and no frame bends.
     channels : tuple of ChannelSky
     flat : StarFlat
         The flat of the stars, also where it was not applied; with several cameras that of most frames.
@@ -236,6 +242,8 @@ def solve_sky(
         if channel.session_patterns.any():
             own = channel.session_patterns[circumstances.sessions]
             surface[:, c] = -(light / channel.light_adu)[:, None] * surface_of(own)
+        if channel.curvature.any():
+            surface[:, c] -= surface_of(_as_products(channel.curvature))
     same = [id(flat) for flat in flats]
     common = max(flats, key=lambda flat: same.count(id(flat)))
     return SkyModel(
@@ -276,11 +284,11 @@ def _local_sky_fits(
     # What frames share over the mosaic is no part of the comparison: it only makes room for what nobody can tell.
     without = GlowPrior(replace(taken, local=None, places=None), gains[rows], level)
     terms = large_scale_terms(cells.lattice.node_xy)
-    reduced, _, sizes = _iterate(problem, without, pattern_covariance, terms, level, False, None)
+    equations, _, _, sizes = _iterate(problem, without, pattern_covariance, terms, level, False, None)
     tied = GlowPrior(taken, gains[rows], level)
-    tied_sizes = tuned_sizes(reduced, tied, pattern_covariance)
-    gain = evidence_loss(reduced, without, sizes, pattern_covariance) - evidence_loss(
-        reduced, tied, tied_sizes, pattern_covariance
+    tied_sizes = tuned_sizes(equations, tied, pattern_covariance)
+    gain = _loss(equations, without, sizes, pattern_covariance) - _loss(
+        equations, tied, tied_sizes, pattern_covariance
     )
     return gain > -_INDIFFERENT
 
@@ -318,8 +326,8 @@ def _solve_channel(
     terms = large_scale_terms(cells.lattice.node_xy)
     seen = problem.hits > 0.3
     use_gauge = _area_px(seen, spacing) >= _GAUGE_AREA_FRAMES * meshes.frame_area_px
-    reduced, gauge, sizes = _iterate(problem, prior, pattern_covariance, terms, level, use_gauge, sizes)
-    sky = reduced.sky(gauge.unknowns)
+    _, reduced, gauge, sizes = _iterate(problem, prior, pattern_covariance, terms, level, use_gauge, sizes)
+    sky = reduced.sky(gauge.unknowns, gauge.open_)
     glow = np.zeros((n, 3))
     glow[joint] = gauge.unknowns[: 3 * len(joint)].reshape(-1, 3)
     patterns = gauge.unknowns[3 * len(joint) : 3 * len(joint) + 4].reshape(2, 2)
@@ -327,21 +335,30 @@ def _solve_channel(
     if sessions is not None and sizes[SESSION_PATTERN] > prior.least[SESSION_PATTERN]:
         found_own = gauge.unknowns[3 * len(joint) + 4 :].reshape(-1, len(PRODUCT_ORDER))
         own[: len(found_own)] = found_own
+    found_bends = reduced.curvature(gauge.unknowns, gauge.open_)
+    bends = np.exp(sizes[list(BENDS)])
+    bend_adu = float(np.hypot(*bends)) * level if (bends > _SEEN_BEND).any() else 0.0
+    curvature = np.zeros((n, 3))
+    if bend_adu:
+        curvature[joint] = found_bends
     residual = np.full(n, np.nan)
-    left = problem.residual(sky, gauge.unknowns)
-    residual[joint] = _rms_per_frame(left, cells.frame, len(joint))
+    left = problem.residual(sky, gauge.unknowns, found_bends)
+    residual[joint] = rms_per_frame(left, cells.frame, len(joint))
     rest = np.setdiff1d(np.arange(n), joint)
     if len(rest):
         on_sky = cells.lattice.interpolated(sky, seen, meshes.xy[rest])
         basis, pattern_values = detector_columns(meshes)
         # The light of the patterns was measured against the median of the joint frames.
         relative_light = light[rest] / np.median(light[joint])
-        of_session = own[circumstances.sessions[rest]] @ products(meshes.uv).reshape(len(basis), -1).T
-        glow[rest], residual[rest] = _fit_rest(
+        shapes = products(meshes.uv).reshape(len(basis), -1)
+        of_session = own[circumstances.sessions[rest]] @ shapes.T
+        bend_shapes = shapes[:, PRODUCT_ORDER == 2] if bend_adu else shapes[:, :0]
+        glow[rest], curvature[rest], residual[rest] = fit_to_sky(
             (value[rest] - on_sky).reshape(len(rest), -1)
             - relative_light[:, None] * (of_session + vignetting[rest] @ pattern_values.T),
             sigma[rest].reshape(len(rest), -1),
-            basis,
+            np.column_stack([basis, bend_shapes]),
+            np.array([0.0, 0.0, 0.0, bend_adu, bend_adu, bend_adu])[: 3 + bend_shapes.shape[1]],
             pattern_values,
             relative_light,
             patterns,
@@ -349,11 +366,12 @@ def _solve_channel(
     empty = gauge.empty if gauge.empty.any() else empty_nodes(sky, terms, problem.hits)
     shift = background - float(np.median(sky[empty]))
     glow[:, 0] -= shift
-    quadric, centre = _removed_quadric(cells, sky + shift, problem, gauge, glow, joint)
+    quadric, centre = removed_quadric(cells, problem, glow[joint], curvature[joint])
     return ChannelSky(
         glow=glow,
         patterns=patterns,
         vignetting=vignetting,
+        curvature=curvature,
         session_patterns=own,
         node_xy=cells.lattice.node_xy,
         sky=sky + shift,
@@ -364,7 +382,7 @@ def _solve_channel(
         gauge=gauge,
         assurance=_assurance(gauge, empty, seen, level),
         residual_adu=residual,
-        overlaps=_overlaps(cells, left, problem.weight, circumstances.visit[joint]),
+        overlaps=overlap_differences(cells, left, problem.weight, circumstances.visit[joint]),
         removed_quadric=quadric,
         quadric_centre_xy=centre,
         sizes_adu=np.exp(sizes) * level,
@@ -430,7 +448,7 @@ def _tuned_on(
     prior = GlowPrior(circumstances.taken(rows), gains[rows], level, _session_shape(cells))
     problem = JointProblem(cells)
     terms = large_scale_terms(cells.lattice.node_xy)
-    return _iterate(problem, prior, pattern_covariance, terms, level, False, None)[2]
+    return _iterate(problem, prior, pattern_covariance, terms, level, False, None)[3]
 
 
 def _iterate(
@@ -441,34 +459,40 @@ def _iterate(
     level: float,
     use_gauge: bool,
     known_sizes: Array | None,
-) -> tuple[Reduced, Gauge, Array]:
+) -> tuple[Equations, Reduced, Gauge, Array]:
     """Alternate between the linear solution, the sizes of the prior (unless known) and robust weights."""
     sizes = prior.usual if known_sizes is None else known_sizes
     for turn in range(_ROUNDS):
-        reduced = problem.reduce()
+        equations = problem.equations()
         if known_sizes is None and turn < _ROUNDS - 1:
-            sizes = tuned_sizes(reduced, prior, pattern_covariance, sizes, thorough=turn == 0)
+            sizes = tuned_sizes(equations, prior, pattern_covariance, sizes, thorough=turn == 0)
             if turn == _ROUNDS - 2:
-                sizes = _without_idle_patterns(reduced, prior, pattern_covariance, sizes)
+                sizes = _without_idle_patterns(equations, prior, pattern_covariance, sizes)
+        reduced = equations.reduced(prior.bend_root(sizes))
         average = turn == _ROUNDS - 1 and prior.n_frames <= MAX_TUNED_FRAMES
         posterior_for = averaged_posterior if average else posterior_of
         posterior = posterior_for(reduced, prior, sizes, pattern_covariance)
         gauge = gauged(reduced, posterior, terms, problem.hits, level, use=use_gauge)
         if turn < _ROUNDS - 1:
-            problem.reweigh(reduced.sky(gauge.unknowns), gauge.unknowns)
-    return reduced, gauge, sizes
+            found = gauge.unknowns, gauge.open_
+            problem.reweigh(reduced.sky(*found), gauge.unknowns, reduced.curvature(*found))
+    return equations, reduced, gauge, sizes
+
+
+def _loss(equations: Equations, prior: GlowPrior, sizes: Array, pattern_covariance: Array) -> float:
+    return evidence_loss(equations.reduced(prior.bend_root(sizes)), prior, sizes, pattern_covariance)
 
 
 def _without_idle_patterns(
-    reduced: Reduced, prior: GlowPrior, pattern_covariance: Array, sizes: Array
+    equations: Equations, prior: GlowPrior, pattern_covariance: Array, sizes: Array
 ) -> Array:
     """Return the sizes without patterns of sessions, unless these make the frames clearly likelier."""
     if SESSION_PATTERN not in prior.free:
         return sizes
     without = sizes.copy()
     without[SESSION_PATTERN] = prior.least[SESSION_PATTERN]
-    worth = evidence_loss(reduced, prior, without, pattern_covariance) - evidence_loss(
-        reduced, prior, sizes, pattern_covariance
+    worth = _loss(equations, prior, without, pattern_covariance) - _loss(
+        equations, prior, sizes, pattern_covariance
     )
     return sizes if worth > _WORTH_PATTERN else without
 
@@ -486,53 +510,11 @@ def _beyond_one_frame(meshes: SkyMeshes, spacing_px: float) -> bool:
     return len(places) * spacing_px**2 > _PATTERN_AREA_FRAMES * meshes.frame_area_px
 
 
-def _fit_rest(
-    difference: Array, sigma: Array, basis: Array, patterns: Array, relative_light: Array, found: Array
-) -> tuple[Array, Array]:
-    """Fit level and plane of frames to a sky that others found; robust, all frames at once.
-
-    Parameters
-    ----------
-    difference, sigma : ndarray, shape (R, K)
-        Cells of R frames less that sky, and their errors; NaN where either is not known.
-    basis, patterns : ndarray, shape (K, 3) and (K, 2)
-    relative_light : ndarray, shape (R,)
-        Light of the frames over that of those the sky was found from.
-    found : ndarray, shape (2, 2)
-        Detector patterns that belong to that sky.
-
-    Returns
-    -------
-    glow : ndarray, shape (R, 3)
-        Zeros for a frame with too few cells on that sky.
-    rms : ndarray, shape (R,)
-        NaN for such a frame.
-    """
-    target = difference - np.outer(relative_light, patterns @ found[0]) - patterns @ found[1]
-    good = np.isfinite(target) & np.isfinite(sigma)
-    enough = good.sum(axis=1) >= _MIN_CELLS
-    target = np.where(good, target, 0.0)
-    noise_weight = np.where(good, 1.0 / np.where(good, sigma, 1.0) ** 2, 0.0)
-    noise_weight /= np.maximum(noise_weight.max(axis=1, keepdims=True), 1e-300)
-    weight, glow, left = noise_weight, np.zeros((len(target), 3)), target
-    for _ in range(5):
-        normal = np.einsum("rk,ki,kj->rij", weight, basis, basis, optimize=True) + 1e-9 * np.eye(3)
-        glow = np.linalg.solve(
-            normal, np.einsum("rk,rk,ki->ri", weight, target, basis, optimize=True)[..., None]
-        )[..., 0]
-        left = target - glow @ basis.T
-        spread = (
-            np.nanmedian(np.where(good, np.abs(left), np.nan)[enough], axis=1)
-            if enough.any()
-            else np.zeros(0)
-        )
-        scatter = np.ones(len(target))
-        scatter[enough] = np.maximum(1.4826 * spread, 1e-9)
-        reach = _HUBER_SIGMA * scatter[:, None]
-        weight = noise_weight * np.minimum(1.0, reach / np.maximum(np.abs(left), 1e-12))
-    count = np.maximum(good.sum(axis=1), 1)
-    rms = np.sqrt((np.where(good, left, 0.0) ** 2).sum(axis=1) / count)
-    return np.where(enough[:, None], glow, 0.0), np.where(enough, rms, np.nan)
+def _as_products(curvature: Array) -> Array:
+    """Return curvatures (N, 3) among all `detector_surface.products`, (N, 18)."""
+    full = np.zeros((len(curvature), len(PRODUCT_ORDER)))
+    full[:, PRODUCT_ORDER == 2] = curvature
+    return full
 
 
 def _background_level(meshes: SkyMeshes, gains: Array, c: int) -> float:
@@ -559,65 +541,14 @@ def _assurance(gauge: Gauge, empty: NDArray[np.bool_], seen: NDArray[np.bool_], 
     )
 
 
-def _rms_per_frame(residual: Array, frame: NDArray[np.int64], n: int) -> Array:
-    count = np.bincount(frame, minlength=n)
-    total = np.bincount(frame, residual**2, minlength=n)
-    return np.asarray(np.sqrt(np.divide(total, count, out=np.full(n, np.nan), where=count > 0)))
-
-
-def _overlaps(cells: SkyCells, left: Array, weight: Array, visit: NDArray[np.int64]) -> Array:
-    """Return visits a and b, nodes that both see, and the rms difference of what is left of them, (P, 4)."""
-    of_visit, at = np.unique(visit, return_inverse=True)
-    n_nodes = cells.lattice.weights.shape[1]
-    # The node that a cell weighs on most stands for its place.
-    node = np.asarray(cells.lattice.weights.argmax(axis=1)).ravel()
-    place = at[cells.frame] * n_nodes + node
-    shape = (len(of_visit), n_nodes)
-    total = np.bincount(place, weight, minlength=shape[0] * shape[1]).reshape(shape)
-    mean = np.bincount(place, weight * left, minlength=shape[0] * shape[1]).reshape(shape)
-    mean = np.divide(mean, total, out=np.zeros(shape), where=total > 0)
-    seen = (total > 0).astype(np.float64)
-    shared = seen @ seen.T
-    square, product = mean**2 @ seen.T, mean @ mean.T
-    a, b = np.nonzero(np.triu(shared >= _LEAST_SHARED_NODES, 1))
-    difference = np.sqrt(np.maximum(square + square.T - 2 * product, 0.0)[a, b] / shared[a, b])
-    return np.column_stack([of_visit[a], of_visit[b], shared[a, b], difference])
-
-
-def _removed_quadric(
-    cells: SkyCells,
-    sky: Array,
-    problem: JointProblem,
-    gauge: Gauge,
-    glow: Array,
-    joint: NDArray[np.int64],
-) -> tuple[Array, tuple[float, float]]:
-    """Fit a quadric over the mosaic to the glow that the frames lose there."""
-    removed = np.einsum("kp,kp->k", cells.basis, glow[joint][cells.frame])
-    weights = cells.lattice.weights
-    total = weights.T @ (problem.weight * removed)
-    weight = weights.T @ problem.weight
-    good = problem.hits > 0.3
-    xy = cells.lattice.node_xy
-    centre = (xy[good].min(axis=0) + xy[good].max(axis=0)) / 2 if good.any() else xy.mean(axis=0)
-    x, y = ((xy - centre) / _QUADRIC_UNIT_PX).T
-    terms = np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
-    if good.sum() < 2 * terms.shape[1]:
-        return np.zeros(6), (float(centre[0]), float(centre[1]))
-    mean = total[good] / np.maximum(weight[good], 1e-300)
-    quadric = np.linalg.lstsq(terms[good], mean, rcond=None)[0]
-    quadric[0] -= float(np.median(terms[good] @ quadric))
-    return quadric, (float(centre[0]), float(centre[1]))
-
-
 def _unknown_sky(n: int, light: Array, level: float, background: float, n_sessions: int) -> ChannelSky:
     """Return what is left when no frame has a usable cell: levels from the frames' skies alone."""
     glow = np.zeros((n, 3))
     glow[:, 0] = light - background
-    nothing = Gauge(np.zeros(0), np.zeros(0, bool), np.full(5, np.inf), False, False, 0.0)
+    nothing = Gauge(np.zeros(0), np.zeros(0), np.zeros(0, bool), np.full(5, np.inf), False, False, 0.0)
     no_node, no_patterns = np.zeros(0, bool), np.zeros((n_sessions, len(PRODUCT_ORDER)))
     return ChannelSky(
-        glow, np.zeros((2, 2)), np.zeros((n, 2)), no_patterns, np.zeros((0, 2)), np.zeros(0), no_node, no_node,
-        background, level, nothing, ASSURANCES[2], np.full(n, np.nan), np.zeros((0, 4)), np.zeros(6), (0.0, 0.0),
-        np.full(8, np.nan),
+        glow, np.zeros((2, 2)), np.zeros((n, 2)), np.zeros((n, 3)), no_patterns, np.zeros((0, 2)), np.zeros(0), no_node,
+        no_node, background, level, nothing, ASSURANCES[2], np.full(n, np.nan), np.zeros((0, 4)), np.zeros(6),
+        (0.0, 0.0), np.full(10, np.nan),
     )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zemosaic_core.detector_surface import surface_values
+from zemosaic_core.detector_surface import products, surface_values
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
 from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.star_flat import radius_squared
@@ -55,8 +55,15 @@ def made_night(
     drift_adu: float = 40.0,
     overlap: float = 0.2,
     with_site: bool = False,
+    frame_level_adu: float = 2.0,
+    frame_plane_adu: float = 0.7,
+    frame_bend_adu: float = 0.0,
+    visit_bend_adu: float = 0.0,
 ) -> MadeNight:
-    """Frames panel by panel under a glow that slopes over the horizon and drifts, with vignetting."""
+    """Frames panel by panel under a glow that slopes over the horizon and drifts, with vignetting.
+
+    ``frame_*`` and ``visit_*`` are sizes of what every frame or panel has of its own, as thin clouds give it.
+    """
     rng = np.random.default_rng(seed)
     x, y = cell_grid()
     height, width = SHAPE_HW
@@ -73,6 +80,7 @@ def made_night(
     for panel in range(panels[0] * panels[1]):
         centre = np.array([panel % panels[1], panel // panels[1]]) * pitch - extent
         own = rng.normal(0, panel_planes_adu, 2)
+        bend = rng.normal(0, visit_bend_adu, 3) if visit_bend_adu else np.zeros(3)
         for _ in range(frames):
             k = len(meshes)
             angle = np.deg2rad(rotation_deg * k / max(1, n_all - 1))
@@ -84,7 +92,9 @@ def made_night(
             sky = nebula(xy, (200.0, -300.0), cloud_px, cloud_adu)
             # The glow stands over the horizon: it turns against the sky as the frame does.
             glow = LIGHT + xy @ turn @ slope + drift_adu * np.sin(k / n_all * 3.0) + uv @ own
-            glow = glow + rng.normal(0, 2.0) + uv @ rng.normal(0, 0.7, 2)
+            glow = glow + rng.normal(0, 1) * frame_level_adu + uv @ rng.normal(0, frame_plane_adu, 2)
+            if frame_bend_adu or visit_bend_adu:
+                glow = glow + products(uv)[..., :3] @ (bend + rng.normal(0, frame_bend_adu, 3))
             light = (sky + glow) * (1 - vignetting * q)
             meshes.append(PEDESTAL + light + rng.normal(0, CELL_NOISE, x.shape))
             places.append(xy)

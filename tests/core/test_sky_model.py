@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.linalg import block_diag
 
 from tests.core.sky_cases import PEDESTAL, left_over, made_night
 from zemosaic_core import sky_model
+from zemosaic_core.detector_surface import products
 from zemosaic_core.glow_prior import GlowPrior
 from zemosaic_core.sky_gauge import _agreed_width, empty_nodes, large_scale_terms
 from zemosaic_core.sky_joint import JointProblem, full_covariance, posterior_of
@@ -48,6 +50,27 @@ def test_one_even_sky_is_left(night, limit_adu, conflict, with_site):
     assert before.std() > 10.0
     assert left_over(made, model).std() < limit_adu
     assert model.channels[0].gauge.conflict in conflict
+
+
+@pytest.mark.parametrize("sizes", [{"frame_bend_adu": 9.0}, {"visit_bend_adu": 4.0}])
+def test_glow_of_single_frames_that_slopes_and_bends_is_taken_out(sizes):
+    """Thin clouds: planes and curvatures of every frame; nothing of them may pass for the sky's own slopes."""
+    made = made_night(
+        3, frames=10, cloud_adu=200.0, cloud_px=450.0, frame_level_adu=50.0, frame_plane_adu=35.0, **sizes
+    )
+    model = solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting))
+    left = left_over(made, model)
+    assert left.std() < 3.0
+    assert np.abs(left.reshape(4, 10, -1).mean(axis=(1, 2))).max() < 3.0
+    channel = model.channels[0]
+    assert not channel.gauge.conflict
+    assert channel.curvature.any()
+    assert not solve_sky(*quiet_night()).channels[0].curvature.any()
+
+
+def quiet_night():
+    made = made_night(3)
+    return made.meshes, made.circumstances, known_flat(made.vignetting)
 
 
 def test_which_part_is_empty_does_not_depend_on_the_unit():
@@ -274,7 +297,10 @@ class TestWhatIsNotKnown:
         two = known_flat(0.04), known_flat(0.12)
         own = solve_sky(made.meshes, made.circumstances, [two[int(o)] for o in other])
         assert left_over(made, own).std() < 2.5
-        assert left_over(made, solve_sky(made.meshes, made.circumstances, two[0])).std() > 3.5
+        # With one flat for all, the difference passes for glow of the frames that bends.
+        one = solve_sky(made.meshes, made.circumstances, two[0])
+        assert one.channels[0].curvature.any()
+        assert not own.channels[0].curvature.any()
 
 
 class TestElimination:
@@ -287,38 +313,68 @@ class TestElimination:
         problem = JointProblem(cells)
         prior = GlowPrior(made.circumstances, np.ones(4), 400.0)
         sizes, sigma = prior.usual, 8.0**2 * np.eye(4)
-        reduced = problem.reduce()
+        equations = problem.equations()
+        root = np.linalg.cholesky(np.diag([9.0, 4.0, 16.0, 1.0]) + 2.0)
+        reduced = equations.reduced(root)
         fast = posterior_of(reduced, prior, sizes, sigma)
         # The twin: every unknown in one dense matrix, priors as rows.
         lattice = np.asarray(cells.lattice.weights.todense())
-        design = np.zeros((len(cells.value), 12 + 4))
+        design = np.zeros((len(cells.value), 12 + 4 + 12))
+        shapes = products(m.uv).reshape(-1, 18)[:, :3]
         for k, frame in enumerate(cells.frame):
             design[k, 3 * frame : 3 * frame + 3] = cells.basis[k]
             design[k, 12:14] = cells.patterns[k] * cells.light[frame]
-            design[k, 14:] = cells.patterns[k]
-        root = np.sqrt(problem.weight)[:, None]
+            design[k, 14:16] = cells.patterns[k]
+            at = np.flatnonzero(np.abs(m.uv.reshape(-1, 2) - cells.basis[k, 1:]).max(axis=1) < 1e-9)[0]
+            design[k, 16 + 3 * frame : 19 + 3 * frame] = shapes[at]
+        weight = np.sqrt(problem.weight)[:, None]
         smooth = np.asarray(cells.lattice.differences.todense()) * np.sqrt(
             1e-5 * np.median(1 / cells.sigma**2)
         )
         covariance = full_covariance(prior, sizes, sigma)
-        pull = np.linalg.inv(np.linalg.cholesky(covariance))
+        bends = np.kron(root @ root.T, np.eye(3))
+        pull = np.linalg.inv(np.linalg.cholesky(block_diag(covariance, bends)))
         n = lattice.shape[1]
         matrix = np.block(
             [
-                [root * lattice, root * design],
-                [smooth, np.zeros((len(smooth), 16))],
-                [np.zeros((16, n)), pull],
+                [weight * lattice, weight * design],
+                [smooth, np.zeros((len(smooth), 28))],
+                [np.zeros((28, n)), pull],
             ]
         )
-        right = np.concatenate([root[:, 0] * cells.value, np.zeros(len(smooth) + 16)])
+        right = np.concatenate([weight[:, 0] * cells.value, np.zeros(len(smooth) + 28)])
         plain = np.linalg.lstsq(matrix, right, rcond=None)[0]
+        sky, plain, bent = plain[:n], plain[n : n + 16], plain[n + 16 :]
         levels = np.zeros(16)
         levels[:12:3] = 1.0
         # One level of everything is only known to the prior's 800 ADU; neither way finds it to the last digit.
-        common = (fast.unknowns - plain[n:]) @ levels / 4
+        common = (fast.unknowns - plain) @ levels / 4
         assert abs(common) < 0.5
-        np.testing.assert_allclose(fast.unknowns - common * levels, plain[n:], atol=2e-3)
-        np.testing.assert_allclose(reduced.sky(fast.unknowns) + common, plain[:n], atol=2e-2)
+        np.testing.assert_allclose(fast.unknowns - common * levels, plain, atol=2e-3)
+        np.testing.assert_allclose(reduced.sky(fast.unknowns) + common, sky, atol=2e-2)
+        np.testing.assert_allclose(reduced.curvature(fast.unknowns).ravel(), bent, atol=2e-3)
+        assert np.abs(bent).max() > 0.5
+
+    def test_what_is_open_of_the_curvatures_is_their_covariance(self):
+        """The sky's covariance by way of the short numbers equals that of all unknowns in one matrix."""
+        made = made_night(2, panels=(1, 2), frames=2, with_site=True)
+        m, rows = made.meshes, np.arange(4)
+        cells = cells_of(rows, m.mesh[:, 0], m.error[:, 0], m, np.ones(4), cell_spacing_px(m.xy))
+        prior, sigma = GlowPrior(made.circumstances, np.ones(4), 400.0), 64.0 * np.eye(4)
+        equations = JointProblem(cells).equations()
+        root = np.linalg.cholesky(np.diag([9.0, 4.0, 16.0, 1.0]) + 2.0)
+        reduced = equations.reduced(root)
+        known = posterior_of(reduced, prior, prior.usual, sigma).covariance
+        fast = reduced.response @ known @ reduced.response.T + reduced.open_sky @ reduced.open_sky.T
+        everything = block_diag(full_covariance(prior, prior.usual, sigma), np.kron(root @ root.T, np.eye(3)))
+        plain = (
+            equations.response
+            @ np.linalg.inv(equations.normal + np.linalg.inv(everything))
+            @ equations.response.T
+        )
+        # Less the one level of everything, which only the prior knows.
+        less = np.eye(len(plain)) - 1.0 / len(plain)
+        np.testing.assert_allclose(less @ fast @ less, less @ plain @ less, atol=1e-4 * np.diag(plain).max())
 
 
 class TestPrior:
@@ -331,9 +387,9 @@ class TestPrior:
 
     def test_sizes_of_glow_over_the_horizon_need_a_site(self):
         made = made_night(1, frames=2)
-        assert len(GlowPrior(made.circumstances, made.meshes.gains[:, 0], 1.0).free) == 5
-        made = made_night(1, frames=2, with_site=True)
         assert len(GlowPrior(made.circumstances, made.meshes.gains[:, 0], 1.0).free) == 7
+        made = made_night(1, frames=2, with_site=True)
+        assert len(GlowPrior(made.circumstances, made.meshes.gains[:, 0], 1.0).free) == 9
 
 
 class TestLattice:

@@ -89,6 +89,10 @@ class CostBasis:
         Output pixels per pixel of a frame.
     cuts_tiles : bool
         Tiles are written once more, cut or masked.
+    merge_rule : CombineRule or None
+        How tiles of one place become one; None: they do not.
+    most_merged : int
+        Most tiles that do.
     batches : tuple of int
         Frames of each batch, on routes where each becomes a tile that may be as large as the mosaic.
     """
@@ -110,6 +114,8 @@ class CostBasis:
     refine: bool = False
     drizzle_scale: float = 1.0
     cuts_tiles: bool = False
+    merge_rule: CombineRule | None = None
+    most_merged: int = 0
     batches: tuple[int, ...] = ()
 
     @property
@@ -216,6 +222,16 @@ def _stack_workload(basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tup
     return Workload("stack", rows, buffers, elements_per_row=n * basis.n_channels * columns)
 
 
+def _merge_workload(basis: CostBasis, canvas_hw: tuple[int, int]) -> Workload:
+    """Return what merging tiles needs when as many as may be lie in one place."""
+    assert basis.merge_rule is not None
+    n = min(basis.most_merged, max(4, len(basis.batches)))
+    noise = SampleNoise((1.0,) * basis.n_channels, (0.0,) * basis.n_channels)
+    rule = replace(basis.merge_rule, noise=noise)
+    buffers = coadd_buffers(n, basis.n_channels, canvas_hw[1], rule, True)
+    return Workload("assemble", canvas_hw[0], buffers, elements_per_row=n * basis.n_channels * canvas_hw[1])
+
+
 def frame_bytes(info: FrameInfo) -> int:
     """Return the memory it takes to look at one frame, of which some may declare any size."""
     return PARENT_BYTES + math.prod(info.shape_hw) * MEASURE_BYTES_PER_PX
@@ -290,7 +306,12 @@ def estimate_rows(
     stack = PARENT_BYTES + n * 60_000 + stack_bytes + window_bytes + sealing_bytes
     streaming = coadd_buffers(4, basis.n_channels, canvas_hw[1], CombineRule("none"), True)
     assemble_rows = min(canvas_hw[0], MAX_BLOCK_ROWS)
-    assemble = PARENT_BYTES + min(basis.block_budget_bytes, peak_bytes(streaming, assemble_rows))
+    assemble = min(basis.block_budget_bytes, peak_bytes(streaming, assemble_rows))
+    if basis.merge_rule is not None:
+        of_tiles = _merge_workload(basis, canvas_hw)
+        most = min(basis.block_budget_bytes, of_tiles.peak(assemble_rows))
+        assemble = max(assemble, most, of_tiles.peak(1))
+    assemble += PARENT_BYTES
     variance_planes = basis.n_channels if basis.variance else 0
     step = -(-max(canvas_hw) // basis.preview_max_dim)
     export = PARENT_BYTES + canvas_px // step**2 * PREVIEW_BYTES_PER_PX + 100_000_000
@@ -298,8 +319,8 @@ def estimate_rows(
     tiles_disk = (
         round(max(1.4, len(basis.batches)) * canvas_px) * 4 * (basis.n_channels + 2 + variance_planes)
     )
-    # Cut tiles are temporary files.
-    cut_disk = tiles_disk if basis.cuts_tiles else 0
+    # Cut and merged tiles are temporary files.
+    cut_disk = tiles_disk * (basis.cuts_tiles + (basis.merge_rule is not None))
     # Beside the tile in work: its weights, and facts of some of its pixels, until it is complete.
     bands_disk = second_disk + round(
         stacked_hw[0] * stacked_hw[1] * (4 + (2 + 4 * basis.n_channels) / SAMPLE_STEP**2)

@@ -47,7 +47,14 @@ from zemosaic_pipeline.plan_limits import fit_to_handles, fit_to_memory
 from zemosaic_pipeline.refinement import RefineDecision, choose_refine
 from zemosaic_pipeline.routes import RouteDecision, choose_route
 from zemosaic_pipeline.sessions import mixture_text
-from zemosaic_pipeline.tile_plan import TileCheckOptions, TileGateOptions, tile_checks, tile_gate
+from zemosaic_pipeline.tile_plan import (
+    MergeOptions,
+    TileCheckOptions,
+    TileGateOptions,
+    merge_options,
+    tile_checks,
+    tile_gate,
+)
 from zemosaic_settings import Settings
 
 __all__ = [
@@ -95,6 +102,7 @@ class RunPlan:
     output: OutputOptions
     tile_gate: TileGateOptions
     tile_checks: TileCheckOptions
+    merge: MergeOptions
     rows: tuple[PlanRow, ...]
     is_reduced: bool = False
     memory_limit_bytes: int = 0
@@ -319,6 +327,7 @@ def resolve(
         ),
         tile_gate=tile_gate(settings),
         tile_checks=tile_checks(settings),
+        merge=merge_options(settings),
         rows=(),
         memory_limit_bytes=_memory_limit(settings),
     )
@@ -391,6 +400,8 @@ def _cost_basis(run: RunPlan) -> CostBasis:
         refine=run.refine.on,
         drizzle_scale=run.grid.drizzle_scale,
         cuts_tiles=run.tile_checks.rewrites,
+        merge_rule=run.merge.rule if run.merge.enabled else None,
+        most_merged=run.merge.max_group,
         foreign_solver=run.solve.solver.method != "EMBEDDED",
         batches=run.group.batch_sizes,
     )

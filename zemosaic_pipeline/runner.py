@@ -15,6 +15,7 @@ from zemosaic_io.manifest import Manifest
 from zemosaic_io.stack_plan import StackPlan
 from zemosaic_pipeline import (
     calibrate,
+    merge_tiles,
     phase0_survey,
     phase1_prepare,
     phase2_group,
@@ -345,7 +346,18 @@ class _ClassicRun:
                 raise RunFailed("run_error_no_tiles", "no master tile could be made")
         approximate = any(item.solution.approximate for item in solved)
         with self._phase(phase5_assemble.PHASE):
-            own = tiles_of_filters(tiles, names)
+            own = {
+                name: merge_tiles.run(
+                    same,
+                    placed.grid,
+                    plan,
+                    context,
+                    one_flux_scale=placed.one_flux_scale,
+                    one_sky=behind[name].is_one_sky,
+                )
+                for name, same in tiles_of_filters(tiles, names).items()
+            }
+            self.tiles = [tile for same in own.values() for tile in same]
             self.mosaics = mosaics = {
                 name: phase5_assemble.run(
                     own[name],

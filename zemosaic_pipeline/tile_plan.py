@@ -6,11 +6,20 @@ from dataclasses import dataclass
 
 from zemosaic_core.altaz_mask import AltAzOptions
 from zemosaic_core.quality_crop import CropOptions
+from zemosaic_core.sources import CombineRule
 from zemosaic_core.tile_quality import QualityOptions
 from zemosaic_pipeline.batches import tile_numbers
 from zemosaic_settings import Settings
 
-__all__ = ["QualityGate", "TileCheckOptions", "TileGateOptions", "tile_checks", "tile_gate"]
+__all__ = [
+    "MergeOptions",
+    "QualityGate",
+    "TileCheckOptions",
+    "TileGateOptions",
+    "merge_options",
+    "tile_checks",
+    "tile_gate",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,47 @@ class TileCheckOptions:
     def rewrites(self) -> bool:
         """Whether tiles are written once more, cut or masked."""
         return not (self.crop is None and self.altaz is None and self.keep_share == 0)
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Which tiles are merged before they are joined, and how.
+
+    Attributes
+    ----------
+    overlap : float
+        Share of the smaller of two tiles that lies on the other.
+    rule : CombineRule
+    match_levels : bool
+        Tiles of a group are brought to one level before they are compared.
+    """
+
+    enabled: bool
+    overlap: float
+    min_group: int
+    max_group: int
+    rule: CombineRule
+    match_levels: bool
+
+
+def merge_options(settings: Settings) -> MergeOptions:
+    """Return which tiles become one."""
+    how = settings.inter_master_stack_method
+    rule = CombineRule(
+        "winsorized_sigma_clip" if how == "winsor" else "none",
+        settings.stacking_kappa_low,
+        settings.stacking_kappa_high,
+        settings.winsor_limits,
+        "median" if how == "median" else "mean",
+    )
+    return MergeOptions(
+        settings.inter_master_merge_enable,
+        settings.inter_master_overlap_threshold,
+        settings.inter_master_min_group_size,
+        settings.inter_master_max_group,
+        rule,
+        settings.inter_master_photometry_intragroup,
+    )
 
 
 def tile_gate(settings: Settings) -> TileGateOptions:

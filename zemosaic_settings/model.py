@@ -120,6 +120,12 @@ class Settings(BaseModel):
     sds_target_batch_size: int = _declared("sds_target_batch_size")
     sds_min_coverage_keep: float = _declared("sds_min_coverage_keep")
     leave_out_tiles: str = _declared("leave_out_tiles")
+    inter_master_merge_enable: bool = _declared("inter_master_merge_enable")
+    inter_master_overlap_threshold: float = _declared("inter_master_overlap_threshold")
+    inter_master_min_group_size: int = _declared("inter_master_min_group_size")
+    inter_master_max_group: int = _declared("inter_master_max_group")
+    inter_master_stack_method: str = _declared("inter_master_stack_method")
+    inter_master_photometry_intragroup: bool = _declared("inter_master_photometry_intragroup")
     existing_master_tiles_quality_gate_enabled: bool = _declared("existing_master_tiles_quality_gate_enabled")
     existing_master_tiles_quality_gate_mode: str = _declared("existing_master_tiles_quality_gate_mode")
     existing_master_tiles_quality_gate_sigma_threshold: float = _declared(

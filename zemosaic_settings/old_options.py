@@ -118,19 +118,19 @@ OLD_OPTIONS: tuple[OldOptions, ...] = (
         },
     ),
     OldOptions(
-        "replaced",
-        "cluster_min_frames",
-        "Tiles of one place are one group, and groups of few frames join others before anything is "
-        "stacked, so every sample takes part in one rejection.",
+        "automatic",
+        "",
+        "Tiles lie on the pixels of the mosaic and are merged in blocks of rows that fit the memory.",
         {
-            "inter_master_merge_enable": (False,),
-            "inter_master_overlap_threshold": (0.6,),
-            "inter_master_min_group_size": (2,),
-            "inter_master_stack_method": ("winsor",),
             "inter_master_memmap_policy": ("auto",),
             "inter_master_local_scale": ("final",),
-            "inter_master_max_group": (64,),
-            "inter_master_photometry_intragroup": (True,),
+        },
+    ),
+    OldOptions(
+        "replaced",
+        "intertile_photometric_match",
+        "One robust solution over all overlaps brings merged tiles and others to one level.",
+        {
             "inter_master_photometry_intersuper": (True,),
             "inter_master_photometry_clip_sigma": (3.0,),
         },

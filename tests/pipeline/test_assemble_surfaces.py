@@ -14,6 +14,7 @@ from zemosaic_io.frame_store import TileStore
 from zemosaic_pipeline import phase5_assemble as assemble
 from zemosaic_pipeline.context import CancelToken
 from zemosaic_pipeline.records import MasterTile
+from zemosaic_pipeline.tile_canvas import Canvas, tile_sources, with_surfaces
 from zemosaic_utils import coadd_on_grid
 
 SIZE, PITCH = 640, 448
@@ -91,8 +92,8 @@ def assembled(tiles, order):
         image[:, y0:y1] = block.image
 
     coadd_on_grid(
-        assemble._bent(store, tiles, solution),
-        assemble._sources(tiles, solution.terms, assemble.Canvas((0, 0), GRID)),
+        with_surfaces(store, tiles, solution),
+        tile_sources(tiles, solution.terms, Canvas((0, 0), GRID)),
         GRID,
         1,
         CombineRule(rejection="none", combine="mean"),

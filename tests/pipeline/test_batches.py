@@ -51,6 +51,14 @@ def test_batches_are_tiles_that_can_be_left_out(night, tmp_path):
     assert both.coverage.max() == 11
     variance = [np.nanmedian(fits.getdata(result.outputs["variance"])) for result in (both, rest)]
     assert variance[1] / variance[0] == pytest.approx(11 / 7, rel=0.15)
+    # Merged with each other, batches give the same sky; next to nothing in these frames disagrees.
+    merged = run(night, tmp_path, inter_master_merge_enable=True, save_variance=True, **wanted).load()
+    assert {"run_info_tiles_merged", "run_info_tiles_reused"} <= merged.message_keys
+    assert [tile["n_frames"] for tile in merged.report["tiles"]] == [11]
+    np.testing.assert_array_equal(merged.coverage, both.coverage)
+    noise = float(np.nanmedian(np.sqrt(fits.getdata(both.outputs["variance"]))))
+    assert np.nanstd(merged.image - both.image) < 0.35 * noise
+    assert np.nanmedian(fits.getdata(merged.outputs["variance"])) == pytest.approx(noise**2, rel=0.1)
     with pytest.raises(RunFailed, match="every tile"):
         run(night, tmp_path, leave_out_tiles="0 1, 2", **wanted)
 

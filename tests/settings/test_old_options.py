@@ -135,7 +135,7 @@ def test_what_version_4_did_by_itself_is_not_told():
     ("given", "fate", "instead"),
     [
         ({"batch_overlap_pct": 20}, "absent", ""),
-        ({"inter_master_merge_enable_config": True}, "replaced", "cluster_min_frames"),
+        ({"inter_master_photometry_intersuper_config": False}, "replaced", "intertile_photometric_match"),
         ({"two_pass_cov_gain_clip": [0.5, 2.0]}, "always", ""),
         ({"phase5_chunk_mb": 512}, "automatic", ""),
     ],

@@ -95,6 +95,14 @@ class Mark:
         thing = self.sky_object
         return f"{thing.name} {thing.title}" if thing.title else thing.name
 
+    @property
+    def is_well_known(self) -> bool:
+        """Whether people look for it: a name of its own, a number of Messier or Caldwell, or a bright star."""
+        thing = self.sky_object
+        if thing.kind == "star":
+            return thing.mag < _BRIGHT_STAR_MAG
+        return bool(thing.title) or thing.name.startswith(("M ", "C "))
+
 
 @dataclass(frozen=True, slots=True)
 class ScaleBar:
@@ -216,9 +224,9 @@ def _worth(mark: Mark) -> tuple[float, float, float, str]:
     thing = mark.sky_object
     size = thing.major_arcmin if np.isfinite(thing.major_arcmin) else 0.0
     mag = thing.mag if np.isfinite(thing.mag) else 99.0
+    known = mark.is_well_known
     if thing.kind == "star":
-        return (0.5 if mag < _BRIGHT_STAR_MAG else 2.0), mag, 0.0, thing.name
-    known = bool(thing.title) or thing.name.startswith(("M ", "C "))
+        return (0.5 if known else 2.0), mag, 0.0, thing.name
     return (0.0 if known else 3.0 if thing.kind in _COMMON_KINDS else 1.0), -size, mag, thing.name
 
 

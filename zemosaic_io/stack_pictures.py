@@ -21,7 +21,9 @@ __all__ = ["StackPicture", "depth_of_cards", "is_own_tile", "is_stack_name", "re
 
 _TIFF = (".tif", ".tiff")
 # What runs of this program and of version 4 write beside a mosaic.
-_BESIDE = re.compile(r"_(coverage|variance|sky|viewer|display|preview|alpha)(\.|$)", re.IGNORECASE)
+_BESIDE = re.compile(
+    r"_(coverage|variance|sky|viewer|display|preview|alpha|picture|calibrated)(\.|$)", re.IGNORECASE
+)
 _DEPTHS = ("COVERAGE", "NFRAMES", "COUNT")
 _WEIGHTS = ("WEIGHT", "WEIGHTS", "WHT")
 _COUNT_CARDS = ("ZMT_NALGN", "NEXP_SUM", "ZMT_NRAW", "STACKCNT", "NCOMBINE", "NUMFRAME", "SNAPSHOT")

@@ -1,6 +1,7 @@
 """Pictures in XISF files (Extensible Image Serialization Format, version 1.0): monolithic files, one picture.
 
 Read are whole numbers and floats, plain or packed with zlib (with or without shuffled bytes), and the FITS keywords.
+Rows begin at the top of the picture there, while the keywords of a WCS count them from the bottom, as in a FITS file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _NUMBER = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eEdD][-+]?\d+)?$")
 
 @dataclass(frozen=True)
 class XisfPicture:
-    """The first picture of a file: planes (C, h, w) as stored, in native byte order, and its FITS keywords."""
+    """The first picture of a file: planes (C, h, w) in native byte order, rows as in FITS, and its FITS keywords."""
 
     planes: np.ndarray
     cards: dict[str, Any]
@@ -64,7 +65,7 @@ def read_xisf(path: Path) -> XisfPicture:
         raise SkipItem(
             "frame_unreadable", f"{path} cannot be read: {error}", path=str(path), reason=str(error)
         ) from error
-    return XisfPicture(planes, _keywords(image))
+    return XisfPicture(np.ascontiguousarray(planes[:, ::-1]), _keywords(image))
 
 
 def _plain(tag: str) -> str:
@@ -128,7 +129,7 @@ def _keywords(image: ElementTree.Element) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     if text.startswith("'"):
-        return text.strip("'").strip()
+        return text[1:].removesuffix("'").replace("''", "'").strip()
     if text in ("T", "F"):
         return text == "T"
     if _NUMBER.match(text):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+from astropy.wcs import WCS
 from scipy import ndimage
 
 from zemosaic_core.coverage import LEAST_COVERAGE, covered_part
@@ -13,7 +15,7 @@ from zemosaic_core.picture_flatten import flatten_sky
 from zemosaic_core.picture_noise import NoiseMap, fill_from_around
 from zemosaic_core.stretch import StretchParams, auto_stretch_params, preview_rgba
 from zemosaic_io.preview import FitsRows, downscale, read_noise_map
-from zemosaic_pipeline.plan import OutputOptions
+from zemosaic_pipeline.phase_options import OutputOptions
 from zemosaic_pipeline.records import Mosaic
 
 __all__ = ["FinishedPicture", "cut_and_fill", "make_picture"]
@@ -60,6 +62,11 @@ class FinishedPicture:
             clipped=self.clipped,
             bits=bits,
         )
+
+    def wcs(self, mosaic_cards: dict[str, Any]) -> WCS:
+        """Return the WCS of the picture from that of the mosaic; whole blocks of its pixels become one."""
+        y0, y1, x0, x1 = self.box
+        return WCS(mosaic_cards).slice((slice(y0, y1, self.step), slice(x0, x1, self.step)))
 
     def recipe(self) -> str:
         """Return as JSON all numbers that make the picture out of the science file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from zemosaic_io.preview import (
     write_viewer_fits_uint16,
 )
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.extra_files import write_annotation, write_copies, write_exposures
 from zemosaic_pipeline.finished_picture import FinishedPicture, make_picture
-from zemosaic_pipeline.plan import OutputOptions
-from zemosaic_pipeline.records import Mosaic
+from zemosaic_pipeline.output_formats import COPIES, PICTURES
+from zemosaic_pipeline.phase_options import OutputOptions
+from zemosaic_pipeline.records import Mosaic, RegisteredFrame
 
 __all__ = ["PHASE", "run"]
 
@@ -38,11 +41,15 @@ OPTIONAL_ENDINGS = (
     "_viewer.tif",
     "_variance.fits",
     *(f"_picture{ending}" for ending in ENDINGS.values()),
+    *("_annotated.png", "_annotation.svg", "_objects.csv", "_astrobin.csv"),
+    *(f".{form}" for form in COPIES),
 )
 
 
-def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str, str]:
-    """Write the files beside those of phase 5 and return what they are called.
+def run(
+    mosaic: Mosaic, frames: Sequence[RegisteredFrame], options: OutputOptions, context: RunContext
+) -> dict[str, str]:
+    """Write the files beside those of phase 5 and return what they are called; ``frames`` are those of the mosaic.
 
     Raises
     ------
@@ -55,7 +62,7 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
     rows = FitsRows(mosaic.science_path)
     picture = make_picture(mosaic, options)
     texts = {"Software": f"ZeMosaic {__version__}", RUN_ID: context.run_id, "Picture": picture.recipe()}
-    outputs |= _write_pictures(base, picture, options, texts)
+    outputs |= _write_pictures(base, picture, mosaic, frames, options, texts)
     if picture.holes:
         places = ", ".join(f"x {x} y {y}" for x, y in picture.holes[:LISTED_HOLES])
         context.say("run_info_holes_filled", count=len(picture.holes), places=places)
@@ -77,20 +84,31 @@ def run(mosaic: Mosaic, options: OutputOptions, context: RunContext) -> dict[str
     if options.colour.save_calibrated and mosaic.colour.solution is not None:
         path = Path(f"{base}_calibrated.fits")
         outputs["calibrated"] = str(_write_calibrated(path, rows, mosaic, context.run_id))
+    extra = write_copies(base, mosaic.science_path, options.formats, context)
+    if "astrobin" in options.formats:
+        extra |= write_exposures(base, frames, context)
+    outputs |= {kind: str(path) for kind, path in extra.items()}
     _remove_old(base, outputs, context)
     context.progress(steps, steps)
     return outputs
 
 
 def _write_pictures(
-    base: Path, picture: FinishedPicture, options: OutputOptions, texts: dict[str, str]
+    base: Path,
+    picture: FinishedPicture,
+    mosaic: Mosaic,
+    frames: Sequence[RegisteredFrame],
+    options: OutputOptions,
+    texts: dict[str, str],
 ) -> dict[str, str]:
     shown = picture.render()
     paths = {"preview": write_picture(Path(f"{base}_preview.png"), shown, "png", texts=texts, durable=False)}
-    for form in options.formats:
+    for form in (form for form in options.formats if form in PICTURES):
         rgba = picture.render(16) if form == "tiff16" else shown
         path = Path(f"{base}_picture{ENDINGS[form]}")
         paths[f"picture_{form}"] = write_picture(path, rgba, form, texts=texts, durable=False)
+    if options.annotation:
+        paths |= write_annotation(base, shown, picture, mosaic, frames, texts)
     return {kind: str(path) for kind, path in paths.items()}
 
 

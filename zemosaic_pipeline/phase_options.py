@@ -141,7 +141,9 @@ class OutputOptions:
     crop : {'', 'coverage', 'rectangle'}
         How pictures are cut that the science file is not.
     formats : tuple of str
-        Further forms, see `picture_formats.FORMATS`.
+        Further forms, see `output_formats.FORMATS`.
+    annotation : bool
+        Also a picture with the names of what it shows.
     """
 
     viewer_fits: bool
@@ -154,3 +156,4 @@ class OutputOptions:
     flatten: bool = False
     crop: str = ""
     formats: tuple[str, ...] = ()
+    annotation: bool = False

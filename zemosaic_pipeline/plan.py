@@ -32,6 +32,7 @@ from zemosaic_pipeline.listed_frames import listed_batches, listed_frames
 from zemosaic_pipeline.machine import Machine, enough_file_handles
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.outline import Layout, Outline, outline_of_headers, outline_of_wcs, spread_in_time
+from zemosaic_pipeline.output_formats import output_formats
 from zemosaic_pipeline.phase_options import (
     AssemblyOptions,
     ColourOptions,
@@ -42,7 +43,6 @@ from zemosaic_pipeline.phase_options import (
     SolveOptions,
     StackOptions,
 )
-from zemosaic_pipeline.picture_formats import picture_formats
 from zemosaic_pipeline.plan_limits import fit_to_handles, fit_to_memory
 from zemosaic_pipeline.refinement import RefineDecision, choose_refine
 from zemosaic_pipeline.routes import RouteDecision, choose_route
@@ -323,7 +323,8 @@ def resolve(
             },
             settings.picture_flatten,
             settings.crop if settings.crop in ("coverage", "rectangle") and not settings.crop_science else "",
-            picture_formats(settings.save_formats),
+            output_formats(settings.save_formats),
+            settings.save_annotation,
         ),
         tile_gate=tile_gate(settings),
         tile_checks=tile_checks(settings),

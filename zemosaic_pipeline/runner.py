@@ -379,7 +379,7 @@ class _ClassicRun:
         with self._phase(phase6_export.PHASE):
             outputs: dict[str, str] = {}
             for number, (name, mosaic) in enumerate(mosaics.items()):
-                written = phase6_export.run(mosaic, plan.output, context)
+                written = phase6_export.run(mosaic, parts[name], plan.output, context)
                 # The mosaic of most frames is the result; the others stand beside it.
                 outputs |= {f"{kind}:{name}" if number else kind: path for kind, path in written.items()}
         with self._phase(phase7_cleanup.PHASE):

@@ -92,6 +92,14 @@ def tile_files(folder: Path, *, recursive: bool, exclude: Iterable[Path] = ()) -
     # A picture beside a TIFF of the same name is its header.
     headers = {path.with_suffix("") for path in found if path.suffix.lower() in (".tif", ".tiff")}
     kept = [p for p in found if p.suffix.lower() in (".tif", ".tiff") or p.with_suffix("") not in headers]
+    # The same mosaic packed, or for PixInsight, is not a second one.
+    plain = {path for path in kept if is_frame_name(path.name)}
+    kept = [
+        p
+        for p in kept
+        if p.suffix.lower() not in (".fz", ".xisf")
+        or not {p.with_suffix(""), p.with_suffix(".fits")} & plain - {p}
+    ]
     return sorted(kept, key=lambda path: (str(path.relative_to(folder)).casefold(), str(path)))
 
 

@@ -162,6 +162,7 @@ class Settings(BaseModel):
     picture_style: str = _declared("picture_style")
     picture_flatten: bool = _declared("picture_flatten")
     save_formats: str = _declared("save_formats")
+    save_annotation: bool = _declared("save_annotation")
     preview_png_p_low: float = _declared("preview_png_p_low")
     preview_png_p_high: float = _declared("preview_png_p_high")
     preview_png_asinh_a: float = _declared("preview_png_asinh_a")

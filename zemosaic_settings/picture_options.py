@@ -24,4 +24,5 @@ PICTURE_OPTIONS = (
     Option("picture_style", "choice", "natural", "output", "basic", choices=("natural", "deep", "print")),
     Option("picture_flatten", "bool", False, "output"),
     Option("save_formats", "text", "", "output", "basic"),
+    Option("save_annotation", "bool", False, "output", "basic"),
 )

@@ -47,7 +47,8 @@ def test_xisf_is_read_as_it_was_written(tmp_path, compression):
     planes = np.random.default_rng(1).uniform(0, 0.5, (3, 20, 30)).astype(np.float32)
     words = '<FITSKeyword name="STACKCNT" value="12" comment=""/><FITSKeyword name="EXPTIME" value="10." comment=""/>'
     found = read_stack(xisf(tmp_path / "a.xisf", planes, compression, words))
-    np.testing.assert_allclose(found.planes, planes * 65535, rtol=1e-6)
+    # The first row of an XISF file is the top one.
+    np.testing.assert_allclose(found.planes[:, ::-1], planes * 65535, rtol=1e-6)
     assert (found.n_frames, found.seconds, found.factor) == (12, 120.0, 65535.0)
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from zemosaic_core.errors import SettingsError
-from zemosaic_pipeline import picture_formats as formats
-from zemosaic_pipeline.finished_picture import cut_and_fill
+from zemosaic_core.sphere import tan_wcs
+from zemosaic_pipeline import output_formats as formats
+from zemosaic_pipeline.finished_picture import FinishedPicture, cut_and_fill
 
 
 def covered_cross():
@@ -69,12 +70,28 @@ def test_small_holes_are_filled_and_listed_and_large_ones_are_not():
 
 
 def test_forms_are_read_in_any_spelling_and_wrong_ones_are_refused(monkeypatch):
-    assert formats.picture_formats("") == ()
-    assert formats.picture_formats("TIFF, jpg;png fits") == ("png", "jpeg", "tiff16")
+    assert formats.output_formats("") == ()
+    assert formats.output_formats("TIFF, jpg;png fits") == ("png", "jpeg", "tiff16")
     with pytest.raises(SettingsError, match="bmp") as refused:
-        formats.picture_formats("png, bmp")
+        formats.output_formats("png, bmp")
     assert refused.value.key == "settings_not_a_choice"
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match="pip install") as refused:
-        formats.picture_formats("jxl")
+        formats.output_formats("jxl")
     assert refused.value.key == "settings_format_library"
+
+
+def test_the_wcs_of_a_picture_knows_what_was_cut_and_averaged():
+    mosaic = tan_wcs((40.0, 20.0), 3.0 / 3600.0, (300, 400), rotation_deg=25.0)
+    image = np.zeros((1, 60, 70), np.float32)
+    picture = FinishedPicture(image, image[0] > 0, None, None, 3, (90, 270, 60, 270), [])
+    wcs = picture.wcs(dict(mosaic.to_header()))
+    for x, y in ((0, 0), (69, 10), (31.5, 44.25)):
+        ra, dec = wcs.all_pix2world(x, y, 0)
+        there = mosaic.all_world2pix(ra, dec, 0)
+        # The middle of three pixels.
+        np.testing.assert_allclose(there, (60 + 3 * x + 1, 90 + 3 * y + 1), atol=1e-6)
+
+
+def test_copies_and_lists_are_forms_as_well():
+    assert formats.output_formats("astrobin, XISF; fz fits.fz jpg") == ("jpeg", "fits.fz", "xisf", "astrobin")

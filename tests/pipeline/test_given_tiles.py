@@ -127,3 +127,15 @@ def test_the_output_folder_of_a_run_stands_for_its_tiles(tmp_path):
     (tmp_path / "b" / "m.tif").touch()
     (tmp_path / "b" / "m.fits").touch()
     assert tile_files(tmp_path / "b", recursive=False) == [tmp_path / "b" / "m.tif"]
+    (tmp_path / "c").mkdir()
+    for name in (
+        "m.fits",
+        "m.fits.fz",
+        "m.xisf",
+        "n.fits.fz",
+        "o.xisf",
+        "m_picture.tif",
+        "m_calibrated.fits",
+    ):
+        (tmp_path / "c" / name).touch()
+    assert [p.name for p in tile_files(tmp_path / "c", recursive=False)] == ["m.fits", "n.fits.fz", "o.xisf"]

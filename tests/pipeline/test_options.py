@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from made_frames import SHAPE_HW, Result, field_sky, pointings, run, with_hot_pi
 from PIL import Image
 
 from zemosaic_core.synthetic_sky import FrameSetup, Satellite, Sky
+from zemosaic_io.xisf_read import read_xisf
 
 HOT = [(40 + 37 * k) * SHAPE_HW[1] + 30 + 41 * k for k in range(6)]
 
@@ -410,7 +412,13 @@ def test_crop_follow_signal(make, plain):
 
 
 def test_cropped_picture_and_its_forms(make, plain):
-    result = make(crop="rectangle", crop_science=True, picture_style="deep", save_formats="jpeg, tiff16")
+    result = make(
+        crop="rectangle",
+        crop_science=True,
+        picture_style="deep",
+        save_formats="jpeg, tiff16, fz, xisf, astrobin",
+        save_annotation=True,
+    )
     assert result.image.shape[1:] == result.coverage.shape
     assert result.coverage.size < plain.coverage.size
     assert (result.coverage > 0).all()
@@ -426,6 +434,14 @@ def test_cropped_picture_and_its_forms(make, plain):
         assert shown.size == jpeg.size == fine.shape[1::-1]
         recipe = json.loads(shown.text["Picture"])
     assert recipe["params"]["style"] == "deep"
+    with Image.open(result.outputs["annotated"]) as annotated:
+        assert annotated.size == fine.shape[1::-1]
+    assert Path(result.outputs["objects"]).read_text(encoding="utf-8").startswith("kind,name,")
+    assert Path(result.outputs["annotation"]).read_text(encoding="utf-8").startswith("<svg ")
+    np.testing.assert_array_equal(fits.getdata(result.outputs["science_fits.fz"], 1), result.image)
+    np.testing.assert_array_equal(read_xisf(Path(result.outputs["science_xisf"])).planes, result.image)
+    with open(result.outputs["astrobin"], encoding="utf-8", newline="") as listed:
+        assert sum(int(row["number"]) for row in csv.DictReader(listed)) == result.report["frames_used"]
 
 
 def test_viewer_files(make, plain):

@@ -1,0 +1,98 @@
+"""What is made on request beside the pictures: the annotation, copies of the science file, the list of exposures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from astropy.wcs import WCS
+
+from zemosaic_core.annotation import annotate
+from zemosaic_core.night_sky import CATALOGUE_EPOCH
+from zemosaic_core.sphere import image_geometry
+from zemosaic_io.acquisition_list import Exposure, write_acquisitions
+from zemosaic_io.annotation_files import (
+    draw_annotation,
+    layout_for,
+    write_annotation_svg,
+    write_object_list,
+)
+from zemosaic_io.fits_compress import write_compressed_copy
+from zemosaic_io.picture_files import write_picture
+from zemosaic_io.sky_objects import built_in_objects
+from zemosaic_io.xisf_write import write_xisf_copy
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.finished_picture import FinishedPicture
+from zemosaic_pipeline.output_formats import COPIES
+from zemosaic_pipeline.records import Mosaic, RegisteredFrame
+
+__all__ = ["write_annotation", "write_copies", "write_exposures"]
+
+_WRITERS = {"fits.fz": write_compressed_copy, "xisf": write_xisf_copy}
+
+
+def write_annotation(
+    base: Path,
+    shown: np.ndarray,
+    picture: FinishedPicture,
+    mosaic: Mosaic,
+    frames: Sequence[RegisteredFrame],
+    texts: dict[str, str],
+) -> dict[str, Path]:
+    """Write the picture with its annotation, the annotation alone and the list of objects.
+
+    Parameters
+    ----------
+    shown : ndarray, shape (h, w, 4), uint8
+        The picture, rows as in FITS.
+    """
+    epochs = [frame.solved.frame.info.epoch for frame in frames]
+    note = annotate(
+        picture.wcs(mosaic.grid.wcs_cards),
+        (shown.shape[0], shown.shape[1]),
+        built_in_objects(),
+        epoch=float(np.mean(epochs)) if epochs else CATALOGUE_EPOCH,
+        seen=shown[..., 3] > 0,
+    )
+    layout = layout_for(note)
+    annotated = draw_annotation(shown, layout)
+    y0, _, x0, _ = picture.box
+    return {
+        "annotated": write_picture(
+            Path(f"{base}_annotated.png"), annotated, "png", texts=texts, durable=False
+        ),
+        "annotation": write_annotation_svg(
+            Path(f"{base}_annotation.svg"), layout, note.shape_hw, durable=False
+        ),
+        "objects": write_object_list(
+            Path(f"{base}_objects.csv"), note.marks, picture.step, (x0, y0), durable=False
+        ),
+    }
+
+
+def write_copies(
+    base: Path, science_path: str, formats: Sequence[str], context: RunContext
+) -> dict[str, Path]:
+    """Write the science file in the other forms among ``formats``."""
+    written = {}
+    for form in formats:
+        if form in COPIES:
+            context.cancel.check()
+            written[f"science_{form}"] = _WRITERS[form](Path(f"{base}.{form}"), science_path, durable=False)
+    return written
+
+
+def write_exposures(base: Path, frames: Sequence[RegisteredFrame], context: RunContext) -> dict[str, Path]:
+    """Write what AstroBin wants to know of the frames; a warning says where no exposure time is known."""
+    exposures = []
+    for frame in frames:
+        solved = frame.solved
+        info = solved.frame.info
+        scale = 3600.0 * image_geometry(WCS(solved.solution.wcs_cards), info.shape_hw).scale_deg
+        exposures.append(Exposure(info, scale * solved.measure.fwhm_px))
+    path = write_acquisitions(Path(f"{base}_astrobin.csv"), exposures, durable=False)
+    if path is None:
+        context.say("run_warn_no_exposures", "WARN")
+        return {}
+    return {"astrobin": path}

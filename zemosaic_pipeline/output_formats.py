@@ -1,0 +1,75 @@
+"""Which further files were asked for, and whether this installation can write them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from zemosaic_core.errors import SettingsError
+
+__all__ = ["COPIES", "FORMATS", "LISTS", "PICTURES", "check_hips", "output_formats"]
+
+PICTURES = ("png", "jpeg", "tiff16", "jxl")
+"""Forms of the stretched picture."""
+COPIES = ("fits.fz", "xisf")
+"""Forms of the science file."""
+LISTS = ("astrobin",)
+"""Lists of the frames."""
+FORMATS = (*PICTURES, *COPIES, *LISTS)
+
+_OTHER_NAMES = {"jpg": "jpeg", "tif": "tiff16", "tiff": "tiff16", "fits": "", "fz": "fits.fz"}
+_LIBRARIES = {"jxl": "pillow_jxl"}
+_HIPS_LIBRARY = "reproject"
+
+
+def output_formats(text: str) -> tuple[str, ...]:
+    """Return the forms that a setting such as ``jpeg, fits.fz`` names, each once, in the order of `FORMATS`.
+
+    ``fits`` may be named and changes nothing: the science file is always written.
+
+    Raises
+    ------
+    SettingsError
+        A name is unknown, or its library is missing.
+    """
+    asked = set()
+    for word in text.replace(";", ",").replace(" ", ",").lower().split(","):
+        name = _OTHER_NAMES.get(word, word)
+        if not name:
+            continue
+        if name not in FORMATS:
+            allowed = ", ".join(FORMATS)
+            raise SettingsError(
+                "settings_not_a_choice",
+                f"save_formats = {word!r} is not allowed; allowed are {allowed}",
+                option="save_formats",
+                value=word,
+                allowed=allowed,
+            )
+        if name in _LIBRARIES:
+            _check_library("save_formats", name, _LIBRARIES[name], "formats")
+        asked.add(name)
+    return tuple(name for name in FORMATS if name in asked)
+
+
+def check_hips(wanted: bool) -> bool:
+    """Return whether a HiPS is wanted.
+
+    Raises
+    ------
+    SettingsError
+        It is, and its library is missing.
+    """
+    if wanted:
+        _check_library("save_hips", "true", _HIPS_LIBRARY, "hips")
+    return wanted
+
+
+def _check_library(option: str, value: str, library: str, extra: str) -> None:
+    if find_spec(library) is None:
+        raise SettingsError(
+            "settings_format_library",
+            f'{option} = {value} needs the library {library}; pip install "zemosaic[{extra}]"',
+            option=option,
+            value=value,
+            extra=extra,
+        )

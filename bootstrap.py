@@ -28,7 +28,7 @@ LEAST_PYTHON = (3, 11)
 # Two processes: the tests start processes of their own, and many small machines have two cores.
 TEST_PROCESSES = "2"
 
-EXTRAS = {"test": ("dev", "gui", "gputest"), "ruff": ("dev",), "gui": ("gui",)}
+EXTRAS = {"test": ("dev", "gui", "gputest", "cluster"), "ruff": ("dev",), "gui": ("gui",)}
 """What a command needs beside the program itself; ``doctor`` and ``run`` take what is there."""
 
 

@@ -220,6 +220,10 @@ class GpuPolicy:
         if self._on_record is not None:
             self._on_record(record)
 
+    def adopt(self, record: Mapping[str, Any], host: str) -> None:
+        """Keep a record of the policy of another machine in this ledger, with the name of that machine."""
+        self._keep({**record, "host": host})
+
     @property
     def status(self) -> GpuStatus:
         """Whether a card can be used; recorded when it is first known.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
@@ -15,7 +15,19 @@ from zemosaic_io.fits_read import read_window
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.sealed_arrays import load_sealed, save_sealed
 
-__all__ = ["CalibrationSet", "RawPlanes", "load_set", "require_set", "save_set", "stored_set"]
+__all__ = [
+    "CalibrationSet",
+    "RawPlanes",
+    "forget_received",
+    "load_set",
+    "receive_set",
+    "require_set",
+    "save_set",
+    "stored_set",
+]
+
+# Sets that the machine of the run has sent to this one, by the names of their files.
+_RECEIVED: dict[str, CalibrationSet] = {}
 
 
 @dataclass(frozen=True)
@@ -85,15 +97,31 @@ def stored_set(path: Path | str) -> CalibrationSet | None:
     return CalibrationSet(arrays.get("offset"), arrays.get("inverse_flat"), arrays["bad"], **record)
 
 
+def receive_set(path: str, made: CalibrationSet) -> None:
+    """Keep a set of another machine's run in memory; `require_set` finds it by the name of its file."""
+    _RECEIVED[_name(path)] = made
+
+
+def forget_received() -> None:
+    """Forget the sets of other machines' runs."""
+    _RECEIVED.clear()
+    load_set.cache_clear()
+
+
+def _name(path: str) -> str:
+    # The machine that named it may write paths in another way.
+    return PureWindowsPath(path).name
+
+
 def require_set(path: str) -> CalibrationSet:
-    """Return a set that was made in this run.
+    """Return a set that was made in this run, or received from the machine of the run.
 
     Raises
     ------
     RunFailed
         ``run_error_state_lost``: it is not there any more.
     """
-    found = stored_set(path)
+    found = _RECEIVED.get(_name(path)) or stored_set(path)
     if found is None:
         raise RunFailed(
             "run_error_state_lost",

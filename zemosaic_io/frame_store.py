@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -106,14 +106,53 @@ class FrameStore:
         self._zero_is_missing = frozenset(zero_is_missing)
         self._infos = dict(infos)
         self._sums = dict(row_sums or {})
-        self._hot = {
-            k: np.sort(np.asarray(v, dtype=np.int64)) for k, v in (hot_pixels or {}).items() if len(v)
-        }
+        # Frames of one camera share a list; it stays one, so that it travels once.
+        lists = {id(v): v for v in (hot_pixels or {}).values()}
+        in_order = {of: np.sort(np.asarray(v, dtype=np.int64)) for of, v in lists.items()}
+        self._hot = {k: in_order[id(v)] for k, v in (hot_pixels or {}).items() if len(v)}
         self._colours = dict(colours or {})
         # A corner keeps a trace of weight: where it is all there is it must still show.
         self._radial = None if radial is None else (*radial[:2], max(radial[2], _TRACE_WEIGHT))
         self._radial_maps: dict[tuple[int, int], np.ndarray] = {}
         self._lock = threading.Lock()
+
+    def part(self, keys: Collection[int], renamed: Callable[[FrameInfo], FrameInfo]) -> FrameStore:
+        """Return a store of some of the frames for another machine, each under the name it has there."""
+        wanted = frozenset(keys)
+
+        def of(known: Mapping[int, T]) -> dict[int, T]:
+            return {key: known[key] for key in wanted if key in known}
+
+        return FrameStore(
+            {key: renamed(self._infos[key]) for key in wanted},
+            of(self._hot),
+            colours=of(self._colours),
+            radial=self._radial,
+            row_sums=of(self._sums),
+            zero_is_missing=self._zero_is_missing & wanted,
+            calibrations=of(self._calibrations),
+            clip_levels=of(self._clip),
+            masked=of(self._masked),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was unpacked or made of it stays with the process that did it.
+        own: dict[str, Any] = {
+            "_lock": None,
+            "_unpacked": {},
+            "_unpacking": {},
+            "_sets": {},
+            "_radial_maps": {},
+        }
+        return {**self.__dict__, **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    @property
+    def has_packed(self) -> bool:
+        """Whether frames are packed with gzip: these can only be read from their beginning."""
+        return any(info.packed for info in self._infos.values())
 
     def info(self, key: int) -> FrameInfo:
         """Return the header facts of a frame."""

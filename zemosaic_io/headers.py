@@ -156,6 +156,13 @@ class FrameInfo:
     def __hash__(self) -> int:
         return hash((self.path, self.mtime_ns))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A path of one system cannot be unpacked on another.
+        return {**self.__dict__, "path": str(self.path)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, path=Path(state["path"]))
+
     @property
     def n_channels(self) -> int:
         """Channels after decoding: 1 for mono, else 3."""

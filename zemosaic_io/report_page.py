@@ -86,6 +86,7 @@ def render_page(facts: Facts, text: Words) -> str:
         _left_out(facts, text),
         _frames(facts, text),
         _gpu(facts, text),
+        _cluster(facts, text),
         _messages(facts, text),
         _settings(facts, text),
     ]
@@ -346,6 +347,16 @@ def _gpu(facts: Facts, text: Words) -> str:
     if not lines:
         return ""
     return f"<h2>{_e(text('report.gpu'))}</h2><p>{'<br>'.join(lines)}</p>"
+
+
+def _cluster(facts: Facts, text: Words) -> str:
+    workers = (facts.get("cluster") or {}).get("workers") or []
+    lines = [
+        _e(text("report.cluster_worker", host=worker["host"], name=worker["name"], calls=worker["calls"]))
+        for worker in workers
+        if worker["refused"] is None or worker["calls"]
+    ]
+    return f"<h2>{_e(text('report.cluster'))}</h2><p>{'<br>'.join(lines)}</p>" if lines else ""
 
 
 def _messages(facts: Facts, text: Words) -> str:

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zemosaic_core.errors import Cancelled, ZeMosaicError
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.manifest import STATE_FOLDER, make_folder
 from zemosaic_io.output_lock import OutputLock
 from zemosaic_io.result_set import ResultSet
+from zemosaic_pipeline.elsewhere import Elsewhere
 from zemosaic_pipeline.events import (
     PHASES,
     EtaUpdated,
@@ -37,6 +38,9 @@ from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import LeftOut, MasterTile
 from zemosaic_pipeline.resource_watch import ResourceWatch
 from zemosaic_pipeline.worker_pool import WorkerPool
+
+if TYPE_CHECKING:
+    from zemosaic_pipeline.cluster import Cluster
 
 __all__ = ["CancelToken", "PhaseRecord", "RunContext"]
 
@@ -143,6 +147,8 @@ class RunContext:
         self.phases: list[PhaseRecord] = []
         self.messages: list[Message] = []
         self.memory = ResourceWatch(output_dir, cancel.stop_because)
+        # Other machines, or processes that are treated as such; None: all is done by processes and threads of this run.
+        self.cluster: Cluster | None = None
         self._pool: WorkerPool | None = None
         self._parts_left = False
         self._phase = ""
@@ -254,18 +260,23 @@ class RunContext:
         *,
         name_of: Callable[[Any], str] = str,
         apart: Callable[[Any], bool] = lambda _: False,
+        elsewhere: Elsewhere | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """Yield ``(position, function(item))`` as results come, checking for cancel between them.
 
         With one worker, or one item, the work is done in this process, except for what is better kept ``apart``
         from it. An exception of ``function`` is raised here. What becomes of items over which processes die is
-        told in `WorkerPool`; ``name_of`` an item is its path.
+        told in `WorkerPool`; ``name_of`` an item is its path. With a cluster, what can be done ``elsewhere`` is done
+        there.
 
         Raises
         ------
         RunFailed
             Worker processes die whatever they do.
         """
+        if self.cluster is not None and elsewhere is not None:
+            yield from self.cluster.map_items(elsewhere, items, name_of=name_of)
+            return
         if self.workers > 1 and len(items) > 1 and self.may_have_children:
             yield from self._processes().map(function, items, name_of=name_of)
             return
@@ -292,8 +303,10 @@ class RunContext:
         self.say("run_warn_fewer_workers", "WARN", workers=workers)
 
     def close(self) -> None:
-        """End the processes of the run and remove its temporary files."""
+        """End the processes of the run, leave the cluster, and remove temporary files."""
         self.release_pool()
+        if self.cluster is not None:
+            self.cluster.shutdown()
         self.memory.close()
         shutil.rmtree(self.work_dir, ignore_errors=True)
         if self._parts_left:

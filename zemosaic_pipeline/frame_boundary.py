@@ -6,6 +6,7 @@ survive the way between processes. Imports nothing heavy: every worker process n
 
 from __future__ import annotations
 
+import pickle
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 from zemosaic_core.errors import SkipItem, ZeMosaicError
 
-__all__ = ["NO_MEMORY", "TRACEBACK", "result_or_skip"]
+__all__ = ["NO_MEMORY", "TRACEBACK", "portable_error", "result_or_skip"]
 
 # Name of the value that carries the traceback home; it belongs in the log and not in a report.
 TRACEBACK = "traceback"
@@ -60,6 +61,17 @@ def result_or_skip(
             reason=reason[:300],
             **{TRACEBACK: traceback.format_exc()},
         )
+
+
+def portable_error(error: BaseException, trace: str) -> BaseException:
+    """Return an exception, or what stands for it, that survives the way to another process, with its traceback."""
+    try:
+        # Where it happened is known here only.
+        error.add_note(trace)
+        pickle.loads(pickle.dumps(error, pickle.HIGHEST_PROTOCOL))
+    except Exception:  # noqa: BLE001 - whatever an exception of a library does when it is copied
+        return RuntimeError(trace)
+    return error
 
 
 def _free_mb() -> int:

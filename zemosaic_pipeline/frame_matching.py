@@ -25,6 +25,7 @@ from zemosaic_core.tan_fit import fit_tan
 from zemosaic_core.transforms import fit_transform
 from zemosaic_io.solvers.base import SolveOutcome
 from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.elsewhere import Elsewhere
 from zemosaic_pipeline.frame_boundary import TRACEBACK, result_or_skip
 from zemosaic_pipeline.measure import STAR_COLUMNS
 from zemosaic_pipeline.plan import SolveOptions
@@ -200,7 +201,9 @@ def _match_round(
         )
         for index in todo
     ]
-    for position, match in context.map(_match_of, tasks, name_of=lambda task: task[0]):
+    for position, match in context.map(
+        _match_of, tasks, name_of=lambda task: task[0], elsewhere=Elsewhere(_match_of)
+    ):
         index = todo[position]
         if isinstance(match, SkipItem):
             log.warning("not matched: %s %s", match, match.values.get(TRACEBACK, ""))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,12 +27,17 @@ from zemosaic_io.fits_read import frame_changed, read_identified
 from zemosaic_io.frame_identity import header_holds, is_as_surveyed
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.sealed_arrays import load_sealed, save_sealed
+from zemosaic_pipeline.elsewhere import Elsewhere, frame_there, unfit_of_disk
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.missing_pixels import without_missing
 from zemosaic_pipeline.records import FrameMeasure
 
+if TYPE_CHECKING:
+    from zemosaic_settings.executor import PathMap
+
 __all__ = [
     "ARRAY_NAMES",
+    "MEASURE_ELSEWHERE",
     "MIN_STARS",
     "STAR_COLUMNS",
     "MeasureOptions",
@@ -318,22 +323,52 @@ def measure_frame(
     return result_or_skip(info.path, _measure_and_store, info, options, arrays_path, "".join(rest))
 
 
-def _measure_and_store(
-    info: FrameInfo, options: MeasureOptions, arrays_path: str, calibration: str
-) -> FrameMeasure:
+@dataclass(frozen=True)
+class _Look:
+    """One look at the pixels of a frame, before it is stored.
+
+    ``arrays`` is None when the pixels are those whose measurements are known already.
+    """
+
+    content_key: str
+    zero_is_missing: bool
+    arrays: dict[str, np.ndarray] | None
+    row_sums: np.ndarray
+
+
+def _look(info: FrameInfo, options: MeasureOptions, calibration: str, known_content: str) -> _Look:
     read = read_identified(info)
     if not is_as_surveyed(info) and not header_holds(info):
         raise frame_changed(info.path)
-    key = Path(arrays_path).stem
+    if read.content_key == known_content:
+        return _Look(known_content, False, None, read.row_sums)
+    data, zero_is_missing = without_missing(info, read.data)
+    arrays = measure_arrays(info, data, options, load_set(calibration) if calibration else None)
+    return _Look(read.content_key, zero_is_missing, arrays, read.row_sums)
+
+
+def _measure_and_store(
+    info: FrameInfo, options: MeasureOptions, arrays_path: str, calibration: str
+) -> FrameMeasure:
     before = _stored(arrays_path)
-    was_stored = before is not None and before[0].content_key == read.content_key
-    if before is not None and was_stored:
+    known = "" if before is None else before[0].content_key
+    return _store(info, arrays_path, _look(info, options, calibration, known), before)
+
+
+def _store(
+    info: FrameInfo,
+    arrays_path: str,
+    look: _Look,
+    before: tuple[FrameMeasure, dict[str, np.ndarray], list[Any]] | None,
+) -> FrameMeasure:
+    """Store what a look gave in the file given; ``before`` is what that file held when it was known already."""
+    if look.arrays is None:
+        assert before is not None
         zero_is_missing, arrays = before[0].zero_is_missing, before[1]
     else:
-        data, zero_is_missing = without_missing(info, read.data)
-        arrays = measure_arrays(info, data, options, load_set(calibration) if calibration else None)
+        zero_is_missing, arrays = look.zero_is_missing, look.arrays
     measure = FrameMeasure(
-        content_key=read.content_key,
+        content_key=look.content_key,
         sky_adu=tuple(map(float, arrays["sky"])),
         noise_adu=tuple(map(float, arrays["noise"])),
         n_stars=len(arrays["x"]),
@@ -341,12 +376,45 @@ def _measure_and_store(
         elongation=float(np.nanmedian(arrays["elongation"])),
         arrays_path=arrays_path,
         zero_is_missing=zero_is_missing,
-        was_stored=was_stored,
+        was_stored=look.arrays is None,
     )
     record = {name: value for name, value in asdict(measure).items() if name not in _OF_THIS_RUN}
     state = [info.ctime_ns, info.inode]
-    save_sealed(arrays_path, key, record | {"file_state": state}, {**arrays, "row_sums": read.row_sums})
+    key = Path(arrays_path).stem
+    save_sealed(arrays_path, key, record | {"file_state": state}, {**arrays, "row_sums": look.row_sums})
     return measure
+
+
+def _send(task: Sequence[Any], paths: PathMap) -> tuple[FrameInfo, MeasureOptions, str, str]:
+    info, options, arrays_path, *rest = task
+    before = _stored(arrays_path)
+    known = "" if before is None else before[0].content_key
+    return frame_there(info, paths), options, "".join(rest), known
+
+
+def _look_elsewhere(task: tuple[FrameInfo, MeasureOptions, str, str]) -> _Look | SkipItem:
+    """Look at one frame on another machine; runs there."""
+    return result_or_skip(task[0].path, _look_with_room, *task)
+
+
+def _look_with_room(info: FrameInfo, options: MeasureOptions, calibration: str, known_content: str) -> _Look:
+    try:
+        return _look(info, options, calibration, known_content)
+    except OSError as error:
+        if (unfit := unfit_of_disk(error)) is not None:
+            raise unfit from error
+        raise
+
+
+def _receive(task: Sequence[Any], answer: _Look | SkipItem) -> FrameMeasure | SkipItem:
+    if isinstance(answer, SkipItem):
+        return answer
+    info, _, arrays_path, *_ = task
+    return _store(info, arrays_path, answer, _stored(arrays_path) if answer.arrays is None else None)
+
+
+MEASURE_ELSEWHERE = Elsewhere(_look_elsewhere, _send, _receive)
+"""`measure_frame` where the frame is read by one machine and its arrays are stored by another."""
 
 
 def stored_measure(info: FrameInfo, arrays_path: str) -> FrameMeasure | None:

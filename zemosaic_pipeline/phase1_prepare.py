@@ -24,7 +24,7 @@ from zemosaic_pipeline import calibrate
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.judge_frames import count_stars_alike, judge_shapes
-from zemosaic_pipeline.measure import MeasureOptions, measure_frame, stored_measure
+from zemosaic_pipeline.measure import MEASURE_ELSEWHERE, MeasureOptions, measure_frame, stored_measure
 from zemosaic_pipeline.records import Frame, FrameMeasure
 from zemosaic_pipeline.sessions import night_labels
 
@@ -137,6 +137,7 @@ def _measure_all(
             name_of=lambda task: str(task[0].path),
             # Decoders are code of others in C: what they do with damaged bytes may end the process.
             apart=lambda task: task[0].data_offset < 0,
+            elsewhere=MEASURE_ELSEWHERE,
         ):
             frame = todo[position]
             if isinstance(result, SkipItem) and result.key == "frame_changed" and not is_last:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from astropy.wcs import WCS
 
+from zemosaic_align_stack import refine_on_grid
 from zemosaic_core.block_facts import summarise
 from zemosaic_core.coverage import edge_ramp, enlarge_rows
 from zemosaic_core.detector_surface import mean_of_surface
@@ -26,6 +27,7 @@ from zemosaic_io.frame_store import FrameStore
 from zemosaic_io.manifest import Manifest, hash_key, make_folder
 from zemosaic_io.tile_bands import TileBands
 from zemosaic_pipeline.calibrated_noise import common_steps, shared_variance
+from zemosaic_pipeline.cluster_blocks import ClusterBlocks
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.frame_colour import frame_colours
@@ -329,6 +331,7 @@ def create_tile(
     unseen = shared_variance(frames, weights, terms, store.calibration_of, SAMPLE_VARIANCE[plan.stack.kernel])
     progress = TwoPasses(on_rows, refinement.on)
     threads = min(plan.threads, plan.stack.threads)
+    elsewhere = _on_cluster(store, context)
     kept = bands is not None
     bands = bands or TileBands(path.with_name(f".{path.stem}.rows"), "", with_variance=plan.output.variance)
     bands.watch(star_cores(frames, window))
@@ -349,7 +352,7 @@ def create_tile(
             bands.restart(finished)
 
         if finished < shape[0]:
-            coadd_on_grid(
+            (coadd_on_grid if elsewhere is None else elsewhere.coadd)(
                 store,
                 sources,
                 shape,
@@ -396,6 +399,7 @@ def create_tile(
                     threads=threads,
                     on_rows=progress.second,
                     cancel=context.cancel,
+                    refine=refine_on_grid if elsewhere is None else elsewhere.refine,
                 )
                 _write_weights(final, bands, shape, plan.stack.tile_ramp_px)
                 final.commit()
@@ -425,6 +429,16 @@ def create_tile(
         refine=refinement.reason_key,
         refine_values=refinement.values,
     )
+
+
+def _on_cluster(store: FrameStore, context: RunContext) -> ClusterBlocks | None:
+    """Return what has blocks worked on by a cluster; None where this machine does it."""
+    if context.cluster is None:
+        return None
+    if store.has_packed:
+        context.say("cluster_packed_here")
+        return None
+    return ClusterBlocks(context.cluster, context.policy)
 
 
 def _as_measured(frame: RegisteredFrame) -> RegisteredFrame:

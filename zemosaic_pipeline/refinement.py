@@ -292,17 +292,18 @@ def refine_tile(
     threads: int,
     on_rows: Callable[[int, int], object] | None,
     cancel: CancelToken | None,
+    refine: Callable[..., None] = refine_on_grid,
 ) -> None:
     """Make the second pass over a co-add whose rows are all in ``out``, weights too, into the file ``final``.
 
-    All but the weights is written there.
+    All but the weights is written there. ``refine`` is what does it.
 
     Raises
     ------
     Cancelled, SkipItem, SaveFailed
         As the co-add.
     """
-    refine_on_grid(
+    refine(
         store, sources, shape_hw, _TileRows(out, final, len(noise.variance), with_variance), noise,
         scale=scale, budget_bytes=budget_bytes, policy=policy, threads=threads, on_rows=on_rows, cancel=cancel,
     )  # fmt: skip

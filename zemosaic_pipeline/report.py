@@ -243,6 +243,7 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             "colour": run.mosaic.colour.facts() if run.mosaic else None,
             "photometry": run.mosaic.photometry if run.mosaic else None,
             "messages": [asdict(message) for message in context.messages],
+            "cluster": None if context.cluster is None else context.cluster.facts(),
             "gpu": {
                 **context.policy.summary(),
                 "lines": [{"key": key, "values": values} for key, values in context.policy.report_lines()],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed, SettingsError, ZeMosaicError
+from zemosaic_io.calibration_sets import load_set
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.stack_plan import StackPlan
 from zemosaic_pipeline import (
@@ -30,6 +31,7 @@ from zemosaic_pipeline import (
     tile_checks,
     tile_intake,
 )
+from zemosaic_pipeline.cluster_run import cluster_of, requirements_of
 from zemosaic_pipeline.colour import star_light
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.cost import disk_bytes
@@ -168,6 +170,12 @@ def run_classic(
     except ZeMosaicError:
         policy.close()
         raise
+    try:
+        context.cluster = cluster_of(settings, context, usable_memory(settings, machine))
+    except BaseException:
+        context.close()
+        policy.close()
+        raise
     run = _ClassicRun(settings, folder, selection, machine, context)
     report(RunStarted(context.run_id, str(folder), str(output), tuple(PHASES)))
     try:
@@ -262,6 +270,8 @@ class _ClassicRun:
                 n_tiles=len(frames) - len(raw),
             )
             context.follow(plan)
+            if context.cluster is not None:
+                context.cluster.require(requirements_of(infos, context.run_id, context.cluster.paths))
             self._refuse_small_disk(
                 next(row.disk_bytes for row in plan.rows if row.phase == phase1_prepare.PHASE)
             )
@@ -280,6 +290,9 @@ class _ClassicRun:
             frames = calibrate.run(
                 frames, chosen, manifest, context, budget_bytes=plan.block_budget_bytes, resume=plan.resume
             )
+            if context.cluster is not None:
+                used = {frame.calibration for frame in frames if frame.calibration}
+                context.cluster.provide({path: load_set(path) for path in used})
             prepared = phase1_prepare.run(frames, self.folder, plan.measure, context)
             self.solved = solved = solve_frames.run(prepared, plan.solve, context, manifest)
             context.release_pool()

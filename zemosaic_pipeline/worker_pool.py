@@ -26,7 +26,7 @@ from typing import Any
 
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_pipeline.child import limit_memory, start_child
-from zemosaic_pipeline.frame_boundary import NO_MEMORY
+from zemosaic_pipeline.frame_boundary import NO_MEMORY, portable_error
 
 __all__ = ["WorkerPool"]
 
@@ -334,12 +334,4 @@ def _answer(message: bytes) -> bytes:
         function, item = pickle.loads(message)
         return pickle.dumps((True, function(item)), pickle.HIGHEST_PROTOCOL)
     except BaseException as error:  # noqa: BLE001 - it belongs to the process that asked
-        # Where it happened is known here only.
-        trace = traceback.format_exc()
-        try:
-            error.add_note(trace)
-            told = pickle.dumps((False, error), pickle.HIGHEST_PROTOCOL)
-            pickle.loads(told)
-        except Exception:  # noqa: BLE001 - whatever an exception of a library does when it is copied
-            return pickle.dumps((False, RuntimeError(trace)), pickle.HIGHEST_PROTOCOL)
-        return told
+        return pickle.dumps((False, portable_error(error, traceback.format_exc())), pickle.HIGHEST_PROTOCOL)

@@ -518,6 +518,8 @@ _PERFORMANCE = (
         special="auto",
         aliases=("num_base_workers",),
     ),
+    Option("executor", "text", "local", "performance"),
+    Option("map_path", "text", "", "performance", "expert"),
 )
 
 _INTERFACE = (

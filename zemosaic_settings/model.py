@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from zemosaic_core.errors import SettingsError
 from zemosaic_settings.catalogue import ALIASES, OPTIONS, OPTIONS_BY_KEY
+from zemosaic_settings.executor import ExecutorChoice, PathMap, executor_choice, path_map
 from zemosaic_settings.values import parse_value, split_pair
 
 __all__ = ["Settings", "canonical_values", "conflicting_names"]
@@ -182,6 +183,8 @@ class Settings(BaseModel):
     winsor_max_frames_per_pass: int = _declared("winsor_max_frames_per_pass")
     winsor_worker_limit: int = _declared("winsor_worker_limit")
     num_processing_workers: int = _declared("num_processing_workers")
+    executor: str = _declared("executor")
+    map_path: str = _declared("map_path")
 
     language: str = _declared("language")
     logging_level: str = _declared("logging_level")
@@ -264,7 +267,19 @@ class Settings(BaseModel):
     def _names_no_card(self) -> bool:
         return self.gpu_id_phase5 < 0 and self.gpu_selector.strip().lower().split("(")[0].strip() == "cpu"
 
+    @property
+    def executor_choice(self) -> ExecutorChoice:
+        """Where the run computes."""
+        return executor_choice(self.executor)
+
+    @property
+    def path_map(self) -> PathMap:
+        """How the other machines of a cluster name the folders of this one."""
+        return path_map(self.map_path)
+
     def _check_together(self) -> None:
+        # Reading them refuses what is not allowed.
+        _ = self.executor_choice, self.path_map
         if self.preview_png_p_low >= self.preview_png_p_high:
             raise SettingsError(
                 "settings_not_below",

@@ -62,6 +62,8 @@ def settings_from(options: Namespace, **folders: Any) -> Settings:
         "use_gpu_phase5": None if options.gpu is None else options.gpu != "off",
         "gpu_id_phase5": options.gpu_device,
         "gpu_memory_mb": options.gpu_memory_mb,
+        "executor": options.executor,
+        "map_path": None if options.map_path is None else ";".join(options.map_path),
         "language": options.language,
     }
     return settings.updated({key: value for key, value in arguments.items() if value is not None})

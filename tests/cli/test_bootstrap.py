@@ -62,7 +62,7 @@ def test_extras_add_up(tmp_path, project, monkeypatch):
     bootstrap.ensure_environment(venv, project, bootstrap.extras_for("demo"))
     bootstrap.ensure_environment(venv, project, bootstrap.extras_for("gui"))
     installs = [call[-1] for call in pip.calls if "pip" in call]
-    assert installs == [f"{tmp_path}[gui]", f"{tmp_path}[dev,gputest,gui]"]
+    assert installs == [f"{tmp_path}[gui]", f"{tmp_path}[cluster,dev,gputest,gui]"]
 
 
 def test_failed_installation_is_tried_again(tmp_path, project, monkeypatch):

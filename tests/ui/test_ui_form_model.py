@@ -15,6 +15,8 @@ from zemosaic_ui.ui_memory import UiMemory, read_memory, write_memory
 
 
 def another_value(option):
+    if option.key in ("executor", "map_path"):
+        return {"executor": "dask://nas:8786", "map_path": "/night=/mnt/night"}[option.key]
     match option.type:
         case "bool":
             return not option.default

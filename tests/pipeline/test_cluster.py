@@ -1,0 +1,193 @@
+"""The same run on a Dask cluster: the same mosaic, whatever becomes of its workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+import numpy as np
+import psutil
+import pytest
+from astropy.io import fits
+from made_frames import field_sky, pointings, run, write_all
+
+from run_zemosaic import main
+from zemosaic_core.errors import Cancelled, RunFailed, SettingsError
+from zemosaic_pipeline import elsewhere
+from zemosaic_pipeline.elsewhere import Unfit
+from zemosaic_pipeline.events import Message, PhaseProgress
+from zemosaic_worker import run_hierarchical_mosaic
+
+distributed = pytest.importorskip("distributed", reason="the extra cluster (distributed) is not installed")
+
+SETTINGS = {"exclude_flagged_frames": False, "save_variance": True, "gpu_mode": "off"}
+KINDS = ("science", "coverage", "variance")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Dithered frames of one pointing, enough for a second pass."""
+    folder = tmp_path_factory.mktemp("cluster") / "raw"
+    write_all(folder, field_sky(), pointings(n=9))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(raw, tmp_path_factory):
+    return pictures(run(raw, tmp_path_factory.mktemp("reference"), **SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Four workers on the loopback address, and their scheduler."""
+    with distributed.LocalCluster(
+        n_workers=4,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        worker_dashboard_address=None,
+        silence_logs=50,
+    ) as started:
+        yield started
+
+
+def pictures(result) -> dict[str, np.ndarray]:
+    return {kind: fits.getdata(result.outputs[kind]) for kind in KINDS}
+
+
+def assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    for kind, image in expected.items():
+        np.testing.assert_array_equal(got[kind], image, err_msg=kind)
+
+
+def address_of(cluster) -> str:
+    return cluster.scheduler_address.replace("tcp://", "dask://")
+
+
+def see_nothing() -> None:
+    """Make the worker this runs on one whose folder is not mounted."""
+    elsewhere._unseen = lambda probes: Unfit("cluster_not_mounted", "", file=probes[0][0], reason="gone")
+
+
+def be_older() -> None:
+    """Make the worker this runs on one with another version."""
+    older = {**elsewhere.versions(), "zemosaic": "4.9"}
+    elsewhere.versions = lambda: older
+
+
+class Watching:
+    """A reporter that keeps what is said, and acts once frames are measured."""
+
+    def __init__(self, act=lambda: None) -> None:
+        self.said: dict[str, list[dict]] = {}
+        self._act = act
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, Message):
+            self.said.setdefault(event.key, []).append(event.values)
+        if isinstance(event, PhaseProgress) and event.phase == "phase1_prepare":
+            act, self._act = self._act, lambda: None
+            act()
+
+
+def test_same_mosaic_with_workers_lost_refused_and_unmounted(raw, reference, cluster, tmp_path):
+    """Of four workers one has another version, one does not see the folder, one is killed at work."""
+    there = tmp_path / "elsewhere"
+    there.symlink_to(raw, target_is_directory=True)
+    with distributed.Client(cluster, set_as_default=False) as client:
+        blind, older, doomed, *_ = client.scheduler_info()["workers"]
+        client.run(see_nothing, workers=[blind])
+        client.run(be_older, workers=[older])
+        pid = client.run(os.getpid, workers=[doomed])[doomed]
+    watching = Watching(lambda: os.kill(pid, signal.SIGKILL))
+    result = run_hierarchical_mosaic(
+        raw,
+        tmp_path / "out",
+        reporter=watching,
+        executor=address_of(cluster),
+        map_path=f"{raw}={there}",
+        **SETTINGS,
+    )
+    assert_same(pictures(result), reference)
+    assert result.report["left_out"] == []
+    workers = result.report["cluster"]["workers"]
+    assert sum(worker["calls"] for worker in workers) >= 9
+    assert watching.said["cluster_version"][0]["there"] == "4.9"
+    assert watching.said["cluster_not_mounted"][0]["file"].startswith(str(there))
+    assert all(w["calls"] == 0 for w in workers if w["refused"] is not None)
+
+
+def test_run_that_lost_its_scheduler_or_was_stopped_goes_on_here(raw, reference, cluster, tmp_path):
+    before = set(psutil.Process().children(recursive=True))
+    lost = distributed.LocalCluster(
+        n_workers=1,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        worker_dashboard_address=None,
+        silence_logs=50,
+    )
+    with pytest.raises(RunFailed) as failed:
+        run_hierarchical_mosaic(
+            raw, tmp_path, reporter=Watching(lost.close), executor=address_of(lost), **SETTINGS
+        )
+    assert failed.value.key == "cluster_lost"
+    assert [p for p in set(psutil.Process().children(recursive=True)) - before if p.is_running()] == []
+    n_measured = len(list(tmp_path.glob(".zemosaic_state/frames/*.npz")))
+    assert 0 < n_measured < 9
+    stop = threading.Event()
+    with pytest.raises(Cancelled):
+        run_hierarchical_mosaic(
+            raw,
+            tmp_path,
+            reporter=Watching(stop.set),
+            cancel_event=stop,
+            executor=address_of(cluster),
+            **SETTINGS,
+        )
+    with distributed.Client(cluster, set_as_default=False) as client:
+        assert not any(client.processing().values())
+    assert len(list(tmp_path.glob(".zemosaic_state/frames/*.npz"))) > n_measured
+    again = run(raw, tmp_path, **SETTINGS)
+    assert "run_info_measures_reused" in again.message_keys
+    assert_same(pictures(again), reference)
+
+
+def test_wrong_address_and_missing_extra_are_one_sentence_and_code_2(raw, tmp_path, capsys, monkeypatch):
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        nobody = f"dask://127.0.0.1:{deaf.getsockname()[1]}"
+        assert main(["run", str(raw), str(tmp_path / "a"), "--quiet", "--executor", nobody]) == 2
+    told = capsys.readouterr()
+    assert "No Dask scheduler answers" in told.out + told.err
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SettingsError, match=r"zemosaic\[cluster\]"):
+        run_hierarchical_mosaic(raw, tmp_path / "c", executor="dask", **SETTINGS)
+    assert not (tmp_path / "c" / "run_report.json").exists()
+
+
+def test_frame_that_kills_its_workers_is_left_out_by_name(tmp_path):
+    """What `map_items` makes of a death that follows a call wherever it goes."""
+    from zemosaic_pipeline.cluster import Cluster
+    from zemosaic_settings.executor import ExecutorChoice, PathMap
+
+    cluster = Cluster(
+        ExecutorChoice("dask"), PathMap(), "test", workers=1, memory_bytes=2_000_000_000, folder=tmp_path
+    )
+    try:
+        cluster.require(elsewhere.Requirements("test", elsewhere.versions()))
+        answers = dict(cluster.map_items(elsewhere.Elsewhere(die_of_two), [1, 2, 3], name_of=str))
+        facts = cluster.facts()["workers"]
+    finally:
+        cluster.shutdown()
+    assert (answers[0], answers[2]) == (1, 3)
+    assert (answers[1].key, answers[1].values["path"]) == ("frame_killed_worker", "2")
+    assert not any(psutil.pid_exists(worker["pid"]) for worker in facts)
+
+
+def die_of_two(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number

@@ -1,0 +1,295 @@
+"""Blocks of rows of a co-add and of its second pass on the workers of a cluster.
+
+What goes there are the maps and terms of the frames that touch a block, what comes back are its finished rows. Raw
+frames are read where the block is worked on. Blocks are taken in their order, and only as many are on their way as
+fit into the memory of this machine once they are finished; so results depend neither on the workers nor on their order.
+
+A block goes to whichever worker is free. Neighbouring blocks share a few rows around their border and nothing else, so
+it would be no faster to keep them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from zemosaic_core.chunks import iter_row_chunks
+from zemosaic_core.coadd import CancelToken, coadd_block, row_blocks, rows_per_pass
+from zemosaic_core.errors import RunFailed
+from zemosaic_core.refine import RefineSource, gather_block
+from zemosaic_core.refine_rows import CoaddStore, RowsInTurn, refine_buffers
+from zemosaic_core.refine_structure import HALO_ROWS, Gathered
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, SampleNoise
+from zemosaic_core.spread import blocks_for, results_in_order
+from zemosaic_gpu_policy import GpuPolicy
+from zemosaic_io.frame_store import FrameStore
+from zemosaic_pipeline.cluster import Cluster, WorkerDied
+from zemosaic_pipeline.cost import PARENT_BYTES
+from zemosaic_pipeline.elsewhere import RunStop, frame_there, own_worker
+from zemosaic_utils import LATTICE_ROWS, MAX_BLOCK_ROWS, coadd_on_grid
+
+__all__ = ["ClusterBlocks"]
+
+# Share of a worker's memory for a block; the rest is for what is read and sent, and for Dask.
+_BLOCK_SHARE = 0.5
+_LEAST_BLOCK_BYTES = 16_000_000
+# Bytes per pixel of a finished block: see `CoaddBlock` and `Gathered`.
+_COADD_BYTES, _COADD_BYTES_PER_CHANNEL = 2, 4 + 4 + 4 + 2 + 2
+_GATHERED_BYTES_PER_CHANNEL = 4 * 4
+# Results on their way or waiting, per worker: while the first one is late, the others go on.
+_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class _CoaddPart:
+    """A block of the co-add and everything it takes."""
+
+    pixels: FrameStore
+    sources: tuple[CoaddSource, ...]
+    rows: tuple[int, int]
+    width: int
+    n_channels: int
+    rule: CombineRule
+    kernel: Kernel
+    budget_bytes: int
+    lattice_row: int
+    gpu_mode: str
+    stop: CancelToken
+
+
+@dataclass(frozen=True)
+class _RefinePart:
+    """A block of the second pass and everything it takes."""
+
+    pixels: FrameStore
+    sources: tuple[RefineSource, ...]
+    image: np.ndarray
+    image_y0: int
+    mask: np.ndarray
+    y0: int
+    scale: float
+    stop: CancelToken
+
+
+@dataclass(frozen=True)
+class ClusterBlocks:
+    """The blocks of a run that has a cluster.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    policy : GpuPolicy
+        Gets the records of the policies of workers that have a card.
+    """
+
+    cluster: Cluster
+    policy: GpuPolicy
+
+    def coadd(
+        self,
+        pixels: FrameStore,
+        sources: Sequence[CoaddSource],
+        shape_hw: tuple[int, int],
+        n_channels: int,
+        rule: CombineRule,
+        kernel: Kernel,
+        *,
+        sink: Callable[[int, int, CoaddBlock], object],
+        budget_bytes: int,
+        max_frames_per_pass: int = 0,
+        on_rows: Callable[[int, int], object] | None = None,
+        first_row: int = 0,
+        lattice_row: int = 0,
+        **_: Any,
+    ) -> None:
+        """Do what `zemosaic_utils.coadd_on_grid` does; what that says of threads and cards is each worker's own.
+
+        Raises
+        ------
+        RunFailed
+            ``cluster_block_died``; or the cluster cannot go on.
+        """
+        height, width = shape_hw
+        budget = self._worker_budget(budget_bytes)
+        planned = row_blocks(sources, shape_hw, n_channels, rule, budget)
+        most = min(
+            MAX_BLOCK_ROWS,
+            rows_per_pass(sources, max_frames_per_pass),
+            max((y1 - y0 for y0, y1 in planned), default=1),
+        )
+        blocks = blocks_for(
+            self.cluster.workers, height, most, start=first_row, lattice_rows=LATTICE_ROWS, origin=lattice_row
+        )
+
+        def part(y0: int, y1: int) -> _CoaddPart:
+            there = tuple(s for s in sources if s.bbox[0] < y1 and s.bbox[1] > y0 and np.any(s.weight > 0))
+            return _CoaddPart(
+                self._pixels(pixels, [source.key for source in there]),
+                there,
+                (y0, y1),
+                width,
+                n_channels,
+                rule,
+                kernel,
+                budget,
+                lattice_row,
+                self.policy.mode,
+                RunStop(self.cluster.run_id),
+            )
+
+        calls = ((_coadd_part, (part(y0, y1),)) for y0, y1 in blocks)
+        bytes_per_row = width * (_COADD_BYTES + _COADD_BYTES_PER_CHANNEL * n_channels)
+        most_ahead = self._on_their_way(
+            bytes_per_row * max((b - a for a, b in blocks), default=1), budget_bytes
+        )
+        for (y0, y1), (block, host, records) in zip(blocks, self._results(calls, most_ahead), strict=True):
+            for record in records:
+                self.policy.adopt(record, host)
+            sink(y0, y1, block)
+            if on_rows is not None:
+                on_rows(y1, height)
+
+    def refine(
+        self,
+        pixels: FrameStore,
+        sources: Sequence[RefineSource],
+        shape_hw: tuple[int, int],
+        store: CoaddStore,
+        noise: SampleNoise,
+        *,
+        budget_bytes: int,
+        scale: float = 1.0,
+        on_rows: Callable[[int, int], object] | None = None,
+        **_: Any,
+    ) -> None:
+        """Do what `zemosaic_align_stack.refine_on_grid` does, of a store whose rows are written to another place.
+
+        Raises
+        ------
+        RunFailed
+            As `coadd`.
+        """
+        height, width = shape_hw
+        n_channels = len(noise.variance)
+        rows = RowsInTurn(store, sources, height, noise, scale)
+        window = 4 * max(item.source.shape_hw[0] * item.source.shape_hw[1] for item in sources)
+        buffers = refine_buffers(n_channels, width, window, 1)
+        planned = list(iter_row_chunks(buffers, height, self._worker_budget(budget_bytes), halo=HALO_ROWS))
+        most = min(MAX_BLOCK_ROWS, max(y1 - y0 for y0, y1 in planned))
+        blocks = blocks_for(self.cluster.workers, height, most)
+
+        def part(y0: int, y1: int) -> _RefinePart:
+            block = rows.block(y0, y1)
+            there = tuple(item for item in sources if item.source.bbox[0] < y1 and item.source.bbox[1] > y0)
+            return _RefinePart(
+                self._pixels(pixels, [item.source.key for item in there]),
+                there,
+                block.image,
+                block.image_y0,
+                block.mask,
+                y0,
+                scale,
+                RunStop(self.cluster.run_id),
+            )
+
+        calls = ((_refine_part, (part(y0, y1),)) for y0, y1 in blocks)
+        # The rows that are sent wait here as well.
+        of_result = width * n_channels * (_GATHERED_BYTES_PER_CHANNEL + 8) * (blocks[0][1] - blocks[0][0])
+        results = self._results(calls, self._on_their_way(of_result, budget_bytes))
+        for (y0, y1), gathered in zip(blocks, results, strict=True):
+            rows.replace(y0, y1, gathered)
+            if on_rows is not None:
+                on_rows(y1, height)
+
+    def _pixels(self, pixels: FrameStore, keys: Sequence[int]) -> FrameStore:
+        paths = self.cluster.paths
+        return pixels.part(keys, lambda info: frame_there(info, paths))
+
+    def _worker_budget(self, budget_bytes: int) -> int:
+        """Return what a block may take: as planned for this machine, and within the memory of the smallest worker."""
+        limit = self.cluster.memory_bytes
+        if not limit:
+            return budget_bytes
+        return max(_LEAST_BLOCK_BYTES, min(budget_bytes, int(_BLOCK_SHARE * (limit - PARENT_BYTES))))
+
+    def _on_their_way(self, result_bytes: int, budget_bytes: int) -> int:
+        """Return how many blocks may be on their way: so many that no worker waits, as far as they fit here."""
+        workers = self.cluster.workers
+        return max(1, min(_AHEAD * workers, budget_bytes // max(1, result_bytes)))
+
+    def _results(
+        self, calls: Iterator[tuple[Callable[..., Any], tuple[Any, ...]]], most: int
+    ) -> Iterator[Any]:
+        try:
+            yield from results_in_order(self.cluster, calls, most)
+        except WorkerDied as death:
+            raise RunFailed(
+                "cluster_block_died", f"workers died twice over one block: {death}", reason=str(death)
+            ) from death
+
+
+def _coadd_part(part: _CoaddPart) -> tuple[CoaddBlock, str, list[dict[str, Any]]]:
+    """Co-add a block on the worker this is, with its card where it has one; return also its host and its records."""
+    here = own_worker()
+    y0, y1 = part.rows
+    if not here.has_card or part.gpu_mode == "off":
+        block = coadd_block(
+            part.pixels,
+            part.sources,
+            y0,
+            y1,
+            part.width,
+            part.n_channels,
+            part.rule,
+            part.kernel,
+            threads=here.threads,
+            cancel=part.stop,
+        )
+        return block, here.host, []
+    policy, records = _card_policy(part.gpu_mode, part.budget_bytes)
+    blocks: list[CoaddBlock] = []
+    coadd_on_grid(
+        part.pixels,
+        part.sources,
+        (y1, part.width),
+        part.n_channels,
+        part.rule,
+        part.kernel,
+        sink=lambda _a, _b, block: blocks.append(block),
+        budget_bytes=part.budget_bytes,
+        policy=policy,
+        threads=here.threads,
+        cancel=part.stop,
+        first_row=y0,
+        lattice_row=part.lattice_row,
+        restart=blocks.clear,
+    )
+    told = list(records)
+    records.clear()
+    return CoaddBlock.joined(blocks), here.host, told
+
+
+@cache
+def _card_policy(mode: str, host_bytes: int) -> tuple[GpuPolicy, list[dict[str, Any]]]:
+    """Return the policy of this process for its card, which remembers what went wrong, and its records."""
+    records: list[dict[str, Any]] = []
+    return GpuPolicy(mode=mode, host_bytes=host_bytes, on_record=records.append), records
+
+
+def _refine_part(part: _RefinePart) -> Gathered:
+    """Sum up what the samples differ from a block of the co-add; runs on a worker."""
+    return gather_block(
+        part.pixels,
+        part.sources,
+        part.image,
+        part.image_y0,
+        part.mask,
+        part.y0,
+        scale=part.scale,
+        threads=own_worker().threads,
+        cancel=part.stop,
+    )

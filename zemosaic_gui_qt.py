@@ -122,6 +122,7 @@ class ZeMosaicQtMainWindow(QMainWindow):
         self.start_page.open_page.connect(self.show_page)
         self.advanced_page.failed.connect(self.complain)
         self.viewer_page.failed.connect(self.complain)
+        self.viewer_page.said.connect(self.complain)
         self.run_page.open_result.connect(self.open_result)
         self.run_page.open_report.connect(self.open_report)
         self.run_page.open_folder.connect(lambda: _open_path(self.controller.state.output_dir))

@@ -56,7 +56,11 @@ class NoiseMap:
 
     def part(self, y0: int, x0: int) -> NoiseMap:
         """Return the noise of the part of the image that begins at a pixel, to the nearest cell."""
-        return NoiseMap(self.sigma[:, round(y0 / self.cell_px) :, round(x0 / self.cell_px) :], self.cell_px)
+        # The last cells may be wider than the others.
+        j, i = (
+            min(round(at / self.cell_px), n - 1) for at, n in zip((y0, x0), self.sigma.shape[1:], strict=True)
+        )
+        return NoiseMap(self.sigma[:, j:, i:], self.cell_px)
 
     def reduced(self, factor: int) -> NoiseMap:
         """Return the noise of the image averaged over blocks of ``factor`` x ``factor`` pixels."""

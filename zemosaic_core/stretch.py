@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from zemosaic_core.apertures import aperture_fluxes
 from zemosaic_core.background import sky_mesh
+from zemosaic_core.binning import bin_down
 from zemosaic_core.picture_calm import calm_light_and_colours
 from zemosaic_core.picture_noise import NoiseMap, fill_from_around, pixel_noise, smooth_known
 from zemosaic_core.picture_style import STYLES, paint, pedestal_for_sky
 from zemosaic_core.statistics import clipped_median_sigma, mad_sigma, strided_sample
 
 __all__ = [
+    "StretchMove",
     "StretchParams",
     "auto_stretch_params",
     "balance_channels",
@@ -49,6 +51,8 @@ _MIXED_PX = 3
 # Statistics are taken from a picture of at most this size.
 _STATISTICS_PX = 3200
 _MAX_SAMPLES = 400_000
+# What a move of 1 does to the distance of black from the sky, to the softness and to white.
+_DEEPEST, _MOST_BENT, _WHITEST = 8.0, 10.0**1.5, 10.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,52 @@ class StretchParams:
     asinh_a: float
     style: str = "natural"
     saturation: float = 1.0
+
+
+@dataclass(frozen=True)
+class StretchMove:
+    """What a person changes about a stretch: four numbers from -1 to 1; at 0 it stays as it is.
+
+    Attributes
+    ----------
+    black : float
+        Positive deepens the shadows: black moves up towards the sky, to an eighth of its distance at 1.
+    mid : float
+        Positive brightens faint and middle light: at 1 the curve bends 32 times earlier.
+    white : float
+        Positive brightens bright light: at 1 a tenth of the light is white.
+    saturation : float
+        -1 is grey, 1 twice the colour of the style.
+    """
+
+    black: float = 0.0
+    mid: float = 0.0
+    white: float = 0.0
+    saturation: float = 0.0
+
+    def of(self, params: StretchParams) -> StretchParams:
+        """Return a stretch moved; each number leaves alone what the others say.
+
+        Raises
+        ------
+        ValueError
+            A number is not from -1 to 1.
+        """
+        for name, value in vars(self).items():
+            if not -1.0 <= value <= 1.0:
+                raise ValueError(f"{name} must be from -1 to 1, got {value}")
+        if self == StretchMove():
+            return params
+        softness = params.asinh_a * params.span * _MOST_BENT**-self.mid
+        pedestal = params.pedestal * _DEEPEST**-self.black
+        span = (params.span - params.pedestal) * _WHITEST**-self.white + pedestal
+        return replace(
+            params,
+            pedestal=pedestal,
+            span=span,
+            asinh_a=softness / span,
+            saturation=params.saturation * (1.0 + self.saturation),
+        )
 
 
 def stretch_auto_asifits_like(
@@ -172,6 +222,7 @@ def auto_stretch_params(
     apply_wb: bool = True,
     white_gains: tuple[float, ...] | None = None,
     style: str = "natural",
+    move: StretchMove | None = None,
 ) -> StretchParams:
     """Choose sky, white balance, black, white and steepness for an image.
 
@@ -201,6 +252,8 @@ def auto_stretch_params(
     style : str
         One of `picture_style.STYLES`. In those that say how bright the sky is, `p_low` moves it in the same sense: at
         1 % it is as the style says.
+    move : StretchMove, optional
+        What a person changes about the choice.
 
     Returns
     -------
@@ -215,11 +268,12 @@ def auto_stretch_params(
     _check(p_low, p_high, asinh_a)
     planes = np.asarray(image_chw)
     if max(planes.shape[1:]) > _STATISTICS_PX:
-        planes = _bin_down(planes, -(-max(planes.shape[1:]) // _STATISTICS_PX))
+        planes = bin_down(planes, -(-max(planes.shape[1:]) // _STATISTICS_PX))
     known = np.isfinite(planes).all(axis=0)
     channels = planes.shape[0]
+    move = move or StretchMove()
     if not known.any():
-        return StretchParams((0.0,) * channels, (1.0,) * channels, 0.5, 1.0, 0.1, style)
+        return move.of(StretchParams((0.0,) * channels, (1.0,) * channels, 0.5, 1.0, 0.1, style))
     sky, unevenness = _sky_levels(planes, known)
     planes = np.where(known, planes - sky.astype(np.float32)[:, None, None], np.float32(0.0))
     weight = known.astype(np.float32)
@@ -243,7 +297,7 @@ def auto_stretch_params(
         usual_below = -float(np.percentile(values, _USUAL_P_LOW))
         share = max(-float(np.percentile(values, p_low)) / usual_below, 0.0) if usual_below > 0 else 1.0
         pedestal = share * pedestal_for_sky(softness, white, kind)
-    return StretchParams(
+    params = StretchParams(
         sky=tuple(float(s) for s in sky),
         gain=tuple(float(g) for g in gain),
         pedestal=pedestal,
@@ -251,6 +305,7 @@ def auto_stretch_params(
         asinh_a=softness / (white + pedestal),
         style=style,
     )
+    return move.of(params)
 
 
 def preview_rgba(
@@ -308,9 +363,9 @@ def preview_rgba(
         raise ValueError(f"image_chw must have shape (1 or 3, h, w), got {image.shape}")
     if max_dim is not None and max(image.shape[1:]) > max_dim:
         step = -(-max(image.shape[1:]) // max_dim)
-        image = _bin_down(image, step)
+        image = bin_down(image, step)
         noise = noise.reduced(step) if noise is not None else None
-        clipped = None if clipped is None else _bin_down(clipped[None], step)[0] > 0
+        clipped = None if clipped is None else bin_down(clipped[None], step)[0] > 0
     image = image.astype(np.float32, copy=False)
     if calm_noise is None:
         calm_noise = params is None
@@ -406,24 +461,6 @@ def _white_balance(planes: np.ndarray, weight: np.ndarray) -> np.ndarray:
     ratio = np.median(flux / flux.mean(axis=0), axis=1)
     gain = np.clip(ratio.mean() / ratio, 1.0 / 3.0, 3.0)
     return gain / gain.mean()
-
-
-def _bin_down(image: np.ndarray, factor: int) -> np.ndarray:
-    """Average the finite pixels of ``factor`` x ``factor`` blocks; NaN where there is none.
-
-    Only parts of the size of the result are ever converted, so a memory-mapped mosaic can be larger than RAM.
-    """
-    channels, height, width = image.shape
-    rows, columns = -(-height // factor), -(-width // factor)
-    total = np.zeros((channels, rows, columns), dtype=np.float32)
-    count = np.zeros((channels, rows, columns), dtype=np.float32)
-    for dy in range(factor):
-        for dx in range(factor):
-            part = image[:, dy::factor, dx::factor].astype(np.float32)
-            seen = np.isfinite(part)
-            total[:, : part.shape[1], : part.shape[2]] += np.where(seen, part, np.float32(0.0))
-            count[:, : part.shape[1], : part.shape[2]] += seen
-    return np.where(count > 0, total / np.maximum(count, 1.0), np.float32(np.nan))
 
 
 def _light_and_colour(

@@ -39,6 +39,8 @@ __all__ = [
 
 _STORED = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _HASH_CHUNK = 1 << 20
+# A window so many times narrower than the image is read row by row: the rest of its rows is not wanted.
+_NARROW = 4
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +114,8 @@ def read_window(
         whole_rows = _read_compressed(info, y0, y1, 0, width)
         _check_rows(info, whole_rows, y0, sums)
         return np.ascontiguousarray(whole_rows[..., x0:x1])
+    if sums is None and not info.packed and (x1 - x0) * _NARROW <= width:
+        return _to_native(info, _as_planes(info, _read_stored_columns(info, y0, y1, x0, x1)))
     stored = _read_stored_rows(info, y0, y1)
     if sums is not None:
         _check_rows(info, stored, y0, sums)
@@ -283,16 +287,43 @@ def _read_stored_rows(info: FrameInfo, y0: int, y1: int, *, planes: int | None =
     (1, h, W); for planes that come first (planes, h, W), three of them unless told; for planes that come last
     (1, h, W * planes).
     """
-    height, width = info.shape_hw
-    in_rows, in_planes = (info.n_stored_planes, 1) if info.axes == "hwc" else (1, planes or 3)
-    if info.axes == "hw":
-        in_planes = 1
-    dtype = np.dtype(_STORED[info.bitpix])
-    row_bytes = width * in_rows * dtype.itemsize
-    stored = np.empty((in_planes, y1 - y0, width * in_rows), dtype)
-    offsets = [info.data_offset + (p * height + y0) * row_bytes for p in range(in_planes)]
+    layout = _Layout.of(info, planes)
+    stored = np.empty((layout.in_planes, y1 - y0, info.shape_hw[1] * layout.in_rows), layout.dtype)
+    offsets = [info.data_offset + (p * info.shape_hw[0] + y0) * layout.row_bytes for p in range(len(stored))]
     _read_into(info.path, offsets, stored, packed=info.packed)
     return stored
+
+
+def _read_stored_columns(info: FrameInfo, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    """Return what `_read_stored_rows` gives, of some columns only."""
+    layout = _Layout.of(info)
+    stored = np.empty((layout.in_planes, y1 - y0, (x1 - x0) * layout.in_rows), layout.dtype)
+    first = info.data_offset + x0 * layout.in_rows * layout.dtype.itemsize
+    offsets = [
+        first + (p * info.shape_hw[0] + y) * layout.row_bytes
+        for p in range(len(stored))
+        for y in range(y0, y1)
+    ]
+    _read_into(info.path, offsets, stored.reshape(len(offsets), -1))
+    return stored
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the samples of an image lie: planes beside each other in a row, or one after the other."""
+
+    dtype: np.dtype
+    in_rows: int
+    in_planes: int
+    row_bytes: int
+
+    @classmethod
+    def of(cls, info: FrameInfo, planes: int | None = None) -> _Layout:
+        in_rows, in_planes = (info.n_stored_planes, 1) if info.axes == "hwc" else (1, planes or 3)
+        if info.axes == "hw":
+            in_planes = 1
+        dtype = np.dtype(_STORED[info.bitpix])
+        return cls(dtype, in_rows, in_planes, info.shape_hw[1] * in_rows * dtype.itemsize)
 
 
 def _as_planes(info: FrameInfo, stored: np.ndarray) -> np.ndarray:

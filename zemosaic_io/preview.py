@@ -23,6 +23,7 @@ __all__ = [
     "RowSource",
     "display_range",
     "downscale",
+    "read_clipped_pixels",
     "read_noise_map",
     "write_calibrated_fits",
     "write_png",
@@ -94,8 +95,11 @@ def downscale(source: RowSource | np.ndarray, max_dim: int) -> np.ndarray:
     ndarray, shape (C, h, w), float32
     """
     source = _as_rows(source)
+    return _block_means(source, max(1, -(-max(source.shape[1:]) // max_dim)))
+
+
+def _block_means(source: RowSource, step: int) -> np.ndarray:
     planes, height, width = source.shape
-    step = max(1, -(-max(height, width) // max_dim))
     out = np.empty((planes, -(-height // step), -(-width // step)), np.float32)
     edges = np.arange(0, width, step)
     for row in range(out.shape[1]):
@@ -108,20 +112,50 @@ def downscale(source: RowSource | np.ndarray, max_dim: int) -> np.ndarray:
     return out
 
 
-def read_noise_map(coverage_path: Path | str) -> NoiseMap | None:
-    """Return the noise of a mosaic from the file of its coverage; None where an older one has none.
+def read_noise_map(path: Path | str) -> NoiseMap | None:
+    """Return the noise of a picture from a file that knows it: its coverage, its variance, or itself.
+
+    An extension NOISE has it in cells; of an image VARIANCE the mean in such cells is taken. None where there is
+    neither, as in the coverage of older mosaics.
 
     Raises
     ------
     SkipItem
         The file cannot be read.
     """
-    hdus = list(iter_hdus(Path(coverage_path)))
-    units = [hdu for hdu in hdus if hdu.cards.get("EXTNAME") == "NOISE" and len(hdu.image_axes) >= 2]
-    if not units:
-        return None
-    sigma = read_plane_rows(Path(coverage_path), units[0], 0, units[0].image_axes[1])
-    return NoiseMap(sigma, NOISE_CELL_PX)
+    path = Path(path)
+    units = {
+        str(hdu.cards.get("EXTNAME")): hdu
+        for hdu in iter_hdus(path)
+        if len(hdu.image_axes) >= 2 and not hdu.is_compressed_image
+    }
+    if "NOISE" in units:
+        sigma = read_plane_rows(path, units["NOISE"], 0, units["NOISE"].image_axes[1])
+        return NoiseMap(sigma, NOISE_CELL_PX)
+    if "VARIANCE" in units:
+        variance = _block_means(FitsRows(path, "VARIANCE"), NOISE_CELL_PX)
+        return NoiseMap(np.sqrt(np.where(variance > 0, variance, np.nan)), NOISE_CELL_PX)
+    return None
+
+
+def read_clipped_pixels(path: Path | str) -> np.ndarray:
+    """Return the places (N, 2) int32, y and x, that the extension CLIPPED of a file marks; none without it.
+
+    Raises
+    ------
+    SkipItem
+        The file cannot be read.
+    """
+    path = Path(path)
+    units = [hdu for hdu in iter_hdus(path) if hdu.cards.get("EXTNAME") == "CLIPPED"]
+    if not units or units[0].is_compressed_image or len(units[0].image_axes) != 2:
+        return np.empty((0, 2), np.int32)
+    places = []
+    height = units[0].image_axes[1]
+    for y in range(0, height, _ROWS):
+        rows = read_plane_rows(path, units[0], y, min(height, y + _ROWS))[0]
+        places.append(np.argwhere(rows > 0).astype(np.int32) + np.array([y, 0], np.int32))
+    return np.concatenate(places)
 
 
 def display_range(

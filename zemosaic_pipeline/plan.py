@@ -43,6 +43,7 @@ from zemosaic_pipeline.phase_options import (
     SolveOptions,
     StackOptions,
 )
+from zemosaic_pipeline.picture_look import stretch_move, stretch_options
 from zemosaic_pipeline.plan_limits import fit_to_handles, fit_to_memory
 from zemosaic_pipeline.refinement import RefineDecision, choose_refine
 from zemosaic_pipeline.routes import RouteDecision, choose_route
@@ -314,12 +315,9 @@ def resolve(
                 settings.colour_calibration == "auto", settings.white_reference, settings.save_calibrated
             ),
             {
-                "p_low": settings.preview_png_p_low,
-                "p_high": settings.preview_png_p_high,
-                "asinh_a": settings.preview_png_asinh_a,
+                **stretch_options(settings.to_mapping()),
+                "move": stretch_move(settings.to_mapping()),
                 "max_dim": settings.preview_png_max_dim,
-                "apply_wb": settings.preview_png_apply_wb,
-                "style": settings.picture_style,
             },
             settings.picture_flatten,
             settings.crop if settings.crop in ("coverage", "rectangle") and not settings.crop_science else "",

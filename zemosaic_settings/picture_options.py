@@ -20,8 +20,14 @@ CROP_OPTIONS = (
     Option("crop_science", "bool", False, "assembly"),
 )
 
+_MOVES = ("picture_black", "picture_mid", "picture_white", "picture_saturation")
+
 PICTURE_OPTIONS = (
     Option("picture_style", "choice", "natural", "output", "basic", choices=("natural", "deep", "print")),
+    *(
+        Option(key, "float", 0.0, "output", minimum=-100.0, maximum=100.0, unit="percent", step=5.0)
+        for key in _MOVES
+    ),
     Option("picture_flatten", "bool", False, "output"),
     Option("save_formats", "text", "", "output", "basic"),
     Option("save_annotation", "bool", False, "output", "basic"),

@@ -15,7 +15,7 @@ from zemosaic_core.errors import SettingsError
 from zemosaic_settings import GROUPS, LEVELS, OPTIONS, Option, Settings
 from zemosaic_settings.values import parse_value
 
-__all__ = ["FieldProblem", "FormField", "FormModel", "preview_options"]
+__all__ = ["FieldProblem", "FormField", "FormModel"]
 
 TextOf = Callable[..., str]
 
@@ -186,12 +186,6 @@ class FormModel:
             text(f"group.{option.group}"),
         ]
         return _plain(" ".join(parts))
-
-
-def preview_options(form: FormModel) -> dict[str, Any]:
-    """Return how the run's preview is stretched, so that the viewer begins with the same picture."""
-    names = ("p_low", "p_high", "asinh_a", "apply_wb")
-    return {**{name: form[f"preview_png_{name}"] for name in names}, "style": form["picture_style"]}
 
 
 def _plain(text: str) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from zemosaic_core.binning import bin_down
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.stretch import preview_rgba
 from zemosaic_io.fits_read import read_window
 from zemosaic_io.headers import read_frame_info
-from zemosaic_ui.mosaic_image import half_size
 from zemosaic_ui.picture_loader import Picture
 from zemosaic_ui.work_thread import WorkThread
 
@@ -119,5 +119,5 @@ def _compose(tiles: list[tuple[float, float, np.ndarray]]) -> np.ndarray:
         count[area] += seen
     mean = np.where(count > 0, total / np.maximum(count, 1.0), np.float32(np.nan)).astype(np.float32)
     while max(mean.shape[1:]) > CANVAS_PX:
-        mean = half_size(mean)
+        mean = bin_down(mean, 2)
     return np.ascontiguousarray(preview_rgba(mean, max_dim=None)[::-1])

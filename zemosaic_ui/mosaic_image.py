@@ -1,8 +1,7 @@
 """A finished mosaic as the viewer needs it: any part at any zoom without holding all of it in memory.
 
 The file stays on disk. Reduced copies (each half the size of the one before) are built once, strip by strip,
-in a temporary folder; a part is read from the copy that fits the zoom. Rendering to 8 bits is `preview_rgba`
-of `zemosaic_core.stretch` with one set of numbers for the whole picture, so that parts fit together.
+in a temporary folder; a part is read from the copy that fits the zoom. `zemosaic_ui.look` makes pictures of parts.
 """
 
 from __future__ import annotations
@@ -13,41 +12,26 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from astropy.wcs import WCS
+from astropy.wcs.utils import proj_plane_pixel_scales
 
-from zemosaic_core.stretch import StretchParams, auto_stretch_params, preview_rgba
+from zemosaic_core.binning import bin_down
+from zemosaic_core.errors import Cancelled
+from zemosaic_core.picture_noise import NoiseMap
 from zemosaic_io.fits_cards import iter_hdus
 from zemosaic_io.fits_read import read_window
 from zemosaic_io.headers import FrameInfo, read_frame_info
+from zemosaic_io.preview import read_clipped_pixels, read_noise_map
 
-__all__ = ["CHANNEL_VIEWS", "PART_PX", "MosaicImage", "adjusted", "coverage_rgba", "sexagesimal"]
+__all__ = ["PART_PX", "MosaicImage", "sexagesimal"]
 
 PART_PX = 512
 OVERVIEW_PX = 900
 # Parts kept as floating point numbers: 64 parts of three channels are 200 MB.
 MAX_PARTS = 64
-CHANNEL_VIEWS = ("rgb", "red", "green", "blue", "light")
-
-
-def half_size(image: np.ndarray) -> np.ndarray:
-    """Average blocks of 2 x 2 finite pixels of (C, h, w); an odd last row or column counts alone."""
-    channels, height, width = image.shape
-    padded = np.full((channels, height + height % 2, width + width % 2), np.nan, dtype=np.float32)
-    padded[:, :height, :width] = image
-    total = np.zeros((channels, padded.shape[1] // 2, padded.shape[2] // 2), dtype=np.float32)
-    count = np.zeros_like(total)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            part = padded[:, dy::2, dx::2]
-            seen = np.isfinite(part)
-            total += np.where(seen, part, np.float32(0.0))
-            count += seen
-    return np.where(count > 0, total / np.maximum(count, 1.0), np.float32(np.nan)).astype(np.float32)
 
 
 class MosaicImage:
@@ -57,6 +41,9 @@ class MosaicImage:
     ----------
     path : Path
         A FITS file with one, three or four planes.
+    outputs : mapping of str to str, optional
+        Files that belong to it by kind: ``coverage`` and ``variance`` tell its noise where it does not itself,
+        ``coverage`` also where light was cut off.
 
     Raises
     ------
@@ -64,8 +51,13 @@ class MosaicImage:
         The file is no image that can be shown.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, outputs: Mapping[str, str] | None = None) -> None:
         self.path = path
+        self._beside = [
+            Path(found) for kind in ("coverage", "variance") if (found := (outputs or {}).get(kind))
+        ]
+        self.noise: NoiseMap | None = None
+        self._clipped_yx = np.empty((0, 2), np.int32)
         self.info: FrameInfo = read_frame_info(path)
         self.shape_hw = self.info.shape_hw
         self.n_channels = 3 if self.info.kind == "rgb" else 1
@@ -85,6 +77,36 @@ class MosaicImage:
         good = self.n_channels == 3 and all(isinstance(gain, float) and 0.05 < gain < 20.0 for gain in gains)
         return gains if good else None
 
+    # ------------------------------------------------------------------ what is known of the pixels
+
+    def read_facts(self) -> None:
+        """Read what the file, or one beside it, knows of its noise and of light that was cut off.
+
+        Raises
+        ------
+        SkipItem
+            A file cannot be read.
+        """
+        there = [path for path in (self.path, *self._beside) if path.is_file()]
+        maps = (read_noise_map(path) for path in there)
+        self.noise = next((m for m in maps if m is not None and len(m.sigma) == self.n_channels), None)
+        places = (read_clipped_pixels(path) for path in there)
+        self._clipped_yx = next((found for found in places if len(found)), self._clipped_yx)
+
+    def noise_of(self, level: int, y0: int = 0, x0: int = 0) -> NoiseMap | None:
+        """Return the noise of a level from its pixel (y0, x0) on."""
+        return self.noise.reduced(2**level).part(y0, x0) if self.noise is not None else None
+
+    def clipped_of(self, level: int, y0: int, x0: int, shape_hw: tuple[int, int]) -> np.ndarray | None:
+        """Return where light was cut off in a window of a level, (h, w) bool; None when nowhere."""
+        places = (self._clipped_yx >> level) - np.array([y0, x0], np.int32)
+        inside = places[((places >= 0) & (places < shape_hw)).all(axis=1)]
+        if not len(inside):
+            return None
+        mask = np.zeros(shape_hw, bool)
+        mask[inside[:, 0], inside[:, 1]] = True
+        return mask
+
     # ------------------------------------------------------------------ pixels
 
     def rows(self, y0: int, y1: int, x0: int = 0, x1: int | None = None) -> np.ndarray:
@@ -98,14 +120,33 @@ class MosaicImage:
 
         Averaged when the reduced copies exist; before that every n-th pixel, which is quick and noisier.
         """
-        for level in range(1, self.ready_level + 1):
-            if max(self.level_shape(level)) <= 2 * OVERVIEW_PX:
-                return np.array(self._copies[level])
+        level = self.overview_level
+        if self.ready_level or level == 0:
+            height, width = self.level_shape(level)
+            return self.window(level, 0, height, 0, width)
         step = max(1, -(-max(self.shape_hw) // OVERVIEW_PX))
         strips = [
             self.rows(y, y + 1)[:, :, step // 2 :: step] for y in range(step // 2, self.shape_hw[0], step)
         ]
         return np.concatenate(strips, axis=1) if strips else self.rows(0, self.shape_hw[0])
+
+    @property
+    def overview_level(self) -> int:
+        """Level of the averaged overview."""
+        return next(
+            level for level in range(self.n_levels) if max(self.level_shape(level)) <= 2 * OVERVIEW_PX
+        )
+
+    def window(self, level: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Return a window of a level, (C, h, w) float32; what lies outside the image is left away."""
+        height, width = self.level_shape(level)
+        y0, y1, x0, x1 = max(0, y0), min(height, y1), max(0, x0), min(width, x1)
+        if level == 0:
+            return self.rows(y0, y1, x0, x1)
+        copy = self._copies.get(level)
+        if copy is None:
+            raise Cancelled  # the picture was closed
+        return np.array(copy[:, y0:y1, x0:x1])
 
     def level_for(self, scale: float) -> int:
         """Return the level to draw from when one image pixel covers ``scale`` screen pixels."""
@@ -130,10 +171,8 @@ class MosaicImage:
             if key in self._parts:
                 self._parts.move_to_end(key)
                 return self._parts[key]
-        height, width = self.level_shape(level)
         y0, x0 = row * PART_PX, column * PART_PX
-        y1, x1 = min(y0 + PART_PX, height), min(x0 + PART_PX, width)
-        data = self.rows(y0, y1, x0, x1) if level == 0 else np.array(self._copies[level][:, y0:y1, x0:x1])
+        data = self.window(level, y0, y0 + PART_PX, x0, x0 + PART_PX)
         with self._lock:
             self._parts[key] = data
             while len(self._parts) > MAX_PARTS:
@@ -157,7 +196,7 @@ class MosaicImage:
                 return False
             data = self.rows(y0, min(y0 + rows_at_once, self.shape_hw[0]))
             for level in range(1, self.n_levels):
-                data = half_size(data)
+                data = bin_down(data, 2)
                 top = y0 >> level
                 copies[level][:, top : top + data.shape[1]] = data
         self._copies = copies
@@ -191,71 +230,19 @@ class MosaicImage:
         ra, dec = self.wcs.all_pix2world([x], [y], 0)
         return (float(ra[0]) % 360.0, float(dec[0])) if np.isfinite(ra[0]) else None
 
+    @property
+    def pixel_scale_deg(self) -> float:
+        """Side of a pixel on the sky; NaN without a WCS."""
+        return (
+            float(np.sqrt(np.prod(proj_plane_pixel_scales(self.wcs)))) if self.wcs is not None else math.nan
+        )
+
     def pixel_of(self, ra_deg: np.ndarray, dec_deg: np.ndarray) -> np.ndarray:
         """Return pixel positions (..., 2) of sky positions; NaN without a WCS."""
         if self.wcs is None:
             return np.full((*np.shape(ra_deg), 2), np.nan)
         x, y = self.wcs.wcs_world2pix(np.ravel(ra_deg), np.ravel(dec_deg), 0)
         return np.stack([x, y], axis=-1).reshape(*np.shape(ra_deg), 2)
-
-
-def select_channels(image: np.ndarray, view: str) -> np.ndarray:
-    """Return the planes to show: all, one colour, or their mean."""
-    if image.shape[0] == 1 or view == "rgb":
-        return image
-    if view == "light":
-        return image.mean(axis=0, keepdims=True)
-    index = CHANNEL_VIEWS.index(view) - 1
-    return image[index : index + 1]
-
-
-def base_params(overview: np.ndarray, view: str, options: Mapping[str, Any] | None = None) -> StretchParams:
-    """Return the automatic stretch of a channel view; ``options`` are those of `auto_stretch_params`."""
-    return auto_stretch_params(select_channels(overview, view), **(options or {}))
-
-
-def adjusted(
-    params: StretchParams, brightness: float, black: float, saturation: float = 0.0
-) -> StretchParams:
-    """Return a stretch moved by three sliders.
-
-    Parameters
-    ----------
-    brightness : float
-        -1 (dark) .. 1 (bright); 0 keeps the automatic choice.
-    black : float
-        -1 (lift the shadows) .. 1 (deepen them); 0 keeps the automatic choice.
-    saturation : float
-        -1 (grey) .. 1 (twice the colour); 0 keeps the style's.
-    """
-    softness = params.asinh_a * 10.0 ** (-1.5 * brightness)
-    return replace(
-        params,
-        asinh_a=softness,
-        pedestal=params.pedestal * 2.0 ** (-2.0 * black),
-        saturation=params.saturation * (1.0 + saturation),
-    )
-
-
-def render(image: np.ndarray, view: str, params: StretchParams, *, calm_noise: bool = False) -> np.ndarray:
-    """Return a part as (h, w, 4) uint8; missing pixels are transparent.
-
-    ``calm_noise`` is for the whole picture in small; parts of a picture would no longer fit together.
-    """
-    return preview_rgba(select_channels(image, view), params=params, max_dim=None, calm_noise=calm_noise)
-
-
-def coverage_rgba(coverage: np.ndarray) -> np.ndarray:
-    """Return a translucent colour map (h, w, 4) uint8 of a coverage plane: blue few, green some, yellow many."""
-    valid = np.isfinite(coverage) & (coverage > 0)
-    top = float(np.percentile(coverage[valid], 99.5)) if valid.any() else 1.0
-    t = np.clip(np.where(valid, coverage, 0.0) / max(top, 1e-9), 0.0, 1.0)
-    stops = np.array([(40, 60, 140), (30, 130, 130), (90, 170, 80), (235, 205, 70)], dtype=float)
-    rgba = np.zeros((*coverage.shape, 4), dtype=np.uint8)
-    for channel in range(3):
-        rgba[..., channel] = np.interp(t, np.linspace(0, 1, 4), stops[:, channel])
-    rgba[..., 3] = np.where(valid, 120, 0)
-    return rgba
 
 
 def sexagesimal(ra_deg: float, dec_deg: float) -> str:

@@ -3,7 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zemosaic_core.stretch import auto_stretch_params, preview_rgba, stretch_auto_asifits_like
+from zemosaic_core.picture_histogram import picture_histogram
+from zemosaic_core.stretch import (
+    StretchMove,
+    auto_stretch_params,
+    preview_rgba,
+    stretch_auto_asifits_like,
+)
 
 
 def scene(noise=20.0, shape=(160, 200)) -> np.ndarray:
@@ -211,3 +217,34 @@ def test_arguments_are_checked():
         auto_stretch_params(np.zeros((3, 2, 2)), asinh_a=0.0)
     with pytest.raises(ValueError, match="shape"):
         preview_rgba(np.zeros((2, 5, 5)))
+
+
+def test_each_slider_moves_what_it_says_and_nothing_else():
+    image = star_field(nebula=(100.0, 60.0, 90.0))
+    usual = auto_stretch_params(image)
+
+    def ranges(params):
+        return params.pedestal, params.asinh_a * params.span, params.span - params.pedestal, params.saturation
+
+    for number, name in enumerate(("black", "mid", "white", "saturation")):
+        moved = auto_stretch_params(image, move=StretchMove(**{name: 0.5}))
+        changed = [not np.isclose(a, b) for a, b in zip(ranges(usual), ranges(moved), strict=True)]
+        assert changed == [k == number for k in range(4)], name
+    assert auto_stretch_params(image, move=StretchMove()) == usual
+    grey = preview_rgba(image, params=StretchMove(saturation=-1.0).of(usual))
+    assert np.ptp(grey[..., :3].astype(int), axis=-1).max() <= 1
+    assert sky_grey(image, params=StretchMove(black=1.0).of(usual)) < sky_grey(image, params=usual) - 8
+    assert sky_grey(image, params=StretchMove(mid=0.5).of(usual)) > sky_grey(image, params=usual) + 8
+    with pytest.raises(ValueError, match="white"):
+        StretchMove(white=1.2).of(usual)
+
+
+def test_histogram_counts_what_is_known():
+    rgba = np.zeros((2, 3, 4), np.uint8)
+    rgba[0] = (0, 0, 0, 255)
+    rgba[1, 0] = (255, 255, 255, 255)
+    found = picture_histogram(rgba)
+    assert found.counts[:, 0].tolist() == [3, 3, 3]
+    assert found.counts.sum() == 12
+    assert (found.black, found.white) == (0.75, 0.25)
+    assert picture_histogram(rgba[1:, 1:]).counts.sum() == 0

@@ -217,3 +217,14 @@ def test_pixels_are_known_by_the_method_and_its_digits(write_cfa, monkeypatch, i
     assert read_identified(info).content_key == key
     monkeypatch.setattr(fits_read, "_HASH_CHUNK", 777)
     assert content_key(info) == key
+
+
+@pytest.mark.parametrize("order", ["hw", "chw", "hwc"])
+def test_a_narrow_window_is_that_of_the_whole_rows(tmp_path, order, monkeypatch):
+    shape = {"hw": (40, 90), "chw": (3, 40, 90), "hwc": (40, 90, 3)}[order]
+    path = tmp_path / "a.fits"
+    fits.writeto(path, np.random.default_rng(2).normal(100.0, 9.0, shape).astype(np.float32))
+    info = read_frame_info(path)
+    whole = read_window(info, 5, 31)
+    monkeypatch.setattr(fits_read, "_read_stored_rows", None)
+    np.testing.assert_array_equal(read_window(info, 5, 31, 60, 80), whole[..., 60:80])

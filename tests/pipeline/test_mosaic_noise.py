@@ -6,7 +6,7 @@ import numpy as np
 from astropy.io import fits
 
 from zemosaic_io.fits_write import write_image
-from zemosaic_io.preview import read_noise_map
+from zemosaic_io.preview import read_clipped_pixels, read_noise_map
 from zemosaic_pipeline.mosaic_noise import mosaic_noise
 
 
@@ -59,3 +59,25 @@ def test_noise_is_read_back_from_the_file_of_the_coverage(tmp_path):
     assert fits.getdata(path, extname="NOISE").shape == (3, 2, 4)
     write_image(path, np.ones((64, 128), np.float32))
     assert read_noise_map(path) is None
+
+
+def test_noise_follows_from_a_variance_where_nothing_else_tells_it(tmp_path):
+    variance = np.full((3, 64, 100), 9.0, np.float32)
+    variance[1, :32, :32] = 16.0
+    variance[2, 40:50] = np.nan
+    path = tmp_path / "variance.fits"
+    write_image(path, variance, {"EXTNAME": "VARIANCE"})
+    noise = read_noise_map(path)
+    assert noise.sigma.shape == (3, 2, 4)
+    assert noise.sigma[1, 0, 0] == 4.0
+    assert (noise.sigma[2] == 3.0).all()
+
+
+def test_clipped_pixels_are_listed(tmp_path):
+    clipped = np.zeros((200, 30), np.uint8)
+    clipped[(7, 150), (3, 29)] = 1, 4
+    path = tmp_path / "coverage.fits"
+    write_image(path, np.ones((200, 30), np.float32), extensions=[("CLIPPED", clipped)])
+    assert read_clipped_pixels(path).tolist() == [[7, 3], [150, 29]]
+    write_image(path, np.ones((200, 30), np.float32))
+    assert read_clipped_pixels(path).shape == (0, 2)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
-from PySide6.QtCore import QPointF, QRectF, Qt, QTimer, Signal
+from PySide6.QtCore import QPoint, QPointF, QRectF, Qt, QTimer, Signal
 from PySide6.QtGui import (
     QColor,
     QImage,
@@ -20,21 +21,32 @@ from PySide6.QtGui import (
 )
 from PySide6.QtWidgets import QWidget
 
-from zemosaic_ui.form_model import preview_options
+from zemosaic_pipeline.picture_look import stretch_options
+from zemosaic_ui.look import Look
 from zemosaic_ui.mosaic_image import PART_PX, MosaicImage
-from zemosaic_ui.part_renderer import Look, PartRenderer, Rendered
+from zemosaic_ui.part_renderer import PartRenderer, Rendered, ViewToSave
 from zemosaic_ui.qt.session import Session
 
 __all__ = ["MosaicCanvas"]
 
 MAX_IMAGES = 220
 MAX_SCALE = 32.0
+MAX_WANTED = 60
+# Finishing takes a second: it begins when the view has been at rest for so long.
+REST_MS = 350
 
 
 def _to_qimage(rgba: np.ndarray) -> QImage:
     height, width = rgba.shape[:2]
     data = np.ascontiguousarray(rgba)
     return QImage(data.data, width, height, 4 * width, QImage.Format.Format_RGBA8888).copy()
+
+
+def _keep(parts: OrderedDict[tuple[int, ...], QImage], ready: Rendered) -> None:
+    assert ready.rgba is not None
+    parts[(ready.look, *ready.key)] = _to_qimage(ready.rgba[::-1])
+    while len(parts) > MAX_IMAGES:
+        parts.popitem(last=False)
 
 
 class MosaicCanvas(QWidget):
@@ -44,11 +56,17 @@ class MosaicCanvas(QWidget):
     -------
     hovered : (x, y) image pixel under the cursor, or (-1, -1)
     zoomed : screen pixels per image pixel
+    view_changed : by the user; a linked canvas follows
+    counted : the histogram of what is shown
+    saved : path of a view that was written
     """
 
     hovered = Signal(float, float)
     zoomed = Signal(float)
+    view_changed = Signal()
     auto_ready = Signal(object)
+    counted = Signal(object)
+    saved = Signal(str)
     failed = Signal(str)
 
     def __init__(self, session: Session) -> None:
@@ -61,11 +79,14 @@ class MosaicCanvas(QWidget):
         self.centre = QPointF(0, 0)
         self.overlays: dict[str, tuple[list[np.ndarray], list[str]]] = {}
         self.shown_overlays: set[str] = set()
+        self.caption = ""
         self._fitted = True
+        self._seen_level = 0
         self._overview: QImage | None = None
         self._coverage: QImage | None = None
         self._fine: tuple[int, QImage] | None = None
         self._parts: OrderedDict[tuple[int, ...], QImage] = OrderedDict()
+        self._finished: OrderedDict[tuple[int, ...], QImage] = OrderedDict()
         self._drag: QPointF | None = None
         self.setMouseTracking(True)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
@@ -73,18 +94,19 @@ class MosaicCanvas(QWidget):
         self._timer = QTimer(self)
         self._timer.setInterval(30)
         self._timer.timeout.connect(self._on_tick)
-        self._fine_timer = QTimer(self)
-        self._fine_timer.setSingleShot(True)
-        self._fine_timer.setInterval(350)
-        self._fine_timer.timeout.connect(self._ask_fine)
+        self._rest_timer = QTimer(self)
+        self._rest_timer.setSingleShot(True)
+        self._rest_timer.setInterval(REST_MS)
+        self._rest_timer.timeout.connect(self._ask_finished)
 
     # ------------------------------------------------------------------ content
 
-    def show_image(self, image: MosaicImage) -> None:
-        """Show a mosaic; the automatic stretch arrives by `auto_ready`."""
+    def show_image(self, image: MosaicImage, *, shared: bool = False) -> None:
+        """Show a mosaic; the automatic stretch arrives by `auto_ready`. A ``shared`` one is another canvas's."""
         self.close_image()
         self.image = image
-        self.renderer = PartRenderer(image, preview_options(self.session.form))
+        self.renderer = PartRenderer(image, stretch_options(self.session.form.to_mapping()), shared=shared)
+        self._seen_level = image.ready_level
         self.renderer.ask_auto("rgb")
         self._timer.start()
         self.fit()
@@ -92,11 +114,13 @@ class MosaicCanvas(QWidget):
     def close_image(self) -> None:
         """Let go of the mosaic."""
         self._timer.stop()
+        self._rest_timer.stop()
         if self.renderer is not None:
             self.renderer.close()
         self.image = self.renderer = self.look = None
         self._overview = self._coverage = self._fine = None
         self._parts.clear()
+        self._finished.clear()
         self.overlays.clear()
         self.update()
 
@@ -104,10 +128,10 @@ class MosaicCanvas(QWidget):
         """Show with another stretch or other channels."""
         self.look = look
         self._parts.clear()
+        self._finished.clear()
         if self.renderer is not None:
             self.renderer.ask_overview(look)
             self._ask_parts()
-            self._fine_timer.start()
 
     def set_overlay(self, name: str, polygons: list[np.ndarray], names: list[str]) -> None:
         """Give the outlines (M, 2) in image pixels of an overlay."""
@@ -162,10 +186,18 @@ class MosaicCanvas(QWidget):
             self.height() / 2 - (y - self.centre.y()) * self.scale,
         )
 
+    def look_at(self, x: float, y: float, scale: float) -> None:
+        """Put an image position into the middle, at so many screen pixels per image pixel."""
+        if self.image is not None and (x, y, scale) != (self.centre.x(), self.centre.y(), self.scale):
+            self.centre, self.scale, self._fitted = QPointF(x, y), scale, False
+            self._ask_parts()
+            self.update()
+
     def _moved(self) -> None:
         self.zoomed.emit(self.scale)
         self._ask_parts()
         self.update()
+        self.view_changed.emit()
 
     # ------------------------------------------------------------------ parts
 
@@ -184,29 +216,68 @@ class MosaicCanvas(QWidget):
         keys.sort(key=lambda key: (key[1] - middle[0]) ** 2 + (key[2] - middle[1]) ** 2)
         return level, keys
 
+    def missing_parts(self) -> list[tuple[int, int, int]]:
+        """Return the parts in sight that are not there yet, the middle first."""
+        if self.image is None or self.look is None:
+            return []
+        _, keys = self._wanted_parts()
+        # Before the reduced copies exist a far view would read the whole file part by part: the overview serves.
+        if len(keys) > MAX_WANTED:
+            return []
+        return [key for key in keys if (self.look.number, *key) not in self._parts]
+
     def _ask_parts(self) -> None:
         if self.image is None or self.look is None or self.renderer is None:
             return
-        _, keys = self._wanted_parts()
-        # Before the reduced copies exist a far view would read the whole file part by part: the overview serves.
-        if len(keys) > 60:
-            return
-        missing = [key for key in keys if (self.look.number, *key) not in self._parts]
-        self.renderer.ask_parts(self.look, missing)
+        self.renderer.ask_parts(self.look, self.missing_parts())
 
-    def _ask_fine(self) -> None:
-        if self.renderer is not None and self.look is not None:
-            self.renderer.ask_fine(self.look)
+        self.renderer.forget_finished()
+        self._rest_timer.start()
+
+    def _ask_finished(self) -> None:
+        image, look = self.image, self.look
+        if image is None or look is None or self.renderer is None or not look.calm:
+            return
+        # An overview of single pixels has the noise of single pixels and not that of means.
+        if image.n_levels > 1 and not image.ready_level:
+            return
+        whole = self._fine is None or self._fine[0] != look.number
+        level, keys = self._wanted_parts()
+        if level >= image.overview_level:
+            keys = []
+        missing = [key for key in keys if (look.number, *key) not in self._finished]
+        if missing or whole:
+            self.renderer.ask_finished(look, missing, whole=whole)
 
     @property
     def _fine_suffices(self) -> bool:
-        """Whether the calmed picture of the whole has pixels enough for this zoom."""
+        """Whether the finished picture of the whole has pixels enough for this zoom."""
         if self._fine is None or self.look is None or self._fine[0] != self.look.number:
             return False
         return self._fine[1].width() >= 0.95 * self.image.shape_hw[1] * self.scale * self.devicePixelRatioF()
 
+    def visible_box(self) -> tuple[int, tuple[int, int, int, int]]:
+        """Return the level on show and its rows and columns ``(y0, y1, x0, x1)`` in sight."""
+        image = self.image
+        assert image is not None
+        level = self._wanted_parts()[0]
+        low, high = self.to_image(QPointF(0, self.height())), self.to_image(QPointF(self.width(), 0))
+        height, width = image.level_shape(level)
+        step = 2**level
+        y0, x0 = max(0, int(low.y() // step)), max(0, int(low.x() // step))
+        y1, x1 = min(height, int(high.y() // step) + 1), min(width, int(high.x() // step) + 1)
+        return level, (y0, y1, x0, x1)
+
+    def save_view(self, path: Path, form: str) -> None:
+        """Write what is in sight, without overlays; `saved` or `failed` tells the end."""
+        if self.renderer is not None and self.look is not None:
+            level, box = self.visible_box()
+            self.renderer.ask_save(self.look, ViewToSave(path, form, level, box))
+
     def _on_tick(self) -> None:
         changed = False
+        if self.image is not None and self.image.ready_level != self._seen_level:
+            self._on_copies()
         for ready in self.renderer.take() if self.renderer is not None else ():
             changed = True
             self._take(ready)
@@ -219,21 +290,33 @@ class MosaicCanvas(QWidget):
                 self.auto_ready.emit(ready.extra)
             case "overview":
                 self._overview = _to_qimage(ready.rgba[::-1])
-            case "fine":
+                self.counted.emit(ready.extra)
+            case "fine" if self.look is not None and ready.look == self.look.number:
                 self._fine = (ready.look, _to_qimage(ready.rgba[::-1]))
+                self.counted.emit(ready.extra)
             case "coverage":
                 self._coverage = _to_qimage(ready.rgba[::-1])
-            case "built":
-                # Averaged pixels are less noisy: the automatic stretch is chosen anew and shows more.
-                if self.renderer is not None and self.image is not None and self.image.n_levels > 1:
-                    self.renderer.ask_auto(self.look.view if self.look is not None else "rgb")
-                self._ask_parts()
             case "failed":
                 self.failed.emit(str(ready.extra))
             case "part" if self.look is not None and ready.look == self.look.number:
-                self._parts[(ready.look, *ready.key)] = _to_qimage(ready.rgba[::-1])
-                while len(self._parts) > MAX_IMAGES:
-                    self._parts.popitem(last=False)
+                _keep(self._parts, ready)
+            case "finished_part" if self.look is not None and ready.look == self.look.number:
+                _keep(self._finished, ready)
+            case "saved":
+                self.saved.emit(str(ready.extra))
+
+    def _on_copies(self) -> None:
+        """Averaged pixels are less noisy: the automatic stretch is chosen anew and shows more."""
+        if self.image is not None and self.renderer is not None:
+            self._seen_level = self.image.ready_level
+            self.renderer.ask_auto(self.look.view if self.look is not None else "rgb")
+            self._ask_parts()
+
+    @property
+    def n_finished(self) -> int:
+        """Number of finished pictures ready to draw: parts, and the whole in small."""
+        whole = self._fine is not None and self.look is not None and self._fine[0] == self.look.number
+        return len(self._finished) + whole
 
     @property
     def n_parts(self) -> int:
@@ -275,6 +358,15 @@ class MosaicCanvas(QWidget):
         for name in ("frames", "tiles"):
             if name in self.shown_overlays and name in self.overlays:
                 self._draw_outlines(painter, name)
+        if self.caption:
+            self._draw_caption(painter)
+
+    def _draw_caption(self, painter: QPainter) -> None:
+        area = painter.fontMetrics().boundingRect(self.caption).adjusted(0, 0, 16, 8)
+        area.moveTopLeft(self.rect().topLeft() + QPoint(8, 8))
+        painter.fillRect(area, QColor(0, 0, 0, 150))
+        painter.setPen(QColor("#e3e1dc"))
+        painter.drawText(area, Qt.AlignmentFlag.AlignCenter, self.caption)
 
     def _screen_rect(self, x0: float, y0: float, x1: float, y1: float) -> QRectF:
         """Return the screen rectangle of image pixels x0..x1, y0..y1 (end exclusive)."""
@@ -286,7 +378,8 @@ class MosaicCanvas(QWidget):
         level, keys = self._wanted_parts()
         step = 2**level
         for key in keys:
-            picture = self._parts.get((self.look.number, *key))
+            known = (self.look.number, *key)
+            picture = self._finished.get(known) or self._parts.get(known)
             if picture is None:
                 continue
             x0, y0 = key[2] * PART_PX * step, key[1] * PART_PX * step

@@ -8,36 +8,52 @@ from pathlib import Path
 
 from PySide6.QtCore import Qt, QTimer, QUrl, Signal
 from PySide6.QtGui import QDesktopServices
-from PySide6.QtWidgets import QComboBox, QFileDialog, QMenu, QSlider, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QMenu, QVBoxLayout, QWidget
 
 from zemosaic_core.errors import SkipItem, ZeMosaicError
-from zemosaic_core.picture_style import STYLES
 from zemosaic_core.stretch import StretchParams
 from zemosaic_ui.footprints import find_outputs, read_footprints, report_of
-from zemosaic_ui.mosaic_image import CHANNEL_VIEWS, MosaicImage, adjusted, sexagesimal
-from zemosaic_ui.part_renderer import Look
+from zemosaic_ui.look import Look, same_numbers, uncalibrated
+from zemosaic_ui.mosaic_image import MosaicImage, sexagesimal
+from zemosaic_ui.qt.compare_pane import ComparePane, same_place
+from zemosaic_ui.qt.compare_panel import ComparePanel
+from zemosaic_ui.qt.look_panel import LookPanel
 from zemosaic_ui.qt.mosaic_canvas import MosaicCanvas
 from zemosaic_ui.qt.session import Session
 from zemosaic_ui.qt.theme import number_font
-from zemosaic_ui.qt.widgets import ElidedLabel, label, row, tool_button
+from zemosaic_ui.qt.widgets import ElidedLabel, label, row, scrolled, tool_button
 
 __all__ = ["ViewerPage"]
 
 OVERLAYS = ("coverage", "tiles", "frames")
+PANEL_PX = 276
+# Endings of the forms in which a view is written.
+SAVED_FORMS = {".png": "png", ".tif": "tiff16", ".tiff": "tiff16"}
+FITS_FILES = "FITS (*.fit *.fits *.fts *.fz);;* (*)"
 
 
 class ViewerPage(QWidget):
-    """Canvas, tools above it and a line of facts below it."""
+    """Canvas with tools above it, a panel beside it and a line of facts below it.
+
+    Signals
+    -------
+    failed, said : words for the footer
+    """
 
     failed = Signal(str)
+    said = Signal(str)
 
     def __init__(self, session: Session) -> None:
         super().__init__()
         self.session = session
         self.outputs: dict[str, str] = {}
         self._auto: dict[str, StretchParams] = {}
+        self._other_auto: StretchParams | None = None
         self._look_number = 0
         self.canvas = MosaicCanvas(session)
+        self.pane = ComparePane(session, self.canvas)
+        self.look = LookPanel(session)
+        self.compare = ComparePanel(session)
         self.open_button = tool_button(on_click=self.choose_file)
         self.recent = tool_button()
         self.recent_menu = QMenu(self.recent)
@@ -50,13 +66,8 @@ class ViewerPage(QWidget):
             tool_button(on_click=lambda: self.canvas.zoom(1.4)),
             tool_button(on_click=lambda: self.canvas.zoom(1 / 1.4)),
         )
-        self.channels = QComboBox()
-        self.styles = QComboBox()
-        self.brightness, self.black, self.saturation = self._slider(), self._slider(), self._slider()
-        self.brightness_label, self.black_label = label("muted"), label("muted")
-        self.saturation_label = label("muted")
-        self.auto_button = tool_button(on_click=self.reset_stretch)
         self.overlay_buttons = {name: tool_button(checkable=True) for name in OVERLAYS}
+        self.save_button = tool_button(on_click=self.choose_saved)
         self.folder_button = tool_button(on_click=self.open_folder)
         self.report_button = tool_button(on_click=self.open_report)
         self.name = ElidedLabel()
@@ -67,18 +78,8 @@ class ViewerPage(QWidget):
         self.retheme()
         self._show_state()
 
-    def _slider(self) -> QSlider:
-        slider = QSlider(Qt.Orientation.Horizontal)
-        slider.setRange(-100, 100)
-        slider.setValue(0)
-        slider.setFixedWidth(90)
-        return slider
-
     def _lay_out(self) -> None:
-        overlays = row(*self.overlay_buttons.values(), spacing=6)
-        first = row(
-            self.open_button, self.recent, self.name, overlays, self.folder_button, self.report_button
-        )
+        first = row(self.open_button, self.recent, self.name, self.folder_button, self.report_button)
         first.setStretch(2, 1)
         second = row(
             self.fit_button,
@@ -86,41 +87,47 @@ class ViewerPage(QWidget):
             self.minus,
             self.plus,
             10,
-            self.channels,
-            self.styles,
-            10,
-            self.brightness_label,
-            self.brightness,
-            self.black_label,
-            self.black,
-            self.saturation_label,
-            self.saturation,
-            self.auto_button,
+            *self.overlay_buttons.values(),
             None,
+            self.save_button,
             spacing=6,
         )
+        panels = QWidget()
+        column = QVBoxLayout(panels)
+        column.setContentsMargins(0, 0, 4, 0)
+        column.setSpacing(8)
+        column.addWidget(self.look)
+        column.addWidget(self.compare)
+        column.addStretch(1)
+        side = scrolled(panels)
+        side.setFixedWidth(PANEL_PX)
+        middle = QHBoxLayout()
+        middle.setSpacing(10)
+        middle.addWidget(self.pane, 1)
+        middle.addWidget(side)
         layout = QVBoxLayout(self)
-        layout.setContentsMargins(16, 12, 16, 8)
+        layout.setContentsMargins(16, 12, 12, 8)
         layout.setSpacing(8)
         layout.addLayout(first)
         layout.addLayout(second)
-        layout.addWidget(self.canvas, 1)
+        layout.addLayout(middle, 1)
         layout.addLayout(row(self.facts, None, self.zoom_words))
 
     def _connect(self) -> None:
-        canvas = self.canvas
-        canvas.hovered.connect(self._on_hovered)
-        canvas.zoomed.connect(self._on_zoomed)
-        canvas.auto_ready.connect(self._on_auto)
-        canvas.failed.connect(self.failed)
-        self.channels.currentIndexChanged.connect(self._on_channels)
-        self.styles.currentIndexChanged.connect(self._on_style)
-        self._look_timer = QTimer(self)
-        self._look_timer.setSingleShot(True)
-        self._look_timer.setInterval(40)
-        self._look_timer.timeout.connect(self._apply_look)
-        for slider in (self.brightness, self.black, self.saturation):
-            slider.valueChanged.connect(lambda _value: self._look_timer.start())
+        self.canvas.zoomed.connect(self._on_zoomed)
+        self.canvas.auto_ready.connect(self._on_auto)
+        self.canvas.counted.connect(self.look.show_counts)
+        self.pane.other_auto.connect(self._on_other_auto)
+        self.canvas.hovered.connect(self._on_hovered)
+        self.pane.other.hovered.connect(self._on_other_hovered)
+        for canvas in (self.canvas, self.pane.other):
+            canvas.failed.connect(self.failed)
+        self.canvas.saved.connect(self._on_saved)
+        self.look.chosen.connect(self._on_chosen)
+        self.look.moved.connect(self._apply_look)
+        self.look.keep_asked.connect(self._on_keep)
+        self.compare.asked.connect(self.compare_with)
+        self.compare.way_chosen.connect(self.pane.set_way)
         for name, choice in self.overlay_buttons.items():
             choice.toggled.connect(lambda on, name=name: self._on_overlay(name, on))
         self._hover: tuple[float, float] | None = None
@@ -135,9 +142,7 @@ class ViewerPage(QWidget):
         """Ask for a FITS file to look at."""
         text = self.session.texts
         start = next(iter(self.session.memory.recent_results), "")
-        path, _ = QFileDialog.getOpenFileName(
-            self, text("ui_viewer_open"), start, "FITS (*.fit *.fits *.fts *.fz);;* (*)"
-        )
+        path, _ = QFileDialog.getOpenFileName(self, text("ui_viewer_open"), start, FITS_FILES)
         if path:
             self.open_file(path)
 
@@ -167,28 +172,33 @@ class ViewerPage(QWidget):
             self.failed.emit(self.session.texts("ui_viewer_no_mosaic", folder=folder))
 
     def _open(self, path: str, outputs: dict[str, str]) -> None:
-        try:
-            image = MosaicImage(Path(path))
-        except SkipItem as error:
-            self.failed.emit(self.session.texts.message(error.key, error.values))
+        image = self._read(path, outputs)
+        if image is None:
             return
+        self.stop_comparing()
         self.outputs = outputs
         self._auto.clear()
         # Each picture begins as the settings have it.
-        self.styles.blockSignals(True)
-        self.styles.setCurrentIndex(self._style_of_settings())
-        self.styles.blockSignals(False)
+        self.look.begin_as_settings()
         self.canvas.show_image(image)
         for name, (polygons, titles) in read_footprints(outputs, image).items():
             self.canvas.set_overlay(name, polygons, titles)
         if outputs.get("coverage") and self.canvas.renderer is not None:
             self.canvas.renderer.ask_coverage(outputs["coverage"])
         if image.n_channels == 1:
-            self.channels.setCurrentIndex(0)
+            self.look.channels.setCurrentIndex(0)
         self._show_state()
+
+    def _read(self, path: str, outputs: Mapping[str, str]) -> MosaicImage | None:
+        try:
+            return MosaicImage(Path(path), outputs)
+        except SkipItem as error:
+            self.failed.emit(self.session.texts.message(error.key, error.values))
+            return None
 
     def close_file(self) -> None:
         """Let go of the file."""
+        self.stop_comparing()
         self.canvas.close_image()
         self._show_state()
 
@@ -212,59 +222,127 @@ class ViewerPage(QWidget):
 
     # ------------------------------------------------------------------ the look
 
-    @property
-    def view(self) -> str:
-        """The channel view chosen."""
-        return CHANNEL_VIEWS[max(0, self.channels.currentIndex())]
-
     def _on_auto(self, found: tuple[str, StretchParams]) -> None:
         view, params = found
         self._auto[view] = params
-        if view == self.view and params.style == self.style:
+        if view == self.look.view and params.style == self.look.style_name:
             self._apply_look()
 
-    def _on_channels(self, _index: int) -> None:
-        if self.view in self._auto:
+    def _on_other_auto(self, found: tuple[str, StretchParams]) -> None:
+        self._other_auto = found[1]
+        self._apply_look()
+
+    def _on_chosen(self) -> None:
+        known = self._auto.get(self.look.view)
+        if known is not None and known.style == self.look.style_name:
             self._apply_look()
         elif self.canvas.renderer is not None:
-            self.canvas.renderer.ask_auto(self.view)
-
-    @property
-    def style(self) -> str:
-        """The style chosen."""
-        return list(STYLES)[max(0, self.styles.currentIndex())]
-
-    def _style_of_settings(self) -> int:
-        return list(STYLES).index(self.session.form["picture_style"])
-
-    def _on_style(self, _index: int) -> None:
-        # Each channel view has a stretch of its own in each style.
-        self._auto.clear()
-        if self.canvas.renderer is not None:
-            self.canvas.renderer.ask_auto(self.view, style=self.style)
+            # Each channel view has a stretch of its own in each style.
+            self.canvas.renderer.ask_auto(self.look.view, style=self.look.style_name)
+        if self.pane.other.renderer is not None:
+            self.pane.other.renderer.ask_auto(self.look.view, style=self.look.style_name)
 
     def _apply_look(self) -> None:
-        params = self._auto.get(self.view)
-        if params is None:
+        params = self._auto.get(self.look.view)
+        if params is None or params.style != self.look.style_name:
             return
-        self._look_number += 1
-        sliders = (slider.value() / 100.0 for slider in (self.brightness, self.black, self.saturation))
-        moved = adjusted(params, *sliders)
-        self.canvas.set_look(Look(self._look_number, self.view, moved))
+        moved = self.look.move_wanted.of(params)
+        calibrated = self.look.calibrated.isChecked()
+        self._set_look(self.canvas, moved if calibrated else uncalibrated(moved))
+        if self.compare.what == "before":
+            self._set_look(self.pane.other, uncalibrated(moved))
+        elif self._other_auto is not None:
+            own = self.look.move_wanted.of(self._other_auto)
+            own = own if calibrated else uncalibrated(own)
+            self._set_look(self.pane.other, same_numbers(own, moved))
 
-    def reset_stretch(self) -> None:
-        """Go back to the automatic stretch."""
-        for slider in (self.brightness, self.black, self.saturation):
-            slider.setValue(0)
+    def _set_look(self, canvas: MosaicCanvas, params: StretchParams) -> None:
+        if canvas.image is not None:
+            self._look_number += 1
+            canvas.set_look(Look(self._look_number, self.look.view, params, self.look.calm.isChecked()))
+
+    def _on_keep(self) -> None:
+        self.look.keep_for_runs()
+        self.said.emit(self.session.texts("ui_viewer_kept"))
 
     def _on_overlay(self, name: str, on: bool) -> None:
         self.canvas.show_overlay(name, on)
+
+    # ------------------------------------------------------------------ comparing
+
+    def compare_with(self, what: str) -> None:
+        """Compare with the colours ``before`` their calibration, with another ``file``, or with nothing (``off``)."""
+        if what == "file":
+            text = self.session.texts
+            start = str(self.canvas.image.path.parent) if self.canvas.image is not None else ""
+            path, _ = QFileDialog.getOpenFileName(self, text("ui_compare_file"), start, FITS_FILES)
+            if not path or not self.compare_with_file(path):
+                self.compare.set_what("before" if self.compare.what == "before" else "off")
+        elif what == "before" and self.canvas.image is not None:
+            text = self.session.texts
+            self.compare.set_what("before")
+            self.look.calibrated.setChecked(True)
+            captions = (text("ui_compare_after_caption"), text("ui_compare_before_caption"))
+            self.pane.compare(self.canvas.image, captions, shared=True)
+            self._apply_look()
+        else:
+            self.stop_comparing()
+
+    def compare_with_file(self, path: str) -> bool:
+        """Compare with another FITS file; return whether it can be shown."""
+        image = self._read(path, find_outputs(Path(path)))
+        if image is None or self.canvas.image is None:
+            return False
+        self.compare.set_what("file")
+        self._other_auto = None
+        own = self.canvas.image.path
+        same_name = own.name == image.path.name
+        captions = tuple(f"{p.parent.name}/{p.name}" if same_name else p.name for p in (own, image.path))
+        self.pane.compare(image, (captions[0], captions[1]), shared=False)
+        assert self.pane.other.renderer is not None
+        self.pane.other.renderer.ask_auto(self.look.view, style=self.look.style_name)
+        return True
+
+    def stop_comparing(self) -> None:
+        """Show one picture again."""
+        self._other_auto = None
+        self.pane.stop()
+        self.compare.set_what("off")
+
+    # ------------------------------------------------------------------ saving the view
+
+    def choose_saved(self) -> None:
+        """Ask where what is in sight is written to."""
+        image, text = self.canvas.image, self.session.texts
+        if image is None:
+            return
+        start = str(image.path.with_name(f"{image.path.stem}_view.png"))
+        path, _ = QFileDialog.getSaveFileName(
+            self, text("ui_viewer_save"), start, "PNG (*.png);;TIFF 16 bit (*.tif *.tiff)"
+        )
+        if path:
+            self.save_view(Path(path))
+
+    def save_view(self, path: Path) -> None:
+        """Write what is in sight as PNG or as TIFF of 16 bits, whichever the name asks for."""
+        form = SAVED_FORMS.get(path.suffix.lower())
+        if form is None:
+            path, form = path.with_name(path.name + ".png"), "png"
+        self.canvas.save_view(path, form)
+
+    def _on_saved(self, path: str) -> None:
+        self.said.emit(self.session.texts("ui_viewer_saved", path=path))
 
     # ------------------------------------------------------------------ facts
 
     def _on_hovered(self, x: float, y: float) -> None:
         self._hover = (x, y)
         self._hover_timer.start()
+
+    def _on_other_hovered(self, x: float, y: float) -> None:
+        """Tell the values of the first picture at the place in the other one."""
+        if self.canvas.image is not None and self.pane.other.image is not None:
+            self._on_hovered(*same_place(self.pane.other.image, self.canvas.image, x, y)[:2])
 
     def _show_facts(self) -> None:
         image, text = self.canvas.image, self.session.texts
@@ -290,12 +368,11 @@ class ViewerPage(QWidget):
     def _show_state(self) -> None:
         image, text = self.canvas.image, self.session.texts
         has = image is not None
-        for control in (self.fit_button, self.one_button, self.plus, self.minus, self.brightness, self.black):
+        for control in (self.fit_button, self.one_button, self.plus, self.minus, self.save_button):
             control.setEnabled(has)
-        self.channels.setEnabled(has and image.n_channels == 3)
-        self.saturation.setEnabled(has and image.n_channels == 3)
-        self.styles.setEnabled(has)
-        self.auto_button.setEnabled(has)
+        calibrated = has and image.white_gains is not None
+        self.look.set_image(has=has, colour=has and image.n_channels == 3, calibrated=calibrated)
+        self.compare.set_image(has=has, calibrated=calibrated)
         self.folder_button.setEnabled(has)
         self.report_button.setEnabled(bool(report_of(self.outputs)))
         for name, choice in self.overlay_buttons.items():
@@ -323,45 +400,28 @@ class ViewerPage(QWidget):
             (self.one_button, "ui_viewer_one"),
             (self.plus, "ui_viewer_plus"),
             (self.minus, "ui_viewer_minus"),
-            (self.channels, "ui_viewer_channels"),
-            (self.brightness, "ui_viewer_brightness"),
-            (self.black, "ui_viewer_black"),
-            (self.saturation, "ui_viewer_saturation"),
-            (self.styles, "option.picture_style.label"),
-            (self.auto_button, "ui_viewer_auto_tip"),
+            (self.save_button, "ui_viewer_save_tip"),
             (self.folder_button, "ui_open_folder"),
             (self.report_button, "ui_open_report"),
         ):
             control.setToolTip(text(key))
             control.setAccessibleName(text(key))
         self.one_button.setText("1:1")
-        self.auto_button.setText(text("ui_viewer_auto"))
-        self.brightness_label.setText(text("ui_viewer_brightness"))
-        self.black_label.setText(text("ui_viewer_black"))
-        self.saturation_label.setText(text("ui_viewer_saturation"))
+        self.save_button.setText(text("ui_viewer_save"))
         for name, choice in self.overlay_buttons.items():
             choice.setText(text(f"ui_viewer_{name}"))
             choice.setToolTip(text(f"ui_viewer_{name}_tip"))
-        index = max(0, self.channels.currentIndex())
-        self.channels.blockSignals(True)
-        self.channels.clear()
-        self.channels.addItems([text(f"ui_channels_{name}") for name in CHANNEL_VIEWS])
-        self.channels.setCurrentIndex(index)
-        self.channels.blockSignals(False)
-        chosen = self.styles.currentIndex()
-        self.styles.blockSignals(True)
-        self.styles.clear()
-        self.styles.addItems([text(f"option.picture_style.choice.{name}") for name in STYLES])
-        self.styles.setCurrentIndex(max(0, chosen) if chosen >= 0 else self._style_of_settings())
-        self.styles.blockSignals(False)
+        self.look.retranslate()
+        self.compare.retranslate()
         self._show_state()
         self.canvas.update()
 
     def retheme(self) -> None:
         """Draw icons in the colours of the theme."""
         icon = self.session.icon
-        self.open_button.setIcon(icon("open"))
-        self.open_button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        for control, name in ((self.open_button, "open"), (self.save_button, "save")):
+            control.setIcon(icon(name))
+            control.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         self.recent.setIcon(icon("recent", "muted"))
         self.fit_button.setIcon(icon("fit"))
         self.plus.setIcon(icon("plus"))
@@ -370,4 +430,5 @@ class ViewerPage(QWidget):
         self.report_button.setIcon(icon("report"))
         for widget in (self.facts, self.zoom_words):
             widget.setFont(number_font())
+        self.look.update()
         self.canvas.update()

@@ -18,8 +18,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_triangular
-from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, diags_array
+from scipy.sparse import coo_matrix, csc_matrix, csr_matrix
 from scipy.sparse.linalg import splu
 
 from .glow_prior import BENDS, GlowPrior
@@ -204,7 +205,11 @@ class JointProblem:
         self._noise_weight = 1.0 / cells.sigma**2
         # Until residuals are known, cells count little beside the prior.
         self.weight = 0.1 * self._noise_weight
-        self._design = _design_matrix(cells)
+        self._columns, n_unknowns = _unknowns_of_frames(cells)
+        self._entries = _design_entries(cells)
+        k, n = self._entries.shape
+        of_cells = (self._entries.ravel(), self._columns[cells.frame].ravel(), np.arange(0, k * n + 1, n))
+        self._design = csr_matrix(of_cells, shape=(k, n_unknowns))
         differences = cells.lattice.differences
         self._smooth = _SMOOTHNESS * float(np.median(self._noise_weight)) * (differences.T @ differences)
         self.hits = np.asarray(cells.lattice.weights.sum(axis=0)).ravel()
@@ -212,16 +217,23 @@ class JointProblem:
     def equations(self) -> Equations:
         """Eliminate the sky with the weights of now."""
         lattice = self.cells.lattice.weights
-        weighted = diags_array(self.weight) @ lattice
+        weighted = lattice.copy()
+        weighted.data *= np.repeat(self.weight, np.diff(lattice.indptr))
         normal_sky = (lattice.T @ weighted + self._smooth).tocsc()
         normal_sky += _tiny_diagonal(normal_sky)
         factor = splu(normal_sky)
-        cross = (weighted.T @ self._design).toarray()
+        n_unknowns = self._design.shape[1]
+        cross, normal = np.zeros((lattice.shape[1], n_unknowns)), np.zeros((n_unknowns, n_unknowns))
+        right = np.zeros(n_unknowns)
+        _add_products(
+            self.cells.frame, self._columns, self._entries, (weighted.indptr, weighted.indices, weighted.data),
+            self.weight, self.cells.value, cross, normal, right,
+        )  # fmt: skip
+        cross = np.asfortranarray(cross)
         response = factor.solve(cross)
         sky_0 = factor.solve(weighted.T @ self.cells.value)
-        design_weighted = diags_array(self.weight) @ self._design
-        normal = (self._design.T @ design_weighted).toarray() - cross.T @ response
-        right = design_weighted.T @ self.cells.value - cross.T @ sky_0
+        normal -= cross.T @ response
+        right -= cross.T @ sky_0
         return Equations((normal + normal.T) / 2, right, sky_0, response, 3 * self.cells.n_frames)
 
     def residual(self, sky: np.ndarray, unknowns: np.ndarray, curvature: np.ndarray) -> np.ndarray:
@@ -240,6 +252,39 @@ class JointProblem:
         return residual
 
 
+@njit(cache=True, error_model="numpy")
+def _add_products(frame, columns, entries, lattice, weight, value, cross, normal, right):
+    """Add the weighted products of all cells: lattice with design, design with itself and with the values.
+
+    The cells of a frame, which follow each other, touch the same few unknowns: their products are added up on a small
+    table, cell after cell, that begins with what is there already.
+    """
+    node_starts, nodes, shares = lattice
+    n = columns.shape[1]
+    part, weighted = np.zeros((n, n)), np.empty(n)
+    for k in range(len(weight)):
+        here, own = columns[frame[k]], entries[k]
+        if k == 0 or frame[k] != frame[k - 1]:
+            for i in range(n):
+                for j in range(n):
+                    part[i, j] = normal[here[i], here[j]]
+        for i in range(n):
+            weighted[i] = weight[k] * own[i]
+            right[here[i]] += weighted[i] * value[k]
+        for i in range(n):
+            line, times = part[i], own[i]
+            for j in range(n):
+                line[j] += times * weighted[j]
+        for i in range(node_starts[k], node_starts[k + 1]):
+            row, share = cross[nodes[i]], shares[i]
+            for j in range(n):
+                row[here[j]] += share * own[j]
+        if k + 1 == len(weight) or frame[k + 1] != frame[k]:
+            for i in range(n):
+                for j in range(n):
+                    normal[here[i], here[j]] = part[i, j]
+
+
 def _tiny_diagonal(matrix: csc_matrix) -> csc_matrix:
     """Keep a node that no pull reaches from making the matrix singular."""
     diagonal = matrix.diagonal()
@@ -248,29 +293,25 @@ def _tiny_diagonal(matrix: csc_matrix) -> csc_matrix:
     return coo_matrix((np.full(n, least), (np.arange(n), np.arange(n))), shape=(n, n)).tocsc()
 
 
-def _design_matrix(cells: SkyCells) -> csr_matrix:
-    """Return what each unknown adds to each cell, (K, 3 N + 2 P + sessions S + 3 N)."""
-    n_sessions, n_products = int(cells.session.max(initial=-1)) + 1, cells.products.shape[1]
-    k, n, n_patterns = len(cells.value), cells.n_frames, cells.n_patterns
-    columns = [3 * cells.frame + i for i in range(3)]
-    values = [cells.basis[:, i] for i in range(3)]
-    for p in range(n_patterns):
-        columns.append(np.full(k, 3 * n + p))
-        values.append(cells.patterns[:, p] * cells.light[cells.frame])
-    for p in range(n_patterns):
-        columns.append(np.full(k, 3 * n + n_patterns + p))
-        values.append(cells.patterns[:, p])
+def _unknowns_of_frames(cells: SkyCells) -> tuple[np.ndarray, int]:
+    """Return the unknowns that the cells of each frame depend on, ascending, (N, U) int64, and how many there are.
+
+    Of all of them, 3 N + 2 P + sessions S + 3 N.
+    """
+    n, n_patterns, n_products = cells.n_frames, cells.n_patterns, cells.products.shape[1]
+    three = 3 * np.arange(n)[:, None] + np.arange(3)
+    patterns = np.broadcast_to(3 * n + np.arange(2 * n_patterns), (n, 2 * n_patterns))
     start = 3 * n + 2 * n_patterns
-    for p in range(n_products):
-        columns.append(start + n_products * cells.session[cells.frame] + p)
-        values.append(cells.products[:, p] * cells.light[cells.frame])
-    start += n_sessions * n_products
-    for p in range(3):
-        columns.append(start + 3 * cells.frame + p)
-        values.append(cells.curvature[:, p])
-    rows = np.tile(np.arange(k), len(columns))
-    shape = (k, start + 3 * n)
-    return coo_matrix((np.concatenate(values), (rows, np.concatenate(columns))), shape=shape).tocsr()
+    own = start + n_products * cells.session[:, None] + np.arange(n_products)
+    start += (int(cells.session.max(initial=-1)) + 1) * n_products
+    return np.hstack([three, patterns, own, start + three]), start + 3 * n
+
+
+def _design_entries(cells: SkyCells) -> np.ndarray:
+    """Return what each of the unknowns of its frame adds to each cell, (K, U)."""
+    light = cells.light[cells.frame][:, None]
+    lit = cells.patterns * light
+    return np.hstack([cells.basis, lit, cells.patterns, cells.products * light, cells.curvature])
 
 
 def full_covariance(prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray) -> np.ndarray:

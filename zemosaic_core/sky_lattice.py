@@ -40,6 +40,12 @@ class SkyLattice:
             np.minimum.at(low, pairs[:, here], values[pairs[:, there]])
         return np.asarray(high - low)
 
+    def nearest(self) -> np.ndarray:
+        """Return the node that each point weighs on most, the first of equal ones, shape (K,)."""
+        starts, nodes, weights = self.weights.indptr[:-1], self.weights.indices, self.weights.data
+        most = np.repeat(np.maximum.reduceat(weights, starts), np.diff(self.weights.indptr))
+        return np.asarray(np.minimum.reduceat(np.where(weights == most, nodes, len(self.node_xy)), starts))
+
     def interpolated(self, values: np.ndarray, known: np.ndarray, xy: np.ndarray) -> np.ndarray:
         """Return the bilinear values at other points.
 

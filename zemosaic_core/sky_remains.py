@@ -28,7 +28,7 @@ def overlap_differences(cells: SkyCells, left: Array, weight: Array, visit: NDAr
     of_visit, at = np.unique(visit, return_inverse=True)
     n_nodes = cells.lattice.weights.shape[1]
     # The node that a cell weighs on most stands for its place.
-    node = np.asarray(cells.lattice.weights.argmax(axis=1)).ravel()
+    node = cells.lattice.nearest()
     place = at[cells.frame] * n_nodes + node
     shape = (len(of_visit), n_nodes)
     total = np.bincount(place, weight, minlength=shape[0] * shape[1]).reshape(shape)

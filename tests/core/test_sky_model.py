@@ -376,6 +376,45 @@ class TestElimination:
         less = np.eye(len(plain)) - 1.0 / len(plain)
         np.testing.assert_allclose(less @ fast @ less, less @ plain @ less, atol=1e-4 * np.diag(plain).max())
 
+    def test_the_products_of_sparse_matrices_give_the_same(self):
+        made = made_night(2, panels=(1, 2), frames=3, with_site=True, cloud_adu=60.0)
+        m, rows, session = made.meshes, np.arange(6), np.array([0, 1, 0, 1, 1, 0])
+        light = np.linspace(0.9, 1.2, 6)
+        cells = cells_of(rows, m.mesh[:, 0], m.error[:, 0], m, light, cell_spacing_px(m.xy), session)
+        assert cells.products.shape[1] > 0
+        problem = JointProblem(cells)
+        problem.weight = problem.weight * np.random.default_rng(3).uniform(0.1, 2.0, len(problem.weight))
+        equations = problem.equations()
+        n, n_patterns, n_products = 6, cells.patterns.shape[1], cells.products.shape[1]
+        start = 3 * n + 2 * n_patterns
+        design = np.zeros((len(cells.value), start + 2 * n_products + 3 * n))
+        for k, frame in enumerate(cells.frame):
+            design[k, 3 * frame : 3 * frame + 3] = cells.basis[k]
+            design[k, 3 * n : 3 * n + n_patterns] = cells.patterns[k] * cells.light[frame]
+            design[k, 3 * n + n_patterns : start] = cells.patterns[k]
+            own = start + n_products * session[frame]
+            design[k, own : own + n_products] = cells.products[k] * cells.light[frame]
+            own = start + 2 * n_products + 3 * frame
+            design[k, own : own + 3] = cells.curvature[k]
+        lattice, weight = cells.lattice.weights.toarray(), problem.weight[:, None]
+        smooth = cells.lattice.differences.toarray()
+        smooth = 1e-5 * np.median(1 / cells.sigma**2) * smooth.T @ smooth
+        normal_sky = lattice.T @ (weight * lattice) + smooth
+        cross = lattice.T @ (weight * design)
+        normal = design.T @ (weight * design) - cross.T @ np.linalg.solve(normal_sky, cross)
+        scale = np.sqrt(np.outer(np.diag(normal), np.diag(normal)))
+        assert (np.abs(equations.normal - normal) < 1e-6 * scale).all()
+        right = design.T @ (weight[:, 0] * cells.value)
+        right -= cross.T @ np.linalg.solve(normal_sky, lattice.T @ (weight[:, 0] * cells.value))
+        np.testing.assert_allclose(equations.right, right, atol=1e-6 * np.abs(right).max())
+
+    def test_the_nearest_node_is_the_first_of_the_largest_weights(self):
+        rng = np.random.default_rng(5)
+        xy = np.vstack([rng.uniform(-300.0, 700.0, (200, 2)), [[50.0, 50.0], [100.0, 150.0], [0.0, 0.0]]])
+        lattice = bilinear_lattice(xy, 100.0)
+        plain = lattice.weights.toarray().argmax(axis=1)
+        np.testing.assert_array_equal(lattice.nearest(), plain)
+
 
 class TestPrior:
     def test_it_is_a_covariance(self):

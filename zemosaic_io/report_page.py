@@ -168,7 +168,15 @@ def _picture(facts: Facts, kind: str) -> str:
 
 def _hero(facts: Facts, text: Words) -> str:
     name = _picture(facts, "preview")
-    return f'<img class="hero" src="{_e(name)}" alt="{_e(text("report.mosaic"))}">' if name else ""
+    if not name:
+        return ""
+    picture = f'<img class="hero" src="{_e(name)}" alt="{_e(text("report.mosaic"))}">'
+    zoom = facts["outputs"].get("zoom")
+    if not zoom:
+        return picture
+    # The page lies in a folder beside the report.
+    link = "/".join(Path(zoom).parts[-2:])
+    return f'<a href="{_e(link)}">{picture}</a><p class="dim"><a href="{_e(link)}">{_e(text("report.zoom"))}</a></p>'
 
 
 def _cards(facts: Facts, text: Words) -> str:

@@ -2,6 +2,9 @@
 
 Until then the files of the run before are what lies in the folder, whole and of one piece. A list of what is to be
 moved is on disk before the first file moves, so a run that is killed in between is finished by the next start.
+
+A result may be a folder, such as one of tiles. It gets a file by which it is known again, and only a folder that has it
+is ever replaced or removed.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from zemosaic_core.errors import SaveFailed
 from zemosaic_io.atomic import make_durable, save_failed, sync_folder
 from zemosaic_io.manifest import load_json, make_folder, save_json
 
-__all__ = ["ResultSet", "finish_or_discard"]
+__all__ = ["ResultSet", "finish_or_discard", "is_own_folder"]
 
 _FOLDER = ".zemosaic_new"
+_OWN = ".made_by_zemosaic"
+_OLD = ".old"
 _LIST = "publish.json"
 _MAX_LIST_BYTES = 1_000_000
 
@@ -52,11 +57,14 @@ class ResultSet:
         make_folder(self.folder)
 
     def final(self, path: Path | str) -> str:
-        """Return where a file written in `folder` will lie."""
-        return str(self.output_dir / Path(path).name)
+        """Return where a file written in `folder`, or in a folder there, will lie."""
+        path = Path(path)
+        return str(
+            self.output_dir / (path.relative_to(self.folder) if self.folder in path.parents else path.name)
+        )
 
     def replaces(self, names: Iterable[str]) -> None:
-        """Note files of the output folder that go when the new ones come."""
+        """Note files and folders of the output folder that go when the new ones come; folders of others stay."""
         self._obsolete |= set(names)
 
     def publish(self) -> None:
@@ -70,25 +78,38 @@ class ResultSet:
         # The report last: until all is there the one in the folder says that the run is at work.
         names = sorted((path.name for path in self.folder.iterdir()), key=lambda n: ("report" in n, n))
         for name in names:
-            if (self.output_dir / name).is_dir():
-                raise SaveFailed(
-                    "save_failed",
-                    f"{self.output_dir / name} is a folder",
-                    path=str(self.output_dir / name),
-                    reason="it is a folder",
-                )
+            self._refuse_what_is_in_the_way(name)
         obsolete = sorted(self._obsolete - set(names))
-        make_durable(self.folder / name for name in names)
+        for name in names:
+            if (self.folder / name).is_dir():
+                (self.folder / name / _OWN).touch()
+        make_durable(path for path in self.folder.rglob("*") if path.is_file())
         save_json(self.folder / _LIST, {"files": names, "obsolete": obsolete})
         try:
             _move(self.output_dir, names, obsolete)
         except OSError as error:
             raise save_failed(Path(error.filename or self.output_dir), error) from error
 
+    def _refuse_what_is_in_the_way(self, name: str) -> None:
+        there = self.output_dir / name
+        if (self.folder / name).is_dir():
+            reason = (
+                "" if is_own_folder(there) or not there.exists() else "it is not a folder of an earlier run"
+            )
+        else:
+            reason = "it is a folder" if there.is_dir() else ""
+        if reason:
+            raise SaveFailed("save_failed", f"{there}: {reason}", path=str(there), reason=reason)
+
     def discard(self) -> None:
         """Remove what was written and not published, unless it has to be finished by the next start."""
         if not (self.folder / _LIST).is_file():
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def is_own_folder(path: Path) -> bool:
+    """Tell whether a folder is the result of a run."""
+    return (path / _OWN).is_file()
 
 
 def finish_or_discard(output_dir: Path) -> None:
@@ -127,8 +148,20 @@ def _move(output_dir: Path, names: Iterable[str], obsolete: Iterable[str]) -> No
     for name in names:
         # Those that are not there any more were moved before.
         if (folder / name).exists():
+            if (folder / name).is_dir() and is_own_folder(output_dir / name):
+                _move_aside(output_dir / name, folder)
             os.replace(folder / name, output_dir / name)
     for name in obsolete:
-        (output_dir / name).unlink(missing_ok=True)
+        if is_own_folder(output_dir / name):
+            _move_aside(output_dir / name, folder)
+        elif not (output_dir / name).is_dir():
+            (output_dir / name).unlink(missing_ok=True)
     sync_folder(output_dir)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_aside(path: Path, folder: Path) -> None:
+    """Put a folder where it is removed with `folder`; a name cannot be taken from one folder by another."""
+    aside = folder / f"{path.name}{_OLD}"
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)

@@ -95,6 +95,10 @@ class CostBasis:
         Most tiles that do.
     batches : tuple of int
         Frames of each batch, on routes where each becomes a tile that may be as large as the mosaic.
+    copies : int
+        Copies of the science file in other forms.
+    tiled_pictures : int
+        Pictures as tiles.
     """
 
     n_channels: int
@@ -117,6 +121,8 @@ class CostBasis:
     merge_rule: CombineRule | None = None
     most_merged: int = 0
     batches: tuple[int, ...] = ()
+    copies: int = 0
+    tiled_pictures: int = 0
 
     @property
     def tiles_are_whole(self) -> bool:
@@ -315,6 +321,9 @@ def estimate_rows(
     variance_planes = basis.n_channels if basis.variance else 0
     step = -(-max(canvas_hw) // basis.preview_max_dim)
     export = PARENT_BYTES + canvas_px // step**2 * PREVIEW_BYTES_PER_PX + 100_000_000
+    # Packing saves less where a mosaic has no empty corners; tiles on the sphere are RGBA, packed.
+    export_disk = canvas_px // 4 + canvas_px * 4 * basis.n_channels * basis.copies
+    export_disk += canvas_px // step**2 * 4 * basis.tiled_pictures
     unpacked = sum(math.prod(i.shape_hw) * i.n_stored_planes * abs(i.bitpix) // 8 for i in infos if i.packed)
     tiles_disk = (
         round(max(1.4, len(basis.batches)) * canvas_px) * 4 * (basis.n_channels + 2 + variance_planes)
@@ -349,7 +358,7 @@ def estimate_rows(
         PlanRow(
             "phase5_assemble", 1, assemble, science_disk, canvas_px / 1e6 * ASSEMBLE_S_PER_MPX, device, reason
         ),
-        PlanRow("phase6_export", 1, export, canvas_px // 4, 1 + canvas_px / 1e6 * EXPORT_S_PER_MPX),
+        PlanRow("phase6_export", 1, export, export_disk, 1 + canvas_px / 1e6 * EXPORT_S_PER_MPX),
         # Tiles that a later run may use again stay; the cost of the run is then theirs too.
         PlanRow(
             "phase7_cleanup",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from astropy.wcs import WCS
 
-from zemosaic_core.annotation import annotate
+from zemosaic_core.annotation import Annotation, annotate
 from zemosaic_core.night_sky import CATALOGUE_EPOCH
 from zemosaic_core.sphere import image_geometry
 from zemosaic_io.acquisition_list import Exposure, write_acquisitions
@@ -19,26 +19,48 @@ from zemosaic_io.annotation_files import (
     write_object_list,
 )
 from zemosaic_io.fits_compress import write_compressed_copy
+from zemosaic_io.hips_files import write_hips
 from zemosaic_io.picture_files import write_picture
 from zemosaic_io.sky_objects import built_in_objects
 from zemosaic_io.xisf_write import write_xisf_copy
+from zemosaic_io.zoom_page import write_zoom_page
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.finished_picture import FinishedPicture
 from zemosaic_pipeline.output_formats import COPIES
 from zemosaic_pipeline.records import Mosaic, RegisteredFrame
 
-__all__ = ["write_annotation", "write_copies", "write_exposures"]
+__all__ = [
+    "SPHERE",
+    "ZOOM",
+    "annotation_of",
+    "write_annotation",
+    "write_copies",
+    "write_exposures",
+    "write_sphere",
+    "write_zoom",
+]
 
+ZOOM, SPHERE = "_zoom", "_hips"
+"""Endings of the folders of tiles."""
 _WRITERS = {"fits.fz": write_compressed_copy, "xisf": write_xisf_copy}
 
 
+def annotation_of(
+    shown: np.ndarray, picture: FinishedPicture, mosaic: Mosaic, frames: Sequence[RegisteredFrame]
+) -> Annotation:
+    """Return what there is to name in a picture, (h, w, 4), as its stars stood when the frames were taken."""
+    epochs = [frame.solved.frame.info.epoch for frame in frames]
+    return annotate(
+        picture.wcs(mosaic.grid.wcs_cards),
+        (shown.shape[0], shown.shape[1]),
+        built_in_objects(),
+        epoch=float(np.mean(epochs)) if epochs else CATALOGUE_EPOCH,
+        seen=shown[..., 3] > 0,
+    )
+
+
 def write_annotation(
-    base: Path,
-    shown: np.ndarray,
-    picture: FinishedPicture,
-    mosaic: Mosaic,
-    frames: Sequence[RegisteredFrame],
-    texts: dict[str, str],
+    base: Path, shown: np.ndarray, note: Annotation, picture: FinishedPicture, texts: dict[str, str]
 ) -> dict[str, Path]:
     """Write the picture with its annotation, the annotation alone and the list of objects.
 
@@ -47,14 +69,6 @@ def write_annotation(
     shown : ndarray, shape (h, w, 4), uint8
         The picture, rows as in FITS.
     """
-    epochs = [frame.solved.frame.info.epoch for frame in frames]
-    note = annotate(
-        picture.wcs(mosaic.grid.wcs_cards),
-        (shown.shape[0], shown.shape[1]),
-        built_in_objects(),
-        epoch=float(np.mean(epochs)) if epochs else CATALOGUE_EPOCH,
-        seen=shown[..., 3] > 0,
-    )
     layout = layout_for(note)
     annotated = draw_annotation(shown, layout)
     y0, _, x0, _ = picture.box
@@ -69,6 +83,21 @@ def write_annotation(
             Path(f"{base}_objects.csv"), note.marks, picture.step, (x0, y0), durable=False
         ),
     }
+
+
+def write_zoom(base: Path, shown: np.ndarray, note: Annotation) -> dict[str, Path]:
+    """Write the picture as tiles with a page."""
+    return {"zoom": write_zoom_page(Path(f"{base}{ZOOM}"), shown, base.name, note.marks)}
+
+
+def write_sphere(
+    base: Path, preview: Path, picture: FinishedPicture, mosaic: Mosaic, context: RunContext
+) -> dict[str, Path]:
+    """Write the picture as tiles on the sphere."""
+    wcs = picture.wcs(mosaic.grid.wcs_cards)
+    wcs.array_shape = picture.image.shape[1:]
+    folder = Path(f"{base}{SPHERE}")
+    return {"hips": write_hips(folder, preview, wcs, base.name, context.work_dir, context.cancel.check)}
 
 
 def write_copies(

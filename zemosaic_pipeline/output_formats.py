@@ -18,7 +18,7 @@ FORMATS = (*PICTURES, *COPIES, *LISTS)
 
 _OTHER_NAMES = {"jpg": "jpeg", "tif": "tiff16", "tiff": "tiff16", "fits": "", "fz": "fits.fz"}
 _LIBRARIES = {"jxl": "pillow_jxl"}
-_HIPS_LIBRARY = "reproject"
+_HIPS_LIBRARY = "reproject.hips"
 
 
 def output_formats(text: str) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def check_hips(wanted: bool) -> bool:
 
 
 def _check_library(option: str, value: str, library: str, extra: str) -> None:
-    if find_spec(library) is None:
+    if not _is_there(library):
         raise SettingsError(
             "settings_format_library",
             f'{option} = {value} needs the library {library}; pip install "zemosaic[{extra}]"',
@@ -73,3 +73,11 @@ def _check_library(option: str, value: str, library: str, extra: str) -> None:
             value=value,
             extra=extra,
         )
+
+
+def _is_there(library: str) -> bool:
+    try:
+        return find_spec(library) is not None
+    except ModuleNotFoundError:
+        # The package around it is missing.
+        return False

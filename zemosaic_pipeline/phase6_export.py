@@ -19,8 +19,18 @@ from zemosaic_io.preview import (
     write_tiff16,
     write_viewer_fits_uint16,
 )
+from zemosaic_io.result_set import is_own_folder
 from zemosaic_pipeline.context import RunContext
-from zemosaic_pipeline.extra_files import write_annotation, write_copies, write_exposures
+from zemosaic_pipeline.extra_files import (
+    SPHERE,
+    ZOOM,
+    annotation_of,
+    write_annotation,
+    write_copies,
+    write_exposures,
+    write_sphere,
+    write_zoom,
+)
 from zemosaic_pipeline.finished_picture import FinishedPicture, make_picture
 from zemosaic_pipeline.output_formats import COPIES, PICTURES
 from zemosaic_pipeline.phase_options import OutputOptions
@@ -44,6 +54,7 @@ OPTIONAL_ENDINGS = (
     *("_annotated.png", "_annotation.svg", "_objects.csv", "_astrobin.csv"),
     *(f".{form}" for form in COPIES),
 )
+OPTIONAL_FOLDERS = (ZOOM, SPHERE)
 
 
 def run(
@@ -62,7 +73,7 @@ def run(
     rows = FitsRows(mosaic.science_path)
     picture = make_picture(mosaic, options)
     texts = {"Software": f"ZeMosaic {__version__}", RUN_ID: context.run_id, "Picture": picture.recipe()}
-    outputs |= _write_pictures(base, picture, mosaic, frames, options, texts)
+    outputs |= _write_pictures(base, picture, mosaic, frames, options, texts, context)
     if picture.holes:
         places = ", ".join(f"x {x} y {y}" for x, y in picture.holes[:LISTED_HOLES])
         context.say("run_info_holes_filled", count=len(picture.holes), places=places)
@@ -100,6 +111,7 @@ def _write_pictures(
     frames: Sequence[RegisteredFrame],
     options: OutputOptions,
     texts: dict[str, str],
+    context: RunContext,
 ) -> dict[str, str]:
     shown = picture.render()
     paths = {"preview": write_picture(Path(f"{base}_preview.png"), shown, "png", texts=texts, durable=False)}
@@ -107,8 +119,15 @@ def _write_pictures(
         rgba = picture.render(16) if form == "tiff16" else shown
         path = Path(f"{base}_picture{ENDINGS[form]}")
         paths[f"picture_{form}"] = write_picture(path, rgba, form, texts=texts, durable=False)
-    if options.annotation:
-        paths |= write_annotation(base, shown, picture, mosaic, frames, texts)
+    if options.annotation or options.zoom:
+        note = annotation_of(shown, picture, mosaic, frames)
+        if options.annotation:
+            paths |= write_annotation(base, shown, note, picture, texts)
+        if options.zoom:
+            context.cancel.check()
+            paths |= write_zoom(base, shown, note)
+    if options.hips:
+        paths |= write_sphere(base, paths["preview"], picture, mosaic, context)
     return {kind: str(path) for kind, path in paths.items()}
 
 
@@ -127,9 +146,12 @@ def _write_calibrated(path: Path, rows: FitsRows, mosaic: Mosaic, run_id: str) -
 
 def _remove_old(base: Path, outputs: dict[str, str], context: RunContext) -> None:
     """Note what an earlier mosaic of this name left and this run did not make anew: it would not fit any more."""
-    current = {Path(path).name for path in outputs.values()}
-    old = [base.name + ending for ending in OPTIONAL_ENDINGS]
-    old = [name for name in old if name not in current and (context.output_dir / name).is_file()]
+    current = {Path(path).relative_to(base.parent).parts[0] for path in outputs.values()}
+    files = [base.name + ending for ending in OPTIONAL_ENDINGS]
+    folders = [base.name + ending for ending in OPTIONAL_FOLDERS]
+    old = [name for name in files if (context.output_dir / name).is_file()]
+    old += [name for name in folders if is_own_folder(context.output_dir / name)]
+    old = [name for name in old if name not in current]
     context.results.replaces(old)
     if old:
         context.say("run_info_old_outputs_removed", files=old)

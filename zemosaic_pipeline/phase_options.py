@@ -144,6 +144,8 @@ class OutputOptions:
         Further forms, see `output_formats.FORMATS`.
     annotation : bool
         Also a picture with the names of what it shows.
+    zoom, hips : bool
+        Also tiles with a page for a browser; tiles on the sphere.
     """
 
     viewer_fits: bool
@@ -157,3 +159,5 @@ class OutputOptions:
     crop: str = ""
     formats: tuple[str, ...] = ()
     annotation: bool = False
+    zoom: bool = False
+    hips: bool = False

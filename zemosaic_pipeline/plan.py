@@ -32,7 +32,7 @@ from zemosaic_pipeline.listed_frames import listed_batches, listed_frames
 from zemosaic_pipeline.machine import Machine, enough_file_handles
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.outline import Layout, Outline, outline_of_headers, outline_of_wcs, spread_in_time
-from zemosaic_pipeline.output_formats import output_formats
+from zemosaic_pipeline.output_formats import COPIES, check_hips, output_formats
 from zemosaic_pipeline.phase_options import (
     AssemblyOptions,
     ColourOptions,
@@ -323,6 +323,8 @@ def resolve(
             settings.crop if settings.crop in ("coverage", "rectangle") and not settings.crop_science else "",
             output_formats(settings.save_formats),
             settings.save_annotation,
+            settings.save_zoom,
+            check_hips(settings.save_hips),
         ),
         tile_gate=tile_gate(settings),
         tile_checks=tile_checks(settings),
@@ -402,6 +404,8 @@ def _cost_basis(run: RunPlan) -> CostBasis:
         merge_rule=run.merge.rule if run.merge.enabled else None,
         most_merged=run.merge.max_group,
         foreign_solver=run.solve.solver.method != "EMBEDDED",
+        copies=len(set(run.output.formats) & set(COPIES)),
+        tiled_pictures=run.output.zoom + run.output.hips,
         batches=run.group.batch_sizes,
     )
 

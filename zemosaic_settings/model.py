@@ -168,6 +168,8 @@ class Settings(BaseModel):
     picture_flatten: bool = _declared("picture_flatten")
     save_formats: str = _declared("save_formats")
     save_annotation: bool = _declared("save_annotation")
+    save_zoom: bool = _declared("save_zoom")
+    save_hips: bool = _declared("save_hips")
     preview_png_p_low: float = _declared("preview_png_p_low")
     preview_png_p_high: float = _declared("preview_png_p_high")
     preview_png_asinh_a: float = _declared("preview_png_asinh_a")

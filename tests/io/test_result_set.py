@@ -5,7 +5,7 @@ import json
 import pytest
 
 from zemosaic_core.errors import SaveFailed
-from zemosaic_io.result_set import ResultSet, finish_or_discard
+from zemosaic_io.result_set import ResultSet, finish_or_discard, is_own_folder
 
 
 def names(folder):
@@ -81,3 +81,48 @@ def test_a_list_that_is_none_never_was(tmp_path, content):
     finish_or_discard(out)
     assert names(out) == []
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def folder_of(parent, name, text):
+    (parent / name / "0").mkdir(parents=True)
+    (parent / name / "0" / "tile.jpg").write_text(text)
+
+
+def test_a_folder_replaces_the_one_of_an_earlier_run_as_a_whole(tmp_path):
+    for text in ("old", "new"):
+        results = ResultSet(tmp_path)
+        folder_of(results.folder, "m_zoom", text)
+        (results.folder / "m_zoom" / f"{text}.html").write_text(text)
+        assert results.final(results.folder / "m_zoom" / "a.html") == str(tmp_path / "m_zoom" / "a.html")
+        results.publish()
+    assert names(tmp_path) == ["m_zoom"]
+    assert (tmp_path / "m_zoom" / "0" / "tile.jpg").read_text() == "new"
+    assert not (tmp_path / "m_zoom" / "old.html").exists()
+    assert is_own_folder(tmp_path / "m_zoom")
+    results = ResultSet(tmp_path)
+    results.replaces(["m_zoom"])
+    results.publish()
+    assert names(tmp_path) == []
+
+
+def test_a_folder_of_somebody_else_is_never_touched(tmp_path):
+    folder_of(tmp_path, "m_zoom", "mine")
+    results = ResultSet(tmp_path)
+    folder_of(results.folder, "m_zoom", "new")
+    with pytest.raises(SaveFailed, match="m_zoom"):
+        results.publish()
+    results.discard()
+    results = ResultSet(tmp_path)
+    results.replaces(["m_zoom"])
+    results.publish()
+    assert (tmp_path / "m_zoom" / "0" / "tile.jpg").read_text() == "mine"
+
+
+def test_the_next_start_finishes_a_folder_whose_old_one_was_moved_aside(tmp_path):
+    results = ResultSet(tmp_path)
+    folder_of(results.folder, "m_zoom", "new")
+    folder_of(results.folder, "m_zoom.old", "old")
+    (results.folder / "publish.json").write_text(json.dumps({"files": ["m_zoom"], "obsolete": []}))
+    finish_or_discard(tmp_path)
+    assert names(tmp_path) == ["m_zoom"]
+    assert (tmp_path / "m_zoom" / "0" / "tile.jpg").read_text() == "new"

@@ -12,7 +12,7 @@ from astropy.wcs import WCS
 from PIL import Image
 
 from zemosaic_core.sphere import tan_wcs
-from zemosaic_pipeline.extra_files import write_annotation
+from zemosaic_pipeline.extra_files import annotation_of, write_annotation
 from zemosaic_pipeline.finished_picture import FinishedPicture
 
 # The middle of the Virgo cluster: many galaxies.
@@ -29,7 +29,8 @@ def written(tmp_path_factory):
     picture = FinishedPicture(image, image[0] > 0, None, None, STEP, BOX, [])
     mosaic = SimpleNamespace(grid=SimpleNamespace(wcs_cards=dict(MOSAIC.to_header())))
     base = tmp_path_factory.mktemp("out") / "mosaic"
-    return write_annotation(base, shown, picture, mosaic, (), {"Software": "test"})
+    note = annotation_of(shown, picture, mosaic, ())
+    return write_annotation(base, shown, note, picture, {"Software": "test"})
 
 
 def test_objects_are_listed_where_the_science_file_has_them(written):

@@ -95,3 +95,15 @@ def test_the_wcs_of_a_picture_knows_what_was_cut_and_averaged():
 
 def test_copies_and_lists_are_forms_as_well():
     assert formats.output_formats("astrobin, XISF; fz fits.fz jpg") == ("jpeg", "fits.fz", "xisf", "astrobin")
+
+
+@pytest.mark.parametrize("package_is_there", [False, True])
+def test_a_missing_library_is_named_before_the_run(monkeypatch, package_is_there):
+    def found(name):
+        if not package_is_there:
+            raise ModuleNotFoundError(name)
+
+    assert formats.check_hips(False) is False
+    monkeypatch.setattr(formats, "find_spec", found)
+    with pytest.raises(SettingsError, match=r'save_hips = true.*pip install "zemosaic\[hips\]"'):
+        formats.check_hips(True)

@@ -418,6 +418,7 @@ def test_cropped_picture_and_its_forms(make, plain):
         picture_style="deep",
         save_formats="jpeg, tiff16, fz, xisf, astrobin",
         save_annotation=True,
+        save_zoom=True,
     )
     assert result.image.shape[1:] == result.coverage.shape
     assert result.coverage.size < plain.coverage.size
@@ -438,6 +439,10 @@ def test_cropped_picture_and_its_forms(make, plain):
         assert annotated.size == fine.shape[1::-1]
     assert Path(result.outputs["objects"]).read_text(encoding="utf-8").startswith("kind,name,")
     assert Path(result.outputs["annotation"]).read_text(encoding="utf-8").startswith("<svg ")
+    zoom = Path(result.outputs["zoom"])
+    assert zoom.parent.parent == Path(result.outputs["science"]).parent
+    assert f'"width":{fine.shape[1]}' in zoom.read_text(encoding="utf-8")
+    assert "_zoom/index.html" in Path(result.outputs["report_page"]).read_text(encoding="utf-8")
     np.testing.assert_array_equal(fits.getdata(result.outputs["science_fits.fz"], 1), result.image)
     np.testing.assert_array_equal(read_xisf(Path(result.outputs["science_xisf"])).planes, result.image)
     with open(result.outputs["astrobin"], encoding="utf-8", newline="") as listed:

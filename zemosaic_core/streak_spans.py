@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["joined_spans", "share_beside", "streak_points", "streak_spans"]
+__all__ = ["joined_spans", "points_given_up", "share_beside", "streak_points", "streak_spans"]
 
 STEP_PX = 32.0
 # Streaks of two frames are the same thing in the sky when they are that parallel.
 _PARALLEL = np.cos(np.radians(4.0))
+# A streak that so many of the other frames show in the same place belongs to the sky.
+_IN_THE_SKY = 0.5
+# Others have to look at this much of a streak before it is a trail also where they do not.
+_SEEN_ENOUGH = 0.25
 
 
 def streak_points(streak: np.ndarray) -> np.ndarray:
@@ -44,6 +48,27 @@ def share_beside(points: np.ndarray, line: np.ndarray, reach_px: float) -> np.nd
     t = away @ unit
     off = np.abs(away[:, 0] * unit[1] - away[:, 1] * unit[0])
     return (off <= reach_px) & (t >= -STEP_PX) & (t <= lengths[1] + STEP_PX)
+
+
+def points_given_up(looked_at: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Tell which points of a streak are no light of the sky, by what other frames show in the same places.
+
+    What half of their looks show as well is an edge-on galaxy, a filament. A streak that they have seen enough of not
+    to be there is a trail to its end, also where nobody else looks: there a gap is left, not a satellite.
+
+    Parameters
+    ----------
+    looked_at, shown : ndarray, shape (k,), int64
+        How many other frames look at each point, and how many show a streak there.
+
+    Returns
+    -------
+    ndarray of bool, shape (k,)
+    """
+    seen = looked_at > 0
+    if not seen.any() or shown.sum() > _IN_THE_SKY * looked_at.sum():
+        return np.zeros(len(looked_at), bool)
+    return np.ones(len(looked_at), bool) if seen.mean() >= _SEEN_ENOUGH else seen
 
 
 def streak_spans(

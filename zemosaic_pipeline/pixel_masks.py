@@ -16,7 +16,13 @@ from zemosaic_core.clipped_light import clip_levels
 from zemosaic_core.covered_sky import cell_spans, covered_cells, sightings
 from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.star_merging import merge_positions
-from zemosaic_core.streak_spans import joined_spans, share_beside, streak_points, streak_spans
+from zemosaic_core.streak_spans import (
+    joined_spans,
+    points_given_up,
+    share_beside,
+    streak_points,
+    streak_spans,
+)
 from zemosaic_core.streaks import chains_of_dots
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.measure import MeasureOptions
@@ -30,8 +36,6 @@ _MATCH_PX = 3.0
 _BRIGHTEST = 400
 # Less than this share of open sky is not worth the frame.
 _MOST_COVERED = 0.6
-# A streak that so many of the other frames show in the same place belongs to the sky.
-_IN_THE_SKY = 0.5
 
 
 def run(
@@ -214,10 +218,7 @@ def _looks_at(frame: RegisteredFrame, plane_xy: np.ndarray) -> np.ndarray:
 
 
 def _trail_spans(frames: Sequence[RegisteredFrame], chains: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
-    """Return the pixels of trails, by the index of the frame; where no other frame looks a trail stays.
-
-    What half of the other frames show in the same place is no trail: an edge-on galaxy, a filament.
-    """
+    """Return the pixels of trails, by the index of the frame; a streak that no other frame looks at stays."""
     own = [frame.solved.measure.columns("streaks")["streaks"] for frame in frames]
     lines = [
         [np.stack(frame.to_plane.apply(*streak_points(streak).T), axis=-1) for streak in streaks]
@@ -235,23 +236,22 @@ def _trail_spans(frames: Sequence[RegisteredFrame], chains: Sequence[np.ndarray]
                 beside = [share_beside(points, line, 2 * float(streak[4])) for line in lines[j]]
                 if beside:
                     shown += np.any(beside, axis=0)
-            if shown.sum() > _IN_THE_SKY * looked_at.sum():
-                continue
-            parts.append(_pieces(frame, streak, looked_at > 0))
+            parts.append(_pieces(frame, streak, points_given_up(looked_at, shown)))
         for chain in chains[i]:
             points = np.stack(frame.to_plane.apply(*streak_points(chain).T), axis=-1)
-            parts.append(_pieces(frame, chain, _seen_by_others(frames, i, points)))
+            looks = _seen_by_others(frames, i, points).astype(np.int64)
+            parts.append(_pieces(frame, chain, points_given_up(looks, np.zeros_like(looks))))
         spans = joined_spans(parts)
         if len(spans):
             found[_index(frame)] = spans
     return found
 
 
-def _pieces(frame: RegisteredFrame, streak: np.ndarray, looked_at: np.ndarray) -> np.ndarray:
-    """Return the spans of the pieces of a streak at both ends of which another frame looks."""
+def _pieces(frame: RegisteredFrame, streak: np.ndarray, given_up: np.ndarray) -> np.ndarray:
+    """Return the spans of the pieces of a streak both ends of which are given up."""
     return streak_spans(
         streak_points(streak),
-        looked_at[:-1] & looked_at[1:],
+        given_up[:-1] & given_up[1:],
         float(streak[4]),
         frame.solved.frame.info.shape_hw,
     )

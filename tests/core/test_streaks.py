@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from zemosaic_core.measure_pass import measure_raw
-from zemosaic_core.streak_spans import joined_spans, share_beside, streak_points, streak_spans
+from zemosaic_core.streak_spans import (
+    joined_spans,
+    points_given_up,
+    share_beside,
+    streak_points,
+    streak_spans,
+)
 from zemosaic_core.streaks import chains_of_dots
 
 SHAPE = (640, 520)
@@ -136,3 +142,15 @@ def test_streaks_along_each_other_are_told_from_crossing_ones():
     half = share_beside(points, points[: len(points) // 2], 5.0)
     assert half[0]
     assert not half[-1]
+
+
+def test_what_others_do_not_show_is_a_trail_to_its_end():
+    looks, none = np.array([0, 0, 0, 2, 3, 3]), np.zeros(6, np.int64)
+    assert points_given_up(looks, none).all()
+    # Others see a sixth of it: that much is known, no more.
+    few = np.array([0, 0, 0, 0, 0, 3])
+    np.testing.assert_array_equal(points_given_up(few, none), few > 0)
+    assert not points_given_up(none, none).any()
+    # A galaxy seen edge-on.
+    assert not points_given_up(looks, np.array([0, 0, 0, 1, 2, 2])).any()
+    assert points_given_up(looks, np.array([0, 0, 0, 1, 1, 1])).all()

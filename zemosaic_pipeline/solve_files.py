@@ -18,7 +18,7 @@ from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
 from zemosaic_pipeline.measure import frame_stars
 from zemosaic_pipeline.plan import solver_options
 from zemosaic_pipeline.solve_frames import image_provider
-from zemosaic_pipeline.solver_answers import judge_answer
+from zemosaic_pipeline.solver_answers import BUILT_IN, judge_answer
 from zemosaic_settings import Settings
 
 __all__ = ["FileSolution", "iter_solutions"]
@@ -36,6 +36,8 @@ class FileSolution:
         Its header; None when it cannot be read.
     outcomes : tuple of SolveOutcome
         Every attempt; the last one tells the result.
+    confirmed : bool
+        Stars of the catalogue stand where the result says, or it follows from them.
     key, values : str, dict
         Why it was not even tried; empty otherwise.
     """
@@ -45,6 +47,7 @@ class FileSolution:
     outcomes: tuple[SolveOutcome, ...] = ()
     key: str = ""
     values: dict[str, Any] | None = None
+    confirmed: bool = True
 
     @property
     def ok(self) -> bool:
@@ -101,10 +104,13 @@ def _solve(
         return FileSolution(path, info, key="frame_no_solver", values={})
     stars = frame_stars(info, read_image(info))
 
+    by_stars: list[bool] = [True]
+
     def believe(outcome: SolveOutcome) -> SolveOutcome:
         solution = judge_answer(info, stars, outcome).solution
         if solution is None:
             return failed(outcome.solver, "no_solution", "solver_implausible", outcome.seconds)
+        by_stars.append(solution.confirmed or solution.method == BUILT_IN)
         return replace(outcome, wcs_cards=solution.wcs_cards)
 
     request = SolveRequest(
@@ -120,4 +126,5 @@ def _solve(
         timeout_s=settings.astrometry_timeout,
         epoch=info.epoch,
     )
-    return FileSolution(path, info, tuple(solve_with_chain(request, solvers, cancel, believe=believe)))
+    outcomes = tuple(solve_with_chain(request, solvers, cancel, believe=believe))
+    return FileSolution(path, info, outcomes, confirmed=by_stars[-1])

@@ -446,7 +446,10 @@ def _solution_line(solution: FileSolution, texts: Texts) -> Text:
             n="?" if last.n_matched is None else last.n_matched,
             seconds=last.seconds,
         )
-        return Text.assemble(("✔ ", "green"), (f"{name}: ", "bold"), found)
+        line = Text.assemble(("✔ ", "green"), (f"{name}: ", "bold"), found)
+        if not solution.confirmed:
+            line.append("\n    ! " + texts("solve.unconfirmed"), style="yellow")
+        return line
     reasons = [f"{o.solver}: {texts.message(o.key, o.values)}" for o in solution.outcomes]
     if solution.key:
         reasons.append(texts.reason(solution.key, solution.values or {}, str(solution.path)))

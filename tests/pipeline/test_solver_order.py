@@ -316,3 +316,10 @@ def test_an_answer_is_worth_the_same_inside_a_run_and_outside(tmp_path, monkeypa
     monkeypatch.setattr(solve_files, "frame_stars", lambda *_: stars)
     (found,) = solve_files.iter_solutions([tmp_path / "a.fit"], Settings(), tmp_path)
     assert found.outcomes[-1].wcs_cards == judged.solution.wcs_cards
+    assert found.confirmed
+    # Where the catalogue has no star to hold against it, an answer is passed on and named.
+    few = Seen(*(axis[:3] for axis in (stars.x, stars.y)))
+    monkeypatch.setattr(solve_files, "frame_stars", lambda *_: few)
+    (found,) = solve_files.iter_solutions([tmp_path / "a.fit"], Settings(), tmp_path)
+    assert found.ok
+    assert not found.confirmed

@@ -126,6 +126,8 @@ def _write_pictures(
         if options.zoom:
             context.cancel.check()
             paths |= write_zoom(base, shown, note)
+            if picture.step > 1:
+                context.say("run_info_zoom_reduced", step=picture.step, longest=max(mosaic.grid.shape_hw))
     if options.hips:
         paths |= write_sphere(base, paths["preview"], picture, mosaic, context)
     return {kind: str(path) for kind, path in paths.items()}

@@ -44,6 +44,7 @@ from zemosaic_ui.qt.session import Session, open_session
 from zemosaic_ui.qt.settings_pages import AdvancedPage, LanguagePage, SkinPage, SolverPage, SystemPage
 from zemosaic_ui.qt.start_page import StartPage
 from zemosaic_ui.qt.theme import ThemeSwitch
+from zemosaic_ui.qt.tools_page import ToolsPage
 from zemosaic_ui.qt.viewer_page import ViewerPage
 from zemosaic_ui.qt.widgets import ElidedLabel, button, label, row, scrolled
 from zemosaic_ui.run_controller import WORKER_TARGET, RunController, RunRequest
@@ -51,7 +52,7 @@ from zemosaic_ui.run_state import RunStatus
 
 __all__ = ["ZeMosaicQtMainWindow", "run_qt_main"]
 
-PAGES = ("main", "run", "mosaic", "solver", "system", "advanced", "skin", "language")
+PAGES = ("main", "run", "mosaic", "tools", "solver", "system", "advanced", "skin", "language")
 TICK_MS = 50
 log = logging.getLogger(__name__)
 
@@ -106,11 +107,13 @@ class ZeMosaicQtMainWindow(QMainWindow):
         self.start_page = StartPage(session)
         self.run_page = RunPage(session)
         self.viewer_page = ViewerPage(session)
+        self.tools_page = ToolsPage(session)
         self.advanced_page = AdvancedPage(session)
         self.pages = {
             "main": self.start_page,
             "run": self.run_page,
             "mosaic": self.viewer_page,
+            "tools": self.tools_page,
             "solver": SolverPage(session),
             "system": SystemPage(session),
             "advanced": self.advanced_page,
@@ -123,6 +126,8 @@ class ZeMosaicQtMainWindow(QMainWindow):
         self.advanced_page.failed.connect(self.complain)
         self.viewer_page.failed.connect(self.complain)
         self.viewer_page.said.connect(self.complain)
+        self.tools_page.said.connect(self.complain)
+        self.tools_page.show_asked.connect(self._show_written)
         self.run_page.open_result.connect(self.open_result)
         self.run_page.open_report.connect(self.open_report)
         self.run_page.open_folder.connect(lambda: _open_path(self.controller.state.output_dir))
@@ -334,6 +339,10 @@ class ZeMosaicQtMainWindow(QMainWindow):
             self.viewer_page.open_outputs(outputs)
             self.show_page("mosaic")
 
+    def _show_written(self, path: str) -> None:
+        self.viewer_page.open_file(path)
+        self.show_page("mosaic")
+
     def open_report(self) -> None:
         """Open the report of the run with the system's program."""
         _open_path(report_of(self.controller.state.outputs))
@@ -426,7 +435,9 @@ class ZeMosaicQtMainWindow(QMainWindow):
         """Draw icons in the colours of the theme."""
         session = self.session
         for name, item in self.nav.items():
-            item.setIcon(session.icon(name, "accent" if name in ("main", "run", "mosaic") else "muted"))
+            item.setIcon(
+                session.icon(name, "accent" if name in ("main", "run", "mosaic", "tools") else "muted")
+            )
         self.start_button.setIcon(session.icon("play", "accent_text"))
         self.stop_button.setIcon(session.icon("stop", "bad"))
         self.filter_button.setIcon(session.icon("filter"))
@@ -530,6 +541,7 @@ class ZeMosaicQtMainWindow(QMainWindow):
         self.pages["system"].job.cancel()
         self.run_page.preview.close_loader()
         self.viewer_page.close_file()
+        self.tools_page.close_bench()
         self.session.texts.forget(self.retranslate)
         event.accept()
 

@@ -20,12 +20,15 @@ from zemosaic_io.image_files import read_image_file
 
 __all__ = [
     "AltAzWish",
+    "Cut",
     "crop_file",
     "cropped_name",
+    "judge_cut",
     "move_rejected",
     "read_planes",
     "save_cut",
     "score_file",
+    "too_small",
 ]
 
 # A mask below this is nothing.
@@ -52,6 +55,60 @@ class AltAzWish:
     nanize: bool = True
     alpha: bool = True
     sidecar: str = ""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is kept of a picture.
+
+    Attributes
+    ----------
+    shape_hw : tuple of int
+        Of the whole picture.
+    box : tuple of int
+        ``(y0, y1, x0, x1)``, end exclusive.
+    mask : ndarray, shape (h, w), or None
+        What is left of each pixel of the whole picture, 0 to 1.
+    reason_key : str
+        See `QualityCrop`.
+    bad : dict of str to float
+        See `QualityCrop`.
+    """
+
+    shape_hw: tuple[int, int]
+    box: tuple[int, int, int, int]
+    mask: np.ndarray | None
+    reason_key: str
+    bad: dict[str, float]
+
+    @property
+    def masked(self) -> float:
+        """Share of the picture that is masked."""
+        return 0.0 if self.mask is None else round(float((self.mask < MASKED).mean()), 4)
+
+    @property
+    def kept(self) -> float:
+        """Share of the picture that lies in the box."""
+        y0, y1, x0, x1 = self.box
+        return (y1 - y0) * (x1 - x0) / max(1, self.shape_hw[0] * self.shape_hw[1])
+
+    def facts(self) -> dict[str, Any]:
+        """Return ``reason``, ``bad``, ``pixels``, ``box`` and ``masked``."""
+        return {
+            "reason": self.reason_key,
+            "bad": self.bad,
+            "pixels": self.shape_hw[0] * self.shape_hw[1],
+            "box": list(self.box),
+            "masked": self.masked,
+        }
+
+    def of(self, planes: np.ndarray) -> np.ndarray:
+        """Return planes (C, h, w) cut, NaN where they are masked."""
+        y0, y1, x0, x1 = self.box
+        cut = planes[:, y0:y1, x0:x1]
+        if self.mask is None:
+            return cut
+        return np.where(self.mask[y0:y1, x0:x1] < MASKED, np.float32(np.nan), cut)
 
 
 def read_planes(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -116,18 +173,22 @@ def crop_file(
     if target.exists() and (not overwrite or target.resolve() == path.resolve()):
         raise SaveFailed("save_exists", f"{target} exists; choose another name", path=str(target))
     planes, coverage = read_planes(path)
-    shape = planes.shape[1:]
-    facts: dict[str, Any] = {"file": str(path), "written": str(target), "reason": "crop_nothing", "bad": {}}
-    box = (0, shape[0], 0, shape[1])
+    cut = judge_cut(planes, coverage, crop, altaz)
+    save_cut(path, target, cut.box, cut.mask, altaz)
+    return {"file": str(path), "written": str(target), **cut.facts()}
+
+
+def judge_cut(
+    planes: np.ndarray, coverage: np.ndarray | None, crop: CropOptions | None, altaz: AltAzWish | None = None
+) -> Cut:
+    """Decide what of a picture is kept; arguments as `read_planes` gives them and `crop_file` takes them."""
+    height, width = planes.shape[1:]
+    box, reason, bad = (0, height, 0, width), "crop_nothing", {}
     if crop is not None:
         found = quality_box(planes, coverage, crop)
-        box = found.box
-        facts |= {"reason": found.reason_key, "bad": found.bad}
-    mask = None if altaz is None else altaz_mask((shape[0], shape[1]), coverage, altaz.options)
-    masked = 0.0 if mask is None else round(float((mask < MASKED).mean()), 4)
-    facts |= {"pixels": shape[0] * shape[1], "box": list(box), "masked": masked}
-    save_cut(path, target, box, mask, altaz)
-    return facts
+        box, reason, bad = found.box, found.reason_key, found.bad
+    mask = None if altaz is None else altaz_mask((height, width), coverage, altaz.options)
+    return Cut((height, width), box, mask, reason, bad)
 
 
 def save_cut(
@@ -250,10 +311,13 @@ def score_file(
     try:
         parts = tile_quality(planes, options).to_dict()
     except ValueError as error:
-        raise SkipItem(
-            "frame_too_small", f"{path}: {error}", path=str(path), shape=str(planes.shape)
-        ) from error
+        raise too_small(path, planes.shape, error) from error
     return {"file": str(path), **parts, "accepted": accepts(parts, threshold, override=override)}
+
+
+def too_small(path: Path, shape: tuple[int, ...], error: ValueError) -> SkipItem:
+    """Return the reason why a picture has no score."""
+    return SkipItem("frame_too_small", f"{path}: {error}", path=str(path), shape=str(shape))
 
 
 def move_rejected(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:

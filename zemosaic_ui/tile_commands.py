@@ -15,16 +15,13 @@ from zemosaic_core.errors import SaveFailed, SettingsError, SkipItem
 from zemosaic_core.visible_text import visible_text
 from zemosaic_settings import OPTIONS_BY_KEY
 from zemosaic_ui.texts import Texts
+from zemosaic_ui.tool_numbers import ALTAZ, CROP, QUALITY
 
 if TYPE_CHECKING:
     from zemosaic_core.altaz_mask import AltAzOptions
     from zemosaic_core.quality_crop import CropOptions
 
 __all__ = ["add_crop", "add_quality", "crop", "quality"]
-
-_CROP = ("band_px", "k_sigma", "margin_px", "min_run")
-_ALTAZ = ("margin_percent", "decay", "min_coverage_abs", "min_coverage_frac", "morph_open_px")
-_QUALITY = ("edge_band_px", "k_sigma", "erode_px")
 
 
 def _add_numbers(
@@ -51,8 +48,8 @@ def add_crop(parser: ArgumentParser, texts: Texts) -> None:
     parser.add_argument("--zeros", action="store_true", help=texts("cli.crop_zeros"))
     parser.add_argument("--sidecar", choices=("png", "tiff"), default="", help=texts("cli.crop_sidecar"))
     parser.add_argument("--overwrite", action="store_true", help=texts("cli.crop_overwrite"))
-    _add_numbers(parser, texts, _CROP, "quality_crop")
-    _add_numbers(parser, texts, _ALTAZ, "altaz", "altaz-")
+    _add_numbers(parser, texts, CROP, "quality_crop")
+    _add_numbers(parser, texts, ALTAZ, "altaz", "altaz-")
     parser.add_argument("--json", action="store_true", help=texts("cli.json"))
 
 
@@ -68,7 +65,7 @@ def add_quality(parser: ArgumentParser, texts: Texts) -> None:
     )
     parser.add_argument("--no-override", action="store_true", help=texts("cli.quality_no_override"))
     parser.add_argument("--move-to", metavar="FOLDER", help=texts("cli.quality_move"))
-    _add_numbers(parser, texts, _QUALITY, "quality_gate")
+    _add_numbers(parser, texts, QUALITY, "quality_gate")
     parser.add_argument("--json", action="store_true", help=texts("cli.json"))
 
 
@@ -111,8 +108,8 @@ def crop(options: Namespace, texts: Texts) -> int:
     from zemosaic_core.quality_crop import CropOptions
 
     try:
-        edges = CropOptions(*(getattr(options, name) for name in _CROP))
-        altaz = AltAzOptions(*(getattr(options, f"altaz_{name}") for name in _ALTAZ))
+        edges = CropOptions(*(getattr(options, name) for name in CROP))
+        altaz = AltAzOptions(*(getattr(options, f"altaz_{name}") for name in ALTAZ))
         results, failed = _crop_all(options, texts, edges, altaz)
     except ValueError as error:
         raise SettingsError("cli_wrong_number", str(error), reason=str(error)) from error
@@ -160,7 +157,7 @@ def quality(options: Namespace, texts: Texts) -> int:
     from zemosaic_io.tile_tools import move_rejected, score_file
 
     console = None if options.json else Console()
-    measured = QualityOptions(*(getattr(options, name) for name in _QUALITY))
+    measured = QualityOptions(*(getattr(options, name) for name in QUALITY))
     results: list[dict[str, Any]] = []
     failed = False
     for path in _pictures(options.files):

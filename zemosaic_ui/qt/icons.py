@@ -23,6 +23,7 @@ _SHAPES = {
     'M3.5 9.5h3M3.5 14.5h3M17.5 9.5h3M17.5 14.5h3"/>',
     "advanced": '<path d="M4 7h9M18 7h2M4 12h3M12 12h8M4 17h7M16 17h4"/><circle cx="15.5" cy="7" r="2.2"/>'
     '<circle cx="9.5" cy="12" r="2.2"/><circle cx="13.5" cy="17" r="2.2"/>',
+    "tools": '<path d="M7 3.5V17h13.5M3.5 7H17v13.5"/>',
     "skin": '<circle cx="12" cy="12" r="8.2"/><path d="M12 3.8a8.2 8.2 0 0 1 0 16.4z" fill="COLOUR"/>',
     "language": '<circle cx="12" cy="12" r="8.2"/><path d="M3.8 12h16.4'
     'M12 3.8c5 4.6 5 11.8 0 16.4M12 3.8c-5 4.6-5 11.8 0 16.4"/>',

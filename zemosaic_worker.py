@@ -13,14 +13,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zemosaic_core.errors import Cancelled, SettingsError, ZeMosaicError
+from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed, SettingsError, ZeMosaicError
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, PixelSource
 from zemosaic_core.visible_text import visible_text
-from zemosaic_pipeline import phase3_master_tiles
-from zemosaic_pipeline.context import CancelToken, RunContext
+from zemosaic_pipeline.context import CancelToken
 from zemosaic_pipeline.events import (
     Event,
     FrameLeftOut,
@@ -32,11 +32,11 @@ from zemosaic_pipeline.events import (
     to_queue,
 )
 from zemosaic_pipeline.outside_stop import EXIT_STOPPED, send_the_rest, stop_from_outside
-from zemosaic_pipeline.plan import RunPlan
-from zemosaic_pipeline.records import FrameGroup, MasterTile, MosaicGrid, PixelMasks, RegisteredFrame
 from zemosaic_pipeline.report import sentences
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
-from zemosaic_settings import Settings, conflicting_names
+from zemosaic_pipeline.single_tile import make_single_tile
+from zemosaic_settings import Settings, canonical_values, conflicting_names
+from zemosaic_settings.old_call import OldCall, read_call, with_callback_place
 from zemosaic_settings.old_options import changed_old_options
 from zemosaic_utils import coadd_incremental, coadd_on_grid
 
@@ -53,8 +53,6 @@ __all__ = [
 ]
 
 EXIT_OK, EXIT_FAILED, EXIT_SETTINGS, EXIT_CANCELLED = 0, 1, 2, EXIT_STOPPED
-# Keys of the configuration that are not options: choices made by hand in the filter, and who made one.
-SELECTION_KEYS = ("frame_selection", "frame_groups", "gpu_asked_by")
 
 LOG_NAME = "zemosaic_worker.log"
 LOG_MAX_BYTES = 4_000_000
@@ -97,20 +95,30 @@ def _settings(
     input_folder: str | Path,
     output_folder: str | Path,
     config: Mapping[str, Any] | None,
-    overrides: Mapping[str, Any],
+    call: OldCall,
 ) -> tuple[Settings, Selection]:
-    merged = {**(config or {}), **overrides}
-    selection = Selection.from_config(merged)
-    for key in SELECTION_KEYS:
-        merged.pop(key, None)
-    merged |= {"input_dir": str(input_folder), "output_dir": str(output_folder)}
-    return Settings.from_mapping(merged), selection
+    merged = {**(config or {}), **call.options, **call.selection}
+    selection = replace(Selection.from_config(merged), known_wcs=_cards_of(call.known_wcs))
+    # By whatever name: what the call says goes before the configuration.
+    given, _ = canonical_values(config or {})
+    asked, _ = canonical_values(call.options)
+    folders = {"input_dir": str(input_folder), "output_dir": str(output_folder)}
+    return Settings.from_mapping({**given, **asked, **folders}), selection
+
+
+def _cards_of(known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the FITS cards of WCS objects, or of headers, by path."""
+    found = {}
+    for path, wcs in known.items():
+        header = wcs.to_header(relax=True) if hasattr(wcs, "to_header") else wcs
+        found[path] = {str(key): header[key] for key in header if key not in ("", "COMMENT", "HISTORY")}
+    return found
 
 
 def run_hierarchical_mosaic(
     input_folder: str | Path,
     output_folder: str | Path,
-    *,
+    *old_arguments: Any,
     progress_callback: Callable[..., Any] | None = None,
     config: Mapping[str, Any] | None = None,
     cancel_event: Any = None,
@@ -123,6 +131,8 @@ def run_hierarchical_mosaic(
     ----------
     input_folder, output_folder : path
         Raw frames; results.
+    *old_arguments
+        What callers of version 4 give by position, see `zemosaic_settings.old_call`.
     progress_callback : callable, optional
         ``(key, progress, level, **values)`` for messages, ``(stage, done, total)`` for progress.
     config : mapping, optional
@@ -132,18 +142,22 @@ def run_hierarchical_mosaic(
     reporter : callable, optional
         Takes the typed events instead of the callback.
     **overrides
-        Single settings, with or without the old ``_config`` suffix; they win over ``config``.
+        Single settings, with or without the old ``_config`` suffix; they win over ``config``. What version 4 took
+        besides is understood: ``solver_settings``, ``filter_overrides`` and ``filtered_header_items``.
 
     Raises
     ------
     SettingsError, RunFailed, SaveFailed, Cancelled
         There is no mosaic, and why.
     """
-    settings, selection = _settings(input_folder, output_folder, config, overrides)
-    report = reporter or _as_callback(progress_callback)
+    call = read_call(old_arguments, overrides)
+    settings, selection = _settings(input_folder, output_folder, config, call)
+    report = reporter or _as_callback(progress_callback or call.progress_callback)
+    if call.cancelled:
+        raise Cancelled()
     for conflict in conflicting_names(config or {}):
         report(Message(conflict.key, "WARN", spoken_values(conflict.values)))
-    for family, values in changed_old_options({**(config or {}), **overrides}):
+    for family, values in changed_old_options({**(config or {}), **call.options}):
         told = ", ".join(f"{key} = {str(value)[:40]}" for key, value in values.items())
         report(Message(family.text_key, "INFO", {"options": told, "instead": family.instead}))
     return run_classic(settings, report, cancel=CancelToken(cancel_event), selection=selection)
@@ -153,7 +167,7 @@ def run_hierarchical_mosaic_process(
     progress_queue: Any,
     input_folder: str | Path,
     output_folder: str | Path,
-    *,
+    *old_arguments: Any,
     config: Mapping[str, Any] | None = None,
     cancel_event: Any = None,
     **overrides: Any,
@@ -164,6 +178,8 @@ def run_hierarchical_mosaic_process(
     ----------
     progress_queue : multiprocessing queue
         Gets the 4-tuples.
+    *old_arguments
+        As in `run_hierarchical_mosaic`; a callback among them does not count, and may be missing.
     config, cancel_event, **overrides
         As in `run_hierarchical_mosaic`.
     """
@@ -180,7 +196,8 @@ def run_hierarchical_mosaic_process(
             progress_queue.put(item)
 
         with stop_from_outside(cancel_event) as stop:
-            code = _guarded_run(input_folder, output_folder, config, stop, overrides, report)
+            old = with_callback_place(old_arguments)
+            code = _guarded_run(input_folder, output_folder, old, config, stop, overrides, report)
     send_the_rest(progress_queue)
     sys.exit(code)
 
@@ -238,6 +255,7 @@ def _log_file(input_folder: Path, output_folder: Path, level: str) -> Iterator[N
 def _guarded_run(
     input_folder: str | Path,
     output_folder: str | Path,
+    old_arguments: Sequence[Any],
     config: Mapping[str, Any] | None,
     cancel_event: Any,
     overrides: Mapping[str, Any],
@@ -248,6 +266,7 @@ def _guarded_run(
         result = run_hierarchical_mosaic(
             input_folder,
             output_folder,
+            *old_arguments,
             config=config,
             cancel_event=cancel_event,
             reporter=report,
@@ -273,19 +292,53 @@ def _guarded_run(
 
 
 def create_master_tile(
-    group: FrameGroup,
-    frames: Sequence[RegisteredFrame],
-    weights: Any,
-    hot_pixels: Mapping[int, Any],
-    grid: MosaicGrid,
-    plan: RunPlan,
-    context: RunContext,
-    path: Path,
-) -> MasterTile:
-    """Stack one group into a master tile on disk; see `phase3_master_tiles.create_tile`."""
-    return phase3_master_tiles.create_tile(
-        group, frames, weights, dict(hot_pixels), PixelMasks(), {}, grid, plan, context, path
-    )
+    seestar_stack_group_info: Sequence[Any],
+    tile_id: int,
+    output_temp_dir: str | Path,
+    *,
+    progress_callback: Callable[..., Any] | None = None,
+    reporter: Callable[[Event], None] | None = None,
+    config: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[tuple[str | None, Any], list[list[Any]]]:
+    """Stack frames into one master tile, as callers of version 4 ask for it.
+
+    Parameters
+    ----------
+    seestar_stack_group_info : sequence
+        Frames: paths, or mappings with ``path_raw`` (or ``path``) and, of frames without a WCS in their files, ``wcs``.
+        Decoded copies that a caller may have are not needed.
+    tile_id : int
+        Number in the name, ``master_tile_007.fits``.
+    output_temp_dir : path
+        Folder of the tile.
+    progress_callback, reporter, config, **options
+        As in `run_hierarchical_mosaic`.
+
+    Returns
+    -------
+    ((path, wcs), retry_groups)
+        ``(None, None)`` where there is no tile; why was told before. There is never anything to try again: frames that
+        do not fit are left out and named.
+
+    Raises
+    ------
+    SettingsError, Cancelled
+        An option is not allowed; a stop was asked for.
+    """
+    call = read_call((), {**options, "filtered_header_items": list(seestar_stack_group_info)})
+    folder = Path(output_temp_dir)
+    settings, selection = _settings("", folder, config, call)
+    report = reporter or _as_callback(progress_callback)
+    target = folder / f"master_tile_{int(tile_id):03d}.fits"
+    try:
+        wcs = make_single_tile(
+            [Path(path) for path in selection.frames], target, settings, report, selection.known_wcs
+        )
+    except (RunFailed, SaveFailed) as error:
+        report(Message(error.key, "ERROR", spoken_values(error.values)))
+        return (None, None), []
+    return (str(target), wcs), []
 
 
 def assemble_final_mosaic_reproject_coadd(

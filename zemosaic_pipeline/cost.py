@@ -174,7 +174,10 @@ def _direct_buffers(
     basis: CostBasis, infos: Sequence[FrameInfo], canvas_hw: tuple[int, int]
 ) -> tuple[int, tuple[Buffer, ...]]:
     """Return samples per channel and row, and the memory of a row, when all frames are combined at once."""
-    n = min(_frames_per_row(infos), max(basis.batches, default=len(infos)))
+    n = _frames_per_row(infos)
+    if basis.route == "grid":
+        # Those of a list are known; others end where the field is covered, which headers tell only roughly.
+        n = min(n, max(basis.batches, default=n))
     columns = n * min(canvas_hw[1], _tile_hw(basis, largest_frame(infos))[1])
     buffers = coadd_buffers(
         n, basis.n_channels, canvas_hw[1], basis.rule, basis.feather_px > 0, columns=columns

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ from zemosaic_pipeline.filters import (
     tiles_of_filters,
 )
 from zemosaic_pipeline.judge_frames import judge_air
-from zemosaic_pipeline.listed_frames import listed_batches, listed_frames
+from zemosaic_pipeline.listed_frames import frames_with_known_wcs, listed_batches, listed_frames
 from zemosaic_pipeline.machine import Machine, available_memory, free_disk
 from zemosaic_pipeline.outline import estimate_canvas
 from zemosaic_pipeline.plan import RunPlan, make_policy, resolve, usable_memory, worker_count
@@ -77,6 +77,10 @@ class Selection:
 
     frames: tuple[str, ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
+    known_wcs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """FITS cards of a WCS by path, of frames whose files have none."""
+    listed: StackPlan | None = None
+    """The files that count, wherever they are; None: those of the input folder."""
     gpu_asked_by: str = ""
     """Text key of who chose whether the graphics card is used; empty: the settings."""
 
@@ -86,7 +90,7 @@ class Selection:
         return Selection(
             tuple(map(str, config.get("frame_selection") or ())),
             tuple(tuple(map(str, group)) for group in config.get("frame_groups") or ()),
-            str(config.get("gpu_asked_by") or ""),
+            gpu_asked_by=str(config.get("gpu_asked_by") or ""),
         )
 
 
@@ -415,8 +419,8 @@ class _ClassicRun:
         self.stacks_from = tile_intake.tile_folders(self.settings)
         if self.stacks_from and not self.stacks_from.with_frames:
             return [], []
-        self.listed = listed_frames(self.settings)
-        return phase0_survey.run(
+        self.listed = self.selection.listed or listed_frames(self.settings)
+        frames, refused = phase0_survey.run(
             self.folder,
             self.context,
             recursive=self.settings.scan_recursive,
@@ -426,6 +430,7 @@ class _ClassicRun:
             listed=self.listed,
             split_by_filter=self.settings.split_by_filter,
         )
+        return frames_with_known_wcs(frames, self.selection.known_wcs), refused
 
     def _stacks(self, raw: Sequence[Frame]) -> list[Frame]:
         """Return the stacks that are given, numbered after the raw frames."""

@@ -146,6 +146,30 @@ def test_the_second_pass_runs_on_the_card_too(tmp_path):
     assert [tile["refine"] for tile in result.report["tiles"]] == ["refine_on"]
 
 
+def test_batches_are_stacked_and_merged_on_the_card(tmp_path):
+    night = write_demo_night(
+        tmp_path / "raw",
+        panels=(1, 1),
+        frames_per_panel=8,
+        shape_hw=(200, 240),
+        with_wcs=True,
+        bad_frames=False,
+    )
+    wanted = {
+        "route": "sds", "sds_target_batch_size": 3, "sds_min_batch_size": 3, "sds_coverage_threshold": 0.7,
+        "inter_master_merge_enable": True, "cfa_refine": "off",
+    }  # fmt: skip
+    cpu = run_hierarchical_mosaic(night.folder, tmp_path / "cpu", gpu_mode="off", **wanted)
+    device = SimulatedDevice(8 * GIB)
+    with seam.install(device):
+        result = run_hierarchical_mosaic(night.folder, tmp_path / "gpu", gpu_mode="require", **wanted)
+    operations = check_all_on_card(device, result, cpu)
+    # Two batches; then the tiles become one, and the one becomes the mosaic.
+    assert (operations["stack"]["runs"], operations["assemble"]["runs"]) == (2, 2)
+    keys = {message["key"] for message in result.report["messages"]}
+    assert {"run_info_batches", "run_info_tiles_merged"} <= keys
+
+
 def test_a_run_on_a_card_of_1_gb_with_memory_running_out(night, on_card, on_cpu, tmp_path):
     """In ``require`` mode, where any row on the processor would be an error: smaller chunks are none."""
     faults = script(on_card[0], ("oom", 0.1), ("oom", 0.5), ("oom", 0.9))

@@ -67,11 +67,13 @@ def calm_light_and_colours(
     result = _lift_to_floor(light, result, known, near)
     near = _ramp(outstanding, *_STAR_COLOUR)
     share = near * _ramp(shape, *_STAR_COLOUR_SHAPE)
+    del outstanding, shape, beneath
     noises = colour_noise if colour_noise is not None else [None] * len(colours)
     calmed = []
     for colour, noise in zip(colours, noises, strict=True):
         beneath = fill_from_around(colour, weight * (np.float32(1.0) - near)) * weight
         calmed.append(_calm_around(colour, beneath, share, weight, _COLOUR, 0, noise))
+        del beneath
     return result, calmed
 
 

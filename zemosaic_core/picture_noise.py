@@ -37,6 +37,8 @@ _LEFT_BY_SMOOTHING = 0.4
 _MOST_UNTOLD = 1.15
 # A small light is at most this many scales wide; its neighbourhood of that many taps goes with it.
 _STAR_SCALES = 3
+# Rows that are worked on together.
+_STRIP = 128
 
 
 @dataclass(frozen=True)
@@ -255,15 +257,18 @@ def fill_from_around(plane: np.ndarray, use: np.ndarray) -> np.ndarray:
     left = np.float32(1.0) - use
     filled = plane * use
     half, light, seen = np.empty_like(plane), np.empty_like(plane), np.empty_like(plane)
-    value, weight = plane * use, use.astype(np.float32, copy=True)
+    value, weight = filled.copy(), use.astype(np.float32, copy=True)
     for scale in range(6):
         _smooth(value, 1 << scale, half, light)
         _smooth(weight, 1 << scale, half, seen)
         value, light = light, value
         weight, seen = seen, weight
-        enough = np.clip(weight * np.float32(8.0), 0.0, 1.0) * left
-        filled += enough * value / np.maximum(weight, np.float32(1e-3))
-        left -= enough
+        # By strips: copies of the whole planes would be the largest part of the picture's memory.
+        for y in range(0, len(plane), _STRIP):
+            rows = slice(y, y + _STRIP)
+            enough = np.clip(weight[rows] * np.float32(8.0), 0.0, 1.0) * left[rows]
+            filled[rows] += enough * value[rows] / np.maximum(weight[rows], np.float32(1e-3))
+            left[rows] -= enough
     return filled
 
 

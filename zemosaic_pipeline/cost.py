@@ -46,8 +46,8 @@ MASTER_BYTES_PER_PX = 5 * SET_BYTES_PER_PX
 # Solvers of others run one at a time; room for their star lists and for the picture as floats. Not measured.
 SOLVER_BYTES = 100_000_000
 SOLVER_BYTES_PER_PX = 16
-# The picture's stretch and calming in 16 bits, per pixel of the picture; 106 measured at 4422x3958.
-PREVIEW_BYTES_PER_PX = 110
+# The picture's stretch and calming in 16 bits, per pixel of the picture; 86 measured at 4422x3958.
+PREVIEW_BYTES_PER_PX = 90
 # A tile is wider than its frames: they are dithered and turned against the grid by some degrees.
 TURNED = 1.2
 # Copies of the weights of a band while they are sealed.

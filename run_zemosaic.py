@@ -158,6 +158,7 @@ def _add_settings(parser: argparse.ArgumentParser, texts: Texts) -> None:
     parser.add_argument("--gpu", choices=("auto", "off", "require"), help=texts("cli.gpu"))
     parser.add_argument("--gpu-device", metavar="N", help=texts("cli.gpu_device"))
     parser.add_argument("--gpu-memory-mb", metavar="N", help=texts("cli.gpu_memory_mb"))
+    parser.add_argument("--hips", action="store_true", help=texts("cli.hips"))
     parser.add_argument("--executor", metavar="WHERE", help=texts("cli.executor"))
     parser.add_argument("--map-path", metavar="HERE=THERE", action="append", help=texts("cli.map_path"))
 

@@ -64,6 +64,7 @@ def settings_from(options: Namespace, **folders: Any) -> Settings:
         "gpu_memory_mb": options.gpu_memory_mb,
         "executor": options.executor,
         "map_path": None if options.map_path is None else ";".join(options.map_path),
+        "save_hips": True if options.hips else None,
         "language": options.language,
     }
     return settings.updated({key: value for key, value in arguments.items() if value is not None})

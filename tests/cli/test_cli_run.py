@@ -266,6 +266,8 @@ def test_arguments_win_over_set_and_set_over_the_file(tmp_path):
         == "require"
     )
     assert commands.settings_from(options_of("--set", "input_dir=")).input_dir == ""
+    assert commands.settings_from(options_of("--hips")).save_hips
+    assert not commands.settings_from(options_of()).save_hips
 
 
 def test_no_arguments_open_the_window(monkeypatch, capsys):

@@ -10,13 +10,23 @@ the cluster while waiting.
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Executor,
+    Future,
+    InvalidStateError,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,8 +62,10 @@ _POLL_S = 0.1
 _CONNECT_S = 4.0
 # How often it is asked which workers there are.
 _LOOK_S = 1.0
-# Without any worker for so long the run ends; one that was killed is back in two seconds.
-_PATIENCE_S = 30.0
+# Without any worker for so long the run ends; one that was killed is back in seconds, on a busy machine in a minute.
+_PATIENCE_S = 120.0
+# A result that does not come in this time is asked for anew.
+_FETCH_S = 60.0
 _CLOSE_S = 1.0
 # Calls on their way to each worker: it shall not wait for the next one.
 _AHEAD = 2
@@ -68,12 +80,19 @@ class WorkerDied(Exception):
 
 @dataclass
 class _Job:
-    """A call, the future that who asked has of it, and that of Dask."""
+    """A call, the future that who asked has of it, that of Dask, and what came of the latter; see `_fetch`."""
 
     call: Call
     outer: _Awaited
-    inner: Future[Answer]
+    remote: Any = None
+    inner: Future[Answer] = field(default_factory=Future)
     deaths: int = 0
+
+    def drop(self) -> None:
+        """Ask for nothing more of what was sent."""
+        self.inner.cancel()
+        if self.remote is not None:
+            self.remote.cancel()
 
 
 class _Awaited(Future[Any]):
@@ -131,8 +150,8 @@ class Cluster(Executor):
     workers : int
         Processes of a cluster that is started.
     memory_bytes : int
-        What these may take together.
-    folder : Path
+        What these may take together; 0: no limit.
+    folder : Path, optional
         For files of Dask itself.
     check : callable
         Called several times a second while waiting; raises to give up.
@@ -151,9 +170,9 @@ class Cluster(Executor):
         paths: PathMap,
         run_id: str,
         *,
-        workers: int,
-        memory_bytes: int,
-        folder: Path,
+        workers: int = 1,
+        memory_bytes: int = 0,
+        folder: Path | None = None,
         check: Callable[[], None] = lambda: None,
         say: Callable[..., object] = lambda *_, **__: None,
     ) -> None:
@@ -176,7 +195,6 @@ class Cluster(Executor):
         except BaseException:
             self._questions.shutdown(wait=False)
             raise
-        self._executor = self._client.get_executor(pure=False, resources={resource_of(run_id): 1})
 
     # ------------------------------------------------------------------ workers
 
@@ -263,8 +281,8 @@ class Cluster(Executor):
             raise TypeError("arguments are sent by their places")
         assert self._requirements is not None
         call = Call(self.run_id, self._requirements.probes, function, args)
-        job = _Job(call, _Awaited(self), self._executor.submit(work, call))
-        self._jobs.append(job)
+        job = _Job(call, _Awaited(self))
+        self._send(job)
         return job.outer
 
     def map_items(
@@ -316,7 +334,7 @@ class Cluster(Executor):
         """Leave the cluster, or end the one that was started; what is at work is not waited for."""
         is_idle = not self._jobs
         for job in self._jobs:
-            job.inner.cancel()
+            job.drop()
         self._jobs = []
         with suppress(Exception):
             if self._local is None and self._client.status == "running" and self._state.fit:
@@ -329,7 +347,7 @@ class Cluster(Executor):
 
     # ------------------------------------------------------------------ the engine
 
-    def _connect(self, workers: int, memory_bytes: int, folder: Path) -> Any:
+    def _connect(self, workers: int, memory_bytes: int, folder: Path | None) -> Any:
         import dask
 
         client_type = self._distributed.Client
@@ -346,16 +364,22 @@ class Cluster(Executor):
                     threads_per_worker=1,
                     processes=True,
                     host="127.0.0.1",
-                    memory_limit=memory_bytes // workers,
+                    memory_limit=memory_bytes // workers or None,
                     dashboard_address="127.0.0.1:0",
                     worker_dashboard_address=None,
-                    local_directory=str(folder),
+                    local_directory=None if folder is None else str(folder),
                     silence_logs=logging.CRITICAL,
                 )
-            return client_type(self._local, set_as_default=False)
+            return client_type(self._local, set_as_default=False, direct_to_workers=True)
         address = self._choice.address
         opening = self._questions.submit(
-            client_type, address, timeout=_CONNECT_S, set_as_default=False, name="zemosaic"
+            client_type,
+            address,
+            timeout=_CONNECT_S,
+            set_as_default=False,
+            # Blocks are large: they come straight from the worker, by the scheduler only where that cannot be.
+            direct_to_workers=True,
+            name="zemosaic",
         )
         try:
             while not opening.done():
@@ -371,17 +395,18 @@ class Cluster(Executor):
             ) from error
 
     def _end_dask(self) -> None:
-        pids = [facts.pid for facts in self._state.fit.values()] if self._local is not None else []
-        with suppress(Exception):
+        ours = [] if self._local is None else [nanny.pid for nanny in self._local.workers.values()]
+        with suppress(*_GONE):
             self._client.close(timeout=_CLOSE_S)
         if self._local is None:
             return
-        with suppress(Exception):
+        with suppress(*_GONE):
             self._local.close(timeout=_CLOSE_S)
-        for pid in pids:
+        for pid in filter(None, ours):
+            # Those that were too busy to leave in time.
             with suppress(psutil.Error):
                 process = psutil.Process(pid)
-                if process.ppid() == psutil.Process().pid:
+                if process.ppid() == os.getpid():
                     process.kill()
 
     def _seen(self) -> list[str]:
@@ -418,7 +443,7 @@ class Cluster(Executor):
         for job in [job for job in self._jobs if job.inner.done() or job.outer.cancelled()]:
             self._settle(job)
         if self._suspects and not self._jobs and self.workers:
-            self._again(self._suspects.pop(0))
+            self._send(self._suspects.pop(0))
         if self._state.fit:
             self._state.fit_s = now
         elif self._requirements is not None and now - self._state.fit_s > _PATIENCE_S:
@@ -466,9 +491,10 @@ class Cluster(Executor):
         if fresh and state.were_none:
             # What was sent while nobody could take it does not find those who came since.
             state.were_none = False
-            for job in list(self._jobs):
-                job.inner.cancel()
-                job.inner = self._executor.submit(work, job.call)
+            waiting, self._jobs = self._jobs, []
+            for job in waiting:
+                job.drop()
+                self._send(job)
 
     def _refuse(self, address: str, facts: WorkerFacts, unfit: Unfit) -> None:
         self._state.refused.add(address)
@@ -479,18 +505,20 @@ class Cluster(Executor):
 
     # ------------------------------------------------------------------ what becomes of calls
 
-    def _again(self, job: _Job) -> None:
-        job.inner = self._executor.submit(work, job.call)
+    def _send(self, job: _Job) -> None:
+        job.inner = Future()
+        job.remote = self._client.submit(work, job.call, pure=False, resources={resource_of(self.run_id): 1})
+        job.remote.add_done_callback(partial(_fetch, job.inner))
         self._jobs.append(job)
 
     def _settle(self, job: _Job) -> None:
         self._jobs.remove(job)
         if job.outer.cancelled():
-            job.inner.cancel()
+            job.drop()
             return
         if job.inner.cancelled():
-            # Dask forgets calls when the scheduler is lost for a moment.
-            self._again(job)
+            # What it gave was lost with its worker before it came here.
+            self._send(job)
             return
         error = job.inner.exception()
         if isinstance(error, self._distributed.KilledWorker):
@@ -507,7 +535,7 @@ class Cluster(Executor):
         answer = job.inner.result()
         if answer.unfit is not None:
             self._leave_out(answer.worker, answer.unfit)
-            self._again(job)
+            self._send(job)
             return
         for tally in self._state.tallies.values():
             if tally.facts.name == answer.worker and not tally.lost:
@@ -526,6 +554,24 @@ class Cluster(Executor):
                 self._refuse(address, facts, unfit)
         if not self._state.fit:
             self._state.were_none = True
+
+
+def _fetch(inner: Future[Answer], remote: Any) -> None:
+    """Bring what became of a call here; runs in the thread that Dask has for that.
+
+    The futures of Dask's own executor are never done when a result is lost twice before it was fetched.
+    """
+    try:
+        try:
+            inner.set_result(remote.result(timeout=_FETCH_S))
+        except InvalidStateError:
+            raise
+        except (CancelledError, OSError):  # among the latter those that say that it took too long
+            inner.cancel()
+        except Exception as error:  # noqa: BLE001 - it belongs to who waits for the call
+            inner.set_exception(error)
+    except InvalidStateError:
+        log.debug("an answer came after nobody waited for it any more")
 
 
 def _as_here(error: BaseException, paths: PathMap) -> BaseException:

@@ -10,8 +10,9 @@ it would be no faster to keep them together.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,7 @@ from zemosaic_core.errors import RunFailed
 from zemosaic_core.refine import RefineSource, gather_block
 from zemosaic_core.refine_rows import CoaddStore, RowsInTurn, refine_buffers
 from zemosaic_core.refine_structure import HALO_ROWS, Gathered
+from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, SampleNoise
 from zemosaic_core.spread import blocks_for, results_in_order
 from zemosaic_gpu_policy import GpuPolicy
@@ -196,12 +198,19 @@ class ClusterBlocks:
                 RunStop(self.cluster.run_id),
             )
 
-        calls = ((_refine_part, (part(y0, y1),)) for y0, y1 in blocks)
-        # The rows that are sent wait here as well.
+        # What comes back is where the mask is not 0; the masks wait here, in the order of the blocks.
+        masks: deque[np.ndarray] = deque()
+
+        def call(y0: int, y1: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+            made = part(y0, y1)
+            masks.append(made.mask)
+            return _refine_part, (made,)
+
+        calls = (call(y0, y1) for y0, y1 in blocks)
         of_result = width * n_channels * (_GATHERED_BYTES_PER_CHANNEL + 8) * (blocks[0][1] - blocks[0][0])
         results = self._results(calls, self._on_their_way(of_result, budget_bytes))
-        for (y0, y1), gathered in zip(blocks, results, strict=True):
-            rows.replace(y0, y1, gathered)
+        for (y0, y1), sums in zip(blocks, results, strict=True):
+            rows.replace(y0, y1, _unpacked(sums, masks.popleft()))
             if on_rows is not None:
                 on_rows(y1, height)
 
@@ -248,6 +257,7 @@ def _coadd_part(part: _CoaddPart) -> tuple[CoaddBlock, str, list[dict[str, Any]]
             part.kernel,
             threads=here.threads,
             cancel=part.stop,
+            scratch=_scratch(),
         )
         return block, here.host, []
     policy, records = _card_policy(part.gpu_mode, part.budget_bytes)
@@ -280,9 +290,9 @@ def _card_policy(mode: str, host_bytes: int) -> tuple[GpuPolicy, list[dict[str, 
     return GpuPolicy(mode=mode, host_bytes=host_bytes, on_record=records.append), records
 
 
-def _refine_part(part: _RefinePart) -> Gathered:
-    """Sum up what the samples differ from a block of the co-add; runs on a worker."""
-    return gather_block(
+def _refine_part(part: _RefinePart) -> tuple[np.ndarray, ...]:
+    """Sum up what the samples differ from a block of the co-add; runs on a worker. See `_unpacked`."""
+    gathered = gather_block(
         part.pixels,
         part.sources,
         part.image,
@@ -292,4 +302,22 @@ def _refine_part(part: _RefinePart) -> Gathered:
         scale=part.scale,
         threads=own_worker().threads,
         cancel=part.stop,
+        scratch=_scratch(),
     )
+    # Where the mask is 0 nothing was summed; that is most of the sky.
+    kept = part.mask > 0
+    return tuple(getattr(gathered, item.name)[:, kept] for item in fields(Gathered))
+
+
+def _unpacked(sums: Sequence[np.ndarray], mask: np.ndarray) -> Gathered:
+    """Return the sums of a block from those of the pixels whose mask is not 0."""
+    gathered = Gathered.blank((len(sums[0]), *mask.shape))
+    for item, values in zip(fields(Gathered), sums, strict=True):
+        getattr(gathered, item.name)[:, mask > 0] = values
+    return gathered
+
+
+@cache
+def _scratch() -> Scratch:
+    """Return the memory of this worker for windows and samples: fresh pages cost much of what is computed in them."""
+    return Scratch()

@@ -99,6 +99,8 @@ class CostBasis:
         Copies of the science file in other forms.
     tiled_pictures : int
         Pictures as tiles.
+    elsewhere : int
+        Workers of a cluster on other machines, which measure and stack instead; 0: none.
     """
 
     n_channels: int
@@ -123,6 +125,7 @@ class CostBasis:
     batches: tuple[int, ...] = ()
     copies: int = 0
     tiled_pictures: int = 0
+    elsewhere: int = 0
 
     @property
     def tiles_are_whole(self) -> bool:
@@ -288,8 +291,9 @@ def estimate_rows(
     stack_bytes = max(min(basis.block_budget_bytes, workload.peak(block_rows)), workload.peak(1))
     # Per thread: one decoded window and its three colour planes, and the pages of a tile being written.
     window_bytes = basis.threads * frame_px * (2 + 4 * 2 * basis.n_channels) + 2 * frame_px * 4
-    children = basis.workers if basis.workers > 1 and n > 1 else 0
+    children = basis.workers if basis.workers > 1 and n > 1 and not basis.elsewhere else 0
     survey = PARENT_BYTES
+    cores, threads = max(1, basis.elsewhere or basis.workers), basis.elsewhere or basis.threads
     calibrating = 0
     if n_calibrations:
         # A measuring process keeps two sets and reads a third; masters are made before, in blocks.
@@ -307,7 +311,7 @@ def estimate_rows(
         # A block of one row may need more than the budget: windows are read as a whole.
         least = max(basis.block_budget_bytes, peak_bytes(second, 1, HALO_ROWS))
         stack_bytes = max(stack_bytes, min(least, second_bytes))
-        second_s = n * mpx * REFINE_S_PER_MPX_CORE * basis.drizzle_scale**2 / basis.threads
+        second_s = n * mpx * REFINE_S_PER_MPX_CORE * basis.drizzle_scale**2 / threads
         # The co-add stays until the second pass over it is complete.
         planes = basis.n_channels * (2 if basis.variance else 1) + 1
         second_disk = stacked_hw[0] * stacked_hw[1] * (4 * planes + 2)
@@ -338,7 +342,6 @@ def estimate_rows(
         stacked_hw[0] * stacked_hw[1] * (4 + (2 + 4 * basis.n_channels) / SAMPLE_STEP**2)
     )
     science_disk = canvas_px * 4 * (basis.n_channels + 1 + variance_planes)
-    cores = max(1, basis.workers)
     device = "cpu" if decision is None else decision.device
     reason = "" if decision is None else decision.reason_key
     solves = n * SOLVE_S_PER_FRAME / cores
@@ -354,7 +357,7 @@ def estimate_rows(
             n,
             stack,
             tiles_disk + bands_disk + unpacked + cut_disk,
-            n * mpx * STACK_S_PER_MPX_CORE * basis.drizzle_scale**2 / basis.threads + second_s,
+            n * mpx * STACK_S_PER_MPX_CORE * basis.drizzle_scale**2 / threads + second_s,
             device,
             reason,
         ),

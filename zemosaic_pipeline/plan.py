@@ -107,6 +107,8 @@ class RunPlan:
     rows: tuple[PlanRow, ...]
     is_reduced: bool = False
     memory_limit_bytes: int = 0
+    elsewhere: int = 0
+    """Workers of a cluster on other machines."""
 
     @property
     def peak_bytes(self) -> int:
@@ -129,6 +131,7 @@ class Plan:
     calibration: str = ""
     calibration_unused: str = ""
     split: str = ""
+    cluster: tuple[dict[str, Any], ...] = ()
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
@@ -208,6 +211,7 @@ def resolve(
     batches: Sequence[Sequence[str]] = (),
     n_calibrations: int = 0,
     n_tiles: int = 0,
+    elsewhere: int = 0,
 ) -> RunPlan:
     """Return the plan that follows from settings, frames and machine; pure but for the policy's decision.
 
@@ -215,6 +219,8 @@ def resolve(
     ----------
     infos : sequence of FrameInfo
         Raw frames first, then the ``n_tiles`` stacks that are given.
+    elsewhere : int
+        Workers of a cluster on other machines; 0: all is done here.
     preplanned, batches : sequence of sequences of str
         Paths of frames that become a tile together: chosen by hand, and those of a list.
 
@@ -331,6 +337,7 @@ def resolve(
         merge=merge_options(settings),
         rows=(),
         memory_limit_bytes=_memory_limit(settings),
+        elsewhere=elsewhere,
     )
     wants_batches = settings.route == "sds" and bool(raw)
     expected = (
@@ -407,6 +414,7 @@ def _cost_basis(run: RunPlan) -> CostBasis:
         copies=len(set(run.output.formats) & set(COPIES)),
         tiled_pictures=run.output.zoom + run.output.hips,
         batches=run.group.batch_sizes,
+        elsewhere=run.elsewhere,
     )
 
 
@@ -495,6 +503,7 @@ def make_plan(
         There is no usable frame.
     """
     from zemosaic_pipeline import calibrate, tile_intake
+    from zemosaic_pipeline.cluster_run import look_at_cluster
     from zemosaic_pipeline.phase0_survey import survey
     from zemosaic_pipeline.records import LeftOut
 
@@ -526,6 +535,7 @@ def make_plan(
     policy = make_policy(settings, machine, None)
     if not infos:
         raise RunFailed("run_error_no_frames", f"no usable FITS frame in {folder}", folder=str(folder))
+    elsewhere, cluster = look_at_cluster(settings, infos, worker_count(settings, machine))
     outline = _outline(infos, settings, solve_some)
     run = resolve(
         settings,
@@ -536,6 +546,7 @@ def make_plan(
         batches=listed_batches(listed),
         n_calibrations=chosen.n_sets,
         n_tiles=len(stacks),
+        elsewhere=elsewhere,
     )
     split = split_text(filter_names(infos, split=settings.split_by_filter))
     return Plan(
@@ -550,4 +561,5 @@ def make_plan(
         split=split,
         calibration=chosen.used,
         calibration_unused=chosen.unused,
+        cluster=cluster,
     )

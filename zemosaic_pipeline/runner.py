@@ -31,7 +31,7 @@ from zemosaic_pipeline import (
     tile_checks,
     tile_intake,
 )
-from zemosaic_pipeline.cluster_run import cluster_of, requirements_of
+from zemosaic_pipeline.cluster_run import cluster_of, require_workers
 from zemosaic_pipeline.colour import star_light
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.cost import disk_bytes
@@ -262,6 +262,7 @@ class _ClassicRun:
             chosen = calibrate.choose(
                 infos[: len(raw)], self._beside(refused, calibration), self.folder, calibration
             )
+            elsewhere = require_workers(context, infos)
             self.plan = plan = resolve(
                 self.settings,
                 infos,
@@ -272,10 +273,9 @@ class _ClassicRun:
                 batches=listed_batches(self.listed),
                 n_calibrations=chosen.n_sets,
                 n_tiles=len(frames) - len(raw),
+                elsewhere=elsewhere,
             )
             context.follow(plan)
-            if context.cluster is not None:
-                context.cluster.require(requirements_of(infos, context.run_id, context.cluster.paths))
             self._refuse_small_disk(
                 next(row.disk_bytes for row in plan.rows if row.phase == phase1_prepare.PHASE)
             )

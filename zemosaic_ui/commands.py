@@ -371,6 +371,7 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
     unsolved = facts["outline"]["n_asked"] - facts["outline"]["n_solved"]
     if unsolved:
         lines.append(texts("plan.not_solved", n=unsolved))
+    lines += [texts(line["key"], **line["values"]) for line in facts.get("cluster", ())]
     if facts.get("split"):
         lines.append(texts("run_info_split_by_filter", details=facts["split"]))
     if facts.get("mixture"):

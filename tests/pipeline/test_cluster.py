@@ -7,6 +7,8 @@ import signal
 import socket
 import sys
 import threading
+from concurrent.futures import CancelledError
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -16,9 +18,14 @@ from made_frames import field_sky, pointings, run, write_all
 
 from run_zemosaic import main
 from zemosaic_core.errors import Cancelled, RunFailed, SettingsError
+from zemosaic_pipeline import cluster as cluster_module
 from zemosaic_pipeline import elsewhere
-from zemosaic_pipeline.elsewhere import Unfit
+from zemosaic_pipeline.cluster import Cluster
+from zemosaic_pipeline.elsewhere import Answer, Elsewhere, Requirements, Unfit, WorkerFacts
 from zemosaic_pipeline.events import Message, PhaseProgress
+from zemosaic_pipeline.plan import make_plan
+from zemosaic_settings import Settings
+from zemosaic_settings.executor import ExecutorChoice, PathMap
 from zemosaic_worker import run_hierarchical_mosaic
 
 distributed = pytest.importorskip("distributed", reason="the extra cluster (distributed) is not installed")
@@ -79,16 +86,16 @@ def be_older() -> None:
 
 
 class Watching:
-    """A reporter that keeps what is said, and acts once frames are measured."""
+    """A reporter that keeps what is said, and acts once a phase has got somewhere."""
 
-    def __init__(self, act=lambda: None) -> None:
+    def __init__(self, act=lambda: None, phase="phase1_prepare") -> None:
         self.said: dict[str, list[dict]] = {}
-        self._act = act
+        self._act, self._phase = act, phase
 
     def __call__(self, event: object) -> None:
         if isinstance(event, Message):
             self.said.setdefault(event.key, []).append(event.values)
-        if isinstance(event, PhaseProgress) and event.phase == "phase1_prepare":
+        if isinstance(event, PhaseProgress) and event.phase == self._phase:
             act, self._act = self._act, lambda: None
             act()
 
@@ -102,6 +109,16 @@ def test_same_mosaic_with_workers_lost_refused_and_unmounted(raw, reference, clu
         client.run(see_nothing, workers=[blind])
         client.run(be_older, workers=[older])
         pid = client.run(os.getpid, workers=[doomed])[doomed]
+    settings = Settings.from_mapping(
+        {**SETTINGS, "executor": address_of(cluster), "map_path": f"{raw}={there}"}
+    )
+    plan = make_plan(raw, tmp_path / "planned", settings)
+    assert plan.run.elsewhere == 2
+    assert {line["key"] for line in plan.cluster} == {
+        "cluster_workers",
+        "cluster_version",
+        "cluster_not_mounted",
+    }
     watching = Watching(lambda: os.kill(pid, signal.SIGKILL))
     result = run_hierarchical_mosaic(
         raw,
@@ -142,14 +159,13 @@ def test_run_that_lost_its_scheduler_or_was_stopped_goes_on_here(raw, reference,
         run_hierarchical_mosaic(
             raw,
             tmp_path,
-            reporter=Watching(stop.set),
+            reporter=Watching(stop.set, "phase3_master_tiles"),
             cancel_event=stop,
             executor=address_of(cluster),
             **SETTINGS,
         )
     with distributed.Client(cluster, set_as_default=False) as client:
         assert not any(client.processing().values())
-    assert len(list(tmp_path.glob(".zemosaic_state/frames/*.npz"))) > n_measured
     again = run(raw, tmp_path, **SETTINGS)
     assert "run_info_measures_reused" in again.message_keys
     assert_same(pictures(again), reference)
@@ -168,26 +184,115 @@ def test_wrong_address_and_missing_extra_are_one_sentence_and_code_2(raw, tmp_pa
     assert not (tmp_path / "c" / "run_report.json").exists()
 
 
-def test_frame_that_kills_its_workers_is_left_out_by_name(tmp_path):
-    """What `map_items` makes of a death that follows a call wherever it goes."""
-    from zemosaic_pipeline.cluster import Cluster
-    from zemosaic_settings.executor import ExecutorChoice, PathMap
-
-    cluster = Cluster(
-        ExecutorChoice("dask"), PathMap(), "test", workers=1, memory_bytes=2_000_000_000, folder=tmp_path
-    )
+def test_cluster_of_this_machine_ends_with_the_run(tmp_path):
+    cluster = Cluster(ExecutorChoice("dask"), PathMap(), "test", folder=tmp_path)
     try:
-        cluster.require(elsewhere.Requirements("test", elsewhere.versions()))
-        answers = dict(cluster.map_items(elsewhere.Elsewhere(die_of_two), [1, 2, 3], name_of=str))
-        facts = cluster.facts()["workers"]
+        cluster.require(Requirements("test", elsewhere.versions()))
+        assert dict(cluster.map_items(Elsewhere(abs), [-1, 2, -3], name_of=str)) == {0: 1, 1: 2, 2: 3}
+        processes = [psutil.Process(worker["pid"]) for worker in cluster.facts()["workers"]]
     finally:
         cluster.shutdown()
-    assert (answers[0], answers[2]) == (1, 3)
+    assert processes
+    assert psutil.wait_procs(processes, timeout=20)[1] == []
+
+
+class MadeUpClient:
+    """Stands for Dask: two workers, and what happens to the calls whose argument is in ``accidents``."""
+
+    status = "running"
+
+    def __init__(self, accidents) -> None:
+        self.accidents = {argument: list(found) for argument, found in accidents.items()}
+        self.submitted: list[int] = []
+        self.dismissed: list[str] = []
+        self.names = {"tcp://a": "a", "tcp://b": "b"}
+
+    def scheduler_info(self):
+        return {"workers": self.names}
+
+    def run(self, function, *args, workers, on_error):
+        if function is elsewhere.dismiss:
+            self.dismissed += workers
+            return {}
+        return {at: WorkerFacts(self.names[at], "host", 0, 1, 0, False) for at in workers}
+
+    def run_on_scheduler(self, function, *args):
+        return None
+
+    def submit(self, function, call, *, pure, resources):
+        self.submitted.append(call.args[0])
+        accidents = self.accidents.get(call.args[0])
+        return MadeUpRemote(call, accidents.pop(0) if accidents else None)
+
+    def close(self, timeout):
+        self.status = "closed"
+
+
+class MadeUpRemote:
+    def __init__(self, call, accident) -> None:
+        self._call, self._accident = call, accident
+
+    def add_done_callback(self, function) -> None:
+        function(self)
+
+    def result(self, timeout):
+        if isinstance(self._accident, BaseException):
+            raise self._accident
+        if self._accident is not None:
+            return Answer(self._accident, "host", unfit=Unfit("cluster_disk_full", "", reason="full"))
+        return Answer("a", "host", self._call.function(*self._call.args))
+
+    def cancel(self) -> None:
+        self._accident = self._accident or CancelledError()
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Return what makes a cluster of two made-up workers, and its client."""
+    made = []
+
+    def make(accidents):
+        client = MadeUpClient(accidents)
+        monkeypatch.setattr(Cluster, "_connect", lambda *_: client)
+        cluster = Cluster(ExecutorChoice("scheduler", "tcp://nowhere:1"), PathMap(), "made-up")
+        cluster.require(Requirements("made-up", {}))
+        made.append(cluster)
+        return cluster, client
+
+    yield make
+    for cluster in made:
+        cluster.shutdown()
+
+
+def killed():
+    return distributed.KilledWorker("task", SimpleNamespace(address="tcp://a"), 0)
+
+
+def test_item_over_which_workers_die_twice_is_left_out_by_name(made_up):
+    cluster, client = made_up({2: [killed(), killed()], 3: [killed()]})
+    answers = dict(cluster.map_items(Elsewhere(abs), [1, 2, 3, 4], name_of=str))
+    assert (answers[0], answers[2], answers[3]) == (1, 3, 4)
     assert (answers[1].key, answers[1].values["path"]) == ("frame_killed_worker", "2")
-    assert not any(psutil.pid_exists(worker["pid"]) for worker in facts)
+    # It was tried again when nothing else was at work.
+    assert client.submitted[-2:] == [2, 3]
 
 
-def die_of_two(number: int) -> int:
-    if number == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
+def test_lost_results_and_calls_of_unfit_workers_are_made_again(made_up):
+    cluster, client = made_up({2: [CancelledError(), "b"], 3: [OSError("gone")]})
+    answers = dict(cluster.map_items(Elsewhere(abs), [1, 2, 3], name_of=str))
+    assert answers == {0: 1, 1: 2, 2: 3}
+    assert client.submitted.count(2) == 3
+    cluster._questions.submit(int).result()
+    assert client.dismissed == ["tcp://b"]
+    assert cluster.workers == 1
+    refused = {w["name"]: w["refused"] for w in cluster.facts()["workers"]}
+    assert refused["a"] is None
+    assert refused["b"]["key"] == "cluster_disk_full"
+
+
+def test_run_ends_when_nobody_is_left(made_up, monkeypatch):
+    cluster, _ = made_up({1: ["a", "b"]})
+    monkeypatch.setattr(cluster_module, "_PATIENCE_S", 0.0)
+    with pytest.raises(RunFailed) as failed:
+        list(cluster.map_items(Elsewhere(abs), [1], name_of=str))
+    assert failed.value.key == "cluster_no_worker"

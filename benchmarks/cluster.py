@@ -160,9 +160,11 @@ def on_paper() -> list[dict[str, Any]]:
     rows = []
     for workers in (1, 2, 4, 8, 16, 32, 64, 128):
         for network, bytes_per_s in (("1 Gbit/s", 110e6), ("10 Gbit/s", 1100e6)):
-            found = simulate(Work(), Machines(workers=workers, nas_bytes_per_s=bytes_per_s))
+            found = simulate(
+                Work(), Machines(workers, nas_bytes_per_s=bytes_per_s, net_bytes_per_s=bytes_per_s)
+            )
             rows.append({"workers": workers, "network": network, **found})
-            print(f"{workers:4d} workers, NAS at {network:9s}: {found['seconds'] / 3600:7.2f} h, "
+            print(f"{workers:4d} workers, network {network:9s}: {found['seconds'] / 3600:7.2f} h, "
                   f"{found['tasks']} tasks, {found['read_bytes'] / 1e12:.2f} TB read, "
                   f"{found['sent_bytes'] / 1e9:.0f} GB between machines; {found['busiest']}")  # fmt: skip
     return rows

@@ -95,15 +95,16 @@ class RowsInTurn:
         self._shares = share_of_channels(sources[0].pattern)
         self._kept_y0 = 0
         self._kept: CoaddRows | None = None
-        self._last: tuple[int, int, BlockRows] | None = None
+        self._open: dict[tuple[int, int], BlockRows] = {}
 
     def block(self, y0: int, y1: int) -> BlockRows:
         """Return the rows of a block as they were before anything was replaced.
 
-        Rows above the block that was replaced last are no longer known.
+        Rows above the block that was replaced last are no longer known. A block is kept until it is replaced: several
+        may be in work.
         """
-        if self._last is not None and self._last[:2] == (y0, y1):
-            return self._last[2]
+        if (y0, y1) in self._open:
+            return self._open[y0, y1]
         top, bottom = max(0, y0 - HALO_ROWS), min(self._height, y1 + HALO_ROWS)
         rows = self._store.read(top, bottom)
         image = np.array(rows.image, np.float32)
@@ -123,12 +124,13 @@ class RowsInTurn:
         mask = structure_mask(image, weight, self._noise.variance, rows.coverage, inner)
         own = None if variance is None else variance[:, inner]
         found = BlockRows(y0, top, image, weight[:, inner], own, mask)
-        self._last = (y0, y1, found)
+        self._open[y0, y1] = found
         return found
 
     def replace(self, y0: int, y1: int, gathered: Gathered) -> None:
         """Replace the rows of a block; blocks come in order."""
         block = self.block(y0, y1)
+        self._open = {rows: kept for rows, kept in self._open.items() if rows[0] >= y1}
         inner = slice(y0 - block.image_y0, y1 - block.image_y0)
         image, variance = refined(
             block.image[:, inner],

@@ -42,6 +42,8 @@ _LEAST_BLOCK_BYTES = 16_000_000
 # Bytes per pixel of a finished block: see `CoaddBlock` and `Gathered`.
 _COADD_BYTES, _COADD_BYTES_PER_CHANNEL = 2, 4 + 4 + 4 + 2 + 2
 _GATHERED_BYTES_PER_CHANNEL = 4 * 4
+# What travels of a frame with each block that it touches: maps, terms, sums of its rows.
+_FRAME_BYTES = 40_000
 # Results on their way or waiting, per worker: while the first one is late, the others go on.
 _AHEAD = 4
 
@@ -145,9 +147,9 @@ class ClusterBlocks:
 
         calls = ((_coadd_part, (part(y0, y1),)) for y0, y1 in blocks)
         bytes_per_row = width * (_COADD_BYTES + _COADD_BYTES_PER_CHANNEL * n_channels)
-        most_ahead = self._on_their_way(
-            bytes_per_row * max((b - a for a, b in blocks), default=1), budget_bytes
-        )
+        of_frames = _FRAME_BYTES * _most_touching([source.bbox for source in sources], blocks)
+        of_result = bytes_per_row * max((b - a for a, b in blocks), default=1)
+        most_ahead = self._on_their_way(of_result + of_frames, budget_bytes)
         for (y0, y1), (block, host, records) in zip(blocks, self._results(calls, most_ahead), strict=True):
             for record in records:
                 self.policy.adopt(record, host)
@@ -208,7 +210,8 @@ class ClusterBlocks:
 
         calls = (call(y0, y1) for y0, y1 in blocks)
         of_result = width * n_channels * (_GATHERED_BYTES_PER_CHANNEL + 8) * (blocks[0][1] - blocks[0][0])
-        results = self._results(calls, self._on_their_way(of_result, budget_bytes))
+        of_frames = _FRAME_BYTES * _most_touching([item.source.bbox for item in sources], blocks)
+        results = self._results(calls, self._on_their_way(of_result + of_frames, budget_bytes))
         for (y0, y1), sums in zip(blocks, results, strict=True):
             rows.replace(y0, y1, _unpacked(sums, masks.popleft()))
             if on_rows is not None:
@@ -239,6 +242,14 @@ class ClusterBlocks:
             raise RunFailed(
                 "cluster_block_died", f"workers died twice over one block: {death}", reason=str(death)
             ) from death
+
+
+def _most_touching(boxes: Sequence[tuple[int, int, int, int]], blocks: Sequence[tuple[int, int]]) -> int:
+    """Return how many boxes (y0, y1, x0, x1) touch the block of rows that most of them touch."""
+    tops, bottoms = (np.sort([box[side] for box in boxes]) for side in (0, 1))
+    rows = np.array(blocks).reshape(-1, 2)
+    counts = np.searchsorted(tops, rows[:, 1]) - np.searchsorted(bottoms, rows[:, 0], side="right")
+    return int(counts.max(initial=0))
 
 
 def _coadd_part(part: _CoaddPart) -> tuple[CoaddBlock, str, list[dict[str, Any]]]:

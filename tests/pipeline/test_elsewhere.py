@@ -14,6 +14,7 @@ from zemosaic_io.calibration_sets import CalibrationSet, forget_received, receiv
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline import elsewhere
+from zemosaic_pipeline.cluster_blocks import _most_touching
 from zemosaic_pipeline.elsewhere import Call, Requirements, frame_there, unfit_of_disk, versions, work
 from zemosaic_pipeline.measure import MEASURE_ELSEWHERE, MeasureOptions, measure_frame
 from zemosaic_settings.executor import PathMap
@@ -106,3 +107,11 @@ def test_part_of_a_store_reads_the_same_pixels_on_another_machine(frame):
     finally:
         forget_received()
     assert len(pickle.dumps(store)) < 12_000
+
+
+def test_frames_of_the_fullest_block_are_counted():
+    boxes = [(0, 10, 0, 5), (5, 20, 0, 5), (10, 12, 0, 5), (19, 30, 0, 5)]
+    blocks = [(0, 5), (5, 10), (10, 19), (19, 30)]
+    by_hand = max(sum(a < y1 and b > y0 for a, b, *_ in boxes) for y0, y1 in blocks)
+    assert _most_touching(boxes, blocks) == by_hand == 2
+    assert _most_touching(boxes, [(0, 30)]) == 4

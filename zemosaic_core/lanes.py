@@ -399,14 +399,21 @@ def _reject_lanes(values, n_rows, count, lanes, code, kappas, quantiles, noise, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _load_lanes(values, starts, boxes, maps, map_starts, members, n, place, lanes, raw, block, count):
-    """Copy the samples of one row of lanes twice, missing ones as +inf, and count the valid ones."""
+def _load_lanes(
+    values, starts, boxes, maps, map_starts, members, n, place, lanes, raw, block, count, present
+):
+    """Copy the samples of one row of lanes twice, missing ones as +inf, and count the valid ones.
+
+    A tilted source covers its box in part only. Those without a valid sample here are passed over; `present` becomes
+    the others, as many as the number returned.
+    """
     channel, y, x0 = place
     inf = np.float32(np.inf)
     for i in range(lanes):
         count[i] = 0
-    for m in range(n):
-        source = members[m]
+    m = 0
+    for k in range(n):
+        source = members[k]
         top, left, right = boxes[source, 0], boxes[source, 2], boxes[source, 3]
         width = right - left
         begin, end = max(left, x0), min(right, x0 + lanes)
@@ -424,10 +431,17 @@ def _load_lanes(values, starts, boxes, maps, map_starts, members, n, place, lane
             shares = maps[at : at + end - begin]
             for i in range(end - begin):
                 target[i] = target[i] if shares[i] > np.float32(0) else inf
+        valid = 0
         for i in range(lanes):
             v = raw[m, i]
+            one = np.int32(1) if v < inf else np.int32(0)
             block[m, i] = v
-            count[i] += np.int32(1) if v < inf else np.int32(0)
+            count[i] += one
+            valid += one
+        if valid > 0:
+            present[m] = source
+            m += 1
+    return m
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -542,7 +556,7 @@ def combine_rows(
         np.empty(width, np.bool_), np.zeros((9, padded), np.float32),
     )  # fmt: skip
     sums, part = np.empty((6, width), np.float32), np.empty((2, width), np.float32)
-    members = np.empty(n_sources, np.int64)
+    members, present = np.empty(n_sources, np.int64), np.empty(n_sources, np.int64)
     n_blocks = -(-n_cols // width)
     near, n_near = np.empty((n_blocks, n_sources), np.int64), np.zeros(n_blocks, np.int64)
     for part_x in range(n_blocks):
@@ -572,23 +586,37 @@ def combine_rows(
                     rejected_high[channel, y, x0:x1] = 0
                     continue
                 place = (channel, y, x0)
-                _load_lanes(
-                    values, starts, boxes, maps, map_starts, members, n, place, lanes, raw, block, count
+                seen_by = _load_lanes(
+                    values,
+                    starts,
+                    boxes,
+                    maps,
+                    map_starts,
+                    members,
+                    n,
+                    place,
+                    lanes,
+                    raw,
+                    block,
+                    count,
+                    present,
                 )
                 seen = coverage[y, x0:x1]
                 for i in range(lanes):
                     seen[i] = max(seen[i], np.uint16(min(count[i], MOST_COUNTED)))
-                _sort_rows(block, n)
+                _sort_rows(block, seen_by)
                 for i in range(lanes):
                     pivot[i] = block[(count[i] - 1) // 2, i] if count[i] > 0 else np.float32(0)
-                for k in range(n):
+                for k in range(seen_by):
                     for i in range(lanes):
                         block[k, i] -= pivot[i]
                 if noise[0] > 0:
-                    _expect_noise(raw, count, pivot, lanes, members, n, channel, noise, scratch[4])
-                _reject_lanes(block, n, count, lanes, code, kappas, quantiles, noise, runs, bounds, scratch)
+                    _expect_noise(raw, count, pivot, lanes, present, seen_by, channel, noise, scratch[4])
+                _reject_lanes(
+                    block, seen_by, count, lanes, code, kappas, quantiles, noise, runs, bounds, scratch
+                )
                 _accumulate(
-                    raw, maps, map_starts, boxes, members, n, place, lanes, weights, median, pivot, bounds,
+                    raw, maps, map_starts, boxes, present, seen_by, place, lanes, weights, median, pivot, bounds,
                     sums, part,
                 )  # fmt: skip
                 _write_lanes(

@@ -5,6 +5,7 @@ import pytest
 import twins_coadd as twins
 from scipy.ndimage import maximum_filter
 
+from zemosaic_core.clipped_light import mark_clipped_planes
 from zemosaic_core.errors import SettingsError
 from zemosaic_core.rejection import REJECTION_CODES, combine_stack
 from zemosaic_core.sources import CombineRule, SampleNoise
@@ -34,6 +35,13 @@ def make_stack(n, shape=(2, 3, 37), seed=0, *, level=1000.0, outliers=0.05, miss
     return stack
 
 
+def clipped_at(bound):
+    """A missing sample that holds a lower bound of its light."""
+    planes = np.full((1, 1, 1), 2 * bound, np.float32)
+    mark_clipped_planes(planes, (bound,))
+    return planes[0, 0, 0]
+
+
 def assert_same(ours, twin, level=1000.0, count_slack=0.0):
     """Counts must agree but for float32 ties at a bound; where they do, values agree closely."""
     agree = (ours.rejected_low == twin["rejected_low"]) & (ours.rejected_high == twin["rejected_high"])
@@ -54,6 +62,30 @@ def name_of(rule):
 def test_agrees_with_the_plain_twin(rule, n):
     stack = make_stack(n, seed=n)
     assert_same(combine_stack(stack, rule), twins.combine(stack, np.ones((n, 2)), None, rule))
+
+
+@pytest.mark.parametrize("rule", [RULES[2], KNOWN[0]], ids=name_of)
+def test_sources_that_see_a_part_of_the_row_count_there_alone(rule):
+    # Wide enough for three runs of lanes; in the first nobody but the even ones has a sample, in the last the odd ones.
+    stack = make_stack(9, (2, 2, 600), seed=2)
+    stack[0::2, :, :, 390:] = np.nan
+    stack[1::2, :, :, :210] = np.nan
+    # One of those that have no sample on the left was cut off there, in one pixel that nobody else sees.
+    stack[:, :, 1, 20] = np.nan
+    stack[1, :, 1, 20] = clipped_at(4000.0)
+    weights, maps = np.linspace(0.5, 1.5, 9), np.random.default_rng(4).random((9, 2, 600), np.float32)
+    ours = combine_stack(stack, rule, weights=weights, weight_maps=maps)
+    for here, who in ((slice(0, 210), slice(0, None, 2)), (slice(390, 600), slice(1, None, 2))):
+        alone = combine_stack(
+            stack[who, ..., here], rule, weights=weights[who], weight_maps=maps[who, :, here]
+        )
+        for name in ("image", "weight", "variance", "rejected_low", "rejected_high"):
+            whole, part = getattr(ours, name)[..., here].copy(), getattr(alone, name)
+            if here.start == 0:
+                bound = whole[:, 1, 20].copy()
+                whole[:, 1, 20] = part[:, 1, 20]
+                assert name != "image" or (bound == 4000.0).all()
+            np.testing.assert_array_equal(whole, part, name)
 
 
 @pytest.mark.parametrize("rule", RULES[:4], ids=lambda r: r.rejection)

@@ -71,11 +71,12 @@ __all__ = [
     "validate_wcs_header",
 ]
 
-# Blocks stay small enough that progress moves and a stop is honoured within seconds.
-MAX_BLOCK_ROWS = 1024
-# The same for many frames on wide grids: samples of a block per channel and thread, some five seconds of work. Lower
-# blocks than the least read too much of their frames in vain.
-MAX_BLOCK_SAMPLES = 60_000_000
+# Blocks stay small enough that progress moves and a stop is honoured within seconds; higher ones win nothing.
+MAX_BLOCK_ROWS = 512
+# The same for many frames on wide grids: samples of a block per channel and thread, a second of work. The memory of a
+# block, 16 bytes for a sample of three colours, then hardly grows with the frames. Lower blocks than the least read too
+# much of their frames in vain.
+MAX_BLOCK_SAMPLES = 8_000_000
 LEAST_BLOCK_ROWS = 64
 # Blocks begin at multiples of this where memory allows.
 LATTICE_ROWS = 64
@@ -106,6 +107,18 @@ def free_cupy_memory_pools() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- co-add on a grid
+
+
+def most_block_rows(columns: int, threads: int) -> int:
+    """Return the rows of a block of the processor that so many threads finish in about a second.
+
+    Parameters
+    ----------
+    columns : int
+        Samples of a row and channel, summed over the sources.
+    threads : int
+    """
+    return min(MAX_BLOCK_ROWS, max(LEAST_BLOCK_ROWS, MAX_BLOCK_SAMPLES * threads // max(1, columns)))
 
 
 def coadd_on_grid(
@@ -176,8 +189,8 @@ def coadd_on_grid(
     height, width = shape_hw
     blocks = row_blocks(sources, shape_hw, n_channels, rule, budget_bytes)
     lattice: dict[str, Any] = {"start": first_row, "lattice_rows": LATTICE_ROWS, "origin": lattice_row}
-    in_time = max(LEAST_BLOCK_ROWS, MAX_BLOCK_SAMPLES * threads // max(1, stack_columns_per_row(sources)))
     most_rows = min(MAX_BLOCK_ROWS, rows_per_pass(sources, max_frames_per_pass))
+    in_time = most_block_rows(stack_columns_per_row(sources), threads)
     cpu_rows = min(most_rows, in_time, max((y1 - y0 for y0, y1 in blocks), default=1))
 
     scratch = Scratch()

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import psutil
 
-from zemosaic_io.demo_session import write_demo_night
-from zemosaic_pipeline.events import PhaseFinished
-from zemosaic_worker import run_hierarchical_mosaic
-
 
 def run_once(folder: Path, n_frames: int, with_wcs: bool, settings: dict[str, str]) -> dict:
+    # Not at the top: processes that measure read this file again, and those of the program import less there.
+    from zemosaic_io.demo_session import write_demo_night
+    from zemosaic_pipeline.events import PhaseFinished
+    from zemosaic_worker import run_hierarchical_mosaic
+
     night = folder / f"night_{n_frames}{'_wcs' if with_wcs else ''}"
     if not night.is_dir():
         write_demo_night(night, frames_per_panel=n_frames // 4, with_wcs=with_wcs)

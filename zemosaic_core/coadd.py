@@ -221,8 +221,11 @@ def coadd_block(
             return _stream(
                 pixels, parts, (y0, y1, width, n_channels), kernel, executor, threads, cancel, scratch
             )
-        with scratch.floats(_pool_size(parts, n_channels)) as values:
-            pool = _fill_pool(pixels, parts, (y0, n_channels), kernel, executor, cancel, values, scratch)
+        sizes = _pool_sizes(parts, n_channels)
+        with scratch.floats(sizes[0]) as values, scratch.floats(sizes[1]) as maps:
+            pool = _fill_pool(
+                pixels, parts, (y0, n_channels), kernel, executor, cancel, values, maps, scratch
+            )
             shape = (n_channels, y1 - y0, width)
             _raise_if_cancelled(cancel)
             return combine_pool(pool, rule, shape, executor=executor, pieces=4 * threads)
@@ -316,9 +319,11 @@ def _areas(parts: list[tuple[CoaddSource, Box]]) -> np.ndarray:
     return np.array([(b[1] - b[0]) * (b[3] - b[2]) for _, b in parts], dtype=np.int64)
 
 
-def _pool_size(parts: list[tuple[CoaddSource, Box]], n_channels: int) -> int:
-    """Samples of all parts and channels; one at least."""
-    return max(1, n_channels * int(_areas(parts).sum()))
+def _pool_sizes(parts: list[tuple[CoaddSource, Box]], n_channels: int) -> tuple[int, int]:
+    """Samples of all parts and channels, and weights of those that are weighted one by one; one at least of each."""
+    areas = _areas(parts)
+    weighted = np.array([_is_weighted(source) for source, _ in parts], dtype=bool)
+    return max(1, n_channels * int(areas.sum())), max(1, int(areas[weighted].sum()))
 
 
 def _fill_pool(
@@ -329,15 +334,15 @@ def _fill_pool(
     executor: ThreadPoolExecutor,
     cancel: CancelToken | None,
     values: np.ndarray,
+    maps: np.ndarray,
     scratch: Scratch,
 ) -> SamplePool:
-    """Sample all parts into one pool, whose samples lie in ``values``."""
+    """Sample all parts into one pool, whose samples lie in ``values`` and their weights in ``maps``."""
     y0, n_channels = place
     areas = _areas(parts)
     mapped = np.array([_is_weighted(source) for source, _ in parts], dtype=bool)
     starts = np.concatenate([[0], np.cumsum(areas * n_channels)]).astype(np.int64)
     map_starts = np.concatenate([[0], np.cumsum(np.where(mapped, areas, 0))]).astype(np.int64)
-    maps = np.empty(max(1, int(map_starts[-1])), np.float32)
 
     def work(k: int) -> None:
         source, part = parts[k]

@@ -21,7 +21,7 @@ from zemosaic_gpu_policy import Decision
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
 from zemosaic_pipeline.pointings import pointing_labels
-from zemosaic_utils import MAX_BLOCK_ROWS
+from zemosaic_utils import MAX_BLOCK_ROWS, most_block_rows
 
 __all__ = [
     "CostBasis",
@@ -286,7 +286,8 @@ def estimate_rows(
     mpx = frame_px / 1e6
     canvas_px = canvas_hw[0] * canvas_hw[1]
     workload = _stack_workload(basis, infos, canvas_hw)
-    block_rows = min(workload.rows, MAX_BLOCK_ROWS)
+    columns = workload.elements_per_row // basis.n_channels
+    block_rows = min(workload.rows, most_block_rows(columns, basis.threads))
     # A single row is worked on whatever it takes.
     stack_bytes = max(min(basis.block_budget_bytes, workload.peak(block_rows)), workload.peak(1))
     # Per thread: one decoded window and its three colour planes, and the pages of a tile being written.

@@ -46,8 +46,8 @@ class Work:
     measure_s: float = 0.12
     stack_s: float = 0.30
     refine_s: float = 0.12
-    measure_bytes: float = 90e3
-    call_bytes: float = 40e3
+    measure_bytes: float = 30e3
+    call_bytes: float = 16e3
     stack_bytes_per_px: float = 50.0
     refine_bytes_per_px: float = 64.0
     halo_rows: int = 26
@@ -82,7 +82,7 @@ class Machines:
     scheduler_s: float = 0.001
     store_s: float = 0.006
     write_s_per_byte: float = 3e-9
-    alone_s_per_frame: float = 0.02
+    alone_s_per_frame: float = 0.07
 
 
 Step = tuple[str, float]

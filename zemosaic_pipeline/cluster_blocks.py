@@ -43,7 +43,7 @@ _LEAST_BLOCK_BYTES = 16_000_000
 _COADD_BYTES, _COADD_BYTES_PER_CHANNEL = 2, 4 + 4 + 4 + 2 + 2
 _GATHERED_BYTES_PER_CHANNEL = 4 * 4
 # What travels of a frame with each block that it touches: maps, terms, sums of its rows.
-_FRAME_BYTES = 40_000
+_FRAME_BYTES = 16_000
 # Results on their way or waiting, per worker: while the first one is late, the others go on.
 _AHEAD = 4
 

@@ -33,9 +33,13 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def routes(night: Path, output: Path, batch: int) -> dict[str, tuple[Path, dict[str, Any]]]:
+def routes(night: Path, output: Path, batch: int, coverage: float) -> dict[str, tuple[Path, dict[str, Any]]]:
     """Return what each route reads and asks for, in the order in which they run."""
-    batches = {"sds_target_batch_size": batch, "sds_min_batch_size": max(1, batch - 1)}
+    batches = {
+        "sds_target_batch_size": batch,
+        "sds_min_batch_size": max(1, batch - 1),
+        "sds_coverage_threshold": coverage,
+    }
     return {
         "direct": (night, {"route": "direct"}),
         "panels": (night, {"route": "panels"}),
@@ -180,11 +184,15 @@ def main() -> None:
     )
     parser.add_argument("night", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=4, help="frames aimed at in a batch of SDS")
+    parser.add_argument("--coverage", type=float, default=0.92, help="share of the field that a batch covers")
+    parser.add_argument("--once", action="store_true", help="no second run into the same folder")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     direct: Mosaic | None = None
-    for name, (source, settings) in routes(options.night, options.output, options.batch).items():
+    for name, (source, settings) in routes(
+        options.night, options.output, options.batch, options.coverage
+    ).items():
         target = options.output / name.replace(",", "").replace(" ", "_")
         note = target / "cost.json"
         if note.is_file():
@@ -194,9 +202,11 @@ def main() -> None:
             seconds = run(source, target, settings)
             mosaic = Mosaic(target)
             first = mosaic.report, mosaic.bits
-            again = run(source, target, settings)
-            mosaic = Mosaic(target)
-            cost = {"seconds": seconds, "resumed_seconds": again, "same_again": first[1] == mosaic.bits}
+            cost: dict[str, Any] = {"seconds": seconds, "resumed_seconds": None, "same_again": None}
+            if not options.once:
+                cost["resumed_seconds"] = run(source, target, settings)
+                mosaic = Mosaic(target)
+                cost["same_again"] = first[1] == mosaic.bits
             cost["first_peak"] = first[0]["peak_bytes"]
             note.write_text(json.dumps(cost), encoding="utf-8")
         mosaic.report["peak_bytes"] = max(mosaic.report["peak_bytes"], cost.pop("first_peak"))

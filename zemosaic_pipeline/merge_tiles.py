@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ CELL_PX = 32
 # Rims of a tile have fewer frames than its middle; so thin, or thinner, is a tenth of it.
 THIN_PERCENTILE = 10.0
 DEPTH_STEP = 8
+# Every so many rows of an overlap tell how much tiles scatter.
+SCATTER_STEP = 16
+# Tiles of different hours have seeing of their own, all their frames alike: the flanks of a star differ by its light.
+# What is to be rejected among tiles stands in the sky.
+MISMATCH = 1.0
 
 
 def _covered(tile: MasterTile, store: TileStore) -> CoveredCells:
@@ -51,6 +57,52 @@ def _thinness(tile: MasterTile, store: TileStore) -> float:
     if not len(depth):
         return 1.0
     return float(np.median(depth) / np.percentile(depth, THIN_PERCENTILE))
+
+
+def _scatter(
+    tiles: Sequence[MasterTile], store: TileStore, terms: np.ndarray, noise: np.ndarray
+) -> np.ndarray:
+    """Return by how much (C,) tiles that follow each other differ more than their noise, as a ratio of variances.
+
+    The noise of a stack of few frames comes from the scatter of few samples, whose median is low: by a quarter at four.
+    Stars do not count, the middle of the differences decides. At least 1.
+
+    Parameters
+    ----------
+    terms : ndarray, shape (T, C, 4)
+    noise : ndarray, shape (T, C)
+        With the gain of the terms.
+    """
+    ratios = []
+    for i, (one, other) in enumerate(pairwise(tiles)):
+        y0, x0 = (max(a, b) for a, b in zip(one.origin_yx, other.origin_yx, strict=True))
+        y1, x1 = (
+            min(a + n, b + m)
+            for a, n, b, m in zip(one.origin_yx, one.shape_hw, other.origin_yx, other.shape_hw, strict=True)
+        )
+        apart = []
+        for y in range(y0, y1, SCATTER_STEP):
+            rows = [
+                store.read(
+                    tile.tile_id,
+                    y - tile.origin_yx[0],
+                    y - tile.origin_yx[0] + 1,
+                    x0 - tile.origin_yx[1],
+                    x1 - tile.origin_yx[1],
+                )[:, 0, ::2]
+                for tile in (one, other)
+            ]
+            gains = terms[i : i + 2, :, 0, None]
+            apart.append(gains[0] * rows[0] - gains[1] * rows[1])
+        found = np.concatenate(apart, axis=1) if apart else np.empty((terms.shape[1], 0))
+        if np.isfinite(found).sum(axis=1).min() < 1000:
+            continue
+        middle = np.nanmedian(found, axis=1, keepdims=True)
+        spread = 1.4826 * np.nanmedian(np.abs(found - middle), axis=1)
+        ratios.append(spread**2 / (noise[i] ** 2 + noise[i + 1] ** 2))
+    if not ratios:
+        return np.ones(terms.shape[1])
+    return np.asarray(np.maximum(np.median(ratios, axis=0), 1.0))
 
 
 class _Weighed:
@@ -111,7 +163,8 @@ def _joint(
         terms[..., 0] = 1.0
         pixels = with_surfaces(store, tiles, replace(solution, terms=terms, surface=0 * solution.surface))
     noise = np.array([tile.noise_adu for tile in tiles], float) * np.abs(terms[..., 0])
-    variance = noise**2 * np.array([_thinness(tile, store) for tile in tiles])[:, None]
+    variance = noise**2 * _scatter(tiles, store, terms, noise)
+    variance *= np.array([_thinness(tile, store) for tile in tiles])[:, None]
     variance = np.where(np.isfinite(variance) & (variance > 0), variance, np.nan)
     weights, noise_known = np.ones(len(tiles)), None
     levels = np.array(
@@ -123,7 +176,8 @@ def _joint(
     if np.isfinite(variance).all() and np.isfinite(levels).all():
         weights = 1 / variance.mean(axis=1)
         expected = tuple(map(float, np.median(variance * weights[:, None], axis=0)))
-        noise_known = SampleNoise(expected, tuple(map(float, np.median(levels, axis=0))))
+        background = tuple(map(float, np.median(levels, axis=0)))
+        noise_known = SampleNoise(expected, background, mismatch=MISMATCH)
     rule = replace(plan.merge.rule, noise=noise_known)
     by_tile = {tile.tile_id: float(weight) for tile, weight in zip(tiles, weights, strict=True)}
     return _Joint(terms, _Weighed(pixels, by_tile), rule, by_tile)

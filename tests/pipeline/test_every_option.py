@@ -88,7 +88,7 @@ def of_a_run(option: Option) -> bool:
     return option.group != "interface" and option.key not in ELSEWHERE
 
 
-@pytest.mark.parametrize("option", filter(of_a_run, OPTIONS), ids=lambda option: option.key)
+@pytest.mark.parametrize("option", [o for o in OPTIONS if of_a_run(o)], ids=lambda option: option.key)
 def test_changing_an_option_changes_what_a_run_goes_by(option, infos, tmp_path):
     given = {"input_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "out")}
     for prefix, needed in TOGETHER.items():

@@ -145,6 +145,12 @@ def test_what_one_tile_shows_alone_is_rejected(tiles, tmp_path):
     assert before == [(tile.path, planes(tile)[0].tobytes()) for tile in tiles]
 
 
+def test_a_noise_that_is_stated_too_low_rejects_nothing_in_vain(tiles, tmp_path):
+    low = [replace(tile, noise_adu=(0.5 * tile.noise_adu[0],)) for tile in tiles[:3]]
+    joint = merged(low, tmp_path / "low")[0][0]
+    assert (planes(joint, 40, 90, 40, 280)[2] > 3.99).mean() > 0.98
+
+
 def test_each_option_of_the_merge_does_something(tiles, tmp_path):
     row = 100 + tiles[1].origin_yx[0] - 2
     mean, _ = merged(tiles, tmp_path / "mean", inter_master_stack_method="mean")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,27 @@ from zemosaic_io.glow_session import GlowNight
 
 __all__ = ["PEERS", "bilinear_planes", "not_installed", "run_peer"]
 
-PEERS = ("reproject",)
 # Programs that make mosaics too; nothing is said of those that are not here.
-_PROGRAMS = {"SWarp": "SWarp", "Montage": "mProjExec", "Siril": "siril-cli"}
+_PROGRAMS = {"SWarp": "SWarp", "Montage": "mProjExec"}
+# As a careful user would set it: its own background, in cells larger than most galaxies, and outliers clipped.
+_SWARP_OPTIONS = (
+    "-COMBINE_TYPE", "CLIPPED", "-WEIGHT_TYPE", "NONE", "-SUBTRACT_BACK", "Y", "-BACK_SIZE", "256",
+    "-RESAMPLING_TYPE", "LANCZOS3", "-VERBOSE_TYPE", "QUIET", "-WRITE_XML", "N",
+)  # fmt: skip
+# What the tutorials of Montage say: planes between neighbours, levelled over all of them, then the mean.
+_MONTAGE_STEPS = (
+    "mImgtbl raw raw.tbl",
+    "mMakeHdr raw.tbl mosaic.hdr",
+    "mProjExec -p raw raw.tbl mosaic.hdr projected stats.tbl",
+    "mImgtbl projected projected.tbl",
+    "mOverlaps projected.tbl diffs.tbl",
+    "mDiffExec -p projected diffs.tbl mosaic.hdr diffs",
+    "mFitExec diffs.tbl fits.tbl diffs",
+    "mBgModel projected.tbl fits.tbl corrections.tbl",
+    "mBgExec -p projected projected.tbl corrections.tbl corrected",
+    "mImgtbl corrected corrected.tbl",
+    "mAdd -p corrected corrected.tbl mosaic.hdr mosaic.fits",
+)
 # Weights of plain bilinear demosaicing: what a user gets who has no better.
 _GREEN = np.array([[0.0, 0.25, 0.0], [0.25, 1.0, 0.25], [0.0, 0.25, 0.0]], dtype=np.float32)
 _OTHER = np.array([[0.25, 0.5, 0.25], [0.5, 1.0, 0.5], [0.25, 0.5, 0.25]], dtype=np.float32)
@@ -39,19 +60,94 @@ def run_peer(name: str, night: GlowNight, output: Path) -> tuple[Path, dict[str,
     ------
     ValueError
         For an unknown program.
+    subprocess.CalledProcessError
+        It ended with an error.
     """
     if name not in PEERS:
         raise ValueError(f"peer {name!r}; known are {', '.join(PEERS)}")
-    if importlib.util.find_spec("reproject") is None:
+    if name in {title.lower() for title in map(str, not_installed())}:
         return None
-    path = output / "reproject.fits"
+    path = output / f"{name}.fits"
     note = output / "raw.fingerprint"
     if not (path.is_file() and note.is_file() and note.read_text(encoding="utf-8") == night.fingerprint()):
         output.mkdir(parents=True, exist_ok=True)
-        seconds, cpu_seconds = _with_reproject(night, path)
+        seconds, cpu_seconds = PEERS[name](night, path)
         note.write_text(night.fingerprint(), encoding="utf-8")
         return path, {"seconds": seconds, "cpu_seconds": cpu_seconds}
     return path, {}
+
+
+def _with_swarp(night: GlowNight, path: Path) -> tuple[float, float]:
+    """Write the clipped mean of SWarp, colour by colour."""
+
+    def one(folder: Path) -> Path:
+        names = folder / "frames.txt"
+        frames = sorted((folder / "raw").glob("*.fits"))
+        names.write_text("\n".join(str(frame) for frame in frames), encoding="utf-8")
+        _run(["SWarp", f"@{names}", *_SWARP_OPTIONS], folder)
+        return folder / "coadd.fits"
+
+    return _by_colours(night, path, one)
+
+
+def _with_montage(night: GlowNight, path: Path) -> tuple[float, float]:
+    """Write the mean of Montage after its levelling, colour by colour."""
+
+    def one(folder: Path) -> Path:
+        for name in ("projected", "diffs", "corrected"):
+            (folder / name).mkdir()
+        for step in _MONTAGE_STEPS:
+            _run(step.split(), folder)
+        return folder / "mosaic.fits"
+
+    return _by_colours(night, path, one)
+
+
+def _cd_cards(wcs: WCS) -> fits.Header:
+    """Return a header that old programs understand: they take CDELT for the scale whatever stands beside it."""
+    header = fits.Header()
+    for axis in (1, 2):
+        header[f"CTYPE{axis}"] = wcs.wcs.ctype[axis - 1]
+        header[f"CRVAL{axis}"] = wcs.wcs.crval[axis - 1]
+        header[f"CRPIX{axis}"] = wcs.wcs.crpix[axis - 1]
+        for other in (1, 2):
+            header[f"CD{axis}_{other}"] = wcs.pixel_scale_matrix[axis - 1, other - 1]
+    header["EQUINOX"] = 2000.0
+    return header
+
+
+def _run(words: list[str], folder: Path) -> None:
+    subprocess.run(words, cwd=folder, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+
+
+def _by_colours(night: GlowNight, path: Path, make: Callable[[Path], Path]) -> tuple[float, float]:
+    """Let a program that knows one colour only make three mosaics; return seconds and CPU seconds it took.
+
+    ``make`` gets a folder with the frames in ``raw`` and returns its mosaic.
+    """
+    folders = [path.parent / name for name in "RGB"]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "raw").mkdir(parents=True)
+    for file in night.paths:
+        header = _cd_cards(WCS(fits.getheader(file)).celestial)
+        for folder, plane in zip(
+            folders, bilinear_planes(fits.getdata(file).astype(np.float32)), strict=True
+        ):
+            fits.writeto(folder / "raw" / f"{Path(file).stem}.fits", plane, header)
+    start, before = time.perf_counter(), os.times()
+    made = [make(folder) for folder in folders]
+    after, seconds = os.times(), time.perf_counter() - start
+    planes = []
+    for mosaic in made:
+        image, header = fits.getdata(mosaic).astype(np.float32), fits.getheader(mosaic)
+        # Both write zeros, or NaN, where there is nothing.
+        planes.append(np.where(image == 0, np.nan, image))
+    fits.writeto(path, np.stack(planes), WCS(header).celestial.to_header(), overwrite=True)
+    for folder in folders:
+        shutil.rmtree(folder)
+    cpu = after.children_user - before.children_user + after.children_system - before.children_system
+    return seconds, cpu
 
 
 def _with_reproject(night: GlowNight, path: Path) -> tuple[float, float]:
@@ -87,3 +183,10 @@ def bilinear_planes(raw: np.ndarray) -> np.ndarray:
         weight = ndimage.convolve(here, kernel, mode="constant")
         planes[channel] = ndimage.convolve(raw * here, kernel, mode="constant") / weight
     return planes
+
+
+PEERS: dict[str, Callable[[GlowNight, Path], tuple[float, float]]] = {
+    "reproject": _with_reproject,
+    "swarp": _with_swarp,
+    "montage": _with_montage,
+}

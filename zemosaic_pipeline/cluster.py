@@ -183,6 +183,7 @@ class Cluster(Executor):
         self._local: Any = None
         self._jobs: list[_Job] = []
         self._suspects: list[_Job] = []
+        self._latest = ""
         self._state = _State()
         self._requirements: Requirements | None = None
         self._sets: dict[str, CalibrationSet] = {}
@@ -221,6 +222,11 @@ class Cluster(Executor):
             if self._client.run_on_scheduler(find_spec, "bokeh") is not None:
                 return str(self._client.dashboard_link)
         return ""
+
+    def take_latest(self) -> str:
+        """Return which worker answered last, and where it is; empty when nobody has since this was asked."""
+        latest, self._latest = self._latest, ""
+        return latest
 
     def require(self, requirements: Requirements) -> None:
         """Look which workers are fit; from now on they, and those that come later, get work.
@@ -540,6 +546,7 @@ class Cluster(Executor):
         for tally in self._state.tallies.values():
             if tally.facts.name == answer.worker and not tally.lost:
                 tally.calls += 1
+        self._latest = f"{answer.worker}, {answer.host}"
         if answer.error is not None:
             job.outer.set_exception(_as_here(answer.error, self.paths))
         else:

@@ -186,6 +186,8 @@ class RunContext:
     def progress(self, done: int, total: int, item: str = "", within: float = 0.0) -> None:
         """Tell how far the current phase is, and when the run may end; ``within`` is the share of the current item."""
         self._phase_items = done
+        if self.cluster is not None and (worker := self.cluster.take_latest()):
+            item = f"{item} ({worker})" if item else worker
         self.report(PhaseProgress(self._phase, done, total, item, within))
         now = time.perf_counter()
         if total > 0 and now - self._last_eta > 1.0 and self._planned_s:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -90,11 +91,14 @@ class Watching:
 
     def __init__(self, act=lambda: None, phase="phase1_prepare") -> None:
         self.said: dict[str, list[dict]] = {}
+        self.items: list[str] = []
         self._act, self._phase = act, phase
 
     def __call__(self, event: object) -> None:
         if isinstance(event, Message):
             self.said.setdefault(event.key, []).append(event.values)
+        if isinstance(event, PhaseProgress):
+            self.items.append(event.item)
         if isinstance(event, PhaseProgress) and event.phase == self._phase:
             act, self._act = self._act, lambda: None
             act()
@@ -132,6 +136,7 @@ def test_same_mosaic_with_workers_lost_refused_and_unmounted(raw, reference, clu
     assert result.report["left_out"] == []
     workers = result.report["cluster"]["workers"]
     assert sum(worker["calls"] for worker in workers) >= 9
+    assert any(re.fullmatch(r"light_\d+\.fit \(\d, .+\)", item) for item in watching.items)
     assert watching.said["cluster_version"][0]["there"] == "4.9"
     assert watching.said["cluster_not_mounted"][0]["file"].startswith(str(there))
     assert all(w["calls"] == 0 for w in workers if w["refused"] is not None)

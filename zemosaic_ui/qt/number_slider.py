@@ -7,7 +7,7 @@ from PySide6.QtWidgets import QSlider, QVBoxLayout, QWidget
 
 from zemosaic_settings import OPTIONS_BY_KEY, Option
 from zemosaic_ui.qt.session import Session
-from zemosaic_ui.qt.widgets import label, row
+from zemosaic_ui.qt.widgets import ElidedLabel, label, row
 
 __all__ = ["NumberSlider"]
 
@@ -25,7 +25,10 @@ class NumberSlider(QWidget):
         self.session, self.key = session, key
         option = OPTIONS_BY_KEY[key]
         self._values = _positions(option, float(session.form[key]))
-        self.name, self.value_label = label("muted"), label("faint")
+        self.name, self.value_label = (
+            ElidedLabel(mode=Qt.TextElideMode.ElideRight, muted=True),
+            label("faint"),
+        )
         self.slider = QSlider(Qt.Orientation.Horizontal)
         self.slider.setRange(0, len(self._values) - 1)
         self.set_number(float(session.form[key]))
@@ -33,7 +36,9 @@ class NumberSlider(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(0)
-        layout.addLayout(row(self.name, None, self.value_label))
+        line = row(self.name, self.value_label)
+        line.setStretch(0, 1)
+        layout.addLayout(line)
         layout.addWidget(self.slider)
 
     @property
@@ -58,9 +63,8 @@ class NumberSlider(QWidget):
     def retranslate(self) -> None:
         """Write all texts in the current language."""
         text = self.session.texts
-        self.name.setText(text(f"option.{self.key}.label"))
-        for widget in (self.slider, self.name):
-            widget.setToolTip(text(f"option.{self.key}.help"))
+        self.name.set_text(text(f"option.{self.key}.label"))
+        self.slider.setToolTip(text(f"option.{self.key}.help"))
         self.slider.setAccessibleName(text(f"option.{self.key}.label"))
         self._show_value()
 

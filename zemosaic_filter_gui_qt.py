@@ -24,6 +24,7 @@ from PySide6.QtWidgets import (
 )
 
 from zemosaic_core.errors import SaveFailed, SettingsError
+from zemosaic_io.headers import FrameInfo
 from zemosaic_settings import Settings
 from zemosaic_ui.filter_model import METRICS, FilterModel, FrameRow
 from zemosaic_ui.form_model import FormModel
@@ -40,6 +41,7 @@ __all__ = ["FilterQtDialog", "launch_filter_interface_qt"]
 REFRESH_MS = 60
 # While thousands of headers stream in, redrawing table and sky more often would only slow them down.
 STREAM_REFRESH_MS = 450
+ROUTES_AFTER_MS = 900
 
 
 class FilterQtDialog(QDialog):
@@ -77,7 +79,7 @@ class FilterQtDialog(QDialog):
         self._dirty: set[str] = set()
         self._resolved = 0
         self._message = ""
-        self.survey_job, self.work_job = Job(self), Job(self)
+        self.survey_job, self.work_job, self.route_job = Job(self), Job(self), Job(self)
         self._work = ""
         self._work_done = self._work_total = 0
         self.setWindowFlag(Qt.WindowType.WindowMaximizeButtonHint, True)
@@ -140,6 +142,7 @@ class FilterQtDialog(QDialog):
         self.session.form.on_change(self._on_form_changed)
         self.survey_job.said.connect(self._on_survey)
         self.survey_job.ended.connect(self._on_survey_ended)
+        self.route_job.said.connect(self._on_routes)
         self.work_job.said.connect(self._on_work)
         self.work_job.ended.connect(self._on_work_ended)
         self.panels.solve_asked.connect(self.solve_missing)
@@ -149,6 +152,11 @@ class FilterQtDialog(QDialog):
         self._refresh_timer = QTimer(self)
         self._refresh_timer.setSingleShot(True)
         self._refresh_timer.timeout.connect(self.refresh)
+        # A process of its own is asked what the routes cost: only when nothing has changed for a moment.
+        self._route_timer = QTimer(self)
+        self._route_timer.setSingleShot(True)
+        self._route_timer.setInterval(ROUTES_AFTER_MS)
+        self._route_timer.timeout.connect(self.ask_routes)
         self._plan_timer = QTimer(self)
         self._plan_timer.setInterval(60)
         self._plan_timer.timeout.connect(self._on_plan_tick)
@@ -290,6 +298,38 @@ class FilterQtDialog(QDialog):
         self.preview = found
         self.frames.set_groups(found.groups)
         self.panels.show_preview(found)
+        self._route_timer.start()
+
+    def ask_routes(self) -> None:
+        """Ask what each route would cost with the frames kept now."""
+        preview = self.preview
+        if preview is None or self.is_busy:
+            return
+        try:
+            settings = self.session.form.settings()
+        except SettingsError:
+            return  # the field says what is wrong
+        infos = [self.frames.rows[int(i)].info for i in np.flatnonzero(self.frames.kept)]
+        self.route_job.start(
+            "zemosaic_ui.route_costs:compare_routes",
+            [info for info in infos if info is not None],
+            {**settings.to_mapping(), "input_dir": self.folder},
+            preview.canvas_hw,
+            self._groups_by_hand(),
+        )
+
+    def _on_routes(self, kind: str, payload: Any) -> None:
+        if kind == "error":
+            self.panels.routes.show_problem(*payload)
+        else:
+            self.panels.routes.show_costs(*payload)
+
+    def _groups_by_hand(self) -> list[list[str]]:
+        """Return the groups that become tiles because the user wants them: none on routes that make their own."""
+        if not self.panels.use_groups.isChecked() or self.session.form["route"] not in ("auto", "panels"):
+            return []
+        rows = self.frames.rows
+        return [[rows[i].path for i in group] for group in self.frames.result().groups]
 
     def _on_form_changed(self, _key: str) -> None:
         self.ask_preview()
@@ -331,20 +371,24 @@ class FilterQtDialog(QDialog):
     def overrides(self) -> dict[str, Any]:
         """Return everything the run should know about the choice."""
         result, rows, form = self.frames.result(), self.frames.rows, self.session.form
-        groups = [[rows[i].path for i in group] for group in result.groups]
-        use_groups = self.panels.use_groups.isChecked() and bool(groups)
+        groups = self._groups_by_hand()
         keys = (
+            "route",
+            "use_existing_master_tiles",
+            "tiles_dir",
             "cluster_panel_threshold",
             "cluster_target_groups",
             "cluster_orientation_split_deg",
             "max_raw_per_master_tile",
+            "astap_max_instances",
         )
         return {
             **{key: form[key] for key in keys},
             "frame_selection": [rows[i].path for i in result.kept],
-            "frame_groups": groups if use_groups else None,
-            "preplan_master_groups": groups if use_groups else [],
-            "filter_auto_group": use_groups,
+            "frame_groups": groups or None,
+            "preplan_master_groups": groups,
+            "filter_auto_group": bool(groups),
+            "sds_mode": form["route"] == "sds",
             "filter_excluded_indices": [int(i) for i in result.excluded],
             "resolved_wcs_count": self._resolved,
             "filter_cancelled": False,
@@ -409,6 +453,8 @@ class FilterQtDialog(QDialog):
         )
         self.survey_job.cancel()
         self.work_job.cancel()
+        self.route_job.cancel()
+        self._route_timer.stop()
         self._plan_timer.stop()
         self._refresh_timer.stop()
         self.plan.close()
@@ -422,14 +468,36 @@ class FilterQtDialog(QDialog):
 
 def _item(index: int, frame: FrameRow) -> dict[str, Any]:
     info = frame.info
+    known = {} if info is None else _header(info)
     return {
         "path": frame.path,
         "index": index,
+        "header": known,
         "shape": None if info is None else info.shape_hw,
         "center": None if np.isnan(frame.ra) else (frame.ra, frame.dec),
         "wcs": None if info is None else info.wcs_cards,
         "instrument": frame.instrument,
     }
+
+
+def _header(info: FrameInfo) -> dict[str, Any]:
+    """Return what the survey knows under the names of FITS cards; thousands of files are not opened once more."""
+    height, width = info.shape_hw
+    cards = {
+        "NAXIS1": width,
+        "NAXIS2": height,
+        "INSTRUME": info.instrument,
+        "OBJECT": info.object_name,
+        "DATE-OBS": info.date_obs,
+        "EXPTIME": info.exposure_s,
+        "FILTER": info.filter_name,
+        "GAIN": info.gain,
+        "BAYERPAT": info.cfa_pattern,
+        "RA": info.ra_deg,
+        "DEC": info.dec_deg,
+        **(info.wcs_cards or {}),
+    }
+    return {name: value for name, value in cards.items() if value not in (None, "")}
 
 
 def launch_filter_interface_qt(
@@ -459,11 +527,12 @@ def launch_filter_interface_qt(
     Returns
     -------
     items : list of dict, or the input as it was given
-        Kept frames with ``path index shape center wcs instrument``; the input when nothing was accepted.
+        Kept frames with ``path index header shape center wcs instrument``; the input when nothing was accepted.
+        ``center`` is (RA, Dec) in degrees, ``header`` and ``wcs`` are mappings of card names to values.
     accepted : bool
     overrides : dict
-        Settings of the grouping, ``frame_selection``, ``frame_groups``, ``preplan_master_groups``,
-        ``filter_excluded_indices``, ``resolved_wcs_count``, ``filter_cancelled``.
+        Settings of route, tiles and grouping, ``frame_selection``, ``frame_groups``, ``preplan_master_groups``,
+        ``sds_mode``, ``filter_excluded_indices``, ``resolved_wcs_count``, ``filter_cancelled``.
     """
     app = QApplication.instance() or QApplication(sys.argv[:1])
     session = open_session(ThemeSwitch(app))

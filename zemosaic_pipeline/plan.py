@@ -69,6 +69,7 @@ __all__ = [
     "RunPlan",
     "SolveOptions",
     "StackOptions",
+    "headers_outline",
     "make_plan",
     "make_policy",
     "resolve",
@@ -458,15 +459,23 @@ def solver_options(settings: Settings) -> SolverOptions:
     )
 
 
+def _layout(settings: Settings) -> Layout:
+    modes: tuple[Any, Any] = (settings.global_wcs_pixelscale_mode, settings.global_wcs_orientation)
+    return Layout(
+        *modes, exclude_outliers=settings.canvas_exclude_outliers, factor=float(settings.drizzle_scale)
+    )
+
+
+def headers_outline(infos: Sequence[FrameInfo], settings: Settings) -> Outline:
+    """Return the size of the mosaic as the headers tell it."""
+    return outline_of_headers(infos, _layout(settings))
+
+
 def _outline(infos: Sequence[FrameInfo], settings: Settings, solve_some: int) -> Outline:
     """Return the size of the mosaic: from some frames that are solved now, or from the headers."""
     from zemosaic_pipeline.solve_files import iter_solutions
 
-    modes: tuple[Any, Any] = (settings.global_wcs_pixelscale_mode, settings.global_wcs_orientation)
-    layout = Layout(
-        *modes, exclude_outliers=settings.canvas_exclude_outliers, factor=float(settings.drizzle_scale)
-    )
-    told = outline_of_headers(infos, layout)
+    told, layout = headers_outline(infos, settings), _layout(settings)
     if solve_some <= 0:
         return told
     with tempfile.TemporaryDirectory(prefix="zemosaic_plan_") as work:

@@ -171,8 +171,11 @@ class FormModel:
         SettingsError
             A value is not allowed; nothing was changed.
         """
-        checked = Settings.from_mapping({**self.to_mapping(), **mapping}).to_mapping()
-        known = set(self.fields) | set(self._hidden)
+        # A value given under an older name wins over the one in the form.
+        named = {option.key for option in OPTIONS if any(name in mapping for name in option.all_names)}
+        kept = {key: value for key, value in self.to_mapping().items() if key not in named}
+        checked = Settings.from_mapping({**kept, **mapping}).to_mapping()
+        known = {name for option in OPTIONS for name in option.all_names}
         for key in self.fields:
             self.set(key, checked[key])
         return [name for name in mapping if name not in known]

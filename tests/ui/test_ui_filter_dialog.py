@@ -11,7 +11,9 @@ from astropy.io import fits
 from pace import calls_of
 from PySide6.QtCore import QPointF, Qt
 
+import zemosaic_filter_gui_qt
 from zemosaic_filter_gui_qt import FilterQtDialog, launch_filter_interface_qt
+from zemosaic_ui.route_costs import RouteCost
 
 
 def write_frame(path, ra, dec, *, wcs=True, instrument="Seestar S50", seed=0):
@@ -36,6 +38,12 @@ def write_frame(path, ra, dec, *, wcs=True, instrument="Seestar S50", seed=0):
         header.update({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 40.5, "CRPIX2": 60.5})
         header.update({"CRVAL1": ra, "CRVAL2": dec, "CDELT1": -2.4 / 3600, "CDELT2": 2.4 / 3600})
     fits.writeto(path, np.clip(image, 0, 65535).astype(np.uint16), header)
+
+
+@pytest.fixture(autouse=True)
+def _routes_wait(monkeypatch):
+    """Only a test that wants it starts the process that compares routes."""
+    monkeypatch.setattr(zemosaic_filter_gui_qt, "ROUTES_AFTER_MS", 3_600_000)
 
 
 @pytest.fixture
@@ -156,6 +164,8 @@ def test_grouping_controls_change_the_preview_at_once(dialog, qtbot):
 def test_what_the_filter_returns(dialog, night, qtbot):
     dialog.frames.set_kept([dialog.frames.index_of(path_of(night, "a_0.fit"))], False)
     settle(qtbot, dialog)
+    assert dialog.overrides()["frame_groups"] is None
+    dialog.panels.use_groups.click()
     overrides = dialog.overrides()
     assert len(overrides["frame_selection"]) == 10
     assert path_of(night, "a_0.fit") not in overrides["frame_selection"]
@@ -227,8 +237,6 @@ def test_both_languages(session, night, qtbot, caplog, language):
 
 
 def test_launch_returns_what_callers_expect(night, session, themes, qtbot, monkeypatch):
-    import zemosaic_filter_gui_qt
-
     def press(accept):
         def run(self):
             self.show()
@@ -252,6 +260,91 @@ def test_launch_returns_what_callers_expect(night, session, themes, qtbot, monke
     assert not accepted
     assert items == str(night)
     assert overrides == {"filter_cancelled": True}
+
+
+def test_a_caller_of_version_4_gets_what_it_reads(night, themes, session, qtbot, monkeypatch):
+    """All keywords of version 4, with its option names, and every field that its worker takes from the answer."""
+
+    def accept(self):
+        self.show()
+        settle(qtbot, self)
+        self.frames.set_kept([self.frames.index_of(path_of(night, "b_0.fit"))], False)
+        self.accept()
+        return self.result()
+
+    monkeypatch.setattr(zemosaic_filter_gui_qt, "ThemeSwitch", lambda app: themes)
+    monkeypatch.setattr(FilterQtDialog, "exec", accept)
+    items, accepted, overrides = launch_filter_interface_qt(
+        str(night),
+        {"cluster_panel_threshold": 0.3, "cluster_orientation_split_deg": 5.0, "sds_mode": True},
+        stream_scan=True,
+        scan_recursive=True,
+        batch_size=200,
+        preview_cap=1500,
+        solver_settings_dict={
+            "solver_choice": "ASTAP",
+            "astap_max_instances": 2,
+            "astap_search_radius_deg": 4.0,
+        },
+        config_overrides={"max_raw_per_master_tile": 40, "scan_subfolders": True},
+    )
+    assert accepted is True
+    for item in items:
+        assert item["path"].endswith(".fit")
+        assert (item["header"]["NAXIS1"], item["header"]["NAXIS2"]) == (80, 120)
+        assert item["header"]["INSTRUME"] == item["instrument"]
+        assert item["wcs"] is None or item["header"]["CRVAL1"] == item["wcs"]["CRVAL1"]
+    assert [item["index"] for item in items] == sorted(item["index"] for item in items)
+    kept = {item["path"] for item in items}
+    assert path_of(night, "b_0.fit") not in kept
+    assert len(kept) == 10
+    assert overrides["sds_mode"] is True
+    assert overrides["route"] == "sds"
+    assert overrides["preplan_master_groups"] == []
+    assert len(overrides["filter_excluded_indices"]) == 2
+    for name in ("filter_auto_group", "resolved_wcs_count", "astap_max_instances", "filter_cancelled"):
+        assert name in overrides
+    assert (overrides["cluster_panel_threshold"], overrides["astap_max_instances"]) == (0.3, 2)
+    assert overrides["max_raw_per_master_tile"] == 40
+
+
+def test_routes_are_compared_when_the_choice_rests(dialog, qtbot):
+    started = []
+    dialog.route_job.start = lambda *args: started.append(args)
+    dialog.session.form.set("route", "panels")
+    settle(qtbot, dialog)
+    dialog._route_timer.setInterval(1)
+    dialog._route_timer.start()
+    dialog._route_timer.start()
+    qtbot.waitUntil(lambda: bool(started) and not dialog._route_timer.isActive(), timeout=8000)
+    assert len(started) == 1
+    target, infos, config, canvas_hw, groups = started[0]
+    assert target == "zemosaic_ui.route_costs:compare_routes"
+    assert len(infos) == dialog.frames.kept.sum()
+    assert (config["route"], canvas_hw, groups) == ("panels", dialog.preview.canvas_hw, [])
+    dialog.panels.use_groups.setChecked(True)
+    dialog.ask_routes()
+    assert [len(group) for group in started[1][4]] == [6, 4, 1]
+
+
+def test_each_route_shows_memory_device_and_time(dialog):
+    costs = [
+        RouteCost("direct", False, "route_asked", {}, True, 2_100_000_000, 10, 250.0, True),
+        RouteCost("panels", True, "route_asked", {}, True, 900_000_000, 10, 61.0, False),
+        RouteCost("sds", False, "run_error_memory", {}, False),
+    ]
+    dialog.panels.routes.show_costs(costs, 3, "Some card")
+    text = dialog.session.texts
+    lines = [[made.text() for made in labels] for labels in dialog.panels.routes._lines]
+    assert lines[0] == ["All frames at once", text.size(2_100_000_000), "GPU", "4:10"]
+    assert lines[1] == ["▸ Panel by panel", text.size(900_000_000), "CPU", "1:01"]
+    assert lines[2][0] == "Batch by batch (SDS)"
+    assert lines[2][1:3] == ["", ""]
+    note = dialog.panels.routes.note.text()
+    assert "Some card" in note
+    assert "3 finished stacks" in note
+    dialog.panels.routes.show_costs(costs[:1], 0, "")
+    assert not dialog.panels.routes._lines[1][0].isVisible()
 
 
 def test_no_event_does_much_with_ten_thousand_frames(session, qtbot, qapp, tmp_path):

@@ -181,3 +181,10 @@ def test_numbers_read_well():
         assert en.size(1_530_000_000) == "1.5 GB"
         assert fr.size(1_530_000_000) == "1,5 Go"
     assert en.message("no_such_key", {"a": 1}) == "no_such_key (a=1)"
+
+
+def test_values_under_names_of_version_4_are_taken():
+    form = FormModel()
+    form.set("route", "panels")
+    assert form.load({"sds_mode": True, "nothing_of_the_kind": 1}) == ["nothing_of_the_kind"]
+    assert form["route"] == "sds"

@@ -17,6 +17,7 @@ from zemosaic_ui.filter_model import METRICS, FilterModel
 from zemosaic_ui.plan_preview import PlanPreview
 from zemosaic_ui.qt.form_fields import FieldRow
 from zemosaic_ui.qt.frame_table import FrameTable
+from zemosaic_ui.qt.route_card import RouteCard
 from zemosaic_ui.qt.session import Session
 from zemosaic_ui.qt.sky_plot import SkyPlot
 from zemosaic_ui.qt.switch import Switch
@@ -174,7 +175,8 @@ class FilterPanels(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 2, 0)
         layout.setSpacing(10)
-        for card in (self.result_card, self.rules_card, self.work_card, self.group_card):
+        self.routes = RouteCard(session)
+        for card in (self.result_card, self.routes, self.rules_card, self.work_card, self.group_card):
             card.body.setContentsMargins(14, 10, 14, 12)
             layout.addWidget(card)
         layout.addStretch(1)
@@ -192,7 +194,8 @@ class FilterPanels(QWidget):
         for item in (self.measure_button, self.solve_button, self.work_note):
             self.work_card.body.addWidget(item)
         self.use_groups = Switch()
-        self.use_groups.setChecked(True)
+        # Groups that nobody asked for would decide the route.
+        self.use_groups.setChecked(session.form["route"] == "panels")
         self.rows = [FieldRow(session, key, compact=True) for key in GROUPING_KEYS]
         for item in (*self.rows, self.use_groups):
             self.group_card.body.addWidget(item)
@@ -326,6 +329,7 @@ class FilterPanels(QWidget):
         self.work_note.setText(text("filter_work_note"))
         self.use_groups.setText(text("filter_use_groups"))
         self.stray_button.setText(text("filter_exclude_stray"))
+        self.routes.retranslate()
         for made in self.rows:
             made.retranslate()
         self.show_rules()
@@ -338,5 +342,6 @@ class FilterPanels(QWidget):
 
     def retheme(self) -> None:
         """Draw icons in the colours of the theme."""
+        self.routes.retheme()
         for made in self.rows:
             made.retheme()

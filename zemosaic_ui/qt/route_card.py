@@ -69,7 +69,7 @@ class RouteCard(Card):
         self.note.setText(self.session.texts.message(key, values))
 
     def _add_line(self) -> None:
-        labels = (label("muted"), label("faint"), label("faint"), label("faint"))
+        labels = (label("muted", wrap=True), label("faint"), label("faint"), label("faint"))
         for column, made in enumerate(labels):
             self.grid.addWidget(made, len(self._lines), column)
             if column:

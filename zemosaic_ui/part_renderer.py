@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.wcs import WCS
 
 from zemosaic_core import __version__
+from zemosaic_core.annotation import Annotation, annotate
 from zemosaic_core.errors import Cancelled, ZeMosaicError
 from zemosaic_core.picture_histogram import picture_histogram
 from zemosaic_io.picture_files import write_picture
+from zemosaic_io.sky_objects import built_in_objects
 from zemosaic_ui.look import Look, base_params, coverage_overlay, render, render_window, select_channels
 from zemosaic_ui.mosaic_image import PART_PX, MosaicImage
 from zemosaic_ui.work_thread import WorkThread
@@ -39,10 +42,10 @@ class Rendered:
     Attributes
     ----------
     kind : str
-        ``part``, ``finished_part``, ``overview``, ``fine`` (the finished overview), ``coverage``, ``auto`` (the
-        automatic stretch), ``saved`` or ``failed``.
+        ``part``, ``finished_part``, ``overview``, ``fine`` (the finished overview), ``coverage``, ``annotation``,
+        ``auto`` (the automatic stretch), ``saved`` or ``failed``.
     extra : object
-        Histogram of an overview; view and stretch of ``auto``; path or words of the last two.
+        Histogram of an overview; the annotation; view and stretch of ``auto``; path or words of the last two.
     """
 
     kind: str
@@ -100,6 +103,10 @@ class PartRenderer:
     def ask_coverage(self, path: str) -> None:
         """Ask for the coverage map as a translucent picture."""
         self._put(("coverage", path))
+
+    def ask_annotation(self) -> None:
+        """Ask for what there is to name in the picture."""
+        self._put(("annotation",))
 
     def ask_parts(self, look: Look, keys: list[Key]) -> None:
         """Ask for the parts on show; wishes for other parts are forgotten."""
@@ -191,6 +198,8 @@ class PartRenderer:
             case ("coverage", path):
                 plane = select_channels(MosaicImage(Path(path)).overview(), "light")[0]
                 self._ready.append(Rendered("coverage", 0, (), coverage_overlay(plane)))
+            case ("annotation",):
+                self._ready.append(Rendered("annotation", 0, (), None, self._annotation()))
             case ("part", look, key):
                 rgba = render(image.part(*key), look)
                 self._ready.append(Rendered("part", look.number, key, rgba))
@@ -200,6 +209,19 @@ class PartRenderer:
                 self._ready.append(Rendered("finished_part", look.number, job[2], rgba))
             case ("save", look, view):
                 self._save(look, view)
+
+    def _annotation(self) -> Annotation | None:
+        """Name what there is to see; None without a WCS. A WCS of its own: the window uses the other one."""
+        info = self.image.info
+        if not info.wcs_cards:
+            return None
+        return annotate(
+            WCS(dict(info.wcs_cards)),
+            self.image.shape_hw,
+            built_in_objects(),
+            epoch=info.epoch,
+            seen=np.isfinite(self._small()).all(axis=0),
+        )
 
     def _save(self, look: Look, view: ViewToSave) -> None:
         bits = 16 if view.form == "tiff16" else 8

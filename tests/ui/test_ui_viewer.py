@@ -12,8 +12,9 @@ import tifffile
 from astropy.io import fits
 from astropy.wcs import WCS
 from PIL import Image
-from PySide6.QtCore import QPointF, Qt
+from PySide6.QtCore import QPointF, QRectF, Qt
 
+from zemosaic_core.annotation import Annotation, Compass, Mark, ScaleBar, SkyObject
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.picture_noise import NoiseMap
 from zemosaic_core.stretch import StretchParams, preview_rgba
@@ -24,6 +25,7 @@ from zemosaic_ui.footprints import find_outputs, read_footprints
 from zemosaic_ui.look import Look, base_params, coverage_overlay, render, render_window, same_numbers
 from zemosaic_ui.mosaic_image import MosaicImage, sexagesimal
 from zemosaic_ui.part_renderer import PartRenderer
+from zemosaic_ui.qt.annotation_overlay import labelled_marks
 
 
 def write_mosaic(folder, *, shape=(3, 700, 1300), name="mosaic.fits"):
@@ -357,6 +359,43 @@ def test_another_result_blinks_at_the_same_place_of_the_sky(page, tmp_path, qtbo
     assert other.look.params.span == page.canvas.look.params.span
     assert not page.compare_with_file(str(tmp_path / "missing.fits"))
     page.stop_comparing()
+
+
+def test_objects_are_named_where_the_sky_has_them(page, shown, qtbot):
+    """The field is that of M 31: its companions lie where the WCS puts them, and the zoom makes room for more."""
+    canvas = page.canvas
+    page.overlay_buttons["annotation"].setChecked(True)
+    qtbot.waitUntil(lambda: canvas.annotation is not None, timeout=60_000)
+    assert canvas.annotation.marks
+    wcs = WCS(fits.getheader(shown[0])).celestial
+    for mark in canvas.annotation.marks:
+        if mark.sky_object.kind != "star":
+            place = wcs.wcs_world2pix(mark.sky_object.ra_deg, mark.sky_object.dec_deg, 0)
+            assert (mark.x_px, mark.y_px) == pytest.approx(tuple(map(float, place)), abs=0.01)
+    with_names = canvas.grab().toImage()
+    page.overlay_buttons["annotation"].setChecked(False)
+    assert canvas.grab().toImage() != with_names
+
+
+def test_labels_that_have_no_room_wait_for_a_closer_look():
+    def mark(name, x):
+        thing = SkyObject("galaxy", name, "", "", 0.0, 0.0, 1.0, 1.0, 0.0, 10.0)
+        return Mark(thing, x, 50.0, 3.0, 3.0, 0.0)
+
+    marks = (mark("first", 50.0), mark("second", 54.0), mark("third", 400.0), mark("outside", 5000.0))
+    note = Annotation((100, 6000), marks, (), ScaleBar(60.0, 10.0), Compass((0.0, 1.0), (-1.0, 0.0)))
+
+    def named(scale):
+        found = labelled_marks(
+            note,
+            QRectF(0, 0, 1000, 1000),
+            lambda x, y: QPointF(scale * x, y),
+            lambda text: QRectF(0, 0, 60, 14),
+        )
+        return [mark.label for mark, _ in found]
+
+    assert named(1.0) == ["first", "third"]
+    assert named(18.0) == ["first", "second"]
 
 
 def test_panning_reads_parts_and_not_the_file(page, monkeypatch, qtbot):

@@ -21,10 +21,12 @@ from PySide6.QtGui import (
 )
 from PySide6.QtWidgets import QWidget
 
+from zemosaic_core.annotation import Annotation
 from zemosaic_pipeline.picture_look import stretch_options
 from zemosaic_ui.look import Look
 from zemosaic_ui.mosaic_image import PART_PX, MosaicImage
 from zemosaic_ui.part_renderer import PartRenderer, Rendered, ViewToSave
+from zemosaic_ui.qt.annotation_overlay import draw_annotation
 from zemosaic_ui.qt.session import Session
 
 __all__ = ["MosaicCanvas"]
@@ -80,6 +82,7 @@ class MosaicCanvas(QWidget):
         self.overlays: dict[str, tuple[list[np.ndarray], list[str]]] = {}
         self.shown_overlays: set[str] = set()
         self.caption = ""
+        self.annotation: Annotation | None = None
         self._fitted = True
         self._seen_level = 0
         self._overview: QImage | None = None
@@ -118,7 +121,7 @@ class MosaicCanvas(QWidget):
         if self.renderer is not None:
             self.renderer.close()
         self.image = self.renderer = self.look = None
-        self._overview = self._coverage = self._fine = None
+        self._overview = self._coverage = self._fine = self.annotation = None
         self._parts.clear()
         self._finished.clear()
         self.overlays.clear()
@@ -141,6 +144,8 @@ class MosaicCanvas(QWidget):
     def show_overlay(self, name: str, on: bool) -> None:
         """Show or hide an overlay."""
         (self.shown_overlays.add if on else self.shown_overlays.discard)(name)
+        if name == "annotation" and on and self.annotation is None and self.renderer is not None:
+            self.renderer.ask_annotation()
         self.update()
 
     # ------------------------------------------------------------------ zoom and pan
@@ -296,6 +301,8 @@ class MosaicCanvas(QWidget):
                 self.counted.emit(ready.extra)
             case "coverage":
                 self._coverage = _to_qimage(ready.rgba[::-1])
+            case "annotation":
+                self.annotation = ready.extra
             case "failed":
                 self.failed.emit(str(ready.extra))
             case "part" if self.look is not None and ready.look == self.look.number:
@@ -358,6 +365,8 @@ class MosaicCanvas(QWidget):
         for name in ("frames", "tiles"):
             if name in self.shown_overlays and name in self.overlays:
                 self._draw_outlines(painter, name)
+        if self.annotation is not None and "annotation" in self.shown_overlays:
+            draw_annotation(painter, self.annotation, QRectF(self.rect()), self.to_screen, self.scale)
         if self.caption:
             self._draw_caption(painter)
 

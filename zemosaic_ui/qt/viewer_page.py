@@ -25,7 +25,7 @@ from zemosaic_ui.qt.widgets import ElidedLabel, label, row, scrolled, tool_butto
 
 __all__ = ["ViewerPage"]
 
-OVERLAYS = ("coverage", "tiles", "frames")
+OVERLAYS = ("coverage", "tiles", "frames", "annotation")
 PANEL_PX = 276
 # Endings of the forms in which a view is written.
 SAVED_FORMS = {".png": "png", ".tif": "tiff16", ".tiff": "tiff16"}
@@ -185,6 +185,8 @@ class ViewerPage(QWidget):
             self.canvas.set_overlay(name, polygons, titles)
         if outputs.get("coverage") and self.canvas.renderer is not None:
             self.canvas.renderer.ask_coverage(outputs["coverage"])
+        if self.overlay_buttons["annotation"].isChecked():
+            self.canvas.show_overlay("annotation", True)
         if image.n_channels == 1:
             self.look.channels.setCurrentIndex(0)
         self._show_state()
@@ -379,6 +381,8 @@ class ViewerPage(QWidget):
             there = name in self.canvas.overlays or (
                 name == "coverage" and bool(self.outputs.get("coverage"))
             )
+            if name == "annotation":
+                there = has and image.wcs is not None
             choice.setEnabled(has and there)
         if has:
             height, width = image.shape_hw

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -281,6 +282,21 @@ def settle(seconds: float) -> None:
         time.sleep(0.01)
 
 
+def settle_until(ready: Callable[[], bool], at_most_s: float = 120.0) -> None:
+    """Let the application draw until something is there, on a slow machine too.
+
+    Raises
+    ------
+    TimeoutError
+        It did not come.
+    """
+    end = time.monotonic() + at_most_s
+    while not ready():
+        if time.monotonic() > end:
+            raise TimeoutError(f"nothing to photograph after {at_most_s:g} s")
+        settle(0.05)
+
+
 class Photographer:
     """Takes the pictures of one theme, size and language."""
 
@@ -349,16 +365,17 @@ class Photographer:
     def _viewer(self, window: ZeMosaicQtMainWindow, outputs: dict[str, str]) -> None:
         window.show_page("mosaic")
         window.viewer_page.open_outputs(outputs)
-        settle(2.5)
+        canvas = window.viewer_page.canvas
+        settle_until(lambda: canvas.n_finished > 0)
         self.shoot(window, "viewer")
         window.viewer_page.overlay_buttons["tiles"].setChecked(True)
         window.viewer_page.overlay_buttons["coverage"].setChecked(True)
-        window.viewer_page.canvas.hovered.emit(800.0, 620.0)
+        canvas.hovered.emit(800.0, 620.0)
         settle(0.4)
         self.shoot(window, "viewer_overlays")
         window.viewer_page.overlay_buttons["coverage"].setChecked(False)
-        window.viewer_page.canvas.zoom_to(2.0)
-        settle(1.0)
+        canvas.zoom_to(2.0)
+        settle_until(lambda: not canvas.missing_parts())
         self.shoot(window, "viewer_zoom")
 
     def filter(self, n: int) -> None:

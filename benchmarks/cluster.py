@@ -30,7 +30,6 @@ from zemosaic_worker import run_hierarchical_mosaic
 
 RESULTS = Path(__file__).parent / "results" / "cluster.json"
 PHASES = ("phase1_prepare", "phase3_master_tiles")
-LOCAL = {"distributed.scheduler.allowed-failures": 0}
 
 
 def cpu_of(processes: list[psutil.Process]) -> float:
@@ -41,19 +40,25 @@ def cpu_of(processes: list[psutil.Process]) -> float:
     return total
 
 
+def bytes_of(sent: object) -> int:
+    """Return how large something is on its way; arrays are not copied for it, which would count as work of the run."""
+    buffers: list[pickle.PickleBuffer] = []
+    return len(pickle.dumps(sent, 5, buffer_callback=buffers.append)) + sum(b.raw().nbytes for b in buffers)
+
+
 def sizes_sent() -> dict[str, list[int]]:
     """Note how large calls and answers are, by the name of their function, from now on in this process."""
     noted: dict[str, list[int]] = {}
     submit, settle = cluster_module.Cluster.submit, cluster_module.Cluster._settle
 
     def noting_submit(self, function, /, *args, **kwargs):
-        noted.setdefault(f"call {function.__name__}", []).append(len(pickle.dumps(args, 5)))
+        noted.setdefault(f"call {function.__name__}", []).append(bytes_of(args))
         return submit(self, function, *args, **kwargs)
 
     def noting_settle(self, job):
         if job.inner.done() and not job.inner.cancelled() and job.inner.exception() is None:
-            size = len(pickle.dumps(job.inner.result().value, 5))
-            noted.setdefault(f"answer {job.call.function.__name__}", []).append(size)
+            value = job.inner.result().value
+            noted.setdefault(f"answer {job.call.function.__name__}", []).append(bytes_of(value))
         settle(self, job)
 
     cluster_module.Cluster.submit = noting_submit
@@ -70,7 +75,7 @@ def run_once(answers: Any, night: Path, out: Path, workers: int, with_sizes: boo
         import dask
         from distributed import LocalCluster
 
-        with dask.config.set(LOCAL):
+        with dask.config.set(cluster_module.OWN_DASK):
             started = LocalCluster(
                 n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
                 worker_dashboard_address=None, silence_logs=50,

@@ -54,7 +54,7 @@ from zemosaic_settings.executor import ExecutorChoice, PathMap
 if TYPE_CHECKING:
     from zemosaic_io.calibration_sets import CalibrationSet
 
-__all__ = ["Cluster", "WorkerDied"]
+__all__ = ["OWN_DASK", "Cluster", "WorkerDied"]
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,18 @@ _CLOSE_S = 1.0
 _AHEAD = 2
 # What Dask says when the other side is gone or does not answer in time.
 _GONE = (OSError, RuntimeError, ValueError)
-_NO_SPILL = {f"distributed.worker.memory.{name}": False for name in ("target", "spill")}
+# How Dask is set up where the run starts it itself.
+OWN_DASK: dict[str, Any] = {
+    # What dies over one call is tried again with nothing else at work; then it is known whose fault it was.
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    # Statistics for Dask's page cost some percent of a processor for every worker; the watch over memory stays.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.admin.system-monitor.disk": False,
+}
 
 
 class WorkerDied(Exception):
@@ -361,9 +372,7 @@ class Cluster(Executor):
         # A block of a co-add may bring along what is known of a thousand frames.
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})
         if self._choice.kind == "dask":
-            # What dies over one call is tried again with nothing else at work; then it is known whose fault it was.
-            of_ours = {"distributed.scheduler.allowed-failures": 0, **_NO_SPILL}
-            with dask.config.set(of_ours), warnings.catch_warnings():
+            with dask.config.set(OWN_DASK), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._local = self._distributed.LocalCluster(
                     n_workers=workers,

@@ -21,7 +21,7 @@ from run_zemosaic import main
 from zemosaic_core.errors import Cancelled, RunFailed, SettingsError
 from zemosaic_pipeline import cluster as cluster_module
 from zemosaic_pipeline import elsewhere
-from zemosaic_pipeline.cluster import Cluster
+from zemosaic_pipeline.cluster import OWN_DASK, Cluster
 from zemosaic_pipeline.elsewhere import Answer, Elsewhere, Requirements, Unfit, WorkerFacts
 from zemosaic_pipeline.events import Message, PhaseProgress
 from zemosaic_pipeline.plan import make_plan
@@ -30,6 +30,7 @@ from zemosaic_settings.executor import ExecutorChoice, PathMap
 from zemosaic_worker import run_hierarchical_mosaic
 
 distributed = pytest.importorskip("distributed", reason="the extra cluster (distributed) is not installed")
+dask = pytest.importorskip("dask")
 
 SETTINGS = {"exclude_flagged_frames": False, "save_variance": True, "gpu_mode": "off"}
 KINDS = ("science", "coverage", "variance")
@@ -194,6 +195,9 @@ def test_cluster_of_this_machine_ends_with_the_run(tmp_path):
     try:
         cluster.require(Requirements("test", elsewhere.versions()))
         assert dict(cluster.map_items(Elsewhere(abs), [-1, 2, -3], name_of=str)) == {0: 1, 1: 2, 2: 3}
+        # What the workers of its own were told not to do.
+        told = dict(cluster.map_items(Elsewhere(dask.config.get), list(OWN_DASK), name_of=str))
+        assert [told[position] for position in sorted(told)] == list(OWN_DASK.values())
         processes = [psutil.Process(worker["pid"]) for worker in cluster.facts()["workers"]]
     finally:
         cluster.shutdown()

@@ -34,6 +34,7 @@ from zemosaic_pipeline.events import (
     TileFinished,
 )
 from zemosaic_pipeline.frame_boundary import TRACEBACK
+from zemosaic_pipeline.machine import give_memory_back
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import LeftOut, MasterTile
 from zemosaic_pipeline.resource_watch import ResourceWatch
@@ -172,6 +173,7 @@ class RunContext:
     def phase(self, name: str, total: int = 0) -> Iterator[None]:
         """Time a phase, watch its memory, tell of its start and end."""
         self.cancel.check()
+        give_memory_back()
         self.memory.take_peak()
         self._phase, self._phase_items, self._phase_details = name, 0, {}
         self.report(PhaseStarted(name, total))

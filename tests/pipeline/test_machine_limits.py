@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from made_frames import field_sky, pointings, run, write_all
 
@@ -18,7 +19,7 @@ from zemosaic_core.errors import Cancelled, RunFailed
 from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline import machine, resource_watch, runner
 from zemosaic_pipeline.context import CancelToken
-from zemosaic_pipeline.machine import Machine, available_memory
+from zemosaic_pipeline.machine import Machine, available_memory, give_memory_back
 from zemosaic_pipeline.outline import estimate_canvas
 from zemosaic_pipeline.plan import resolve
 from zemosaic_pipeline.plan_limits import fit_to_handles, refuse_small_disk
@@ -234,3 +235,16 @@ def test_limits_of_the_shell(raw, tmp_path, limit, code, word):
     assert done.returncode == code, said
     assert word in said
     assert "Traceback" not in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other C libraries give back by themselves")
+def test_memory_that_was_freed_goes_back_to_the_system():
+    """A phase must not begin with what the one before has given up."""
+    process = psutil.Process()
+    parts = [np.ones(12_500) for _ in range(1_000)]  # 100 kB each: none of them a mapping of its own
+    last = parts.pop()
+    del parts
+    held = process.memory_info().rss
+    give_memory_back()
+    assert process.memory_info().rss < held - 60_000_000
+    assert last.sum() == 12_500

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from scipy import ndimage
 
-from zemosaic_core.picture_noise import calm, fill_from_around, smooth_excess, standing_out
+from zemosaic_core.picture_noise import calm, smooth_excess, standing_out
+from zemosaic_core.picture_smoothing import fill_from_around, raise_row_to
 
 __all__ = ["CalmedPicture", "calm_light_and_colours"]
 
@@ -100,13 +102,38 @@ def _lift_to_floor(light: np.ndarray, calmed: np.ndarray, known: np.ndarray, sha
     floor = _local_floor(calmed, known & (share == 0))
     if floor is None:
         return calmed
-    reach = np.arange(-_RING_REACH_PX, _RING_REACH_PX + 1)
-    disc = np.hypot(reach[:, None], reach[None]) <= _RING_REACH_PX
-    stars = np.where(share > 0, light, -np.inf).astype(np.float32)
-    height = ndimage.maximum_filter(stars, footprint=disc, mode="nearest") - floor
+    stars = np.where(share > 0, light, np.float32(-np.inf))
+    height = np.empty_like(stars)
+    _largest_in_disc(stars, _RING_REACH_PX, height)
+    height -= floor
     depth = floor - calmed
     ringing = known & (depth > 0) & (depth < np.float32(_RINGING) * height)
     return np.where(ringing, floor, calmed)
+
+
+@njit(cache=True, nogil=True)
+def _largest_in_disc(plane, radius, result):
+    """Largest value within a radius; discs end at the border."""
+    height, width = plane.shape
+    n = min(height, 2 * radius + 1)
+    reaches = np.array([int(np.sqrt(radius * radius - j * j)) for j in range(radius + 1)])
+    # Row y of the plane lies at y modulo n: the largest within each reach sideways.
+    rows = np.empty((n, radius + 1, width), plane.dtype)
+    done = 0
+    for y in range(height):
+        while done < min(height, y + radius + 1):
+            row, most = plane[done], rows[done % n]
+            most[0] = row
+            for shift in range(1, radius + 1):
+                most[shift] = most[shift - 1]
+                if shift < width:
+                    raise_row_to(most[shift, : width - shift], row[shift:])
+                    raise_row_to(most[shift, shift:], row[: width - shift])
+            done += 1
+        out = result[y]
+        out[:] = rows[y % n, radius]
+        for j in range(max(0, y - radius), min(height, y + radius + 1)):
+            raise_row_to(out, rows[j % n, reaches[abs(j - y)]])
 
 
 def _local_floor(calmed: np.ndarray, sky: np.ndarray) -> np.ndarray | None:

@@ -8,16 +8,15 @@ import numpy as np
 from numba import njit
 from scipy import ndimage
 
+from zemosaic_core.picture_smoothing import raise_row_to, smooth_known
 from zemosaic_core.statistics import mad_sigma, strided_sample
 
 __all__ = [
     "NoiseMap",
     "calm",
-    "fill_from_around",
     "pixel_noise",
     "resample_cells",
     "smooth_excess",
-    "smooth_known",
     "standing_out",
 ]
 
@@ -37,8 +36,6 @@ _LEFT_BY_SMOOTHING = 0.4
 _MOST_UNTOLD = 1.15
 # A small light is at most this many scales wide; its neighbourhood of that many taps goes with it.
 _STAR_SCALES = 3
-# Rows that are worked on together.
-_STRIP = 128
 
 
 @dataclass(frozen=True)
@@ -75,34 +72,6 @@ class NoiseMap:
         return resample_cells(sigma, self.cell_px, shape_hw)
 
 
-def smooth_known(plane: np.ndarray, known: np.ndarray, spacing: int) -> np.ndarray:
-    """Smooth with the cubic B-spline (1 4 6 4 1) / 16 whose taps lie ``spacing`` px apart, leaving out missing pixels.
-
-    Parameters
-    ----------
-    plane : ndarray, shape (h, w), float32
-        Values; 0 where missing.
-    known : ndarray, shape (h, w), float32
-        1 where there is a value, 0 where it is missing.
-    spacing : int
-        Distance of the taps, >= 1; borders are mirrored.
-
-    Returns
-    -------
-    ndarray, shape (h, w), float32
-        Weighted mean of the known pixels; 0 where the centre is missing.
-    """
-    light = np.empty_like(plane)
-    seen = np.empty_like(plane)
-    half = np.empty_like(plane)
-    _smooth(plane, spacing, half, light)
-    _smooth(known, spacing, half, seen)
-    np.maximum(seen, np.float32(1e-3), out=seen)
-    light /= seen
-    light *= known
-    return light
-
-
 def pixel_noise(plane: np.ndarray, known: np.ndarray) -> float:
     """Noise of one pixel, whatever smooth light lies beneath.
 
@@ -112,7 +81,7 @@ def pixel_noise(plane: np.ndarray, known: np.ndarray) -> float:
     Parameters
     ----------
     plane, known : ndarray
-        As for `smooth_known`.
+        As for `picture_smoothing.smooth_known`.
 
     Returns
     -------
@@ -148,7 +117,7 @@ def calm(
     plane : ndarray, shape (h, w), float32
         Values above the sky; 0 where missing.
     known : ndarray, shape (h, w), float32
-        1 or 0, see `smooth_known`.
+        1 or 0, see `picture_smoothing.smooth_known`.
     thresholds : tuple of float
         In sigma, finest scale first; their number is the number of scales.
     keep : float
@@ -191,7 +160,7 @@ def standing_out(plane: np.ndarray, known: np.ndarray, noise: np.ndarray | None 
     Parameters
     ----------
     plane, known : ndarray
-        As for `smooth_known`.
+        As for `picture_smoothing.smooth_known`.
     noise : ndarray, optional
         As for `calm`.
 
@@ -201,15 +170,15 @@ def standing_out(plane: np.ndarray, known: np.ndarray, noise: np.ndarray | None 
         In units of the noise, >= 0.
     """
     cells = _cell_noise(plane - smooth_known(plane, known, 1), known)
-    result = np.zeros_like(plane)
+    result, largest = np.zeros_like(plane), np.empty_like(plane)
     current = plane
     for scale in range(_STAR_SCALES):
         smoother = smooth_known(current, known, 1 << scale)
         detail = current - smoother
         scatter = _scatter_of_scale(detail, known, cells, scale, noise)
         _divide_by_cells(detail, scatter)
-        size = 2 * (1 << scale) + 1
-        np.maximum(result, ndimage.maximum_filter(detail, size=size, mode="nearest"), out=result)
+        _largest_in_square(detail, 1 << scale, largest)
+        np.maximum(result, largest, out=result)
         current = smoother
     result *= known
     return result
@@ -223,7 +192,7 @@ def smooth_excess(
     Parameters
     ----------
     plane, known : ndarray
-        As for `smooth_known`.
+        As for `picture_smoothing.smooth_known`.
     beneath : ndarray, shape (h, w), float32
     noise : ndarray, optional
         As for `calm`.
@@ -238,38 +207,6 @@ def smooth_excess(
     excess = smooth_known(plane - beneath, known, 1)
     _divide_by_cells(excess, scatter * np.float32(_LEFT_BY_SMOOTHING / _WHITE_SCATTER[0]))
     return excess
-
-
-def fill_from_around(plane: np.ndarray, use: np.ndarray) -> np.ndarray:
-    """Replace the pixels that are not used by smooth means of those around them.
-
-    Parameters
-    ----------
-    plane : ndarray, shape (h, w), float32
-    use : ndarray, shape (h, w), float32
-        Share of each pixel that counts, 0 to 1.
-
-    Returns
-    -------
-    ndarray, shape (h, w), float32
-        ``plane`` where ``use`` is 1; 0 where nothing that counts is within 64 px.
-    """
-    left = np.float32(1.0) - use
-    filled = plane * use
-    half, light, seen = np.empty_like(plane), np.empty_like(plane), np.empty_like(plane)
-    value, weight = filled.copy(), use.astype(np.float32, copy=True)
-    for scale in range(6):
-        _smooth(value, 1 << scale, half, light)
-        _smooth(weight, 1 << scale, half, seen)
-        value, light = light, value
-        weight, seen = seen, weight
-        # By strips: copies of the whole planes would be the largest part of the picture's memory.
-        for y in range(0, len(plane), _STRIP):
-            rows = slice(y, y + _STRIP)
-            enough = np.clip(weight[rows] * np.float32(8.0), 0.0, 1.0) * left[rows]
-            filled[rows] += enough * value[rows] / np.maximum(weight[rows], np.float32(1e-3))
-            left[rows] -= enough
-    return filled
 
 
 def resample_cells(cells: np.ndarray, cell_px: float, shape_hw: tuple[int, int]) -> np.ndarray:
@@ -332,41 +269,6 @@ def _noise_in_cells(detail: np.ndarray, known: np.ndarray, cells: np.ndarray) ->
 
 
 @njit(cache=True, nogil=True)
-def _mirrored(index, size):
-    if size == 1:
-        return 0
-    period = 2 * (size - 1)
-    index = abs(index) % period
-    return period - index if index >= size else index
-
-
-@njit(cache=True, nogil=True)
-def _smooth(plane, spacing, half, result):
-    height, width = plane.shape
-    a, b, c = np.float32(6.0 / 16.0), np.float32(4.0 / 16.0), np.float32(1.0 / 16.0)
-    reach = 2 * spacing
-    for y in range(height):
-        row, out = plane[y], half[y]
-        for x in range(min(reach, width)):
-            near = row[_mirrored(x - spacing, width)] + row[_mirrored(x + spacing, width)]
-            far = row[_mirrored(x - reach, width)] + row[_mirrored(x + reach, width)]
-            out[x] = a * row[x] + b * near + c * far
-        for x in range(reach, width - reach):
-            near = row[x - spacing] + row[x + spacing]
-            out[x] = a * row[x] + b * near + c * (row[x - reach] + row[x + reach])
-        for x in range(max(reach, width - reach), width):
-            near = row[_mirrored(x - spacing, width)] + row[_mirrored(x + spacing, width)]
-            far = row[_mirrored(x - reach, width)] + row[_mirrored(x + reach, width)]
-            out[x] = a * row[x] + b * near + c * far
-    for y in range(height):
-        above, below = half[_mirrored(y - spacing, height)], half[_mirrored(y + spacing, height)]
-        top, bottom = half[_mirrored(y - reach, height)], half[_mirrored(y + reach, height)]
-        here, out = half[y], result[y]
-        for x in range(width):
-            out[x] = a * here[x] + b * (above[x] + below[x]) + c * (top[x] + bottom[x])
-
-
-@njit(cache=True, nogil=True)
 def _fill_cells(detail, known, cell, cells):
     height, width = detail.shape
     values = np.empty(cell * cell, dtype=np.float32)
@@ -382,30 +284,66 @@ def _fill_cells(detail, known, cell, cells):
 
 
 @njit(cache=True, nogil=True)
+def _largest_of_shifts(row, spacing, most):
+    """Largest of a row's pixels within two taps both ways."""
+    width = row.size
+    most[:] = row
+    for k in (1, 2):
+        shift = k * spacing
+        inner = max(0, width - shift)
+        # Slices, because an index that might be negative keeps the compiler from working on several pixels at once.
+        moved, shifted = row[min(shift, width) :], most[min(shift, width) :]
+        for x in range(inner):
+            most[x] = max(most[x], moved[x])
+        for x in range(inner):
+            shifted[x] = max(shifted[x], row[x])
+
+
+@njit(cache=True, nogil=True)
 def _largest_near(detail, spacing, result):
     """Largest size within two taps both ways, neighbours counting by 0.3."""
     height, width = detail.shape
-    half = np.empty((height, width), dtype=np.float32)
+    n = min(height, 4 * spacing + 1)
+    # Row y of the plane lies at y modulo n.
+    half, sizes = np.empty((n, width), dtype=np.float32), np.empty(width, dtype=np.float32)
     share = np.float32(0.3)
+    done = 0
     for y in range(height):
-        row, out = detail[y], half[y]
+        while done < min(height, y + 2 * spacing + 1):
+            row, near = detail[done], half[done % n]
+            for x in range(width):
+                sizes[x] = abs(row[x])
+            _largest_of_shifts(sizes, spacing, near)
+            for x in range(width):
+                near[x] = share * near[x]
+            done += 1
+        row, out = detail[y], result[y]
         for x in range(width):
-            most = abs(row[x])
-            for k in (-2, -1, 1, 2):
-                i = x + k * spacing
-                if 0 <= i < width:
-                    most = max(most, abs(row[i]))
-            out[x] = most
-    for y in range(height):
-        out = result[y]
-        for x in range(width):
-            out[x] = abs(detail[y, x])
+            out[x] = abs(row[x])
         for k in range(-2, 3):
-            j = y + k * spacing
-            if 0 <= j < height:
-                near = half[j]
-                for x in range(width):
-                    out[x] = max(out[x], share * near[x])
+            if 0 <= y + k * spacing < height:
+                raise_row_to(out, half[(y + k * spacing) % n])
+
+
+@njit(cache=True, nogil=True)
+def _largest_in_square(plane, reach, result):
+    """Largest value within so many pixels both ways."""
+    height, width = plane.shape
+    n = min(height, 2 * reach + 1)
+    half = np.empty((n, width), dtype=np.float32)
+    done = 0
+    for y in range(height):
+        while done < min(height, y + reach + 1):
+            row, most = plane[done], half[done % n]
+            most[:] = row
+            for shift in range(1, min(reach, width - 1) + 1):
+                raise_row_to(most[: width - shift], row[shift:])
+                raise_row_to(most[shift:], row[: width - shift])
+            done += 1
+        out = result[y]
+        out[:] = half[y % n]
+        for j in range(max(0, y - reach), min(height, y + reach + 1)):
+            raise_row_to(out, half[j % n])
 
 
 @njit(cache=True, nogil=True)
@@ -427,35 +365,50 @@ def _cells_at_row(cells, y, line):
 
 
 @njit(cache=True, nogil=True)
-def _cells_at_column(line, x):
-    """Interpolate a row of `_cells_at_row` at a column of pixels."""
-    i, share = _place_between(x, line.size)
-    return line[i] + share * (line[min(i + 1, line.size - 1)] - line[i])
+def _columns_between(width, n):
+    """`_place_between` of all columns."""
+    first, share = np.empty(width, np.int64), np.empty(width, np.float32)
+    for x in range(width):
+        first[x], share[x] = _place_between(x, n)
+    return first, share
 
 
 @njit(cache=True, nogil=True)
+def _cells_at_columns(line, first, share, noise):
+    """Interpolate a row of `_cells_at_row` at all columns of pixels."""
+    last = line.size - 1
+    for x in range(noise.size):
+        i = first[x]
+        noise[x] = line[i] + share[x] * (line[min(i + 1, last)] - line[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _divide_by_cells(detail, cells):
     """Divide by the noise interpolated between the centres of cells; 0 where there is none."""
     height, width = detail.shape
-    line = np.empty(cells.shape[1], dtype=np.float32)
+    line, noise = np.empty(cells.shape[1], dtype=np.float32), np.empty(width, dtype=np.float32)
+    first, share = _columns_between(width, line.size)
     for y in range(height):
         _cells_at_row(cells, y, line)
+        _cells_at_columns(line, first, share, noise)
+        row = detail[y]
         for x in range(width):
-            noise = _cells_at_column(line, x)
-            detail[y, x] = detail[y, x] / noise if noise > _LEAST_NOISE else np.float32(0.0)
+            row[x] = row[x] / noise[x] if noise[x] > _LEAST_NOISE else np.float32(0.0)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _add_shrunk(detail, largest, cells, factor, keep, result):
     """Add the shrunk differences; the noise between the centres of cells is interpolated."""
     height, width = detail.shape
     one = np.float32(1.0)
-    line = np.empty(cells.shape[1], dtype=np.float32)
+    line, noise = np.empty(cells.shape[1], dtype=np.float32), np.empty(width, dtype=np.float32)
+    first, between = _columns_between(width, line.size)
     for y in range(height):
         _cells_at_row(cells, y, line)
+        _cells_at_columns(line, first, between, noise)
+        row, most, out = detail[y], largest[y], result[y]
         for x in range(width):
-            noise = _cells_at_column(line, x)
-            limit = factor * noise
-            most = largest[y, x]
-            share = one - (limit / most) * (limit / most) if most > limit else np.float32(0.0)
-            result[y, x] += detail[y, x] * (keep + (one - keep) * share)
+            limit = factor * noise[x]
+            ratio = limit / most[x]
+            share = one - ratio * ratio if most[x] > limit else np.float32(0.0)
+            out[x] += row[x] * (keep + (one - keep) * share)

@@ -11,7 +11,8 @@ from zemosaic_core.apertures import aperture_fluxes
 from zemosaic_core.background import sky_mesh
 from zemosaic_core.binning import bin_down
 from zemosaic_core.picture_calm import calm_light_and_colours
-from zemosaic_core.picture_noise import NoiseMap, fill_from_around, pixel_noise, smooth_known
+from zemosaic_core.picture_noise import NoiseMap, pixel_noise
+from zemosaic_core.picture_smoothing import fill_from_around, smooth_known
 from zemosaic_core.picture_style import STYLES, paint, pedestal_for_sky
 from zemosaic_core.statistics import clipped_median_sigma, mad_sigma, strided_sample
 
@@ -505,6 +506,6 @@ def _colour_of_surroundings(light: np.ndarray, colour: np.ndarray, clipped: np.n
     inside = ~mixed
     near = ndimage.binary_dilation(mixed, iterations=_MIXED_PX) & inside
     weight = np.where(near, weight, np.float32(0.0))
-    total = fill_from_around(ratio * weight, inside.astype(np.float32))
-    share = fill_from_around(weight, inside.astype(np.float32))
+    total = fill_from_around(ratio * weight, inside.astype(np.float32), mixed)
+    share = fill_from_around(weight, inside.astype(np.float32), mixed)
     return np.where(mixed, light * total / np.maximum(share, np.float32(1e-9)), colour)

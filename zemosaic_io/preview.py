@@ -101,9 +101,17 @@ def downscale(source: RowSource | np.ndarray, max_dim: int) -> np.ndarray:
 def _block_means(source: RowSource, step: int) -> np.ndarray:
     planes, height, width = source.shape
     out = np.empty((planes, -(-height // step), -(-width // step)), np.float32)
+    if step == 1:
+        for y in range(0, height, _ROWS):
+            rows = source.read_rows(y, min(height, y + _ROWS))
+            out[:, y : y + _ROWS] = np.where(np.isfinite(rows), rows, np.float32(np.nan))
+        return out
     edges = np.arange(0, width, step)
+    read = max(1, _ROWS // step)
     for row in range(out.shape[1]):
-        rows = source.read_rows(row * step, min(height, (row + 1) * step))
+        if row % read == 0:
+            strip = source.read_rows(row * step, min(height, (row + read) * step))
+        rows = strip[:, row % read * step : (row % read + 1) * step]
         valid = np.isfinite(rows)
         total = np.add.reduceat(np.where(valid, rows, 0.0).sum(axis=1, dtype=np.float64), edges, axis=1)
         count = np.add.reduceat(valid.sum(axis=1), edges, axis=1)

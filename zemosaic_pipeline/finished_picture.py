@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from zemosaic_core.coverage import LEAST_COVERAGE, covered_part
 from zemosaic_core.picture_flatten import flatten_sky
-from zemosaic_core.picture_noise import NoiseMap, fill_from_around
+from zemosaic_core.picture_noise import NoiseMap
+from zemosaic_core.picture_smoothing import fill_from_around
 from zemosaic_core.stretch import StretchParams, auto_stretch_params, preview_rgba
 from zemosaic_io.preview import FitsRows, downscale, read_noise_map
 from zemosaic_pipeline.phase_options import OutputOptions
@@ -151,8 +152,10 @@ def cut_and_fill(
         level = [np.median(plane[known]) for plane in image]
         for plane, sky in zip(image, level, strict=True):
             above = np.where(known, plane - sky, np.float32(0.0)).astype(np.float32)
-            plane[fill] = fill_from_around(above, known.astype(np.float32))[fill] + sky
+            plane[fill] = fill_from_around(above, known.astype(np.float32), fill)[fill] + sky
+        boxes = ndimage.find_objects(parts)
         for label in np.flatnonzero(small):
-            y, x = np.argwhere(parts == label)[0]
-            holes.append((int(x), int(y)))
+            rows, columns = boxes[label - 1]
+            x = columns.start + int(np.argmax(parts[rows.start, columns] == label))
+            holes.append((x, rows.start))
     return image, box, holes

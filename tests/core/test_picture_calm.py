@@ -5,7 +5,8 @@ import pytest
 from scipy.special import erf
 
 from zemosaic_core.picture_calm import calm_light_and_colours
-from zemosaic_core.picture_noise import NoiseMap, fill_from_around, resample_cells, standing_out
+from zemosaic_core.picture_noise import NoiseMap, resample_cells, standing_out
+from zemosaic_core.picture_smoothing import fill_from_around
 from zemosaic_core.stretch import preview_rgba
 
 NOISE = 0.09

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zemosaic_core.picture_noise import calm, pixel_noise, smooth_known
+from zemosaic_core.picture_noise import calm, pixel_noise
+from zemosaic_core.picture_smoothing import smooth_known
 
 
 def slow_smooth(plane, known, spacing):

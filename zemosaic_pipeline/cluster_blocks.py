@@ -256,7 +256,7 @@ def _coadd_part(part: _CoaddPart) -> tuple[CoaddBlock, str, list[dict[str, Any]]
     """Co-add a block on the worker this is, with its card where it has one; return also its host and its records."""
     here = own_worker()
     y0, y1 = part.rows
-    if not here.has_card or part.gpu_mode == "off":
+    if not here.has_card:
         block = coadd_block(
             part.pixels,
             part.sources,

@@ -34,11 +34,14 @@ def test_worker_with_a_card_gives_the_same_block_and_its_records(install, monkey
     pixels = FakePixels(6, (80, 160))
     sources = make_sources(pixels, 6, (60, WIDTH))
     on_card, host, records = _coadd_part(part_of(pixels, sources, "require"))
-    on_processor, _, none = _coadd_part(part_of(pixels, sources, "off"))
+    on_processor, _, told_off = _coadd_part(part_of(pixels, sources, "off"))
     cluster_blocks._card_policy.cache_clear()
     assert on_card.image.shape == (pixels.n_channels, ROWS[1] - ROWS[0], WIDTH)
     assert_blocks_agree(on_card, on_processor)
-    assert (host, none) == ("attic", [])
+    assert host == "attic"
+    # The policy of the worker says that the card was not wanted; nothing was done on it.
+    assert {record["reason"] for record in told_off if record["kind"] in ("probe", "decision")} == {"off"}
+    assert {record["device"] for record in told_off if record["kind"] == "decision"} == {"cpu"}
     assert any(record["kind"] == "operation" for record in records)
     ledger = tmp_path / "gpu_ledger.jsonl"
     seen = []

@@ -42,7 +42,6 @@ def test_batches_are_tiles_that_can_be_left_out(night, tmp_path):
     assert np.concatenate([group["members"] for group in groups]).tolist() == list(range(11))
     assert min(group["field_share"] for group in groups) > 0.92
     assert {"run_info_batches", "tile_thin_masked"} <= both.message_keys
-    assert both.report["peak_bytes"] < both.report["planned_peak_bytes"]
     # What one batch is left out of loses its frames and nothing else; the others are taken as they are.
     rest = run(night, tmp_path, leave_out_tiles="1", save_variance=True, **wanted).load()
     assert {"tile_left_out_as_asked", "run_info_tiles_reused"} <= rest.message_keys

@@ -143,17 +143,17 @@ def gauged(
     """
     from_data = posterior.unknowns
     unknowns, open_ = from_data, np.zeros(reduced.open_sky.shape[1])
-    mask = empty_nodes(reduced.sky(unknowns), terms, hits)
+    sky = reduced.sky(unknowns, open_)
     sigma_data, conflict, rough = np.full(5, np.inf), False, 0.0
     for _ in range(_PASSES):
-        mask = empty_nodes(reduced.sky(unknowns, open_), terms, hits)
+        mask = empty_nodes(sky, terms, hits)
         fit = np.linalg.pinv(terms[mask])[1:]
         # Large scales of the empty sky are linear in the unknowns: c = fit (sky_0 - response x - open_sky z).
         onto, onto_open = fit @ reduced.response[mask], fit @ reduced.open_sky[mask]
         spread = onto @ posterior.covariance
         covariance = spread @ onto.T + onto_open @ onto_open.T
         sigma_data = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-        rough = roughness_adu(reduced.sky(unknowns, open_), terms, mask)
+        rough = roughness_adu(sky, terms, mask)
         found = fit @ reduced.sky_0[mask] - onto @ from_data
         width = np.hypot(FLAT_SHARE * level, _ROUGH_FACTORS * rough)
         conflict = float(found @ np.linalg.solve(covariance + np.diag(width**2), found)) > _CONFLICT_CHI2
@@ -161,8 +161,8 @@ def gauged(
         if not use:
             return Gauge(from_data, open_, mask, sigma_data, False, conflict, rough)
         pull = np.linalg.solve(covariance + np.diag(width**2), found)
-        before = reduced.sky(unknowns, open_)
         unknowns, open_ = from_data + spread.T @ pull, onto_open.T @ pull
-        if float(np.abs(reduced.sky(unknowns, open_) - before).max()) < _SETTLED_SHARE * level:
+        before, sky = sky, reduced.sky(unknowns, open_)
+        if float(np.abs(sky - before).max()) < _SETTLED_SHARE * level:
             break
     return Gauge(unknowns, open_, mask, sigma_data, True, conflict, rough)

@@ -284,11 +284,11 @@ def _local_sky_fits(
     # What frames share over the mosaic is no part of the comparison: it only makes room for what nobody can tell.
     without = GlowPrior(replace(taken, local=None, places=None), gains[rows], level)
     terms = large_scale_terms(cells.lattice.node_xy)
-    equations, _, _, sizes = _iterate(problem, without, pattern_covariance, terms, level, False, None)
+    equations, reduced, _, sizes = _iterate(problem, without, pattern_covariance, terms, level, False, None)
     tied = GlowPrior(taken, gains[rows], level)
     tied_sizes = tuned_sizes(equations, tied, pattern_covariance)
-    gain = _loss(equations, without, sizes, pattern_covariance) - _loss(
-        equations, tied, tied_sizes, pattern_covariance
+    gain = evidence_loss(reduced, without, sizes, pattern_covariance) - evidence_loss(
+        equations.reduced(tied.bend_root(tied_sizes)), tied, tied_sizes, pattern_covariance
     )
     return gain > -_INDIFFERENT
 
@@ -466,9 +466,9 @@ def _iterate(
         equations = problem.equations()
         if known_sizes is None and turn < _ROUNDS - 1:
             sizes = tuned_sizes(equations, prior, pattern_covariance, sizes, thorough=turn == 0)
-            if turn == _ROUNDS - 2:
-                sizes = _without_idle_patterns(equations, prior, pattern_covariance, sizes)
         reduced = equations.reduced(prior.bend_root(sizes))
+        if known_sizes is None and turn == _ROUNDS - 2:
+            sizes = _without_idle_patterns(reduced, prior, pattern_covariance, sizes)
         average = turn == _ROUNDS - 1 and prior.n_frames <= MAX_TUNED_FRAMES
         posterior_for = averaged_posterior if average else posterior_of
         posterior = posterior_for(reduced, prior, sizes, pattern_covariance)
@@ -479,20 +479,16 @@ def _iterate(
     return equations, reduced, gauge, sizes
 
 
-def _loss(equations: Equations, prior: GlowPrior, sizes: Array, pattern_covariance: Array) -> float:
-    return evidence_loss(equations.reduced(prior.bend_root(sizes)), prior, sizes, pattern_covariance)
-
-
 def _without_idle_patterns(
-    equations: Equations, prior: GlowPrior, pattern_covariance: Array, sizes: Array
+    reduced: Reduced, prior: GlowPrior, pattern_covariance: Array, sizes: Array
 ) -> Array:
     """Return the sizes without patterns of sessions, unless these make the frames clearly likelier."""
     if SESSION_PATTERN not in prior.free:
         return sizes
     without = sizes.copy()
     without[SESSION_PATTERN] = prior.least[SESSION_PATTERN]
-    worth = _loss(equations, prior, without, pattern_covariance) - _loss(
-        equations, prior, sizes, pattern_covariance
+    worth = evidence_loss(reduced, prior, without, pattern_covariance) - evidence_loss(
+        reduced, prior, sizes, pattern_covariance
     )
     return sizes if worth > _WORTH_PATTERN else without
 

@@ -388,7 +388,7 @@ def preview_rgba(
             light, colours, known, *_noise_of_parts(noise, params, known.shape)
         )
     if clipped is not None and clipped.any():
-        colours = [_colour_of_surroundings(light, colour, clipped) for colour in colours]
+        colours = _colours_of_surroundings(light, colours, clipped)
     top = 2**bits - 1
     rgba = np.empty((*known.shape, 4), dtype=np.uint8 if bits == 8 else np.uint16)
     # By strips, so that the many steps of colouring need no further copies of the whole picture.
@@ -496,16 +496,22 @@ def _noise_of_parts(
     return noise.of_sum(tuple(third), shape_hw), colours
 
 
-def _colour_of_surroundings(light: np.ndarray, colour: np.ndarray, clipped: np.ndarray) -> np.ndarray:
-    """Give clipped pixels, and those that resampling mixed with them, the colour of what is around."""
+def _colours_of_surroundings(
+    light: np.ndarray, colours: list[np.ndarray], clipped: np.ndarray
+) -> list[np.ndarray]:
+    """Give clipped pixels, and those that resampling mixed with them, the colours of what is around."""
     mixed = ndimage.binary_dilation(clipped, iterations=_MIXED_PX)
     shining = np.maximum(light, np.float32(1e-6))
-    ratio = np.where(mixed, np.float32(0.0), np.clip(colour / shining, -1.0, 2.0))
     # The brighter a pixel beside the core the more its colour is the star's and the less the sky's.
     weight = np.where(mixed | (light <= 0), np.float32(0.0), shining / np.float32(light.max()))
     inside = ~mixed
     near = ndimage.binary_dilation(mixed, iterations=_MIXED_PX) & inside
     weight = np.where(near, weight, np.float32(0.0))
-    total = fill_from_around(ratio * weight, inside.astype(np.float32), mixed)
-    share = fill_from_around(weight, inside.astype(np.float32), mixed)
-    return np.where(mixed, light * total / np.maximum(share, np.float32(1e-9)), colour)
+    use = inside.astype(np.float32)
+    share = np.maximum(fill_from_around(weight, use, mixed), np.float32(1e-9))
+    given = []
+    for colour in colours:
+        ratio = np.where(mixed, np.float32(0.0), np.clip(colour / shining, -1.0, 2.0))
+        total = fill_from_around(ratio * weight, use, mixed)
+        given.append(np.where(mixed, light * total / share, colour))
+    return given

@@ -74,11 +74,12 @@ def write_xisf_copy(path: Path | str, source: Path | str, *, durable: bool = Tru
     with atomic_path(path, durable=durable) as temporary, open(temporary, "wb") as out:
         out.write(b"XISF0100" + struct.pack("<II", len(text), 0) + text)
         out.write(bytes(start - out.tell()))
-        # Plane after plane, from the last row of the FITS file to its first.
-        for plane in range(planes):
-            for y1 in range(height, 0, -_ROWS):
-                part = rows.read_rows(max(0, y1 - _ROWS), y1)[plane, ::-1]
-                out.write(part.astype(dtype).tobytes())
+        # Plane after plane, from the last row of the FITS file to its first; rows are read once for all planes.
+        for y1 in range(height, 0, -_ROWS):
+            part = rows.read_rows(max(0, y1 - _ROWS), y1)[:, ::-1].astype(dtype)
+            for plane in range(planes):
+                out.seek(start + (plane * height + height - y1) * width * dtype.itemsize)
+                out.write(part[plane].tobytes())
     return Path(path)
 
 

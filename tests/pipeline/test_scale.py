@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
-import sys
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -18,6 +16,7 @@ from made_frames import base_cards, expose, field_sky, pointings, write
 from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline import phase0_survey
 from zemosaic_pipeline.events import PHASES, Event, PhaseFinished, PhaseProgress
+from zemosaic_pipeline.machine import give_memory_back
 from zemosaic_pipeline.plan import make_plan
 from zemosaic_pipeline.resource_watch import private_bytes
 from zemosaic_settings import Settings
@@ -42,8 +41,7 @@ def write_long_night(folder: Path, n: int) -> None:
 def settled_bytes() -> int:
     """Memory that is this process's own and in use: what was freed is given back to the system first."""
     gc.collect()
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).malloc_trim(0)
+    give_memory_back()
     return private_bytes()
 
 

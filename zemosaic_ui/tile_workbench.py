@@ -91,6 +91,7 @@ class TileWorkbench:
         self._planes: np.ndarray | None = None
         self._coverage: np.ndarray | None = None
         self._params: StretchParams | None = None
+        self._before: np.ndarray | None = None
         self._step = 1
 
     def ask_open(self, path: Path, wishes: ToolWishes) -> None:
@@ -151,16 +152,20 @@ class TileWorkbench:
         if not np.isfinite(planes).any():
             raise SkipItem("frame_empty", f"{path} holds no value", path=str(path), value=float("nan"))
         self._step = max(1, -(-max(planes.shape[1:]) // PICTURE_PX))
-        self._params = auto_stretch_params(bin_down(planes, self._step))
+        small = bin_down(planes, self._step)
+        self._params = auto_stretch_params(small)
+        # No slider changes it.
+        self._before = self._shown(small)
         self._path, self._planes, self._coverage = path, planes, coverage
 
     def _picture(self, cut: Cut) -> BenchPicture:
         assert self._planes is not None
-        before, after = (self._shown(planes) for planes in (self._planes, cut.of(self._planes)))
-        return BenchPicture(before, after, cut, self._step)
+        assert self._before is not None
+        after = self._shown(bin_down(cut.of(self._planes), self._step))
+        return BenchPicture(self._before, after, cut, self._step)
 
-    def _shown(self, planes: np.ndarray) -> np.ndarray:
-        return preview_rgba(bin_down(planes, self._step), params=self._params, max_dim=None)
+    def _shown(self, small: np.ndarray) -> np.ndarray:
+        return preview_rgba(small, params=self._params, max_dim=None)
 
     def _score(self, cut: Cut, wishes: ToolWishes) -> BenchScore:
         assert self._planes is not None

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # Needed by a frozen Windows program whose children start this very file.
     multiprocessing.freeze_support()
+    _open_closed_streams()
     _show_anything()
     arguments = list(sys.argv[1:] if argv is None else argv)
     texts = Texts(_language(arguments))
@@ -73,6 +74,23 @@ def _stop_like_ctrl_c() -> None:
         # Whoever starts a command with `nohup` wants it to outlive the terminal.
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
+
+
+def _open_closed_streams() -> None:
+    """Give a program that was started without streams (``>&-``) some that lead nowhere.
+
+    The next file that is opened would get their numbers otherwise, and whatever a library in C complains of would be
+    written into it.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    while nowhere <= 2:
+        os.set_inheritable(nowhere, True)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+    os.close(nowhere)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the program
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _show_anything() -> None:

@@ -2,6 +2,8 @@
 
 python -m benchmarks.memory_ceiling --frames 40 400 3000 --limit-mb 900
 
+For each phase the peak that the run itself counted is told as well.
+
 The frames are small and a few are shown again and again with fresh noise, so that what grows is what a run keeps of
 each frame. Counted is what belongs to the command, its worker and the processes that measure alone, without pages
 of files (as in the plan), ten times a second.
@@ -10,6 +12,7 @@ of files (as in the plan), ten times a second.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -27,10 +30,10 @@ ROOT = Path(__file__).parent.parent
 SHAPE_HW = (300, 400)
 
 
-def write_night(folder: Path, n: int) -> None:
+def write_night(folder: Path, n: int, shape_hw: tuple[int, int]) -> None:
     """Write ``n`` frames of two panels, made of ten exposures and noise of their own."""
     night = write_demo_night(
-        folder / "of", panels=(1, 2), frames_per_panel=5, shape_hw=SHAPE_HW, with_wcs=True, bad_frames=False
+        folder / "of", panels=(1, 2), frames_per_panel=5, shape_hw=shape_hw, with_wcs=True, bad_frames=False
     )
     rng = np.random.default_rng(3)
     exposures = [fits.getdata(path, header=True) for path in night.paths]
@@ -72,11 +75,14 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[40, 400])
     parser.add_argument("--limit-mb", type=int, default=900)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--shape", type=int, nargs=2, default=SHAPE_HW, help="height and width of a frame, px"
+    )
     options = parser.parse_args()
     for n in options.frames:
         with tempfile.TemporaryDirectory(prefix="zemosaic_ceiling_") as name:
             folder = Path(name)
-            write_night(folder, n)
+            write_night(folder, n, tuple(options.shape))
             code, peak, seconds, said = peak_of_run(
                 folder / "raw", folder / "out", options.limit_mb, options.processes
             )
@@ -86,6 +92,12 @@ def main() -> None:
             )
             if code:
                 print(said[-600:])
+                continue
+            report = json.loads((folder / "out" / "run_report.json").read_text())
+            peaks = {phase["phase"]: round(phase["peak_bytes"] / 1e6) for phase in report["phases"]}
+            print(
+                f"      planned {report['planned_peak_bytes'] / 1e6:.0f} MB; MB by phase: {peaks}", flush=True
+            )
 
 
 if __name__ == "__main__":

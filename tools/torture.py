@@ -25,7 +25,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +85,23 @@ class Torture:
         self.reference = folder / "reference"
         run_hierarchical_mosaic(self.raw, self.reference, num_processing_workers=1, **SETTINGS)
         self.expected = products(self.reference)
+        self._lengths: dict[int, tuple[float, int]] = {}
 
-    @cached_property
-    def run_s(self) -> float:
-        """Seconds a run takes at the command line; it gives what the run in this process gave."""
-        start = time.monotonic()
-        out = self._fresh("second")
-        code, said = self._command(out).wait_for_end()
-        if code != 0 or self._differs(out):
-            raise RuntimeError(f"two undisturbed runs differ, or one failed ({code}): {said[-300:]}")
-        return time.monotonic() - start
+    def _length(self, workers: int) -> tuple[float, int]:
+        """Return the seconds of a run at the command line, and how often its folder changed meanwhile.
+
+        The run gives what the one in this process gave.
+        """
+        if workers not in self._lengths:
+            start = time.monotonic()
+            out = self._fresh("second")
+            run = self._command(out, workers)
+            changes = run.wait_for_changes(out, 1_000_000)
+            code, said = run.wait_for_end()
+            if code != 0 or self._differs(out):
+                raise RuntimeError(f"two undisturbed runs differ, or one failed ({code}): {said[-300:]}")
+            self._lengths[workers] = (time.monotonic() - start, changes)
+        return self._lengths[workers]
 
     # ------------------------------------------------------------------ the faults
 
@@ -121,28 +127,43 @@ class Torture:
         }
 
     def kill(self, found: Survival, name: str, who: str) -> None:
-        """Send a signal at a random moment of a run, then run again."""
-        out = self._fresh("killed")
-        moment_s = float(self.rng.uniform(0.05, 0.9)) * self.run_s
-        run = self._command(out)
-        time.sleep(moment_s)
-        number = getattr(signal, name)
+        """Send a signal to a run, then run again.
+
+        Half of the signals come at a random second; the others right after a random change of the output folder,
+        which is when files are written and renamed. A third of the runs have a finished mosaic in their folder.
+        """
+        with_mosaic = bool(self.rng.random() < 0.33)
+        out = self._fresh("killed", self.reference if with_mosaic else None)
+        workers = 2 if who == "child" else int(self.rng.integers(1, 3))
+        run_s, n_changes = self._length(workers)
+        share, by_change = float(self.rng.uniform(0.05, 0.9)), bool(self.rng.integers(2))
+        run = self._command(out, workers)
+        if by_change:
+            run.wait_for_changes(out, max(1, round(share * n_changes)))
+        else:
+            time.sleep(share * run_s)
         family = run.family()
         start = time.monotonic()
-        try:
-            if who == "group":
-                os.killpg(run.process.pid, number)
-            elif who == "command":
-                os.kill(run.process.pid, number)
-            else:
-                at_work = [p for p in family if is_worker(p)]
-                worker = next((p for p in at_work if p.ppid() == run.process.pid), None)
-                measuring = [p for p in at_work if worker is not None and p.ppid() == worker.pid]
-                victims = measuring if who == "child" else [worker] if worker is not None else []
-                for victim in victims[:1]:
-                    victim.send_signal(number)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            pass  # it had ended by itself
+        if run.process.poll() is not None or not run.send(getattr(signal, name), who, family):
+            # It had ended, or there was no such process: nothing was done to it.
+            run.wait_for_end()
+            return
+        self._look_after(run, found, name, family, start)
+        # A list of results that was begun to be moved is finished by the next run.
+        if with_mosaic and not (out / ".zemosaic_new").exists() and self._differs(out):
+            found.wrong.append(
+                f"the mosaic that was there is neither kept nor replaced: {self._differs(out)}"
+            )
+        unanswered = str(-getattr(signal, name)) in found.codes and name != "SIGKILL"
+        if unanswered and not with_mosaic and (out / STATE).exists():
+            found.wrong.append(f"{name} was not answered")
+        self._again(found, out)
+
+    def _look_after(
+        self, run: _Command, found: Survival, name: str, family: list[psutil.Process], start: float
+    ) -> None:
+        """Wait until all processes have ended; note how long it took, and what should not be."""
+        number = int(getattr(signal, name))
         code, said = run.wait_for_end()
         _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
         if code != 0:
@@ -155,11 +176,8 @@ class Torture:
         # A signal that comes before the program can handle it ends it in the way of the system.
         if code not in (0, 1, 130, -number):
             found.wrong.append(f"exit code {code}: {said[-300:]}")
-        if code == -number and name != "SIGKILL" and (out / STATE).exists():
-            found.wrong.append(f"{name} was not answered")
         if "Traceback" in said:
             found.wrong.append(f"traceback: {said[-600:]}")
-        self._again(found, out)
 
     def damage(self, found: Survival) -> None:
         """Flip bits in, cut, empty, fill or remove stored files, then run again."""
@@ -190,8 +208,10 @@ class Torture:
                 self._overwrite(victim, keeps_times)
 
         code, report_facts = self._here(raw, out, report)
+        if events < when:
+            return
         found.codes[str(code)] += 1
-        if code == 0 and events >= when:
+        if code == 0:
             left = {Path(item["path"]).name: item["key"] for item in report_facts["left_out"]}
             if victim.name not in left and self._differs(out):
                 fresh = self._fresh("fresh")
@@ -253,8 +273,9 @@ class Torture:
             return repr(error), repr(error)
         return 0, result.report
 
-    def _command(self, out: Path) -> _Command:
-        settings = [f"{key}={value}" for key, value in SETTINGS.items()] + ["num_processing_workers=2"]
+    def _command(self, out: Path, workers: int) -> _Command:
+        settings = [f"{key}={value}" for key, value in SETTINGS.items()]
+        settings.append(f"num_processing_workers={workers}")
         assignments = [word for setting in settings for word in ("--set", setting)]
         line = [
             sys.executable,
@@ -350,6 +371,35 @@ class _Command:
         except psutil.NoSuchProcess:
             return []
 
+    def wait_for_changes(self, folder: Path, n: int) -> int:
+        """Wait until files in a folder came, went or were renamed ``n`` times, or the run ended; return the times."""
+        changes, seen = 0, set[str]()
+        while changes < n and self.process.poll() is None:
+            now = {os.path.join(place, name) for place, _, names in os.walk(folder) for name in names}
+            if now != seen:
+                changes, seen = changes + 1, now
+            time.sleep(0.01)
+        return changes
+
+    def send(self, number: int, who: str, family: list[psutil.Process]) -> bool:
+        """Send a signal to the command, its worker, a process that measures or all; tell whether it was sent."""
+        try:
+            if who == "group":
+                os.killpg(self.process.pid, number)
+                return True
+            if who == "command":
+                os.kill(self.process.pid, number)
+                return True
+            at_work = [p for p in family if is_worker(p)]
+            worker = next((p for p in at_work if p.ppid() == self.process.pid), None)
+            measuring = [p for p in at_work if worker is not None and p.ppid() == worker.pid]
+            victims = measuring if who == "child" else [worker] if worker is not None else []
+            for victim in victims[:1]:
+                victim.send_signal(number)
+            return bool(victims)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            return False
+
     def wait_for_end(self) -> tuple[int, str]:
         """Return the exit code and what was said."""
         try:
@@ -434,13 +484,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     until = time.monotonic() + 60 * options.minutes
     lines: list[str] = []
+    tried = 0
     with tempfile.TemporaryDirectory(prefix="zemosaic_torture_") as name:
         torture = Torture(Path(name), options.seed)
         faults = {key: fault for key, fault in torture.faults().items() if options.only in key}
         while time.monotonic() < until and (not options.faults or len(lines) < options.faults):
-            key = list(faults)[len(lines) % len(faults)]
+            key = list(faults)[tried % len(faults)]
             survival = Survival()
             faults[key](survival)
+            tried += 1
+            if not survival.count:
+                continue
             lines.append(json.dumps({"fault": key, **vars(survival)}))
             for wrong in survival.wrong:
                 print(f"{key}: {wrong}", flush=True)

@@ -6,6 +6,7 @@ before the name does, and the folder after it: `replace_durably` is the one plac
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,11 @@ from typing import Any
 from zemosaic_core.errors import SaveFailed
 
 __all__ = ["atomic_path", "make_durable", "open_temporary", "replace_durably", "save_failed", "sync_folder"]
+
+# What file systems answer that do not know how to wait for their disk.
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+# What was written is not there.
+_LOST = tuple(getattr(errno, name) for name in ("ENOSPC", "EIO", "EDQUOT") if hasattr(errno, name))
 
 
 @contextmanager
@@ -69,12 +75,21 @@ def replace_durably(temporary: Path, path: Path, *, durable: bool = True) -> Non
 def make_durable(paths: Iterable[Path]) -> None:
     """Wait until files that have their final names already are on the disk itself.
 
-    A file that is gone again is no error: somebody made it anew, or needs it no more.
+    A file that is gone again is no error: somebody made it anew, or needs it no more. Nor is one that another program
+    holds at this moment.
+
+    Raises
+    ------
+    SaveFailed
+        ``save_failed``: the disk is full or broken; some, above all of a network, tell only now.
     """
     paths = list(paths)
     for path in paths:
-        with suppress(OSError):
+        try:
             _sync_file(path)
+        except OSError as error:
+            if error.errno in _LOST:
+                raise save_failed(path, error) from error
     for folder in {path.parent for path in paths}:
         sync_folder(folder)
 
@@ -84,6 +99,9 @@ def _sync_file(path: Path) -> None:
     handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
     finally:
         os.close(handle)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from zemosaic_core.errors import RunFailed
@@ -28,7 +28,11 @@ def is_frame_name(name: str) -> bool:
 
 
 def survey_files(
-    root: Path | str, *, recursive: bool = True, exclude: Iterable[Path | str] = ()
+    root: Path | str,
+    *,
+    recursive: bool = True,
+    exclude: Iterable[Path | str] = (),
+    tell_unlistable: Callable[[Path, OSError], None] = lambda _, __: None,
 ) -> list[Path]:
     """List the frames below a folder; links to folders are followed, each folder is listed once.
 
@@ -40,6 +44,8 @@ def survey_files(
         Look into subfolders too.
     exclude : iterable of paths
         Folders (with everything below) or files to leave out, e.g. the output folder.
+    tell_unlistable : callable
+        Told of each subfolder that cannot be listed, and why: whatever frames it has are missing.
 
     Returns
     -------
@@ -61,6 +67,7 @@ def survey_files(
             message = f"{root} cannot be listed: {error}"
             raise RunFailed("input_folder_unreadable", message, path=str(root), reason=str(error)) from error
         _log.warning("subfolder left out, it cannot be listed: %s", error)
+        tell_unlistable(Path(error.filename), error)
 
     found: list[Path] = []
     seen: set[str] = set()

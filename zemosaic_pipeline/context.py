@@ -147,7 +147,7 @@ class RunContext:
         self.known_as: dict[str, str] = {}
         self.phases: list[PhaseRecord] = []
         self.messages: list[Message] = []
-        self.memory = ResourceWatch(output_dir, cancel.stop_because)
+        self.memory = ResourceWatch((output_dir, self.state_dir), cancel.stop_because)
         # Other machines, or processes that are treated as such; None: all is done by processes and threads of this run.
         self.cluster: Cluster | None = None
         self._pool: WorkerPool | None = None

@@ -96,6 +96,8 @@ def survey(
 ) -> tuple[list[FrameInfo], list[LeftOut]]:
     """Return the usable frames in the order of their names, and what is left out with its reason.
 
+    A subfolder that cannot be listed is left out like a file: its frames are missing, and nobody can count them.
+
     Parameters
     ----------
     selection : iterable of str, optional
@@ -109,8 +111,19 @@ def survey(
     map_batches : callable, optional
         ``(function, batches) -> (position, result)`` as they come; default: one after the other.
     """
+    unlistable: list[LeftOut] = []
+
+    def note_unlistable(path: Path, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        unlistable.append(LeftOut(str(path), PHASE, "input_folder_unreadable", {"reason": reason}))
+
     if listed is None:
-        paths = survey_files(folder, recursive=recursive, exclude=(output_dir, *other_places))
+        paths = survey_files(
+            folder,
+            recursive=recursive,
+            exclude=(output_dir, *other_places),
+            tell_unlistable=note_unlistable,
+        )
     else:
         paths = [frame.path for frame in listed.frames]
     if selection is not None:
@@ -130,7 +143,7 @@ def survey(
         refused += [LeftOut(name, PHASE, "stack_plan_missing") for name in listed.missing]
     kept, other = _one_camera(infos)
     kept, too_large = _not_too_large(kept, memory_bytes)
-    return kept, refused + other + too_large
+    return kept, unlistable + refused + other + too_large
 
 
 def set_aside(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -43,17 +43,19 @@ class ResourceWatch:
 
     Parameters
     ----------
-    folder : Path
-        Where the run writes.
+    folders : sequence of Path
+        Where the run writes: its results and its state may lie on different disks.
     stop : callable
         Told why the run has to stop: ``run_error_disk_nearly_full``, or ``run_error_memory_limit``.
     interval_s : float
         Between two samples of the memory.
     """
 
-    def __init__(self, folder: Path, stop: Callable[[ZeMosaicError], None], interval_s: float = 0.2) -> None:
+    def __init__(
+        self, folders: Sequence[Path], stop: Callable[[ZeMosaicError], None], interval_s: float = 0.2
+    ) -> None:
         self.limit_bytes = 0
-        self._folder = folder
+        self._folders = folders
         self._tell = stop
         self._interval_s = interval_s
         self._peak = 0
@@ -86,19 +88,20 @@ class ResourceWatch:
             )
 
     def _look_at_disk(self) -> None:
-        try:
-            free = free_disk(self._folder)
-        except OSError:
-            return  # a disk that is gone is told by whoever writes next
-        if free < LEAST_DISK_BYTES:
-            self._tell(
-                RunFailed(
-                    "run_error_disk_nearly_full",
-                    f"{self._folder}: {free} bytes are free",
-                    path=str(self._folder),
-                    free_mb=round(free / 1e6),
+        for folder in self._folders:
+            try:
+                free = free_disk(folder)
+            except OSError:
+                continue  # a disk that is gone is told by whoever writes next
+            if free < LEAST_DISK_BYTES:
+                self._tell(
+                    RunFailed(
+                        "run_error_disk_nearly_full",
+                        f"{folder}: {free} bytes are free",
+                        path=str(folder),
+                        free_mb=round(free / 1e6),
+                    )
                 )
-            )
 
     def take_peak(self) -> int:
         """Return the peak in bytes since the last call and start anew."""

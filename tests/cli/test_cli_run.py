@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -496,3 +498,14 @@ def test_what_the_worker_logs_reads_like_the_terminal():
     assert line.startswith("a.fit: ")
     assert "[frame_unreadable]" in line
     assert "phase1" in _log_line(PhaseProgress("phase1", 3, 9), say)[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="numbers of streams of POSIX")
+def test_no_file_gets_the_number_of_a_stream_that_was_closed(tmp_path):
+    code = (
+        "import os, sys, run_zemosaic; run_zemosaic._open_closed_streams(); print('x'); sys.stderr.write('y');"
+        f"file = open({str(tmp_path / 'number')!r}, 'w'); file.write(str(file.fileno()))"
+    )
+    line = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    assert subprocess.run(line, check=False).returncode == 0
+    assert int((tmp_path / "number").read_text()) > 2

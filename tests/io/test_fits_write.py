@@ -219,3 +219,21 @@ def test_bytes_reach_the_disk_before_the_name_and_the_folder_after_it(tmp_path, 
         make_durable([tmp_path / "a", tmp_path / "b", tmp_path / "gone"])
         # One look at the folder is enough for all.
         assert steps == ["name", "name", "file", "file", "folder"]
+
+
+def test_a_disk_that_tells_last_that_it_is_full_is_heard(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("a")
+
+    def sync(_handle):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    error = errno.ENOSPC
+    with pytest.raises(SaveFailed, match=r"/a could not be written"):
+        make_durable([tmp_path / "a"])
+    # A file system that knows no such thing loses nothing by it.
+    error = errno.EINVAL
+    make_durable([tmp_path / "a"])
+    with atomic_path(tmp_path / "b") as temporary:
+        temporary.write_text("b")
+    assert (tmp_path / "b").read_text() == "b"

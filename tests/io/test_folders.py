@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -82,3 +83,18 @@ def test_links_to_folders_are_followed_once_and_loops_are_cut(tmp_path):
     linked = tmp_path / "linked"
     linked.symlink_to(root)
     assert len(names(linked, exclude=[root / "out"])) == 3
+
+
+def test_a_subfolder_that_cannot_be_listed_is_told(tmp_path, monkeypatch):
+    touch(tmp_path, "a.fit", "night/b.fit")
+    real, told = os.scandir, []
+
+    def scandir(path):
+        if os.fspath(path).endswith("night"):
+            raise OSError(errno.EIO, "Input/output error", os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert names(tmp_path, tell_unlistable=lambda *found: told.append(found)) == ["a.fit"]
+    ((path, error),) = told
+    assert (path, error.errno) == (tmp_path / "night", errno.EIO)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -124,3 +125,13 @@ def test_launch_rate(monkeypatch):
     slow.wait()
     with pytest.raises(Cancelled):
         slow.wait(cancel)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks of POSIX")
+def test_where_there_are_no_locks_the_work_goes_on(tmp_path, monkeypatch):
+    def flock(_handle, _how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with (tmp_path / "run.lock").open("wb") as file:
+        assert locks.try_lock(file)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +100,22 @@ def test_darks_and_flats_of_a_session_folder_go_first(sky, tmp_path):
     assert [info.path.parent.name for info in kept] == ["RAW_TELE_M 94"] * 3
     reasons = sorted(item.key for item in refused)
     assert reasons == ["frame_not_light_folder"] * 3 + ["frame_not_light_name"] * 3
+
+
+def test_frames_of_a_folder_that_cannot_be_listed_are_not_missed_silently(tmp_path, monkeypatch):
+    (tmp_path / "raw" / "second").mkdir(parents=True)
+    real = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("second"):
+            raise OSError(errno.EIO, "Input/output error", os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    kept, (refused,) = survey(tmp_path / "raw", tmp_path / "out", recursive=True)
+    assert kept == []
+    assert (Path(refused.path).name, refused.key) == ("second", "input_folder_unreadable")
+    assert refused.values == {"reason": "Input/output error"}
 
 
 def stacked(sky, setup, *, empty_deg=None, seed=0):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import sys
 import tempfile
@@ -18,6 +20,8 @@ from zemosaic_io.solvers.base import Cancel, check_cancel
 __all__ = ["LaunchRate", "SolverSlots", "slots_from_environment", "try_lock"]
 
 _POLL_S = 0.05
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
+_log = logging.getLogger(__name__)
 _TRUE_WORDS = ("1", "true", "on", "yes")
 _LIMIT_NAMES = ("ZEMOSAIC_ASTAP_MAX_PROCS", "ZEMO_ASTAP_MAX_PROCS", "ZEMO_FILTER_ASTAP_MAX_PROCS")
 
@@ -196,9 +200,16 @@ else:
     import fcntl
 
     def try_lock(file: IO[bytes]) -> bool:
-        """Lock an open file until it is closed; return whether nobody else has it."""
+        """Lock an open file until it is closed; return whether nobody else has it.
+
+        On a file system that knows no locks nobody can have it.
+        """
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _log.warning("%s cannot be locked here: %s", file.name, error)
         return True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from zemosaic_core.background import sky_mesh
 
-__all__ = ["flatten_sky"]
+__all__ = ["SkySurface", "fit_sky_surface"]
 
 _CELLS = 24
 _LEAST_CELL_PX = 16
@@ -16,8 +18,47 @@ _ABOVE, _BELOW = 1.5, 3.0
 _LEAST_CELLS = 12
 
 
-def flatten_sky(image: np.ndarray) -> np.ndarray:
-    """Subtract a quadratic surface per channel that follows the darker parts of the sky.
+@dataclass(frozen=True)
+class SkySurface:
+    """A quadratic surface of the sky over a picture, without the level in its middle.
+
+    Attributes
+    ----------
+    factors : ndarray, shape (C, 6), float64
+        Of 1, x, y, x^2, xy and y^2, both coordinates from -1 to 1 over the picture; the first is not used.
+    """
+
+    factors: np.ndarray
+
+    def taken_from(
+        self,
+        image: np.ndarray,
+        whole_hw: tuple[int, int] | None = None,
+        corner_yx: tuple[int, int] = (0, 0),
+    ) -> np.ndarray:
+        """Return a picture, or a part of one, less the surface.
+
+        Parameters
+        ----------
+        image : ndarray, shape (C, h, w), float32
+        whole_hw : tuple of int, optional
+            Size of the whole picture in pixels of the part; default: this is the whole.
+        corner_yx : tuple of int
+            First pixel of the part in the whole.
+        """
+        height, width = whole_hw or image.shape[1:]
+        y, x = (corner + np.arange(size) for corner, size in zip(corner_yx, image.shape[1:], strict=True))
+        rows, columns = (y + 0.5) * (2.0 / height) - 1.0, (x + 0.5) * (2.0 / width) - 1.0
+        result = np.empty_like(image)
+        for plane, factors, out in zip(image, self.factors, result, strict=True):
+            for j, row in enumerate(rows):
+                surface = np.tensordot(factors[1:], _terms(np.array([[row]]), columns[None])[1:, 0], axes=1)
+                out[j] = plane[j] - surface.astype(np.float32)
+        return result
+
+
+def fit_sky_surface(image: np.ndarray) -> SkySurface | None:
+    """Fit a quadratic surface per channel to the darker parts of the sky.
 
     Parameters
     ----------
@@ -26,10 +67,10 @@ def flatten_sky(image: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    ndarray, shape (C, h, w), float32
-        Each channel has the level in its middle that it had; unchanged where too little sky is to be seen.
+    SkySurface or None
+        None where too little sky is to be seen.
     """
-    channels, height, width = image.shape
+    _, height, width = image.shape
     cell = max(_LEAST_CELL_PX, min(height, width) // _CELLS)
     mesh = sky_mesh(image, cell)
     y = np.minimum((np.arange(mesh.shape[1]) + 0.5) * cell, height) * (2.0 / height) - 1.0
@@ -37,20 +78,16 @@ def flatten_sky(image: np.ndarray) -> np.ndarray:
     terms = _terms(y[:, None], x[None])
     known = np.isfinite(mesh).all(axis=0)
     if np.count_nonzero(known) < _LEAST_CELLS:
-        return image
+        return None
     # What is an object in one channel is one in all, or a red nebula would leave a blue hole.
     use = known & _dark_cells(terms, mesh.mean(axis=0), known)
     if np.count_nonzero(use) < _LEAST_CELLS:
-        return image
-    result = np.empty_like(image)
-    rows = (np.arange(height) + 0.5) * (2.0 / height) - 1.0
-    columns = (np.arange(width) + 0.5) * (2.0 / width) - 1.0
-    for c in range(channels):
-        factors = np.linalg.lstsq(terms[:, use].T, mesh[c][use].astype(np.float64), rcond=None)[0]
-        for j, row in enumerate(rows):
-            surface = np.tensordot(factors[1:], _terms(np.array([[row]]), columns[None])[1:, 0], axes=1)
-            result[c, j] = image[c, j] - surface.astype(np.float32)
-    return result
+        return None
+    return SkySurface(
+        np.stack(
+            [np.linalg.lstsq(terms[:, use].T, plane[use].astype(np.float64), rcond=None)[0] for plane in mesh]
+        )
+    )
 
 
 def _terms(y: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from astropy.wcs import WCS
 
 from zemosaic_io.atomic import save_failed
 
 __all__ = ["write_hips"]
+
+# Places each way at which a tile asks where the picture lies.
+_PROBES = 9
+_LEAST_MARGIN_PX = 8
 
 
 def write_hips(
@@ -24,7 +29,7 @@ def write_hips(
     folder : Path
         Must not exist.
     picture : Path
-        A PNG with the first row of FITS at the bottom.
+        A PNG with the first row of FITS at the bottom. It is held in memory, four bytes a pixel.
     wcs : astropy.wcs.WCS
         Of the picture, celestial.
     title : str
@@ -41,7 +46,6 @@ def write_hips(
     """
     # An extra: `output_formats.check_hips` has seen before the run that it is there.
     import pyavm
-    from reproject import reproject_interp
     from reproject.hips import reproject_to_hips
 
     def watched(tiles: Iterable[Any], **_: Any) -> Iterator[Any]:
@@ -63,7 +67,7 @@ def write_hips(
             reproject_to_hips(
                 str(located),
                 coord_system_out="equatorial",
-                reproject_function=reproject_interp,
+                reproject_function=_reproject_window,
                 output_directory=str(folder),
                 progress_bar=watched,
                 properties={
@@ -77,3 +81,37 @@ def write_hips(
     finally:
         located.unlink(missing_ok=True)
     return folder
+
+
+def _reproject_window(
+    source: tuple[np.ndarray, Any], header: Any, **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resample for one tile only what lies behind it: the library would look at the whole picture for each."""
+    from reproject import reproject_interp
+
+    image, wcs = source
+    tile_hw = int(header["NAXIS2"]), int(header["NAXIS1"])
+    rows, columns = (np.linspace(-0.5, size - 0.5, _PROBES) for size in tile_hw)
+    grid_x, grid_y = (axis.ravel() for axis in np.meshgrid(columns, rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sky = WCS(header).pixel_to_world(grid_x, grid_y)
+        x, y = (np.asarray(axis) for axis in wcs.world_to_pixel(sky))
+    nothing = np.full((*image.shape[:-2], *tile_hw), np.nan), np.zeros((*image.shape[:-2], *tile_hw))
+    known = np.isfinite(x) & np.isfinite(y)
+    if not known.any():
+        return nothing
+    edges = []
+    for places, size in ((y[known], image.shape[-2]), (x[known], image.shape[-1])):
+        # Between the probed places the border may bulge.
+        margin = _LEAST_MARGIN_PX + (places.max() - places.min()) / _PROBES
+        edges.append((max(0, int(places.min() - margin)), min(size, int(places.max() + margin) + 2)))
+    (y0, y1), (x0, x1) = edges
+    if y0 >= y1 or x0 >= x1:
+        return nothing
+    window = np.ascontiguousarray(image[..., y0:y1, x0:x1])
+    # A gnomonic picture has no far side that would have to be told by going there and back.
+    found: tuple[np.ndarray, np.ndarray] = reproject_interp(
+        (window, wcs[y0:y1, x0:x1]), header, roundtrip_coords=False, **options
+    )
+    return found

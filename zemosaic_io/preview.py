@@ -193,6 +193,7 @@ def write_png(
     *,
     flip: bool = True,
     texts: Mapping[str, str] | None = None,
+    compress_level: int = 6,
     durable: bool = True,
 ) -> Path:
     """Write an 8-bit picture as PNG.
@@ -208,6 +209,8 @@ def write_png(
         hang upside down.
     texts : mapping, optional
         Text chunks, e.g. {'Software': ...}.
+    compress_level : int
+        0 to 9, as in zlib.
     durable : bool
         See `atomic.atomic_path`; here and below.
 
@@ -221,7 +224,7 @@ def write_png(
     for key, value in (texts or {}).items():
         info.add_text(key, value)
     with atomic_path(path, durable=durable) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=info, compress_level=6)
+        picture.save(temporary, format="PNG", pnginfo=info, compress_level=compress_level)
     return Path(path)
 
 

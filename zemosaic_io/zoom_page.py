@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,23 @@ _QUALITY = 90
 _TILES = "tiles"
 
 
-def write_zoom_page(folder: Path | str, rgba: np.ndarray, title: str, marks: Sequence[Mark] = ()) -> Path:
+def write_zoom_page(
+    folder: Path | str,
+    bands: Iterable[np.ndarray],
+    shape_hw: tuple[int, int],
+    title: str,
+    marks: Sequence[Mark] = (),
+) -> Path:
     """Write a folder of tiles with its page; return the page.
 
     Parameters
     ----------
     folder : Path or str
         Made anew; it may exist and be empty.
-    rgba : ndarray, shape (h, w, 4), uint8
-        Rows in FITS order. What is transparent is black in the tiles.
+    bands : iterable of ndarray, shape (h, w, 4), uint8
+        The picture from its last rows to its first, rows of each band in FITS order. What is transparent is black in
+        the tiles. Memory: a band, and two rows of tiles of each level.
+    shape_hw : tuple of int
     title : str
     marks : sequence of Mark
         What can be named in the picture, in its pixels; those that matter most first.
@@ -50,11 +58,13 @@ def write_zoom_page(folder: Path | str, rgba: np.ndarray, title: str, marks: Seq
         ``save_failed``.
     """
     folder = Path(folder)
-    height, width = rgba.shape[:2]
+    height, width = shape_hw
     # Levels count from a picture of one pixel, as in every Deep Zoom Image.
     levels = math.ceil(math.log2(max(height, width, 2)))
     try:
-        first = _write_levels(folder / f"{_TILES}_files", rgba, levels)
+        finest = _TileLevel(folder / f"{_TILES}_files", levels, shape_hw)
+        for band in bands:
+            finest.add(np.ascontiguousarray(band[::-1, :, :3]))
     except OSError as error:
         raise save_failed(folder, error) from error
     _write(folder / f"{_TILES}.dzi", _description(width, height))
@@ -63,7 +73,8 @@ def write_zoom_page(folder: Path | str, rgba: np.ndarray, title: str, marks: Seq
         "height": height,
         "tile": _TILE_PX,
         "levels": levels,
-        "first": first,
+        # The first level that is one tile, which a viewer begins with.
+        "first": max(0, levels - max(0, math.ceil(math.log2(max(height, width) / _TILE_PX)))),
         "folder": f"{_TILES}_files",
     }
     page = _TEMPLATE.read_text(encoding="utf-8")
@@ -76,25 +87,40 @@ def write_zoom_page(folder: Path | str, rgba: np.ndarray, title: str, marks: Seq
     return _write(folder / PAGE, page)
 
 
-def _write_levels(folder: Path, rgba: np.ndarray, levels: int) -> int:
-    """Write the tiles of all levels; return the first that is one tile, which a viewer begins with."""
-    picture = np.ascontiguousarray(rgba[::-1, :, :3])
-    first = -1
-    profile = srgb_profile()
-    for level in range(levels, -1, -1):
-        here = folder / str(level)
-        here.mkdir(parents=True, exist_ok=True)
-        height, width = picture.shape[:2]
-        for row in range(-(-height // _TILE_PX)):
-            for column in range(-(-width // _TILE_PX)):
-                y, x = row * _TILE_PX, column * _TILE_PX
-                part = Image.fromarray(np.ascontiguousarray(picture[y : y + _TILE_PX, x : x + _TILE_PX]))
-                part.save(here / f"{column}_{row}.jpg", quality=_QUALITY, subsampling=0, icc_profile=profile)
-        if first < 0 and max(height, width) <= _TILE_PX:
-            first = level
+class _TileLevel:
+    """One scale of a picture that arrives row by row from its top; it hands half of it to the next coarser one."""
+
+    def __init__(self, folder: Path, level: int, shape_hw: tuple[int, int]) -> None:
+        self._here = folder / str(level)
+        self._here.mkdir(parents=True, exist_ok=True)
+        self._rows_to_come = shape_hw[0]
+        self._tile_row = 0
+        self._waiting = np.empty((0, shape_hw[1], 3), np.uint8)
         # Sides are rounded up.
-        picture = np.asarray(Image.fromarray(picture).reduce(2))
-    return first
+        half_hw = -(-shape_hw[0] // 2), -(-shape_hw[1] // 2)
+        self._coarser = _TileLevel(folder, level - 1, half_hw) if level else None
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take the next rows, (h, w, 3) uint8, and write the tiles that are complete with them."""
+        self._waiting = np.concatenate([self._waiting, rows])
+        self._rows_to_come -= len(rows)
+        while len(self._waiting) >= _TILE_PX or (len(self._waiting) and not self._rows_to_come):
+            self._write(np.ascontiguousarray(self._waiting[:_TILE_PX]))
+            self._waiting = self._waiting[_TILE_PX:].copy()
+
+    def _write(self, rows: np.ndarray) -> None:
+        for column, x in enumerate(range(0, rows.shape[1], _TILE_PX)):
+            tile = Image.fromarray(np.ascontiguousarray(rows[:, x : x + _TILE_PX]))
+            tile.save(
+                self._here / f"{column}_{self._tile_row}.jpg",
+                quality=_QUALITY,
+                subsampling=0,
+                icc_profile=srgb_profile(),
+            )
+        self._tile_row += 1
+        if self._coarser is not None:
+            # A row of tiles has an even number of rows, but for the last one.
+            self._coarser.add(np.asarray(Image.fromarray(rows).reduce(2)))
 
 
 def _mark(mark: Mark, height: int) -> list[Any]:

@@ -14,6 +14,7 @@ from zemosaic_core.chunks import Buffer, Workload, peak_bytes
 from zemosaic_core.coadd import coadd_buffers
 from zemosaic_core.gpu.coadd import expected_workload
 from zemosaic_core.gpu.device import DeviceInfo
+from zemosaic_core.picture_parts import MOST_PART_PX, largest_part
 from zemosaic_core.refine_rows import refine_buffers
 from zemosaic_core.refine_structure import HALO_ROWS
 from zemosaic_core.sources import CombineRule, Kernel, SampleNoise
@@ -46,8 +47,11 @@ MASTER_BYTES_PER_PX = 5 * SET_BYTES_PER_PX
 # Solvers of others run one at a time; room for their star lists and for the picture as floats. Not measured.
 SOLVER_BYTES = 100_000_000
 SOLVER_BYTES_PER_PX = 16
-# The picture's stretch and calming in 16 bits, per pixel of the picture; 86 measured at 4422x3958.
-PREVIEW_BYTES_PER_PX = 90
+# A picture while it is cut and its sky is found (54 measured at 3200x3200), the picture with what is painted of it, and
+# the part of it that is being finished (67 to 86 measured); per pixel of each.
+PICTURE_BYTES_PER_PX, PAINTED_BYTES_PER_PX, FINISHING_BYTES_PER_PX = 58, 26, 90
+# A picture as it is handed to the library that lays it on the sphere, and the copy that this one reads.
+SPHERE_BYTES_PER_PX = 12
 # A tile is wider than its frames: they are dithered and turned against the grid by some degrees.
 TURNED = 1.2
 # Copies of the weights of a band while they are sealed.
@@ -97,8 +101,8 @@ class CostBasis:
         Frames of each batch, on routes where each becomes a tile that may be as large as the mosaic.
     copies : int
         Copies of the science file in other forms.
-    tiled_pictures : int
-        Pictures as tiles.
+    zoom, sphere : bool
+        Every pixel of the picture as tiles with a page; on the sphere.
     elsewhere : int
         Workers of a cluster on other machines, which measure and stack instead; 0: none.
     """
@@ -124,7 +128,8 @@ class CostBasis:
     most_merged: int = 0
     batches: tuple[int, ...] = ()
     copies: int = 0
-    tiled_pictures: int = 0
+    zoom: bool = False
+    sphere: bool = False
     elsewhere: int = 0
 
     @property
@@ -327,11 +332,10 @@ def estimate_rows(
         assemble = max(assemble, most, of_tiles.peak(1))
     assemble += PARENT_BYTES
     variance_planes = basis.n_channels if basis.variance else 0
-    step = -(-max(canvas_hw) // basis.preview_max_dim)
-    export = PARENT_BYTES + canvas_px // step**2 * PREVIEW_BYTES_PER_PX + 100_000_000
+    export = PARENT_BYTES + _picture_bytes(basis, canvas_hw) + 100_000_000
     # Packing saves less where a mosaic has no empty corners; tiles on the sphere are RGBA, packed.
     export_disk = canvas_px // 4 + canvas_px * 4 * basis.n_channels * basis.copies
-    export_disk += canvas_px // step**2 * 4 * basis.tiled_pictures
+    export_disk += canvas_px * 4 * (basis.zoom + basis.sphere)
     unpacked = sum(math.prod(i.shape_hw) * i.n_stored_planes * abs(i.bitpix) // 8 for i in infos if i.packed)
     tiles_disk = (
         round(max(1.4, len(basis.batches)) * canvas_px) * 4 * (basis.n_channels + 2 + variance_planes)
@@ -375,6 +379,24 @@ def estimate_rows(
             0.1,
         ),
     )
+
+
+def _picture_bytes(basis: CostBasis, canvas_hw: tuple[int, int]) -> int:
+    """Memory of making the pictures."""
+    step = -(-max(canvas_hw) // basis.preview_max_dim)
+    picture_hw = tuple(-(-side // step) for side in canvas_hw)
+    picture_px = math.prod(picture_hw)
+
+    def finishing(shape_hw: tuple[int, ...]) -> int:
+        return math.prod(largest_part(side) for side in shape_hw) * FINISHING_BYTES_PER_PX
+
+    most = max(picture_px * PICTURE_BYTES_PER_PX, picture_px * PAINTED_BYTES_PER_PX + finishing(picture_hw))
+    # Where the picture is as large as the mosaic, its parts are these.
+    if basis.zoom or basis.sphere:
+        held = math.prod(canvas_hw) * SPHERE_BYTES_PER_PX if basis.sphere else 0
+        band = canvas_hw[1] * MOST_PART_PX * 8
+        most = max(most, picture_px * PAINTED_BYTES_PER_PX + finishing(canvas_hw) + held + band)
+    return most
 
 
 def small_pointings(infos: Sequence[FrameInfo], min_frames: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,12 @@ from zemosaic_io.annotation_files import (
 from zemosaic_io.fits_compress import write_compressed_copy
 from zemosaic_io.hips_files import write_hips
 from zemosaic_io.picture_files import write_picture
+from zemosaic_io.preview import write_png
 from zemosaic_io.sky_objects import built_in_objects
 from zemosaic_io.xisf_write import write_xisf_copy
 from zemosaic_io.zoom_page import write_zoom_page
 from zemosaic_pipeline.context import RunContext
-from zemosaic_pipeline.finished_picture import FinishedPicture
+from zemosaic_pipeline.finished_picture import EveryPixel, FinishedPicture
 from zemosaic_pipeline.output_formats import COPIES
 from zemosaic_pipeline.records import Mosaic, RegisteredFrame
 
@@ -49,10 +50,17 @@ def annotation_of(
     shown: np.ndarray, picture: FinishedPicture, mosaic: Mosaic, frames: Sequence[RegisteredFrame]
 ) -> Annotation:
     """Return what there is to name in a picture, (h, w, 4), as its stars stood when the frames were taken."""
+    shape_hw = (shown.shape[0], shown.shape[1])
+    return _annotation(picture.wcs(mosaic.grid.wcs_cards), shape_hw, shown, frames)
+
+
+def _annotation(
+    wcs: WCS, shape_hw: tuple[int, int], shown: np.ndarray, frames: Sequence[RegisteredFrame]
+) -> Annotation:
     epochs = [frame.solved.frame.info.epoch for frame in frames]
     return annotate(
-        picture.wcs(mosaic.grid.wcs_cards),
-        (shown.shape[0], shown.shape[1]),
+        wcs,
+        shape_hw,
         built_in_objects(),
         epoch=float(np.mean(epochs)) if epochs else CATALOGUE_EPOCH,
         seen=shown[..., 3] > 0,
@@ -85,19 +93,42 @@ def write_annotation(
     }
 
 
-def write_zoom(base: Path, shown: np.ndarray, note: Annotation) -> dict[str, Path]:
-    """Write the picture as tiles with a page."""
-    return {"zoom": write_zoom_page(Path(f"{base}{ZOOM}"), shown, base.name, note.marks)}
-
-
-def write_sphere(
-    base: Path, preview: Path, picture: FinishedPicture, mosaic: Mosaic, context: RunContext
+def write_zoom(
+    base: Path,
+    shown: np.ndarray,
+    picture: EveryPixel,
+    mosaic: Mosaic,
+    frames: Sequence[RegisteredFrame],
+    check: Callable[[], None],
 ) -> dict[str, Path]:
-    """Write the picture as tiles on the sphere."""
+    """Write every pixel of the picture as tiles with a page; ``shown`` is the picture of any size."""
+    note = _annotation(picture.wcs(mosaic.grid.wcs_cards), picture.shape_hw, shown, frames)
+
+    def bands() -> Iterator[np.ndarray]:
+        for _, band in picture.bands(last_first=True):
+            check()
+            yield band
+
+    folder = Path(f"{base}{ZOOM}")
+    return {"zoom": write_zoom_page(folder, bands(), picture.shape_hw, base.name, note.marks)}
+
+
+def write_sphere(base: Path, picture: EveryPixel, mosaic: Mosaic, context: RunContext) -> dict[str, Path]:
+    """Write every pixel of the picture as tiles on the sphere."""
     wcs = picture.wcs(mosaic.grid.wcs_cards)
-    wcs.array_shape = picture.image.shape[1:]
-    folder = Path(f"{base}{SPHERE}")
-    return {"hips": write_hips(folder, preview, wcs, base.name, context.work_dir, context.cancel.check)}
+    wcs.array_shape = picture.shape_hw
+    rgba = np.empty((*picture.shape_hw, 4), np.uint8)
+    for y0, band in picture.bands():
+        context.cancel.check()
+        rgba[y0 : y0 + len(band)] = band
+    whole = context.work_dir / f"{base.name}{SPHERE}_whole.png"
+    try:
+        write_png(whole, rgba, compress_level=1, durable=False)
+        del rgba
+        folder = Path(f"{base}{SPHERE}")
+        return {"hips": write_hips(folder, whole, wcs, base.name, context.work_dir, context.cancel.check)}
+    finally:
+        whole.unlink(missing_ok=True)
 
 
 def write_copies(

@@ -31,7 +31,7 @@ from zemosaic_pipeline.extra_files import (
     write_sphere,
     write_zoom,
 )
-from zemosaic_pipeline.finished_picture import FinishedPicture, make_picture
+from zemosaic_pipeline.finished_picture import EveryPixel, FinishedPicture, make_picture
 from zemosaic_pipeline.output_formats import COPIES, PICTURES
 from zemosaic_pipeline.phase_options import OutputOptions
 from zemosaic_pipeline.records import Mosaic, RegisteredFrame
@@ -119,17 +119,15 @@ def _write_pictures(
         rgba = picture.render(16) if form == "tiff16" else shown
         path = Path(f"{base}_picture{ENDINGS[form]}")
         paths[f"picture_{form}"] = write_picture(path, rgba, form, texts=texts, durable=False)
-    if options.annotation or options.zoom:
+    if options.annotation:
         note = annotation_of(shown, picture, mosaic, frames)
-        if options.annotation:
-            paths |= write_annotation(base, shown, note, picture, texts)
+        paths |= write_annotation(base, shown, note, picture, texts)
+    if options.zoom or options.hips:
+        every_pixel = EveryPixel(picture, mosaic)
         if options.zoom:
-            context.cancel.check()
-            paths |= write_zoom(base, shown, note)
-            if picture.step > 1:
-                context.say("run_info_zoom_reduced", step=picture.step, longest=max(mosaic.grid.shape_hw))
-    if options.hips:
-        paths |= write_sphere(base, paths["preview"], picture, mosaic, context)
+            paths |= write_zoom(base, shown, every_pixel, mosaic, frames, context.cancel.check)
+        if options.hips:
+            paths |= write_sphere(base, every_pixel, mosaic, context)
     return {kind: str(path) for kind, path in paths.items()}
 
 

@@ -413,7 +413,8 @@ def _cost_basis(run: RunPlan) -> CostBasis:
         most_merged=run.merge.max_group,
         foreign_solver=run.solve.solver.method != "EMBEDDED",
         copies=len(set(run.output.formats) & set(COPIES)),
-        tiled_pictures=run.output.zoom + run.output.hips,
+        zoom=run.output.zoom,
+        sphere=run.output.hips,
         batches=run.group.batch_sizes,
         elsewhere=run.elsewhere,
     )

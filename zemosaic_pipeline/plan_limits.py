@@ -17,6 +17,8 @@ __all__ = ["fit_to_handles", "fit_to_memory", "refuse_small_disk"]
 
 # Below this a block of rows is so low that its halos cost more than its rows.
 _LEAST_BLOCK_BYTES = 16_000_000
+# Smaller than this a picture is no picture of a mosaic any more.
+_LEAST_PICTURE_PX = 1000
 # Open files of a process that measures (its pipe and sentinel here), of a reading thread, and of everything else.
 _HANDLES_PER_WORKER, _HANDLES_PER_THREAD, _HANDLES_BASE = 3, 2, 40
 
@@ -24,7 +26,7 @@ _HANDLES_PER_WORKER, _HANDLES_PER_THREAD, _HANDLES_BASE = 3, 2, 40
 def fit_to_memory(
     run: RunPlan, memory_bytes: int, estimate: Callable[[RunPlan], tuple[PlanRow, ...]]
 ) -> RunPlan:
-    """Return the plan with its rows; with fewer processes and threads and lower blocks where memory is short.
+    """Return the plan with its rows; where memory is short with fewer processes and threads, lower blocks, a smaller picture.
 
     Parameters
     ----------
@@ -59,6 +61,12 @@ def _smaller(run: RunPlan) -> RunPlan | None:
     largest = max(run.rows, key=lambda row: row.ram_bytes).phase
     if largest == "phase1_prepare":
         return replace(run, workers=run.workers - 1) if run.workers > 1 else None
+    if largest == "phase6_export":
+        longest = run.output.preview["max_dim"]
+        if longest <= _LEAST_PICTURE_PX:
+            return None
+        preview = run.output.preview | {"max_dim": max(_LEAST_PICTURE_PX, longest * 3 // 4)}
+        return replace(run, output=replace(run.output, preview=preview))
     if run.block_budget_bytes > _LEAST_BLOCK_BYTES:
         return replace(run, block_budget_bytes=max(_LEAST_BLOCK_BYTES, run.block_budget_bytes * 3 // 4))
     return replace(run, threads=run.threads - 1) if run.threads > 1 else None

@@ -287,6 +287,9 @@ class _ClassicRun:
                     block_mb=round(plan.block_budget_bytes / 1e6),
                     planned_mb=round(plan.peak_bytes / 1e6),
                 )
+            longest = plan.output.preview["max_dim"]
+            if longest < self.settings.preview_png_max_dim:
+                context.say("run_info_smaller_picture", longest=longest)
         with self._phase(phase1_prepare.PHASE, len(frames)):
             if not plan.resume:
                 manifest.keep_only(set())

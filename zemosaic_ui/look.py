@@ -10,6 +10,7 @@ import numpy as np
 
 from zemosaic_core import colour_maps
 from zemosaic_core.picture_noise import NoiseMap
+from zemosaic_core.picture_parts import MARGIN_PX, with_margin
 from zemosaic_core.stretch import StretchParams, auto_stretch_params, preview_rgba
 from zemosaic_ui.mosaic_image import MosaicImage
 
@@ -26,8 +27,6 @@ __all__ = [
 ]
 
 CHANNEL_VIEWS = ("rgb", "red", "green", "blue", "light")
-# Calming looks this far around a pixel for light; colours further away hardly matter.
-_MARGIN_PX = 128
 # Pictures whose ranges differ by more are in other units: each keeps its own numbers.
 _MOST_ALIKE = 8.0
 
@@ -126,11 +125,9 @@ def render_window(
 ) -> np.ndarray:
     """Return a window ``(y0, y1, x0, x1)`` of a level of a mosaic, with what is around it taken into account."""
     height, width = mosaic.level_shape(level)
-    margin = _MARGIN_PX if finish else 0
-    y0, x0 = max(0, box[0]), max(0, box[2])
-    y1, x1 = min(height, box[1]), min(width, box[3])
-    top, left = max(0, y0 - margin), max(0, x0 - margin)
-    pixels = mosaic.window(level, top, y1 + margin, left, x1 + margin)
+    y0, y1, x0, x1 = with_margin(box, (height, width), 0)
+    top, bottom, left, right = with_margin(box, (height, width), MARGIN_PX if finish else 0)
+    pixels = mosaic.window(level, top, bottom, left, right)
     rgba = render(
         pixels,
         look,

@@ -23,6 +23,12 @@ def sky(height=700, width=1100):
     return picture
 
 
+def write(folder, picture, *rest, rows=192):
+    """Write a picture in bands from its last rows on."""
+    bands = [picture[y : y + rows] for y in range(0, len(picture), rows)]
+    return write_zoom_page(folder, bands[::-1], picture.shape[:2], *rest)
+
+
 def read(page):
     text = page.read_text(encoding="utf-8")
     return (
@@ -48,7 +54,7 @@ def assembled(folder, level, facts):
 
 def test_each_level_is_the_picture_at_its_scale(tmp_path):
     picture = sky()
-    page = write_zoom_page(tmp_path / "zoom", picture, "M 1")
+    page = write(tmp_path / "zoom", picture, "M 1")
     _, facts, _ = read(page)
     assert (facts["levels"], facts["first"]) == (11, 9)
     upright = picture[::-1, :, :3].astype(float)
@@ -58,6 +64,9 @@ def test_each_level_is_the_picture_at_its_scale(tmp_path):
         np.testing.assert_allclose(
             found[:80, :130], upright[step // 2 :: step, step // 2 :: step][:80, :130], atol=tolerance
         )
+    whole = write(tmp_path / "whole", picture, "M 1", rows=700)
+    for tile in sorted((page.parent / facts["folder"]).rglob("*.jpg")):
+        assert tile.read_bytes() == (whole.parent / tile.relative_to(page.parent)).read_bytes()
     with Image.open(page.parent / facts["folder"] / "0" / "0_0.jpg") as least:
         assert least.size == (1, 1)
     size = ElementTree.parse(page.parent / "tiles.dzi").getroot()[0].attrib
@@ -65,15 +74,13 @@ def test_each_level_is_the_picture_at_its_scale(tmp_path):
 
 
 def test_a_picture_of_one_tile_begins_with_itself(tmp_path):
-    _, facts, _ = read(write_zoom_page(tmp_path / "zoom", sky(40, 300), "small"))
+    _, facts, _ = read(write(tmp_path / "zoom", sky(40, 300), "small"))
     assert facts["first"] == facts["levels"] == 9
 
 
 def test_the_page_needs_no_network_and_no_title_breaks_it(tmp_path):
     thing = SkyObject("galaxy", "M 1", "", "</script><b>", 1.0, 2.0, 3.0, 1.0, 30.0, 5.0)
-    page = write_zoom_page(
-        tmp_path / "zoom", sky(), "a <b> & c", [Mark(thing, 100.0, 50.0, 30.0, 10.0, 40.0)]
-    )
+    page = write(tmp_path / "zoom", sky(), "a <b> & c", [Mark(thing, 100.0, 50.0, 30.0, 10.0, 40.0)])
     text, _, marks = read(page)
     assert "http" not in text
     assert "<title>a &lt;b&gt; &amp; c</title>" in text
@@ -85,4 +92,4 @@ def test_the_page_needs_no_network_and_no_title_breaks_it(tmp_path):
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "zoom").write_text("a file")
     with pytest.raises(SaveFailed, match="zoom"):
-        write_zoom_page(tmp_path / "zoom", sky(40, 30), "M 1")
+        write(tmp_path / "zoom", sky(40, 30), "M 1")

@@ -117,6 +117,25 @@ def test_what_cannot_fit_is_refused_with_both_numbers(infos):
     assert error.value.values["needed_mb"] > error.value.values["free_mb"] == 400
 
 
+def test_the_picture_gives_way_before_a_run_is_refused(raw):
+    """A mosaic of small frames that is large: the picture is what needs most."""
+    few = [read_frame_info(path) for path in sorted(raw.iterdir())]
+    free, tight = (
+        resolve(
+            Settings(preview_png_max_dim=20_000),
+            few,
+            Machine(cores=1, memory_bytes=memory, disk_bytes=1000 * GB),
+            canvas_hw=(9000, 9000),
+        )
+        for memory in (64 * GB, 1 * GB)
+    )
+    assert not free.is_reduced
+    assert tight.is_reduced
+    assert free.output.preview["max_dim"] == 20_000
+    assert 1000 <= tight.output.preview["max_dim"] < 9000
+    assert tight.peak_bytes <= 1 * GB
+
+
 def test_open_files(infos):
     plan = planned(infos, 64 * GB)
     assert fit_to_handles(plan, 1024) is plan

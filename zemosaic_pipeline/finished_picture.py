@@ -120,7 +120,7 @@ class EveryPixel:
         self._noise = noise.part(y0, x0) if noise is not None else None
         self._shown = np.isfinite(picture.image).all(axis=0)
         # At its outer border a pixel of the picture may be a mean of few pixels, the others being missing.
-        self._inside = ndimage.binary_erosion(self._shown, np.ones((3, 3)), border_value=1)
+        self._inside = ndimage.binary_erosion(self._shown, np.ones((3, 3), bool), border_value=1)
 
     def wcs(self, mosaic_cards: dict[str, Any]) -> WCS:
         """Return its WCS from that of the mosaic."""

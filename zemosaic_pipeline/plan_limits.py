@@ -26,7 +26,7 @@ _HANDLES_PER_WORKER, _HANDLES_PER_THREAD, _HANDLES_BASE = 3, 2, 40
 def fit_to_memory(
     run: RunPlan, memory_bytes: int, estimate: Callable[[RunPlan], tuple[PlanRow, ...]]
 ) -> RunPlan:
-    """Return the plan with its rows; where memory is short with fewer processes and threads, lower blocks, a smaller picture.
+    """Return the plan with its rows; where memory is short with fewer processes, lower blocks, a smaller picture.
 
     Parameters
     ----------

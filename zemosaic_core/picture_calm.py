@@ -6,8 +6,8 @@ import numpy as np
 from numba import njit
 from scipy import ndimage
 
-from zemosaic_core.picture_noise import calm, smooth_excess, standing_out
-from zemosaic_core.picture_smoothing import fill_from_around, raise_row_to
+from zemosaic_core.picture_noise import calm, excess, standing_out
+from zemosaic_core.picture_smoothing import fill_from_around, raise_row_to, smooth_known
 
 __all__ = ["CalmedPicture", "calm_light_and_colours"]
 
@@ -19,7 +19,11 @@ _COLOUR = ((4.5, 4.5, 4.5, 4.0, 4.0, 3.5), 0.04)
 _STAR_LIGHT = (3.0, 4.2)
 _STAR_COLOUR = (6.0, 15.0)
 # Of the neighbourhood of a star what rises out of the noise by so much is the star's.
-_STAR_SHAPE = (0.5, 2.0)
+_STAR_SHAPE = (1.0, 3.0)
+# What rises by less than the first of these, as a pixel or with its neighbours, is shown slightly smoothed: the grain
+# beside a star is not the star's.
+_CORE_PIXEL = (2.0, 3.0)
+_CORE = (8.0, 16.0)
 _STAR_COLOUR_SHAPE = (6.0, 20.0)
 # A dip beside a star that is less than this share of the star's height is what resampling makes of undersampled stars;
 # it reaches this far.
@@ -63,9 +67,12 @@ def calm_light_and_colours(
     outstanding = standing_out(light, weight, light_noise)
     near = _ramp(outstanding, *_STAR_LIGHT)
     beneath = fill_from_around(light, weight * (np.float32(1.0) - near)) * weight
-    shape = smooth_excess(light, beneath, weight, light_noise)
-    share = near * _ramp(shape, *_STAR_SHAPE)
-    result = _calm_around(light, beneath, share, weight, _LIGHT, 2, light_noise)
+    core, shape = excess(light, beneath, weight, light_noise)
+    core = np.maximum(_ramp(core, *_CORE_PIXEL), _ramp(shape, *_CORE))
+    share = near * np.maximum(_ramp(shape, *_STAR_SHAPE), core)
+    gentle = smooth_known(light, weight, 1)
+    gentle += core * (light - gentle)
+    result = _calm_around(light, gentle, beneath, share, weight, _LIGHT, 2, light_noise)
     result = _lift_to_floor(light, result, known, near)
     near = _ramp(outstanding, *_STAR_COLOUR)
     share = near * _ramp(shape, *_STAR_COLOUR_SHAPE)
@@ -74,7 +81,7 @@ def calm_light_and_colours(
     calmed = []
     for colour, noise in zip(colours, noises, strict=True):
         beneath = fill_from_around(colour, weight * (np.float32(1.0) - near)) * weight
-        calmed.append(_calm_around(colour, beneath, share, weight, _COLOUR, 0, noise))
+        calmed.append(_calm_around(colour, colour, beneath, share, weight, _COLOUR, 0, noise))
         del beneath
     return result, calmed
 
@@ -85,6 +92,7 @@ def _ramp(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _calm_around(
     plane: np.ndarray,
+    star: np.ndarray,
     beneath: np.ndarray,
     share: np.ndarray,
     weight: np.ndarray,
@@ -92,7 +100,7 @@ def _calm_around(
     bright_scales: int,
     noise: np.ndarray | None,
 ) -> np.ndarray:
-    lifted = share * (plane - beneath)
+    lifted = share * (star - beneath)
     return np.asarray(
         (calm(plane - lifted, weight, *limits, bright_scales=bright_scales, noise=noise) + lifted) * weight
     )

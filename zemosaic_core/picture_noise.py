@@ -14,9 +14,9 @@ from zemosaic_core.statistics import mad_sigma, strided_sample
 __all__ = [
     "NoiseMap",
     "calm",
+    "excess",
     "pixel_noise",
     "resample_cells",
-    "smooth_excess",
     "standing_out",
 ]
 
@@ -184,10 +184,10 @@ def standing_out(plane: np.ndarray, known: np.ndarray, noise: np.ndarray | None 
     return result
 
 
-def smooth_excess(
+def excess(
     plane: np.ndarray, beneath: np.ndarray, known: np.ndarray, noise: np.ndarray | None = None
-) -> np.ndarray:
-    """Tell by how much a plane, slightly smoothed, lies above another one.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tell by how much a plane lies above another one, pixel by pixel and slightly smoothed.
 
     Parameters
     ----------
@@ -199,14 +199,17 @@ def smooth_excess(
 
     Returns
     -------
-    ndarray, shape (h, w), float32
-        In units of the noise that the smoothing leaves.
+    of_pixels, smoothed : ndarray, shape (h, w), float32
+        In units of the noise of a pixel, and of the noise that the smoothing leaves.
     """
     detail = plane - smooth_known(plane, known, 1)
     scatter = _scatter_of_scale(detail, known, _cell_noise(detail, known), 0, noise)
-    excess = smooth_known(plane - beneath, known, 1)
-    _divide_by_cells(excess, scatter * np.float32(_LEFT_BY_SMOOTHING / _WHITE_SCATTER[0]))
-    return excess
+    scatter *= np.float32(1.0 / _WHITE_SCATTER[0])
+    of_pixels = plane - beneath
+    smoothed = smooth_known(of_pixels, known, 1)
+    _divide_by_cells(of_pixels, scatter)
+    _divide_by_cells(smoothed, scatter * np.float32(_LEFT_BY_SMOOTHING))
+    return of_pixels, smoothed
 
 
 def resample_cells(cells: np.ndarray, cell_px: float, shape_hw: tuple[int, int]) -> np.ndarray:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from scipy.special import erf
 
 from zemosaic_core.picture_calm import calm_light_and_colours
@@ -153,3 +154,25 @@ def test_noise_of_few_frames_of_sums_and_of_smaller_pictures():
     assert of_light[0, 1] == pytest.approx(np.sqrt(1.5**2 + 1.5**2 + 0.75**2) / 6)
     assert np.isnan(noise.of_sum((1.0, 0.0, 0.0), (32, 48))[1, 1])
     assert resample_cells(np.array([[1.0, 2.0]]), 16.0, (16, 32)).tolist() == [[1.0, 2.0]]
+
+
+def test_the_grain_beside_a_star_is_not_shown_as_part_of_it():
+    rng = np.random.default_rng(6)
+    noise = gaussian_filter(rng.normal(0, 1, (300, 300)), 0.7)
+    noise /= noise.std()
+    yy, xx = np.mgrid[:300, :300]
+    clean, distance = np.zeros((300, 300)), np.full((300, 300), 99.0)
+    for y, x in rng.uniform(-0.5, 0.5, (36, 2)) + np.argwhere(np.ones((6, 6))) * 44 + 36:
+        r = np.hypot(yy - y, xx - x)
+        clean += rng.uniform(8, 20) * np.exp(-(r**2) / 4.4)
+        distance = np.minimum(distance, r)
+    image = (clean + noise).astype(np.float32)
+    cells = np.ones((19, 19), np.float32)
+    calmed, _ = calm_light_and_colours(image, [], np.ones(image.shape, bool), cells)
+    core, beside, sky = distance < 3.5, (distance > 5) & (distance < 8), distance > 16
+    off = calmed - clean
+    grain = np.abs(np.diff(off, axis=0, append=0))
+    assert calmed[core].sum() == pytest.approx(image[core].sum(), rel=0.04)
+    assert off[distance < 1].std() < 1.3
+    assert off[sky].std() < 0.25
+    assert grain[beside].mean() < 1.8 * grain[sky].mean()

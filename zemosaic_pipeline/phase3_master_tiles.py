@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +13,8 @@ from astropy.wcs import WCS
 from zemosaic_align_stack import refine_on_grid
 from zemosaic_core.block_facts import summarise
 from zemosaic_core.coverage import edge_ramp, enlarge_rows
-from zemosaic_core.detector_surface import mean_of_surface
 from zemosaic_core.errors import SaveFailed, SkipItem
-from zemosaic_core.normalize import normalise_group
-from zemosaic_core.pixel_map import build_pixel_map
-from zemosaic_core.sky_lattice import cell_centres
-from zemosaic_core.sources import CoaddBlock, CoaddSource, SampleNoise
+from zemosaic_core.sources import CoaddBlock
 from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import ExtensionSpec, StreamingFits
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
@@ -30,7 +25,6 @@ from zemosaic_pipeline.calibrated_noise import common_steps, shared_variance
 from zemosaic_pipeline.cluster_blocks import ClusterBlocks
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
-from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import (
@@ -44,139 +38,27 @@ from zemosaic_pipeline.records import (
 from zemosaic_pipeline.refinement import TwoPasses, refine_sources, refine_tile, refinement_of
 from zemosaic_pipeline.tile_cards import TileSetCards, tile_cards
 from zemosaic_pipeline.tile_memory import store_tile, stored_tile, tile_key
+from zemosaic_pipeline.tile_sources import (
+    MAP_ERROR_PX,
+    SAMPLE_VARIANCE,
+    TileInputs,
+    flux_gain_of,
+    frame_store,
+    frame_terms,
+    lowest_ceiling,
+    sample_noise,
+    star_cores,
+    tile_sources,
+    tile_window,
+)
 from zemosaic_utils import coadd_on_grid
 
 __all__ = ["PHASE", "create_tile", "run"]
 
 PHASE = "phase3_master_tiles"
-# Stars of each frame, the brightest, on whose centres the rejection is watched.
-WATCHED_STARS = 200
-MAP_ERROR_PX = 0.005
-# Variance of a sample of white noise, relative to that of a pixel, at all fractions of a pixel alike.
-SAMPLE_VARIANCE = {"lanczos3": 0.80, "bilinear": 0.44}
 # The edge ramp is wide and smooth: a distance map on every fourth pixel is exact to a fraction of a percent.
 RAMP_DECIMATION = 4
 BANDS = "bands"
-
-
-def _corners(shape_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return points along the border of a frame; corners alone miss the bulge of a distorted edge."""
-    height, width = shape_hw
-    along = np.linspace(-0.5, 0.5, 9)
-    x = np.concatenate([along, along, np.full(9, -0.5), np.full(9, 0.5)]) * width + (width - 1) / 2
-    y = np.concatenate([np.full(9, -0.5), np.full(9, 0.5), along, along]) * height + (height - 1) / 2
-    return x, y
-
-
-def tile_window(
-    frames: Sequence[RegisteredFrame], grid_shape_hw: tuple[int, int]
-) -> tuple[int, int, int, int] | None:
-    """Return ``(y0, y1, x0, x1)`` on the grid that holds all frames; None when they miss the grid."""
-    xs, ys = [], []
-    for frame in frames:
-        x, y = frame.to_plane.apply(*_corners(frame.solved.frame.info.shape_hw))
-        xs.append(x)
-        ys.append(y)
-    x, y = np.concatenate(xs), np.concatenate(ys)
-    y0, y1 = max(0, math.floor(y.min())), min(grid_shape_hw[0], math.ceil(y.max()) + 1)
-    x0, x1 = max(0, math.floor(x.min())), min(grid_shape_hw[1], math.ceil(x.max()) + 1)
-    return (y0, y1, x0, x1) if y0 < y1 and x0 < x1 else None
-
-
-def _source(
-    frame: RegisteredFrame,
-    window: tuple[int, int, int, int],
-    terms: FrameTerms,
-    weight: np.ndarray,
-    feather_px: float,
-    has_weight_map: bool,
-) -> CoaddSource | None:
-    y0, y1, x0, x1 = window
-    shape = frame.solved.frame.info.shape_hw
-    px, py = frame.to_plane.apply(*_corners(shape))
-    bbox = (
-        max(0, math.floor(py.min()) - y0),
-        min(y1 - y0, math.ceil(py.max()) + 1 - y0),
-        max(0, math.floor(px.min()) - x0),
-        min(x1 - x0, math.ceil(px.max()) + 1 - x0),
-    )
-    if bbox[0] >= bbox[1] or bbox[2] >= bbox[3]:
-        return None
-
-    def to_source(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return frame.to_frame.apply(x + x0, y + y0)
-
-    return CoaddSource(
-        key=frame.solved.frame.index,
-        shape_hw=shape,
-        pixel_map=build_pixel_map(to_source, bbox, max_error_px=MAP_ERROR_PX),
-        bbox=bbox,
-        photometry=terms.photometry,
-        weight=weight,
-        feather_px=feather_px,
-        has_weight_map=has_weight_map,
-        radial=terms.radial if terms.radial.any() else None,
-        surface=terms.surface,
-    )
-
-
-def frame_terms(
-    frames: Sequence[RegisteredFrame], sky: Mapping[int, FrameTerms], plan: RunPlan
-) -> list[FrameTerms]:
-    """Return the terms of each frame: those of the model of the whole sky, or what brings this group onto one sky."""
-    if sky:
-        return [sky[frame.solved.frame.index] for frame in frames]
-    method = plan.stack.normalise
-    if method == "linear_fit" and plan.sky.model == "none":
-        method = "levels"
-    of_group = normalisation(frames, method, plan.measure.mesh_cell_px).astype(np.float32)
-    return [FrameTerms(terms, np.zeros_like(terms)) for terms in of_group]
-
-
-def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) -> np.ndarray:
-    """Return the photometric terms (N, C, 4) that bring the frames of a group onto one sky."""
-    meshes = np.stack([frame.open_mesh() for frame in frames])
-    height, width = frames[0].solved.frame.info.shape_hw
-    x, y = cell_centres((height, width), meshes.shape[2:], cell_px)
-    return normalise_group(
-        np.array([frame.gain for frame in frames]),
-        np.array([frame.solved.measure.sky_adu for frame in frames]),
-        meshes,
-        np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames]),
-        np.array([frame.solved.measure.noise_adu for frame in frames]),
-        method,
-        uv=np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], axis=-1),
-    )
-
-
-def sample_noise(
-    frames: Sequence[RegisteredFrame], weights: np.ndarray, terms: Sequence[FrameTerms], kernel: str
-) -> SampleNoise | None:
-    """Return what is known beforehand about the samples of a co-add; None where a channel's noise is not known.
-
-    Parameters
-    ----------
-    weights : ndarray, shape (N, C)
-    terms : sequence of FrameTerms
-    """
-    photometry = np.array([term.photometry for term in terms], float)
-    f1, f2, d1, d2 = np.moveaxis(np.array([term.radial for term in terms], float), -1, 0)
-    # Means of q and q^2 over the detector.
-    gain = photometry[..., 0] * (1 + f1 / 3 + f2 / 6)
-    offset = photometry[..., 1] + d1 / 3 + d2 / 6
-    for own, term in zip(offset, terms, strict=True):
-        if term.surface is not None:
-            own += mean_of_surface(term.surface)
-    noise = np.array([frame.solved.measure.noise_adu for frame in frames], float)
-    sky = np.array([frame.solved.measure.sky_adu for frame in frames], float)
-    known = (noise > 0) & (weights > 0)
-    variance = np.where(known, SAMPLE_VARIANCE[kernel] * (gain * noise) ** 2 * weights, np.nan)
-    level = gain * sky + offset
-    if not (np.isfinite(variance).any(axis=0) & np.isfinite(level).any(axis=0)).all():
-        return None
-    return SampleNoise(
-        tuple(map(float, np.nanmedian(variance, axis=0))), tuple(map(float, np.nanmedian(level, axis=0)))
-    )
 
 
 def _write_weights(out: StreamingFits, bands: TileBands, shape_hw: tuple[int, int], ramp_px: int) -> None:
@@ -193,56 +75,15 @@ def _write_weights(out: StreamingFits, bands: TileBands, shape_hw: tuple[int, in
         out.write_rows(y0, weights, ext="WEIGHT")
 
 
-def star_cores(frames: Sequence[RegisteredFrame], window: tuple[int, int, int, int]) -> np.ndarray:
-    """Return the pixels (K, 2), y and x within a window of the grid, on which stars have their centres; row by row."""
-    y0, y1, x0, x1 = window
-    places = []
-    for frame in frames:
-        stars = frame.solved.measure.columns("x", "y")
-        x, y = frame.to_plane.apply(stars["x"][:WATCHED_STARS], stars["y"][:WATCHED_STARS])
-        places.append(np.column_stack([np.rint(y) - y0, np.rint(x) - x0]).astype(np.int64))
-    yx = np.unique(np.concatenate(places), axis=0)
-    return yx[((yx >= 0) & (yx < [y1 - y0, x1 - x0])).all(axis=1)]
-
-
-def _flux_gain(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: RunPlan) -> tuple[float, ...]:
-    """Return what brings the stack of frames to the flux scale of the clear ones; 1 when they were brought there."""
-    gains = np.array([frame.gain for frame in frames], dtype=float)
-    if plan.stack.normalise == "linear_fit":  # the model of the sky brings them there too
-        return (1.0,) * plan.n_channels
-    transparency = np.where(np.isfinite(gains) & (gains > 0), 1 / np.where(gains > 0, gains, 1.0), 1.0)
-    if plan.stack.rule.combine == "median":
-        return tuple(map(float, 1 / np.median(transparency, axis=0)))
-    return tuple(map(float, 1 / np.average(transparency, axis=0, weights=np.maximum(weights, 1e-12))))
-
-
-def lowest_ceiling(
-    frames: Sequence[RegisteredFrame], terms: Sequence[FrameTerms], masks: PixelMasks
-) -> float:
-    """Return the lowest level at which the light of a frame was cut off, on the common scale; NaN: nowhere."""
-    ceilings = [
-        term.photometry[:, 0] * masks.clip_levels[frame.solved.frame.index] + term.photometry[:, 1]
-        for frame, term in zip(frames, terms, strict=True)
-        if frame.solved.frame.index in masks.clip_levels
-    ]
-    finite = np.array([value for levels in ceilings for value in levels if np.isfinite(value)])
-    return float(finite.min()) if finite.size else float("nan")
-
-
 def create_tile(
     group: FrameGroup,
     frames: Sequence[RegisteredFrame],
     weights: np.ndarray,
-    hot_pixels: dict[int, np.ndarray],
-    masks: PixelMasks,
-    sky: Mapping[int, FrameTerms],
-    grid: MosaicGrid,
-    plan: RunPlan,
+    inputs: TileInputs,
     context: RunContext,
     path: Path,
-    on_rows: Callable[[int, int], object] | None = None,
-    bands: TileBands | None = None,
-    tile_set: TileSetCards | None = None,
+    on_rows: Callable[[int, int], object],
+    bands: TileBands,
 ) -> MasterTile:
     """Stack one group and write its tile.
 
@@ -250,14 +91,10 @@ def create_tile(
     ----------
     weights : ndarray, shape (N, C)
         Weight of each frame, comparable between groups.
-    masks : PixelMasks
-    sky : mapping of int to FrameTerms
-        Terms of every frame from the model of the sky; empty: the group finds a common sky of its own.
-    on_rows : callable, optional
+    inputs : TileInputs
+    on_rows : callable
         ``on_rows(done, total)`` as rows of the tile are finished.
-    tile_set : TileSetCards, optional
-        What joins this tile to the others of its run.
-    bands : TileBands, optional
+    bands : TileBands
         Rows of the same tile that are finished already; those that are made here outlive a run that ends early. They
         are still there when the tile is complete.
 
@@ -268,44 +105,19 @@ def create_tile(
     SaveFailed
         The tile cannot be written.
     """
+    plan, grid = inputs.plan, inputs.grid
     window = tile_window(frames, grid.shape_hw)
     if window is None:
         raise SkipItem(
             "tile_outside_grid", f"group {group.group_id} does not touch the mosaic", group=group.group_id
         )
-    terms = frame_terms(frames, sky, plan)
-    candidates = [
-        _source(
-            frame,
-            window,
-            terms[i],
-            weights[i].astype(np.float32),
-            plan.stack.feather_px,
-            plan.stack.radial is not None,
-        )
-        for i, frame in enumerate(frames)
-    ]
-    sources = [source for source in candidates if source is not None]
+    terms = frame_terms(frames, inputs.sky, plan)
+    sources = tile_sources(frames, window, terms, weights, plan)
     y0, y1, x0, x1 = window
     shape = (y1 - y0, x1 - x0)
     wcs = WCS(grid.wcs_cards).deepcopy()
     wcs.wcs.crpix -= np.array([x0, y0], dtype=float)
-    store = FrameStore(
-        {frame.solved.frame.index: frame.solved.frame.info for frame in frames},
-        hot_pixels,
-        colours=frame_colours(frames),
-        radial=plan.stack.radial,
-        row_sums={
-            frame.solved.frame.index: frame.solved.measure.columns("row_sums")["row_sums"] for frame in frames
-        },
-        zero_is_missing={f.solved.frame.index for f in frames if f.solved.measure.zero_is_missing},
-        calibrations={
-            f.solved.frame.index: f.solved.frame.calibration for f in frames if f.solved.frame.calibration
-        },
-        unpack_dir=context.work_dir,
-        clip_levels=masks.clip_levels,
-        masked=masks.spans,
-    )
+    store = frame_store(frames, inputs, context)
     extensions = [
         ExtensionSpec("COVERAGE", shape, np.uint16),
         ExtensionSpec("WEIGHT", shape, np.float32),
@@ -322,8 +134,8 @@ def create_tile(
         kind=frames[0].solved.frame.info.kind,
         scale=plan.grid.drizzle_scale,
     )
-    flux_gain = _flux_gain(frames, weights, plan)
-    own_set = None if tile_set is None else replace(tile_set, flux_gain=flux_gain, origin_yx=(y0, x0))
+    flux_gain = flux_gain_of(frames, weights, plan)
+    own_set = replace(inputs.tile_set, flux_gain=flux_gain, origin_yx=(y0, x0))
     cards = tile_cards(group, frames, plan, header_cards(wcs), refinement.on, own_set)
     steps = common_steps(frames, store.calibration_of)
     if steps:
@@ -332,8 +144,6 @@ def create_tile(
     progress = TwoPasses(on_rows, refinement.on)
     threads = min(plan.threads, plan.stack.threads)
     elsewhere = _on_cluster(store, context)
-    kept = bands is not None
-    bands = bands or TileBands(path.with_name(f".{path.stem}.rows"), "", with_variance=plan.output.variance)
     bands.watch(star_cores(frames, window))
     bands.recover(path)
     with StreamingFits(
@@ -407,8 +217,6 @@ def create_tile(
             _write_weights(out, bands, shape, plan.stack.tile_ramp_px)
             out.commit()
     facts = summarise(bands.facts)
-    if not kept:
-        bands.remove()
     return MasterTile(
         tile_id=group.group_id,
         path=str(path),
@@ -424,7 +232,7 @@ def create_tile(
         covered_bbox=facts.covered_bbox,
         flux_gain=flux_gain,
         calibrated=steps,
-        saturate_adu=lowest_ceiling(frames, terms, masks),
+        saturate_adu=lowest_ceiling(frames, terms, inputs.masks),
         map_error_px=max((source.pixel_map.max_error_px for source in sources), default=0.0),
         refine=refinement.reason_key,
         refine_values=refinement.values,
@@ -490,15 +298,10 @@ class _Maker:
     """Makes the tile of one group, or takes the one made before."""
 
     weights: Mapping[int, np.ndarray]
-    hot_pixels: dict[int, np.ndarray]
-    masks: PixelMasks
-    sky: Mapping[int, FrameTerms]
-    grid: MosaicGrid
-    plan: RunPlan
+    inputs: TileInputs
     context: RunContext
     manifest: Manifest
     folder: Path
-    tile_set: TileSetCards
 
     def tile(
         self, group: FrameGroup, frames: Sequence[RegisteredFrame], on_rows: Callable[[int, int], object]
@@ -508,39 +311,15 @@ class _Maker:
         tried_again: set[str] = set()
         while frames:
             weights = np.stack([self.weights[frame.solved.frame.index] for frame in frames])
-            key = tile_key(
-                self.manifest,
-                frames,
-                weights,
-                self.hot_pixels,
-                self.masks,
-                self.sky,
-                self.grid,
-                self.plan,
-                self.tile_set,
-            )
-            if self.plan.resume:
+            key = tile_key(self.manifest, frames, weights, self.inputs)
+            if self.inputs.plan.resume:
                 tile = stored_tile(self.manifest, key, group, frames, self.folder)
                 if tile is not None:
                     return tile, True
             path = self.folder / f"master_tile_{group.group_id:03d}_{key[:12]}.fits"
             bands = self._bands_of(key)
             try:
-                tile = create_tile(
-                    group,
-                    frames,
-                    weights,
-                    self.hot_pixels,
-                    self.masks,
-                    self.sky,
-                    self.grid,
-                    self.plan,
-                    self.context,
-                    path,
-                    on_rows,
-                    bands,
-                    self.tile_set,
-                )
+                tile = create_tile(group, frames, weights, self.inputs, self.context, path, on_rows, bands)
             except SaveFailed:
                 bands.remove()
                 raise
@@ -561,9 +340,9 @@ class _Maker:
         """Return the finished rows of this tile; those of any other one are removed, for room on the disk."""
         folder = self.folder.with_name(BANDS)
         for other in folder.glob("*"):
-            if other.name != key or not self.plan.resume:
+            if other.name != key or not self.inputs.plan.resume:
                 shutil.rmtree(other, ignore_errors=True)
-        return TileBands(folder / key, key, with_variance=self.plan.output.variance)
+        return TileBands(folder / key, key, with_variance=self.inputs.plan.output.variance)
 
 
 def _tell_refinement(tiles: Sequence[MasterTile], plan: RunPlan, context: RunContext) -> None:
@@ -614,7 +393,8 @@ def run(
     weights = weights * wanted[:, None]
     by_frame = {index: weights[i] for index, i in by_index.items()}
     tile_set = TileSetCards(_set_key(placed, sky), bool(sky), linked)
-    maker = _Maker(by_frame, hot_pixels, masks, sky, grid, plan, context, manifest, folder, tile_set)
+    inputs = TileInputs(hot_pixels, masks, sky, grid, plan, tile_set)
+    maker = _Maker(by_frame, inputs, context, manifest, folder)
     tiles: list[MasterTile] = []
     n_reused = 0
     for done, group in enumerate(groups):

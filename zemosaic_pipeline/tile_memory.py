@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ from zemosaic_pipeline.records import (
     FrameGroup,
     FrameTerms,
     MasterTile,
-    MosaicGrid,
-    PixelMasks,
     RegisteredFrame,
 )
-from zemosaic_pipeline.tile_cards import TileSetCards, frame_cards
+from zemosaic_pipeline.tile_cards import frame_cards
+from zemosaic_pipeline.tile_sources import TileInputs
 
 __all__ = ["store_tile", "stored_tile", "tile_key"]
 
@@ -38,15 +37,11 @@ def tile_key(
     manifest: Manifest,
     frames: Sequence[RegisteredFrame],
     weights: np.ndarray,
-    hot: dict[int, np.ndarray],
-    masks: PixelMasks,
-    sky: Mapping[int, FrameTerms],
-    grid: MosaicGrid,
-    plan: RunPlan,
-    tile_set: TileSetCards | None = None,
+    inputs: TileInputs,
 ) -> str:
     """Return the key of a tile: the same key gives the same tile."""
-    inputs = [
+    plan = inputs.plan
+    of_frames = [
         (
             frame.solved.measure.content_key,
             frame.solved.frame.info.kind,
@@ -58,9 +53,9 @@ def tile_key(
             frame.to_frame.to_dict(),
             frame.gain,
             weights[i].tolist(),
-            hot.get(frame.solved.frame.index),
-            masks.key_of(frame.solved.frame.index),
-            _plain_terms(sky.get(frame.solved.frame.index)),
+            inputs.hot_pixels.get(frame.solved.frame.index),
+            inputs.masks.key_of(frame.solved.frame.index),
+            _plain_terms(inputs.sky.get(frame.solved.frame.index)),
             *([frame.solved.frame.calibration_key] if frame.solved.frame.calibration else []),
         )
         for i, frame in enumerate(frames)
@@ -70,15 +65,15 @@ def tile_key(
         "tile",
         TILE_VERSION,
         __version__,
-        inputs,
+        of_frames,
         facts,
-        grid.wcs_cards,
-        grid.shape_hw,
+        inputs.grid.wcs_cards,
+        inputs.grid.shape_hw,
         _stack_rules(plan),
         plan.grid.drizzle_scale,
         plan.sky.model,
         plan.output.variance,
-        None if tile_set is None else tile_set.cards(),
+        inputs.tile_set.cards(),
     )
 
 

@@ -1,0 +1,258 @@
+"""What goes into a tile: its window on the grid, its sources, and what is known of their samples beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from zemosaic_core.detector_surface import mean_of_surface
+from zemosaic_core.normalize import normalise_group
+from zemosaic_core.pixel_map import build_pixel_map
+from zemosaic_core.sky_lattice import cell_centres
+from zemosaic_core.sources import CoaddSource, SampleNoise
+from zemosaic_io.frame_store import FrameStore
+from zemosaic_pipeline.context import RunContext
+from zemosaic_pipeline.frame_colour import frame_colours
+from zemosaic_pipeline.plan import RunPlan
+from zemosaic_pipeline.records import FrameTerms, MosaicGrid, PixelMasks, RegisteredFrame
+from zemosaic_pipeline.tile_cards import TileSetCards
+
+__all__ = [
+    "MAP_ERROR_PX",
+    "SAMPLE_VARIANCE",
+    "TileInputs",
+    "flux_gain_of",
+    "frame_store",
+    "frame_terms",
+    "lowest_ceiling",
+    "sample_noise",
+    "star_cores",
+    "tile_sources",
+    "tile_window",
+]
+
+# Stars of each frame, the brightest, on whose centres the rejection is watched.
+WATCHED_STARS = 200
+MAP_ERROR_PX = 0.005
+# Variance of a sample of white noise, relative to that of a pixel, at all fractions of a pixel alike.
+SAMPLE_VARIANCE = {"lanczos3": 0.80, "bilinear": 0.44}
+
+
+@dataclass(frozen=True)
+class TileInputs:
+    """What all tiles of a run are made with, besides their frames.
+
+    Attributes
+    ----------
+    hot_pixels : dict of int to ndarray
+        Places to mend by the index of a frame; the frames of a session share them.
+    sky : mapping of int to FrameTerms
+        Terms of every frame from the model of the sky; empty: a group finds a common sky of its own.
+    tile_set : TileSetCards
+        What joins a tile to the others of its run.
+    """
+
+    hot_pixels: dict[int, np.ndarray]
+    masks: PixelMasks
+    sky: Mapping[int, FrameTerms]
+    grid: MosaicGrid
+    plan: RunPlan
+    tile_set: TileSetCards
+
+
+def _corners(shape_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return points along the border of a frame; corners alone miss the bulge of a distorted edge."""
+    height, width = shape_hw
+    along = np.linspace(-0.5, 0.5, 9)
+    x = np.concatenate([along, along, np.full(9, -0.5), np.full(9, 0.5)]) * width + (width - 1) / 2
+    y = np.concatenate([np.full(9, -0.5), np.full(9, 0.5), along, along]) * height + (height - 1) / 2
+    return x, y
+
+
+def tile_window(
+    frames: Sequence[RegisteredFrame], grid_shape_hw: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    """Return ``(y0, y1, x0, x1)`` on the grid that holds all frames; None when they miss the grid."""
+    xs, ys = [], []
+    for frame in frames:
+        x, y = frame.to_plane.apply(*_corners(frame.solved.frame.info.shape_hw))
+        xs.append(x)
+        ys.append(y)
+    x, y = np.concatenate(xs), np.concatenate(ys)
+    y0, y1 = max(0, math.floor(y.min())), min(grid_shape_hw[0], math.ceil(y.max()) + 1)
+    x0, x1 = max(0, math.floor(x.min())), min(grid_shape_hw[1], math.ceil(x.max()) + 1)
+    return (y0, y1, x0, x1) if y0 < y1 and x0 < x1 else None
+
+
+def tile_sources(
+    frames: Sequence[RegisteredFrame],
+    window: tuple[int, int, int, int],
+    terms: Sequence[FrameTerms],
+    weights: np.ndarray,
+    plan: RunPlan,
+) -> list[CoaddSource]:
+    """Return the sources of a tile, without the frames that miss its window; ``weights`` (N, C) are theirs."""
+    candidates = [
+        _source(
+            frame,
+            window,
+            own_terms,
+            weight.astype(np.float32),
+            plan.stack.feather_px,
+            plan.stack.radial is not None,
+        )
+        for frame, own_terms, weight in zip(frames, terms, weights, strict=True)
+    ]
+    return [source for source in candidates if source is not None]
+
+
+def _source(
+    frame: RegisteredFrame,
+    window: tuple[int, int, int, int],
+    terms: FrameTerms,
+    weight: np.ndarray,
+    feather_px: float,
+    has_weight_map: bool,
+) -> CoaddSource | None:
+    y0, y1, x0, x1 = window
+    shape = frame.solved.frame.info.shape_hw
+    px, py = frame.to_plane.apply(*_corners(shape))
+    bbox = (
+        max(0, math.floor(py.min()) - y0),
+        min(y1 - y0, math.ceil(py.max()) + 1 - y0),
+        max(0, math.floor(px.min()) - x0),
+        min(x1 - x0, math.ceil(px.max()) + 1 - x0),
+    )
+    if bbox[0] >= bbox[1] or bbox[2] >= bbox[3]:
+        return None
+
+    def to_source(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return frame.to_frame.apply(x + x0, y + y0)
+
+    return CoaddSource(
+        key=frame.solved.frame.index,
+        shape_hw=shape,
+        pixel_map=build_pixel_map(to_source, bbox, max_error_px=MAP_ERROR_PX),
+        bbox=bbox,
+        photometry=terms.photometry,
+        weight=weight,
+        feather_px=feather_px,
+        has_weight_map=has_weight_map,
+        radial=terms.radial if terms.radial.any() else None,
+        surface=terms.surface,
+    )
+
+
+def frame_terms(
+    frames: Sequence[RegisteredFrame], sky: Mapping[int, FrameTerms], plan: RunPlan
+) -> list[FrameTerms]:
+    """Return the terms of each frame: those of the model of the whole sky, or what brings this group onto one sky."""
+    if sky:
+        return [sky[frame.solved.frame.index] for frame in frames]
+    method = plan.stack.normalise
+    if method == "linear_fit" and plan.sky.model == "none":
+        method = "levels"
+    of_group = normalisation(frames, method, plan.measure.mesh_cell_px).astype(np.float32)
+    return [FrameTerms(terms, np.zeros_like(terms)) for terms in of_group]
+
+
+def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) -> np.ndarray:
+    """Return the photometric terms (N, C, 4) that bring the frames of a group onto one sky."""
+    meshes = np.stack([frame.open_mesh() for frame in frames])
+    height, width = frames[0].solved.frame.info.shape_hw
+    x, y = cell_centres((height, width), meshes.shape[2:], cell_px)
+    return normalise_group(
+        np.array([frame.gain for frame in frames]),
+        np.array([frame.solved.measure.sky_adu for frame in frames]),
+        meshes,
+        np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames]),
+        np.array([frame.solved.measure.noise_adu for frame in frames]),
+        method,
+        uv=np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], axis=-1),
+    )
+
+
+def sample_noise(
+    frames: Sequence[RegisteredFrame], weights: np.ndarray, terms: Sequence[FrameTerms], kernel: str
+) -> SampleNoise | None:
+    """Return what is known beforehand about the samples of a co-add; None where a channel's noise is not known.
+
+    Parameters
+    ----------
+    weights : ndarray, shape (N, C)
+    terms : sequence of FrameTerms
+    """
+    photometry = np.array([term.photometry for term in terms], float)
+    f1, f2, d1, d2 = np.moveaxis(np.array([term.radial for term in terms], float), -1, 0)
+    # Means of q and q^2 over the detector.
+    gain = photometry[..., 0] * (1 + f1 / 3 + f2 / 6)
+    offset = photometry[..., 1] + d1 / 3 + d2 / 6
+    for own, term in zip(offset, terms, strict=True):
+        if term.surface is not None:
+            own += mean_of_surface(term.surface)
+    noise = np.array([frame.solved.measure.noise_adu for frame in frames], float)
+    sky = np.array([frame.solved.measure.sky_adu for frame in frames], float)
+    known = (noise > 0) & (weights > 0)
+    variance = np.where(known, SAMPLE_VARIANCE[kernel] * (gain * noise) ** 2 * weights, np.nan)
+    level = gain * sky + offset
+    if not (np.isfinite(variance).any(axis=0) & np.isfinite(level).any(axis=0)).all():
+        return None
+    return SampleNoise(
+        tuple(map(float, np.nanmedian(variance, axis=0))), tuple(map(float, np.nanmedian(level, axis=0)))
+    )
+
+
+def frame_store(frames: Sequence[RegisteredFrame], inputs: TileInputs, context: RunContext) -> FrameStore:
+    """Return what reads the pixels of frames as they are stacked."""
+    solved = {frame.solved.frame.index: frame.solved for frame in frames}
+    return FrameStore(
+        {index: one.frame.info for index, one in solved.items()},
+        inputs.hot_pixels,
+        colours=frame_colours(frames),
+        radial=inputs.plan.stack.radial,
+        row_sums={index: one.measure.columns("row_sums")["row_sums"] for index, one in solved.items()},
+        zero_is_missing={index for index, one in solved.items() if one.measure.zero_is_missing},
+        calibrations={index: one.frame.calibration for index, one in solved.items() if one.frame.calibration},
+        unpack_dir=context.work_dir,
+        clip_levels=inputs.masks.clip_levels,
+        masked=inputs.masks.spans,
+    )
+
+
+def star_cores(frames: Sequence[RegisteredFrame], window: tuple[int, int, int, int]) -> np.ndarray:
+    """Return the pixels (K, 2), y and x within a window of the grid, on which stars have their centres; row by row."""
+    y0, y1, x0, x1 = window
+    places = []
+    for frame in frames:
+        stars = frame.solved.measure.columns("x", "y")
+        x, y = frame.to_plane.apply(stars["x"][:WATCHED_STARS], stars["y"][:WATCHED_STARS])
+        places.append(np.column_stack([np.rint(y) - y0, np.rint(x) - x0]).astype(np.int64))
+    yx = np.unique(np.concatenate(places), axis=0)
+    return yx[((yx >= 0) & (yx < [y1 - y0, x1 - x0])).all(axis=1)]
+
+
+def flux_gain_of(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: RunPlan) -> tuple[float, ...]:
+    """Return what brings the stack of frames to the flux scale of the clear ones; 1 when they were brought there."""
+    gains = np.array([frame.gain for frame in frames], dtype=float)
+    if plan.stack.normalise == "linear_fit":  # the model of the sky brings them there too
+        return (1.0,) * plan.n_channels
+    transparency = np.where(np.isfinite(gains) & (gains > 0), 1 / np.where(gains > 0, gains, 1.0), 1.0)
+    if plan.stack.rule.combine == "median":
+        return tuple(map(float, 1 / np.median(transparency, axis=0)))
+    return tuple(map(float, 1 / np.average(transparency, axis=0, weights=np.maximum(weights, 1e-12))))
+
+
+def lowest_ceiling(
+    frames: Sequence[RegisteredFrame], terms: Sequence[FrameTerms], masks: PixelMasks
+) -> float:
+    """Return the lowest level at which the light of a frame was cut off, on the common scale; NaN: nowhere."""
+    ceilings = [
+        term.photometry[:, 0] * masks.clip_levels[frame.solved.frame.index] + term.photometry[:, 1]
+        for frame, term in zip(frames, terms, strict=True)
+        if frame.solved.frame.index in masks.clip_levels
+    ]
+    finite = np.array([value for levels in ceilings for value in levels if np.isfinite(value)])
+    return float(finite.min()) if finite.size else float("nan")

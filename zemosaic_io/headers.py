@@ -14,15 +14,14 @@ from typing import Any, Literal
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.night_sky import CATALOGUE_EPOCH, julian_year
 from zemosaic_io.compressed_tiles import check_compressed
-from zemosaic_io.fits_cards import HduInfo, is_celestial_key, iter_hdus
+from zemosaic_io.fits_cards import HduInfo, iter_hdus
 from zemosaic_io.header_values import PATTERNS, angle_deg, known_telescope, stated_pattern
+from zemosaic_io.wcs_read import celestial_cards, linear_centre, linear_scale_arcsec
 
 __all__ = [
     "FrameInfo",
-    "celestial_cards",
     "frame_from_json",
     "frame_to_json",
-    "linear_scale_arcsec",
     "read_frame_info",
 ]
 
@@ -35,14 +34,10 @@ _POINTING_KEYS = (
 )
 _SCALE_KEYS = ("PIXSCAL1", "PIXSCALE", "SCALE", "SECPIX", "IM_SCALE")
 _MOST_STACKED = 1e6
-_CELESTIAL_PAIRS = ({"RA", "DEC"}, {"GLON", "GLAT"}, {"ELON", "ELAT"})
 # Digital frames were taken in these years.
 _FIRST_YEAR, _LAST_YEAR = 1900, 2999
 # Outside these years a date is that of a clock that was never set; stars must not be moved by it.
 _FIRST_MOVING_YEAR, _LAST_MOVING_YEAR = 1981, 2099
-# Cards of a WCS that refine it.
-_WCS_EXTRAS = ("RADESYS", "RADECSYS", "EQUINOX", "LONPOLE", "LATPOLE")
-_MAX_SIP_ORDER = 9
 _FILE_STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)[-_T](\d\d)(\d\d)(\d\d)")
 
 
@@ -240,65 +235,6 @@ def read_frame_info(path: Path | str) -> FrameInfo:
     raise SkipItem("frame_no_image", f"{path} holds no image", path=str(path))
 
 
-def celestial_cards(cards: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Select the celestial WCS of axes 1 and 2, or None when it is absent or cannot be used.
-
-    Usable means: the two axis types are a celestial pair, all numbers are finite, the linear part is invertible
-    and a SIP distortion is complete. Capture programs write zeros there when they know nothing. Whether the cards
-    together describe a projection is for those to find out who build it.
-    """
-    ctypes = [str(cards.get(f"CTYPE{i}") or "") for i in (1, 2)]
-    if {c.split("-")[0].strip().upper() for c in ctypes} not in _CELESTIAL_PAIRS:
-        return None
-    numbers = [cards.get(k) for k in ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")]
-    if not all(_is_number(v) for v in numbers) or max(map(abs, numbers[:2])) > 720.0:
-        return None
-    latitude = 0 if ctypes[0].split("-")[0].strip().upper() in ("DEC", "GLAT", "ELAT") else 1
-    if abs(numbers[latitude]) > 90.0 or linear_scale_arcsec(cards) is None:
-        return None
-    selected = {k: v for k, v in cards.items() if is_celestial_key(k) and v is not None}
-    for key in _WCS_EXTRAS:
-        # The frame is known without these; a wrong one must not cost the rest.
-        if key in selected and not _is_sound(key, selected[key]):
-            del selected[key]
-    if not all(_is_sound(key, value) for key, value in selected.items()) or not _is_complete_sip(selected):
-        return None
-    selected["WCSAXES"] = 2
-    return selected
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_sound(key: str, value: Any) -> bool:
-    """Tell whether a WCS card holds what its name promises: printable ASCII text, or a finite number."""
-    if key[:5] in ("CTYPE", "CUNIT", "RADES", "RADEC"):
-        return isinstance(value, str) and value.isascii() and value.isprintable()
-    return key == "WCSAXES" or _is_number(value)
-
-
-def _is_complete_sip(cards: Mapping[str, Any]) -> bool:
-    """Tell whether SIP polynomials, where there are any, come in pairs of a defined order (Shupe et al. 2005)."""
-    for pair in (("A_ORDER", "B_ORDER"), ("AP_ORDER", "BP_ORDER")):
-        orders = [cards.get(key) for key in pair]
-        if orders == [None, None]:
-            continue
-        if not all(isinstance(order, int) and 0 <= order <= _MAX_SIP_ORDER for order in orders):
-            return False
-    return True
-
-
-def linear_scale_arcsec(cards: Mapping[str, Any]) -> float | None:
-    """Return the pixel scale, arcsec, from the determinant of the linear WCS; None when unusable."""
-    matrix = _linear_matrix(cards)
-    if matrix is None:
-        return None
-    scale = math.sqrt(abs(matrix[0] * matrix[3] - matrix[1] * matrix[2])) * 3600.0
-    # 0.001" to 1 degree per pixel: outside it the numbers are placeholders.
-    return scale if math.isfinite(scale) and 1e-3 < scale < 3600.0 else None
-
-
 def _frame_info(path: Path, hdu: HduInfo, stat: os.stat_result) -> FrameInfo:
     cards = hdu.cards
     compressed = hdu.is_compressed_image
@@ -484,7 +420,7 @@ def _pointing(
     RA is hours.
     """
     if wcs_cards is not None and str(wcs_cards["CTYPE1"]).upper().startswith("RA"):
-        centre = _wcs_centre(wcs_cards, shape_hw)
+        centre = linear_centre(wcs_cards, shape_hw)
         return centre if all(map(math.isfinite, centre)) else (None, None)
     unit = _text(cards, "RAUNIT", "CUNIT1").lower()
     for ra_key, dec_key in _POINTING_KEYS:
@@ -498,45 +434,6 @@ def _pointing(
         if -360.0 <= ra <= 360.0 and -90.0 <= dec <= 90.0 and (ra, dec) != (0.0, 0.0):
             return ra % 360.0, dec
     return None, None
-
-
-def _wcs_centre(wcs: Mapping[str, Any], shape_hw: tuple[int, int]) -> tuple[float, float]:
-    """Sky position of the image centre: inverse gnomonic projection of the linear terms, good for a hint."""
-    matrix = _linear_matrix(wcs)
-    dx = 0.5 * (shape_hw[1] + 1) - wcs["CRPIX1"]
-    dy = 0.5 * (shape_hw[0] + 1) - wcs["CRPIX2"]
-    xi = math.radians(matrix[0] * dx + matrix[1] * dy)
-    eta = math.radians(matrix[2] * dx + matrix[3] * dy)
-    ra0, dec0 = math.radians(wcs["CRVAL1"]), math.radians(wcs["CRVAL2"])
-    down = math.cos(dec0) - eta * math.sin(dec0)
-    ra = ra0 + math.atan2(xi, down)
-    dec = math.atan2(math.sin(dec0) + eta * math.cos(dec0), math.hypot(xi, down))
-    return math.degrees(ra) % 360.0, math.degrees(dec)
-
-
-def _linear_matrix(cards: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-    """CD matrix, degrees per pixel, from CD, PC+CDELT or CDELT+CROTA2 (Calabretta & Greisen 2002, 6.1)."""
-
-    def get(key: str, default: float) -> float:
-        value = cards.get(key)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
-
-    keys = [f"{name}{i}_{j}" for name in ("CD", "PC") for i in (1, 2) for j in (1, 2)]
-    if not all(math.isfinite(get(key, 0.0)) for key in ("CDELT1", "CDELT2", "CROTA2", *keys)):
-        return None
-    if any(f"CD{i}_{j}" in cards for i in (1, 2) for j in (1, 2)):
-        matrix = tuple(get(f"CD{i}_{j}", 0.0) for i in (1, 2) for j in (1, 2))
-    elif "CDELT1" in cards and "CDELT2" in cards:
-        d1, d2 = get("CDELT1", 0.0), get("CDELT2", 0.0)
-        if any(f"PC{i}_{j}" in cards for i in (1, 2) for j in (1, 2)):
-            pc = [get(f"PC{i}_{j}", float(i == j)) for i in (1, 2) for j in (1, 2)]
-            matrix = (d1 * pc[0], d1 * pc[1], d2 * pc[2], d2 * pc[3])
-        else:
-            turn = math.radians(get("CROTA2", 0.0))
-            matrix = (d1 * math.cos(turn), -d2 * math.sin(turn), d1 * math.sin(turn), d2 * math.cos(turn))
-    else:
-        return None
-    return matrix if all(math.isfinite(v) for v in matrix) else None
 
 
 def _scale(cards: Mapping[str, Any], wcs_cards: Mapping[str, Any] | None) -> float | None:

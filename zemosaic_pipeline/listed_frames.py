@@ -9,8 +9,8 @@ from typing import Any
 
 from zemosaic_core.frame_wcs import wcs_of
 from zemosaic_core.sphere import image_geometry
-from zemosaic_io.headers import celestial_cards, linear_scale_arcsec
 from zemosaic_io.stack_plan import StackPlan, find_stack_plan, read_stack_plan
+from zemosaic_io.wcs_read import celestial_cards, linear_scale_arcsec
 from zemosaic_pipeline.records import Frame
 from zemosaic_settings import Settings
 

@@ -12,9 +12,10 @@ from astropy.wcs import WCS
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.sphere import image_geometry
 from zemosaic_io.fits_read import read_image
-from zemosaic_io.headers import FrameInfo, linear_scale_arcsec, read_frame_info
+from zemosaic_io.headers import FrameInfo, read_frame_info
 from zemosaic_io.solvers.base import Cancel, SolveOutcome, Solver, SolveRequest, failed
 from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
+from zemosaic_io.wcs_read import linear_scale_arcsec
 from zemosaic_pipeline.measure import frame_stars
 from zemosaic_pipeline.plan import solver_options
 from zemosaic_pipeline.solve_frames import image_provider

@@ -9,7 +9,8 @@ from astropy.wcs import WCS
 
 from zemosaic_core.errors import SkipItem
 from zemosaic_io.fits_cards import iter_hdus
-from zemosaic_io.headers import frame_from_json, frame_to_json, linear_scale_arcsec, read_frame_info
+from zemosaic_io.headers import frame_from_json, frame_to_json, read_frame_info
+from zemosaic_io.wcs_read import linear_scale_arcsec
 
 
 def card_block(*cards, end=True):

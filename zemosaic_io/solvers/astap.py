@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from zemosaic_core.errors import SkipItem
-from zemosaic_io.headers import celestial_cards
 from zemosaic_io.regular_files import open_regular
 from zemosaic_io.solvers.base import Availability, Cancel, SolveOutcome, SolveRequest, failed, is_plausible
 from zemosaic_io.solvers.images import SolverImage, prepare_image, wcs_to_full_frame, write_solver_image
 from zemosaic_io.solvers.locate import find_astap, find_astap_data
 from zemosaic_io.solvers.locks import LaunchRate, SolverSlots
 from zemosaic_io.solvers.process import ChildResult, ProgramSolver, solver_folder
+from zemosaic_io.wcs_read import celestial_cards
 
 __all__ = ["AstapSolver", "read_astap_ini"]
 

@@ -13,11 +13,11 @@ from astropy.io import fits
 
 from zemosaic_core.errors import SkipItem
 from zemosaic_io.fits_cards import iter_hdus
-from zemosaic_io.headers import celestial_cards
 from zemosaic_io.solvers.base import Availability, Cancel, SolveOutcome, SolveRequest, failed, is_plausible
 from zemosaic_io.solvers.images import prepare_image, wcs_to_full_frame, write_solver_image, write_star_table
 from zemosaic_io.solvers.locate import find_index_folders, find_solve_field, has_index_files
 from zemosaic_io.solvers.process import ProgramSolver, solver_folder
+from zemosaic_io.wcs_read import celestial_cards
 
 __all__ = ["SolveFieldSolver", "read_wcs_file"]
 

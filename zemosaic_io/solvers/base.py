@@ -20,7 +20,7 @@ from zemosaic_core.frame_wcs import UnusableWcs, build_frame_wcs
 from zemosaic_core.night_sky import CATALOGUE_EPOCH
 from zemosaic_core.sphere import separation_deg
 from zemosaic_core.stars import StarList
-from zemosaic_io.headers import linear_scale_arcsec
+from zemosaic_io.wcs_read import linear_scale_arcsec
 
 __all__ = [
     "Availability",

@@ -10,6 +10,7 @@ import numpy as np
 import tifffile
 from PIL import Image, PngImagePlugin
 
+from zemosaic_core.binning import bin_down
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.picture_noise import NoiseMap
 from zemosaic_io.fits_cards import iter_hdus
@@ -106,17 +107,10 @@ def _block_means(source: RowSource, step: int) -> np.ndarray:
             rows = source.read_rows(y, min(height, y + _ROWS))
             out[:, y : y + _ROWS] = np.where(np.isfinite(rows), rows, np.float32(np.nan))
         return out
-    edges = np.arange(0, width, step)
     read = max(1, _ROWS // step)
-    for row in range(out.shape[1]):
-        if row % read == 0:
-            strip = source.read_rows(row * step, min(height, (row + read) * step))
-        rows = strip[:, row % read * step : (row % read + 1) * step]
-        valid = np.isfinite(rows)
-        total = np.add.reduceat(np.where(valid, rows, 0.0).sum(axis=1, dtype=np.float64), edges, axis=1)
-        count = np.add.reduceat(valid.sum(axis=1), edges, axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            out[:, row] = total / count
+    for row in range(0, out.shape[1], read):
+        strip = source.read_rows(row * step, min(height, (row + read) * step))
+        out[:, row : row + read] = bin_down(strip, step)
     return out
 
 

@@ -13,7 +13,14 @@ from numba import njit
 
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
 from zemosaic_core.detector_surface import EXPONENTS, N_SURFACE
-from zemosaic_core.tap_sums import dot36_exact, dot36_wide, prefetch
+from zemosaic_core.tap_sums import (
+    LANES,
+    dot36_exact,
+    dot36_of_eight,
+    dot36_of_eight_rgb,
+    dot36_wide,
+    prefetch,
+)
 
 if TYPE_CHECKING:
     from zemosaic_core.sources import Kernel, PixelMap
@@ -37,6 +44,7 @@ LANCZOS_ROWS = 4096
 # as it is, from the second on it is put back to the lowest tap; only where the range is so many times the lowest tap.
 UNDERSHOOT = (np.float32(0.005), np.float32(0.01))
 CONTRAST = np.float32(4)
+LOW = CONTRAST * UNDERSHOOT[0]
 AHEAD_ROWS = 8
 AHEAD_COLUMNS = 12
 
@@ -124,7 +132,6 @@ def _split_row(sx, sy, limits, base, fx, fy, gap):
     x_low, x_high = float(origin_x), float(origin_x + win_w - 1)
     y_low, y_high = float(origin_y), float(origin_y + win_h - 1)
     zero, nan = np.float32(0), np.float32(np.nan)
-    n_valid = 0
     for k in range(sx.size):
         x, y = sx[k], sy[k]
         # The window ends where the image ends or beyond what this box can reach, so one test serves both; NaN
@@ -137,16 +144,15 @@ def _split_row(sx, sy, limits, base, fx, fy, gap):
         fy[k] = np.float32(y - iy)
         base[k] = np.uint32((iy - origin_y) * win_w + (ix - origin_x))
         gap[k] = zero if ok else nan
-        n_valid += ok
-    return n_valid
 
 
 @njit(cache=True, nogil=True)
-def _fetch_row(flat, plane, sx, sy, limits):
-    """Fetch the source pixels of a later row into the cache."""
+def _fetch_row(flat, plane, sx, sy, shift_x, shift_y, limits):
+    """Fetch the source pixels of a later row, which lie so far from those of this one, into the cache."""
     origin_y, origin_x, win_h, win_w = limits
+    off_x, off_y = shift_x - origin_x, shift_y - origin_y
     for k in range(0, sx.size, AHEAD_COLUMNS):
-        x, y = sx[k] - origin_x, sy[k] - origin_y
+        x, y = sx[k] + off_x, sy[k] + off_y
         if x >= 0 and y >= 0 and x < win_w and y < win_h:
             at = int(y) * win_w + int(x)
             for _ in range(flat.size // plane):
@@ -182,9 +188,9 @@ def _weigh_row(sx, sy, image_hw, feather, wmap, use_map, win_w, base, fx, fy, ga
 
 @njit(cache=True, nogil=True)
 def _bilinear_row(flat, plane, win_w, base, fx, fy, out):
-    n_channels, n_cols = out.shape
+    n_channels = out.shape[0]
     zero = np.float32(0)
-    for k in range(n_cols):
+    for k in range(base.size):
         a, b = fx[k], fy[k]
         dx = np.uint32(1) if a > zero else np.uint32(0)
         dy = np.uint32(win_w) if b > zero else np.uint32(0)
@@ -192,6 +198,17 @@ def _bilinear_row(flat, plane, win_w, base, fx, fy, out):
         for _ in range(n_channels):
             out[_, k] = _bilinear(flat, here, dx, dy, a, b)
             here += np.uint32(plane)
+
+
+@njit(cache=True, nogil=True)
+def _covered(gap):
+    """First sample of a row that is there, and the one behind the last."""
+    first, last, zero = 0, gap.size, np.float32(0)
+    while first < last and gap[first] != zero:
+        first += 1
+    while last > first and gap[last - 1] != zero:
+        last -= 1
+    return first, last
 
 
 @njit(cache=True, nogil=True)
@@ -247,31 +264,64 @@ def _lift_undershoot(flat, corner, win_w, value):
 
 
 @njit(cache=True, nogil=True)
+def _sample_one(flat, offset, win_w, table, base, fx, fy, row_x, row_y, kind, k):
+    """One sample with whatever it needs beyond its sum; `kind` is not 0."""
+    here, zero = int(base[k]) + offset, np.float32(0)
+    value = np.float32(np.nan)
+    if kind[k] >= 2:
+        corner = here - 2 * win_w - 2
+        if kind[k] == 3:
+            value, near = dot36_wide(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
+        else:
+            value, near = dot36_exact(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
+        # What is not well below the four nearest taps is not below all 36.
+        if value < near - LOW * abs(near):
+            value = _lift_undershoot(flat, corner, win_w, value)
+    # Any missing tap makes the sum NaN (0 * NaN too): one test instead of 36.
+    if value - value != zero:
+        value = _bilinear(flat, here, 1 if fx[k] > zero else 0, win_w if fy[k] > zero else 0, fx[k], fy[k])
+    return value
+
+
+@njit(cache=True, nogil=True)
 def _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, out):
-    zero = np.float32(0)
-    n_channels, n_cols = out.shape
-    for k in range(n_cols):
-        way = kind[k]
-        if way >= 2:
-            corner = int(base[k]) - 2 * win_w - 2
-            for c in range(n_channels):
-                if way == 3:
-                    value, near = dot36_wide(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
+    """Sample a row of all channels into `out` (C, n)."""
+    k, n, n_channels = 0, base.size, out.shape[0]
+    corner = -2 * win_w - 2
+    while k < n:
+        end = k
+        while end < n and kind[end] == 3:
+            end += 1
+        if end - k < LANES:
+            end = max(end, k + 1)
+            for i in range(k, end if kind[k] > 0 else k):
+                for c in range(n_channels):
+                    out[c, i] = _sample_one(
+                        flat, c * plane, win_w, table, base, fx, fy, row_x, row_y, kind, i
+                    )
+            k = end
+            continue
+        while k < end:
+            # The last eight may have been summed in part already, to no other result.
+            k = min(k, end - LANES)
+            for c in range(0, n_channels, 3 if n_channels == 3 else 1):
+                if n_channels == 3:
+                    odd = dot36_of_eight_rgb(
+                        flat, base, corner, plane, win_w, table, row_x, row_y, k, LOW, out, c
+                    )
                 else:
-                    value, near = dot36_exact(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
-                # What is not well below the four nearest taps is not below all 36.
-                if value < near - CONTRAST * UNDERSHOOT[0] * abs(near):
-                    value = _lift_undershoot(flat, corner, win_w, value)
-                out[c, k] = value
-                corner += plane
-    for c in range(n_channels):
-        for k in range(n_cols):
-            value = out[c, k]
-            # Any missing tap makes the sum NaN (0 * NaN too): one test instead of 36.
-            if kind[k] == 1 or value - value != zero:
-                dx = np.uint32(1) if fx[k] > zero else np.uint32(0)
-                dy = np.uint32(win_w) if fy[k] > zero else np.uint32(0)
-                out[c, k] = _bilinear(flat, base[k] + np.uint32(c * plane), dx, dy, fx[k], fy[k])
+                    at = corner + c * plane
+                    odd = dot36_of_eight(flat, base, at, plane, win_w, table, row_x, row_y, k, LOW, out, c)
+                i = 0
+                while odd != 0:
+                    if odd & np.uint32(1):
+                        of, one = c + i // LANES, k + i % LANES
+                        out[of, one] = _sample_one(
+                            flat, of * plane, win_w, table, base, fx, fy, row_x, row_y, kind, one
+                        )
+                    odd >>= np.uint32(1)
+                    i += 1
+            k += LANES
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -301,7 +351,7 @@ def _bound_row(flat, bits, offset, win_w, base, fx, fy, line, gap, bounds):
     zero, nan = np.float32(0), np.float32(np.nan)
     shifted = np.empty(1, np.float32)
     shifted_bits = shifted.view(np.int32)
-    for k in range(line.size):
+    for k in range(bounds.size):
         bounds[k] = nan
         if line[k] - line[k] != zero and gap[k] == zero:
             dx = 1 if fx[k] > zero else 0
@@ -410,44 +460,73 @@ def _sample_kernel(
     flat, flat_bits, plane = planes.reshape(-1), bits.reshape(-1), planes.shape[1]
     nan = np.float32(np.nan)
     sx, sy = np.empty(n_cols, np.float64), np.empty(n_cols, np.float64)
-    fx, fy = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
-    u, t, q = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
-    base, gap = np.empty(n_cols, np.uint32), np.empty(n_cols, np.float32)
+    ahead_x, ahead_y = np.empty(1, np.float64), np.empty(1, np.float64)
+    fx_of, fy_of, gap_of = (
+        np.empty(n_cols, np.float32),
+        np.empty(n_cols, np.float32),
+        np.empty(n_cols, np.float32),
+    )
+    u_of, t_of, q_of = (
+        np.empty(n_cols, np.float32),
+        np.empty(n_cols, np.float32),
+        np.empty(n_cols, np.float32),
+    )
+    base_of = np.empty(n_cols, np.uint32)
     row_x, row_y = np.empty(n_cols, np.int32), np.empty(n_cols, np.int32)
     kind = np.empty(n_cols, np.int32)
     # Sampled here first: planes of whole pages make stores to `out` collide with the loads of the taps.
-    line = np.empty((n_channels, n_cols), np.float32)
-    bounds, scaled = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
-    scaled_bits = scaled.view(np.int32)
+    line = np.zeros((n_channels, n_cols), np.float32)
+    bounds_of, scaled_of = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
     for row in range(n_rows):
-        # Tilted rows cross many short pieces of source rows, which hardware does not foresee.
-        map_row(node_x, node_y, lattice, start[0] + row + AHEAD_ROWS, start[1], sx, sy)
-        _fetch_row(flat, planes.shape[1], sx, sy, limits)
         map_row(node_x, node_y, lattice, start[0] + row, start[1], sx, sy)
-        n_valid = _split_row(sx, sy, limits, base, fx, fy, gap)
+        # Tilted rows cross many short pieces of source rows, which hardware does not foresee.
+        map_row(node_x, node_y, lattice, start[0] + row + AHEAD_ROWS, start[1], ahead_x, ahead_y)
+        _fetch_row(flat, plane, sx, sy, ahead_x[0] - sx[0], ahead_y[0] - sy[0], limits)
+        _split_row(sx, sy, limits, base_of, fx_of, fy_of, gap_of)
         if write_weight:
-            _weigh_row(sx, sy, image_hw, feather, wmap, use_map, win_w, base, fx, fy, gap, out_weight[row])
-        if n_valid == 0:
-            out[:, row, :] = nan
+            _weigh_row(
+                sx,
+                sy,
+                image_hw,
+                feather,
+                wmap,
+                use_map,
+                win_w,
+                base_of,
+                fx_of,
+                fy_of,
+                gap_of,
+                out_weight[row],
+            )
+        # A tilted source covers a part of the row.
+        first, last = _covered(gap_of)
+        out[:, row, :first] = nan
+        out[:, row, last:] = nan
+        if first == last:
             continue
-        _unit_row(sx, sy, image_hw, u, t)
+        own = slice(first, last)
+        x, y, base, gap = sx[own], sy[own], base_of[own], gap_of[own]
+        fx, fy, u, t, q = fx_of[own], fy_of[own], u_of[own], t_of[own], q_of[own]
+        bounds, scaled, scaled_bits = bounds_of[own], scaled_of[own], scaled_of.view(np.int32)[own]
+        _unit_row(x, y, image_hw, u, t)
         if not _any_between(fx, fy):
             _copy_row(flat, plane, base, line)
         elif lanczos:
-            _plan_taps(sx, sy, limits, fx, fy, gap, row_x, row_y, kind)
+            _plan_taps(x, y, limits, fx, fy, gap, row_x, row_y, kind)
             _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, line)
         else:
             _bilinear_row(flat, plane, win_w, base, fx, fy, line)
         if use_radial:
             _distance_row(u, t, image_hw, q)
         for c in range(n_channels):
+            here = out[c, row, first:last]
             if use_radial:
-                _radial_row(line[c], u, t, q, terms[c], radial[c], gap, out[c, row])
+                _radial_row(line[c], u, t, q, terms[c], radial[c], gap, here)
             else:
-                _photometry_row(line[c], u, t, terms[c], gap, out[c, row])
+                _photometry_row(line[c], u, t, terms[c], gap, here)
             if use_surface:
-                _surface_row(u, t, surface[c], out[c, row])
-            if _any_missing(line[c]):
+                _surface_row(u, t, surface[c], here)
+            if _any_missing(line[c, : last - first]):
                 _bound_row(flat, flat_bits, c * plane, win_w, base, fx, fy, line[c], gap, bounds)
                 if use_radial:
                     _radial_row(bounds, u, t, q, terms[c], radial[c], gap, scaled)
@@ -455,7 +534,7 @@ def _sample_kernel(
                     _photometry_row(bounds, u, t, terms[c], gap, scaled)
                 if use_surface:
                     _surface_row(u, t, surface[c], scaled)
-                _mark_row(scaled, scaled_bits, out[c, row], out_bits[c, row])
+                _mark_row(scaled, scaled_bits, here, out_bits[c, row, first:last])
 
 
 def sample_window(

@@ -134,6 +134,21 @@ def test_windows_of_the_source_and_boxes_of_the_output_change_no_bit(kernel, deg
         assert np.array_equal(part_weights, weights[y0:y1, x0:x1])
 
 
+@pytest.mark.parametrize("degrees", [1.0, 100.0])
+def test_one_channel_alone_is_that_channel_of_three(degrees):
+    """Eight samples of three channels are summed together, of one channel as well; single ones at the borders."""
+    image = make_image((60, 70), seed=4)
+    pixel_map = build_pixel_map(rotation(degrees, (35, 30), (35.2, 29.7)), (0, 60, 0, 70))
+    together, _ = sample_window(image, (0, 0), (60, 70), pixel_map, (0, 60, 0, 70), "lanczos3", TERMS)
+    for c in range(3):
+        alone, _ = sample_window(
+            image[c : c + 1], (0, 0), (60, 70), pixel_map, (0, 60, 0, 70), "lanczos3", TERMS[c : c + 1]
+        )
+        np.testing.assert_array_equal(alone[0], together[c])
+    two, _ = sample_window(image[1:], (0, 0), (60, 70), pixel_map, (0, 60, 0, 70), "lanczos3", TERMS[1:])
+    np.testing.assert_array_equal(two, together[1:])
+
+
 def test_lanczos_keeps_constants_and_beats_bilinear_on_stars():
     y, x = np.mgrid[0:60, 0:60]
 

@@ -20,16 +20,25 @@ from zemosaic_io.headers import FrameInfo
 
 __all__ = ["Exposure", "acquisition_rows", "write_acquisitions"]
 
-COLUMNS = ("date", "filter", "number", "duration", "binning", "gain", "sensorCooling", "meanFwhm")
+COLUMNS = ("date", "filter", "number", "duration", "binning", "gain", "sensorCooling", "meanFwhm", "meanSqm")
 _LARGEST_BINNING = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """A frame, or a stack of frames, that is in the picture; the width of its stars is NaN where it is not known."""
+    """A frame, or a stack of frames, that is in the picture.
+
+    Attributes
+    ----------
+    fwhm_arcsec : float
+        Width of its stars; NaN: not known.
+    sky_mag : float
+        Brightness of its sky, V in mag per square arcsecond; NaN: not known.
+    """
 
     info: FrameInfo
     fwhm_arcsec: float
+    sky_mag: float = float("nan")
 
 
 def acquisition_rows(exposures: Sequence[Exposure]) -> list[dict[str, str]]:
@@ -58,11 +67,13 @@ def acquisition_rows(exposures: Sequence[Exposure]) -> list[dict[str, str]]:
         night, filter_name, seconds_text, binning, gain = key
         widths = [e.fwhm_arcsec for e in groups[key] if np.isfinite(e.fwhm_arcsec)]
         degrees = [e.info.sensor_celsius for e in groups[key] if e.info.sensor_celsius is not None]
+        skies = [e.sky_mag for e in groups[key] if np.isfinite(e.sky_mag)]
         width = f"{np.mean(widths):.2f}" if widths else ""
+        sky = f"{np.mean(skies):.2f}" if skies else ""
         # A sensor without cooling drifts through a night; its mean is one row, not one for each degree.
         celsius = f"{np.mean(degrees):.0f}" if degrees else ""
         count = str(sum(e.info.stack_count for e in groups[key]))
-        values = (night, filter_name, count, seconds_text, binning, gain, celsius, width)
+        values = (night, filter_name, count, seconds_text, binning, gain, celsius, width, sky)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
 

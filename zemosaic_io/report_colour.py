@@ -33,7 +33,9 @@ def colour_section(facts: Facts, text: Words) -> str:
         error_percent=round(100.0 * colour["gain_error"], 1),
         limit_mag=round(max(known), 1) if known else "–",
     )
-    return f"{title}<p>{escape(sentence)}</p>{_ratios(colour, text)}{_table(colour, text)}"
+    sky = facts.get("sky_brightness")
+    dark = f"<p>{escape(text('report.sky_brightness', **sky))}</p>" if sky else ""
+    return f"{title}<p>{escape(sentence)}</p>{_ratios(colour, text)}{_table(colour, text)}{dark}"
 
 
 def _ratios(colour: Facts, text: Words) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -143,14 +143,23 @@ def write_copies(
     return written
 
 
-def write_exposures(base: Path, frames: Sequence[RegisteredFrame], context: RunContext) -> dict[str, Path]:
-    """Write what AstroBin wants to know of the frames; a warning says where no exposure time is known."""
+def write_exposures(
+    base: Path,
+    frames: Sequence[RegisteredFrame],
+    brightness: Mapping[int, tuple[float, float]],
+    context: RunContext,
+) -> dict[str, Path]:
+    """Write what AstroBin wants to know of the frames; a warning says where no exposure time is known.
+
+    ``brightness`` is that of `sky_brightness.sky_brightness`.
+    """
     exposures = []
     for frame in frames:
         solved = frame.solved
         info = solved.frame.info
         scale = 3600.0 * image_geometry(WCS(solved.solution.wcs_cards), info.shape_hw).scale_deg
-        exposures.append(Exposure(info, scale * solved.measure.fwhm_px))
+        sky_mag = brightness.get(solved.frame.index, (float("nan"), 0.0))[0]
+        exposures.append(Exposure(info, scale * solved.measure.fwhm_px, sky_mag))
     path = write_acquisitions(Path(f"{base}_astrobin.csv"), exposures, durable=False)
     if path is None:
         context.say("run_warn_no_exposures", "WARN")

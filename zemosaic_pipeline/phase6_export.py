@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +58,20 @@ OPTIONAL_FOLDERS = (ZOOM, SPHERE)
 
 
 def run(
-    mosaic: Mosaic, frames: Sequence[RegisteredFrame], options: OutputOptions, context: RunContext
+    mosaic: Mosaic,
+    frames: Sequence[RegisteredFrame],
+    brightness: Mapping[int, tuple[float, float]],
+    options: OutputOptions,
+    context: RunContext,
 ) -> dict[str, str]:
-    """Write the files beside those of phase 5 and return what they are called; ``frames`` are those of the mosaic.
+    """Write the files beside those of phase 5 and return what they are called.
+
+    Parameters
+    ----------
+    frames : sequence of RegisteredFrame
+        Those of the mosaic.
+    brightness : mapping of int to tuple of float
+        How bright the sky of each was, see `sky_brightness.sky_brightness`.
 
     Raises
     ------
@@ -97,7 +108,7 @@ def run(
         outputs["calibrated"] = str(_write_calibrated(path, rows, mosaic, context.run_id))
     extra = write_copies(base, mosaic.science_path, options.formats, context)
     if "astrobin" in options.formats:
-        extra |= write_exposures(base, frames, context)
+        extra |= write_exposures(base, frames, brightness, context)
     outputs |= {kind: str(path) for kind, path in extra.items()}
     _remove_old(base, outputs, context)
     context.progress(steps, steps)

@@ -22,6 +22,7 @@ from zemosaic_core.frame_wcs import wcs_of
 from zemosaic_core.sphere import footprint
 from zemosaic_io.manifest import load_json, save_json
 from zemosaic_io.report_page import write_page
+from zemosaic_pipeline.sky_brightness import brightness_facts
 
 __all__ = [
     "PREVIOUS_REPORT",
@@ -241,6 +242,7 @@ def collect(run: Any, outputs: dict[str, str], outcome: str, error: BaseExceptio
             "refine": asdict(run.plan.refine) if run.plan else None,
             "sky": _sky(run),
             "colour": run.mosaic.colour.facts() if run.mosaic else None,
+            "sky_brightness": brightness_facts(run.brightness),
             "photometry": run.mosaic.photometry if run.mosaic else None,
             "messages": [asdict(message) for message in context.messages],
             "cluster": None if context.cluster is None else context.cluster.facts(),

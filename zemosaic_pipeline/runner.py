@@ -64,6 +64,7 @@ from zemosaic_pipeline.records import (
 )
 from zemosaic_pipeline.report import PREVIOUS_REPORT, collect, set_aside_report, write_report
 from zemosaic_pipeline.routes import groups_of_route
+from zemosaic_pipeline.sky_brightness import sky_brightness
 from zemosaic_settings import Settings
 
 __all__ = ["RunResult", "Selection", "run_classic"]
@@ -226,6 +227,7 @@ class _ClassicRun:
         self.tiles: Sequence[MasterTile] = ()
         self.mosaic: Any = None
         self.mosaics: dict[str, Mosaic] = {}
+        self.brightness: dict[int, tuple[float, float]] = {}
         self.phase = ""
         self.earlier: dict[str, Any] = {}
 
@@ -399,7 +401,9 @@ class _ClassicRun:
         with self._phase(phase6_export.PHASE):
             outputs: dict[str, str] = {}
             for number, (name, mosaic) in enumerate(mosaics.items()):
-                written = phase6_export.run(mosaic, parts[name], plan.output, context)
+                skies = sky_brightness(parts[name], behind[name], mosaic)
+                self.brightness |= skies
+                written = phase6_export.run(mosaic, parts[name], skies, plan.output, context)
                 # The mosaic of most frames is the result; the others stand beside it.
                 outputs |= {f"{kind}:{name}" if number else kind: path for kind, path in written.items()}
         with self._phase(phase7_cleanup.PHASE):

@@ -25,7 +25,10 @@ def info(tmp_path_factory):
 def test_one_row_for_each_night_filter_and_way_of_exposing(info):
     frames = [replace(info, sensor_celsius=c) for c in (20.0, 21.0, 24.0)]
     frames += [replace(info, filter_name="LP", night="2026-03-04", exposure_s=20.0)]
-    rows = acquisition_rows([Exposure(frame, 3.0 + k) for k, frame in enumerate(frames)])
+    skies = (19.3, math.nan, 19.5, math.nan)
+    rows = acquisition_rows(
+        [Exposure(frame, 3.0 + k, sky) for k, (frame, sky) in enumerate(zip(frames, skies, strict=True))]
+    )
     assert rows[0] == {
         "date": "2026-03-01",
         "filter": "IRCUT",
@@ -35,6 +38,7 @@ def test_one_row_for_each_night_filter_and_way_of_exposing(info):
         "gain": "80",
         "sensorCooling": "22",
         "meanFwhm": "4.00",
+        "meanSqm": "19.40",
     }
     assert [(r["filter"], r["number"], r["duration"]) for r in rows] == [
         ("IRCUT", "3", "10"),

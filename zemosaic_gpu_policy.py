@@ -24,7 +24,7 @@ from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.gpu import device as seam
 from zemosaic_core.gpu.budget import decide, make_budget
 from zemosaic_core.gpu.experience import Experience
-from zemosaic_core.gpu.ladder import Ahead, CpuBody, GpuBody, Job, Staging, fault_of, run_chunks
+from zemosaic_core.gpu.ladder import Ahead, CpuBody, CpuRows, GpuBody, Job, Staging, fault_of, run_chunks
 from zemosaic_core.gpu.probe import Finding, check_card
 from zemosaic_core.gpu.probe import probe as probe_here
 from zemosaic_core.gpu.recorder import Recorder
@@ -402,7 +402,7 @@ class GpuPolicy:
         cpu_body: CpuBody[T],
         *,
         emit: Callable[[int, int, T], None],
-        cpu_rows: int = 0,
+        cpu_rows: CpuRows = 0,
         cancel: CancelFlag | None = None,
         audit: Audit | None = None,
         wanted: bool = True,
@@ -424,8 +424,8 @@ class GpuPolicy:
             ``(y0, y1) -> result``, the same numbers.
         emit : callable
             ``(y0, y1, result)``, called once for each piece, in order of rows; see ``restart``.
-        cpu_rows : int
-            Most rows of one CPU call; 0 for no limit.
+        cpu_rows : int or callable
+            Most rows of one CPU call; 0 for no limit. Or a function that cuts rows ``(y0, y1)`` into those of calls.
         cancel : object with ``is_set()``, optional
             Looked at between chunks.
         audit : Audit, optional

@@ -14,13 +14,14 @@ from astropy.wcs import WCS
 from zemosaic_core import background, cfa, hot_pixels, stretch
 from zemosaic_core import weights as weight_maps
 from zemosaic_core.axes import to_chw, to_hwc
-from zemosaic_core.chunks import Workload
 from zemosaic_core.coadd import (
     CancelToken,
     check_streaming,
     coadd_block,
+    cut_by_samples,
     row_blocks,
     rows_per_pass,
+    samples_of_rows,
     stack_columns_per_row,
 )
 from zemosaic_core.coverage import crop_sides
@@ -78,6 +79,8 @@ MAX_BLOCK_ROWS = 512
 # much of their frames in vain.
 MAX_BLOCK_SAMPLES = 8_000_000
 LEAST_BLOCK_ROWS = 64
+# Where fewer frames lie over each other than in the densest rows, blocks are up to so many times as high.
+TALLER = 3
 # Blocks begin at multiples of this where memory allows.
 LATTICE_ROWS = 64
 # Rows of a block of the card that are done again on the CPU now and then.
@@ -119,6 +122,11 @@ def most_block_rows(columns: int, threads: int) -> int:
     threads : int
     """
     return min(MAX_BLOCK_ROWS, max(LEAST_BLOCK_ROWS, MAX_BLOCK_SAMPLES * threads // max(1, columns)))
+
+
+def tallest_block_rows(dense_rows: int) -> int:
+    """Return the most rows of a block of the processor, of rows with few samples, from those of the densest rows."""
+    return min(MAX_BLOCK_ROWS, TALLER * dense_rows)
 
 
 def coadd_on_grid(
@@ -190,8 +198,16 @@ def coadd_on_grid(
     blocks = row_blocks(sources, shape_hw, n_channels, rule, budget_bytes)
     lattice: dict[str, Any] = {"start": first_row, "lattice_rows": LATTICE_ROWS, "origin": lattice_row}
     most_rows = min(MAX_BLOCK_ROWS, rows_per_pass(sources, max_frames_per_pass))
-    in_time = most_block_rows(stack_columns_per_row(sources), threads)
-    cpu_rows = min(most_rows, in_time, max((y1 - y0 for y0, y1 in blocks), default=1))
+    fitting = min(most_rows, max((y1 - y0 for y0, y1 in blocks), default=1))
+    densest = stack_columns_per_row(sources)
+    dense_rows = min(fitting, most_block_rows(densest, threads))
+    samples = samples_of_rows(sources, height)
+
+    def cpu_blocks(y0: int, y1: int) -> list[tuple[int, int]]:
+        return cut_by_samples(
+            samples, y0, y1, densest * dense_rows, min(fitting, tallest_block_rows(dense_rows)),
+            lattice_rows=LATTICE_ROWS, origin=lattice_row,
+        )  # fmt: skip
 
     scratch = Scratch()
 
@@ -207,7 +223,7 @@ def coadd_on_grid(
             on_rows(y1, height)
 
     if policy is None:
-        for y0, y1 in Workload(op, height, (), **lattice).chunks(cpu_rows):
+        for y0, y1 in cpu_blocks(first_row, height):
             if cancel is not None and cancel.is_set():
                 raise Cancelled()
             emit(y0, y1, on_cpu(y0, y1))
@@ -220,7 +236,7 @@ def coadd_on_grid(
     with closing(body):
         policy.run(
             body.workload(op, height, policy.status.device, **lattice), body, on_cpu, emit=emit,
-            cpu_rows=cpu_rows, cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks), ahead=body,
+            cpu_rows=cpu_blocks, cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks), ahead=body,
             staging=body, restart=restart,
         )  # fmt: skip
 

@@ -27,9 +27,11 @@ __all__ = [
     "check_streaming",
     "coadd_block",
     "coadd_buffers",
+    "cut_by_samples",
     "is_streaming",
     "row_blocks",
     "rows_per_pass",
+    "samples_of_rows",
     "stack_columns_per_row",
 ]
 
@@ -87,6 +89,70 @@ def stack_columns_per_row(sources: Sequence[CoaddSource]) -> int:
         total += change[y]
         worst = max(worst, total)
     return worst
+
+
+def samples_of_rows(sources: Sequence[CoaddSource], height: int) -> np.ndarray:
+    """Return the samples per channel of each row of an output grid, summed over the sources; (height,) int64."""
+    change = np.zeros(height + 1, np.int64)
+    for source in sources:
+        y0, y1 = (min(max(y, 0), height) for y in source.bbox[:2])
+        columns = source.bbox[3] - source.bbox[2]
+        if y1 > y0 and columns > 0:
+            change[y0] += columns
+            change[y1] -= columns
+    return np.cumsum(change)[:height]
+
+
+def cut_by_samples(
+    samples: np.ndarray,
+    y0: int,
+    y1: int,
+    most_samples: int,
+    most_rows: int,
+    *,
+    lattice_rows: int = 1,
+    origin: int = 0,
+) -> list[tuple[int, int]]:
+    """Cut rows into blocks that hold so many samples each: high ones where few sources lie over each other.
+
+    A low block reads much around itself, so the rows where most sources meet do not decide about all others.
+
+    Parameters
+    ----------
+    samples : ndarray, shape (height,)
+        From `samples_of_rows`.
+    y0, y1 : int
+        Rows to cut.
+    most_samples, most_rows : int
+        Most samples and rows of a block. One row is a block whatever it holds.
+    lattice_rows, origin : int
+        Blocks begin at multiples of a power of two of rows, or a smaller one, counted from `origin`, where at most a
+        quarter of a block is given away for it.
+
+    Returns
+    -------
+    list of tuple of int
+        ``(a, b)``, in order. A last block of less than half a block shares rows with the one before.
+    """
+    share = np.maximum(samples[y0:y1] / max(1, most_samples), 1 / max(1, most_rows))
+    filled = np.concatenate([[0.0], np.cumsum(share)])
+
+    def fitting(a: int, limit: float) -> int:
+        b = y0 + int(np.searchsorted(filled, filled[a - y0] + limit + 1e-9, side="right")) - 1
+        if b >= y1:
+            return y1
+        unit = min(lattice_rows, 1 << max(0, ((b - a) // 4).bit_length() - 1))
+        return max(a + 1, b - (b - origin) % unit)
+
+    edges = [y0] if y1 > y0 else []
+    while edges and edges[-1] < y1:
+        edges.append(fitting(edges[-1], 1.0))
+    if len(edges) > 2 and filled[-1] - filled[edges[-2] - y0] < 0.5:
+        left = filled[-1] - filled[edges[-3] - y0]
+        middle = fitting(edges[-3], left / 2)
+        if middle < y1 and filled[-1] - filled[middle - y0] <= 1:
+            edges[-2] = middle
+    return list(pairwise(edges))
 
 
 def coadd_buffers(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numba import njit
 
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.sources import PixelMap
@@ -305,19 +306,18 @@ def source_window(
     """
     if y1 <= y0 or x1 <= x0:
         return None
-    rows = _breaks(y0, y1, pixel_map.y0, pixel_map.step, pixel_map.src_x.shape[0])
-    cols = _breaks(x0, x1, pixel_map.x0, pixel_map.step, pixel_map.src_x.shape[1])
-    x, y = map_coordinates_at(pixel_map, cols[None, :], rows[:, None])
-    good = np.isfinite(x) & np.isfinite(y)
-    if not good.any():
+    low_x, high_x, low_y, high_y, complete = _extremes(
+        pixel_map.src_x, pixel_map.src_y, pixel_map.y0, pixel_map.x0, pixel_map.step, y0, y1, x0, x1
+    )
+    if not low_x <= high_x:
         return None
     height, width = shape_hw
-    if not good.all():
+    if not complete:
         # A cell with an undefined corner has no samples, but its other cells need the nodes beyond this box.
         x, y = pixel_map.src_x, pixel_map.src_y
         good = np.isfinite(x) & np.isfinite(y)
-    low_x, high_x = float(x[good].min()), float(x[good].max())
-    low_y, high_y = float(y[good].min()), float(y[good].max())
+        low_x, high_x = float(x[good].min()), float(x[good].max())
+        low_y, high_y = float(y[good].min()), float(y[good].max())
     if high_x < 0 or high_y < 0 or low_x > width - 1 or low_y > height - 1:
         return None
     # One more pixel than needed: the corner values carry rounding of the order 1e-12 px.
@@ -326,8 +326,46 @@ def source_window(
     return sy0, sy1, sx0, sx1
 
 
-def _breaks(start: int, stop: int, origin: int, step: int, n_nodes: int) -> np.ndarray:
-    """First and last pixel of a range and the lattice lines between them."""
-    lines = origin + step * np.arange(n_nodes)
-    inside = lines[(lines > start) & (lines < stop - 1)]
-    return np.unique(np.concatenate([[start], inside, [stop - 1]]))
+@njit(cache=True, nogil=True)
+def _next_break(at, stop, origin, step, n_nodes):
+    """Return the lattice line behind a pixel, or the last pixel of a range where that comes first."""
+    line = origin + ((at - origin) // step + 1) * step
+    line = max(line, origin)
+    return min(line, stop - 1) if line <= origin + (n_nodes - 1) * step else stop - 1
+
+
+@njit(cache=True, nogil=True)
+def _extremes(node_x, node_y, map_y0, map_x0, step, y0, y1, x0, x1):
+    """Extremes of the finite coordinates at first and last pixels of a box and where it crosses lattice lines.
+
+    Returns lowest and highest x, lowest and highest y, and whether all were finite.
+    """
+    n_rows, n_columns = node_x.shape
+    low_x, high_x, low_y, high_y = np.inf, -np.inf, np.inf, -np.inf
+    complete = True
+    inverse = 1.0 / step
+    y = y0
+    while True:
+        j = min(max((y - map_y0) // step, 0), n_rows - 2)
+        fy = (y - map_y0 - j * step) * inverse
+        x = x0
+        while True:
+            i = min(max((x - map_x0) // step, 0), n_columns - 2)
+            fx = (x - map_x0 - i * step) * inverse
+            left_x = node_x[j, i] + fy * (node_x[j + 1, i] - node_x[j, i])
+            left_y = node_y[j, i] + fy * (node_y[j + 1, i] - node_y[j, i])
+            right_x = node_x[j, i + 1] + fy * (node_x[j + 1, i + 1] - node_x[j, i + 1])
+            right_y = node_y[j, i + 1] + fy * (node_y[j + 1, i + 1] - node_y[j, i + 1])
+            sx, sy = left_x + fx * (right_x - left_x), left_y + fx * (right_y - left_y)
+            if np.isfinite(sx) and np.isfinite(sy):
+                low_x, high_x = min(low_x, sx), max(high_x, sx)
+                low_y, high_y = min(low_y, sy), max(high_y, sy)
+            else:
+                complete = False
+            if x == x1 - 1:
+                break
+            x = _next_break(x, x1, map_x0, step, n_columns)
+        if y == y1 - 1:
+            break
+        y = _next_break(y, y1, map_y0, step, n_rows)
+    return low_x, high_x, low_y, high_y, complete

@@ -22,7 +22,7 @@ from zemosaic_gpu_policy import Decision
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
 from zemosaic_pipeline.pointings import pointing_labels
-from zemosaic_utils import MAX_BLOCK_ROWS, most_block_rows
+from zemosaic_utils import MAX_BLOCK_ROWS, most_block_rows, tallest_block_rows
 
 __all__ = [
     "CostBasis",
@@ -292,9 +292,15 @@ def estimate_rows(
     canvas_px = canvas_hw[0] * canvas_hw[1]
     workload = _stack_workload(basis, infos, canvas_hw)
     columns = workload.elements_per_row // basis.n_channels
-    block_rows = min(workload.rows, most_block_rows(columns, basis.threads))
+    dense_rows = most_block_rows(columns, basis.threads)
+    block_rows = min(workload.rows, tallest_block_rows(dense_rows))
+    # High blocks hold no more samples than those of the densest rows.
+    wanted_bytes = sum(
+        buffer.n_bytes(min(workload.rows, dense_rows) if buffer.name == "stack" else block_rows)
+        for buffer in workload.buffers
+    )
     # A single row is worked on whatever it takes.
-    stack_bytes = max(min(basis.block_budget_bytes, workload.peak(block_rows)), workload.peak(1))
+    stack_bytes = max(min(basis.block_budget_bytes, wanted_bytes), workload.peak(1))
     # Per thread: one decoded window and its three colour planes, and the pages of a tile being written.
     window_bytes = basis.threads * frame_px * (2 + 4 * 2 * basis.n_channels) + 2 * frame_px * 4
     children = basis.workers if basis.workers > 1 and n > 1 and not basis.elsewhere else 0

@@ -3,13 +3,20 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import twins_coadd as twins
 
 from zemosaic_core.clipped_light import with_bounds
-from zemosaic_core.coadd import coadd_block, coadd_buffers, stack_columns_per_row
+from zemosaic_core.coadd import (
+    coadd_block,
+    coadd_buffers,
+    cut_by_samples,
+    samples_of_rows,
+    stack_columns_per_row,
+)
 from zemosaic_core.errors import Cancelled, SettingsError
 from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox, shift_pixel_map
 from zemosaic_core.scratch import Scratch
@@ -264,3 +271,31 @@ def test_memory_is_declared_by_columns_that_overlap():
     by_name = {b.name: b for b in coadd_buffers(20, 3, 300, CombineRule(), True, columns=columns)}
     assert by_name["stack"].per_row == columns * 16
     assert "stack" not in {b.name for b in coadd_buffers(20, 3, 300, CombineRule("none"), True)}
+
+
+def test_blocks_hold_equal_samples_and_begin_on_the_lattice():
+    samples = np.concatenate([np.full(400, 10), np.full(100, 40), np.full(500, 20), np.zeros(300, int)])
+    blocks = cut_by_samples(samples, 7, 1290, 4000, 350, lattice_rows=64, origin=3)
+    assert blocks[0][0] == 7
+    assert blocks[-1][1] == 1290
+    assert all(a[1] == b[0] for a, b in pairwise(blocks))
+    for a, b in blocks:
+        assert samples[a:b].sum() <= 4000
+        assert b - a <= 350
+        assert b == 1290 or (b - 3) % 16 == 0
+    # 20,000 samples and 300 empty rows.
+    assert len(blocks) <= 8
+    assert cut_by_samples(samples, 400, 403, 1, 100) == [(400, 401), (401, 402), (402, 403)]
+    assert cut_by_samples(samples, 5, 5, 1, 100) == []
+    # The rest of a block and a bit is shared.
+    assert cut_by_samples(np.ones(110, int), 0, 110, 100, 100) == [(0, 55), (55, 110)]
+
+
+def test_samples_of_rows_are_the_columns_of_the_sources_there():
+    pixel_map = build_pixel_map(lambda x, y: (x, y), (0, 9, 0, 9))
+
+    def source(*bbox):
+        return CoaddSource(0, (9, 9), pixel_map, bbox, np.zeros((1, 4), np.float32), np.ones(1, np.float32))
+
+    found = samples_of_rows([source(-2, 3, 0, 5), source(2, 20, 1, 4), source(4, 4, 0, 9)], 6)
+    assert found.tolist() == [5, 5, 8, 3, 3, 3]

@@ -19,11 +19,12 @@ from zemosaic_core.gpu.device import Device, GpuFault, MemoryState, classify
 from zemosaic_core.gpu.recorder import Recorder
 from zemosaic_core.gpu.terms import FAULT_REASONS, Audit, Budget, CancelFlag, GpuStatus, Reason, RunReport
 
-__all__ = ["Ahead", "CpuBody", "GpuBody", "Job", "Keeper", "Staging", "fault_of", "run_chunks"]
+__all__ = ["Ahead", "CpuBody", "CpuRows", "GpuBody", "Job", "Keeper", "Staging", "fault_of", "run_chunks"]
 
 T = TypeVar("T")
 GpuBody = Callable[[Device, int, int, tuple[int, int] | None], T]
 CpuBody = Callable[[int, int], T]
+CpuRows = int | Callable[[int, int], list[tuple[int, int]]]
 
 # One chunk after another failing is not bad luck.
 MAX_CONSECUTIVE_FAILURES = 3
@@ -106,7 +107,7 @@ class Job:
         gpu_body: GpuBody[Any],
         cpu_body: CpuBody[Any],
         emit: Callable[[int, int, Any], None],
-        cpu_rows: int,
+        cpu_rows: CpuRows,
         cancel: CancelFlag | None,
         audit: Audit | None,
         ahead: Ahead | None,
@@ -147,7 +148,11 @@ class Job:
 
     def on_cpu(self, y0: int, y1: int) -> None:
         """Do some rows on the CPU."""
-        for a, b in self.workload.chunks(self.cpu_rows or max(1, y1 - y0), y0, y1):
+        if callable(self.cpu_rows):
+            pieces = self.cpu_rows(y0, y1)
+        else:
+            pieces = self.workload.chunks(self.cpu_rows or max(1, y1 - y0), y0, y1)
+        for a, b in pieces:
             self.check_cancel()
             start = time.perf_counter()
             result = self.cpu_body(a, b)

@@ -1,15 +1,15 @@
 """The exposures of a picture as AstroBin imports them: CSV, one line for each night, filter and way of exposing.
 
 The columns are those of https://welcome.astrobin.com/importing-acquisitions-from-csv. Only what is known has a column.
-AstroBin wants the number it has given a filter; the name stands there instead, which the import passes over and a
-person can replace.
+AstroBin wants the number it has given a filter; where that is not known the name stands there, which the import passes
+over and a person can replace.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +41,12 @@ class Exposure:
     sky_mag: float = float("nan")
 
 
-def acquisition_rows(exposures: Sequence[Exposure]) -> list[dict[str, str]]:
+def acquisition_rows(
+    exposures: Sequence[Exposure], filter_numbers: Mapping[str, str] | None = None
+) -> list[dict[str, str]]:
     """Return one row for each night, filter, duration, binning and gain, in that order.
+
+    ``filter_numbers`` has AstroBin's numbers by the names of filters in lower case.
 
     Frames whose duration nobody knows are left out: AstroBin has no use for them.
     """
@@ -73,22 +77,27 @@ def acquisition_rows(exposures: Sequence[Exposure]) -> list[dict[str, str]]:
         # A sensor without cooling drifts through a night; its mean is one row, not one for each degree.
         celsius = f"{np.mean(degrees):.0f}" if degrees else ""
         count = str(sum(e.info.stack_count for e in groups[key]))
+        filter_name = (filter_numbers or {}).get(filter_name.strip().lower(), filter_name)
         values = (night, filter_name, count, seconds_text, binning, gain, celsius, width, sky)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
 
 
 def write_acquisitions(
-    path: Path | str, exposures: Sequence[Exposure], *, durable: bool = True
+    path: Path | str,
+    exposures: Sequence[Exposure],
+    filter_numbers: Mapping[str, str] | None = None,
+    *,
+    durable: bool = True,
 ) -> Path | None:
-    """Write the list; None, and no file, where no duration is known.
+    """Write the list of `acquisition_rows`; None, and no file, where no duration is known.
 
     Raises
     ------
     SaveFailed
         ``save_failed``.
     """
-    rows = acquisition_rows(exposures)
+    rows = acquisition_rows(exposures, filter_numbers)
     if not rows:
         return None
     known = [column for column in COLUMNS if any(row[column] for row in rows)]

@@ -147,6 +147,7 @@ def write_exposures(
     base: Path,
     frames: Sequence[RegisteredFrame],
     brightness: Mapping[int, tuple[float, float]],
+    filter_numbers: Mapping[str, str],
     context: RunContext,
 ) -> dict[str, Path]:
     """Write what AstroBin wants to know of the frames; a warning says where no exposure time is known.
@@ -160,7 +161,7 @@ def write_exposures(
         scale = 3600.0 * image_geometry(WCS(solved.solution.wcs_cards), info.shape_hw).scale_deg
         sky_mag = brightness.get(solved.frame.index, (float("nan"), 0.0))[0]
         exposures.append(Exposure(info, scale * solved.measure.fwhm_px, sky_mag))
-    path = write_acquisitions(Path(f"{base}_astrobin.csv"), exposures, durable=False)
+    path = write_acquisitions(Path(f"{base}_astrobin.csv"), exposures, filter_numbers, durable=False)
     if path is None:
         context.say("run_warn_no_exposures", "WARN")
         return {}

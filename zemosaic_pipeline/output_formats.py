@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from zemosaic_core.errors import SettingsError
 
-__all__ = ["COPIES", "FORMATS", "LISTS", "PICTURES", "check_hips", "output_formats"]
+__all__ = ["COPIES", "FORMATS", "LISTS", "PICTURES", "check_hips", "filter_numbers", "output_formats"]
 
 PICTURES = ("png", "jpeg", "tiff16", "jxl")
 """Forms of the stretched picture."""
@@ -49,6 +49,30 @@ def output_formats(text: str) -> tuple[str, ...]:
             _check_library("save_formats", name, _LIBRARIES[name], "formats")
         asked.add(name)
     return tuple(name for name in FORMATS if name in asked)
+
+
+def filter_numbers(text: str) -> dict[str, str]:
+    """Return AstroBin's numbers of filters from a setting such as ``IRCUT=4711, LP=4712``; names in lower case.
+
+    Raises
+    ------
+    SettingsError
+        A part is not a name, ``=`` and a whole number.
+    """
+    numbers = {}
+    for part in text.replace(";", ",").split(","):
+        name, equals, number = (word.strip() for word in part.rpartition("="))
+        if not name and not equals and not number:
+            continue
+        if not name or not (number.isascii() and number.isdigit()):
+            raise SettingsError(
+                "settings_not_filter_numbers",
+                f"astrobin_filters = {part.strip()!r} is not a filter and its number, such as IRCUT=4711",
+                option="astrobin_filters",
+                value=part.strip(),
+            )
+        numbers[name.lower()] = number
+    return numbers
 
 
 def check_hips(wanted: bool) -> bool:

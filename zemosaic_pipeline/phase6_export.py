@@ -108,7 +108,7 @@ def run(
         outputs["calibrated"] = str(_write_calibrated(path, rows, mosaic, context.run_id))
     extra = write_copies(base, mosaic.science_path, options.formats, context)
     if "astrobin" in options.formats:
-        extra |= write_exposures(base, frames, brightness, context)
+        extra |= write_exposures(base, frames, brightness, options.filter_numbers, context)
     outputs |= {kind: str(path) for kind, path in extra.items()}
     _remove_old(base, outputs, context)
     context.progress(steps, steps)

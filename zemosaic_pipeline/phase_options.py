@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from zemosaic_core.colour_calibration import SPIRAL_B_V, SUN_B_V
@@ -146,6 +146,8 @@ class OutputOptions:
         Also a picture with the names of what it shows.
     zoom, hips : bool
         Also tiles with a page for a browser; tiles on the sphere.
+    filter_numbers : dict of str to str
+        AstroBin's numbers of filters by their names in lower case.
     """
 
     viewer_fits: bool
@@ -161,3 +163,4 @@ class OutputOptions:
     annotation: bool = False
     zoom: bool = False
     hips: bool = False
+    filter_numbers: dict[str, str] = field(default_factory=dict)

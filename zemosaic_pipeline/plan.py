@@ -32,7 +32,7 @@ from zemosaic_pipeline.listed_frames import listed_batches, listed_frames
 from zemosaic_pipeline.machine import Machine, enough_file_handles
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.outline import Layout, Outline, outline_of_headers, outline_of_wcs, spread_in_time
-from zemosaic_pipeline.output_formats import COPIES, check_hips, output_formats
+from zemosaic_pipeline.output_formats import COPIES, check_hips, filter_numbers, output_formats
 from zemosaic_pipeline.phase_options import (
     AssemblyOptions,
     ColourOptions,
@@ -332,6 +332,7 @@ def resolve(
             settings.save_annotation,
             settings.save_zoom,
             check_hips(settings.save_hips),
+            filter_numbers(settings.astrobin_filters),
         ),
         tile_gate=tile_gate(settings),
         tile_checks=tile_checks(settings),

@@ -167,6 +167,7 @@ class Settings(BaseModel):
     picture_saturation: float = _declared("picture_saturation")
     picture_flatten: bool = _declared("picture_flatten")
     save_formats: str = _declared("save_formats")
+    astrobin_filters: str = _declared("astrobin_filters")
     save_annotation: bool = _declared("save_annotation")
     save_zoom: bool = _declared("save_zoom")
     save_hips: bool = _declared("save_hips")

@@ -30,6 +30,7 @@ PICTURE_OPTIONS = (
     ),
     Option("picture_flatten", "bool", False, "output"),
     Option("save_formats", "text", "", "output", "basic"),
+    Option("astrobin_filters", "text", "", "output"),
     Option("save_annotation", "bool", False, "output", "basic"),
     Option("save_zoom", "bool", False, "output", "basic"),
     Option("save_hips", "bool", False, "output", aliases=("hips",)),

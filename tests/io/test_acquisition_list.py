@@ -46,6 +46,11 @@ def test_one_row_for_each_night_filter_and_way_of_exposing(info):
     ]
 
 
+def test_filters_have_the_numbers_of_the_settings(info):
+    frames = [Exposure(replace(info, filter_name=name), 3.0) for name in ("IRCUT", "LP")]
+    assert [row["filter"] for row in acquisition_rows(frames, {"ircut": "4711"})] == ["4711", "LP"]
+
+
 def test_the_frames_inside_a_stack_are_counted(info):
     stack = replace(info, stack_count=120, stack_exposure_s=2400.0, exposure_s=None)
     (row,) = acquisition_rows([Exposure(stack, math.nan)])

@@ -36,6 +36,7 @@ TOGETHER = {
 }
 OTHER_NUMBERS = {"memory_limit_mb": 8000}
 OTHER_TEXTS = {
+    "astrobin_filters": "IRCUT=4711",
     "leave_out_tiles": "1",
     "observer_site": "10, 20",
     "save_formats": "tiff",

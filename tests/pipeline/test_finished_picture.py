@@ -69,6 +69,15 @@ def test_small_holes_are_filled_and_listed_and_large_ones_are_not():
     assert np.isnan(image[:, 20:23, 30:34]).all()
 
 
+def test_numbers_of_filters():
+    assert formats.filter_numbers("") == {}
+    assert formats.filter_numbers(" IRCUT = 4711; L=eXtreme=12,") == {"ircut": "4711", "l=extreme": "12"}
+    for wrong in ("IRCUT", "=12", "LP=x", "LP=1.5", "LP="):
+        with pytest.raises(SettingsError, match="4711") as refused:
+            formats.filter_numbers(wrong)
+        assert refused.value.key == "settings_not_filter_numbers"
+
+
 def test_forms_are_read_in_any_spelling_and_wrong_ones_are_refused(monkeypatch):
     assert formats.output_formats("") == ()
     assert formats.output_formats("TIFF, jpg;png fits") == ("png", "jpeg", "tiff16")

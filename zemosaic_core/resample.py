@@ -452,11 +452,13 @@ def _unit_row(sx, sy, image_hw, u, t):
 @njit(cache=True, nogil=True)
 def _sample_kernel(
     planes, bits, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, radial,
-    use_radial, surface, use_surface, feather, wmap, use_map, out, out_bits, out_weight, write_weight,
+    use_radial, surface, use_surface, feather, wmap, use_map, shape, out, out_bits, out_strides, out_weight,
+    weight_stride, write_weight,
 ):  # fmt: skip
+    """Sample a box of `shape`; channels and rows of `out` and rows of `out_weight` are so many elements apart."""
     limits = (origin[0], origin[1], win_hw[0], win_hw[1])
     win_w = win_hw[1]
-    n_channels, n_rows, n_cols = out.shape
+    n_channels, n_rows, n_cols = shape
     flat, flat_bits, plane = planes.reshape(-1), bits.reshape(-1), planes.shape[1]
     nan = np.float32(np.nan)
     sx, sy = np.empty(n_cols, np.float64), np.empty(n_cols, np.float64)
@@ -484,24 +486,17 @@ def _sample_kernel(
         _fetch_row(flat, plane, sx, sy, ahead_x[0] - sx[0], ahead_y[0] - sy[0], limits)
         _split_row(sx, sy, limits, base_of, fx_of, fy_of, gap_of)
         if write_weight:
+            at = row * weight_stride
             _weigh_row(
-                sx,
-                sy,
-                image_hw,
-                feather,
-                wmap,
-                use_map,
-                win_w,
-                base_of,
-                fx_of,
-                fy_of,
-                gap_of,
-                out_weight[row],
-            )
+                sx, sy, image_hw, feather, wmap, use_map, win_w, base_of, fx_of, fy_of, gap_of,
+                out_weight[at : at + n_cols],
+            )  # fmt: skip
         # A tilted source covers a part of the row.
         first, last = _covered(gap_of)
-        out[:, row, :first] = nan
-        out[:, row, last:] = nan
+        for c in range(n_channels):
+            at = c * out_strides[0] + row * out_strides[1]
+            out[at : at + first] = nan
+            out[at + last : at + n_cols] = nan
         if first == last:
             continue
         own = slice(first, last)
@@ -519,7 +514,8 @@ def _sample_kernel(
         if use_radial:
             _distance_row(u, t, image_hw, q)
         for c in range(n_channels):
-            here = out[c, row, first:last]
+            at = c * out_strides[0] + row * out_strides[1]
+            here, here_bits = out[at + first : at + last], out_bits[at + first : at + last]
             if use_radial:
                 _radial_row(line[c], u, t, q, terms[c], radial[c], gap, here)
             else:
@@ -534,7 +530,18 @@ def _sample_kernel(
                     _photometry_row(bounds, u, t, terms[c], gap, scaled)
                 if use_surface:
                     _surface_row(u, t, surface[c], scaled)
-                _mark_row(scaled, scaled_bits, here, out_bits[c, row, first:last])
+                _mark_row(scaled, scaled_bits, here, here_bits)
+
+
+def _flat(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return the memory of an array from its first to its last element, and how far its lines lie apart in it."""
+    steps = tuple(step // array.itemsize for step in array.strides)
+    if array.size == 0:
+        return array.reshape(-1), steps[:-1]
+    if steps[-1] != 1 or min(steps) < 0:
+        raise ValueError(f"elements of a row must lie side by side; got strides of {steps} elements")
+    span = 1 + sum((n - 1) * step for n, step in zip(array.shape, steps, strict=True))
+    return np.lib.stride_tricks.as_strided(array, (span,), (array.itemsize,)), steps[:-1]
 
 
 def sample_window(
@@ -590,9 +597,9 @@ def sample_window(
     weight_window : ndarray, shape (h, w), float32, optional
         Weight map of the same window, sampled bilinearly; not positive or not finite: weight 0.
     out : ndarray, shape (C, y1 - y0, x1 - x0), float32, optional
-        Receives the samples.
+        Receives the samples. Those of a row lie side by side; rows may be part of longer ones.
     out_weight : ndarray, shape (y1 - y0, x1 - x0), float32, optional
-        Receives the weights.
+        Receives the weights; as `out`.
 
     Returns
     -------
@@ -628,6 +635,9 @@ def sample_window(
     if weighted and out_weight is None:
         out_weight = np.empty(shape[1:], dtype=np.float32)
     use_map = weight_window is not None
+    # One form for whole arrays and columns of larger ones: kernels see that rows are lines of memory.
+    flat, strides = _flat(out)
+    flat_weight, weight_strides = _flat(out_weight) if out_weight is not None else (_NO_WEIGHT[0], (0,))
     planes = window.reshape(window.shape[0], -1)
     _sample_kernel(
         planes,
@@ -649,9 +659,12 @@ def sample_window(
         np.float32(feather_px),
         np.ascontiguousarray(weight_window, dtype=np.float32).reshape(-1) if use_map else _NO_MAP.reshape(-1),
         use_map,
-        out,
-        out.view(np.int32),
-        out_weight if weighted else _NO_WEIGHT,
+        shape,
+        flat,
+        flat.view(np.int32),
+        strides,
+        flat_weight,
+        weight_strides[0],
         weighted,
     )
     return out, out_weight if weighted else None

@@ -293,3 +293,30 @@ def test_sharp_stars_keep_their_flux():
         raised, _ = sampled(image + np.float32(40000))
         light = float((image - 350).sum())
         assert abs(float((found - (raised - 40000)).sum())) < 0.005 * light
+
+
+def test_columns_of_a_larger_array_get_the_same_bits():
+    image = make_image((60, 70), seed=5)
+    box = (3, 50, 5, 61)
+    pixel_map = build_pixel_map(rotation(20.0, (35, 30), (35.2, 29.7)), box)
+    alone, weights = sample_window(image, (0, 0), (60, 70), pixel_map, box, "lanczos3", TERMS, feather_px=4.0)
+    wide, wide_weights = np.full((3, 47, 80), 7, np.float32), np.full((47, 80), 7, np.float32)
+    sample_window(
+        image, (0, 0), (60, 70), pixel_map, box, "lanczos3", TERMS, feather_px=4.0,
+        out=wide[:, :, 11:67], out_weight=wide_weights[:, 11:67],
+    )  # fmt: skip
+    np.testing.assert_array_equal(wide[:, :, 11:67], alone)
+    np.testing.assert_array_equal(wide_weights[:, 11:67], weights)
+    assert (np.delete(wide, slice(11, 67), axis=2) == 7).all()
+    assert (np.delete(wide_weights, slice(11, 67), axis=1) == 7).all()
+    with pytest.raises(ValueError, match="side by side"):
+        sample_window(
+            image,
+            (0, 0),
+            (60, 70),
+            pixel_map,
+            box,
+            "lanczos3",
+            TERMS,
+            out=np.empty((3, 47, 112), np.float32)[:, :, ::2],
+        )

@@ -29,9 +29,15 @@ from zemosaic_core.raw_stars import (
     measure_sharpness,
     phase_fluxes,
 )
-from zemosaic_core.star_choice import choose_stars, not_single_pixels, star_sigma
+from zemosaic_core.star_choice import (
+    MOST_TRAILS_AMONG_STARS,
+    TRAIL_STRETCH,
+    choose_stars,
+    not_single_pixels,
+    star_sigma,
+)
 from zemosaic_core.stars import StarList
-from zemosaic_core.streaks import find_streaks
+from zemosaic_core.streaks import find_streaks, on_streaks
 
 __all__ = ["RawMeasure", "measure_raw"]
 
@@ -132,7 +138,7 @@ def measure_raw(
     defects, significance = find_defects(mended, cells)
     mend_defects(mended, defects[np.abs(significance) >= _MEND_SIGMA])
     evidence = ceilings(mended)
-    stars, others = _find_stars(
+    stars, streaks = _find_stars(
         mended, is_cfa, cells, saturation_levels(evidence), detect_sigma, noise_factor
     )
     n_found = len(stars)
@@ -154,7 +160,7 @@ def measure_raw(
         mesh_noise=_error_of_mean(cells.error, colours),
         defects=defects,
         defect_sigma=significance,
-        streaks=find_streaks(mended, cells, *others),
+        streaks=streaks,
         ceiling=np.stack([joined_ceiling(evidence[k]) for k in colours]),
     )
 
@@ -166,8 +172,8 @@ def _find_stars(
     saturation: np.ndarray,
     detect_sigma: float,
     noise_factor: float,
-) -> tuple[StarList, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Stars of a frame without defects, brightest first; and x, y (px) and height over the noise of other maxima."""
+) -> tuple[StarList, np.ndarray]:
+    """Stars of a frame without defects, brightest first; and its streaks."""
     limits = {"threshold_sigma": detect_sigma, "noise_factor": noise_factor}
     maxima = find_maxima(plane, cells, is_cfa, **limits)
     sharpness = measure_sharpness(plane, is_cfa, maxima, cells, saturation)
@@ -177,14 +183,30 @@ def _find_stars(
         maxima = find_maxima(plane, cells, is_cfa, **limits, ring_px=_WIDE_RING_PX)
         sharpness = measure_sharpness(plane, is_cfa, maxima, cells, saturation)
         sigma, _ = _learn_sigma(plane, is_cfa, maxima, sharpness, widest)
+    chosen, rows = _chosen(plane, is_cfa, maxima, sharpness, sigma)
+    others = np.ones(len(maxima), bool)
+    # Knots of a trail among many are hardly told from stars before the trail is known: stretched ones are both.
+    others[chosen] = rows.elongation[chosen] > TRAIL_STRETCH
+    streaks = find_streaks(plane, cells, maxima.x[others], maxima.y[others], maxima.snr[others])
+    on = on_streaks(streaks, maxima.x, maxima.y)
+    if len(streaks) > MOST_TRAILS_AMONG_STARS:
+        # So many trails pass for the stars themselves: what a star of this frame is is learned again beside them.
+        maxima, sharpness = maxima.select(~on), sharpness.select(~on)
+        sigma, _ = _learn_sigma(plane, is_cfa, maxima, sharpness, _FIRST_SIGMA_PX)
+        chosen, rows = _chosen(plane, is_cfa, maxima, sharpness, sigma)
+    else:
+        chosen = chosen[~(on[chosen] & (rows.elongation[chosen] > TRAIL_STRETCH))]
+    by_flux = chosen[np.argsort(-rows.flux[chosen], kind="stable")]
+    return _star_list(rows, maxima.snr, sharpness.saturated, by_flux), streaks
+
+
+def _chosen(
+    plane: np.ndarray, is_cfa: bool, maxima: Maxima, sharpness: Sharpness, sigma: float
+) -> tuple[np.ndarray, Rows]:
+    """Return which maxima are stars (ascending), and measures of all of them in a window of width ``sigma``."""
     everything = np.arange(len(maxima))
     rows = measure_rows(plane, is_cfa, maxima, everything, sigma, aperture_radius_px(sigma))
-    chosen = choose_stars(rows, maxima.snr, sharpness, plane.shape)
-    by_flux = chosen[np.argsort(-rows.flux[chosen], kind="stable")]
-    others = np.ones(len(maxima), bool)
-    others[chosen] = False
-    no_stars = maxima.x[others], maxima.y[others], maxima.snr[others]
-    return _star_list(rows, maxima.snr, sharpness.saturated, by_flux), no_stars
+    return choose_stars(rows, maxima.snr, sharpness, plane.shape), rows
 
 
 def _learn_sigma(

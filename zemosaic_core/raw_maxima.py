@@ -69,6 +69,11 @@ class Maxima:
     def __len__(self) -> int:
         return int(self.y.size)
 
+    def select(self, keep: np.ndarray) -> Maxima:
+        """Return the maxima chosen by a mask (n,)."""
+        of_each = (self.y, self.x, self.height, self.around, self.sky, self.noise)
+        return Maxima(*(values[keep] for values in of_each), self.per_pixel, self.threshold_sigma)
+
 
 def smoothing_sums(cells: SkyCells, is_cfa: bool) -> tuple[np.ndarray, np.ndarray, float]:
     """Return sky and noise of the smoothed light per cell, (ny, nx) float32, and its factor to one pixel."""

@@ -71,6 +71,10 @@ class Sharpness:
     rest: np.ndarray
     saturated: np.ndarray
 
+    def select(self, keep: np.ndarray) -> Sharpness:
+        """Return those of the maxima chosen by a mask (n,)."""
+        return Sharpness(self.share[keep], self.share_error[keep], self.rest[keep], self.saturated[keep])
+
 
 def aperture_radius_px(sigma_px: float) -> float:
     """Return the radius of the aperture of `measure_rows` for stars of this width."""

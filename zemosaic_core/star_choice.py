@@ -13,7 +13,16 @@ from numba import njit
 
 from zemosaic_core.raw_stars import SIGMA_TO_FWHM, Rows, Sharpness
 
-__all__ = ["best_line", "choose_stars", "common_width", "not_single_pixels", "on_trails", "star_sigma"]
+__all__ = [
+    "MOST_TRAILS_AMONG_STARS",
+    "TRAIL_STRETCH",
+    "best_line",
+    "choose_stars",
+    "common_width",
+    "not_single_pixels",
+    "on_trails",
+    "star_sigma",
+]
 
 _BORDER_PX = 4
 # A star in a frame that is not trailed is elongated less than this.
@@ -24,13 +33,14 @@ _MIN_SURE = 8
 _WIDEST = 1.7
 _WIDEST_FAINT = 1.5
 _FAINT_SNR = 14.0
-# A trail: this many stretched maxima on one line, and this many times more than chance puts there.
+# A trail: this many stretched maxima on one line, and this many times more than chance puts there. Trails that are too
+# many for it are left to `streaks`, which looks at pixels.
 _TRAIL_MAXIMA = 10
 _TRAIL_EXCESS = 8.0
-_TRAIL_STRETCH = 1.5
+TRAIL_STRETCH = 1.5
 _TRAIL_WIDTH_PX = 4.0
 _TRAIL_ANGLES = 720
-_MAX_TRAILS = 3
+MOST_TRAILS_AMONG_STARS = 3
 
 
 def not_single_pixels(sharpness: Sharpness, snr: np.ndarray) -> np.ndarray:
@@ -85,7 +95,7 @@ def star_sigma(
     if np.count_nonzero(good) < 3:
         return None
     nobody = np.zeros(good.size, np.bool_)
-    good &= ~on_trails(rows.x, rows.y, snr, good & (rows.elongation > _TRAIL_STRETCH), nobody, shape_hw)
+    good &= ~on_trails(rows.x, rows.y, snr, good & (rows.elongation > TRAIL_STRETCH), nobody, shape_hw)
     if np.count_nonzero(good) < 3:
         return None
     good = _alike(good, rows.elongation, snr)
@@ -161,7 +171,7 @@ def _sure_stars(rows: Rows, snr: np.ndarray, good: np.ndarray, shape_hw: tuple[i
     """Those that may say what a star is: a satellite leaves a hundred maxima that are alike, none of them may."""
     nobody = np.zeros(good.size, np.bool_)
     off_trails = good & ~on_trails(
-        rows.x, rows.y, snr, good & (rows.elongation > _TRAIL_STRETCH), nobody, shape_hw
+        rows.x, rows.y, snr, good & (rows.elongation > TRAIL_STRETCH), nobody, shape_hw
     )
     sure = off_trails if np.count_nonzero(off_trails) >= _MIN_SURE else good
     return _alike(sure, rows.elongation, snr)
@@ -207,7 +217,7 @@ def on_trails(
     hit = np.zeros(x.size, np.bool_)
     left = stretched.copy()
     votes = np.zeros(2 * int(math.hypot(*shape_hw) / _TRAIL_WIDTH_PX) + 8, np.int32)
-    for _ in range(_MAX_TRAILS):
+    for _ in range(MOST_TRAILS_AMONG_STARS):
         n = int(np.count_nonzero(left))
         if n < _TRAIL_MAXIMA:
             break

@@ -17,7 +17,7 @@ from numba import njit
 from zemosaic_core.raw_sky import SkyCells
 from zemosaic_core.star_choice import best_line
 
-__all__ = ["STREAK_COLUMNS", "chains_of_dots", "find_streaks"]
+__all__ = ["STREAK_COLUMNS", "chains_of_dots", "find_streaks", "on_streaks"]
 
 # Of a streak: its ends, px, and how far to either side of the line it reaches.
 STREAK_COLUMNS = ("x0", "y0", "x1", "y1", "half_width_px")
@@ -28,8 +28,9 @@ _MIN_VOTES = 8
 # Votes above what an average strip has, in units of their scatter: the best of all strips has five by chance.
 _EXCESS = 5.5
 _MOST_VOTERS = 400
-_CANDIDATES = 3
-_MOST_STREAKS = 4
+# Lines without a trail after which no further one is looked at; satellites come in trains of twenty and more.
+_VAIN = 3
+_MOST_STREAKS = 40
 _PIECE_PX = 32
 # Pixels to either side that are looked at; the outer ones are the level beside the trail.
 _REACH_PX = 20
@@ -73,35 +74,45 @@ def find_streaks(
     Returns
     -------
     ndarray, shape (k, 5), float32
-        `STREAK_COLUMNS`; the widest included side by side, at most four.
+        `STREAK_COLUMNS`; at most forty.
     """
     shape_hw = plane.shape
     nothing = np.empty((0, len(STREAK_COLUMNS)), np.float32)
     if len(x) < _MIN_VOTES or not np.isfinite(cells.noise).all():
         return nothing
-    strongest = np.argsort(-snr, kind="stable")[:_MOST_VOTERS]
+    strongest = np.argsort(-snr, kind="stable")
     x, y = np.asarray(x, np.float64)[strongest], np.asarray(y, np.float64)[strongest]
-    left = np.ones(len(x), np.bool_)
     votes = np.zeros(2 * int(math.hypot(*shape_hw) / _STRIP_PX) + 8, np.int32)
     found: list[tuple[float, ...]] = []
-    for _ in range(_CANDIDATES):
-        n = int(np.count_nonzero(left))
-        if n < _MIN_VOTES:
-            break
-        most, angle, distance = best_line(x[left], y[left], _ANGLES, _STRIP_PX, votes)
-        by_chance = 2.0 * n * _STRIP_PX / min(shape_hw)
+    vain = 0
+    # Bright trails leave the faint ones no voters before their own have gone.
+    while len(x) >= _MIN_VOTES and vain < _VAIN and len(found) < _MOST_STREAKS:
+        voters_x, voters_y = x[:_MOST_VOTERS], y[:_MOST_VOTERS]
+        most, angle, distance = best_line(voters_x, voters_y, _ANGLES, _STRIP_PX, votes)
+        by_chance = 2.0 * len(voters_x) * _STRIP_PX / min(shape_hw)
         if most < max(_MIN_VOTES, by_chance + _EXCESS * math.sqrt(by_chance)):
             break
-        line = _refined(x[left], y[left], angle, distance, shape_hw)
+        line = _refined(voters_x, voters_y, angle, distance, shape_hw)
         streak = _followed(plane, cells, line) if _is_bright(plane, cells, line) else None
-        off = np.abs(x * math.cos(angle) + y * math.sin(angle) - distance)
         reach = 1.5 * _STRIP_PX if streak is None else max(1.5 * _STRIP_PX, streak[4] + 2.0)
-        left &= off >= reach
-        if streak is not None:
+        left = np.abs(x * math.cos(angle) + y * math.sin(angle) - distance) >= reach
+        x, y = x[left], y[left]
+        if streak is None:
+            vain += 1
+        else:
             found.append(streak)
-            if len(found) == _MOST_STREAKS:
-                break
     return np.array(found, np.float32) if found else nothing
+
+
+def on_streaks(streaks: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return which places (n,), frame px, lie on streaks (k, 5), boolean (n,)."""
+    on = np.zeros(len(x), bool)
+    for x0, y0, x1, y1, half_width in np.asarray(streaks, np.float64):
+        length = max(math.hypot(x1 - x0, y1 - y0), 1e-9)
+        ux, uy = (x1 - x0) / length, (y1 - y0) / length
+        along, across = (x - x0) * ux + (y - y0) * uy, (x - x0) * uy - (y - y0) * ux
+        on |= (np.abs(across) <= half_width) & (along >= -half_width) & (along <= length + half_width)
+    return on
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from zemosaic_core.streak_spans import (
     streak_points,
     streak_spans,
 )
-from zemosaic_core.streaks import chains_of_dots
+from zemosaic_core.streaks import chains_of_dots, on_streaks
 
 SHAPE = (640, 520)
 
@@ -76,6 +76,27 @@ def test_two_trails_of_one_frame():
     streaks = measure_raw(frame(3, trails=trails), None).streaks
     assert len(streaks) == 2
     assert {int(np.argmin([distance_of_ends(s, t) for t in trails])) for s in streaks} == {0, 1}
+
+
+def test_all_trails_of_a_train_of_satellites_are_found():
+    """Twelve side by side, bright and faint, and one across them; the stars between them are kept."""
+    train = [(-40 + 44 * k, -5, 90 + 44 * k, 645, 1.3, 900.0 if k % 3 else 50.0) for k in range(12)]
+    trails = [*train, (-5, 580, 525, 400, 1.3, 200.0)]
+    found, without = (measure_raw(frame(6, trails=t), "RGGB") for t in (trails, ()))
+    assert len(found.streaks) == len(trails)
+    for trail in trails:
+        assert min(distance_of_ends(streak, trail) for streak in found.streaks) < 1.5
+    assert len(found.stars) > 0.7 * len(without.stars)
+    inner = found.streaks - np.array([0, 0, 0, 0, 2.5])
+    assert not on_streaks(inner, found.stars.x, found.stars.y).any()
+    assert np.median(found.stars.fwhm_px) == pytest.approx(np.median(without.stars.fwhm_px), rel=0.03)
+
+
+def test_what_lies_on_a_streak_reaches_its_width_and_its_ends():
+    streak = np.array([[10.0, 20.0, 110.0, 20.0, 4.0]])
+    x, y = np.array([60.0, 60.0, 5.0, 7.0, 113.0]), np.array([23.9, 24.1, 20.0, 20.0, 17.0])
+    assert on_streaks(streak, x, y).tolist() == [True, False, False, True, True]
+    assert not on_streaks(streak[:0], x, y).any()
 
 
 @pytest.mark.parametrize("galaxy", [False, True])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from zemosaic_core.gpu.combine import IN_SCRATCH, storage_for
 from zemosaic_core.sources import CombineRule
 
-__all__ = ["CARDS", "Card", "Cost", "costs_per_frame", "model_lines"]
+__all__ = ["CARDS", "Card", "Cost", "costs_per_frame", "measuring_costs", "model_lines"]
 
 # Taps of Lanczos-3, and what one costs per channel; the coordinates, weights and photometry of a pixel beside them.
 _TAPS, _TAP_OPS, _PIXEL_OPS = 36, 2, 90
@@ -23,6 +23,18 @@ _PHOTOMETRY_OPS = 14
 _SHARE_OPS, _DEBAYER_OPS = 40, 70
 # Per sample besides sorting: counting, expected noise, a few bounds of the rejection, five running sums.
 _REJECT_OPS, _SUM_OPS = 12, 14
+# Measuring: bins of a histogram, pixels of one, and operations per pixel of each kernel; per bin for the numbers of a
+# cell, whose float64 is left out: there is a thousandth of it.
+_BINS, _PIXELS_PER_HISTOGRAM = 512, 1024
+_COUNT_OPS, _DEFECT_OPS, _CEILING_OPS, _ALONG_OPS, _ACROSS_OPS, _MAXIMUM_OPS, _BIN_OPS = (
+    12,
+    14,
+    5,
+    18,
+    9,
+    8,
+    12,
+)
 # Bytes of a pixel and channel in the result: image, weight, variance, two counts.
 _RESULT_BYTES = 16
 
@@ -94,6 +106,34 @@ def costs_per_frame(
     )
 
 
+def measuring_costs(frame_hw: tuple[int, int]) -> tuple[Cost, ...]:
+    """Return what each kernel of measuring does for one raw frame; its pixels travel once more to be stacked.
+
+    Parameters
+    ----------
+    frame_hw : tuple of int
+        Pixels of a raw frame.
+    """
+    raw = math.prod(frame_hw)
+    histograms = 4 * _BINS * raw / _PIXELS_PER_HISTOGRAM
+    bins = _BINS * raw / _PIXELS_PER_HISTOGRAM
+    return (
+        Cost("upload to measure", 2 * raw, 0, travels=True),
+        # All pixels, then steps of every second pair of rows; the histograms are emptied twice.
+        Cost("count_values", (2 + 1) * raw + 2 * histograms, 1.5 * _COUNT_OPS * raw),
+        Cost("cell_centres", histograms, _BIN_OPS * bins),
+        Cost("cell_steps", histograms, bins),
+        Cost("find_defects", 2 * raw, _DEFECT_OPS * raw),
+        Cost("ceiling_tops", 2 * raw, _CEILING_OPS * raw),
+        Cost("ceiling_counts", 2 * raw, _CEILING_OPS * raw),
+        Cost("smooth_along", (2 + 4) * raw, _ALONG_OPS * raw),
+        Cost("smooth_across", (4 + 4) * raw, _ACROSS_OPS * raw),
+        Cost("list_maxima", 4 * raw, _MAXIMUM_OPS * raw),
+        # Tables of the cells and lists: a twentieth of a byte per pixel on an ordinary night.
+        Cost("download of lists", 0.05 * raw, 0, travels=True),
+    )
+
+
 def _passes(n: int, rule: CombineRule) -> int:
     """Return how often the samples travel besides the first reading: for the sums, and for merging runs."""
     storage = storage_for(n, rule, None)
@@ -117,17 +157,26 @@ def _sort_operations(n: int, rule: CombineRule) -> float:
 def model_lines(
     frame_hw: tuple[int, int], counts: Sequence[int], cards: Sequence[Card] = CARDS
 ) -> Iterator[str]:
-    """Yield the lines of a table: bytes, operations and milliseconds per kernel and frame, for numbers of frames."""
+    """Yield the lines of a table: bytes, operations and milliseconds per kernel and frame.
+
+    First of measuring, then of stacking for some numbers of frames.
+    """
     rule = CombineRule()
-    head = "".join(f"{card.name:>12s}" for card in cards)
+    size = f"{frame_hw[1]}x{frame_hw[0]}"
+    yield from _table(f"model, measuring a frame of {size}", measuring_costs(frame_hw), cards)
     for n in counts:
-        yield f"model, {n} frames of {frame_hw[1]}x{frame_hw[0]}   MB/frame  Mop/frame {head}  (ms/frame)"
-        costs = costs_per_frame(frame_hw, frame_hw, n, rule)
-        for cost in costs:
-            times = "".join(f"{1e3 * cost.seconds(card):12.3f}" for card in cards)
-            yield f"  {cost.kernel:28s} {cost.n_bytes / 1e6:12.1f} {cost.operations / 1e6:10.0f} {times}"
-        # Copies run beside the kernels: the longer of the two is what a frame takes.
-        kernels = [sum(cost.seconds(card) for cost in costs if not cost.travels) for card in cards]
-        copies = [sum(cost.seconds(card) for cost in costs if cost.travels) for card in cards]
-        both = "".join(f"{1e3 * max(pair):12.3f}" for pair in zip(kernels, copies, strict=True))
-        yield f"  {'all, copies beside kernels':28s} {'':12s} {'':10s} {both}"
+        title = f"model, {n} frames of {size}"
+        yield from _table(title, costs_per_frame(frame_hw, frame_hw, n, rule), cards)
+
+
+def _table(title: str, costs: Sequence[Cost], cards: Sequence[Card]) -> Iterator[str]:
+    head = "".join(f"{card.name:>12s}" for card in cards)
+    yield f"{title:33s} MB/frame  Mop/frame {head}  (ms/frame)"
+    for cost in costs:
+        times = "".join(f"{1e3 * cost.seconds(card):12.3f}" for card in cards)
+        yield f"  {cost.kernel:28s} {cost.n_bytes / 1e6:12.1f} {cost.operations / 1e6:10.0f} {times}"
+    # Copies run beside the kernels: the longer of the two is what a frame takes.
+    kernels = [sum(cost.seconds(card) for cost in costs if not cost.travels) for card in cards]
+    copies = [sum(cost.seconds(card) for cost in costs if cost.travels) for card in cards]
+    both = "".join(f"{1e3 * max(pair):12.3f}" for pair in zip(kernels, copies, strict=True))
+    yield f"  {'all, copies beside kernels':28s} {'':12s} {'':10s} {both}"

@@ -8,7 +8,9 @@ card, can give the same bits. What follows looks at the listed places only (`raw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from zemosaic_core.raw_defects import (
     mend_defects,
     saturation_levels,
 )
-from zemosaic_core.raw_maxima import Maxima, find_maxima
+from zemosaic_core.raw_maxima import RING_PX, WIDE_RING_PX, Maxima, find_maxima
 from zemosaic_core.raw_sky import CELL_PX, SkyCells, sky_cells
 from zemosaic_core.raw_stars import (
     Rows,
@@ -39,14 +41,13 @@ from zemosaic_core.star_choice import (
 from zemosaic_core.stars import StarList
 from zemosaic_core.streaks import find_streaks, on_streaks
 
-__all__ = ["RawMeasure", "measure_raw"]
+__all__ = ["MEND_SIGMA", "RawMeasure", "RawSweeps", "measure_raw", "measure_swept", "sweep_raw"]
 
 # Defects this significant are mended before stars are looked for.
-_MEND_SIGMA = 8.0
+MEND_SIGMA = 8.0
 _FIRST_SIGMA_PX = 1.3
 # Stars wider than this reach into the ring that is called their surroundings: again with a wider one.
 _WIDE_SIGMA_PX = 1.9
-_WIDE_RING_PX = 13
 _WIDTH_FROM = 200
 _COLOUR_APERTURE_FWHM = 1.5
 
@@ -92,6 +93,32 @@ class RawMeasure:
     ceiling: np.ndarray
 
 
+@dataclass(frozen=True)
+class RawSweeps:
+    """What the two sweeps over the pixels of a raw frame give, by whatever body.
+
+    Attributes
+    ----------
+    plane : ndarray, shape (H, W), uint16
+        The frame without its strong defects.
+    cells : SkyCells
+        Its sky.
+    defects, defect_sigma : ndarray
+        As in `RawMeasure`.
+    evidence : ndarray, shape (4, 4), int64
+        Of light that was cut off, see `raw_defects.ceilings`.
+    find : callable
+        ``find(ring_px) -> Maxima``: the maxima that stand out of a ring of `RING_PX` or `WIDE_RING_PX`.
+    """
+
+    plane: np.ndarray
+    cells: SkyCells
+    defects: np.ndarray
+    defect_sigma: np.ndarray
+    evidence: np.ndarray
+    find: Callable[[int], Maxima]
+
+
 def measure_raw(
     plane: np.ndarray,
     pattern: str | None,
@@ -102,24 +129,16 @@ def measure_raw(
     missing: np.ndarray | None = None,
     noise_factor: float = 1.0,
 ) -> RawMeasure:
-    """Measure one raw frame.
+    """Measure one raw frame; see `sweep_raw` for what is not explained here.
 
     Parameters
     ----------
     plane : ndarray, shape (H, W), uint16
-        Raw pixels; only read.
     pattern : str or None
         Colours of the 2 x 2 cell at pixel (0, 0), read row by row; None for a mono frame.
-    detect_sigma : float
-        Least height of a star in the smoothed light, in units of its noise.
+    detect_sigma, cell_px, missing, noise_factor
     max_stars : int
         Keep this many of the brightest.
-    cell_px : int
-        Side of the cells of the meshes.
-    missing : ndarray of bool, shape (H, W), optional
-        Pixels that hold no measurement; they must be 0 in ``plane``.
-    noise_factor : float
-        By how much neighbouring pixels being alike lifts the noise of the smoothed light; 1 for a camera's pixels.
 
     Returns
     -------
@@ -130,23 +149,73 @@ def measure_raw(
     ValueError
         As `raw_sky.sky_cells`.
     """
-    is_cfa = pattern is not None
+    sweeps = sweep_raw(
+        plane,
+        pattern is not None,
+        detect_sigma=detect_sigma,
+        cell_px=cell_px,
+        missing=missing,
+        noise_factor=noise_factor,
+    )
+    return measure_swept(sweeps, pattern, max_stars=max_stars)
+
+
+def sweep_raw(
+    plane: np.ndarray,
+    is_cfa: bool,
+    *,
+    detect_sigma: float = 5.75,
+    cell_px: int = CELL_PX,
+    missing: np.ndarray | None = None,
+    noise_factor: float = 1.0,
+) -> RawSweeps:
+    """Do both sweeps on the processor; `zemosaic_core.gpu.measure` does them on a card.
+
+    Parameters
+    ----------
+    plane : ndarray, shape (H, W), uint16
+        Raw pixels; only read.
+    is_cfa : bool
+        They lie behind a colour filter array.
+    detect_sigma : float
+        Least height of a star in the smoothed light, in units of its noise.
+    cell_px : int
+        Side of the cells of the meshes.
+    missing : ndarray of bool, shape (H, W), optional
+        Pixels that hold no measurement; they must be 0 in ``plane``.
+    noise_factor : float
+        By how much neighbouring pixels being alike lifts the noise of the smoothed light; 1 for a camera's pixels.
+
+    Raises
+    ------
+    ValueError
+        As `raw_sky.sky_cells`.
+    """
     cells = sky_cells(plane, cell_px=cell_px, missing=missing)
     mended = plane.copy()
     if missing is not None:
         _fill(mended, missing, cells)
     defects, significance = find_defects(mended, cells)
-    mend_defects(mended, defects[np.abs(significance) >= _MEND_SIGMA])
-    evidence = ceilings(mended)
-    stars, streaks = _find_stars(
-        mended, is_cfa, cells, saturation_levels(evidence), detect_sigma, noise_factor
-    )
+    mend_defects(mended, defects[np.abs(significance) >= MEND_SIGMA])
+
+    def find(ring_px: int) -> Maxima:
+        return find_maxima(
+            mended, cells, is_cfa, threshold_sigma=detect_sigma, noise_factor=noise_factor, ring_px=ring_px
+        )
+
+    return RawSweeps(mended, cells, defects, significance, ceilings(mended), find)
+
+
+def measure_swept(sweeps: RawSweeps, pattern: str | None, *, max_stars: int = 600) -> RawMeasure:
+    """Measure the places that the sweeps have listed; parameters as in `measure_raw`."""
+    is_cfa, plane, cells = pattern is not None, sweeps.plane, sweeps.cells
+    stars, streaks = _find_stars(sweeps, is_cfa)
     n_found = len(stars)
     stars = stars.select(slice(max_stars))
     scale = 2.0 if is_cfa else 1.0
     radius = max(2.0, _COLOUR_APERTURE_FWHM * (float(np.median(stars.fwhm_px)) if n_found else 3.0) / scale)
     colours = _phases_of_colours(pattern)
-    light = phase_fluxes(mended, is_cfa, stars.x, stars.y, radius, cells)
+    light = phase_fluxes(plane, is_cfa, stars.x, stars.y, radius, cells)
     frame_noise = cells.frame_noise()
     mesh = _mean_of_phases(cells.level, colours)
     return RawMeasure(
@@ -158,36 +227,32 @@ def measure_raw(
         noise=np.array([np.sqrt(np.mean(frame_noise[k] ** 2)) for k in colours], np.float32),
         mesh=mesh,
         mesh_noise=_error_of_mean(cells.error, colours),
-        defects=defects,
-        defect_sigma=significance,
+        defects=sweeps.defects,
+        defect_sigma=sweeps.defect_sigma,
         streaks=streaks,
-        ceiling=np.stack([joined_ceiling(evidence[k]) for k in colours]),
+        ceiling=np.stack([joined_ceiling(sweeps.evidence[k]) for k in colours]),
     )
 
 
-def _find_stars(
-    plane: np.ndarray,
-    is_cfa: bool,
-    cells: SkyCells,
-    saturation: np.ndarray,
-    detect_sigma: float,
-    noise_factor: float,
-) -> tuple[StarList, np.ndarray]:
+def _find_stars(sweeps: RawSweeps, is_cfa: bool) -> tuple[StarList, np.ndarray]:
     """Stars of a frame without defects, brightest first; and its streaks."""
-    limits = {"threshold_sigma": detect_sigma, "noise_factor": noise_factor}
-    maxima = find_maxima(plane, cells, is_cfa, **limits)
-    sharpness = measure_sharpness(plane, is_cfa, maxima, cells, saturation)
+    plane = sweeps.plane
+    sharpness_of = partial(
+        measure_sharpness, plane, is_cfa, cells=sweeps.cells, saturation=saturation_levels(sweeps.evidence)
+    )
+    maxima = sweeps.find(RING_PX)
+    sharpness = sharpness_of(maxima)
     sigma, widest = _learn_sigma(plane, is_cfa, maxima, sharpness, _FIRST_SIGMA_PX)
     # Surroundings that lie within a star make it look narrow in one round and wide in the next.
     if widest > _WIDE_SIGMA_PX:
-        maxima = find_maxima(plane, cells, is_cfa, **limits, ring_px=_WIDE_RING_PX)
-        sharpness = measure_sharpness(plane, is_cfa, maxima, cells, saturation)
+        maxima = sweeps.find(WIDE_RING_PX)
+        sharpness = sharpness_of(maxima)
         sigma, _ = _learn_sigma(plane, is_cfa, maxima, sharpness, widest)
     chosen, rows = _chosen(plane, is_cfa, maxima, sharpness, sigma)
     others = np.ones(len(maxima), bool)
     # Knots of a trail among many are hardly told from stars before the trail is known: stretched ones are both.
     others[chosen] = rows.elongation[chosen] > TRAIL_STRETCH
-    streaks = find_streaks(plane, cells, maxima.x[others], maxima.y[others], maxima.snr[others])
+    streaks = find_streaks(plane, sweeps.cells, maxima.x[others], maxima.y[others], maxima.snr[others])
     on = on_streaks(streaks, maxima.x, maxima.y)
     if len(streaks) > MOST_TRAILS_AMONG_STARS:
         # So many trails pass for the stars themselves: what a star of this frame is is learned again beside them.

@@ -13,8 +13,10 @@ from zemosaic_core.few_values import insert_sorted
 from zemosaic_core.raw_sky import SkyCells
 
 __all__ = [
+    "DEFECT_SIGMA",
     "NEVER_SATURATED",
     "ceilings",
+    "defect_capacity",
     "find_defects",
     "isolation",
     "joined_ceiling",
@@ -22,6 +24,7 @@ __all__ = [
     "saturation_levels",
 ]
 
+DEFECT_SIGMA = 6.0
 # Light of the eight neighbours over that of the pixel: 0 for a defect, 0.7 for the reddest star a red pixel can see
 # at FWHM 2 px, 2.3 for a mono star of FWHM 1.6 px.
 _ISOLATED_SHARE = 0.4
@@ -37,7 +40,7 @@ NEVER_SATURATED = 1 << 16
 
 
 def find_defects(
-    plane: np.ndarray, cells: SkyCells, *, sigma: float = 6.0, capacity: int | None = None
+    plane: np.ndarray, cells: SkyCells, *, sigma: float = DEFECT_SIGMA, capacity: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """List single pixels that differ from their kin and not together with their neighbours.
 
@@ -64,13 +67,18 @@ def find_defects(
     significance : ndarray, shape (k,), float32
         Distance from the kin in units of the noise; negative for pixels that are too dark.
     """
-    capacity = max(16, plane.size // 50) if capacity is None else capacity
+    capacity = defect_capacity(plane.size) if capacity is None else capacity
     found = np.empty(capacity, np.int64)
     significance = np.empty(capacity, np.float32)
     if not np.isfinite(cells.noise).all():
         return found[:0], significance[:0]
     n = _find(plane, cells.cell_px, cells.sky, cells.noise, np.float32(sigma), found, significance)
     return found[:n].copy(), significance[:n].copy()
+
+
+def defect_capacity(n_pixels: int) -> int:
+    """Return how many defects of a frame are listed: a frame with more is no picture."""
+    return max(16, n_pixels // 50)
 
 
 def mend_defects(plane: np.ndarray, index: np.ndarray) -> None:

@@ -16,7 +16,21 @@ from numba import njit
 from zemosaic_core.few_values import insert_sorted
 from zemosaic_core.raw_sky import SkyCells, mesh_at
 
-__all__ = ["Maxima", "find_maxima", "smoothing_sums"]
+__all__ = [
+    "RINGS_PX",
+    "RING_PX",
+    "WIDE_RING_PX",
+    "Maxima",
+    "SearchMeshes",
+    "find_maxima",
+    "maxima_of_list",
+    "row_shares",
+    "search_meshes",
+    "smoothing_sums",
+]
+
+# How far from a maximum its surroundings are, and how far in frames of wide stars.
+RINGS_PX = RING_PX, WIDE_RING_PX = 6, 13
 
 # (1 3 4 3 1) both ways is close to a star of FWHM 3 px; over 2 x 2 windows it is (1 4 7 7 4 1).
 _TAPS = np.array([1, 3, 4, 3, 1], np.int32)
@@ -29,6 +43,8 @@ _OWN_SIGMA = 3.5
 _OWN_SIGMA_ON_LIGHT = 6.0
 _LIGHT_SIGMA = 6.0
 _CAPACITY = 8192
+# With more maxima than that the limit is lifted by so much.
+_NEXT_LIMIT = 1.5
 # Rows of smoothed light that are kept: twice the farthest ring and one.
 _RING_ROWS = 32
 _FARTHEST_RING_PX = 15
@@ -75,6 +91,24 @@ class Maxima:
         return Maxima(*(values[keep] for values in of_each), self.per_pixel, self.threshold_sigma)
 
 
+@dataclass(frozen=True)
+class SearchMeshes:
+    """Sky and noise of the smoothed light per cell, (ny, nx) float32, and the factor from it to one pixel."""
+
+    sky: np.ndarray
+    noise: np.ndarray
+    per_pixel: float
+
+    @property
+    def usable(self) -> bool:
+        """Whether the noise is known everywhere; else nothing is found."""
+        return bool(np.isfinite(self.noise).all())
+
+    def limit(self, threshold_sigma: float) -> np.ndarray:
+        """Return what maxima must exceed, (ny, nx) float32."""
+        return self.sky + np.float32(threshold_sigma) * self.noise
+
+
 def smoothing_sums(cells: SkyCells, is_cfa: bool) -> tuple[np.ndarray, np.ndarray, float]:
     """Return sky and noise of the smoothed light per cell, (ny, nx) float32, and its factor to one pixel."""
     noise = np.maximum(
@@ -96,7 +130,7 @@ def find_maxima(
     *,
     threshold_sigma: float,
     noise_factor: float = 1.0,
-    ring_px: int = 6,
+    ring_px: int = RING_PX,
 ) -> Maxima:
     """Find the local maxima of the smoothed light that stand out of the sky and of their surroundings.
 
@@ -127,26 +161,90 @@ def find_maxima(
     """
     if not 3 <= ring_px <= _FARTHEST_RING_PX:
         raise ValueError(f"ring_px must be 3 to {_FARTHEST_RING_PX}, got {ring_px}")
-    sky, noise, per_pixel = smoothing_sums(cells, is_cfa)
-    noise *= np.float32(noise_factor)
+    meshes = search_meshes(cells, is_cfa, noise_factor)
     rows = np.empty((_CAPACITY, 4), np.int32)
     found = 0
-    if np.isfinite(noise).all():
+    if meshes.usable:
         while True:
-            limit = sky + np.float32(threshold_sigma) * noise
-            found = _list_maxima(plane, is_cfa, cells.cell_px, limit, sky, noise, ring_px, rows)
+            limit = meshes.limit(threshold_sigma)
+            found = _list_maxima(plane, is_cfa, cells.cell_px, limit, meshes.sky, meshes.noise, ring_px, rows)
             if found <= _CAPACITY:
                 break
-            threshold_sigma *= 1.5
-    rows = rows[:found].copy()
+            threshold_sigma *= _NEXT_LIMIT
+    return _maxima_of_rows(rows[:found].copy(), meshes, cells.cell_px, is_cfa, threshold_sigma)
+
+
+def search_meshes(cells: SkyCells, is_cfa: bool, noise_factor: float) -> SearchMeshes:
+    """Return what maxima are searched with; parameters as in `find_maxima`."""
+    sky, noise, per_pixel = smoothing_sums(cells, is_cfa)
+    return SearchMeshes(sky, noise * np.float32(noise_factor), per_pixel)
+
+
+def maxima_of_list(
+    rows: np.ndarray,
+    meshes: SearchMeshes,
+    cell_px: int,
+    is_cfa: bool,
+    width: int,
+    threshold_sigma: float,
+) -> Maxima:
+    """Return what `find_maxima` returns, from a list of all maxima above its first limit.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (n, 4), int32
+        y, x, smoothed light, smoothed light of the ring; in reading order.
+    meshes : SearchMeshes
+    cell_px : int
+    is_cfa : bool
+    width : int
+        Pixels of a row of the frame.
+    threshold_sigma : float
+    """
+    while len(rows) > _CAPACITY:
+        threshold_sigma *= _NEXT_LIMIT
+        limits = np.empty(len(rows), np.int32)
+        _limits_at(
+            meshes.limit(threshold_sigma),
+            cell_px,
+            0.5 if is_cfa else 0.0,
+            rows,
+            np.empty(width, np.int32),
+            limits,
+        )
+        rows = rows[rows[:, 2] > limits]
+    return _maxima_of_rows(rows, meshes, cell_px, is_cfa, threshold_sigma)
+
+
+def _maxima_of_rows(
+    rows: np.ndarray, meshes: SearchMeshes, cell_px: int, is_cfa: bool, threshold_sigma: float
+) -> Maxima:
     shift = 0.5 if is_cfa else 0.0
     at_y, at_x = rows[:, 0] + shift, rows[:, 1] + shift
     row_sky, row_noise = np.empty((2, len(rows)))
-    mesh_at(sky, cells.cell_px, at_x, at_y, row_sky)
-    mesh_at(noise, cells.cell_px, at_x, at_y, row_noise)
+    mesh_at(meshes.sky, cell_px, at_x, at_y, row_sky)
+    mesh_at(meshes.noise, cell_px, at_x, at_y, row_noise)
     # On diffuse light the surroundings are the sky, not the mesh; two sigma of them are noise.
     row_sky += np.maximum(rows[:, 3] - row_sky - 2.0 * row_noise, 0.0)
-    return Maxima(*rows.T.copy(), row_sky, row_noise, per_pixel, threshold_sigma)
+    return Maxima(*rows.T.copy(), row_sky, row_noise, meshes.per_pixel, threshold_sigma)
+
+
+def row_shares(height: int, cell_px: int, n_rows: int, is_cfa: bool) -> np.ndarray:
+    """Return how far rows of smoothed light lie from the middle of one row of cells to the next, (height,) float32."""
+    v = (np.arange(height) + (0.5 if is_cfa else 0.0) + 0.5) / cell_px - 0.5
+    return np.asarray(v - np.clip(np.floor(v), 0, max(n_rows - 2, 0)), np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _limits_at(mesh, cell, shift, rows, line, out):
+    """Limits at listed places, which are in order of rows."""
+    before = -1
+    for k in range(out.size):
+        y = rows[k, 0]
+        if y != before:
+            _mesh_row(mesh, cell, y, shift, line)
+            before = y
+        out[k] = line[rows[k, 1]]
 
 
 @njit(cache=True, nogil=True)

@@ -16,10 +16,20 @@ from numba import njit
 from zemosaic_core.background import MIDMEAN_ERROR
 from zemosaic_core.few_values import insert_sorted
 
-__all__ = ["CELL_PX", "SkyCells", "mesh_at", "sky_cells"]
+__all__ = [
+    "BINS",
+    "CELL_PX",
+    "COARSEST_BITS",
+    "SkyCells",
+    "cells_of_tables",
+    "floor_quantiles",
+    "histogram_bits",
+    "mesh_at",
+    "sky_cells",
+]
 
 CELL_PX = 64
-_BINS = 512
+BINS = 512
 _CLIP_SIGMA = 2.5
 # 1 / standard deviation of a unit normal distribution cut at 2.5 sigma.
 _CUT_CORRECTION = 1.0476
@@ -28,7 +38,7 @@ _USABLE_FRACTION = 0.3
 _STEP_TO_SIGMA = 1.0483
 # A bin is at most this part of the noise wide: coarser ones lose digits of the level.
 _BIN_OF_NOISE = 1.0 / 8.0
-_COARSEST_BITS = 12
+COARSEST_BITS = 12
 # Where more of the pixels than this are 0 the sky was cut off there.
 _CUT_OFF_FRACTION = 0.15
 
@@ -110,10 +120,22 @@ def sky_cells(plane: np.ndarray, *, cell_px: int = CELL_PX, missing: np.ndarray 
     level, error, spread, steps = np.empty((4, *shape), np.float32)
     cut_off = np.zeros(shape, np.bool_)
     absent = _count_missing(missing, cell_px, shape)
-    shift, unit, dropped = _bits_of_noise(plane)
+    shift, unit, dropped = histogram_bits(plane)
     plane = np.ascontiguousarray(plane)
     _measure_cells(plane, cell_px, shift, unit, dropped, absent, level, error, spread, steps, cut_off)
-    sky, smooth_spread, noise = np.empty((3, *shape), np.float32)
+    return cells_of_tables(cell_px, level, error, spread, steps, cut_off)
+
+
+def cells_of_tables(
+    cell_px: int,
+    level: np.ndarray,
+    error: np.ndarray,
+    spread: np.ndarray,
+    steps: np.ndarray,
+    cut_off: np.ndarray,
+) -> SkyCells:
+    """Return the sky from what was measured cell by cell; parameters as in `SkyCells`."""
+    sky, smooth_spread, noise = np.empty((3, *level.shape), np.float32)
     for phase in range(4):
         _fill_and_smooth(level[phase], sky[phase])
         _fill_and_smooth(spread[phase], smooth_spread[phase])
@@ -121,6 +143,28 @@ def sky_cells(plane: np.ndarray, *, cell_px: int = CELL_PX, missing: np.ndarray 
     # Of the smooth meshes, which scatter little: the smaller of two scattered numbers is too small.
     np.minimum(noise, smooth_spread, out=noise)
     return SkyCells(cell_px, level, error, spread, steps, sky, noise, cut_off)
+
+
+def floor_quantiles(total: int) -> np.ndarray:
+    """Return what a sky that was cut off is measured with: for 0 .. ``total`` zeros among ``total`` pixels.
+
+    Returns
+    -------
+    ndarray, shape (total + 1, 2), float64
+        Where the floor lies in a unit normal distribution, and where the middle of what is above it.
+    """
+    table = np.empty((total + 1, 2))
+    _fill_quantiles(table)
+    return table
+
+
+@njit(cache=True, nogil=True)
+def _fill_quantiles(table):
+    total = table.shape[0] - 1
+    for zeros in range(total + 1):
+        share = zeros / total
+        table[zeros, 0] = _normal_quantile(share)
+        table[zeros, 1] = _normal_quantile(0.5 + 0.5 * share)
 
 
 def _count_missing(missing: np.ndarray | None, cell_px: int, shape: tuple[int, int, int]) -> np.ndarray:
@@ -132,11 +176,15 @@ def _count_missing(missing: np.ndarray | None, cell_px: int, shape: tuple[int, i
     return counts
 
 
-def _bits_of_noise(plane: np.ndarray) -> tuple[int, int, float]:
-    """How many low bits a histogram may drop, how many bits are never set, and the mean of what is dropped.
+def histogram_bits(plane: np.ndarray) -> tuple[int, int, float]:
+    """Tell how many low bits a histogram may drop, how many bits are never set, and the mean of what is dropped.
 
     Cameras of 12 bits whose numbers are multiples of 16 keep exact levels that way, and so do those whose numbers have
     other steps: the values of a bin do not lie around its middle.
+
+    Parameters
+    ----------
+    plane : ndarray, shape (H, W), uint16
     """
     lines = plane[plane.shape[0] // 64 :: max(1, plane.shape[0] // 24)].astype(np.int32)
     moves = np.abs(lines[:, 2:] - lines[:, :-2])[(lines[:, 2:] > 0) & (lines[:, :-2] > 0)][::3]
@@ -144,7 +192,7 @@ def _bits_of_noise(plane: np.ndarray) -> tuple[int, int, float]:
     bits = int(np.bitwise_or.reduce(lines, axis=None))
     unit = (bits & -bits).bit_length() - 1 if bits else 0
     fine = math.floor(math.log2(max(sigma * _BIN_OF_NOISE, 1.0)))
-    shift = min(max(fine, unit), _COARSEST_BITS)
+    shift = min(max(fine, unit), COARSEST_BITS)
     # Zeros hold nothing, or what is left of a sky that was cut off.
     known = lines[lines > 0]
     return shift, unit, float((known & ((1 << shift) - 1)).mean()) if known.size else 0.0
@@ -153,7 +201,7 @@ def _bits_of_noise(plane: np.ndarray) -> tuple[int, int, float]:
 @njit(cache=True, nogil=True)
 def _measure_cells(plane, cell, shift, unit, dropped, absent, level, error, spread, steps, cut_off):
     height, width = plane.shape
-    counts = np.empty((4, _BINS), np.int32)
+    counts = np.empty((4, BINS), np.int32)
     base = np.empty(4, np.int32)
     left = np.empty(4, np.float64)
     for row in range(level.shape[1]):
@@ -173,17 +221,17 @@ def _measure_cells(plane, cell, shift, unit, dropped, absent, level, error, spre
             while True:
                 for p in range(4):
                     rough = _rough_median(plane, y0, x0, high, wide, p // 2, p % 2)
-                    base[p] = (rough >> coarse) - _BINS // 3
+                    base[p] = (rough >> coarse) - BINS // 3
                 _count_cell(plane, y0, y0 + high, x0, x0 + wide, np.int32(coarse), base, counts)
                 fits = True
                 for p in range(4):
                     lost = absent[p, row, column]
                     # Missing pixels are 0 and were counted where 0 falls.
-                    counts[p, min(max(-base[p], 0), _BINS - 1)] -= lost
+                    counts[p, min(max(-base[p], 0), BINS - 1)] -= lost
                     if total - lost < max(_USABLE_FRACTION * total, 4):
                         continue
                     floor = -base[p]
-                    cut = 0 <= floor < _BINS and counts[p, floor] > _CUT_OFF_FRACTION * (total - lost)
+                    cut = 0 <= floor < BINS and counts[p, floor] > _CUT_OFF_FRACTION * (total - lost)
                     if cut:
                         centre, sigma, left[p], kept, inside = _centre_above_floor(
                             counts[p], floor, total - lost
@@ -200,7 +248,7 @@ def _measure_cells(plane, cell, shift, unit, dropped, absent, level, error, spre
                         error[p, row, column] = MIDMEAN_ERROR * sigma * scale / math.sqrt(kept)
                     else:
                         level[p, row, column] = np.nan
-                if fits or coarse >= _COARSEST_BITS:
+                if fits or coarse >= COARSEST_BITS:
                     break
                 # The sky left the window of the histogram: again with wider bins.
                 coarse += 2
@@ -219,7 +267,7 @@ def _measure_cells(plane, cell, shift, unit, dropped, absent, level, error, spre
                     # Steps from and to nothing say nothing.
                     steps[p, row, column] = spread[p, row, column]
                     continue
-                middle = _quantile(counts[p], 0, _BINS - 1, 0.5 * (pairs - 1))
+                middle = _quantile(counts[p], 0, BINS - 1, 0.5 * (pairs - 1))
                 # Steps have no sign, so bin 0 begins in the middle of a unit; the other bins begin half a unit early.
                 half = 0.5 * float(1 << unit) / scale
                 middle = (middle + 0.5) * (1.0 - half) if middle < 0.5 else middle + 0.5 - half
@@ -244,7 +292,7 @@ def _count_cell(plane, y0, y1, x0, x1, shift, base, counts):
     counts[:] = 0
     b0, b1, b2, b3 = base[0], base[1], base[2], base[3]
     c0, c1, c2, c3 = counts[0], counts[1], counts[2], counts[3]
-    top, zero = np.int32(_BINS - 1), np.int32(0)
+    top, zero = np.int32(BINS - 1), np.int32(0)
     # Slices and unsigned positions keep numba from checking for negative indices.
     for y in range(y0, y1 - 1, 2):
         upper = plane[y, x0:x1]
@@ -261,7 +309,7 @@ def _count_steps(plane, y0, y1, x0, x1, shift, counts):
     """Histogram, per phase, of how far pixels lie from the next one of their phase; every second pair of rows."""
     counts[:] = 0
     c0, c1, c2, c3 = counts[0], counts[1], counts[2], counts[3]
-    top = np.int32(_BINS - 1)
+    top = np.int32(BINS - 1)
     n = (x1 - x0) // 2 - 1
     for y in range(y0, y1 - 1, 4):
         upper = plane[y, x0:x1]
@@ -296,8 +344,8 @@ def _clipped_centre(counts, total):
     In bins. The window is too narrow when the values that were kept reach its first or last bin, where everything
     outside is counted too.
     """
-    first, last = 0, _BINS - 1
-    while first < _BINS - 1 and counts[first] == 0:
+    first, last = 0, BINS - 1
+    while first < BINS - 1 and counts[first] == 0:
         first += 1
     while last > 0 and counts[last] == 0:
         last -= 1
@@ -331,7 +379,7 @@ def _clipped_centre(counts, total):
         if part > 0.0:
             light += part * k
         seen = end
-    return light / (n - 2.0 * quarter), sigma, n, low > 0 and high < _BINS - 1
+    return light / (n - 2.0 * quarter), sigma, n, low > 0 and high < BINS - 1
 
 
 @njit(cache=True, nogil=True)
@@ -354,7 +402,7 @@ def _centre_above_floor(counts, floor, total):
     The mean and the sigma of what is left are what smoothing and averaging such pixels gives. Sigma follows from the
     normal distribution whose part at the floor and whose middle above it are the ones seen; stars are left out.
     """
-    last = _BINS - 1
+    last = BINS - 1
     while last > floor and counts[last] == 0:
         last -= 1
     zeros = counts[floor]
@@ -374,7 +422,7 @@ def _centre_above_floor(counts, floor, total):
         s2 += c * d * d
     mean = s1 / s0
     left = max(math.sqrt(max(s2 / s0 - mean * mean, 0.0)), 0.25)
-    return floor + mean, sigma, left, s0, top < _BINS - 1
+    return floor + mean, sigma, left, s0, top < BINS - 1
 
 
 @njit(cache=True, nogil=True)

@@ -16,9 +16,9 @@ import numpy as np
 
 from zemosaic_core import background, stars
 from zemosaic_core.calibration import level_saturated
-from zemosaic_core.errors import SkipItem
+from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_core.hot_pixels import repair_cfa
-from zemosaic_core.measure_pass import RawMeasure, measure_raw
+from zemosaic_core.measure_pass import RawMeasure, RawSweeps, measure_raw, measure_swept, sweep_raw
 from zemosaic_core.raw_counts import Counts, as_counts
 from zemosaic_core.raw_defects import ceilings, joined_ceiling, saturation_levels
 from zemosaic_core.streaks import STREAK_COLUMNS
@@ -40,9 +40,16 @@ __all__ = [
     "MEASURE_ELSEWHERE",
     "MIN_STARS",
     "STAR_COLUMNS",
+    "BegunLook",
+    "Look",
     "MeasureOptions",
+    "RawToMeasure",
+    "begin_look",
+    "end_look",
+    "known_content",
     "measure_arrays",
     "measure_frame",
+    "store_look",
     "stored_measure",
 ]
 
@@ -119,14 +126,15 @@ def measure_arrays(
     SkipItem
         The frame is empty, or shows too few stars.
     """
-    _refuse_small(info)
-    _refuse_empty(info, data)
+    _refuse(info, data)
     if data.ndim == 3:
-        arrays = _measure_picture(data, options)
-    elif used is None:
-        arrays = _measure_raw_frame(info, data, options)
-    else:
-        arrays = _measure_calibrated(info, data, options, used)
+        return _with_stars(info, data, _measure_picture(data, options))
+    raw = _raw_to_measure(info, data, used)
+    return _with_stars(info, data, _raw_arrays(info, raw, options, _sweep(raw, options)))
+
+
+def _with_stars(info: FrameInfo, data: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what was measured, if there are stars; else say what the frame may be instead."""
     n_stars = len(arrays["x"])
     if n_stars < MIN_STARS:
         if (key := _other_than_light(data, arrays)) is not None:
@@ -174,13 +182,14 @@ def frame_stars(info: FrameInfo, data: np.ndarray, max_stars: int = 600) -> star
     return measure_raw(counts.plane, pattern, max_stars=max_stars, missing=counts.missing).stars
 
 
-def _refuse_small(info: FrameInfo) -> None:
-    """No sky can be told from less than a cell of the raw sky."""
+def _refuse(info: FrameInfo, data: np.ndarray) -> None:
+    """No sky can be told from less than a cell of the raw sky, nor from pixels that are all alike."""
     if min(info.shape_hw) < _LEAST_SIDE_PX:
         shape = f"{info.shape_hw[1]} x {info.shape_hw[0]}"
         raise SkipItem(
             "frame_too_small", f"{info.path}: {shape} px is too small", path=str(info.path), shape=shape
         )
+    _refuse_empty(info, data)
 
 
 def _refuse_empty(info: FrameInfo, data: np.ndarray) -> None:
@@ -190,40 +199,77 @@ def _refuse_empty(info: FrameInfo, data: np.ndarray) -> None:
         raise SkipItem("frame_empty", f"{info.path}: every pixel is {low}", value=float(low))
 
 
-def _measure_raw_frame(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
-    counts = as_counts(data)
-    measured = measure_raw(
-        counts.plane,
-        info.cfa_pattern if info.kind == "cfa" else None,
-        detect_sigma=options.detect_sigma,
-        max_stars=options.max_stars,
-        cell_px=options.mesh_cell_px,
-        missing=counts.missing,
-        # A colour filter array is still as the sensor gave it: its pixels have no noise in common.
-        noise_factor=counts.noise_factor if info.kind == "mono" else 1.0,
-    )
-    # Neighbouring pixels of what was resampled are alike: none sticks out alone, or a star does.
-    find_hot = options.find_hot_pixels and (info.kind == "cfa" or _is_from_the_sensor(info, counts))
-    return _in_adu(measured, counts) | {
-        "hot": measured.defects if find_hot else np.empty(0, np.int64),
-        "hot_sigma": measured.defect_sigma if find_hot else np.empty(0, np.float32),
-        "zero_share": np.array([np.mean(data == 0) if data.dtype.kind == "u" else 0.0], np.float32),
-    }
+@dataclass(frozen=True)
+class RawToMeasure:
+    """A frame of one plane in whole numbers, before its sweeps.
+
+    Attributes
+    ----------
+    counts : Counts
+    pattern : str or None
+        Colours of its filter array.
+    zero_share : float
+        Share of the samples that are 0.
+    ceiling : ndarray, shape (C, 4), float64, or None
+        Evidence of saturation where it was looked for already, in the samples before calibration; ADU first.
+    """
+
+    counts: Counts
+    pattern: str | None
+    zero_share: float
+    ceiling: np.ndarray | None
+
+    @property
+    def noise_factor(self) -> float:
+        """See `sweep_raw`: a colour filter array is still as the sensor gave it."""
+        return self.counts.noise_factor if self.pattern is None else 1.0
 
 
-def _measure_calibrated(
-    info: FrameInfo, data: np.ndarray, options: MeasureOptions, used: CalibrationSet
-) -> dict[str, np.ndarray]:
-    counts = as_counts(data)
-    evidence = ceilings(counts.plane)
-    samples = level_saturated(used.apply(data, 0, 0), counts.plane, saturation_levels(evidence))
-    # What the masters say of bad pixels counts for every frame; they must not be taken for stars of this one.
-    samples = repair_cfa(samples, used.bad)
-    pattern, colours = (info.cfa_pattern, "RGB") if info.kind == "cfa" else ("LLLL", "L")
-    phases = [[k for k in range(4) if pattern[k] == colour] for colour in colours]
+def _raw_to_measure(info: FrameInfo, data: np.ndarray, used: CalibrationSet | None) -> RawToMeasure:
+    pattern = info.cfa_pattern if info.kind == "cfa" else None
+    ceiling = None
+    if used is not None:
+        stored = as_counts(data)
+        evidence = ceilings(stored.plane)
+        ceiling = _ceiling_in_adu(evidence, stored, pattern)
+        data = level_saturated(used.apply(data, 0, 0), stored.plane, saturation_levels(evidence))
+        # What the masters say of bad pixels counts for every frame; they must not be taken for stars of this one.
+        data = repair_cfa(data, used.bad)
+    zero_share = float(np.mean(data == 0)) if data.dtype.kind == "u" else 0.0
+    return RawToMeasure(as_counts(data), pattern, zero_share, ceiling)
+
+
+def _ceiling_in_adu(evidence: np.ndarray, counts: Counts, pattern: str | None) -> np.ndarray:
+    phases = [[0, 1, 2, 3]] if pattern is None else [[k for k in range(4) if pattern[k] == c] for c in "RGB"]
     tops = np.stack([joined_ceiling(evidence[k]) for k in phases]).astype(np.float64)
     tops[:, 0] = counts.zero + counts.step * tops[:, 0]
-    return _measure_raw_frame(info, samples, options) | {"ceiling": tops}
+    return tops
+
+
+def _sweep(raw: RawToMeasure, options: MeasureOptions) -> RawSweeps:
+    """Do the sweeps on the processor."""
+    return sweep_raw(
+        raw.counts.plane,
+        raw.pattern is not None,
+        detect_sigma=options.detect_sigma,
+        cell_px=options.mesh_cell_px,
+        missing=raw.counts.missing,
+        noise_factor=raw.noise_factor,
+    )
+
+
+def _raw_arrays(
+    info: FrameInfo, raw: RawToMeasure, options: MeasureOptions, sweeps: RawSweeps
+) -> dict[str, np.ndarray]:
+    measured = measure_swept(sweeps, raw.pattern, max_stars=options.max_stars)
+    # Neighbouring pixels of what was resampled are alike: none sticks out alone, or a star does.
+    find_hot = options.find_hot_pixels and (info.kind == "cfa" or _is_from_the_sensor(info, raw.counts))
+    arrays = _in_adu(measured, raw.counts) | {
+        "hot": measured.defects if find_hot else np.empty(0, np.int64),
+        "hot_sigma": measured.defect_sigma if find_hot else np.empty(0, np.float32),
+        "zero_share": np.array([raw.zero_share], np.float32),
+    }
+    return arrays if raw.ceiling is None else arrays | {"ceiling": raw.ceiling}
 
 
 def _in_adu(measured: RawMeasure, counts: Counts) -> dict[str, np.ndarray]:
@@ -324,7 +370,7 @@ def measure_frame(
 
 
 @dataclass(frozen=True)
-class _Look:
+class Look:
     """One look at the pixels of a frame, before it is stored.
 
     ``arrays`` is None when the pixels are those whose measurements are known already.
@@ -336,34 +382,88 @@ class _Look:
     row_sums: np.ndarray
 
 
-def _look(info: FrameInfo, options: MeasureOptions, calibration: str, known_content: str) -> _Look:
+@dataclass(frozen=True)
+class BegunLook:
+    """A look at a frame that was read and whose pixels wait for the sweeps; ``data`` as they were read."""
+
+    content_key: str
+    zero_is_missing: bool
+    data: np.ndarray
+    raw: RawToMeasure
+    row_sums: np.ndarray
+
+
+def begin_look(
+    info: FrameInfo, options: MeasureOptions, calibration: str, known_content: str
+) -> Look | BegunLook:
+    """Read a frame as far as the sweeps need it; a picture, or a frame that is known, has its whole look.
+
+    Raises
+    ------
+    SkipItem
+        The frame cannot be used, or has changed since its header was read.
+    """
     read = read_identified(info)
     if not is_as_surveyed(info) and not header_holds(info):
         raise frame_changed(info.path)
     if read.content_key == known_content:
-        return _Look(known_content, False, None, read.row_sums)
+        return Look(known_content, False, None, read.row_sums)
     data, zero_is_missing = without_missing(info, read.data)
-    arrays = measure_arrays(info, data, options, load_set(calibration) if calibration else None)
-    return _Look(read.content_key, zero_is_missing, arrays, read.row_sums)
+    used = load_set(calibration) if calibration else None
+    if data.ndim == 3:
+        arrays = measure_arrays(info, data, options, used)
+        return Look(read.content_key, zero_is_missing, arrays, read.row_sums)
+    _refuse(info, data)
+    raw = _raw_to_measure(info, data, used)
+    return BegunLook(read.content_key, zero_is_missing, data, raw, read.row_sums)
+
+
+def end_look(info: FrameInfo, options: MeasureOptions, begun: BegunLook, sweeps: RawSweeps | None) -> Look:
+    """Measure the places that sweeps have listed; without any, they are done here.
+
+    Raises
+    ------
+    SkipItem
+        The frame shows too few stars.
+    """
+    sweeps = _sweep(begun.raw, options) if sweeps is None else sweeps
+    arrays = _with_stars(info, begun.data, _raw_arrays(info, begun.raw, options, sweeps))
+    return Look(begun.content_key, begun.zero_is_missing, arrays, begun.row_sums)
+
+
+def _look(info: FrameInfo, options: MeasureOptions, calibration: str, known_content: str) -> Look:
+    begun = begin_look(info, options, calibration, known_content)
+    return begun if isinstance(begun, Look) else end_look(info, options, begun, None)
 
 
 def _measure_and_store(
     info: FrameInfo, options: MeasureOptions, arrays_path: str, calibration: str
 ) -> FrameMeasure:
+    return store_look(info, arrays_path, _look(info, options, calibration, known_content(arrays_path)))
+
+
+def known_content(arrays_path: str) -> str:
+    """Return the key of the pixels whose measurements are stored in the file given; '' when there are none."""
     before = _stored(arrays_path)
-    known = "" if before is None else before[0].content_key
-    return _store(info, arrays_path, _look(info, options, calibration, known), before)
+    return "" if before is None else before[0].content_key
 
 
-def _store(
-    info: FrameInfo,
-    arrays_path: str,
-    look: _Look,
-    before: tuple[FrameMeasure, dict[str, np.ndarray], list[Any]] | None,
-) -> FrameMeasure:
-    """Store what a look gave in the file given; ``before`` is what that file held when it was known already."""
+def store_look(info: FrameInfo, arrays_path: str, look: Look) -> FrameMeasure:
+    """Store what a look gave in the file given, or note that what is there is still true.
+
+    Raises
+    ------
+    SaveFailed
+        The arrays cannot be written.
+    """
     if look.arrays is None:
-        assert before is not None
+        before = _stored(arrays_path)
+        if before is None:
+            raise RunFailed(
+                "run_error_state_lost",
+                f"{arrays_path} was damaged or removed while the run used it; start the run again",
+                path=arrays_path,
+            )
         zero_is_missing, arrays = before[0].zero_is_missing, before[1]
     else:
         zero_is_missing, arrays = look.zero_is_missing, look.arrays
@@ -387,17 +487,15 @@ def _store(
 
 def _send(task: Sequence[Any], paths: PathMap) -> tuple[FrameInfo, MeasureOptions, str, str]:
     info, options, arrays_path, *rest = task
-    before = _stored(arrays_path)
-    known = "" if before is None else before[0].content_key
-    return frame_there(info, paths), options, "".join(rest), known
+    return frame_there(info, paths), options, "".join(rest), known_content(arrays_path)
 
 
-def _look_elsewhere(task: tuple[FrameInfo, MeasureOptions, str, str]) -> _Look | SkipItem:
+def _look_elsewhere(task: tuple[FrameInfo, MeasureOptions, str, str]) -> Look | SkipItem:
     """Look at one frame on another machine; runs there."""
     return result_or_skip(task[0].path, _look_with_room, *task)
 
 
-def _look_with_room(info: FrameInfo, options: MeasureOptions, calibration: str, known_content: str) -> _Look:
+def _look_with_room(info: FrameInfo, options: MeasureOptions, calibration: str, known_content: str) -> Look:
     try:
         return _look(info, options, calibration, known_content)
     except OSError as error:
@@ -406,11 +504,11 @@ def _look_with_room(info: FrameInfo, options: MeasureOptions, calibration: str, 
         raise
 
 
-def _receive(task: Sequence[Any], answer: _Look | SkipItem) -> FrameMeasure | SkipItem:
+def _receive(task: Sequence[Any], answer: Look | SkipItem) -> FrameMeasure | SkipItem:
     if isinstance(answer, SkipItem):
         return answer
     info, _, arrays_path, *_ = task
-    return _store(info, arrays_path, answer, _stored(arrays_path) if answer.arrays is None else None)
+    return store_look(info, arrays_path, answer)
 
 
 MEASURE_ELSEWHERE = Elsewhere(_look_elsewhere, _send, _receive)

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.judge_frames import count_stars_alike, judge_shapes
 from zemosaic_pipeline.measure import MEASURE_ELSEWHERE, MeasureOptions, measure_frame, stored_measure
+from zemosaic_pipeline.measure_on_card import MeasureTask, frames_for_card, measure_frames
 from zemosaic_pipeline.records import Frame, FrameMeasure
 from zemosaic_pipeline.sessions import night_labels
 
@@ -127,29 +129,39 @@ def _measure_all(
     todo = [frame for frame in frames if frame.index not in measures]
     for is_last in (False, True):
         changed: list[Frame] = []
+        left_out: set[int] = set()
         tasks = [
             (frame.info, options, _arrays_path(folder, frame, raw_folder, options), frame.calibration)
             for frame in todo
         ]
-        for position, result in context.map(
-            measure_frame,
-            tasks,
-            name_of=lambda task: str(task[0].path),
-            # Decoders are code of others in C: what they do with damaged bytes may end the process.
-            apart=lambda task: task[0].data_offset < 0,
-            elsewhere=MEASURE_ELSEWHERE,
-        ):
-            frame = todo[position]
-            if isinstance(result, SkipItem) and result.key == "frame_changed" and not is_last:
-                changed.append(frame)
-                continue
+
+        def is_changed(result: FrameMeasure | SkipItem, is_last: bool = is_last) -> bool:
+            return isinstance(result, SkipItem) and result.key == "frame_changed" and not is_last
+
+        def told(
+            position: int,
+            result: FrameMeasure | SkipItem,
+            todo: list[Frame] = todo,
+            left_out: set[int] = left_out,
+        ) -> None:
+            nonlocal done
+            if is_changed(result):
+                return
             done += 1
-            context.progress(done, len(frames), frame.name)
-            if isinstance(result, SkipItem):
-                context.leave_out(str(frame.info.path), PHASE, result.key, **result.values)
-            else:
-                measures[frame.index] = result
+            context.progress(done, len(frames), todo[position].name)
+            if isinstance(result, FrameMeasure):
                 made.add(result.arrays_path)
+            else:
+                left_out.add(position)
+                context.leave_out(str(todo[position].info.path), PHASE, result.key, **result.values)
+
+        for position, result in _results(tasks, context, told):
+            if is_changed(result):
+                changed.append(todo[position])
+            elif isinstance(result, FrameMeasure):
+                measures[todo[position].index] = result
+            elif position not in left_out:
+                context.leave_out(str(todo[position].info.path), PHASE, result.key, **result.values)
         todo = _read_anew(changed, context)
         current.update({frame.index: frame for frame in todo})
     made.sync()
@@ -157,6 +169,28 @@ def _measure_all(
     if reused := sum(measure.was_stored for measure in measures.values()):
         context.say("run_info_measures_reused", frames=reused)
     return list(current.values()), measures
+
+
+def _results(
+    tasks: list[MeasureTask], context: RunContext, told: Callable[[int, FrameMeasure | SkipItem], None]
+) -> Iterator[tuple[int, FrameMeasure | SkipItem]]:
+    """Measure frames, those that a card can do by the policy's decision; ``told`` of each when it is done."""
+    on_card = frames_for_card(tasks) if context.cluster is None else []
+    if on_card:
+        chosen = [tasks[position] for position in on_card]
+        results = measure_frames(chosen, context, lambda k, result: told(on_card[k], result))
+        yield from zip(on_card, results, strict=True)
+    others = sorted(set(range(len(tasks))) - set(on_card))
+    for k, result in context.map(
+        measure_frame,
+        [tasks[position] for position in others],
+        name_of=lambda task: str(task[0].path),
+        # Decoders are code of others in C: what they do with damaged bytes may end the process.
+        apart=lambda task: task[0].data_offset < 0,
+        elsewhere=MEASURE_ELSEWHERE,
+    ):
+        told(others[k], result)
+        yield others[k], result
 
 
 def _read_anew(changed: list[Frame], context: RunContext) -> list[Frame]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 import pytest
-from simulated_device import COMPILER, SimulatedDevice
+from simulated_device import COMPILER, SimulatedDevice, signatures
 
 from benchmarks import gpu as benchmark
-from benchmarks.gpu_model import CARDS, costs_per_frame
+from benchmarks.gpu_model import CARDS, costs_per_frame, measuring_costs
 from zemosaic_core.gpu import device as seam
+from zemosaic_core.gpu import kernels
 from zemosaic_core.sources import CombineRule
 
 
@@ -37,6 +38,14 @@ def test_the_model_counts_bytes_and_operations():
     assert costs["debayer_raw"].seconds(fast) < costs["debayer_raw"].seconds(slow) / 5
     deep = {cost.kernel: cost for cost in costs_per_frame(hw, hw, 1000, CombineRule())}
     assert deep["combine_pool"].n_bytes > 3 * costs["combine_pool"].n_bytes  # runs are merged in memory
+    measuring = {cost.kernel: cost for cost in measuring_costs(hw)}
+    assert set(measuring) - {"upload to measure", "download of lists"} <= set(
+        signatures(kernels.source("measure"))
+    )
+    # Pixels and, emptied and filled, four histograms of 512 bins for 4096 pixels, twice.
+    assert measuring["count_values"].n_bytes == 3 * pixels + 4 * pixels
+    work = sum(cost.seconds(slow) for cost in measuring.values() if not cost.travels)
+    assert work < measuring["upload to measure"].seconds(slow)
     plain = {cost.kernel: cost for cost in costs_per_frame(hw, hw, 30, CombineRule("none"))}
     assert plain["combine_pool"].operations < costs["combine_pool"].operations
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from simulated_device import COMPILER, SimulatedDevice, signatures
 
-from zemosaic_core import cfa, pixel_map, resample
-from zemosaic_core.gpu import combine, kernels, tiles, windows
+from zemosaic_core import background, cfa, pixel_map, raw_defects, raw_maxima, raw_sky, resample
+from zemosaic_core.gpu import combine, kernels, measure, tiles, windows
 from zemosaic_core.gpu.launch import Queue
 from zemosaic_core.sources import CombineRule
 
@@ -22,6 +22,7 @@ ARCHITECTURES = (61, 75, 86, 89, 90, 120)
 VARIANTS = [
     ("smoke", ()),
     ("decode", ()),
+    ("measure", ()),
     ("place", ()),
     ("sample", ("-DLANCZOS=0",)),
     ("sample", ("-DLANCZOS=1",)),
@@ -97,6 +98,27 @@ def test_constants_agree_with_the_python_side():
     text = kernels.source("decode")
     assert f"#define SHARE_ROWS {windows.SHARE_ROWS}\n" in text
     assert f"here * {1 / cfa._CLEAR:g}f;" in text
+    text = kernels.source("measure")
+    numbers = {
+        "BINS": raw_sky.BINS,
+        "COARSEST_BITS": raw_sky.COARSEST_BITS,
+        "CLIP_SIGMA": raw_sky._CLIP_SIGMA,
+        "CUT_CORRECTION": raw_sky._CUT_CORRECTION,
+        "USABLE_FRACTION": raw_sky._USABLE_FRACTION,
+        "CUT_OFF_FRACTION": raw_sky._CUT_OFF_FRACTION,
+        "STEP_TO_SIGMA": raw_sky._STEP_TO_SIGMA,
+        "MIDMEAN_ERROR": background.MIDMEAN_ERROR,
+        "ISOLATED_SHARE": f"{raw_defects._ISOLATED_SHARE}f",
+        "CEILING_PART": raw_defects._CEILING_PART,
+        "OWN_SIGMA": f"{raw_maxima._OWN_SIGMA}f",
+        "MORE_ON_LIGHT": f"{raw_maxima._OWN_SIGMA_ON_LIGHT - raw_maxima._OWN_SIGMA}f",
+        "LIGHT_SIGMA": f"{raw_maxima._LIGHT_SIGMA}f",
+        "RING_PX": raw_maxima.RING_PX,
+        "WIDE_RING_PX": raw_maxima.WIDE_RING_PX,
+        "STRIP_ROWS": measure.STRIP_ROWS,
+    }
+    for name, number in numbers.items():
+        assert f"#define {name} {number}\n" in text
 
 
 def attribute_chains(path: Path) -> set[str]:
@@ -147,6 +169,11 @@ def test_64_bit_places_in_large_pools():
 def test_a_card_whose_float64_is_slow_does_not_need_it():
     for name in ("combine", "sample", "place", "decode"):
         assert not re.search(r"\bdouble\b", kernels.source(name))
+    # Measuring: for numbers of a cell, not in a kernel with a thread per pixel.
+    entries = re.findall(r"^extern.*?^}", kernels.source("measure"), flags=re.MULTILINE | re.DOTALL)
+    slow = {signatures(text).popitem()[0] for text in entries if "double" in text}
+    assert slow == {"cell_centres", "cell_steps"}
+    assert len(entries) == len(signatures(kernels.source("measure")))
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a host C++ compiler")

@@ -13,7 +13,7 @@ from importlib import resources
 
 __all__ = ["NAMES", "source"]
 
-NAMES = ("combine", "decode", "place", "refine", "sample", "smoke")
+NAMES = ("combine", "decode", "measure", "place", "refine", "sample", "smoke")
 
 
 @lru_cache(maxsize=32)

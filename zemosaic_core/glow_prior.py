@@ -191,15 +191,19 @@ class GlowPrior:
         if local.moonlight.max() > 0:
             self._fixed += _MOON**2 * outer(local.moonlight / local.moonlight.mean())
         direction = local.direction.reshape(-1, 3)
-        angle2 = np.maximum(2.0 - 2.0 * direction @ direction.T, 0.0)
-        standing = np.exp(-angle2 / (2 * _ANGLE_RAD**2))
+        # These tables are the largest of all: they are worked on where they are.
+        kernel = (2.0 * direction) @ direction.T
+        np.subtract(2.0, kernel, out=kernel)
+        np.maximum(kernel, 0.0, out=kernel)
+        kernel /= -(2 * _ANGLE_RAD**2)
+        np.exp(kernel, out=kernel)
+        self._sized[4] = _on_planes(kernel, gains)
         hours = np.repeat(circumstances.hours, len(PROBE_UV))
-        drifting = standing * np.exp(-((hours[:, None] - hours[None, :]) ** 2) / (2 * _HOURS**2))
-        scale = np.repeat(gains, 3)
-        for place, kernel in ((4, standing), (5, drifting)):
-            pairs = kernel.reshape(n, len(PROBE_UV), n, len(PROBE_UV))
-            on_planes = np.einsum("ap,ipjq,bq->iajb", _TO_PLANE, pairs, _TO_PLANE, optimize=True)
-            self._sized[place] = scale[:, None] * on_planes.reshape(3 * n, 3 * n) * scale[None, :]
+        elapsed = hours[:, None] - hours[None, :]
+        np.square(elapsed, out=elapsed)
+        elapsed /= -(2 * _HOURS**2)
+        kernel *= np.exp(elapsed, out=elapsed)
+        self._sized[5] = _on_planes(kernel, gains)
 
     @property
     def free(self) -> np.ndarray:
@@ -248,3 +252,12 @@ class GlowPrior:
         total[np.diag_indices_from(total)] += 1e-11
         total *= self.level**2
         return total
+
+
+def _on_planes(kernel: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """Return what a covariance between the probes of all frames is between their levels and planes, (3 N, 3 N)."""
+    n, n_probes = len(gains), len(PROBE_UV)
+    pairs = kernel.reshape(n, n_probes, n, n_probes)
+    planes = np.einsum("ap,ipjq,bq->iajb", _TO_PLANE, pairs, _TO_PLANE, optimize=True).reshape(3 * n, 3 * n)
+    scale = np.repeat(gains, 3)
+    return np.asarray(scale[:, None] * planes * scale[None, :])

@@ -234,7 +234,11 @@ class JointProblem:
         sky_0 = factor.solve(weighted.T @ self.cells.value)
         normal -= cross.T @ response
         right -= cross.T @ sky_0
-        return Equations((normal + normal.T) / 2, right, sky_0, response, 3 * self.cells.n_frames)
+        del cross
+        symmetric = normal + normal.T
+        del normal
+        symmetric /= 2
+        return Equations(symmetric, right, sky_0, response, 3 * self.cells.n_frames)
 
     def residual(self, sky: np.ndarray, unknowns: np.ndarray, curvature: np.ndarray) -> np.ndarray:
         """Return what the model leaves of each cell, ADU, shape (K,)."""
@@ -318,7 +322,7 @@ def full_covariance(prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance:
     """Return the prior covariance of all unknowns: glow of the frames, the patterns, products of the sessions."""
     n, n_patterns = 3 * prior.n_frames, len(pattern_covariance)
     of_sessions = prior.session_variance(log_sizes)
-    total = np.zeros((n + n_patterns + len(of_sessions),) * 2)
+    total = np.zeros((n + n_patterns + len(of_sessions),) * 2, order="F")
     total[:n, :n] = prior.covariance(log_sizes)
     total[n : n + n_patterns, n : n + n_patterns] = pattern_covariance
     where = np.arange(n + n_patterns, len(total))
@@ -391,14 +395,18 @@ def posterior_of(
     reduced: Reduced, prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray
 ) -> Posterior:
     """Return unknowns and covariance that follow from frames and prior."""
+    # The tables are large: each becomes the next where it is.
     covariance = full_covariance(prior, log_sizes, pattern_covariance)
-    factor = cho_factor(covariance, lower=True, check_finite=False)
-    precision = reduced.normal + cho_solve(factor, np.eye(len(covariance)), check_finite=False)
-    posterior = cho_solve(
-        cho_factor((precision + precision.T) / 2, lower=True, check_finite=False),
-        np.eye(len(covariance)),
-        check_finite=False,
-    )
+    n = len(covariance)
+    factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
+    precision = cho_solve(factor, np.eye(n, order="F"), overwrite_b=True, check_finite=False)
+    del covariance, factor
+    precision += reduced.normal
+    symmetric = np.asfortranarray(precision + precision.T)
+    del precision
+    symmetric /= 2
+    factor = cho_factor(symmetric, lower=True, overwrite_a=True, check_finite=False)
+    posterior = cho_solve(factor, np.eye(n, order="F"), overwrite_b=True, check_finite=False)
     return Posterior(posterior @ reduced.right, posterior)
 
 

@@ -481,8 +481,13 @@ class _ClassicRun:
 
     def told(self, error: BaseException) -> BaseException:
         """Return what a user is told of an error: why a watch stopped the run, or that memory was short."""
+        cancel = self.context.cancel
         if isinstance(error, Cancelled):
-            return self.context.cancel.reason or error
+            return cancel.reason or error
+        if cancel.is_set() and cancel.reason is None:
+            # A signal that stops a run stops its processes as well; what fails by that is not why it ends.
+            log.warning("after a stop was asked for: %r", error, exc_info=error)
+            return Cancelled()
         if isinstance(error, MemoryError):
             planned_mb = round(self.plan.peak_bytes / 1e6) if self.plan is not None else 0
             free_mb = round(available_memory() / 1e6)

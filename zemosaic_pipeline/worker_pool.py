@@ -240,6 +240,7 @@ class WorkerPool:
             process.start()
         except OSError as error:
             ours.close()
+            self._perhaps_all_are_stopped()
             if not self._children:
                 raise _no_processes(str(error)) from error
             log.warning("no more processes: %s", error)
@@ -260,14 +261,17 @@ class WorkerPool:
 
     def _mourn(self, death: _Death) -> None:
         """Draw the consequences of a death."""
-        # A signal to the whole group reaches the process first; then the run is about to be stopped as well.
-        time.sleep(0.05)
-        self._check()
+        self._perhaps_all_are_stopped()
         self._deaths += 1
         if self._answers == 0 and self._deaths >= _HOPELESS:
             raise _no_processes(str(death))
         if death.was_killed and self.workers > 1:
             self._fewer(self.workers - 1)
+
+    def _perhaps_all_are_stopped(self) -> None:
+        """Give up when a signal to the whole group, which a process here was the first to get, has reached us too."""
+        time.sleep(0.05)
+        self._check()
 
     def _fewer(self, workers: int) -> None:
         if workers < self.workers:

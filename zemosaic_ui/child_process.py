@@ -37,6 +37,8 @@ FORCED_DRAIN_S = 0.2
 CRASH_LOG_BYTES = 8_000
 FAMILY_S = 1.0
 END_LOOK_S = 0.02
+OLD_LOG_S = 30 * 86400.0
+_LOG_PREFIX = "zemosaic_child_"
 
 
 def _run_in_child(target: str, error_log: str, args: tuple, kwargs: dict) -> None:
@@ -76,6 +78,15 @@ def _start_tracker() -> None:
         resource_tracker.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _remove_old_logs(folder: Path) -> None:
+    """Remove what parents left that were killed before they could: the logs of children that ended long ago."""
+    oldest = time.time() - OLD_LOG_S
+    for path in folder.glob(f"{_LOG_PREFIX}*.log"):
+        with suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def end_process_tree(pid: int, *, patience_s: float = 3.0) -> int:
@@ -132,7 +143,8 @@ class ChildProcess:
         context = multiprocessing.get_context("spawn")
         self._queue: multiprocessing.queues.Queue = context.Queue()
         self._cancel = context.Event()
-        handle, self._error_log = tempfile.mkstemp(prefix="zemosaic_child_", suffix=".log")
+        _remove_old_logs(Path(tempfile.gettempdir()))
+        handle, self._error_log = tempfile.mkstemp(prefix=_LOG_PREFIX, suffix=".log")
         os.close(handle)
         arguments = (target, self._error_log, (self._queue, *args), {**kwargs, "cancel_event": self._cancel})
         self._process = context.Process(

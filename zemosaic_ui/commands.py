@@ -43,6 +43,7 @@ STOP_GRACE_S = 120.0
 # Whoever sends another signal (a system that shuts down, a closed terminal) kills what does not end soon.
 SIGNAL_GRACE_S = 1.4
 TICK_S = 0.1
+_ENDED_WITHOUT_A_WORD = ("ui_worker_not_started", "ui_worker_died", "ui_worker_killed")
 
 
 def settings_from(options: Namespace, **folders: Any) -> Settings:
@@ -220,6 +221,9 @@ def follow_run(
                 controller.stop_now()
                 controller.wait(STOP_GRACE_S)
     state, seconds = controller.state, controller.elapsed()
+    if asked and state.end_key in _ENDED_WITHOUT_A_WORD:
+        # The signal went to the whole group, and the worker was gone before it could be asked.
+        controller.note_stopped()
     display.end(state, seconds)
     # Wrong settings have a code of their own: nothing was started. Other codes of the worker, such as that of a
     # signal that killed it, are not those of the command.

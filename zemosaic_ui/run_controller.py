@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zemosaic_pipeline.events import Event, RunEnded, from_queue
-from zemosaic_pipeline.outside_stop import EXIT_STOPPED
+from zemosaic_pipeline.outside_stop import EXIT_STOPPED, STOP_SIGNALS
 from zemosaic_ui.child_process import ChildProcess
 from zemosaic_ui.eta import Eta, EtaEstimator
 from zemosaic_ui.run_state import PhaseState, RunState, RunStatus
@@ -25,6 +25,8 @@ WORKER_TARGET = "zemosaic_worker:run_hierarchical_mosaic_process"
 # A worker honours a stop at the next frame or block; the longest single step is one external plate solve,
 # whose process it kills at once. Beyond this time something hangs.
 STOP_GRACE_S = 20.0
+# A worker that imports Python's own modules has not yet set up what answers a signal.
+_STOPPED = (EXIT_STOPPED, *(-number for number in STOP_SIGNALS))
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,10 @@ class RunController:
         self._child.request_cancel()
         self._child.end_after(0.0, self._note_forced)
 
+    def note_stopped(self) -> None:
+        """Take the end of the run for that of a stop, because who asked for it knows better than the worker."""
+        self.state.apply(RunEnded("cancelled", key="ui_run_stopped"), self._clock())
+
     def wait(self, timeout_s: float) -> bool:
         """Wait until the worker is gone; return whether that happened in time."""
         return self._child is None or self._child.wait(timeout_s)
@@ -205,10 +211,10 @@ class RunController:
         return ended
 
     def _missing_end(self, child: ChildProcess, was_stopping: bool) -> RunEnded:
+        if was_stopping or child.exit_code in _STOPPED:
+            return RunEnded("cancelled", key="ui_run_stopped")
         if child.start_error:
             return RunEnded("failed", key="ui_worker_not_started", values={"detail": child.start_error})
-        if was_stopping or child.exit_code == EXIT_STOPPED:
-            return RunEnded("cancelled", key="ui_run_stopped")
         return _died(child)
 
     def _remove_partial_files(self) -> int:

@@ -9,6 +9,7 @@ import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -228,6 +229,17 @@ def test_the_first_reason_to_stop_counts():
     asked.set()
     with pytest.raises(Cancelled):
         asked.check()
+
+
+def test_what_fails_because_of_a_stop_is_a_stop():
+    failed = RunFailed("run_error_worker_died")
+    token = CancelToken()
+    run = SimpleNamespace(context=SimpleNamespace(cancel=token), plan=None)
+    assert runner._ClassicRun.told(run, failed) is failed
+    token.set()
+    assert isinstance(runner._ClassicRun.told(run, failed), Cancelled)
+    token.stop_because(RunFailed("the disk is full"))
+    assert runner._ClassicRun.told(run, failed) is failed
 
 
 @posix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -131,3 +132,19 @@ def test_giving_up_ends_what_is_at_work(pools, tmp_path):
         list(pool.map(work, tasks(tmp_path, item0="sleep")))
     assert pool.ended_by_force
     assert time.monotonic() - start < 50
+
+
+def test_a_signal_to_all_that_reaches_a_new_process_first_is_a_stop(monkeypatch):
+    tried = []
+
+    def start(_process) -> None:
+        tried.append(True)
+        raise BrokenPipeError
+
+    def check() -> None:
+        if tried:
+            raise Cancelled()
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", start)
+    with pytest.raises(Cancelled):
+        list(WorkerPool(2, check=check).map(work, [("a", "")]))

@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from zemosaic_ui.child_process import end_process_tree
+from zemosaic_ui.child_process import _remove_old_logs, end_process_tree
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPS
@@ -27,3 +28,11 @@ def test_exit_code_stays_with_whoever_started_the_child(code, number, size):
         assert end_process_tree(child.pid, patience_s=1.0) == size
         assert child.poll() == -number
     assert end_process_tree(child.pid) == 0
+
+
+def test_logs_of_killed_parents_do_not_stay_for_ever(tmp_path):
+    for name, days in (("zemosaic_child_a.log", 40), ("zemosaic_child_b.log", 2), ("other.log", 40)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - 86400 * days,) * 2)
+    _remove_old_logs(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.log", "zemosaic_child_b.log"]

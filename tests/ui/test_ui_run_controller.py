@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -207,3 +209,19 @@ def test_eta_ends_with_the_run():
     state.apply(RunEnded("success"), 3.0)
     assert EtaEstimator().estimate(state, 4.0) is None
     assert state.elapsed(99.0) == pytest.approx(2.0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [(130, "cancelled"), (-signal.SIGTERM, "cancelled"), (-signal.SIGKILL, "failed"), (1, "failed")],
+)
+def test_a_worker_that_a_stop_ended_before_it_could_say_so_was_stopped(code, outcome):
+    child = SimpleNamespace(exit_code=code, start_error="", error_text=lambda: "")
+    assert RunController()._missing_end(child, False).outcome == outcome
+
+
+def test_a_worker_that_could_not_start_because_of_a_stop_was_stopped():
+    child = SimpleNamespace(exit_code=None, start_error="BrokenPipeError: ", error_text=lambda: "")
+    assert RunController()._missing_end(child, True).outcome == "cancelled"
+    assert RunController()._missing_end(child, False).key == "ui_worker_not_started"

@@ -6,8 +6,8 @@ import numpy as np
 from numba import njit
 from scipy import ndimage
 
-from zemosaic_core.picture_noise import calm, excess, standing_out
-from zemosaic_core.picture_smoothing import fill_from_around, raise_row_to, smooth_known
+from zemosaic_core.picture_noise import calm, excess, finest_scale, standing_out
+from zemosaic_core.picture_smoothing import fill_from_around, raise_row_to
 
 __all__ = ["CalmedPicture", "calm_light_and_colours"]
 
@@ -64,14 +64,16 @@ def calm_light_and_colours(
         Light and colours, calmed.
     """
     weight = known.astype(np.float32)
-    outstanding = standing_out(light, weight, light_noise)
+    finest = finest_scale(light, weight, light_noise)
+    outstanding = standing_out(light, weight, finest, light_noise)
     near = _ramp(outstanding, *_STAR_LIGHT)
     beneath = fill_from_around(light, weight * (np.float32(1.0) - near)) * weight
-    core, shape = excess(light, beneath, weight, light_noise)
+    core, shape = excess(light, beneath, weight, finest)
     core = np.maximum(_ramp(core, *_CORE_PIXEL), _ramp(shape, *_CORE))
     share = near * np.maximum(_ramp(shape, *_STAR_SHAPE), core)
-    gentle = smooth_known(light, weight, 1)
-    gentle += core * (light - gentle)
+    gentle = core * (light - finest.smoother)
+    gentle += finest.smoother
+    del finest
     result = _calm_around(light, gentle, beneath, share, weight, _LIGHT, 2, light_noise)
     result = _lift_to_floor(light, result, known, near)
     near = _ramp(outstanding, *_STAR_COLOUR)

@@ -12,9 +12,11 @@ from zemosaic_core.picture_smoothing import raise_row_to, smooth_known
 from zemosaic_core.statistics import mad_sigma, strided_sample
 
 __all__ = [
+    "FinestScale",
     "NoiseMap",
     "calm",
     "excess",
+    "finest_scale",
     "pixel_noise",
     "resample_cells",
     "standing_out",
@@ -151,7 +153,36 @@ def calm(
     return result
 
 
-def standing_out(plane: np.ndarray, known: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+@dataclass(frozen=True)
+class FinestScale:
+    """The finest differences of a plane: what several steps look at.
+
+    Attributes
+    ----------
+    smoother : ndarray, shape (h, w), float32
+        The plane, smoothed at a spacing of 1 px.
+    cells : ndarray, shape (ny, nx), float32
+        Noise of the differences from it per cell, as it was measured.
+    scatter : ndarray, shape (ny, nx), float32
+        The same, bounded by what is known of the noise.
+    """
+
+    smoother: np.ndarray
+    cells: np.ndarray
+    scatter: np.ndarray
+
+
+def finest_scale(plane: np.ndarray, known: np.ndarray, noise: np.ndarray | None = None) -> FinestScale:
+    """Measure the finest differences of a plane; parameters as for `calm`."""
+    smoother = smooth_known(plane, known, 1)
+    detail = plane - smoother
+    cells = _cell_noise(detail, known)
+    return FinestScale(smoother, cells, _scatter_of_scale(detail, known, cells, 0, noise))
+
+
+def standing_out(
+    plane: np.ndarray, known: np.ndarray, finest: FinestScale, noise: np.ndarray | None = None
+) -> np.ndarray:
     """Tell by how much small lights stand out of the noise, with the few pixels around them that are theirs.
 
     For stars of FWHM 2 px the largest of the three finest differences over its noise is within a fifth of what a filter
@@ -161,6 +192,8 @@ def standing_out(plane: np.ndarray, known: np.ndarray, noise: np.ndarray | None 
     ----------
     plane, known : ndarray
         As for `picture_smoothing.smooth_known`.
+    finest : FinestScale
+        Of this plane.
     noise : ndarray, optional
         As for `calm`.
 
@@ -169,13 +202,14 @@ def standing_out(plane: np.ndarray, known: np.ndarray, noise: np.ndarray | None 
     ndarray, shape (h, w), float32
         In units of the noise, >= 0.
     """
-    cells = _cell_noise(plane - smooth_known(plane, known, 1), known)
     result, largest = np.zeros_like(plane), np.empty_like(plane)
     current = plane
     for scale in range(_STAR_SCALES):
-        smoother = smooth_known(current, known, 1 << scale)
+        smoother = finest.smoother if scale == 0 else smooth_known(current, known, 1 << scale)
         detail = current - smoother
-        scatter = _scatter_of_scale(detail, known, cells, scale, noise)
+        scatter = (
+            finest.scatter if scale == 0 else _scatter_of_scale(detail, known, finest.cells, scale, noise)
+        )
         _divide_by_cells(detail, scatter)
         _largest_in_square(detail, 1 << scale, largest)
         np.maximum(result, largest, out=result)
@@ -185,7 +219,7 @@ def standing_out(plane: np.ndarray, known: np.ndarray, noise: np.ndarray | None 
 
 
 def excess(
-    plane: np.ndarray, beneath: np.ndarray, known: np.ndarray, noise: np.ndarray | None = None
+    plane: np.ndarray, beneath: np.ndarray, known: np.ndarray, finest: FinestScale
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tell by how much a plane lies above another one, pixel by pixel and slightly smoothed.
 
@@ -194,17 +228,15 @@ def excess(
     plane, known : ndarray
         As for `picture_smoothing.smooth_known`.
     beneath : ndarray, shape (h, w), float32
-    noise : ndarray, optional
-        As for `calm`.
+    finest : FinestScale
+        Of the plane.
 
     Returns
     -------
     of_pixels, smoothed : ndarray, shape (h, w), float32
         In units of the noise of a pixel, and of the noise that the smoothing leaves.
     """
-    detail = plane - smooth_known(plane, known, 1)
-    scatter = _scatter_of_scale(detail, known, _cell_noise(detail, known), 0, noise)
-    scatter *= np.float32(1.0 / _WHITE_SCATTER[0])
+    scatter = finest.scatter * np.float32(1.0 / _WHITE_SCATTER[0])
     of_pixels = plane - beneath
     smoothed = smooth_known(of_pixels, known, 1)
     _divide_by_cells(of_pixels, scatter)

@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import erf
 
 from zemosaic_core.picture_calm import calm_light_and_colours
-from zemosaic_core.picture_noise import NoiseMap, resample_cells, standing_out
+from zemosaic_core.picture_noise import NoiseMap, finest_scale, resample_cells, standing_out
 from zemosaic_core.picture_smoothing import fill_from_around
 from zemosaic_core.stretch import preview_rgba
 
@@ -129,7 +129,8 @@ def test_stars_stand_out_by_what_a_filter_of_their_shape_gives():
                 plane += (
                     flux / (2 * np.pi * sigma**2) * np.exp(-((yy - y) ** 2 + (xx - x) ** 2) / (2 * sigma**2))
                 )
-        found = standing_out(plane.astype(np.float32), np.ones(plane.shape, np.float32))
+        plane, known = plane.astype(np.float32), np.ones(plane.shape, np.float32)
+        found = standing_out(plane, known, finest_scale(plane, known))
         at = found[30:300:40, 30:300:40]
         assert np.median(at) == pytest.approx(30.0, rel=tolerance)
         assert np.percentile(found[:12], 99) < 5

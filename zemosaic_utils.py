@@ -79,8 +79,9 @@ MAX_BLOCK_ROWS = 512
 # much of their frames in vain.
 MAX_BLOCK_SAMPLES = 8_000_000
 LEAST_BLOCK_ROWS = 64
-# Where fewer frames lie over each other than in the densest rows, blocks are up to so many times as high.
-TALLER = 3
+# Where fewer frames lie over each other than in the densest rows, blocks are higher, up to so many times and so many
+# rows: what a block reads around itself is little by then, and its results take memory, too.
+TALLER, TALL_BLOCK_ROWS = 3, 256
 # Blocks begin at multiples of this where memory allows.
 LATTICE_ROWS = 64
 # Rows of a block of the card that are done again on the CPU now and then.
@@ -126,7 +127,7 @@ def most_block_rows(columns: int, threads: int) -> int:
 
 def tallest_block_rows(dense_rows: int) -> int:
     """Return the most rows of a block of the processor, of rows with few samples, from those of the densest rows."""
-    return min(MAX_BLOCK_ROWS, TALLER * dense_rows)
+    return max(dense_rows, min(TALL_BLOCK_ROWS, TALLER * dense_rows))
 
 
 def coadd_on_grid(

@@ -25,7 +25,7 @@ from zemosaic_core.cfa import CfaColour, debayer
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.gpu import kernels
 from zemosaic_core.gpu.coadd import GpuCoadd
-from zemosaic_core.gpu.combine import IN_SCRATCH, Combiner, combine_buffers, storage_for
+from zemosaic_core.gpu.combine import IN_BLOCK, IN_SCRATCH, Combiner, combine_buffers, storage_for
 from zemosaic_core.gpu.device import Device
 from zemosaic_core.gpu.launch import PlannedMemory, Queue
 from zemosaic_core.gpu.parity import compare_blocks
@@ -254,7 +254,8 @@ def rejection_row(device: Device, copy: float, depth: int, name: str) -> Row:
         queue.copy_in(combiner.values, noise[first : first + min(piece, n_samples - start)], 4 * start)
     queue.finish()
     seconds = best_seconds(combiner.launch, queue.finish)
-    where = "merged" if storage_for(depth, RULES[name], device.info).kind == IN_SCRATCH else "registers"
+    merged = storage_for(depth, RULES[name], device.info).kind in (IN_BLOCK, IN_SCRATCH)
+    where = "merged" if merged else "registers"
     moved = lines * 1024 * (depth * 12 + 3 * 16 + 2)
     return rate_row(
         f"{name}, {depth} frames ({where})", moved, seconds, copy, 60 if depth in AIMED_AT else None

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from zemosaic_core.gpu.combine import IN_SCRATCH, storage_for
+from zemosaic_core.gpu.combine import IN_BLOCK, IN_SCRATCH, storage_for
 from zemosaic_core.sources import CombineRule
 
 __all__ = ["CARDS", "Card", "Cost", "costs_per_frame", "measuring_costs", "model_lines"]
@@ -35,6 +35,8 @@ _COUNT_OPS, _DEFECT_OPS, _CEILING_OPS, _ALONG_OPS, _ACROSS_OPS, _MAXIMUM_OPS, _B
     8,
     12,
 )
+# Per sample of a pass that merges runs: comparing, and the search for where a piece begins.
+_MERGE_OPS = 8.0
 # Bytes of a pixel and channel in the result: image, weight, variance, two counts.
 _RESULT_BYTES = 16
 
@@ -150,8 +152,9 @@ def _sort_operations(n: int, rule: CombineRule) -> float:
     storage = storage_for(n, rule, None)
     steps = math.ceil(math.log2(max(2, storage.run)))
     network = steps * (steps + 1) / 2  # comparators of a bitonic network: half a sample each, a min and a max
-    merged = max(0, math.ceil(math.log2(-(-n // storage.run)))) if storage.kind == IN_SCRATCH else 0
-    return network + 6.0 * merged
+    is_merged = storage.kind in (IN_BLOCK, IN_SCRATCH)
+    merged = max(0, math.ceil(math.log2(-(-n // storage.run)))) if is_merged else 0
+    return network + _MERGE_OPS * merged
 
 
 def model_lines(

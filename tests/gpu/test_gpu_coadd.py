@@ -20,7 +20,7 @@ from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu import coadd, combine, kernels, ladder, reader, windows
 from zemosaic_core.gpu import device as seam
 from zemosaic_core.gpu.coadd import GpuCoadd
-from zemosaic_core.gpu.combine import IN_SCRATCH, IN_SHARED, UNSORTED, storage_for
+from zemosaic_core.gpu.combine import IN_BLOCK, IN_SCRATCH, IN_SHARED, UNSORTED, storage_for
 from zemosaic_core.gpu.device import DeviceInfo
 from zemosaic_core.gpu.launch import Queue
 from zemosaic_core.gpu.reader import ReadAhead, parts_of_block
@@ -121,7 +121,21 @@ def test_long_runs_and_merged_runs_agree_with_the_cpu(depth, rule):
     pixels = FakePixels(depth, (9, 11), n_channels=1, missing=0.05)
     sources = make_sources(pixels, depth, (12, 14), turn=0.1 / depth, scatter=1.0, weighted=True)
     device = SimulatedDevice(1 << 30)
-    assert storage_for(depth, RULES[rule], device.info).kind == (IN_SHARED if depth <= 128 else IN_SCRATCH)
+    assert storage_for(depth, RULES[rule], device.info).kind == (IN_SHARED if depth <= 128 else IN_BLOCK)
+    gpu, cpu = both(pixels, sources, RULES[rule], rows=(0, 12), device=device, width=14)
+    assert_blocks_agree(gpu, cpu, ulps=16, flips=5e-3)
+
+
+@pytest.mark.parametrize("rule", ["winsor", "linear", "winsor median"])
+@pytest.mark.parametrize("pixels_of_block", [(), (1,), (2,)])
+def test_columns_too_deep_for_a_block_and_those_that_just_fit(rule, pixels_of_block, monkeypatch):
+    """As with ten thousand frames; here the limits are lowered instead."""
+    monkeypatch.setattr(combine, "BLOCK_PIXELS", pixels_of_block)
+    device = SimulatedDevice(1 << 30)
+    storage = storage_for(300, RULES[rule], device.info)
+    assert storage.kind == (IN_BLOCK if pixels_of_block else IN_SCRATCH)
+    pixels = FakePixels(300, (9, 11), n_channels=2, missing=0.05, clipped=True)
+    sources = make_sources(pixels, 300, (12, 14), turn=0.1 / 300, scatter=1.0, weighted=True, feather=3.0)
     gpu, cpu = both(pixels, sources, RULES[rule], rows=(0, 12), device=device, width=14)
     assert_blocks_agree(gpu, cpu, ulps=16, flips=5e-3)
 
@@ -319,7 +333,16 @@ def test_storage_follows_the_depth_and_the_card():
             grid, shared = storage.geometry(10, 1000)
             assert shared <= 16 << 10
             assert grid[0] * storage.threads >= 128
-        for depth in (129, 700, 3000, 100_000):
+        for depth in (129, 700, 1500, 5000):
+            storage = storage_for(depth, rule, info)
+            assert storage.kind == IN_BLOCK
+            assert depth <= storage.rows < depth + storage.run
+            grid, shared = storage.geometry(10, 1000)
+            # Two blocks beside each other on any card, and neighbours that share lines of memory where there is room.
+            assert shared <= 48 << 10
+            assert storage.columns == {129: 4, 700: 4, 1500: 2, 5000: 1}[depth]
+            assert grid == (1000 // storage.columns, 10)
+        for depth in (20_000, 100_000):
             storage = storage_for(depth, rule, info)
             assert storage.kind == IN_SCRATCH
             assert storage.rows >= depth
@@ -339,7 +362,7 @@ def test_many_small_launches_give_the_same_block(monkeypatch, depth):
     body = GpuCoadd(pixels, sources, 18, 1, RULES["winsor"], "bilinear")
     whole = body(device, 0, 16, None)
     before = device.launches.count("combine_pool")
-    monkeypatch.setattr(combine, "LAUNCH_SAMPLES", (5 * 18 * depth,) * 3)
+    monkeypatch.setattr(combine, "LAUNCH_SAMPLES", (5 * 18 * depth,) * 4)
     cut = body(device, 0, 16, None)
     body.close()
     assert (before, device.launches.count("combine_pool")) == (1, 5)

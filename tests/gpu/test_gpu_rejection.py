@@ -7,9 +7,10 @@ import pytest
 from gpu_cases import assert_blocks_agree
 from simulated_device import COMPILER, SimulatedDevice
 
+from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.stack import GpuStack
 from zemosaic_core.rejection import combine_stack
-from zemosaic_core.sources import CombineRule, SampleNoise
+from zemosaic_core.sources import CoaddBlock, CombineRule, SampleNoise
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
 
@@ -85,3 +86,22 @@ def test_weights_and_weight_maps(rule, n):
     assert_blocks_agree(gpu, cpu, ulps=16, flips=1e-3)
     # Of up to six samples none lies three standard deviations off.
     assert (cpu.rejected_high > 0).any() == (n > 8 or rule != "kappa")
+
+
+def test_of_ten_thousand_samples_one_may_fall_otherwise_and_no_more():
+    def block(low, coverage):
+        shape = (1, 4, 5)
+        rejected = np.full(shape, 7, np.uint16)
+        rejected[0, :, 2] = low
+        return CoaddBlock(
+            np.full(shape, 9, np.float32),
+            np.ones(shape, np.float32),
+            np.full(shape[1:], coverage, np.uint16),
+            np.ones(shape, np.float32),
+            rejected,
+            np.zeros(shape, np.uint16),
+        )
+
+    for coverage, flips, right in ((20_000, 2, True), (20_000, 3, False), (9000, 1, False), (9000, 0, True)):
+        parity = compare_blocks(block(7 + flips, coverage), block(7, coverage), 0)
+        assert parity.ok == right, (coverage, flips)

@@ -21,17 +21,24 @@ __all__ = ["Combiner", "Storage", "combine_buffers", "storage_for"]
 # Samples that are sorted in registers at once: sizes that compile without spilling, checked for every architecture
 # by the tests.
 REGISTER_SIZES = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)
-# Lengths of the runs that are merged when there are more samples than that.
-MERGED_RUNS = (64, 80, 96, 112)
+# Length of the runs that are merged when there are more samples than that.
+MERGED_RUN = 64
 # Shared memory of one thread block: some blocks shall fit beside each other into the 64 to 228 KB of a multiprocessor.
 COLUMN_BYTES = 16 << 10
+# The same for columns that all threads of a block merge: those of a few neighbours, whose samples share lines of
+# memory; fewer where there are many samples. One pixel gets all that a block can have before a scratch array serves.
+BLOCK_BYTES = 48 << 10
+BLOCK_THREADS = 128
+BLOCK_PIXELS = (4, 2, 1)
+# Sums of each thread, and what is kept of each pixel.
+_SUM_BYTES, _KEPT_BYTES = 24, 32
 # The scratch array of merged columns: a share of the card between these bounds, enough threads to keep it busy.
 SCRATCH_SHARE, SCRATCH_LEAST, SCRATCH_MOST = 64, 8 << 20, 512 << 20
 SCRATCH_THREADS = 1 << 17
 # Samples of one launch per kind of storage, about a tenth of a second on a slow card: the system kills a kernel
 # of two seconds on a card that drives a display, and a desktop that stands still is no better.
-LAUNCH_SAMPLES = (1 << 28, 1 << 26, 1 << 28)
-IN_SHARED, IN_SCRATCH, UNSORTED = range(3)
+LAUNCH_SAMPLES = (1 << 28, 1 << 26, 1 << 28, 1 << 27)
+IN_SHARED, IN_SCRATCH, UNSORTED, IN_BLOCK = range(4)
 
 Box = tuple[int, int, int, int]
 
@@ -41,7 +48,8 @@ class Storage:
     """Where the sorted samples of a pixel live while they are worked on.
 
     ``kind``: `IN_SHARED` memory, one run of ``run`` samples; `IN_SCRATCH`, runs of ``run`` samples merged in a
-    scratch array with ``columns`` columns of twice ``rows`` samples; `UNSORTED`, nowhere. ``threads`` per block.
+    scratch array with ``columns`` columns of twice ``rows`` samples; `UNSORTED`, nowhere; `IN_BLOCK`, the same in the
+    shared memory of a block, which works on ``columns`` pixels at a time. ``threads`` per block.
     """
 
     kind: int
@@ -54,6 +62,8 @@ class Storage:
         """Compiler options of this variant: samples have weights of their own, their noise is known."""
         numbers = {"STORAGE": self.kind, "RUN": self.run, "THREADS": self.threads}
         numbers |= {"MAPPED": int(mapped), "NOISE": int(noise)}
+        if self.kind == IN_BLOCK:
+            numbers["PIXELS"] = self.columns
         return tuple(f"-D{name}={value}" for name, value in numbers.items())
 
     @property
@@ -66,6 +76,8 @@ class Storage:
         if self.kind == IN_SCRATCH:
             across = -(-width // TILE_W) * TILE_W
             return (min(self.columns // self.threads, -(-n_rows * across // self.threads)),), 0
+        if self.kind == IN_BLOCK:
+            return (-(-width // self.columns), n_rows), block_bytes(self.rows, self.columns)
         shared = 4 * self.run * self.threads if self.kind == IN_SHARED else 0
         return (n_rows, -(-width // self.threads)), shared
 
@@ -77,12 +89,19 @@ def storage_for(depth: int, rule: CombineRule, info: DeviceInfo | None) -> Stora
     if depth <= REGISTER_SIZES[-1]:
         run = next(size for size in REGISTER_SIZES if size >= depth)
         return Storage(IN_SHARED, run, max(TILE_W, min(128, COLUMN_BYTES // (4 * run) // TILE_W * TILE_W)))
-    # Two runs become one at a time: as few steps as possible, then as few registers as possible.
-    run = min(MERGED_RUNS, key=lambda length: ((-(-depth // length) - 1).bit_length(), length))
-    rows = -(-depth // run) * run
+    rows = -(-depth // MERGED_RUN) * MERGED_RUN
+    largest = info.shared_bytes if info else BLOCK_BYTES
+    for pixels in BLOCK_PIXELS:
+        if block_bytes(rows, pixels) <= (min(BLOCK_BYTES, largest) if pixels > 1 else largest):
+            return Storage(IN_BLOCK, MERGED_RUN, BLOCK_THREADS, rows, pixels)
     share = max(SCRATCH_LEAST, min(SCRATCH_MOST, (info.total_bytes if info else 0) // SCRATCH_SHARE))
     columns = max(128, min(SCRATCH_THREADS, share // (8 * rows)) // 128 * 128)
-    return Storage(IN_SCRATCH, run, 128, rows, columns)
+    return Storage(IN_SCRATCH, MERGED_RUN, 128, rows, columns)
+
+
+def block_bytes(rows: int, pixels: int) -> int:
+    """Return the shared memory of a block that merges columns of so many rows for so many pixels."""
+    return 8 * rows * pixels + _SUM_BYTES * BLOCK_THREADS + _KEPT_BYTES * pixels
 
 
 def combine_buffers(

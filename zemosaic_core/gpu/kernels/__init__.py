@@ -1,7 +1,8 @@
 """CUDA sources. Each ``.cu`` file compiles with NVRTC for the card and with g++ for the tests.
 
-Rules that make both possible: no CUDA headers, no barriers, no warp operations, plain parameter types,
-one ``extern "C" __global__`` per entry point, contraction to fused multiply-add switched off on both sides.
+Rules that make both possible: no CUDA headers, no barriers but those of ``block.cuh``, no warp operations, plain
+parameter types, one ``extern "C" __global__`` per entry point, contraction to fused multiply-add switched off on both
+sides.
 `source` puts the text of the ``.cuh`` files where they are included, so that NVRTC needs no search path.
 """
 

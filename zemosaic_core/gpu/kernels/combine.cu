@@ -7,7 +7,9 @@
 //   STORAGE 0  one run, the columns of a block in shared memory
 //   STORAGE 1  several runs, merged to and fro between two halves of a scratch array; threads go from pixel to pixel
 //   STORAGE 2  no column: a mean without rejection
+//   STORAGE 3  several runs, merged by all threads of a block in its shared memory, for PIXELS neighbours at a time
 #include "tiles.cuh"
+#include "block.cuh"
 #ifndef STORAGE
 #define STORAGE 0
 #endif
@@ -27,10 +29,17 @@
 #define MAX_SCALE_STEPS 10
 #define INF __int_as_float(0x7f800000)
 
+#ifndef PIXELS
+#define PIXELS 1
+#endif
+
 #if STORAGE == 1
 #define STRIDE ((long long)gridDim.x * THREADS)
 // Many threads wait for memory at a time, so none may take too many registers.
 #define BLOCKS (RUN > 64 ? 3 : 4)
+#elif STORAGE == 3
+#define STRIDE 1
+#define BLOCKS 1
 #else
 #define STRIDE THREADS
 #define BLOCKS 1
@@ -102,6 +111,26 @@ __device__ __forceinline__ void merge_runs(const float* from, float* to, int row
 }
 #endif
 
+#if STORAGE == 3
+// Rows that one thread merges at a time; divides every RUN.
+#define SEGMENT 16
+
+// Merge the rows from k0 on that are one segment of each two neighbouring sorted runs of `length` rows.
+__device__ __forceinline__ void merge_segment(const float* from, float* to, int rows, int length, int k0)
+{
+    int start = k0 / (2 * length) * 2 * length;
+    int middle = min(start + length, rows), end = min(start + 2 * length, rows), d = k0 - start;
+    int low = max(0, d - (end - middle)), high = min(d, middle - start);
+    // How many of the rows before come from the first run.
+    while (low < high) {
+        int taken = (low + high) >> 1;
+        if (from[start + taken] <= from[middle + d - taken - 1]) low = taken + 1;
+        else high = taken;
+    }
+    int i = start + low, j = middle + d - low;
+    for (int k = k0; k < k0 + SEGMENT; ++k) to[k] = j >= end || (i < middle && from[i] <= from[j]) ? from[i++] : from[j++];
+}
+#else
 // Sort all samples of a pixel; returns the column that holds them. If NOISE, the variances of those that are
 // there are added to total.
 __device__ __forceinline__ const float* sort_samples(
@@ -125,6 +154,7 @@ __device__ __forceinline__ const float* sort_samples(
     return column;
 #endif
 }
+#endif
 
 // Sorted values relative to a pivot.
 struct Column {
@@ -381,11 +411,12 @@ struct Sums {
 };
 
 template <bool UNIT> __device__ __forceinline__ Sums weighted_sums(
-    const float* samples, const float* marks, const float* weights, int n, float pivot, float low, float high)
+    const float* samples, const float* marks, const float* weights, int n, float pivot, float low, float high,
+    int first = 0, int step = 1)
 {
     Sums sum = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 4
-    for (int k = 0; k < n; ++k) {
+    for (int k = first; k < n; k += step) {
         float d = samples[(long long)k * TILE_W] - pivot, w = weights[k];
 #if MAPPED
         w *= marks[(long long)k * TILE_W];
@@ -407,6 +438,76 @@ template <bool UNIT> __device__ __forceinline__ Sums weighted_sums(
     return sum;
 }
 
+// What the rejection of one pixel and channel has left: ranks first .. last of `count` sorted samples, which lie between
+// low and high around the pivot.
+struct Kept {
+    int count, first, last, seen;
+    float pivot, low, high, middle;
+};
+
+#if STORAGE != 2
+// sorted_rows: n sorted samples, those that are missing last; all: sum of the variances of the others, if NOISE.
+__device__ __forceinline__ void keep(
+    const float* sorted_rows, int n, float all, float background, int code, float kl, float kh, const int* ranks,
+    const float* fractions, int few, float mismatch, Kept& kept)
+{
+    if (n == 0) return;
+    Column sorted = {sorted_rows, 0.0f};
+    kept.count = count_valid(sorted.rows, n);
+    if (kept.count == 0) return;
+    sorted.pivot = kept.pivot = sorted.rows[(kept.count - 1) / 2 * STRIDE];
+#if NOISE
+    const Noise expected = {few, all / (float)kept.count, kept.pivot - background, mismatch};
+#else
+    const Noise expected = {0, 0.0f, 0.0f, 0.0f};
+#endif
+    reject(sorted, kept.count, code, kl, kh, ranks, fractions, expected, kept.first, kept.last);
+    kept.low = sorted[kept.first];
+    kept.high = sorted[kept.last - 1];
+    kept.middle = run_median(sorted, kept.first, kept.last);
+}
+#endif
+
+// The highest lower bound of light that was cut off, -INF where there is none; their number is added to what was seen.
+__device__ __forceinline__ float highest_bound(const float* samples, int n, int& seen)
+{
+    float highest = -INF;
+    int clipped = 0;
+#pragma unroll 1
+    for (int k = 0; k < n; ++k) {
+        float bound = bound_of(samples[(long long)k * TILE_W]);
+        if (!(bound == bound)) continue;
+        highest = fmaxf(highest, bound);
+        ++clipped;
+    }
+    seen = max(seen, clipped);
+    return highest;
+}
+
+__device__ __forceinline__ void write_pixel(
+    const Kept& kept, const Sums& sums, float highest, int median, long long place, float* image, float* weight,
+    float* variance, unsigned short* rejected_low, unsigned short* rejected_high)
+{
+    int n = kept.last - kept.first;
+    float combined = highest > -INF ? highest : MISSING, total = 0.0f, spread = MISSING;
+    if (sums.s0 > 0.0f) {
+        float shift = sums.s1 / sums.s0;
+        combined = kept.pivot + (median ? kept.middle : shift);
+        total = sums.total;
+        if (n > 1) {
+            spread = sums.q2 - shift * (2.0f * sums.q1 - shift * sums.q0);
+            spread = (spread > 0.0f ? spread : 0.0f) / (sums.s0 * sums.s0);
+            spread *= (float)n / (float)(n - 1);
+            if (median) spread *= 1.5707963f;
+        }
+    }
+    image[place] = combined;
+    weight[place] = total;
+    variance[place] = spread;
+    rejected_low[place] = (unsigned short)min(kept.first, 65535);
+    rejected_high[place] = (unsigned short)min(kept.count - kept.last, 65535);
+}
+
 // values, maps: samples and, if MAPPED, their weights; bases, firsts, counts: per tile of TILE_H x TILE_W pixels of
 // the block the place of its samples, of its first weight and their number. weights: (n_channels, n_items).
 // plane: distance between the channels of values. ranks, fractions: see winsorized_scale. If NOISE, variances:
@@ -419,6 +520,90 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) combine_pool(
     const float* variances, const float* background, int few, float mismatch, float* image, float* weight, unsigned short* coverage, float* variance,
     unsigned short* rejected_low, unsigned short* rejected_high, float* scratch)
 {
+#if STORAGE == 3
+    ONE_CALL_PER_BLOCK
+    extern __shared__ float shared_column[];
+    int y = first_row + blockIdx.y, x0 = blockIdx.x * PIXELS, n_pixels = min(PIXELS, width - x0);
+    int tile = y / TILE_H * tiles_x + x0 / TILE_W, n = counts[tile];
+    int runs = (n + RUN - 1) / RUN, rows = runs * RUN;
+    long long start = sample_place(bases[tile], n, 0, y % TILE_H, x0 % TILE_W);
+    float *column = shared_column, *other = column + PIXELS * rows, *partial = other + PIXELS * rows;
+    Kept* kept = (Kept*)(partial + 6 * THREADS);
+#pragma unroll 1
+    for (int channel = 0; channel < n_channels; ++channel) {
+        const float* samples = values + start + channel * plane;
+        const float* own = weights + (long long)channel * n_items + firsts[tile];
+        const float* noises = variances + (own - weights);
+        EACH_THREAD(t) {
+#pragma unroll 1
+            for (int item = t; item < n_pixels * runs; item += THREADS) {
+                int q = item % n_pixels, k = item / n_pixels * RUN;
+                float all = 0.0f;
+                sort_run(samples + q + (long long)k * TILE_W, noises + k, n - k, column + q * rows + k, all);
+                partial[item] = all;
+            }
+        }
+        BARRIER
+        for (int length = RUN; length < rows; length *= 2) {
+            EACH_THREAD(t) {
+                for (int item = t; item < n_pixels * (rows / SEGMENT); item += THREADS) {
+                    int from = item % n_pixels * rows;
+                    merge_segment(column + from, other + from, rows, length, item / n_pixels * SEGMENT);
+                }
+            }
+            BARRIER
+            float* merged = other;
+            other = column;
+            column = merged;
+        }
+        EACH_THREAD(t) {
+            if (t < n_pixels) {
+                float all = 0.0f;
+                for (int run = 0; run < runs; ++run) all += partial[run * n_pixels + t];
+                Kept left = {0, 0, 0, channel ? kept[t].seen : 0, 0.0f, -INF, INF, 0.0f};
+                keep(column + t * rows, n, all, background[channel], code, kl, kh, ranks, fractions, few, mismatch, left);
+                kept[t] = left;
+            }
+        }
+        BARRIER
+        EACH_THREAD(t) {
+            int q = t % PIXELS;
+            if (q < n_pixels) {
+                const Kept left = kept[q];
+                int n_read = left.last > left.first ? n : 0;
+                Sums sums = median
+                    ? weighted_sums<true>(samples + q, maps + start + q, own, n_read, left.pivot, left.low, left.high,
+                          t / PIXELS, THREADS / PIXELS)
+                    : weighted_sums<false>(samples + q, maps + start + q, own, n_read, left.pivot, left.low, left.high,
+                          t / PIXELS, THREADS / PIXELS);
+                ((Sums*)partial)[t] = sums;
+            }
+        }
+        BARRIER
+        EACH_THREAD(t) {
+            if (t < n_pixels) {
+                Sums sums = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+                for (int k = t; k < THREADS; k += PIXELS) {
+                    const Sums part = ((Sums*)partial)[k];
+                    sums.total += part.total;
+                    sums.s0 += part.s0;
+                    sums.s1 += part.s1;
+                    sums.q0 += part.q0;
+                    sums.q1 += part.q1;
+                    sums.q2 += part.q2;
+                }
+                float highest = kept[t].count ? -INF : highest_bound(samples + t, n, kept[t].seen);
+                kept[t].seen = max(kept[t].seen, kept[t].count);
+                write_pixel(kept[t], sums, highest, median, ((long long)channel * height + y) * width + x0 + t, image,
+                            weight, variance, rejected_low, rejected_high);
+            }
+        }
+        BARRIER
+    }
+    EACH_THREAD(t) {
+        if (t < n_pixels) coverage[(long long)y * width + x0 + t] = (unsigned short)min(kept[t].seen, 65535);
+    }
+#else
 #if STORAGE == 1
     long long thread = (long long)blockIdx.x * THREADS + threadIdx.x;
     int across = tiles_x * TILE_W;
@@ -443,8 +628,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) combine_pool(
         for (int channel = 0; channel < n_channels; ++channel) {
             const float* samples = values + start + channel * plane;
             const float* own = weights + (long long)channel * n_items + firsts[tile];
-            int count = 0, first = 0, last = 0;
-            float pivot = 0.0f, low = -INF, high = INF, middle = 0.0f;
+            Kept kept = {0, 0, 0, 0, 0.0f, -INF, INF, 0.0f};
 #if STORAGE == 2
             // A first mean, rounded as it may be, is the best pivot: what is summed next is all small.
             float sum = 0.0f, total_weight = 0.0f;
@@ -457,68 +641,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) combine_pool(
                 if (value == value) {
                     sum += w * value;
                     total_weight += w;
-                    ++count;
+                    ++kept.count;
                 }
             }
-            last = count;
-            if (total_weight > 0.0f) pivot = sum / total_weight;
+            kept.last = kept.count;
+            if (total_weight > 0.0f) kept.pivot = sum / total_weight;
 #else
-            if (n > 0) {
-                float all = 0.0f;
-                const float* noises = variances + (own - weights);
-                Column sorted = {sort_samples(samples, noises, n, column, all), 0.0f};
-                count = count_valid(sorted.rows, n);
-                if (count > 0) {
-                    sorted.pivot = pivot = sorted.rows[(count - 1) / 2 * STRIDE];
-#if NOISE
-                    const Noise expected = {few, all / (float)count, pivot - background[channel], mismatch};
-#else
-                    const Noise expected = {0, 0.0f, 0.0f, 0.0f};
+            float all = 0.0f;
+            const float* sorted = sort_samples(samples, variances + (own - weights), n, column, all);
+            keep(sorted, n, all, background[channel], code, kl, kh, ranks, fractions, few, mismatch, kept);
 #endif
-                    reject(sorted, count, code, kl, kh, ranks, fractions, expected, first, last);
-                    low = sorted[first];
-                    high = sorted[last - 1];
-                    middle = run_median(sorted, first, last);
-                }
-            }
-#endif
-            float highest = -INF;
-            if (count == 0) {
-                // Nothing but light that was cut off, if anything: the highest of its lower bounds.
-                int clipped = 0;
-#pragma unroll 1
-                for (int k = 0; k < n; ++k) {
-                    float bound = bound_of(samples[(long long)k * TILE_W]);
-                    if (!(bound == bound)) continue;
-                    highest = fmaxf(highest, bound);
-                    ++clipped;
-                }
-                seen = max(seen, clipped);
-            }
-            seen = max(seen, count);
-            int kept = last - first;
-            float combined = highest > -INF ? highest : MISSING, total = 0.0f, spread = MISSING;
-            int n_read = kept > 0 ? n : 0;
-            Sums sums = median ? weighted_sums<true>(samples, marks, own, n_read, pivot, low, high)
-                               : weighted_sums<false>(samples, marks, own, n_read, pivot, low, high);
-            if (sums.s0 > 0.0f) {
-                float shift = sums.s1 / sums.s0;
-                combined = pivot + (median ? middle : shift);
-                total = sums.total;
-                if (kept > 1) {
-                    spread = sums.q2 - shift * (2.0f * sums.q1 - shift * sums.q0);
-                    spread = (spread > 0.0f ? spread : 0.0f) / (sums.s0 * sums.s0);
-                    spread *= (float)kept / (float)(kept - 1);
-                    if (median) spread *= 1.5707963f;
-                }
-            }
-            long long place = ((long long)channel * height + y) * width + x;
-            image[place] = combined;
-            weight[place] = total;
-            variance[place] = spread;
-            rejected_low[place] = (unsigned short)min(first, 65535);
-            rejected_high[place] = (unsigned short)min(count - last, 65535);
+            // Nothing but light that was cut off, if anything: the highest of its lower bounds.
+            float highest = kept.count ? -INF : highest_bound(samples, n, seen);
+            seen = max(seen, kept.count);
+            int n_read = kept.last > kept.first ? n : 0;
+            Sums sums = median ? weighted_sums<true>(samples, marks, own, n_read, kept.pivot, kept.low, kept.high)
+                               : weighted_sums<false>(samples, marks, own, n_read, kept.pivot, kept.low, kept.high);
+            write_pixel(kept, sums, highest, median, ((long long)channel * height + y) * width + x, image, weight,
+                        variance, rejected_low, rejected_high);
         }
         coverage[(long long)y * width + x] = (unsigned short)min(seen, 65535);
     }
+#endif
 }

@@ -10,9 +10,11 @@ import pytest
 from policy_cases import assert_rows_are_accounted_for, make_policy
 from simulated_device import COMPILER, SimulatedDevice
 
+import zemosaic_gpu_policy
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_core.gpu import ladder
 from zemosaic_core.gpu import measure as card
+from zemosaic_core.gpu.device import FaultScript
 from zemosaic_io.demo_session import write_demo_night
 from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline.context import CancelToken
@@ -120,6 +122,37 @@ def test_what_a_wrong_card_has_stored_is_removed_and_done_again(
         assert (fallback["reason"], fallback["scope"]) == ("wrong_results", "run")
         assert_rows_are_accounted_for(records)
     assert calls
+
+
+def test_whatever_fails_the_frames_are_measured(infos, expected, tmp_path, install, monkeypatch):
+    """Calls of the card fail in turn, in several ways: what is stored is the same, and nothing stays on the card."""
+    monkeypatch.setattr(card, "CPU_PIXELS_PER_SECOND", 1.0)
+    monkeypatch.setattr(zemosaic_gpu_policy.gc, "collect", lambda: 0)  # slow, and nothing may hang in a cycle
+    device = install(SimulatedDevice(64 << 20))
+    environ = {"ZEMOSAIC_GPU_CHUNK_ROWS": "1"}
+    policy = make_policy(environ=environ)
+    assert policy.status.ok
+    device.faults = FaultScript()
+    measure(infos[:2], tmp_path, policy)
+    calls, allocations = device.faults.calls, device.faults.allocations
+    assert calls > 150
+    scripts = [f"oom@{k}" for k in range(1, allocations, 9)]
+    scripts += [f"error1@{k}" for k in range(2, calls, 23)] + [f"sticky700@{k}" for k in range(3, calls, 41)]
+    for script in scripts:
+        folder = tmp_path / script
+        folder.mkdir()
+        records = []
+        device.faults = FaultScript()
+        policy = make_policy(records, environ=environ)
+        assert policy.status.ok
+        device.faults = FaultScript(script)
+        results, _ = measure(infos[:2], folder, policy)
+        assert_stored(results, expected[:2])
+        assert device.pool.used == 0, script
+        assert_rows_are_accounted_for(records)
+        told = {r["reason"] for r in records if r["kind"] == "fallback"}
+        assert told <= {"out_of_memory", "runtime_error", "device_lost"}, script
+        assert told or not script.startswith("sticky"), script
 
 
 def test_every_kind_of_difference_is_noticed(expected):

@@ -28,11 +28,14 @@ from zemosaic_core.gpu.coadd import GpuCoadd
 from zemosaic_core.gpu.combine import IN_BLOCK, IN_SCRATCH, Combiner, combine_buffers, storage_for
 from zemosaic_core.gpu.device import Device
 from zemosaic_core.gpu.launch import PlannedMemory, Queue
+from zemosaic_core.gpu.measure import FRAMES_PER_CHUNK, GpuSweeps, RawFrame
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.reader import RAW_MARGIN
 from zemosaic_core.gpu.tiles import TILE_H, TILE_W, tile_table
-from zemosaic_core.gpu.windows import N_TERMS, debayer_on_card
+from zemosaic_core.gpu.windows import N_TERMS, SLOTS, Ring, debayer_on_card
+from zemosaic_core.measure_pass import sweep_raw
 from zemosaic_core.pixel_map import build_pixel_map, step_shift, whole_nodes
+from zemosaic_core.raw_maxima import RING_PX
 from zemosaic_core.resample import LANCZOS_TABLE
 from zemosaic_core.sources import CoaddSource, CombineRule, RawRows, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy
@@ -161,6 +164,31 @@ def rate_row(name: str, n_bytes: float, seconds: float, copy: float, wanted: flo
     percent = 100 * rate / copy
     good = f"{percent:5.1f} % of a copy{aim(percent, wanted, ' %')}"
     return Row(name, f"{seconds * 1e3:8.3f} ms {rate / 1e9:8.1f} GB/s", good)
+
+
+def measuring_rows(device: Device) -> list[Row]:
+    """Sweep over frames with the card and with the processor: time, and whether every number is the same."""
+    shape_hw = FRAME_HW
+    raw = RawFrames(FRAMES_PER_CHUNK, shape_hw)
+    planes = [frame.byteswap() ^ 0x8000 for frame in raw.frames]
+    sweeps = GpuSweeps(shape_hw, True, detect_sigma=5.75)
+    ring = Ring(device, SLOTS)
+    frames = [RawFrame(plane) for plane in planes]
+    seconds = best_seconds(lambda: sweeps(device, frames, ring), lambda: None) / len(planes)
+    start = time.perf_counter()
+    expected = [sweep_raw(plane, True) for plane in planes]
+    on_processor = (time.perf_counter() - start) / len(planes)
+    differing = 0
+    for found, plane, other in zip(sweeps(device, frames, ring), planes, expected, strict=True):
+        one = other if found is None else found.with_pixels(plane)
+        same = np.array_equal(one.defects, other.defects) and np.array_equal(one.evidence, other.evidence)
+        same &= np.array_equal(one.cells.level, other.cells.level, equal_nan=True)
+        a, b = one.find(RING_PX), other.find(RING_PX)
+        same &= np.array_equal(a.height, b.height) and np.array_equal(a.around, b.around)
+        differing += not same
+    verdict = f"{differing} frames DIFFER" if differing else "every number the processor's"
+    result = f"{seconds * 1e3:8.3f} ms, processor {on_processor * 1e3:.1f} ms"
+    return [Row("sweep over a raw frame, with the way there", result, verdict)]
 
 
 def combiner_of(queue: Queue, depth: int, shape: tuple[int, int, int], name: str) -> Combiner:
@@ -382,6 +410,7 @@ def main() -> int:
     rows.append(Row("host", platform.processor() or platform.machine(), f"{os.cpu_count()} cores"))
     rows.append(Row("copy on the card", f"{copy / 1e9:8.1f} GB/s", "read and written"))
     rows += frame_rows(device, copy)
+    rows += measuring_rows(device)
     rows += kernel_rows(device, copy, (12, 30) if options.quick else (12, 30, 100, 200, 1000))
     rows += parity_rows(device, (3, 40) if options.quick else (1, 2, 3, 40, 200))
     device.release()

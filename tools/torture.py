@@ -86,6 +86,7 @@ class Torture:
         run_hierarchical_mosaic(self.raw, self.reference, num_processing_workers=1, **SETTINGS)
         self.expected = products(self.reference)
         self._lengths: dict[int, tuple[float, int]] = {}
+        self._latest: _Command | None = None
 
     def _length(self, workers: int) -> tuple[float, int]:
         """Return the seconds of a run at the command line, and how often its folder changed meanwhile.
@@ -288,7 +289,13 @@ class Torture:
             "--quiet",
             *assignments,
         ]
-        return _Command(line, self._env)
+        self._latest = _Command(line, self._env)
+        return self._latest
+
+    def end(self) -> None:
+        """End what a torture that was broken off leaves running."""
+        if self._latest is not None and self._latest.process.poll() is None:
+            os.killpg(self._latest.process.pid, signal.SIGKILL)
 
     def _fresh(self, name: str, source: Path | None = None) -> Path:
         out = self.folder / name
@@ -492,19 +499,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="zemosaic_torture_") as name:
         torture = Torture(Path(name), options.seed)
         faults = {key: fault for key, fault in torture.faults().items() if options.only in key}
-        while time.monotonic() < until and (not options.faults or len(lines) < options.faults):
-            key = list(faults)[tried % len(faults)]
-            survival = Survival()
-            faults[key](survival)
-            tried += 1
-            if not survival.count:
-                continue
-            lines.append(json.dumps({"fault": key, **vars(survival)}))
-            for wrong in survival.wrong:
-                print(f"{key}: {wrong}", flush=True)
-            if options.log:
-                with open(options.log, "a", encoding="utf-8") as file:
-                    file.write(lines[-1] + "\n")
+        try:
+            while time.monotonic() < until and (not options.faults or len(lines) < options.faults):
+                key = list(faults)[tried % len(faults)]
+                survival = Survival()
+                faults[key](survival)
+                tried += 1
+                if not survival.count:
+                    continue
+                lines.append(json.dumps({"fault": key, **vars(survival)}))
+                for wrong in survival.wrong:
+                    print(f"{key}: {wrong}", flush=True)
+                if options.log:
+                    with open(options.log, "a", encoding="utf-8") as file:
+                        file.write(lines[-1] + "\n")
+        finally:
+            torture.end()
     shown = Path(options.log).read_text(encoding="utf-8").splitlines() if options.log else lines
     print(table(gathered(shown)))
     return 1 if any(survival.wrong for survival in gathered(lines).values()) else 0

@@ -46,6 +46,8 @@ __all__ = ["MEND_SIGMA", "RawMeasure", "RawSweeps", "measure_raw", "measure_swep
 # Defects this significant are mended before stars are looked for.
 MEND_SIGMA = 8.0
 _FIRST_SIGMA_PX = 1.3
+# Knots on a line that make stretched stars a trail.
+_KNOTS = 20
 # Stars wider than this reach into the ring that is called their surroundings: again with a wider one.
 _WIDE_SIGMA_PX = 1.9
 _WIDTH_FROM = 200
@@ -249,10 +251,7 @@ def _find_stars(sweeps: RawSweeps, is_cfa: bool) -> tuple[StarList, np.ndarray]:
         sharpness = sharpness_of(maxima)
         sigma, _ = _learn_sigma(plane, is_cfa, maxima, sharpness, widest)
     chosen, rows = _chosen(plane, is_cfa, maxima, sharpness, sigma)
-    others = np.ones(len(maxima), bool)
-    # Knots of a trail among many are hardly told from stars before the trail is known: stretched ones are both.
-    others[chosen] = rows.elongation[chosen] > TRAIL_STRETCH
-    streaks = find_streaks(plane, sweeps.cells, maxima.x[others], maxima.y[others], maxima.snr[others])
+    streaks = _streaks_of(plane, sweeps.cells, maxima, chosen, rows.elongation > TRAIL_STRETCH)
     on = on_streaks(streaks, maxima.x, maxima.y)
     if len(streaks) > MOST_TRAILS_AMONG_STARS:
         # So many trails pass for the stars themselves: what a star of this frame is is learned again beside them.
@@ -263,6 +262,21 @@ def _find_stars(sweeps: RawSweeps, is_cfa: bool) -> tuple[StarList, np.ndarray]:
         chosen = chosen[~(on[chosen] & (rows.elongation[chosen] > TRAIL_STRETCH))]
     by_flux = chosen[np.argsort(-rows.flux[chosen], kind="stable")]
     return _star_list(rows, maxima.snr, sharpness.saturated, by_flux), streaks
+
+
+def _streaks_of(
+    plane: np.ndarray, cells: SkyCells, maxima: Maxima, chosen: np.ndarray, stretched: np.ndarray
+) -> np.ndarray:
+    """Return the streaks that maxima beside the stars lie on, and those that pass for stretched stars."""
+    others = np.ones(len(maxima), bool)
+    others[chosen] = False
+    x, y, snr = maxima.x, maxima.y, maxima.snr
+    streaks = find_streaks(plane, cells, x[others], y[others], snr[others])
+    # Knots of a trail among many are hardly told from stars before the trail is known. Blends are stretched too, and
+    # many in a crowded field: knots have to be clearly more on a line.
+    left = (others | stretched) & ~on_streaks(streaks, x, y)
+    more = find_streaks(plane, cells, x[left], y[left], snr[left], least_votes=_KNOTS)
+    return np.concatenate([streaks, more])
 
 
 def _chosen(

@@ -59,6 +59,8 @@ def find_streaks(
     x: np.ndarray,
     y: np.ndarray,
     snr: np.ndarray,
+    *,
+    least_votes: int = _MIN_VOTES,
 ) -> np.ndarray:
     """Find the streaks of a frame.
 
@@ -70,6 +72,8 @@ def find_streaks(
         Its sky and noise.
     x, y, snr : ndarray, shape (n,)
         Maxima of the smoothed light that are no stars, frame px, and their heights over the noise.
+    least_votes : int
+        So many of them at least have to lie on a line.
 
     Returns
     -------
@@ -78,7 +82,7 @@ def find_streaks(
     """
     shape_hw = plane.shape
     nothing = np.empty((0, len(STREAK_COLUMNS)), np.float32)
-    if len(x) < _MIN_VOTES or not np.isfinite(cells.noise).all():
+    if len(x) < least_votes or not np.isfinite(cells.noise).all():
         return nothing
     strongest = np.argsort(-snr, kind="stable")
     x, y = np.asarray(x, np.float64)[strongest], np.asarray(y, np.float64)[strongest]
@@ -86,11 +90,11 @@ def find_streaks(
     found: list[tuple[float, ...]] = []
     vain = 0
     # Bright trails leave the faint ones no voters before their own have gone.
-    while len(x) >= _MIN_VOTES and vain < _VAIN and len(found) < _MOST_STREAKS:
+    while len(x) >= least_votes and vain < _VAIN and len(found) < _MOST_STREAKS:
         voters_x, voters_y = x[:_MOST_VOTERS], y[:_MOST_VOTERS]
         most, angle, distance = best_line(voters_x, voters_y, _ANGLES, _STRIP_PX, votes)
         by_chance = 2.0 * len(voters_x) * _STRIP_PX / min(shape_hw)
-        if most < max(_MIN_VOTES, by_chance + _EXCESS * math.sqrt(by_chance)):
+        if most < max(least_votes, by_chance + _EXCESS * math.sqrt(by_chance)):
             break
         line = _refined(voters_x, voters_y, angle, distance, shape_hw)
         streak = _followed(plane, cells, line) if _is_bright(plane, cells, line) else None

@@ -11,6 +11,7 @@ from astropy.wcs import WCS
 from made_frames import base_cards, expose, field_sky, pointings, run, with_hot_pixels, write, write_all
 from scipy import ndimage
 
+from zemosaic_core import measure_pass
 from zemosaic_core.synthetic_sky import Camera, Satellite, render_frame
 
 SHAPE = (384, 320)
@@ -121,6 +122,16 @@ def test_trails_leave_no_wings_where_four_frames_overlap(sky, tmp_path):
         assert abs(np.nanmean(wings)) < 0.35 * noise
     # No more than the trails and what is next to them is given up.
     assert np.mean((result.coverage < without.coverage)[without.coverage > 0]) < 0.15
+
+
+def test_blends_of_a_crowded_field_are_no_trail(monkeypatch):
+    sky = field_sky(seed=5, size_deg=1.4)
+    (setup,) = pointings(n=1, shape_hw=(640, 448), step_px=(75.0, 105.0), seed=3)
+    pixels = expose(sky, setup)
+    assert not len(measure_pass.measure_raw(pixels, "GRBG").streaks)
+    # As few stretched stars as knots of faint light make a line here.
+    monkeypatch.setattr(measure_pass, "_KNOTS", 8)
+    assert len(measure_pass.measure_raw(pixels, "GRBG").streaks)
 
 
 def test_bad_pixels_of_a_mono_camera_are_mended_and_its_stars_are_not(sky, tmp_path):

@@ -5,9 +5,11 @@ Shared by the CPU engine, the GPU engine and the doors. Data only; no arithmetic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -56,6 +58,13 @@ class PixelMap:
     src_x: np.ndarray
     src_y: np.ndarray
     max_error_px: float
+
+    @cached_property
+    def row_slopes(self) -> tuple[float, float]:
+        """Largest change of the source row per output pixel along a row and down a column; NaN where it is unknown."""
+        changes = (np.abs(np.diff(self.src_y, axis=axis)) / self.step for axis in (1, 0))
+        along, down = (float(np.nanmax(c)) if np.isfinite(c).any() else math.nan for c in changes)
+        return along, down
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from astropy.wcs import WCS, Sip
@@ -116,3 +118,10 @@ def test_source_window_holds_every_coordinate_and_is_tight():
         assert b - a <= np.ceil(sy.max() - sy.min()) + 11
     assert source_window(pixel_map, 0, 0, 0, 5, (300, 380), 3) is None
     assert source_window(shift_pixel_map(50, 50, (0, 9, 0, 9)), 0, 9, 0, 9, (30, 30), 3) is None
+
+
+def test_slopes_of_rows_are_those_of_the_lattice_and_unknown_without_one():
+    turned = build_pixel_map(lambda x, y: (x, 0.25 * x + 1.5 * y), (0, 64, 0, 64))
+    assert turned.row_slopes == pytest.approx((0.25, 1.5))
+    nowhere = dataclasses.replace(turned, src_y=np.full_like(turned.src_y, np.nan))
+    assert np.isnan(nowhere.row_slopes).all()

@@ -7,6 +7,7 @@ the card.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -386,12 +387,12 @@ def _window_pixels(part: Part) -> int:
 
 def extra_rows(source: CoaddSource, kernel: Kernel) -> float:
     """Bound the source rows that a block needs whatever its own height: a turned row crosses many source rows."""
-    along = np.abs(np.diff(source.pixel_map.src_y, axis=1)) / source.pixel_map.step
-    slope = float(np.nanmax(along)) if np.isfinite(along).any() else 0.0
+    along = source.pixel_map.row_slopes[0]
+    slope = 0.0 if math.isnan(along) else along
     return slope * (source.bbox[3] - source.bbox[2]) + 2 * (HALO[kernel] + RAW_MARGIN) + 4
 
 
 def _rows_per_row(source: CoaddSource) -> float:
     """Bound the source rows per output row, from the slope of the lattice."""
-    down = np.abs(np.diff(source.pixel_map.src_y, axis=0)) / source.pixel_map.step
-    return float(np.nanmax(down)) if np.isfinite(down).any() else 1.0
+    down = source.pixel_map.row_slopes[1]
+    return 1.0 if math.isnan(down) else down

@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit
 
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
-from zemosaic_core.detector_surface import EXPONENTS, N_SURFACE
+from zemosaic_core.detector_surface import N_SURFACE
+from zemosaic_core.sample_terms import distance_row, photometry_row, radial_row, surface_row, unit_row
 from zemosaic_core.tap_sums import (
     LANES,
     dot36_exact,
@@ -32,7 +33,6 @@ __all__ = [
     "make_lanczos_table",
     "map_row",
     "sample_window",
-    "surface_at",
 ]
 
 # Source pixels a kernel reads beyond the one that contains the coordinate.
@@ -83,7 +83,6 @@ _NO_MAP = np.zeros((1, 1), dtype=np.float32)
 _NO_WEIGHT = np.zeros((1, 1), dtype=np.float32)
 _NO_RADIAL = np.zeros((1, 4), dtype=np.float32)
 _NO_SURFACE = np.zeros((1, N_SURFACE), dtype=np.float32)
-_SURFACE_ORDER = int(EXPONENTS.max())
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -377,79 +376,6 @@ def _mark_row(bounds, bound_bits, out, out_bits):
 
 
 @njit(cache=True, nogil=True)
-def _photometry_row(line, u, t, terms, gap, out):
-    """Apply ``gain v + (c0 + cx u + cy t)``; what is missing or not finite becomes NaN."""
-    gain, c0, cx, cy = terms[0], terms[1], terms[2], terms[3]
-    if cx == np.float32(0) and cy == np.float32(0):
-        for k in range(out.size):
-            value = line[k]
-            out[k] = gain * value + c0 + (value - value) + gap[k]
-        return
-    for k in range(out.size):
-        value = line[k]
-        out[k] = gain * value + (c0 + cx * u[k] + cy * t[k]) + (value - value) + gap[k]
-
-
-@njit(cache=True, nogil=True)
-def _radial_row(line, u, t, q, terms, radial, gap, out):
-    """Apply ``gain v (1 + f1 q + f2 q^2) + (c0 + cx u + cy t + d1 q + d2 q^2)``; as `_photometry_row`."""
-    gain, c0, cx, cy = terms[0], terms[1], terms[2], terms[3]
-    f1, f2, d1, d2 = radial[0], radial[1], radial[2], radial[3]
-    one = np.float32(1)
-    for k in range(out.size):
-        value = line[k]
-        flat = one + q[k] * (f1 + q[k] * f2)
-        sky = c0 + cx * u[k] + cy * t[k] + q[k] * (d1 + q[k] * d2)
-        out[k] = gain * value * flat + sky + (value - value) + gap[k]
-
-
-@njit(cache=True, nogil=True, inline="always")
-def surface_at(surface, u, t):
-    """Value of a polynomial of `EXPONENTS` at a place of the detector, by Horner's scheme in both directions."""
-    total = np.float32(0)
-    place = surface.size
-    for i in range(_SURFACE_ORDER, -1, -1):
-        inner = np.float32(0)
-        for _ in range(_SURFACE_ORDER + 1 - i):
-            place -= 1
-            inner = inner * t + surface[place]
-        total = total * u + inner
-    return total
-
-
-@njit(cache=True, nogil=True)
-def _surface_row(u, t, surface, out):
-    """Add a polynomial of `EXPONENTS` to a row."""
-    for k in range(out.size):
-        out[k] += surface_at(surface, u[k], t[k])
-
-
-@njit(cache=True, nogil=True)
-def _distance_row(u, t, image_hw, q):
-    """Squared distance from the image centre, 1 in the corners; 0 where the image is one pixel."""
-    width, height = np.float32(image_hw[1] - 1), np.float32(image_hw[0] - 1)
-    across, down = width * width, height * height
-    diagonal = max(across + down, np.float32(1))
-    across, down = across / diagonal, down / diagonal
-    for k in range(q.size):
-        q[k] = across * (u[k] * u[k]) + down * (t[k] * t[k])
-
-
-@njit(cache=True, nogil=True)
-def _unit_row(sx, sy, image_hw, u, t):
-    """Source position as -1 .. 1 across the image; 0 where the image is one pixel wide or high."""
-    height, width = image_hw
-    zero, one = np.float32(0), np.float32(1)
-    scale_u = np.float32(2.0 / (width - 1)) if width > 1 else zero
-    scale_t = np.float32(2.0 / (height - 1)) if height > 1 else zero
-    shift_u = one if width > 1 else zero
-    shift_t = one if height > 1 else zero
-    for k in range(u.size):
-        u[k] = np.float32(sx[k]) * scale_u - shift_u
-        t[k] = np.float32(sy[k]) * scale_t - shift_t
-
-
-@njit(cache=True, nogil=True)
 def _sample_kernel(
     planes, bits, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, radial,
     use_radial, surface, use_surface, feather, wmap, use_map, shape, out, out_bits, out_strides, out_weight,
@@ -503,7 +429,7 @@ def _sample_kernel(
         x, y, base, gap = sx[own], sy[own], base_of[own], gap_of[own]
         fx, fy, u, t, q = fx_of[own], fy_of[own], u_of[own], t_of[own], q_of[own]
         bounds, scaled, scaled_bits = bounds_of[own], scaled_of[own], scaled_of.view(np.int32)[own]
-        _unit_row(x, y, image_hw, u, t)
+        unit_row(x, y, image_hw, u, t)
         if not _any_between(fx, fy):
             _copy_row(flat, plane, base, line)
         elif lanczos:
@@ -512,24 +438,24 @@ def _sample_kernel(
         else:
             _bilinear_row(flat, plane, win_w, base, fx, fy, line)
         if use_radial:
-            _distance_row(u, t, image_hw, q)
+            distance_row(u, t, image_hw, q)
         for c in range(n_channels):
             at = c * out_strides[0] + row * out_strides[1]
             here, here_bits = out[at + first : at + last], out_bits[at + first : at + last]
             if use_radial:
-                _radial_row(line[c], u, t, q, terms[c], radial[c], gap, here)
+                radial_row(line[c], u, t, q, terms[c], radial[c], gap, here)
             else:
-                _photometry_row(line[c], u, t, terms[c], gap, here)
+                photometry_row(line[c], u, t, terms[c], gap, here)
             if use_surface:
-                _surface_row(u, t, surface[c], here)
+                surface_row(u, t, surface[c], here)
             if _any_missing(line[c, : last - first]):
                 _bound_row(flat, flat_bits, c * plane, win_w, base, fx, fy, line[c], gap, bounds)
                 if use_radial:
-                    _radial_row(bounds, u, t, q, terms[c], radial[c], gap, scaled)
+                    radial_row(bounds, u, t, q, terms[c], radial[c], gap, scaled)
                 else:
-                    _photometry_row(bounds, u, t, terms[c], gap, scaled)
+                    photometry_row(bounds, u, t, terms[c], gap, scaled)
                 if use_surface:
-                    _surface_row(u, t, surface[c], scaled)
+                    surface_row(u, t, surface[c], scaled)
                 _mark_row(scaled, scaled_bits, here, here_bits)
 
 

@@ -247,22 +247,27 @@ def best_line(x, y, angles, width, votes):
     """
     most, angle, distance = 0, 0.0, 0.0
     middle = votes.size // 2
-    strip = np.empty(x.size, np.int64)
-    votes[:] = 0
+    strip = np.empty(x.size, np.int32)
     for a in range(angles):
         t = math.pi * a / angles
         c, s = math.cos(t), math.sin(t)
         for k in range(x.size):
             strip[k] = math.floor((x[k] * c + y[k] * s) / width) + middle
-            votes[strip[k]] += 1
-        # Two strips together, so that a line between them loses nothing. Of equals the first.
+        # Two strips together, so that a line between them loses nothing.
+        votes[:] = 0
+        peak = 0
         for k in range(x.size):
-            for r in (strip[k] - 1, strip[k]):
-                pair, at = votes[r] + votes[r + 1], (r + 1 - middle) * width
-                if pair > most or (pair == most and t == angle and at < distance):
-                    most, angle, distance = pair, t, at
-        for k in range(x.size):
-            votes[strip[k]] = 0
+            r = strip[k]
+            own = votes[r] + 1
+            votes[r] = own
+            peak = max(peak, own + max(votes[r - 1], votes[r + 1]))
+        if peak > most:
+            # Of equals the first.
+            most, angle, distance = peak, t, math.inf
+            for k in range(x.size):
+                for r in range(strip[k] - 1, strip[k] + 1):
+                    if votes[r] + votes[r + 1] == most:
+                        distance = min(distance, (r + 1 - middle) * width)
     return most, angle, distance
 
 

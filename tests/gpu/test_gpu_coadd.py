@@ -519,7 +519,7 @@ def test_counts_do_not_wrap(rule):
 
 def test_the_card_counts_no_further_than_the_processor():
     text = kernels.source("combine")
-    assert len(re.findall(r"\(unsigned short\)min\([^;]*, 65535\);", text)) == 3
+    assert len(re.findall(r"\(unsigned short\)min\([^;]*, 65535\);", text)) == 4
 
 
 def test_holes_beside_clipped_stars_are_closed_alike():

@@ -180,14 +180,14 @@ def test_an_unexpected_error_is_named_in_report_and_log(sky, setups, tmp_path, m
     write_all(tmp_path / "raw", sky, setups)
     from zemosaic_pipeline import measure
 
-    real = measure.measure_arrays
+    real = measure.begin_look
 
-    def sometimes(info, data, options, used):
+    def sometimes(info, *rest):
         if info.path.name == "light_003.fit":
             raise ZeroDivisionError("no sky at all")
-        return real(info, data, options, used)
+        return real(info, *rest)
 
-    monkeypatch.setattr(measure, "measure_arrays", sometimes)
+    monkeypatch.setattr(measure, "begin_look", sometimes)
     result = run(tmp_path / "raw", tmp_path / "out", exclude_flagged_frames=False)
     assert result.left_out == {"light_003.fit": "frame_unexpected"}
     values = result.report["left_out"][0]["values"]

@@ -969,7 +969,7 @@ def test_a_night_moved_with_its_state_is_not_measured_again(raw, reference, tmp_
     def never(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(measure, "measure_arrays", never)
+    monkeypatch.setattr(measure, "end_look", never)
     for place in ("moved", "copied"):
         again = run(tmp_path / place / "raw", tmp_path / place / "out", **SETTINGS)
         values = {m["key"]: m["values"] for m in again.report["messages"]}

@@ -64,7 +64,7 @@ def test_what_was_measured_on_the_same_pixels_is_kept(frame, tmp_path, monkeypat
     assert repr(stored_measure(frame, target)) == measure
     other = replace(frame, inode=frame.inode + 1)
     assert stored_measure(other, target) is None
-    monkeypatch.setattr(measuring, "measure_arrays", None)
+    monkeypatch.setattr(measuring, "end_look", None)
     assert repr(measure_frame((other, OPTIONS, target))) == measure
     assert repr(stored_measure(other, target)) == measure
 

@@ -14,6 +14,7 @@ __all__ = [
     "Workload",
     "equal_chunks",
     "iter_row_chunks",
+    "lattice_unit",
     "peak_bytes",
     "round_up",
     "rows_for_budget",
@@ -135,8 +136,7 @@ class Workload:
     def chunks(self, max_rows: int, y0: int | None = None, y1: int | None = None) -> list[tuple[int, int]]:
         """Return the rows that are to be done, or ``y0..y1`` of them, in chunks of at most ``max_rows`` rows."""
         first, last = self.start if y0 is None else y0, self.rows if y1 is None else y1
-        # At most a quarter of a chunk is given away.
-        unit = min(self.lattice_rows, 1 << max(0, (max_rows // 4).bit_length() - 1))
+        unit = lattice_unit(max_rows, self.lattice_rows)
         if unit <= self.align:
             return list(equal_chunks(first, last, max_rows, align=self.align))
         return list(equal_chunks(first, last, max_rows, align=unit, origin=self.origin))
@@ -160,6 +160,14 @@ class Workload:
                 return rows
             most = min(most, self.in_flight_rows) - 1
         return rows_for_budget(self.buffers, budget_bytes, most, halo=self.halo)
+
+
+def lattice_unit(rows: int, lattice_rows: int) -> int:
+    """Return at what multiples a chunk of ``rows`` rows begins: at most a quarter of it is given away for that.
+
+    ``lattice_rows``, a power of two, or a smaller one.
+    """
+    return min(lattice_rows, 1 << max(0, (rows // 4).bit_length() - 1))
 
 
 def rows_for_budget(buffers: tuple[Buffer, ...], budget_bytes: int, max_rows: int, *, halo: int = 0) -> int:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numba import njit
 
-from zemosaic_core.chunks import Buffer, iter_row_chunks
+from zemosaic_core.chunks import Buffer, iter_row_chunks, lattice_unit
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
 from zemosaic_core.errors import Cancelled, SettingsError
 from zemosaic_core.lanes import MOST_COUNTED
@@ -78,29 +78,32 @@ def check_streaming(rule: CombineRule) -> None:
 
 def stack_columns_per_row(sources: Sequence[CoaddSource]) -> int:
     """Return the largest number of samples per channel that any output row holds, summed over the sources."""
-    change: dict[int, int] = {}
-    for source in sources:
-        y0, y1, x0, x1 = source.bbox
-        if y1 > y0 and x1 > x0:
-            change[y0] = change.get(y0, 0) + x1 - x0
-            change[y1] = change.get(y1, 0) - (x1 - x0)
-    worst = total = 0
-    for y in sorted(change):
-        total += change[y]
-        worst = max(worst, total)
-    return worst
+    first = min((source.bbox[0] for source in sources), default=0)
+    last = max((source.bbox[1] for source in sources), default=0)
+    return int(samples_of_rows(sources, last, first=first).max(initial=0))
 
 
-def samples_of_rows(sources: Sequence[CoaddSource], height: int) -> np.ndarray:
-    """Return the samples per channel of each row of an output grid, summed over the sources; (height,) int64."""
-    change = np.zeros(height + 1, np.int64)
+def samples_of_rows(sources: Sequence[CoaddSource], height: int, *, first: int = 0) -> np.ndarray:
+    """Return the samples per channel of output rows, summed over the sources.
+
+    Parameters
+    ----------
+    height : int
+        The row behind the last.
+    first : int
+
+    Returns
+    -------
+    ndarray, shape (height - first,), int64
+    """
+    change = np.zeros(max(0, height - first) + 1, np.int64)
     for source in sources:
-        y0, y1 = (min(max(y, 0), height) for y in source.bbox[:2])
+        y0, y1 = (min(max(y, first), height) - first for y in source.bbox[:2])
         columns = source.bbox[3] - source.bbox[2]
         if y1 > y0 and columns > 0:
             change[y0] += columns
             change[y1] -= columns
-    return np.cumsum(change)[:height]
+    return np.cumsum(change)[:-1]
 
 
 def cut_by_samples(
@@ -141,7 +144,7 @@ def cut_by_samples(
         b = y0 + int(np.searchsorted(filled, filled[a - y0] + limit + 1e-9, side="right")) - 1
         if b >= y1:
             return y1
-        unit = min(lattice_rows, 1 << max(0, ((b - a) // 4).bit_length() - 1))
+        unit = lattice_unit(b - a, lattice_rows)
         return max(a + 1, b - (b - origin) % unit)
 
     edges = [y0] if y1 > y0 else []

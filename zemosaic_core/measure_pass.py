@@ -41,7 +41,15 @@ from zemosaic_core.star_choice import (
 from zemosaic_core.stars import StarList
 from zemosaic_core.streaks import find_streaks, on_streaks
 
-__all__ = ["MEND_SIGMA", "RawMeasure", "RawSweeps", "measure_raw", "measure_swept", "sweep_raw"]
+__all__ = [
+    "MEND_SIGMA",
+    "RawMeasure",
+    "RawSweeps",
+    "measure_raw",
+    "measure_swept",
+    "phases_of_colours",
+    "sweep_raw",
+]
 
 # Defects this significant are mended before stars are looked for.
 MEND_SIGMA = 8.0
@@ -216,7 +224,7 @@ def measure_swept(sweeps: RawSweeps, pattern: str | None, *, max_stars: int = 60
     stars = stars.select(slice(max_stars))
     scale = 2.0 if is_cfa else 1.0
     radius = max(2.0, _COLOUR_APERTURE_FWHM * (float(np.median(stars.fwhm_px)) if n_found else 3.0) / scale)
-    colours = _phases_of_colours(pattern)
+    colours = phases_of_colours(pattern)
     light = phase_fluxes(plane, is_cfa, stars.x, stars.y, radius, cells)
     frame_noise = cells.frame_noise()
     mesh = _mean_of_phases(cells.level, colours)
@@ -322,8 +330,8 @@ def _fill(plane: np.ndarray, missing: np.ndarray, cells: SkyCells) -> None:
     plane[y, x] = np.where(np.isfinite(sky), sky, 0).astype(np.uint16)
 
 
-def _phases_of_colours(pattern: str | None) -> list[list[int]]:
-    """Which phases make up each channel."""
+def phases_of_colours(pattern: str | None) -> list[list[int]]:
+    """Return which phases of the 2 x 2 cell make up each channel; one channel without a pattern."""
     if pattern is None:
         return [[0, 1, 2, 3]]
     return [[k for k in range(4) if pattern[k] == colour] for colour in "RGB"]

@@ -22,6 +22,7 @@ __all__ = [
     "build_pixel_map",
     "footprint_bbox",
     "map_coordinates_at",
+    "map_row",
     "shift_pixel_map",
     "source_window",
     "step_shift",
@@ -327,6 +328,32 @@ def source_window(
 
 
 @njit(cache=True, nogil=True)
+def map_row(node_x, node_y, lattice, y, x0, sx, sy):
+    """Fill `sx`, `sy` (float64) with the source coordinates of the output pixels (y, x0 ...)."""
+    map_y0, map_x0, step = lattice
+    inverse = 1.0 / step
+    last_j, last_i = node_x.shape[0] - 2, node_x.shape[1] - 2
+    rel_y = y - map_y0
+    j = min(max(rel_y // step, 0), last_j)
+    fy = (rel_y - j * step) * inverse
+    n_cols = sx.size
+    col = 0
+    while col < n_cols:
+        i = min(max((x0 + col - map_x0) // step, 0), last_i)
+        stop = n_cols if i == last_i else min(n_cols, (i + 1) * step + map_x0 - x0)
+        left_x = node_x[j, i] + fy * (node_x[j + 1, i] - node_x[j, i])
+        left_y = node_y[j, i] + fy * (node_y[j + 1, i] - node_y[j, i])
+        span_x = node_x[j, i + 1] + fy * (node_x[j + 1, i + 1] - node_x[j, i + 1]) - left_x
+        span_y = node_y[j, i + 1] + fy * (node_y[j + 1, i + 1] - node_y[j, i + 1]) - left_y
+        first = x0 - map_x0 - i * step
+        for k in range(col, stop):
+            fraction = (first + k) * inverse
+            sx[k] = left_x + fraction * span_x
+            sy[k] = left_y + fraction * span_y
+        col = stop
+
+
+@njit(cache=True, nogil=True)
 def _next_break(at, stop, origin, step, n_nodes):
     """Return the lattice line behind a pixel, or the last pixel of a range where that comes first."""
     line = origin + ((at - origin) // step + 1) * step
@@ -343,20 +370,13 @@ def _extremes(node_x, node_y, map_y0, map_x0, step, y0, y1, x0, x1):
     n_rows, n_columns = node_x.shape
     low_x, high_x, low_y, high_y = np.inf, -np.inf, np.inf, -np.inf
     complete = True
-    inverse = 1.0 / step
+    here_x, here_y = np.empty(1, np.float64), np.empty(1, np.float64)
     y = y0
     while True:
-        j = min(max((y - map_y0) // step, 0), n_rows - 2)
-        fy = (y - map_y0 - j * step) * inverse
         x = x0
         while True:
-            i = min(max((x - map_x0) // step, 0), n_columns - 2)
-            fx = (x - map_x0 - i * step) * inverse
-            left_x = node_x[j, i] + fy * (node_x[j + 1, i] - node_x[j, i])
-            left_y = node_y[j, i] + fy * (node_y[j + 1, i] - node_y[j, i])
-            right_x = node_x[j, i + 1] + fy * (node_x[j + 1, i + 1] - node_x[j, i + 1])
-            right_y = node_y[j, i + 1] + fy * (node_y[j + 1, i + 1] - node_y[j, i + 1])
-            sx, sy = left_x + fx * (right_x - left_x), left_y + fx * (right_y - left_y)
+            map_row(node_x, node_y, (map_y0, map_x0, step), y, x, here_x, here_y)
+            sx, sy = here_x[0], here_y[0]
             if np.isfinite(sx) and np.isfinite(sy):
                 low_x, high_x = min(low_x, sx), max(high_x, sx)
                 low_y, high_y = min(low_y, sy), max(high_y, sy)

@@ -24,9 +24,8 @@ from numba import njit
 
 from zemosaic_core.detector_surface import N_SURFACE
 from zemosaic_core.errors import Cancelled
-from zemosaic_core.pixel_map import source_window
+from zemosaic_core.pixel_map import map_row, source_window
 from zemosaic_core.refine_structure import NEED_REACH, Gathered, kernel_numbers, needed_places
-from zemosaic_core.resample import map_row
 from zemosaic_core.sample_terms import surface_at
 from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddSource, PixelMap, RawRows

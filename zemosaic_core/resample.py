@@ -13,6 +13,7 @@ from numba import njit
 
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
 from zemosaic_core.detector_surface import N_SURFACE
+from zemosaic_core.pixel_map import map_row
 from zemosaic_core.sample_terms import distance_row, photometry_row, radial_row, surface_row, unit_row
 from zemosaic_core.tap_sums import (
     LANES,
@@ -31,7 +32,6 @@ __all__ = [
     "LANCZOS_ROWS",
     "LANCZOS_TABLE",
     "make_lanczos_table",
-    "map_row",
     "sample_window",
 ]
 
@@ -93,32 +93,6 @@ def _bilinear(plane, base, dx, dy, fx, fy):
     top = p + fx * (plane[base + dx] - p)
     low = q + fx * (plane[base + dx + dy] - q)
     return top + fy * (low - top)
-
-
-@njit(cache=True, nogil=True)
-def map_row(node_x, node_y, lattice, y, x0, sx, sy):
-    """Fill `sx`, `sy` (float64) with the source coordinates of the output pixels (y, x0 ...)."""
-    map_y0, map_x0, step = lattice
-    inverse = 1.0 / step
-    last_j, last_i = node_x.shape[0] - 2, node_x.shape[1] - 2
-    rel_y = y - map_y0
-    j = min(max(rel_y // step, 0), last_j)
-    fy = (rel_y - j * step) * inverse
-    n_cols = sx.size
-    col = 0
-    while col < n_cols:
-        i = min(max((x0 + col - map_x0) // step, 0), last_i)
-        stop = n_cols if i == last_i else min(n_cols, (i + 1) * step + map_x0 - x0)
-        left_x = node_x[j, i] + fy * (node_x[j + 1, i] - node_x[j, i])
-        left_y = node_y[j, i] + fy * (node_y[j + 1, i] - node_y[j, i])
-        span_x = node_x[j, i + 1] + fy * (node_x[j + 1, i + 1] - node_x[j, i + 1]) - left_x
-        span_y = node_y[j, i + 1] + fy * (node_y[j + 1, i + 1] - node_y[j, i + 1]) - left_y
-        first = x0 - map_x0 - i * step
-        for k in range(col, stop):
-            fraction = (first + k) * inverse
-            sx[k] = left_x + fraction * span_x
-            sy[k] = left_y + fraction * span_y
-        col = stop
 
 
 @njit(cache=True, nogil=True)

@@ -102,11 +102,6 @@ def downscale(source: RowSource | np.ndarray, max_dim: int) -> np.ndarray:
 def _block_means(source: RowSource, step: int) -> np.ndarray:
     planes, height, width = source.shape
     out = np.empty((planes, -(-height // step), -(-width // step)), np.float32)
-    if step == 1:
-        for y in range(0, height, _ROWS):
-            rows = source.read_rows(y, min(height, y + _ROWS))
-            out[:, y : y + _ROWS] = np.where(np.isfinite(rows), rows, np.float32(np.nan))
-        return out
     read = max(1, _ROWS // step)
     for row in range(0, out.shape[1], read):
         strip = source.read_rows(row * step, min(height, (row + read) * step))

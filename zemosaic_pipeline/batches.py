@@ -15,6 +15,7 @@ from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.filters import filter_names
 from zemosaic_pipeline.records import SolvedFrame
 from zemosaic_settings import Settings
+from zemosaic_settings.words import listed
 
 __all__ = ["BatchOptions", "batch_options", "batches_of", "expected_batches", "tile_numbers"]
 
@@ -107,7 +108,7 @@ def tile_numbers(text: str) -> tuple[int, ...]:
     SettingsError
         It holds something else than whole numbers.
     """
-    parts = [part for part in text.replace(";", ",").replace(" ", ",").split(",") if part]
+    parts = listed(text.replace(" ", ","))
     try:
         numbers = sorted({int(part) for part in parts})
     except ValueError:

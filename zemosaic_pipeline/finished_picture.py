@@ -89,10 +89,14 @@ class FinishedPicture:
             bits=bits,
         )
 
-    def wcs(self, mosaic_cards: dict[str, Any]) -> WCS:
-        """Return the WCS of the picture from that of the mosaic; whole blocks of its pixels become one."""
+    def wcs(self, mosaic_cards: dict[str, Any], step: int | None = None) -> WCS:
+        """Return the WCS of the picture from that of the mosaic; whole blocks of its pixels become one.
+
+        ``step``: of the picture with other blocks.
+        """
         y0, y1, x0, x1 = self.box
-        return WCS(mosaic_cards).slice((slice(y0, y1, self.step), slice(x0, x1, self.step)))
+        step = step or self.step
+        return WCS(mosaic_cards).slice((slice(y0, y1, step), slice(x0, x1, step)))
 
     def recipe(self) -> str:
         """Return as JSON all numbers that make the picture out of the science file."""
@@ -124,8 +128,7 @@ class EveryPixel:
 
     def wcs(self, mosaic_cards: dict[str, Any]) -> WCS:
         """Return its WCS from that of the mosaic."""
-        y0, y1, x0, x1 = self._picture.box
-        return WCS(mosaic_cards).slice((slice(y0, y1), slice(x0, x1)))
+        return self._picture.wcs(mosaic_cards, 1)
 
     def bands(self, *, last_first: bool = False) -> Iterator[tuple[int, np.ndarray]]:
         """Yield bands of its full width with their first rows, (h, w, 4) uint8.
@@ -148,7 +151,7 @@ class EveryPixel:
         return self._picture.paint_part(self._as_shown(image, box), clipped, self._noise, box)
 
     def _as_shown(self, image: np.ndarray, box: Box) -> np.ndarray:
-        """Fill what is missing inside the picture, and take away what the picture does not show."""
+        """Fill, in place, what is missing inside the picture, and take away what the picture does not show."""
         step = self._picture.step
         y0, y1, x0, x1 = box
         rows, columns = np.arange(y0, y1) // step, np.arange(x0, x1) // step
@@ -157,8 +160,9 @@ class EveryPixel:
         hidden = ~(known | fill) | ~self._shown[np.ix_(rows, columns)]
         if fill.any():
             sky = self._picture.params.sky
-            image = _filled(image, known, fill, sky, beyond=self._picture.image[:, rows][:, :, columns])
-        return np.where(hidden, np.float32(np.nan), image)
+            _fill(image, known, fill, sky, beyond=self._picture.image[:, rows][:, :, columns])
+        image[:, hidden] = np.nan
+        return image
 
 
 def make_picture(mosaic: Mosaic, options: OutputOptions) -> FinishedPicture:
@@ -237,7 +241,7 @@ def cut_and_fill(
     holes = []
     if small.any():
         fill = small[parts]
-        image = _filled(image, known, fill, tuple(float(np.median(plane[known])) for plane in image))
+        _fill(image, known, fill, tuple(float(np.median(plane[known])) for plane in image))
         boxes = ndimage.find_objects(parts)
         for label in np.flatnonzero(small):
             rows, columns = boxes[label - 1]
@@ -246,16 +250,15 @@ def cut_and_fill(
     return image, box, holes
 
 
-def _filled(
+def _fill(
     image: np.ndarray,
     known: np.ndarray,
     fill: np.ndarray,
     sky: tuple[float, ...],
     *,
     beyond: np.ndarray | None = None,
-) -> np.ndarray:
-    """Fill pixels with smooth means of those around; where none is near, with ``beyond``."""
-    image = image.copy()
+) -> None:
+    """Fill pixels, in place, with smooth means of those around; where none is near, with ``beyond``."""
     use = known.astype(np.float32)
     far = fill & (fill_from_around(use, use, fill) < 0.5) if beyond is not None else None
     for c, (plane, level) in enumerate(zip(image, sky, strict=True)):
@@ -263,4 +266,3 @@ def _filled(
         plane[fill] = fill_from_around(above, use, fill)[fill] + np.float32(level)
         if far is not None and beyond is not None:
             plane[far] = beyond[c][far]
-    return image

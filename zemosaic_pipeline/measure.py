@@ -18,7 +18,14 @@ from zemosaic_core import background, stars
 from zemosaic_core.calibration import level_saturated
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_core.hot_pixels import repair_cfa
-from zemosaic_core.measure_pass import RawMeasure, RawSweeps, measure_raw, measure_swept, sweep_raw
+from zemosaic_core.measure_pass import (
+    RawMeasure,
+    RawSweeps,
+    measure_raw,
+    measure_swept,
+    phases_of_colours,
+    sweep_raw,
+)
 from zemosaic_core.raw_counts import Counts, as_counts
 from zemosaic_core.raw_defects import ceilings, joined_ceiling, saturation_levels
 from zemosaic_core.streaks import STREAK_COLUMNS
@@ -240,8 +247,7 @@ def _raw_to_measure(info: FrameInfo, data: np.ndarray, used: CalibrationSet | No
 
 
 def _ceiling_in_adu(evidence: np.ndarray, counts: Counts, pattern: str | None) -> np.ndarray:
-    phases = [[0, 1, 2, 3]] if pattern is None else [[k for k in range(4) if pattern[k] == c] for c in "RGB"]
-    tops = np.stack([joined_ceiling(evidence[k]) for k in phases]).astype(np.float64)
+    tops = np.stack([joined_ceiling(evidence[k]) for k in phases_of_colours(pattern)]).astype(np.float64)
     tops[:, 0] = counts.zero + counts.step * tops[:, 0]
     return tops
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from zemosaic_core.errors import SettingsError
+from zemosaic_settings.words import listed
 
 __all__ = ["COPIES", "FORMATS", "LISTS", "PICTURES", "check_hips", "filter_numbers", "output_formats"]
 
@@ -32,7 +33,7 @@ def output_formats(text: str) -> tuple[str, ...]:
         A name is unknown, or its library is missing.
     """
     asked = set()
-    for word in text.replace(";", ",").replace(" ", ",").lower().split(","):
+    for word in listed(text.replace(" ", ",").lower()):
         name = _OTHER_NAMES.get(word, word)
         if not name:
             continue
@@ -60,16 +61,14 @@ def filter_numbers(text: str) -> dict[str, str]:
         A part is not a name, ``=`` and a whole number.
     """
     numbers = {}
-    for part in text.replace(";", ",").split(","):
-        name, equals, number = (word.strip() for word in part.rpartition("="))
-        if not name and not equals and not number:
-            continue
+    for part in listed(text):
+        name, _, number = (word.strip() for word in part.rpartition("="))
         if not name or not (number.isascii() and number.isdigit()):
             raise SettingsError(
                 "settings_not_filter_numbers",
-                f"astrobin_filters = {part.strip()!r} is not a filter and its number, such as IRCUT=4711",
+                f"astrobin_filters = {part!r} is not a filter and its number, such as IRCUT=4711",
                 option="astrobin_filters",
-                value=part.strip(),
+                value=part,
             )
         numbers[name.lower()] = number
     return numbers

@@ -36,7 +36,7 @@ from zemosaic_pipeline.report import sentences
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
 from zemosaic_pipeline.single_tile import make_single_tile
 from zemosaic_settings import Settings, canonical_values, conflicting_names
-from zemosaic_settings.old_call import OldCall, read_call, with_callback_place
+from zemosaic_settings.old_call import OldCall, read_call, read_tile_call, with_callback_place
 from zemosaic_settings.old_options import changed_old_options
 from zemosaic_utils import coadd_incremental, coadd_on_grid
 
@@ -106,6 +106,17 @@ def _settings(
     return Settings.from_mapping({**given, **asked, **folders}), selection
 
 
+def _tell_old_options(
+    config: Mapping[str, Any] | None, call: OldCall, report: Callable[[Event], None]
+) -> None:
+    """Say what stands for options that are none any more, and which names of one contradict each other."""
+    for conflict in conflicting_names(config or {}):
+        report(Message(conflict.key, "WARN", spoken_values(conflict.values)))
+    for family, values in changed_old_options({**(config or {}), **call.options}):
+        told = ", ".join(f"{key} = {str(value)[:40]}" for key, value in values.items())
+        report(Message(family.text_key, "INFO", {"options": told, "instead": family.instead}))
+
+
 def _cards_of(known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the FITS cards of WCS objects, or of headers, by path."""
     found = {}
@@ -155,11 +166,7 @@ def run_hierarchical_mosaic(
     report = reporter or _as_callback(progress_callback or call.progress_callback)
     if call.cancelled:
         raise Cancelled()
-    for conflict in conflicting_names(config or {}):
-        report(Message(conflict.key, "WARN", spoken_values(conflict.values)))
-    for family, values in changed_old_options({**(config or {}), **call.options}):
-        told = ", ".join(f"{key} = {str(value)[:40]}" for key, value in values.items())
-        report(Message(family.text_key, "INFO", {"options": told, "instead": family.instead}))
+    _tell_old_options(config, call, report)
     return run_classic(settings, report, cancel=CancelToken(cancel_event), selection=selection)
 
 
@@ -295,8 +302,7 @@ def create_master_tile(
     seestar_stack_group_info: Sequence[Any],
     tile_id: int,
     output_temp_dir: str | Path,
-    *,
-    progress_callback: Callable[..., Any] | None = None,
+    *old_arguments: Any,
     reporter: Callable[[Event], None] | None = None,
     config: Mapping[str, Any] | None = None,
     **options: Any,
@@ -312,8 +318,10 @@ def create_master_tile(
         Number in the name, ``master_tile_007.fits``.
     output_temp_dir : path
         Folder of the tile.
-    progress_callback, reporter, config, **options
-        As in `run_hierarchical_mosaic`.
+    *old_arguments
+        What callers of version 4 give by position, see `zemosaic_settings.old_call`; all of it has a name, too.
+    reporter, config, **options
+        As in `run_hierarchical_mosaic`, ``progress_callback`` among them.
 
     Returns
     -------
@@ -326,15 +334,15 @@ def create_master_tile(
     SettingsError, Cancelled
         An option is not allowed; a stop was asked for.
     """
-    call = read_call((), {**options, "filtered_header_items": list(seestar_stack_group_info)})
+    call = read_tile_call(seestar_stack_group_info, old_arguments, options)
     folder = Path(output_temp_dir)
     settings, selection = _settings("", folder, config, call)
-    report = reporter or _as_callback(progress_callback)
+    report = reporter or _as_callback(call.progress_callback)
+    _tell_old_options(config, call, report)
     target = folder / f"master_tile_{int(tile_id):03d}.fits"
+    frames = [Path(path) for path in selection.frames]
     try:
-        wcs = make_single_tile(
-            [Path(path) for path in selection.frames], target, settings, report, selection.known_wcs
-        )
+        wcs = make_single_tile(frames, target, settings, report, selection.known_wcs, int(tile_id))
     except (RunFailed, SaveFailed) as error:
         report(Message(error.key, "ERROR", spoken_values(error.values)))
         return (None, None), []

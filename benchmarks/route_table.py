@@ -1,6 +1,8 @@
-"""One night through every route: residuals, levels, star fluxes, noise, memory and resuming, beside the route direct.
+"""One night through every route: what mosaics are like and cost, resuming, the card; beside the route direct.
 
-python -m benchmarks.route_table NIGHT OUTPUT [--batch 4]      # a folder of frames, never changed; where mosaics go
+python -m benchmarks.route_table NIGHT OUTPUT --batch 4    # a folder of frames, never changed; where mosaics go
+python -m benchmarks.route_table --demo OUTPUT             # the night of `zemosaic demo`, beside its truth too
+python -m benchmarks.route_table --demo OUTPUT --card      # each route on the simulated card, too
 
 Every run is a process of its own. Mosaics that are there already are used again; a table in Markdown goes to standard
 output and the numbers to OUTPUT/routes.json.
@@ -11,26 +13,69 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import time
+import resource
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sep
-from astropy.io import fits
-from astropy.wcs import WCS
 
+from benchmarks.demo_truth import truth_of_demo
+from benchmarks.route_figures import Mosaic, against_truth, compared, difference_of_bodies
+from zemosaic_io.glow_session import GlowNight
+from zemosaic_ui.demo import prepare_demo
 from zemosaic_worker import run_hierarchical_mosaic_process
 
-BLOCK_PX = 64
-APERTURE_PX, SKY_PX = 6.0, (9.0, 14.0)
-COLUMNS = (
-    ("route", "route"), ("tiles", "tiles"), ("frames", "frames"), ("registration_px", "registration (px)"),
-    ("overlap_adu", "overlaps (ADU)"), ("noise_adu", "noise (ADU)"), ("levels_adu", "levels against direct (ADU)"),
-    ("flux_percent", "star fluxes against direct (%)"), ("flux_scatter_percent", "their scatter (%)"),
-    ("peak_mb", "peak (MB)"), ("planned_mb", "planned (MB)"), ("seconds", "time (s)"),
-    ("resumed_seconds", "again (s)"), ("same_again", "same bits again"),
+DEMO_FRAMES_PER_PANEL = 12
+CARD_BYTES = 8 << 30
+SIMULATED_CARD = Path(__file__).resolve().parent.parent / "tests" / "gpu"
+# Heading, and the value of a row; columns that no row has are left out.
+COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("route", lambda r: r["route"]),
+    ("tiles", lambda r: str(r["tiles"])),
+    ("registration (px)", lambda r: _number(r["registration_px"])),
+    ("overlaps (ADU)", lambda r: _number(r["overlap_adu"])),
+    ("noise (ADU)", lambda r: _number(r["noise_adu"])),
+    ("levels (ADU)", lambda r: _number(r["levels_adu"])),
+    ("star fluxes (%)", lambda r: _pair(r, "flux_percent", "flux_scatter_percent")),
+    ("differ (ppm)", lambda r: _number(r["differing_ppm"])),
+    ("sky (ADU)", lambda r: _number(r.get("sky_truth_adu"))),
+    ("worst seam (ADU)", lambda r: _number(r.get("seam_worst_adu"))),
+    ("fluxes (of noise)", lambda r: _number(r.get("flux_noise"))),
+    ("noise (of best)", lambda r: _number(r.get("noise_of_best"))),
+    ("outliers (ppm)", lambda r: _number(r.get("outliers_ppm"))),
+    ("trails left", lambda r: r.get("trails", "-")),
+    ("peak / planned (MB)", lambda r: f"{r['peak_mb']:.0f} / {r['planned_mb']:.0f}"),
+    ("CPU, again (s)", lambda r: _whole(r["cpu_s"]) + ", " + _whole(r["again_cpu_s"])),
+    ("same bits again", lambda r: _yes(r["same_again"])),
+    ("on the card", lambda r: _card(r)),
 )  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    if value is None or not np.isfinite(value):
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def _whole(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def _yes(value: bool | None) -> str:
+    return "-" if value is None else "yes" if value else "no"
+
+
+def _pair(row: dict[str, Any], value: str, spread: str) -> str:
+    return f"{row[value]:+.2f} ± {row[spread]:.2f}"
+
+
+def _card(row: dict[str, Any]) -> str:
+    if row.get("card_share") is None:
+        return "-"
+    same = "" if row["card_same_missing"] else ", other pixels missing"
+    return f"{100 * row['card_share']:.0f} %, {row['card_difference']:.0e} of the noise{same}"
 
 
 def routes(night: Path, output: Path, batch: int, coverage: float) -> dict[str, tuple[Path, dict[str, Any]]]:
@@ -42,6 +87,7 @@ def routes(night: Path, output: Path, batch: int, coverage: float) -> dict[str, 
     }
     return {
         "direct": (night, {"route": "direct"}),
+        "mosaic-first": (night, {"route": "mosaic_first"}),
         "panels": (night, {"route": "panels"}),
         "sds": (night, {"route": "sds", **batches}),
         "sds, merged": (night, {"route": "sds", **batches, "inter_master_merge_enable": True}),
@@ -64,8 +110,19 @@ def _listed(night: Path, folder: Path) -> Path:
     return folder
 
 
-def run(source: Path, target: Path, settings: dict[str, Any]) -> float:
-    """Run in a process of its own; return the seconds it took.
+def on_simulated_card(queue: Any, source: str, target: str, config: dict[str, Any]) -> None:
+    """Run with the card of the tests, in this process."""
+    sys.path.insert(0, str(SIMULATED_CARD))
+    from simulated_device import SimulatedDevice
+
+    from zemosaic_core.gpu import device
+
+    with device.install(SimulatedDevice(CARD_BYTES)):
+        run_hierarchical_mosaic_process(queue, source, target, config=config)
+
+
+def run(source: Path, target: Path, settings: dict[str, Any], *, card: bool = False) -> float:
+    """Run in a process of its own; return the CPU seconds it and its processes took.
 
     Raises
     ------
@@ -74,13 +131,14 @@ def run(source: Path, target: Path, settings: dict[str, Any]) -> float:
     """
     spawn = multiprocessing.get_context("spawn")
     queue = spawn.Queue()
-    config = {"gpu_mode": "off", "save_variance": True, **settings}
-    worker = spawn.Process(
-        target=run_hierarchical_mosaic_process,
-        args=(queue, str(source), str(target)),
-        kwargs={"config": config},
+    config = {"gpu_mode": "require" if card else "off", "save_variance": True, **settings}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    arguments = (queue, str(source), str(target))
+    worker = (
+        spawn.Process(target=on_simulated_card, args=(*arguments, config))
+        if card
+        else spawn.Process(target=run_hierarchical_mosaic_process, args=arguments, kwargs={"config": config})
     )
-    start = time.perf_counter()
     worker.start()
     last: tuple[Any, ...] = ("",)
     while last[0] not in ("PROCESS_DONE", "PROCESS_ERROR"):
@@ -88,93 +146,62 @@ def run(source: Path, target: Path, settings: dict[str, Any]) -> float:
     worker.join()
     if worker.exitcode != 0:
         raise RuntimeError(f"{target.name}: {last}")
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-class Mosaic:
-    """A finished mosaic: its green or only plane, and what the report says."""
-
-    def __init__(self, folder: Path) -> None:
-        self.report = json.loads((folder / "run_report.json").read_text(encoding="utf-8"))
-        with fits.open(self.report["outputs"]["science"]) as hdus:
-            planes = hdus[0].data.astype(np.float32)
-            self.wcs = WCS(hdus[0].header).celestial
-        self.bits = planes.tobytes()
-        self.image = np.ascontiguousarray(planes[len(planes) // 2] if planes.ndim == 3 else planes)
-        variance = fits.getdata(self.report["outputs"]["variance"])
-        self.noise = float(
-            np.sqrt(np.nanmedian(variance[len(variance) // 2] if variance.ndim == 3 else variance))
-        )
-
-    def on(self, other: Mosaic) -> np.ndarray:
-        """Return this picture on the pixels of another of the same lattice; NaN beside it."""
-        dx, dy = np.rint(self.wcs.wcs.crpix - other.wcs.wcs.crpix).astype(int)
-        height, width = other.image.shape
-        out = np.full((height, width), np.nan, np.float32)
-        y, x = np.arange(height) + dy, np.arange(width) + dx
-        rows, columns = (y >= 0) & (y < self.image.shape[0]), (x >= 0) & (x < self.image.shape[1])
-        out[np.ix_(rows, columns)] = self.image[np.ix_(y[rows], x[columns])]
-        return out
+def made(source: Path, target: Path, settings: dict[str, Any], once: bool) -> tuple[Mosaic, dict[str, Any]]:
+    """Return the mosaic of a route and what it cost; made, and made again, unless it is there already."""
+    note = target / "cost.json"
+    if note.is_file():
+        return Mosaic(target), json.loads(note.read_text(encoding="utf-8"))
+    cpu_s = run(source, target, settings)
+    mosaic = Mosaic(target)
+    report = mosaic.report
+    cost: dict[str, Any] = {"cpu_s": cpu_s, "again_cpu_s": None, "same_again": None}
+    if not once:
+        cost["again_cpu_s"] = run(source, target, settings)
+        again = Mosaic(target)
+        cost["same_again"] = again.bits == mosaic.bits
+        mosaic = again
+    cost["peak_mb"] = max(report["peak_bytes"], mosaic.report["peak_bytes"]) / 1e6
+    cost["planned_mb"] = report["planned_peak_bytes"] / 1e6
+    note.write_text(json.dumps(cost), encoding="utf-8")
+    return mosaic, cost
 
 
-def _fluxes(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    mask = ~np.isfinite(image)
-    filled = np.ascontiguousarray(np.where(mask, 0, image), np.float32)
-    flux, _, flag = sep.sum_circle(filled, x, y, APERTURE_PX, mask=mask, bkgann=SKY_PX)
-    return np.where(flag == 0, flux, np.nan)
+def on_card(source: Path, target: Path, settings: dict[str, Any]) -> Mosaic:
+    """Return the mosaic of a route by the simulated card, made unless it is there already."""
+    if not (target / "cost.json").is_file():
+        cpu_s = run(source, target, settings, card=True)
+        (target / "cost.json").write_text(json.dumps({"cpu_s": cpu_s}), encoding="utf-8")
+    return Mosaic(target)
 
 
-def compared(mosaic: Mosaic, direct: Mosaic) -> dict[str, float]:
-    """Return how levels and fluxes of stars differ from those of the route direct."""
-    image = mosaic.on(direct)
-    difference = image - direct.image
-    height, width = (side // BLOCK_PX * BLOCK_PX for side in difference.shape)
-    cells = difference[:height, :width].reshape(height // BLOCK_PX, BLOCK_PX, width // BLOCK_PX, BLOCK_PX)
-    whole = np.isfinite(cells).mean(axis=(1, 3)) > 0.9
-    with np.errstate(all="ignore"):
-        medians = np.nanmedian(cells, axis=(1, 3))[whole]
-    sky = float(np.nanmedian(direct.image))
-    found = sep.extract(np.nan_to_num(direct.image - sky), 30.0, err=direct.noise, minarea=5)
-    bright = found[np.argsort(-found["flux"])][20:220]
-    ratio = _fluxes(image, bright["x"], bright["y"]) / _fluxes(direct.image, bright["x"], bright["y"])
-    ratio = ratio[np.isfinite(ratio)]
-    spread = 1.4826 * np.median(np.abs(ratio - np.median(ratio))) if len(ratio) else np.nan
-    return {
-        "levels_adu": float(np.std(medians)) if len(medians) else np.nan,
-        "flux_percent": 100 * (float(np.median(ratio)) - 1) if len(ratio) else np.nan,
-        "flux_scatter_percent": 100 * float(spread),
-    }
-
-
-def facts(name: str, mosaic: Mosaic, direct: Mosaic, cost: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of the table."""
+def facts(name: str, mosaic: Mosaic, direct: Mosaic, truth: GlowNight | None) -> dict[str, Any]:
+    """Return what a row of the table says of a mosaic."""
     report = mosaic.report
     residuals = [frame["registration"]["rms_px"] for frame in report["frames"]]
+    known = [r for r in residuals if r is not None]
     overlaps = [pair["rms_after_adu"] for pair in report["photometry"]["overlaps"]]
     return {
         "route": name,
         "tiles": len(report["tiles"]),
         "frames": report["frames_used"],
-        "registration_px": float(np.median([r for r in residuals if r is not None])),
+        "registration_px": float(np.median(known)) if known else None,
         "overlap_adu": float(np.median(overlaps)) if overlaps else None,
         "noise_adu": mosaic.noise,
         **compared(mosaic, direct),
-        "peak_mb": report["peak_bytes"] / 1e6,
-        "planned_mb": report["planned_peak_bytes"] / 1e6,
-        **cost,
+        **({} if truth is None else against_truth(mosaic, truth)),
     }
 
 
-def _text(value: Any) -> str:
-    match value:
-        case None:
-            return "-"
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}"
-        case _:
-            return str(value)
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    cells = [[text(row) for _, text in COLUMNS] for row in rows]
+    shown = [i for i in range(len(COLUMNS)) if any(line[i] != "-" for line in cells)]
+    lines = ["| " + " | ".join(COLUMNS[i][0] for i in shown) + " |", "|" + "---|" * len(shown)]
+    return lines + ["| " + " | ".join(line[i] for i in shown) + " |" for line in cells]
 
 
 def main() -> None:
@@ -182,42 +209,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("night", type=Path)
-    parser.add_argument("output", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="[NIGHT] OUTPUT")
+    parser.add_argument("--demo", action="store_true", help="the night of the demo, written into OUTPUT/demo")
     parser.add_argument("--batch", type=int, default=4, help="frames aimed at in a batch of SDS")
     parser.add_argument("--coverage", type=float, default=0.92, help="share of the field that a batch covers")
     parser.add_argument("--once", action="store_true", help="no second run into the same folder")
+    parser.add_argument("--card", action="store_true", help="each route on the simulated card, too")
     options = parser.parse_args()
+    if len(options.folders) != (1 if options.demo else 2):
+        parser.error("OUTPUT with --demo, else NIGHT and OUTPUT")
+    output, truth = options.folders[-1], None
+    if options.demo:
+        night = prepare_demo(output / "demo", DEMO_FRAMES_PER_PANEL, lambda *_, **__: None)
+        truth = truth_of_demo(night, DEMO_FRAMES_PER_PANEL)
+    else:
+        night = options.folders[0]
     rows: list[dict[str, Any]] = []
     direct: Mosaic | None = None
-    for name, (source, settings) in routes(
-        options.night, options.output, options.batch, options.coverage
-    ).items():
-        target = options.output / name.replace(",", "").replace(" ", "_")
-        note = target / "cost.json"
-        if note.is_file():
-            cost = json.loads(note.read_text(encoding="utf-8"))
-            mosaic = Mosaic(target)
-        else:
-            seconds = run(source, target, settings)
-            mosaic = Mosaic(target)
-            first = mosaic.report, mosaic.bits
-            cost: dict[str, Any] = {"seconds": seconds, "resumed_seconds": None, "same_again": None}
-            if not options.once:
-                cost["resumed_seconds"] = run(source, target, settings)
-                mosaic = Mosaic(target)
-                cost["same_again"] = first[1] == mosaic.bits
-            cost["first_peak"] = first[0]["peak_bytes"]
-            note.write_text(json.dumps(cost), encoding="utf-8")
-        mosaic.report["peak_bytes"] = max(mosaic.report["peak_bytes"], cost.pop("first_peak"))
+    for name, (source, settings) in routes(night, output, options.batch, options.coverage).items():
+        folder = name.replace(",", "").replace(" ", "_")
+        mosaic, cost = made(source, output / folder, settings, options.once)
         direct = direct or mosaic
-        rows.append(facts(name, mosaic, direct, cost))
-        print(json.dumps(rows[-1]), flush=True)
-    (options.output / "routes.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    print("| " + " | ".join(title for _, title in COLUMNS) + " |")
-    print("|" + "---|" * len(COLUMNS))
-    for row in rows:
-        print("| " + " | ".join(_text(row[key]) for key, _ in COLUMNS) + " |")
+        row = {**facts(name, mosaic, direct, truth), **cost}
+        if options.card:
+            row |= difference_of_bodies(on_card(source, output / f"{folder}_card", settings), mosaic)
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    (output / "routes.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    print("\n".join(table(rows)))
 
 
 if __name__ == "__main__":

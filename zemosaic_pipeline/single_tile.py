@@ -13,8 +13,10 @@ from astropy.wcs import WCS
 
 from zemosaic_core.errors import RunFailed
 from zemosaic_io.stack_plan import PlannedFrame, StackPlan
-from zemosaic_pipeline.events import Reporter
+from zemosaic_io.tile_tools import AltAzWish, crop_file, cropped_name
+from zemosaic_pipeline.events import Message, Reporter
 from zemosaic_pipeline.runner import Selection, run_classic
+from zemosaic_pipeline.tile_plan import tile_checks
 from zemosaic_settings import Settings
 
 __all__ = ["make_single_tile"]
@@ -26,6 +28,7 @@ def make_single_tile(
     settings: Settings,
     report: Reporter,
     known_wcs: Mapping[str, Mapping[str, Any]],
+    tile_id: int,
 ) -> WCS:
     """Stack frames into one tile.
 
@@ -37,6 +40,8 @@ def make_single_tile(
         The tile; its folder is made where it is missing.
     known_wcs : mapping
         FITS cards of a WCS by path, of frames whose files have none.
+    tile_id : int
+        What messages call it.
 
     Returns
     -------
@@ -61,9 +66,38 @@ def make_single_tile(
     )
     with tempfile.TemporaryDirectory(prefix=".zemosaic_tile_", dir=target.parent) as work:
         asked = settings.updated(
-            {"input_dir": str(there[0].parent), "output_dir": work, "route": "direct", "resume": "off"}
+            {
+                "input_dir": str(there[0].parent),
+                "output_dir": work,
+                "route": "direct",
+                "resume": "off",
+                # A run keeps its tiles whole and cuts what it joins; here the tile itself is what is asked for.
+                "quality_crop_enabled": False,
+                "altaz_cleanup_enabled": False,
+            }
         )
         result = run_classic(asked, report, selection=Selection(known_wcs=known_wcs, listed=listed))
         tile = max(result.report["tiles"], key=lambda row: len(row["frames"]))
-        os.replace(tile["path"], target)
+        os.replace(_trimmed(Path(tile["path"]), tile_id, settings, report), target)
     return WCS(fits.getheader(target), naxis=2)
+
+
+def _trimmed(tile: Path, tile_id: int, settings: Settings, report: Reporter) -> Path:
+    """Return the tile, or a copy beside it without bad edges and thin corners where that is wished."""
+    wished = tile_checks(settings)
+    if wished.crop is None and wished.altaz is None:
+        return tile
+    altaz = None if wished.altaz is None else AltAzWish(wished.altaz, alpha=settings.altaz_export_alpha_fits)
+    cut = cropped_name(tile)
+    facts = crop_file(tile, cut, wished.crop, altaz)
+    y0, y1, x0, x1 = facts["box"]
+    if wished.crop is not None:
+        kept = round(100 * (y1 - y0) * (x1 - x0) / facts["pixels"], 1)
+        report(Message(f"tile_{facts['reason']}", "INFO", {"tile": tile_id, "kept": kept}))
+    if altaz is not None:
+        report(
+            Message(
+                "tile_altaz_masked", "INFO", {"tile": tile_id, "percent": round(100 * facts["masked"], 1)}
+            )
+        )
+    return cut

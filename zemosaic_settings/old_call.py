@@ -8,7 +8,7 @@ from typing import Any
 
 from zemosaic_core.errors import SettingsError
 
-__all__ = ["POSITIONS", "OldCall", "read_call", "with_callback_place"]
+__all__ = ["POSITIONS", "TILE_POSITIONS", "OldCall", "read_call", "read_tile_call", "with_callback_place"]
 
 _CALLBACK = "progress_callback"
 # The order of versions 4.1 and 4.5, in which names of options may end in `_config`.
@@ -113,6 +113,59 @@ POSITIONS = tuple(
         "early_filter_enabled",
     ]
 )
+# What follows the group, its number and its folder in `create_master_tile` of version 4.1.
+TILE_POSITIONS = (
+    "stack_norm_method",
+    "stack_weight_method",
+    "stack_reject_algo",
+    "stack_kappa_low",
+    "stack_kappa_high",
+    "parsed_winsor_limits",
+    "stack_final_combine",
+    "poststack_equalize_rgb",
+    "apply_radial_weight",
+    "radial_feather_fraction",
+    "radial_shape_power",
+    "min_radial_weight_floor",
+    "quality_crop_enabled",
+    "quality_crop_band_px",
+    "quality_crop_k_sigma",
+    "quality_crop_margin_px",
+    "quality_crop_min_run",
+    "altaz_cleanup_enabled",
+    "altaz_margin_percent",
+    "altaz_decay",
+    "altaz_nanize",
+    "quality_gate_enabled",
+    "quality_gate_threshold",
+    "quality_gate_edge_band_px",
+    "quality_gate_k_sigma",
+    "quality_gate_erode_px",
+    "quality_gate_move_rejects",
+    "astap_exe_path_global",
+    "astap_data_dir_global",
+    "astap_search_radius_global",
+    "astap_downsample_global",
+    "astap_sensitivity_global",
+    "astap_timeout_seconds_global",
+    "winsor_pool_workers",
+    "winsor_max_frames_per_pass",
+    "progress_callback",
+    "resource_strategy",
+    "center_out_context",
+    "center_out_settings",
+    "center_out_rank",
+)
+# Version 4.0 had none of these: quality_crop_min_run to quality_gate_move_rejects.
+_NEW_IN_4_1 = slice(16, 27)
+# Solving has a limit of its own; memory is planned; no tile is an anchor for others.
+_TILE_WITHOUT_MEANING = (
+    "astap_timeout_seconds_global",
+    "resource_strategy",
+    "center_out_context",
+    "center_out_settings",
+    "center_out_rank",
+)
 _SOLVER = ("solver_settings", "solver_settings_dict")
 # The filter is asked for by whoever wants it, before a run.
 _WITHOUT_MEANING = ("skip_filter_ui", "filter_invoked", "early_filter_enabled", "intertile_force_safe_mode")
@@ -120,6 +173,12 @@ _WITHOUT_MEANING = ("skip_filter_ui", "filter_invoked", "early_filter_enabled", 
 _RENAMED = {
     "astap_sensitivity": "astap_default_sensitivity",
     "astap_sensitivity_config": "astap_default_sensitivity",
+    "astap_exe_path_global": "astap_exe_path",
+    "astap_data_dir_global": "astap_data_dir_param",
+    "astap_search_radius_global": "astap_search_radius",
+    "astap_downsample_global": "astap_downsample",
+    "astap_sensitivity_global": "astap_default_sensitivity",
+    "winsor_pool_workers": "winsor_worker_limit",
 }
 # What the filter dialog of version 4 said of options, under the names of these.
 _OF_FILTER = (
@@ -165,24 +224,7 @@ def read_call(positional: Sequence[Any], keywords: Mapping[str, Any]) -> OldCall
     SettingsError
         There are more arguments than version 4 had, or one is given twice.
     """
-    names = POSITIONS[2:]
-    if len(positional) > len(names):
-        raise SettingsError(
-            "error_old_call_arguments",
-            f"{len(positional) + 2} arguments were given; there are {len(names) + 2}",
-            given=len(positional) + 2,
-            allowed=len(names) + 2,
-        )
-    by_place = dict(zip(names, positional, strict=False))
-    plain = {name.removesuffix("_config"): name for name in keywords}
-    for name in by_place:
-        if name in plain:
-            raise SettingsError(
-                "error_old_call_twice",
-                f"{plain[name]} is given twice, by its place and by name",
-                option=plain[name],
-            )
-    given = {**by_place, **keywords}
+    given = _named(POSITIONS[2:], positional, keywords, n_before=2)
     callback = given.pop(_CALLBACK, None)
     solver: dict[str, Any] = {}
     for name in _SOLVER:
@@ -210,6 +252,57 @@ def read_call(positional: Sequence[Any], keywords: Mapping[str, Any]) -> OldCall
         bool(chosen.get("filter_cancelled")),
         callback,
     )
+
+
+def read_tile_call(group: Sequence[Any], positional: Sequence[Any], keywords: Mapping[str, Any]) -> OldCall:
+    """Read the arguments of `create_master_tile`: the group, and what follows the folder.
+
+    Parameters
+    ----------
+    group : sequence
+        Paths, or mappings with ``path_raw`` (or ``path``) and perhaps ``wcs``.
+    positional : sequence
+        In the order of version 4.1, see `TILE_POSITIONS`, or of 4.0, which had its callback eleven places before.
+    keywords : mapping
+
+    Raises
+    ------
+    SettingsError
+        As `read_call`.
+    """
+    names = list(TILE_POSITIONS)
+    before = names[: _NEW_IN_4_1.start] + names[_NEW_IN_4_1.stop :]
+    place = before.index(_CALLBACK)
+    # In 4.1 a number stands here.
+    if len(positional) > place and (positional[place] is None or callable(positional[place])):
+        names = before
+    given = _named(names, positional, keywords, n_before=3)
+    for name in _TILE_WITHOUT_MEANING:
+        given.pop(name, None)
+    return read_call((), {**given, "filtered_header_items": list(group)})
+
+
+def _named(
+    names: Sequence[str], positional: Sequence[Any], keywords: Mapping[str, Any], *, n_before: int
+) -> dict[str, Any]:
+    """Return all arguments by name; ``n_before`` others were given before those that have a place here."""
+    if len(positional) > len(names):
+        raise SettingsError(
+            "error_old_call_arguments",
+            f"{len(positional) + n_before} arguments were given; there are {len(names) + n_before}",
+            given=len(positional) + n_before,
+            allowed=len(names) + n_before,
+        )
+    by_place = dict(zip(names, positional, strict=False))
+    plain = {name.removesuffix("_config"): name for name in keywords}
+    for name in by_place:
+        if name in plain:
+            raise SettingsError(
+                "error_old_call_twice",
+                f"{plain[name]} is given twice, by its place and by name",
+                option=plain[name],
+            )
+    return {**by_place, **keywords}
 
 
 def with_callback_place(positional: Sequence[Any]) -> list[Any]:

@@ -17,7 +17,8 @@ from zemosaic_core.errors import Cancelled, SettingsError
 from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline.listed_frames import frames_with_known_wcs
 from zemosaic_pipeline.records import Frame
-from zemosaic_settings.old_call import POSITIONS
+from zemosaic_settings import Settings, canonical_values
+from zemosaic_settings.old_call import POSITIONS, TILE_POSITIONS, read_tile_call
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipeline"))
 from made_frames import base_cards, field_sky, pointings, write, write_all
@@ -49,9 +50,11 @@ def test_a_single_master_tile(group, tmp_path):
         told.append((key, level))
 
     before = [Path(item["path_raw"]).read_bytes() for item in group]
+    # As version 4.1 did it, everything by position.
     (path, wcs), retry = zemosaic_worker.create_master_tile(
-        group, 7, str(tmp_path / "tiles"), stack_reject_algo="kappa_sigma", stack_kappa_low=2.5,
-        poststack_equalize_rgb=False, progress_callback=callback, **QUICK,
+        group, 7, str(tmp_path / "tiles"), "linear_fit", "noise_variance", "kappa_sigma", 2.5, 3.0, (0.05, 0.05),
+        "mean", False, False, 0.8, 2.0, 0.0, True, 16, 2.0, 4, 2, True, 5.0, 0.15, True, False, 0.48, 64, 2.5, 3,
+        False, "", "", 3.0, 2, 100, 180, 1, 0, callback, {"cap": 50}, None, None, None, **QUICK,
     )  # fmt: skip
     assert retry == []
     assert Path(path) == tmp_path / "tiles" / "master_tile_007.fits"
@@ -69,6 +72,9 @@ def test_a_single_master_tile(group, tmp_path):
     assert [entry.name for entry in (tmp_path / "tiles").iterdir()] == ["master_tile_007.fits"]
     assert before == [Path(item["path_raw"]).read_bytes() for item in group]
     assert any("PHASE_UPDATE" in str(key) for key, _ in told)
+    # It was cut and masked, as asked.
+    assert {key for key, _ in told} & {"tile_crop_edges", "tile_crop_nothing", "tile_crop_refused"}
+    assert "tile_altaz_masked" in {key for key, _ in told}
     told.clear()
     nothing = zemosaic_worker.create_master_tile(["/nowhere.fit"], 1, tmp_path, progress_callback=callback)
     assert nothing == ((None, None), [])
@@ -116,6 +122,33 @@ def test_a_run_by_position_reaches_the_same_settings(monkeypatch, tmp_path):
         )
     with pytest.raises(SettingsError):
         zemosaic_worker.run_hierarchical_mosaic(tmp_path, tmp_path / "out", *[None] * 96)
+
+
+def test_the_arguments_of_a_tile_by_position():
+    """By the callback it shows which version a call was written for."""
+    common = ["none", "none", "kappa_sigma", 2.5, 3.0, (0.1, 0.1), "mean", False, True, 0.7, 3.0, 0.1]
+    new = [2, True, 5.0, 0.15, True, True, 0.5, 64, 2.5, 3, False]
+    last = ["/astap", "/stars", 3.5, 4, 100, 180, 6, 32, print, {"cap": 50}, None, {}, 1]
+    for given in ([*common, True, 24, 2.5, 4, *last], [*common, True, 24, 2.5, 4, *new, *last]):
+        call = read_tile_call([{"path_raw": "/a.fit"}], given, {"use_gpu_phase5": False})
+        assert call.progress_callback is print
+        assert call.selection == {"frame_selection": ["/a.fit"]}
+        found = Settings.from_mapping(canonical_values(call.options)[0])
+        assert (found.stacking_kappa_low, found.quality_crop_band_px, found.radial_shape_power) == (
+            2.5,
+            24,
+            3.0,
+        )
+        assert (found.astap_executable_path, found.astap_default_search_radius) == ("/astap", 3.5)
+        assert (found.winsor_worker_limit, found.winsor_max_frames_per_pass) == (6, 32)
+        assert (found.quality_gate_enabled, found.use_gpu_phase5) == (len(given) > 35, False)
+    # Each has its name, too.
+    named = read_tile_call([], [], dict(zip(TILE_POSITIONS, given, strict=True)))
+    assert named.options | {"use_gpu_phase5": False} == call.options
+    with pytest.raises(SettingsError):
+        read_tile_call([], [None] * 41, {})
+    with pytest.raises(SettingsError):
+        read_tile_call([], common, {"stack_kappa_low": 2.0})
 
 
 def test_the_signatures_take_what_version_4_gave():

@@ -151,22 +151,29 @@ def run(source: Path, target: Path, settings: dict[str, Any], *, card: bool = Fa
 
 
 def made(source: Path, target: Path, settings: dict[str, Any], once: bool) -> tuple[Mosaic, dict[str, Any]]:
-    """Return the mosaic of a route and what it cost; made, and made again, unless it is there already."""
+    """Return the mosaic of a route and what it cost; made, and unless ``once`` made again, where it is not yet."""
     note = target / "cost.json"
     if note.is_file():
-        return Mosaic(target), json.loads(note.read_text(encoding="utf-8"))
-    cpu_s = run(source, target, settings)
+        cost: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+    else:
+        cpu_s = run(source, target, settings)
+        report = Mosaic(target).report
+        cost = {
+            "cpu_s": cpu_s,
+            "again_cpu_s": None,
+            "same_again": None,
+            "peak_mb": report["peak_bytes"] / 1e6,
+            "planned_mb": report["planned_peak_bytes"] / 1e6,
+        }
+        note.write_text(json.dumps(cost), encoding="utf-8")
     mosaic = Mosaic(target)
-    report = mosaic.report
-    cost: dict[str, Any] = {"cpu_s": cpu_s, "again_cpu_s": None, "same_again": None}
-    if not once:
+    if not once and cost["again_cpu_s"] is None:
         cost["again_cpu_s"] = run(source, target, settings)
         again = Mosaic(target)
         cost["same_again"] = again.bits == mosaic.bits
+        cost["peak_mb"] = max(cost["peak_mb"], again.report["peak_bytes"] / 1e6)
+        note.write_text(json.dumps(cost), encoding="utf-8")
         mosaic = again
-    cost["peak_mb"] = max(report["peak_bytes"], mosaic.report["peak_bytes"]) / 1e6
-    cost["planned_mb"] = report["planned_peak_bytes"] / 1e6
-    note.write_text(json.dumps(cost), encoding="utf-8")
     return mosaic, cost
 
 

@@ -24,6 +24,7 @@ from PySide6.QtWidgets import (
 )
 
 from zemosaic_core.errors import SaveFailed, SettingsError
+from zemosaic_io.folders import is_frame_name
 from zemosaic_io.headers import FrameInfo
 from zemosaic_settings import Settings
 from zemosaic_ui.filter_model import METRICS, FilterModel, FrameRow
@@ -42,6 +43,7 @@ REFRESH_MS = 60
 # While thousands of headers stream in, redrawing table and sky more often would only slow them down.
 STREAM_REFRESH_MS = 450
 ROUTES_AFTER_MS = 900
+SURVEY_AFTER_MS = 500
 
 
 class FilterQtDialog(QDialog):
@@ -157,6 +159,10 @@ class FilterQtDialog(QDialog):
         self._route_timer.setSingleShot(True)
         self._route_timer.setInterval(ROUTES_AFTER_MS)
         self._route_timer.timeout.connect(self.ask_routes)
+        self._survey_timer = QTimer(self)
+        self._survey_timer.setSingleShot(True)
+        self._survey_timer.setInterval(SURVEY_AFTER_MS)
+        self._survey_timer.timeout.connect(self._survey_again)
         self._plan_timer = QTimer(self)
         self._plan_timer.setInterval(60)
         self._plan_timer.timeout.connect(self._on_plan_tick)
@@ -167,10 +173,17 @@ class FilterQtDialog(QDialog):
     # ------------------------------------------------------------------ survey, measuring, solving
 
     def start_survey(self) -> None:
-        """Read the headers in the background."""
+        """Read the headers of frames and finished stacks in the background."""
         form = self.session.form
+        self._message = ""
         self.survey_job.start(
-            "survey", self.folder, form["output_dir"], recursive=form["scan_recursive"], files=self.files
+            "survey",
+            self.folder,
+            form["output_dir"],
+            recursive=form["scan_recursive"],
+            files=self.files,
+            only_stacks=form["use_existing_master_tiles"],
+            stacks_dir=form["tiles_dir"].strip(),
         )
         self._show_status()
 
@@ -195,7 +208,7 @@ class FilterQtDialog(QDialog):
         wanted = [
             row.info
             for i, row in enumerate(self.frames.rows)
-            if row.info is not None and self.frames.kept[i] and np.isnan(stars[i])
+            if _can_be_read(row) and self.frames.kept[i] and np.isnan(stars[i])
         ]
         self._start_work("measure", wanted)
 
@@ -204,7 +217,7 @@ class FilterQtDialog(QDialog):
         placed = self.frames.has_place
         rows = self.frames.rows
         wanted = [
-            r.path for i, r in enumerate(rows) if r.info is not None and self.frames.kept[i] and not placed[i]
+            r.path for i, r in enumerate(rows) if _can_be_read(r) and self.frames.kept[i] and not placed[i]
         ]
         self._start_work("solve", wanted)
 
@@ -309,10 +322,11 @@ class FilterQtDialog(QDialog):
             settings = self.session.form.settings()
         except SettingsError:
             return  # the field says what is wrong
-        infos = [self.frames.rows[int(i)].info for i in np.flatnonzero(self.frames.kept)]
+        kept = [self.frames.rows[int(i)] for i in np.flatnonzero(self.frames.kept)]
         self.route_job.start(
             "zemosaic_ui.route_costs:compare_routes",
-            [info for info in infos if info is not None],
+            [row.info for row in kept if not row.is_stack],
+            [row.info for row in kept if row.is_stack],
             {**settings.to_mapping(), "input_dir": self.folder},
             preview.canvas_hw,
             self._groups_by_hand(),
@@ -331,8 +345,18 @@ class FilterQtDialog(QDialog):
         rows = self.frames.rows
         return [[rows[i].path for i in group] for group in self.frames.result().groups]
 
-    def _on_form_changed(self, _key: str) -> None:
+    def _on_form_changed(self, key: str) -> None:
+        if key in ("use_existing_master_tiles", "tiles_dir"):
+            # Other files are looked at now. A path is typed letter by letter.
+            self._survey_timer.start()
         self.ask_preview()
+
+    def _survey_again(self) -> None:
+        self.stop_work()
+        self.frames.clear()
+        # At once: what is drawn meanwhile asks for files that are known no more.
+        self.refresh()
+        self.start_survey()
 
     def _show_counts(self) -> None:
         text = self.session.texts
@@ -371,6 +395,8 @@ class FilterQtDialog(QDialog):
     def overrides(self) -> dict[str, Any]:
         """Return everything the run should know about the choice."""
         result, rows, form = self.frames.result(), self.frames.rows, self.session.form
+        kept = [rows[i] for i in result.kept]
+        stacks = [row.path for row in kept if row.is_stack]
         groups = self._groups_by_hand()
         keys = (
             "route",
@@ -384,7 +410,8 @@ class FilterQtDialog(QDialog):
         )
         return {
             **{key: form[key] for key in keys},
-            "frame_selection": [rows[i].path for i in result.kept],
+            "frame_selection": [row.path for row in kept if not row.is_stack] or stacks,
+            "tile_selection": stacks if self.frames.is_stack.any() else None,
             "frame_groups": groups or None,
             "preplan_master_groups": groups,
             "filter_auto_group": bool(groups),
@@ -455,6 +482,7 @@ class FilterQtDialog(QDialog):
         self.work_job.cancel()
         self.route_job.cancel()
         self._route_timer.stop()
+        self._survey_timer.stop()
         self._plan_timer.stop()
         self._refresh_timer.stop()
         self.plan.close()
@@ -464,6 +492,11 @@ class FilterQtDialog(QDialog):
         """Closing the window is the same as cancelling."""
         self.reject()
         event.accept()
+
+
+def _can_be_read(row: FrameRow) -> bool:
+    """Whether the pixels of a file can be looked at here: stacks that are no FITS files only in a run."""
+    return row.info is not None and is_frame_name(Path(row.path).name)
 
 
 def _item(index: int, frame: FrameRow) -> dict[str, Any]:
@@ -531,8 +564,9 @@ def launch_filter_interface_qt(
         ``center`` is (RA, Dec) in degrees, ``header`` and ``wcs`` are mappings of card names to values.
     accepted : bool
     overrides : dict
-        Settings of route, tiles and grouping, ``frame_selection``, ``frame_groups``, ``preplan_master_groups``,
-        ``sds_mode``, ``filter_excluded_indices``, ``resolved_wcs_count``, ``filter_cancelled``.
+        Settings of route, tiles and grouping, ``frame_selection``, ``tile_selection`` (finished stacks; None where
+        there are none), ``frame_groups``, ``preplan_master_groups``, ``sds_mode``, ``filter_excluded_indices``,
+        ``resolved_wcs_count``, ``filter_cancelled``.
     """
     app = QApplication.instance() or QApplication(sys.argv[:1])
     session = open_session(ThemeSwitch(app))

@@ -374,10 +374,14 @@ class ZeMosaicQtMainWindow(QMainWindow):
             if key in form.fields:
                 form.set(key, value)
         config = {key: overrides[key] for key in ("frame_selection", "frame_groups") if overrides.get(key)}
+        stacks = overrides.get("tile_selection")
+        if stacks is not None:
+            # None of them is a choice, too.
+            config["tile_selection"] = stacks
         self.filter_choice = {
             "folder": folder,
             "config": config,
-            "kept": len(overrides.get("frame_selection") or ()),
+            "kept": len({*(overrides.get("frame_selection") or ()), *(stacks or ())}),
             "excluded": len(overrides.get("filter_excluded_indices") or ()),
         }
         self._show_filter_note()
@@ -402,7 +406,10 @@ class ZeMosaicQtMainWindow(QMainWindow):
             self.session.texts.set_language(form["language"])
         elif key == "qt_theme_mode":
             self.session.themes.set_mode(form["qt_theme_mode"])
-        elif key == "input_dir" and self.filter_choice and self.filter_choice["folder"] != form["input_dir"]:
+        elif self.filter_choice and (
+            (key == "input_dir" and self.filter_choice["folder"] != form["input_dir"])
+            or key in ("use_existing_master_tiles", "tiles_dir")
+        ):
             self.clear_filter()
 
     # ------------------------------------------------------------------ words and colours

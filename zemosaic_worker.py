@@ -147,7 +147,7 @@ def run_hierarchical_mosaic(
     progress_callback : callable, optional
         ``(key, progress, level, **values)`` for messages, ``(stage, done, total)`` for progress.
     config : mapping, optional
-        Settings by key, and ``frame_selection`` / ``frame_groups`` from the filter.
+        Settings by key, and ``frame_selection`` / ``tile_selection`` / ``frame_groups`` from the filter.
     cancel_event : optional
         Anything with ``is_set()``; a set event stops the run at the next item.
     reporter : callable, optional

@@ -77,6 +77,8 @@ class Selection:
     """Frames and groups the user chose by hand; empty means: take all, group by position."""
 
     frames: tuple[str, ...] = ()
+    tiles: tuple[str, ...] | None = None
+    """Finished stacks that take part; None: those among the frames where there are no frames, else all."""
     groups: tuple[tuple[str, ...], ...] = ()
     known_wcs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """FITS cards of a WCS by path, of frames whose files have none."""
@@ -85,11 +87,18 @@ class Selection:
     gpu_asked_by: str = ""
     """Text key of who chose whether the graphics card is used; empty: the settings."""
 
+    @property
+    def has_no_frames(self) -> bool:
+        """Whether every frame that was chosen is a finished stack."""
+        return bool(self.tiles) and bool(self.frames) and set(self.frames) <= set(self.tiles or ())
+
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> Selection:
-        """Read ``frame_selection`` and ``frame_groups`` as the filter dialog gives them, and ``gpu_asked_by``."""
+        """Read ``frame_selection``, ``tile_selection`` and ``frame_groups`` of the filter, and ``gpu_asked_by``."""
+        tiles = config.get("tile_selection")
         return Selection(
             tuple(map(str, config.get("frame_selection") or ())),
+            None if tiles is None else tuple(map(str, tiles)),
             tuple(tuple(map(str, group)) for group in config.get("frame_groups") or ()),
             gpu_asked_by=str(config.get("gpu_asked_by") or ""),
         )
@@ -424,7 +433,7 @@ class _ClassicRun:
     def _survey(self, calibration: calibrate.CalibrationOptions) -> tuple[list[Frame], list[LeftOut]]:
         """Return the raw frames and what is left out; none where only stacks are wanted."""
         self.stacks_from = tile_intake.tile_folders(self.settings)
-        if self.stacks_from and not self.stacks_from.with_frames:
+        if self.stacks_from and (not self.stacks_from.with_frames or self.selection.has_no_frames):
             return [], []
         self.listed = self.selection.listed or listed_frames(self.settings)
         frames, refused = phase0_survey.run(
@@ -449,7 +458,7 @@ class _ClassicRun:
             recursive=self.settings.scan_recursive,
             first_index=len(raw),
             n_channels=raw[0].info.n_channels if raw else None,
-            selection=self._chosen() if not raw else None,
+            selection=self.selection.tiles if raw or self.selection.tiles is not None else self._chosen(),
         )
 
     def _refuse_small_disk(self, needed_bytes: int) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from zemosaic_pipeline.records import Frame, LeftOut
 from zemosaic_pipeline.sessions import mixture_text
 from zemosaic_settings import Settings
 
-__all__ = ["FOLDER", "TileFolders", "run", "survey", "tile_files", "tile_folders"]
+__all__ = ["FOLDER", "TileFolders", "look_at_stacks", "run", "survey", "tile_files", "tile_folders"]
 
 PHASE = "phase0_survey"
 FOLDER = "stacks"
@@ -141,26 +141,41 @@ def _read(path: Path, folder: Path) -> FrameInfo:
     return read_frame_info(path) if is_own_tile(path) else _normalised(path, folder)
 
 
+def look_at_stacks(paths: Iterable[Path]) -> Iterator[tuple[Path, FrameInfo | SkipItem]]:
+    """Yield each stack with what it is, under its own path, or why it cannot be used; nothing is kept."""
+    with tempfile.TemporaryDirectory(prefix="zemosaic_plan_") as work:
+        for path in paths:
+            # A header tells what planning needs; pictures without one are looked at.
+            if is_frame_name(path.name):
+                yield path, result_or_skip(path, read_frame_info, path)
+                continue
+            found = result_or_skip(path, _normalised, path, Path(work))
+            if isinstance(found, SkipItem):
+                yield path, found
+                continue
+            found.path.unlink()
+            yield path, replace(found, path=path)
+
+
 def survey(folders: TileFolders, *, recursive: bool, exclude: Path) -> tuple[list[FrameInfo], list[LeftOut]]:
     """Return what the stacks are, and what cannot be used, and keep nothing."""
     infos: list[FrameInfo] = []
     refused: list[LeftOut] = []
-    with tempfile.TemporaryDirectory(prefix="zemosaic_plan_") as work:
-        for folder in folders.folders:
-            for path in tile_files(folder, recursive=recursive, exclude=[exclude]):
-                # A header tells what planning needs; pictures without one are looked at.
-                look = is_frame_name(path.name)
-                found = (
-                    result_or_skip(path, read_frame_info, path)
-                    if look
-                    else result_or_skip(path, _normalised, path, Path(work))
-                )
-                if isinstance(found, SkipItem):
-                    values = {key: value for key, value in found.values.items() if key != "path"}
-                    refused.append(LeftOut(str(path), PHASE, found.key, values))
-                else:
-                    infos.append(found)
+    for path, found in look_at_stacks(_all_files(folders, recursive, exclude)):
+        if isinstance(found, SkipItem):
+            values = {key: value for key, value in found.values.items() if key != "path"}
+            refused.append(LeftOut(str(path), PHASE, found.key, values))
+        else:
+            infos.append(found)
     return infos, refused
+
+
+def _all_files(folders: TileFolders, recursive: bool, exclude: Path) -> list[Path]:
+    return [
+        path
+        for folder in folders.folders
+        for path in tile_files(folder, recursive=recursive, exclude=[exclude])
+    ]
 
 
 def _of_one_kind(infos: Sequence[FrameInfo], n_channels: int | None) -> int:
@@ -197,9 +212,7 @@ def run(
         No stack can be used.
     """
     make_folder(context.state_dir / FOLDER)
-    paths: list[Path] = []
-    for folder in folders.folders:
-        paths += tile_files(folder, recursive=recursive, exclude=[context.output_dir])
+    paths = _all_files(folders, recursive, context.output_dir)
     if selection is not None:
         chosen = {str(Path(path).resolve()) for path in selection}
         paths = [path for path in paths if str(path.resolve()) in chosen]

@@ -195,7 +195,7 @@ class OldCall:
     options : dict
         Options by name, with or without ``_config``; those of the solver settings come last.
     selection : dict
-        ``frame_selection`` and ``frame_groups`` as `run_hierarchical_mosaic` takes them.
+        ``frame_selection``, ``tile_selection`` and ``frame_groups`` as `run_hierarchical_mosaic` takes them.
     known_wcs : dict of str to object
         WCS objects by path, of frames whose files have none.
     cancelled : bool
@@ -348,6 +348,8 @@ def _selection(chosen: Mapping[str, Any], items: Any) -> tuple[dict[str, Any], d
     selection: dict[str, Any] = {}
     if frames:
         selection["frame_selection"] = frames
+    if chosen.get("tile_selection") is not None:
+        selection["tile_selection"] = [str(path) for path in chosen["tile_selection"]]
     if any(groups):
         selection["frame_groups"] = [group for group in groups if group]
     return selection, known

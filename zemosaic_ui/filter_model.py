@@ -26,7 +26,7 @@ from zemosaic_ui.sky_view import (
     quality_colours,
 )
 
-__all__ = ["COLUMNS", "METRICS", "FilterModel", "FilterResult", "FrameRow", "Rules"]
+__all__ = ["COLUMNS", "GROUP_OF_STACKS", "METRICS", "FilterModel", "FilterResult", "FrameRow", "Rules"]
 
 COLUMNS = (
     "file",
@@ -45,6 +45,9 @@ COLUMNS = (
 METRICS = {"stars": False, "fwhm": True, "elongation": True, "background": True}
 """Quality columns with a histogram -> whether low values are the good ones."""
 
+GROUP_OF_STACKS = -2
+"""Number of the block of the table in which finished stacks stand."""
+
 _FLOATS = ("exposure", "stars", "fwhm", "elongation", "background", "ra", "dec", "angle")
 
 
@@ -56,6 +59,8 @@ class FrameRow:
     ----------
     info : FrameInfo or None
         None when the file cannot be used at all; then ``refused_key`` says why.
+    is_stack : bool
+        A finished stack, which is a tile already; otherwise a frame.
     wcs : str
         ``header``, ``solved``, ``hint`` (only where the mount thinks it points) or ``none``.
     ra, dec : float
@@ -78,6 +83,7 @@ class FrameRow:
     instrument: str = ""
     refused_key: str = ""
     refused_values: dict[str, Any] = field(default_factory=dict)
+    is_stack: bool = False
 
 
 @dataclass
@@ -115,13 +121,19 @@ class FilterModel:
     """All frames of a folder and the choice among them."""
 
     def __init__(self) -> None:
-        self.rows: list[FrameRow] = []
         self.rules = Rules()
+        self._decided: dict[str, int] = {}
+        self._listeners: list[Callable[[str], None]] = []
+        self._empty()
+
+    def _empty(self) -> None:
+        self.rows: list[FrameRow] = []
         self.selected = np.zeros(0, dtype=bool)
         self.group = np.zeros(0, dtype=np.int32)
         self._columns: dict[str, np.ndarray] = {name: np.zeros(0) for name in _FLOATS}
         self._corners = np.zeros((0, 4, 2))
         self._manual = np.zeros(0, dtype=np.int8)
+        self._stack = np.zeros(0, dtype=bool)
         self._refused = np.zeros(0, dtype=bool)
         self._instrument = np.zeros(0, dtype=object)
         self._position: dict[str, int] = {}
@@ -129,7 +141,6 @@ class FilterModel:
         self._hay: list[str] = []
         self._cache: dict[str, Any] = {}
         self._undo: list[tuple[np.ndarray, Rules]] = []
-        self._listeners: list[Callable[[str], None]] = []
 
     # ------------------------------------------------------------------ listeners
 
@@ -170,7 +181,9 @@ class FilterModel:
             if len(row.corners) == 4:
                 corners[i] = row.corners
         self._corners = np.concatenate([self._corners, corners])
-        self._manual = np.concatenate([self._manual, np.zeros(n, dtype=np.int8)])
+        by_hand = np.array([self._decided.get(row.path, 0) for row in rows], dtype=np.int8)
+        self._manual = np.concatenate([self._manual, by_hand])
+        self._stack = np.concatenate([self._stack, np.array([row.is_stack for row in rows], dtype=bool)])
         self._refused = np.concatenate([self._refused, np.array([bool(r.refused_key) for r in rows])])
         self._instrument = np.concatenate(
             [self._instrument, np.array([r.instrument for r in rows], dtype=object)]
@@ -178,6 +191,14 @@ class FilterModel:
         self.selected = np.concatenate([self.selected, np.zeros(n, dtype=bool)])
         self.group = np.concatenate([self.group, np.full(n, -1, dtype=np.int32)])
         self._plane = None
+        self._changed("rows")
+
+    def clear(self) -> None:
+        """Forget all files and what could be undone; what was decided by hand comes back with its file."""
+        self._decided |= {
+            row.path: int(by_hand) for row, by_hand in zip(self.rows, self._manual, strict=True)
+        }
+        self._empty()
         self._changed("rows")
 
     def set_measures(self, measures: Iterable[tuple[str, dict[str, float]]]) -> None:
@@ -222,6 +243,11 @@ class FilterModel:
     def usable(self) -> np.ndarray:
         """Which files are frames at all, shape (N,) bool."""
         return ~self._refused
+
+    @property
+    def is_stack(self) -> np.ndarray:
+        """Which files are finished stacks, shape (N,) bool."""
+        return self._stack
 
     @property
     def has_place(self) -> np.ndarray:
@@ -443,11 +469,12 @@ class FilterModel:
         return positions[ranked]
 
     def by_group(self, positions: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Split positions by group, keeping their order; frames without a group come last as group -1."""
-        groups = self.group[positions]
-        found = [(int(g), positions[groups == g]) for g in np.unique(groups) if g >= 0]
-        rest = positions[groups < 0]
-        return [*found, (-1, rest)] if len(rest) else found
+        """Split positions by group, keeping their order; then frames without a group (-1), then finished stacks."""
+        stack = self.is_stack[positions]
+        groups = np.where(stack, GROUP_OF_STACKS, np.maximum(self.group[positions], -1))
+        numbers = [*(int(g) for g in np.unique(groups) if g >= 0), -1, GROUP_OF_STACKS]
+        found = [(number, positions[groups == number]) for number in numbers]
+        return [(number, members) for number, members in found if len(members)]
 
     def _haystacks(self) -> list[str]:
         for row in self.rows[len(self._hay) :]:

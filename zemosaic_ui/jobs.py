@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,26 +117,60 @@ def survey(
     *,
     recursive: bool,
     files: Sequence[str] | None,
+    only_stacks: bool = False,
+    stacks_dir: str = "",
     cancel_event: Any,
 ) -> None:
-    """Read all headers: ``("total", n)``, then ``("rows", [FrameRow, ...])`` in batches, or ``("error", ...)``."""
-    from zemosaic_io.folders import survey_files
+    """Read all headers: ``("total", n)``, then ``("rows", [FrameRow, ...])`` in batches, or ``("error", ...)``.
 
+    Finished stacks are those of ``stacks_dir``, and with ``only_stacks`` all files that are looked at.
+    """
+    from zemosaic_io.folders import survey_files
+    from zemosaic_pipeline.tile_intake import look_at_stacks, tile_files, tile_folders
+
+    given = {"input_dir": folder, "output_dir": output_dir or ".", "tiles_dir": stacks_dir}
+    apart = [Path(output_dir)] if output_dir else []
+    stacks: list[Path] = []
+    paths: list[Path] = []
     try:
-        exclude = (Path(output_dir),) if output_dir else ()
-        paths = (
-            [Path(f) for f in files]
-            if files
-            else survey_files(Path(folder), recursive=recursive, exclude=exclude)
-        )
+        if stacks_dir:
+            (own,) = tile_folders(Settings.from_mapping(given)).folders
+            stacks = tile_files(own, recursive=recursive, exclude=apart)
+            apart.append(own)
+        if only_stacks:
+            own_files = tile_files(Path(folder), recursive=recursive, exclude=apart) if not files else []
+            stacks += [Path(f) for f in files or ()] + [path for path in own_files if path not in stacks]
+        elif files:
+            paths = [Path(f) for f in files]
+        else:
+            paths = survey_files(Path(folder), recursive=recursive, exclude=apart)
     except ZeMosaicError as error:
         queue.put(("error", (error.key, error.values)))
         return
-    queue.put(("total", len(paths)))
+    queue.put(("total", len(paths) + len(stacks)))
     for start in range(0, len(paths), BATCH):
         if cancel_event.is_set():
             return
         queue.put(("rows", [frame_row(path, Path(folder)) for path in paths[start : start + BATCH]]))
+    for path, found in look_at_stacks(stacks):
+        if cancel_event.is_set():
+            return
+        queue.put(("rows", [_stack_row(path, found)]))
+
+
+def _stack_row(path: Path, found: Any) -> FrameRow:
+    """Return what is known of a finished stack, or why it cannot be used."""
+    row = (
+        _refused_row(path, found)
+        if isinstance(found, SkipItem)
+        else placed_row(found, found.wcs_cards, "header")
+    )
+    return replace(row, is_stack=True)
+
+
+def _refused_row(path: Path, skip: SkipItem) -> FrameRow:
+    values = {name: value for name, value in skip.values.items() if name != "path"}
+    return FrameRow(str(path), None, refused_key=skip.key, refused_values=values)
 
 
 def frame_row(path: Path, root: Path | None = None) -> FrameRow:
@@ -147,8 +182,7 @@ def frame_row(path: Path, root: Path | None = None) -> FrameRow:
         info = read_frame_info(path)
         refuse_other_than_light(info, root)
     except SkipItem as skip:
-        values = {name: value for name, value in skip.values.items() if name != "path"}
-        return FrameRow(str(path), None, refused_key=skip.key, refused_values=values)
+        return _refused_row(path, skip)
     return placed_row(info, info.wcs_cards, "header")
 
 

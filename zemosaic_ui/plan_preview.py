@@ -35,6 +35,7 @@ class PlanQuestion:
     corners: np.ndarray
     times: np.ndarray
     infos: tuple[Any, ...]
+    is_stack: np.ndarray
     plane: SkyPlane
     config: Mapping[str, Any]
 
@@ -46,7 +47,7 @@ class PlanPreview:
     Attributes
     ----------
     groups : tuple of ndarray
-        Positions of frames in the filter model.
+        Positions of frames in the filter model; finished stacks are in none.
     canvas_hw : tuple of int
         Height and width of the mosaic, px; zeros when the scale is unknown.
     memory_bytes, disk_bytes : int
@@ -56,6 +57,8 @@ class PlanPreview:
     stray : tuple of int
         Frames far from all others, that blow the canvas up.
     problem : tuple of (key, values) or None
+    n_stacks : int
+        Chosen stacks whose place is known.
     """
 
     number: int
@@ -67,6 +70,7 @@ class PlanPreview:
     without_place: int
     stray: tuple[int, ...]
     problem: tuple[str, dict[str, Any]] | None = None
+    n_stacks: int = 0
 
 
 def question_of(model: FilterModel, settings: Settings, number: int) -> PlanQuestion:
@@ -81,6 +85,7 @@ def question_of(model: FilterModel, settings: Settings, number: int) -> PlanQues
         corners=model.corners[positions],
         times=np.array([model.rows[i].date for i in positions]),
         infos=tuple(model.rows[i].info for i in positions),
+        is_stack=model.is_stack[positions],
         plane=model.plane,
         config=settings.to_mapping(),
     )
@@ -92,30 +97,41 @@ def answer(question: PlanQuestion) -> PlanPreview:
 
     settings = Settings.from_mapping(question.config)
     placed = np.isfinite(question.ra) & np.isfinite(question.dec)
-    where = np.flatnonzero(placed)
+    # Frames first, as in a run.
+    where = np.concatenate(
+        [np.flatnonzero(placed & ~question.is_stack), np.flatnonzero(placed & question.is_stack)]
+    )
+    n_stacks = int((placed & question.is_stack).sum())
+    frames = where[: len(where) - n_stacks]
     without_place = int((~placed).sum())
     if not len(where):
         return PlanPreview(question.number, (), (0, 0), 0, 0, 0.0, without_place, ())
     infos = [question.infos[i] for i in where]
     try:
-        members = cluster_pointings(
-            question.ra[where],
-            question.dec[where],
-            np.nan_to_num(question.angle[where]),
-            threshold_deg=settings.cluster_panel_threshold,
-            orientation_split_deg=settings.cluster_orientation_split_deg,
-            target_groups=settings.cluster_target_groups,
-            max_per_group=settings.max_raw_per_master_tile,
-            times=np.unique(question.times[where], return_inverse=True)[1],
+        members = (
+            cluster_pointings(
+                question.ra[frames],
+                question.dec[frames],
+                np.nan_to_num(question.angle[frames]),
+                threshold_deg=settings.cluster_panel_threshold,
+                orientation_split_deg=settings.cluster_orientation_split_deg,
+                target_groups=settings.cluster_target_groups,
+                max_per_group=settings.max_raw_per_master_tile,
+                times=np.unique(question.times[frames], return_inverse=True)[1],
+            )
+            if len(frames)
+            else []
         )
     except ZeMosaicError as error:
         problem = (error.key, dict(error.values))
         return PlanPreview(question.number, (), (0, 0), 0, 0, 0.0, without_place, (), problem)
-    groups = tuple(question.positions[where[member]] for member in members)
+    groups = tuple(question.positions[frames[member]] for member in members)
     canvas = _canvas(question, where, infos)
     stray = tuple(int(question.positions[where[i]]) for i in _stray(question, where, infos))
-    memory, disk, seconds = _costs(settings, infos, canvas)
-    return PlanPreview(question.number, groups, canvas, memory, disk, seconds, without_place, stray)
+    memory, disk, seconds = _costs(settings, infos, canvas, n_stacks)
+    return PlanPreview(
+        question.number, groups, canvas, memory, disk, seconds, without_place, stray, n_stacks=n_stacks
+    )
 
 
 def _scale_deg(infos: list[Any]) -> float:
@@ -147,7 +163,9 @@ def _stray(question: PlanQuestion, where: np.ndarray, infos: list[Any]) -> np.nd
     return np.flatnonzero(distance > max(3.0 * usual, usual + 4.0 * field))
 
 
-def _costs(settings: Settings, infos: list[Any], canvas: tuple[int, int]) -> tuple[int, int, float]:
+def _costs(
+    settings: Settings, infos: list[Any], canvas: tuple[int, int], n_stacks: int
+) -> tuple[int, int, float]:
     from zemosaic_pipeline.machine import Machine
     from zemosaic_pipeline.plan import resolve
 
@@ -155,7 +173,7 @@ def _costs(settings: Settings, infos: list[Any], canvas: tuple[int, int]) -> tup
     if not known or not canvas[0]:
         return 0, 0, 0.0
     output = Path(settings.output_dir or ".").expanduser().absolute()
-    plan = resolve(settings, known, Machine.probe(output), canvas_hw=canvas)
+    plan = resolve(settings, known, Machine.probe(output), canvas_hw=canvas, n_tiles=n_stacks)
     disk = sum(max(0, row.disk_bytes) for row in plan.rows)
     return plan.peak_bytes, disk, sum(row.seconds for row in plan.rows)
 

@@ -102,24 +102,27 @@ def route_costs(
 
 def compare_routes(
     queue: Any,
-    infos: Sequence[Any],
+    frames: Sequence[Any],
+    stacks: Sequence[Any],
     config: Mapping[str, Any],
     canvas_hw: tuple[int, int],
     groups: Sequence[Sequence[str]],
     *,
     cancel_event: Any,
 ) -> None:
-    """Send ``("routes", (costs, number of finished stacks, name of the card or ''))``, or ``("error", ...)``."""
-    from zemosaic_pipeline import tile_intake
+    """Send ``("routes", (costs, number of finished stacks, name of the card or ''))``, or ``("error", ...)``.
+
+    ``frames`` and ``stacks`` are `FrameInfo` of what was chosen.
+    """
     from zemosaic_pipeline.machine import Machine
     from zemosaic_pipeline.plan import headers_outline, make_policy
 
     settings = Settings.from_mapping(config)
     output = Path(settings.output_dir or ".").expanduser().absolute()
+    if not frames and not stacks:
+        queue.put(("error", ("run_error_no_frames", {"folder": settings.input_dir})))
+        return
     try:
-        folders = tile_intake.tile_folders(settings)
-        stacks, _ = tile_intake.survey(folders, recursive=settings.scan_recursive, exclude=output)
-        frames = list(infos) if folders.with_frames or not folders else []
         machine = Machine.probe(output)
         policy = make_policy(settings, machine, None)
         if stacks or not canvas_hw[0]:

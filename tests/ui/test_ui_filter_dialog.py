@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from pace import calls_of
 from PySide6.QtCore import QPointF, Qt
+from tifffile import imwrite
 
 import zemosaic_filter_gui_qt
 from zemosaic_filter_gui_qt import FilterQtDialog, launch_filter_interface_qt
+from zemosaic_pipeline.runner import Selection
 from zemosaic_ui.route_costs import RouteCost
 
 
@@ -318,13 +321,66 @@ def test_routes_are_compared_when_the_choice_rests(dialog, qtbot):
     dialog._route_timer.start()
     qtbot.waitUntil(lambda: bool(started) and not dialog._route_timer.isActive(), timeout=8000)
     assert len(started) == 1
-    target, infos, config, canvas_hw, groups = started[0]
+    target, infos, stacks, config, canvas_hw, groups = started[0]
     assert target == "zemosaic_ui.route_costs:compare_routes"
-    assert len(infos) == dialog.frames.kept.sum()
+    assert (len(infos), stacks) == (dialog.frames.kept.sum(), [])
     assert (config["route"], canvas_hw, groups) == ("panels", dialog.preview.canvas_hw, [])
     dialog.panels.use_groups.setChecked(True)
     dialog.ask_routes()
-    assert [len(group) for group in started[1][4]] == [6, 4, 1]
+    assert [len(group) for group in started[1][5]] == [6, 4, 1]
+
+
+def write_stack(path, seed):
+    write_frame(path, 10.0, 41.0, seed=seed)
+    with fits.open(path, mode="update") as hdus:
+        del hdus[0].header["BAYERPAT"]
+
+
+def test_finished_stacks_are_chosen_like_frames(dialog, night, tmp_path, qtbot):
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    for seed in range(3):
+        write_stack(folder / f"Stacked_{seed}.fit", seed)
+    plane = np.random.default_rng(1).normal(0.1, 0.01, (60, 40)).astype(np.float32)
+    imwrite(folder / "from_elsewhere.tif", plane)
+    header = fits.getheader(folder / "Stacked_0.fit")
+    (folder / "from_elsewhere.wcs").write_text(header.tostring(sep="\n"), encoding="ascii")
+    by_hand = path_of(night, "a_0.fit")
+    dialog.frames.set_kept([dialog.frames.index_of(by_hand)], False)
+    dialog._survey_timer.setInterval(1)
+    dialog.session.form.set("tiles_dir", str(folder))
+    qtbot.waitUntil(lambda: len(dialog.frames) == 16 and not dialog.is_busy, timeout=60_000)
+    settle(qtbot, dialog)
+    frames = dialog.frames
+    assert frames.is_stack.sum() == 4
+    assert not frames.kept[frames.index_of(by_hand)]
+    assert dialog.preview.n_stacks == 4
+    assert [len(group) for group in dialog.preview.groups] == [5, 4, 1]
+    table = dialog.table.view.table
+    last = table.index(len(table.blocks) - 1, 0)
+    assert "Finished stacks   4 of 4" in table.data(last)
+    gone = str(folder / "Stacked_1.fit")
+    frames.set_kept([frames.index_of(gone)], False)
+    overrides = dialog.overrides()
+    names = [Path(path).name for path in overrides["tile_selection"]]
+    assert names == ["from_elsewhere.tif", "Stacked_0.fit", "Stacked_2.fit"]
+    assert len(overrides["frame_selection"]) == 10
+    assert not set(overrides["frame_selection"]) & set(overrides["tile_selection"])
+    chosen = Selection.from_config(overrides)
+    assert (len(chosen.tiles), chosen.has_no_frames) == (3, False)
+    # Without any frame the stacks alone become the mosaic.
+    frames.set_kept(np.flatnonzero(~frames.is_stack), False)
+    assert Selection.from_config(dialog.overrides()).has_no_frames
+    # A folder of stacks as input: nothing else is looked at, and what was left out stays so.
+    dialog.session.form.set("tiles_dir", "")
+    dialog.folder = str(folder)
+    dialog.session.form.set("use_existing_master_tiles", True)
+    qtbot.waitUntil(lambda: len(frames) == 4 and not dialog.is_busy, timeout=60_000)
+    settle(qtbot, dialog)
+    assert frames.is_stack.all()
+    assert [Path(path).name for path in dialog.overrides()["frame_selection"]] == names
+    dialog.session.form.set("tiles_dir", str(tmp_path / "nowhere"))
+    qtbot.waitUntil(lambda: "nowhere" in dialog.status.text(), timeout=60_000)
 
 
 def test_each_route_shows_memory_device_and_time(dialog):

@@ -8,7 +8,6 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from astropy.io import fits
 from test_ui_filter_dialog import write_frame
 
 from zemosaic_core.gpu.terms import Decision, Reason
@@ -83,23 +82,15 @@ def test_a_card_that_is_used_is_told(infos):
     assert all(cost.uses_gpu for cost in costs)
 
 
-def test_the_job_finds_the_stacks_of_their_folder(infos, tmp_path, monkeypatch):
+def test_the_job_plans_for_frames_and_stacks(infos, tmp_path, monkeypatch):
     monkeypatch.setenv("ZEMOSAIC_GPU", "off")
-    (tmp_path / "stacks").mkdir()
-    write_frame(tmp_path / "stacks" / "Stacked_1.fit", 10.0, 41.0)
-    with fits.open(tmp_path / "stacks" / "Stacked_1.fit", mode="update") as hdus:
-        del hdus[0].header["BAYERPAT"]
     said = queues.Queue()
-    config = {
-        "tiles_dir": str(tmp_path / "stacks"),
-        "output_dir": str(tmp_path / "out"),
-        "input_dir": str(tmp_path),
-    }
-    compare_routes(said, infos, config, CANVAS, [], cancel_event=threading.Event())
+    config = {"output_dir": str(tmp_path / "out"), "input_dir": str(tmp_path)}
+    compare_routes(said, infos[:8], infos[8:], config, CANVAS, [], cancel_event=threading.Event())
     kind, (costs, n_stacks, card) = said.get_nowait()
-    assert (kind, n_stacks, card) == ("routes", 1, "")
+    assert (kind, n_stacks, card) == ("routes", 4, "")
     assert {"direct", "panels", "sds"} <= set(by_route(costs))
-    compare_routes(
-        said, infos, {**config, "tiles_dir": str(tmp_path / "no")}, CANVAS, [], cancel_event=threading.Event()
-    )
-    assert said.get_nowait()[0] == "error"
+    compare_routes(said, [], infos, config, CANVAS, [], cancel_event=threading.Event())
+    assert [cost.route for cost in said.get_nowait()[1][0]] == ["tiles"]
+    compare_routes(said, [], [], config, (0, 0), [], cancel_event=threading.Event())
+    assert said.get_nowait() == ("error", ("run_error_no_frames", {"folder": str(tmp_path)}))

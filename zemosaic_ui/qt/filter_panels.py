@@ -286,18 +286,15 @@ class FilterPanels(QWidget):
             warnings.append(text("filter_stray", n=len(preview.stray)))
         self.result_warning.setText("\n".join(warnings))
         self.result_warning.setVisible(bool(warnings))
-        if not preview.groups:
+        if not preview.groups and not preview.n_stacks:
             self.result_text.setText(text("filter_no_result"))
             return
         sizes = [len(group) for group in preview.groups]
-        lines = [
-            text(
-                "filter_result_tiles",
-                n=len(sizes),
-                low=min(sizes),
-                high=max(sizes),
-            )
-        ]
+        lines = []
+        if sizes:
+            lines.append(text("filter_result_tiles", n=len(sizes), low=min(sizes), high=max(sizes)))
+        if preview.n_stacks:
+            lines.append(text("filter_route_stacks", n=preview.n_stacks))
         height, width = preview.canvas_hw
         if height:
             mpx = text.number(height * width / 1e6, 1)

@@ -16,7 +16,7 @@ from PySide6.QtCore import (
 from PySide6.QtGui import QColor, QKeyEvent
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTreeView
 
-from zemosaic_ui.filter_model import COLUMNS, FilterModel
+from zemosaic_ui.filter_model import COLUMNS, GROUP_OF_STACKS, FilterModel
 from zemosaic_ui.qt.session import Session
 
 __all__ = ["FrameTable", "FrameTableModel"]
@@ -109,7 +109,8 @@ class FrameTableModel(QAbstractItemModel):
         kept = int(self.frames.kept[members].sum())
         if role == _ROLE.DisplayRole and index.column() == 0:
             text = self.session.texts
-            key = "filter_group" if number >= 0 else "filter_group_none"
+            key = "filter_group_stacks" if number == GROUP_OF_STACKS else "filter_group_none"
+            key = "filter_group" if number >= 0 else key
             return text(key, n=number + 1, kept=kept, total=len(members))
         if role == _ROLE.CheckStateRole and index.column() == 0:
             if kept == 0:

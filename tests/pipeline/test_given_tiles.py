@@ -42,7 +42,13 @@ def keys_of(result):
 
 def test_own_tiles_fed_back_give_the_same_mosaic(small_run, tile, tmp_path):
     before = (tile.stat().st_mtime_ns, tile.read_bytes())
-    fed = run_hierarchical_mosaic(small_run.report["settings"]["output_dir"], tmp_path / "fed", **OPTIONS)
+    # As a filter says which stacks take part.
+    fed = run_hierarchical_mosaic(
+        small_run.report["settings"]["output_dir"],
+        tmp_path / "fed",
+        config={"tile_selection": [str(tile)]},
+        **OPTIONS,
+    )
     image, header = image_of(fed)
     original, known = image_of(small_run)
     np.testing.assert_array_equal(image, original)
@@ -115,6 +121,13 @@ def test_bad_folders_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunFailed, match="no usable stack"):
         run_hierarchical_mosaic(tmp_path / "empty", tmp_path / "out2", **OPTIONS)
+    with pytest.raises(RunFailed, match="no usable stack"):
+        run_hierarchical_mosaic(
+            tmp_path / "out",
+            tmp_path / "out2",
+            filter_overrides={"tile_selection": ["/elsewhere.fits"]},
+            **OPTIONS,
+        )
 
 
 def test_the_output_folder_of_a_run_stands_for_its_tiles(tmp_path):

@@ -14,19 +14,18 @@ import os
 import queue
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import resource_tracker
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
 from zemosaic_pipeline.outside_stop import EXIT_STOPPED, leave_at_once, send_the_rest, stop_from_outside
+from zemosaic_ui.child_errors import ChildErrors
 
 __all__ = ["ChildProcess", "end_process_tree"]
 
@@ -34,16 +33,12 @@ __all__ = ["ChildProcess", "end_process_tree"]
 DRAIN_S = 1.0
 # Of a process that was ended by force nothing more is needed.
 FORCED_DRAIN_S = 0.2
-CRASH_LOG_BYTES = 8_000
 FAMILY_S = 1.0
 END_LOOK_S = 0.02
-OLD_LOG_S = 30 * 86400.0
-_LOG_PREFIX = "zemosaic_child_"
 
 
-def _run_in_child(target: str, error_log: str, args: tuple, kwargs: dict) -> None:
+def _run_in_child(target: str, stream: IO[str], args: tuple, kwargs: dict) -> None:
     """Body of the child: import the target here, so that the window never pays for its imports."""
-    stream = open(error_log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - lives as long as the process
     os.dup2(stream.fileno(), 2)
     sys.stderr = stream
     faulthandler.enable(stream)
@@ -78,15 +73,6 @@ def _start_tracker() -> None:
         resource_tracker.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _remove_old_logs(folder: Path) -> None:
-    """Remove what parents left that were killed before they could: the logs of children that ended long ago."""
-    oldest = time.time() - OLD_LOG_S
-    for path in folder.glob(f"{_LOG_PREFIX}*.log"):
-        with suppress(OSError):
-            if path.stat().st_mtime < oldest:
-                path.unlink()
 
 
 def end_process_tree(pid: int, *, patience_s: float = 3.0) -> int:
@@ -143,10 +129,8 @@ class ChildProcess:
         context = multiprocessing.get_context("spawn")
         self._queue: multiprocessing.queues.Queue = context.Queue()
         self._cancel = context.Event()
-        _remove_old_logs(Path(tempfile.gettempdir()))
-        handle, self._error_log = tempfile.mkstemp(prefix=_LOG_PREFIX, suffix=".log")
-        os.close(handle)
-        arguments = (target, self._error_log, (self._queue, *args), {**kwargs, "cancel_event": self._cancel})
+        self._errors = ChildErrors()
+        arguments = (target, self._errors, (self._queue, *args), {**kwargs, "cancel_event": self._cancel})
         self._process = context.Process(
             target=_run_in_child, args=arguments, name="ZeMosaicWorker", daemon=False
         )
@@ -183,12 +167,7 @@ class ChildProcess:
 
     def error_text(self) -> str:
         """Return the last lines the child wrote to its standard error."""
-        path = Path(self._error_log)
-        if not path.exists():
-            return ""
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - CRASH_LOG_BYTES))
-            return stream.read().decode("utf-8", errors="replace").strip()
+        return self._errors.tail()
 
     # ------------------------------------------------------------------ actions
 
@@ -228,8 +207,8 @@ class ChildProcess:
         return self._ended.wait(timeout_s)
 
     def close(self) -> None:
-        """Remove the child's log file; call after the end."""
-        Path(self._error_log).unlink(missing_ok=True)
+        """Forget what the child wrote to its standard error; call after the end."""
+        self._errors.close()
 
     # ------------------------------------------------------------------ threads
 

@@ -10,11 +10,12 @@ import time
 
 import pytest
 
-from zemosaic_ui.child_process import _remove_old_logs, end_process_tree
+from zemosaic_ui.child_errors import remove_old_logs
+from zemosaic_ui.child_process import ChildProcess, end_process_tree
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPS
-WITH_CHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEPS!r}]).wait()"
+WITH_CHILD = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {SLEEPS!r}]).wait(); time.sleep(60)"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -34,5 +35,24 @@ def test_logs_of_killed_parents_do_not_stay_for_ever(tmp_path):
     for name, days in (("zemosaic_child_a.log", 40), ("zemosaic_child_b.log", 2), ("other.log", 40)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - 86400 * days,) * 2)
-    _remove_old_logs(tmp_path)
+    remove_old_logs(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.log", "zemosaic_child_b.log"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files without a name")
+def test_what_a_child_said_is_kept_for_its_parent_and_nowhere_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    child = ChildProcess("test_ui_child_process:complain")
+    assert child.wait(60)
+    assert child.exit_code == 3
+    assert child.error_text().endswith("the end \u2603\nand its child")
+    assert 7_000 < len(child.error_text()) <= 8_000
+    assert not list(tmp_path.iterdir())
+    child.close()
+    assert child.error_text() == ""
+
+
+def complain(_queue, *, cancel_event):
+    sys.stderr.write("x" * 10_000 + "the end \u2603\n")
+    subprocess.run([sys.executable, "-c", "import sys; sys.stderr.write('and its child')"], check=False)
+    sys.exit(3)

@@ -220,13 +220,13 @@ def detect_astap_installation() -> tuple[str | None, str | None]:
 def get_astap_executable_path() -> str:
     """Return the ASTAP program: the one in the settings if it exists, else the one found, else ``""``."""
     configured = load_config()["astap_executable_path"]
-    return configured if Path(configured).is_file() else detect_astap_installation()[0] or ""
+    return configured if os.path.isfile(configured) else detect_astap_installation()[0] or ""
 
 
 def get_astap_data_directory_path() -> str:
     """Return the star database: the one in the settings if it exists, else the one found, else ``""``."""
     configured = load_config()["astap_data_directory_path"]
-    return configured if configured and Path(configured).is_dir() else detect_astap_installation()[1] or ""
+    return configured if configured and os.path.isdir(configured) else detect_astap_installation()[1] or ""
 
 
 def get_astap_default_search_radius() -> float:

@@ -33,7 +33,13 @@ SHAPE_HW = (300, 400)
 def write_night(folder: Path, n: int, shape_hw: tuple[int, int]) -> None:
     """Write ``n`` frames of two panels, made of ten exposures and noise of their own."""
     night = write_demo_night(
-        folder / "of", panels=(1, 2), frames_per_panel=5, shape_hw=shape_hw, with_wcs=True, bad_frames=False
+        folder / "of",
+        panels=(1, 2),
+        frames_per_panel=5,
+        shape_hw=shape_hw,
+        with_wcs=True,
+        bad_frames=False,
+        n_satellites=0,
     )
     rng = np.random.default_rng(3)
     exposures = [fits.getdata(path, header=True) for path in night.paths]

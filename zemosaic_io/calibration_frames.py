@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ def frames_at(place: Path, kind: Kind) -> tuple[list[CalibrationFrame], list[Ski
     RunFailed
         The folder cannot be listed.
     """
-    paths = [place] if place.is_file() and is_frame_name(place.name) else survey_files(place)
+    paths = [place] if os.path.isfile(place) and is_frame_name(place.name) else survey_files(place)
     found, refused = [], []
     for path in paths:
         try:

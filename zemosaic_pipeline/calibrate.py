@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def options_from(settings: Settings) -> CalibrationOptions:
     }
     wanted = settings.calibration == "auto"
     for option, place in zip(("bias_dir", "darks_dir", "flats_dir"), places.values(), strict=True):
-        if wanted and place and not Path(place).exists():
+        if wanted and place and not os.path.exists(place):
             raise SettingsError(
                 "settings_no_calibration",
                 f"{option} = {place!r} is not allowed; allowed is a folder or a FITS file that exists",

@@ -179,7 +179,7 @@ def _settings_file(
     path: str, problems: Sequence[ZeMosaicError], conflicts: Sequence[ZeMosaicError]
 ) -> Iterator[Finding]:
     if not problems:
-        key = "doctor.settings_ok" if Path(path).is_file() else "doctor.settings_default"
+        key = "doctor.settings_ok" if os.path.isfile(path) else "doctor.settings_default"
         yield Finding("settings", "ok", key, {"path": path})
     for problem in problems:
         yield Finding("settings", "fail", problem.key, dict(problem.values))
@@ -204,7 +204,7 @@ def _folders(settings: Settings, config_path: str) -> Iterator[Finding]:
 
 def _why_not_writable(folder: Path) -> str:
     """Return why no file can be made in a folder (or in the nearest one above that exists), or nothing."""
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -223,7 +223,7 @@ def _memory() -> Finding:
 
 def _disk(settings: Settings) -> Finding:
     folder = Path(settings.output_dir or Path.cwd())
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     values = {"free_gb": free / 1e9, "path": str(folder)}

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.manifest import hash_key
 from zemosaic_pipeline.records import FrameGroup, MasterTile, RegisteredFrame
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
     "split_text",
     "tiles_of_filters",
 ]
+
+# Of a filter in names of files, which hold more than that and may have 255.
+_MOST_BYTES = 60
 
 
 def filter_names(infos: Sequence[FrameInfo], *, split: bool) -> list[str]:
@@ -35,10 +39,18 @@ def filter_names(infos: Sequence[FrameInfo], *, split: bool) -> list[str]:
     counts = Counter(info.filter_name for info in infos)
     best: dict[str, str] = {}
     for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        best.setdefault(name.casefold(), re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "NONE")
+        best.setdefault(name.casefold(), _file_part(name))
     if not split or len(best) < 2:
         return [""] * len(infos)
     return [best[info.filter_name.casefold()] for info in infos]
+
+
+def _file_part(name: str) -> str:
+    """Return a name as a part of names of files; of one that is too long for them its beginning, and what tells it."""
+    part = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "NONE"
+    if len(part.encode()) <= _MOST_BYTES:
+        return part
+    return f"{part.encode()[:_MOST_BYTES].decode(errors='ignore')}-{hash_key(name.casefold())[:8]}"
 
 
 def split_text(names: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ class Machine:
 
 def free_disk(folder: Path) -> int:
     """Return the bytes free where a folder is, or will be."""
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     return shutil.disk_usage(folder).free
 

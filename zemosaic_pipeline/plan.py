@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -519,7 +520,7 @@ def make_plan(
     from zemosaic_pipeline.records import LeftOut
 
     folder, output = Path(input_dir), Path(output_dir)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SettingsError(
             "error_input_not_folder", f"input folder {folder} does not exist", path=str(folder)
         )

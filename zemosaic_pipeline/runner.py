@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,9 @@ __all__ = ["RunResult", "Selection", "run_classic"]
 
 log = logging.getLogger(__name__)
 
+# As long as any path that a run makes in its output folder, temporary names included.
+_LONGEST_NAME = "x" * 140
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -114,7 +118,7 @@ class RunResult:
 
 def _check_folders(settings: Settings) -> tuple[Path, Path]:
     folder, output = Path(settings.input_dir), Path(settings.output_dir)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SettingsError(
             "error_input_not_folder", f"input folder {folder} does not exist", path=str(folder)
         )
@@ -124,6 +128,9 @@ def _check_folders(settings: Settings) -> tuple[Path, Path]:
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            # What is too long is told before the work, not by the first file that lies deep.
+            os.lstat(output / _LONGEST_NAME)
         probe = output / f".zemosaic_write_test_{threading.get_ident()}"
         probe.touch()
         probe.unlink()
@@ -132,7 +139,7 @@ def _check_folders(settings: Settings) -> tuple[Path, Path]:
             "error_output_not_writable",
             f"cannot write to {output}: {error}",
             path=str(output),
-            reason=str(error),
+            reason=error.strerror or str(error),
         ) from error
     return folder, output
 

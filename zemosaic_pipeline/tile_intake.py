@@ -61,7 +61,7 @@ def tile_folders(settings: Settings) -> TileFolders:
         folders.append(Path(own))
     state = (Path(settings.output_dir) / ".zemosaic_state").resolve()
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise SettingsError(
                 "error_tiles_not_folder", f"folder of tiles {folder} does not exist", path=str(folder)
             )

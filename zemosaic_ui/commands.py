@@ -337,7 +337,7 @@ def _sources(options: Namespace) -> dict[str, Any]:
 
 def _folder(path: str) -> Path:
     folder = Path(path).expanduser().resolve()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SettingsError(
             "error_input_not_folder", f"input folder {folder} does not exist", path=str(folder)
         )

@@ -7,6 +7,7 @@ failure, whatever its exit code.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -220,7 +221,7 @@ class RunController:
     def _remove_partial_files(self) -> int:
         """Remove the temporary files that an interrupted atomic save left in the output folder."""
         folder = Path(self.request.output_dir) if self.request else None
-        if folder is None or not folder.is_dir():
+        if folder is None or not os.path.isdir(folder):
             return 0
         removed = 0
         for path in folder.rglob("*.part"):

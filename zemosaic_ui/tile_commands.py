@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -85,10 +86,10 @@ def _pictures(names: list[str]) -> list[Path]:
         path = Path(name).expanduser().resolve()
         own = (
             [p for p in survey_files(path, recursive=False) if is_stack_name(p.name)]
-            if path.is_dir()
+            if os.path.isdir(path)
             else [path]
         )
-        if not own or not all(file.is_file() for file in own):
+        if not own or not all(map(os.path.isfile, own)):
             raise SettingsError("error_no_pictures", f"there is no FITS file at {path}", path=str(path))
         found += own
     return list(dict.fromkeys(found))

@@ -15,7 +15,9 @@ from zemosaic_ui.child_process import ChildProcess, end_process_tree
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPS
-WITH_CHILD = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {SLEEPS!r}]).wait(); time.sleep(60)"
+WITH_CHILD = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {SLEEPS!r}]).wait()" + (
+    "; time.sleep(60)"
+)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

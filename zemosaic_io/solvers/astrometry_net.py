@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,7 @@ class SolveFieldSolver(ProgramSolver):
     def _look(self) -> Availability:
         values = {"solver": self.name}
         stated = Path(self._configured).expanduser() if self._configured else None
-        if stated is not None and stated.suffix.lower() == ".cfg" and stated.is_file():
+        if stated is not None and stated.suffix.lower() == ".cfg" and os.path.isfile(stated):
             self._config = stated
         elif stated is not None and stated.is_dir() and has_index_files(stated):
             self._index_folder = stated

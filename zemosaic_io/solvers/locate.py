@@ -156,7 +156,7 @@ def _program_in(text: str, names: tuple[str, ...]) -> Path | None:
 
 
 def _is_program(path: Path) -> bool:
-    return path.is_file() and os.access(path, os.X_OK)
+    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 def _on_path(names: tuple[str, ...], environment: Mapping[str, str]) -> Path | None:

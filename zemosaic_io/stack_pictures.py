@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,10 +190,15 @@ def _read_tiff(path: Path) -> np.ndarray:
 
     try:
         pixels = np.asarray(tifffile.imread(path, key=0))
-    except (OSError, ValueError, KeyError, IndexError, tifffile.TiffFileError) as error:
+    except (OSError, ValueError, KeyError, IndexError, struct.error, tifffile.TiffFileError) as error:
         raise SkipItem(
             "frame_unreadable", f"{path} cannot be read: {error}", path=str(path), reason=str(error)
         ) from error
+    if pixels.ndim not in (2, 3) or not pixels.size:
+        shape = "x".join(map(str, pixels.shape))
+        raise SkipItem(
+            "frame_unreadable", f"{path} holds no picture", path=str(path), reason=f"no picture ({shape})"
+        )
     if pixels.ndim == 2:
         return pixels[np.newaxis]
     return pixels if pixels.shape[0] in (3, 4) else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))

@@ -253,7 +253,8 @@ def _numbered(
 def _warn_of_zeros(frames: list[Frame], measures: dict[int, FrameMeasure], context: RunContext) -> None:
     """Say when the dark side of the sky was cut off at 0: no stack brings it back."""
     shares = {
-        frame.name: float(measures[frame.index].columns("zero_share")["zero_share"][0]) for frame in frames
+        context.name_of(frame.info.path): float(measures[frame.index].columns("zero_share")["zero_share"][0])
+        for frame in frames
     }
     cut = [name for name, share in shares.items() if share > _MOST_ZEROS]
     if cut:

@@ -72,7 +72,7 @@ def _without_far_pointings(
     outliers = grids.far_frames(wcs_list, [item.frame.info.shape_hw for item in solved])
     dropped: set[int] = set()
     for outlier in outliers:
-        names = [solved[i].frame.name for i in outlier.frames]
+        names = [context.name_of(solved[i].frame.info.path) for i in outlier.frames]
         cost = round(outlier.extra_pixels / 1e6)
         context.say(
             "canvas_outlier_left_out" if options.exclude_outliers else "canvas_outlier_kept",
@@ -261,7 +261,11 @@ def run(
             )
         )
     linked = frozenset(item.frame.index for item, ok in zip(solved, flux_scale.ok, strict=True) if ok)
-    loose = [item.frame.name for item, fit in zip(solved, found.frames, strict=True) if not fit.ok]
+    loose = [
+        context.name_of(item.frame.info.path)
+        for item, fit in zip(solved, found.frames, strict=True)
+        if not fit.ok
+    ]
     if loose:
         context.say("registration_weak", "WARN", frames=len(loose), example=loose[0])
     rms = float(np.median([frame.rms_px for frame in frames if np.isfinite(frame.rms_px)] or [np.nan]))

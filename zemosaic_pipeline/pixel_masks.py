@@ -80,7 +80,7 @@ def run(
     if partly:
         share, path = max(partly)
         context.say(
-            "run_info_covered", frames=len(partly), example=Path(path).name, percent=round(100 * share)
+            "run_info_covered", frames=len(partly), example=context.name_of(path), percent=round(100 * share)
         )
     trails = _trail_spans(kept, [chains[i] for i in still]) if with_trails and len(kept) > 2 else {}
     for index, found in trails.items():

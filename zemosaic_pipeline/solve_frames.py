@@ -126,7 +126,7 @@ def _settle_doubts(
         members = [index for index in pointing if index not in sky.solutions]
         if not members:
             continue
-        best, example = members[0], sky.frames[members[0]][0].name
+        best, example = members[0], context.name_of(sky.frames[members[0]][0].info.path)
         alone = sky.only(best)
         if _solve(best, alone, [solver], near, context):
             context.say("wcs_header_wrong", "WARN", frames=len(members), example=example)

@@ -71,6 +71,11 @@ def test_tiff_takes_its_header_from_the_file_beside_it(tmp_path):
     np.testing.assert_array_equal(found.planes, np.moveaxis(pixels, -1, 0))
     assert found.cards["CRVAL1"] == 12.5
     assert (found.n_frames, found.factor) == (7, 1.0)
+    for rest in (b"", b"\0\0", b"\xff" * 40):
+        (tmp_path / "m.tif").write_bytes(b"II*\0" + rest)
+        with pytest.raises(SkipItem) as caught:
+            read_stack(tmp_path / "m.tif")
+        assert caught.value.key == "frame_unreadable"
 
 
 def test_alpha_of_version_4_makes_pixels_missing(tmp_path):

@@ -81,6 +81,10 @@ def test_stacks_of_others_are_brought_to_one_scale(tile, small_run, tmp_path):
     original, known = image_of(small_run)
     assert keys_of(made) & {"tiles_disconnected", "run_info_tile_set"} == set()
     assert found["STACKCNT"] == 18
+    # Messages call them what the user does, not what the copies among the state of the run are called.
+    named = {message["values"].get("example") for message in made.report["messages"]} - {None}
+    assert named
+    assert named <= {path.name for path in folder.iterdir()}
     # The same stars in the same places with the same light.
     levels = []
     for x, y in ((0.25, 0.5), (0.5, 0.5), (0.75, 0.5)):

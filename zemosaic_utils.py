@@ -14,15 +14,12 @@ from astropy.wcs import WCS
 from zemosaic_core import background, cfa, hot_pixels, stretch
 from zemosaic_core import weights as weight_maps
 from zemosaic_core.axes import to_chw, to_hwc
+from zemosaic_core.block_rows import LATTICE_ROWS, MAX_BLOCK_ROWS, processor_blocks
 from zemosaic_core.coadd import (
     CancelToken,
     check_streaming,
     coadd_block,
-    cut_by_samples,
-    row_blocks,
     rows_per_pass,
-    samples_of_rows,
-    stack_columns_per_row,
 )
 from zemosaic_core.coverage import crop_sides
 from zemosaic_core.errors import Cancelled
@@ -72,18 +69,6 @@ __all__ = [
     "validate_wcs_header",
 ]
 
-# Blocks stay small enough that progress moves and a stop is honoured within seconds; higher ones win nothing.
-MAX_BLOCK_ROWS = 512
-# The same for many frames on wide grids: samples of a block per channel and thread, a second of work. The memory of a
-# block, 16 bytes for a sample of three colours, then hardly grows with the frames. Lower blocks than the least read too
-# much of their frames in vain.
-MAX_BLOCK_SAMPLES = 8_000_000
-LEAST_BLOCK_ROWS = 64
-# Where fewer frames lie over each other than in the densest rows, blocks are higher, up to so many times and so many
-# rows: what a block reads around itself is little by then, and its results take memory, too.
-TALLER, TALL_BLOCK_ROWS = 3, 256
-# Blocks begin at multiples of this where memory allows.
-LATTICE_ROWS = 64
 # Rows of a block of the card that are done again on the CPU now and then.
 AUDIT_ROWS = 1
 
@@ -111,23 +96,6 @@ def free_cupy_memory_pools() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- co-add on a grid
-
-
-def most_block_rows(columns: int, threads: int) -> int:
-    """Return the rows of a block of the processor that so many threads finish in about a second.
-
-    Parameters
-    ----------
-    columns : int
-        Samples of a row and channel, summed over the sources.
-    threads : int
-    """
-    return min(MAX_BLOCK_ROWS, max(LEAST_BLOCK_ROWS, MAX_BLOCK_SAMPLES * threads // max(1, columns)))
-
-
-def tallest_block_rows(dense_rows: int) -> int:
-    """Return the most rows of a block of the processor, of rows with few samples, from those of the densest rows."""
-    return max(dense_rows, min(TALL_BLOCK_ROWS, TALLER * dense_rows))
 
 
 def coadd_on_grid(
@@ -196,20 +164,12 @@ def coadd_on_grid(
     """
     check_rule(rule)
     height, width = shape_hw
-    blocks = row_blocks(sources, shape_hw, n_channels, rule, budget_bytes)
     lattice: dict[str, Any] = {"start": first_row, "lattice_rows": LATTICE_ROWS, "origin": lattice_row}
     most_rows = min(MAX_BLOCK_ROWS, rows_per_pass(sources, max_frames_per_pass))
-    fitting = min(most_rows, max((y1 - y0 for y0, y1 in blocks), default=1))
-    densest = stack_columns_per_row(sources)
-    dense_rows = min(fitting, most_block_rows(densest, threads))
-    samples = samples_of_rows(sources, height)
-
-    def cpu_blocks(y0: int, y1: int) -> list[tuple[int, int]]:
-        return cut_by_samples(
-            samples, y0, y1, densest * dense_rows, min(fitting, tallest_block_rows(dense_rows)),
-            lattice_rows=LATTICE_ROWS, origin=lattice_row,
-        )  # fmt: skip
-
+    cpu_blocks = processor_blocks(
+        sources, shape_hw, n_channels, rule, budget_bytes,
+        threads=threads, most_rows=most_rows, lattice_row=lattice_row,
+    )  # fmt: skip
     scratch = Scratch()
 
     def on_cpu(y0: int, y1: int) -> CoaddBlock:

@@ -25,6 +25,7 @@ from astropy.io import fits
 from benchmarks.cluster_model import Machines, Work, simulate
 from zemosaic_io.demo_session import write_demo_night
 from zemosaic_pipeline import cluster as cluster_module
+from zemosaic_pipeline.cluster_engine import OWN_DASK
 from zemosaic_pipeline.events import PhaseFinished
 from zemosaic_worker import run_hierarchical_mosaic
 
@@ -75,7 +76,7 @@ def run_once(answers: Any, night: Path, out: Path, workers: int, with_sizes: boo
         import dask
         from distributed import LocalCluster
 
-        with dask.config.set(cluster_module.OWN_DASK):
+        with dask.config.set(OWN_DASK):
             started = LocalCluster(
                 n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
                 worker_dashboard_address=None, silence_logs=50,

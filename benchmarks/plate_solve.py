@@ -28,7 +28,7 @@ from zemosaic_io.solvers.astrometry_net import SolveFieldSolver
 from zemosaic_io.solvers.base import SolveRequest
 from zemosaic_io.solvers.embedded import EmbeddedSolver
 from zemosaic_io.star_catalogue import open_built_in_catalogue
-from zemosaic_pipeline.solve_frames import image_provider
+from zemosaic_pipeline.solver_questions import image_provider
 
 SHAPE, SCALE, NOMINAL_SCALE = (1920, 1080), 2.374, 2.392
 

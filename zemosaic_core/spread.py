@@ -9,7 +9,7 @@ from typing import Any
 
 from zemosaic_core.chunks import Workload
 
-__all__ = ["blocks_for", "results_in_order"]
+__all__ = ["blocks_for", "fair_rows", "results_in_order"]
 
 # Blocks per place at least: the last ones shall not leave places idle for long.
 _BLOCKS_PER_PLACE = 3
@@ -17,13 +17,15 @@ _BLOCKS_PER_PLACE = 3
 _LEAST_ROWS = 128
 
 
-def blocks_for(
-    places: int, height: int, most_rows: int, *, start: int = 0, lattice_rows: int = 1, origin: int = 0
-) -> list[tuple[int, int]]:
+def fair_rows(places: int, rows: int) -> int:
+    """Return the most rows of a block so that all places have some blocks to work on."""
+    return max(_LEAST_ROWS, -(-rows // (_BLOCKS_PER_PLACE * max(1, places))))
+
+
+def blocks_for(places: int, height: int, most_rows: int) -> list[tuple[int, int]]:
     """Cut rows into blocks for so many places; as `Workload.chunks`, but lower where there would be too few."""
-    fair = max(_LEAST_ROWS, -(-(height - start) // (_BLOCKS_PER_PLACE * max(1, places))))
-    workload = Workload("spread", height, (), start=start, lattice_rows=lattice_rows, origin=origin)
-    return list(workload.chunks(max(1, min(most_rows, fair))))
+    workload = Workload("spread", height, ())
+    return list(workload.chunks(max(1, min(most_rows, fair_rows(places, height)))))
 
 
 def results_in_order(

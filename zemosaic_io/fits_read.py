@@ -34,6 +34,7 @@ __all__ = [
     "read_raw_rows",
     "read_window",
     "unpack_pixels",
+    "unpacked_info",
     "values_of_raw",
 ]
 
@@ -216,9 +217,14 @@ def unpack_pixels(info: FrameInfo, target: Path) -> FrameInfo:
     SaveFailed
         The file cannot be written.
     """
-    with atomic_path(target) as temporary, temporary.open("wb") as file:
+    with atomic_path(target, durable=False) as temporary, temporary.open("wb") as file:
         for piece in _iter_pixel_bytes(info):
             file.write(piece)
+    return unpacked_info(info, target)
+
+
+def unpacked_info(info: FrameInfo, target: Path) -> FrameInfo:
+    """Return a packed frame as it is after `unpack_pixels`."""
     return replace(info, path=target, data_offset=0, packed=False)
 
 

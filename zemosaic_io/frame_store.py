@@ -29,10 +29,10 @@ from zemosaic_io.fits_read import (
     read_plane_rows,
     read_raw_rows,
     read_window,
-    unpack_pixels,
     values_of_raw,
 )
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.unpacked_frames import UnpackedFrames
 
 __all__ = ["FrameStore", "TileStore"]
 
@@ -94,9 +94,7 @@ class FrameStore:
         clip_levels: Mapping[int, np.ndarray] | None = None,
         masked: Mapping[int, np.ndarray] | None = None,
     ) -> None:
-        self._unpack_dir = unpack_dir
-        self._unpacked: dict[int, FrameInfo] = {}
-        self._unpacking: dict[int, threading.Lock] = {}
+        self._unpacked = None if unpack_dir is None else UnpackedFrames(unpack_dir)
         self._calibrations = dict(calibrations or {})
         self._sets: dict[str, CalibrationSet] = {}
         self._clip = {
@@ -136,11 +134,9 @@ class FrameStore:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was unpacked or made of it stays with the process that did it.
+        # What was made of it stays with the process that did it.
         own: dict[str, Any] = {
             "_lock": None,
-            "_unpacked": {},
-            "_unpacking": {},
             "_sets": {},
             "_radial_maps": {},
         }
@@ -149,10 +145,9 @@ class FrameStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
-    @property
-    def has_packed(self) -> bool:
-        """Whether frames are packed with gzip: these can only be read from their beginning."""
-        return any(info.packed for info in self._infos.values())
+    def unpack_into(self, folder: Path, keep_free_bytes: int) -> None:
+        """Unpack frames into a folder from now on, as far as so much stays free; see `UnpackedFrames`."""
+        self._unpacked = UnpackedFrames(folder, keep_free_bytes)
 
     def info(self, key: int) -> FrameInfo:
         """Return the header facts of a frame."""
@@ -273,15 +268,10 @@ class FrameStore:
     def _stored(self, key: int, function: Callable[..., T], *window: int) -> T:
         """Call one of the readers of `fits_read` on a window of a frame, unpacked where it is packed."""
         info = self._infos[key]
-        if not info.packed or self._unpack_dir is None:
+        if not info.packed or self._unpacked is None:
             return function(info, *window, sums=self._sums.get(key))
-        with self._lock:
-            lock = self._unpacking.setdefault(key, threading.Lock())
-        with lock:
-            if key not in self._unpacked:
-                self._unpacked[key] = unpack_pixels(info, self._unpack_dir / f"unpacked_{key}")
         try:
-            return function(self._unpacked[key], *window, sums=self._sums.get(key))
+            return function(self._unpacked.of(key, info), *window, sums=self._sums.get(key))
         except SkipItem as skip:
             # The frame is known by its own name.
             raise SkipItem(skip.key, str(skip), **{**skip.values, "path": str(info.path)}) from skip

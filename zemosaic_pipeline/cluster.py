@@ -10,36 +10,30 @@ the cluster while waiting.
 from __future__ import annotations
 
 import logging
-import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
-    CancelledError,
     Executor,
     Future,
-    InvalidStateError,
     ThreadPoolExecutor,
     wait,
 )
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
-from zemosaic_core.errors import RunFailed, SettingsError, SkipItem
+from zemosaic_core.errors import RunFailed, SkipItem
+from zemosaic_pipeline.cluster_engine import CLOSE_S, POLL_S, Engine, connect, distributed, fetch
 from zemosaic_pipeline.elsewhere import (
     Answer,
     Call,
     Elsewhere,
     Requirements,
+    RunStop,
     Unfit,
     WorkerFacts,
     admit,
@@ -54,47 +48,37 @@ from zemosaic_settings.executor import ExecutorChoice, PathMap
 if TYPE_CHECKING:
     from zemosaic_io.calibration_sets import CalibrationSet
 
-__all__ = ["OWN_DASK", "Cluster", "WorkerDied"]
+__all__ = ["Cluster", "NobodyCan", "WorkerDied"]
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.1
-_CONNECT_S = 4.0
 # How often it is asked which workers there are.
 _LOOK_S = 1.0
 # Without any worker for so long the run ends; one that was killed is back in seconds, on a busy machine in a minute.
 _PATIENCE_S = 120.0
-# A result that does not come in this time is asked for anew.
-_FETCH_S = 60.0
-_CLOSE_S = 1.0
 # Calls on their way to each worker: it shall not wait for the next one.
 _AHEAD = 2
-# What Dask says when the other side is gone or does not answer in time.
-_GONE = (OSError, RuntimeError, ValueError)
-# How Dask is set up where the run starts it itself.
-OWN_DASK: dict[str, Any] = {
-    # What dies over one call is tried again with nothing else at work; then it is known whose fault it was.
-    "distributed.scheduler.allowed-failures": 0,
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    # Statistics for Dask's page cost some percent of a processor for every worker; the watch over memory stays.
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.tick.interval": "500ms",
-    "distributed.admin.system-monitor.interval": "2s",
-    "distributed.admin.system-monitor.disk": False,
-}
 
 
 class WorkerDied(Exception):
     """The processes that worked on a call died, the second time with no other call at work."""
 
 
+class NobodyCan(Exception):
+    """No worker is left that has what a call needs."""
+
+
 @dataclass
 class _Job:
-    """A call, the future that who asked has of it, that of Dask, and what came of the latter; see `_fetch`."""
+    """A call, the future that who asked has of it, that of Dask, and what came of the latter; see `fetch`.
+
+    ``needs`` are resources of Dask; ``possible`` tells whether a worker has them.
+    """
 
     call: Call
     outer: _Awaited
+    needs: tuple[str, ...] = ()
+    possible: Callable[[], bool] = lambda: True
     remote: Any = None
     inner: Future[Answer] = field(default_factory=Future)
     deaths: int = 0
@@ -127,6 +111,15 @@ class _Tally:
     calls: int = 0
     lost: bool = False
     refused: Unfit | None = None
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """What every worker does before it gets work: a function with arguments, and who hears the answers."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    heard: Callable[[Mapping[str, Any]], object]
 
 
 @dataclass
@@ -191,22 +184,29 @@ class Cluster(Executor):
         self.run_id = run_id
         self._check = check
         self._say = say
-        self._local: Any = None
         self._jobs: list[_Job] = []
         self._suspects: list[_Job] = []
         self._latest = ""
         self._state = _State()
         self._requirements: Requirements | None = None
-        self._sets: dict[str, CalibrationSet] = {}
+        self._preparations: list[_Preparation] = []
         self._asked = _Housekeeping()
         self._questions = ThreadPoolExecutor(1, thread_name_prefix="cluster-questions")
         self._choice = choice
-        self._distributed = _distributed()
+        self._distributed = distributed()
         try:
-            self._client: Any = self._connect(workers, memory_bytes, folder)
+            self._engine: Engine = connect(
+                choice,
+                workers=workers,
+                memory_bytes=memory_bytes,
+                folder=folder,
+                check=check,
+                questions=self._questions,
+            )
         except BaseException:
             self._questions.shutdown(wait=False)
             raise
+        self._client = self._engine.client
 
     # ------------------------------------------------------------------ workers
 
@@ -216,6 +216,16 @@ class Cluster(Executor):
         return len(self._state.fit)
 
     @property
+    def fit(self) -> Mapping[str, WorkerFacts]:
+        """The workers that get work, by their addresses."""
+        return self._state.fit
+
+    @property
+    def threads(self) -> int:
+        """Threads of the fit worker that has fewest."""
+        return min((f.threads for f in self._state.fit.values()), default=1)
+
+    @property
     def memory_bytes(self) -> int:
         """Memory of the smallest fit worker process; 0: none has a limit."""
         return min((f.memory_bytes for f in self._state.fit.values() if f.memory_bytes), default=0)
@@ -223,16 +233,7 @@ class Cluster(Executor):
     @property
     def is_on_this_machine(self) -> bool:
         """Whether the run started the cluster itself."""
-        return self._local is not None
-
-    @property
-    def dashboard(self) -> str:
-        """Address of Dask's page about the cluster; empty when it has none."""
-        # Without bokeh there is only a page that says so.
-        with suppress(*_GONE):
-            if self._client.run_on_scheduler(find_spec, "bokeh") is not None:
-                return str(self._client.dashboard_link)
-        return ""
+        return self._engine.local is not None
 
     def take_latest(self) -> str:
         """Return which worker answered last, and where it is; empty when nobody has since this was asked."""
@@ -254,7 +255,7 @@ class Cluster(Executor):
             nobody_else = set(self._seen()) <= self._state.refused and self._asked.answers is None
             if self._seen() and nobody_else and not self._state.fit:
                 raise _no_worker(self._choice.address)
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         # Those that were asked together have answered together.
         self._say(
             "cluster_workers",
@@ -263,14 +264,33 @@ class Cluster(Executor):
                 f"{host} ({n})" for host, n in Counter(f.host for f in self._state.fit.values()).items()
             ),
         )
-        if link := self.dashboard:
+        if link := self._engine.dashboard:
             self._say("cluster_dashboard", link=link)
 
     def provide(self, sets: Mapping[str, CalibrationSet]) -> None:
         """Send what frames are calibrated with to all workers, by the names of the files, before it is needed."""
-        self._sets = dict(sets)
-        if self._sets and self._state.fit:
-            self._ask(keep_sets, tuple(self._state.fit), self._sets).result()
+        if sets:
+            self.prepare(keep_sets, dict(sets))
+
+    def prepare(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        heard: Callable[[Mapping[str, Any]], object] = lambda _: None,
+    ) -> None:
+        """Call a function on all workers, and on those that come later before they get work.
+
+        Parameters
+        ----------
+        function : callable
+        *args
+            Its arguments.
+        heard : callable
+            Gets what workers answered together, by their addresses: a value or an exception.
+        """
+        preparation = _Preparation(function, args, heard)
+        self._preparations.append(preparation)
+        self._prepare(preparation, tuple(self._state.fit))
 
     def facts(self) -> dict[str, Any]:
         """Return what a report says of the cluster."""
@@ -296,11 +316,37 @@ class Cluster(Executor):
         """Send a call to a worker; the arguments are sent with it."""
         if kwargs:
             raise TypeError("arguments are sent by their places")
+        return self.send(function, args)
+
+    def send(
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        needs: Sequence[str] = (),
+        possible: Callable[[], bool] = lambda: True,
+    ) -> Future[Any]:
+        """Send a call to a worker that has the resources it needs.
+
+        Parameters
+        ----------
+        function : callable
+        args : sequence
+        needs : sequence of str
+            Resources of Dask.
+        possible : callable
+            Tells whether any worker has them; where none is left the call raises `NobodyCan`.
+        """
         assert self._requirements is not None
-        call = Call(self.run_id, self._requirements.probes, function, args)
-        job = _Job(call, _Awaited(self))
+        call = Call(self.run_id, self._requirements.probes, function, tuple(args))
+        job = _Job(call, _Awaited(self), tuple(needs), possible)
         self._send(job)
         return job.outer
+
+    def give_up(self, future: Future[Any], stop_here: RunStop) -> None:
+        """Cancel a call and tell it so where it is at work."""
+        future.cancel()
+        if self._state.fit:
+            self._ask(stop, tuple(self._state.fit), stop_here.name)
 
     def map_items(
         self, elsewhere: Elsewhere, items: Sequence[Any], *, name_of: Callable[[Any], str]
@@ -343,9 +389,9 @@ class Cluster(Executor):
             if done or (until is not None and time.monotonic() > until):
                 return done
             if self._jobs:
-                wait([job.inner for job in self._jobs], _POLL_S, FIRST_COMPLETED)
+                wait([job.inner for job in self._jobs], POLL_S, FIRST_COMPLETED)
             else:
-                time.sleep(_POLL_S)
+                time.sleep(POLL_S)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster, or end the one that was started; what is at work is not waited for."""
@@ -354,75 +400,14 @@ class Cluster(Executor):
             job.drop()
         self._jobs = []
         with suppress(Exception):
-            if self._local is None and self._client.status == "running" and self._state.fit:
-                fit = list(self._state.fit)
+            if self._client.status == "running" and self._state.fit:
+                fit = tuple(self._state.fit)
                 if not is_idle:
-                    self._ask(stop, tuple(fit), self.run_id).result(_CLOSE_S)
-                self._ask(dismiss, tuple(fit), self.run_id).result(_CLOSE_S)
+                    self._ask(stop, fit, RunStop(self.run_id).name).result(CLOSE_S)
+                if not self.is_on_this_machine:
+                    self._ask(dismiss, fit, self.run_id).result(CLOSE_S)
         self._questions.shutdown(wait=False, cancel_futures=True)
-        self._end_dask()
-
-    # ------------------------------------------------------------------ the engine
-
-    def _connect(self, workers: int, memory_bytes: int, folder: Path | None) -> Any:
-        import dask
-
-        client_type = self._distributed.Client
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
-        # A block of a co-add may bring along what is known of a thousand frames.
-        dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})
-        if self._choice.kind == "dask":
-            with dask.config.set(OWN_DASK), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._local = self._distributed.LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    host="127.0.0.1",
-                    memory_limit=memory_bytes // workers or None,
-                    dashboard_address="127.0.0.1:0",
-                    worker_dashboard_address=None,
-                    local_directory=None if folder is None else str(folder),
-                    silence_logs=logging.CRITICAL,
-                )
-            return client_type(self._local, set_as_default=False, direct_to_workers=True)
-        address = self._choice.address
-        opening = self._questions.submit(
-            client_type,
-            address,
-            timeout=_CONNECT_S,
-            set_as_default=False,
-            # Blocks are large: they come straight from the worker, by the scheduler only where that cannot be.
-            direct_to_workers=True,
-            name="zemosaic",
-        )
-        try:
-            while not opening.done():
-                self._check()
-                wait([opening], _POLL_S)
-            return opening.result()
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise SettingsError(
-                "cluster_unreachable",
-                f"no Dask scheduler answers at {address}: {error}",
-                address=address,
-                reason=str(error) or type(error).__name__,
-            ) from error
-
-    def _end_dask(self) -> None:
-        ours = [] if self._local is None else [nanny.pid for nanny in self._local.workers.values()]
-        with suppress(*_GONE):
-            self._client.close(timeout=_CLOSE_S)
-        if self._local is None:
-            return
-        with suppress(*_GONE):
-            self._local.close(timeout=_CLOSE_S)
-        for pid in filter(None, ours):
-            # Those that were too busy to leave in time.
-            with suppress(psutil.Error):
-                process = psutil.Process(pid)
-                if process.ppid() == os.getpid():
-                    process.kill()
+        self._engine.end()
 
     def _seen(self) -> list[str]:
         return list(self._client.scheduler_info()["workers"])
@@ -457,6 +442,10 @@ class Cluster(Executor):
             self._look_at_workers()
         for job in [job for job in self._jobs if job.inner.done() or job.outer.cancelled()]:
             self._settle(job)
+        for job in [job for job in self._jobs if not job.possible()]:
+            self._jobs.remove(job)
+            job.drop()
+            job.outer.set_exception(NobodyCan())
         if self._suspects and not self._jobs and self.workers:
             self._send(self._suspects.pop(0))
         if self._state.fit:
@@ -501,8 +490,8 @@ class Cluster(Executor):
                 self._refuse(address, facts, Unfit("cluster_no_program", "ZeMosaic is not installed there"))
             else:
                 log.warning("the worker %s did not answer: %r", address, found)
-        if fresh and self._sets:
-            self._ask(keep_sets, tuple(fresh), self._sets).result()
+        for preparation in self._preparations:
+            self._prepare(preparation, tuple(fresh))
         if fresh and state.were_none:
             # What was sent while nobody could take it does not find those who came since.
             state.were_none = False
@@ -510,6 +499,10 @@ class Cluster(Executor):
             for job in waiting:
                 job.drop()
                 self._send(job)
+
+    def _prepare(self, preparation: _Preparation, addresses: tuple[str, ...]) -> None:
+        if addresses:
+            preparation.heard(self._ask(preparation.function, addresses, *preparation.args).result())
 
     def _refuse(self, address: str, facts: WorkerFacts, unfit: Unfit) -> None:
         self._state.refused.add(address)
@@ -522,8 +515,9 @@ class Cluster(Executor):
 
     def _send(self, job: _Job) -> None:
         job.inner = Future()
-        job.remote = self._client.submit(work, job.call, pure=False, resources={resource_of(self.run_id): 1})
-        job.remote.add_done_callback(partial(_fetch, job.inner))
+        resources = dict.fromkeys((resource_of(self.run_id), *job.needs), 1)
+        job.remote = self._client.submit(work, job.call, pure=False, resources=resources)
+        job.remote.add_done_callback(partial(fetch, job.inner))
         self._jobs.append(job)
 
     def _settle(self, job: _Job) -> None:
@@ -572,24 +566,6 @@ class Cluster(Executor):
             self._state.were_none = True
 
 
-def _fetch(inner: Future[Answer], remote: Any) -> None:
-    """Bring what became of a call here; runs in the thread that Dask has for that.
-
-    The futures of Dask's own executor are never done when a result is lost twice before it was fetched.
-    """
-    try:
-        try:
-            inner.set_result(remote.result(timeout=_FETCH_S))
-        except InvalidStateError:
-            raise
-        except (CancelledError, OSError):  # among the latter those that say that it took too long
-            inner.cancel()
-        except Exception as error:  # noqa: BLE001 - it belongs to who waits for the call
-            inner.set_exception(error)
-    except InvalidStateError:
-        log.debug("an answer came after nobody waited for it any more")
-
-
 def _as_here(error: BaseException, paths: PathMap) -> BaseException:
     """Return an error that names a file as this machine does."""
     if isinstance(error, SkipItem) and "path" in error.values:
@@ -604,12 +580,3 @@ def _no_worker(address: str) -> RunFailed:
         f"no worker of the Dask cluster {address} can take part in the run",
         address=address,
     )
-
-
-def _distributed() -> Any:
-    try:
-        return import_module("distributed")
-    except ImportError as error:
-        raise SettingsError(
-            "cluster_no_library", f'Dask is not installed; pip install "zemosaic[cluster]": {error}'
-        ) from error

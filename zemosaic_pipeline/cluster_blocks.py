@@ -18,21 +18,22 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_core.block_rows import MAX_BLOCK_ROWS, processor_blocks
 from zemosaic_core.chunks import iter_row_chunks
-from zemosaic_core.coadd import CancelToken, coadd_block, row_blocks, rows_per_pass
+from zemosaic_core.coadd import coadd_block, rows_per_pass
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.refine import RefineSource, gather_block
 from zemosaic_core.refine_rows import CoaddStore, RowsInTurn, refine_buffers
 from zemosaic_core.refine_structure import HALO_ROWS, Gathered
 from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, SampleNoise
-from zemosaic_core.spread import blocks_for, results_in_order
+from zemosaic_core.spread import blocks_for, fair_rows, results_in_order
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_pipeline.cluster import Cluster, WorkerDied
 from zemosaic_pipeline.cost import PARENT_BYTES
-from zemosaic_pipeline.elsewhere import RunStop, frame_there, own_worker
-from zemosaic_utils import LATTICE_ROWS, MAX_BLOCK_ROWS, coadd_on_grid
+from zemosaic_pipeline.elsewhere import OwnWorker, RunStop, frame_there, own_worker, run_folder
+from zemosaic_utils import coadd_on_grid
 
 __all__ = ["ClusterBlocks"]
 
@@ -44,6 +45,8 @@ _COADD_BYTES, _COADD_BYTES_PER_CHANNEL = 2, 4 + 4 + 4 + 2 + 2
 _GATHERED_BYTES_PER_CHANNEL = 4 * 4
 # What travels of a frame with each block that it touches: maps, terms, sums of its rows.
 _FRAME_BYTES = 16_000
+# What stays free on the disk of a worker whatever it unpacks.
+_KEEP_FREE_BYTES = 2_000_000_000
 # Results on their way or waiting, per worker: while the first one is late, the others go on.
 _AHEAD = 4
 
@@ -62,7 +65,7 @@ class _CoaddPart:
     budget_bytes: int
     lattice_row: int
     gpu_mode: str
-    stop: CancelToken
+    stop: RunStop
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class _RefinePart:
     mask: np.ndarray
     y0: int
     scale: float
-    stop: CancelToken
+    stop: RunStop
 
 
 @dataclass(frozen=True)
@@ -119,15 +122,18 @@ class ClusterBlocks:
         """
         height, width = shape_hw
         budget = self._worker_budget(budget_bytes)
-        planned = row_blocks(sources, shape_hw, n_channels, rule, budget)
-        most = min(
-            MAX_BLOCK_ROWS,
-            rows_per_pass(sources, max_frames_per_pass),
-            max((y1 - y0 for y0, y1 in planned), default=1),
+        most = min(MAX_BLOCK_ROWS, rows_per_pass(sources, max_frames_per_pass))
+        cut = processor_blocks(
+            sources,
+            shape_hw,
+            n_channels,
+            rule,
+            budget,
+            threads=self.cluster.threads,
+            most_rows=min(most, fair_rows(self.cluster.workers, height - first_row)),
+            lattice_row=lattice_row,
         )
-        blocks = blocks_for(
-            self.cluster.workers, height, most, start=first_row, lattice_rows=LATTICE_ROWS, origin=lattice_row
-        )
+        blocks = cut(first_row, height)
 
         def part(y0: int, y1: int) -> _CoaddPart:
             there = tuple(s for s in sources if s.bbox[0] < y1 and s.bbox[1] > y0 and np.any(s.weight > 0))
@@ -255,6 +261,7 @@ def _most_touching(boxes: Sequence[tuple[int, int, int, int]], blocks: Sequence[
 def _coadd_part(part: _CoaddPart) -> tuple[CoaddBlock, str, list[dict[str, Any]]]:
     """Co-add a block on the worker this is, with its card where it has one; return also its host and its records."""
     here = own_worker()
+    _unpack_on(here, part)
     y0, y1 = part.rows
     if not here.has_card:
         block = coadd_block(
@@ -303,6 +310,8 @@ def _card_policy(mode: str, host_bytes: int) -> tuple[GpuPolicy, list[dict[str, 
 
 def _refine_part(part: _RefinePart) -> tuple[np.ndarray, ...]:
     """Sum up what the samples differ from a block of the co-add; runs on a worker. See `_unpacked`."""
+    here = own_worker()
+    _unpack_on(here, part)
     gathered = gather_block(
         part.pixels,
         part.sources,
@@ -311,7 +320,7 @@ def _refine_part(part: _RefinePart) -> tuple[np.ndarray, ...]:
         part.mask,
         part.y0,
         scale=part.scale,
-        threads=own_worker().threads,
+        threads=here.threads,
         cancel=part.stop,
         scratch=_scratch(),
     )
@@ -326,6 +335,11 @@ def _unpacked(sums: Sequence[np.ndarray], mask: np.ndarray) -> Gathered:
     for item, values in zip(fields(Gathered), sums, strict=True):
         getattr(gathered, item.name)[:, mask > 0] = values
     return gathered
+
+
+def _unpack_on(here: OwnWorker, part: _CoaddPart | _RefinePart) -> None:
+    """Let the workers of a computer share what they unpack, in the folder that Dask has there."""
+    part.pixels.unpack_into(run_folder(here.folder, part.stop.run_id), _KEEP_FREE_BYTES)
 
 
 @cache

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from zemosaic_core.block_facts import SAMPLE_STEP
+from zemosaic_core.block_rows import MAX_BLOCK_ROWS, most_block_rows, tallest_block_rows
 from zemosaic_core.chunks import Buffer, Workload, peak_bytes
 from zemosaic_core.coadd import coadd_buffers
 from zemosaic_core.gpu.coadd import expected_workload
@@ -22,7 +23,6 @@ from zemosaic_gpu_policy import Decision
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
 from zemosaic_pipeline.pointings import pointing_labels
-from zemosaic_utils import MAX_BLOCK_ROWS, most_block_rows, tallest_block_rows
 
 __all__ = [
     "CostBasis",
@@ -342,7 +342,12 @@ def estimate_rows(
     # Packing saves less where a mosaic has no empty corners; tiles on the sphere are RGBA, packed.
     export_disk = canvas_px // 4 + canvas_px * 4 * basis.n_channels * basis.copies
     export_disk += canvas_px * 4 * (basis.zoom + basis.sphere)
-    unpacked = sum(math.prod(i.shape_hw) * i.n_stored_planes * abs(i.bitpix) // 8 for i in infos if i.packed)
+    # Workers on other machines unpack there.
+    unpacked = (
+        0
+        if basis.elsewhere
+        else sum(math.prod(i.shape_hw) * i.n_stored_planes * abs(i.bitpix) // 8 for i in infos if i.packed)
+    )
     tiles_disk = (
         round(max(1.4, len(basis.batches)) * canvas_px) * 4 * (basis.n_channels + 2 + variance_planes)
     )

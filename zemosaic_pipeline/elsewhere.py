@@ -9,9 +9,12 @@ import errno
 import hashlib
 import os
 import platform
+import shutil
 import socket
+import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -42,6 +45,7 @@ __all__ = [
     "keep_sets",
     "own_worker",
     "resource_of",
+    "run_folder",
     "stop",
     "unfit_of_disk",
     "versions",
@@ -52,6 +56,9 @@ __all__ = [
 _LIBRARIES = ("numpy", "scipy", "numba", "sep", "astropy")
 _CODE = ("zemosaic_core", "zemosaic_io", "zemosaic_pipeline", "zemosaic_utils.py", "zemosaic_align_stack.py")
 _NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+_FOLDER = "zemosaic_"
+_OLD_S = 2 * 86400.0
 
 _STOPPED: set[str] = set()
 
@@ -136,13 +143,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class RunStop:
-    """Tells a call at work whether its run was stopped; asked on the worker."""
+    """Tells a call at work whether its run was stopped, or the call alone, if it has a name; asked on the worker."""
 
     run_id: str
+    call: str = ""
+
+    @property
+    def name(self) -> str:
+        """What `stop` is told."""
+        return f"{self.run_id}/{self.call}" if self.call else self.run_id
 
     def is_set(self) -> bool:
-        """Whether the run was stopped."""
-        return self.run_id in _STOPPED
+        """Whether it was stopped."""
+        return self.run_id in _STOPPED or self.name in _STOPPED
 
 
 def frame_there(info: FrameInfo, paths: PathMap) -> FrameInfo:
@@ -173,6 +186,19 @@ def versions() -> dict[str, str]:
     return found | {name: metadata.version(name) for name in _LIBRARIES}
 
 
+def run_folder(worker_folder: str, run_id: str) -> Path:
+    """Return the folder that the workers of a computer share for a run, beside those that Dask has for them."""
+    return Path(worker_folder).parent / f"{_FOLDER}{run_id}"
+
+
+def _remove_old_folders(place: Path) -> None:
+    """Remove what workers left that were killed; nobody misses what a run of days ago unpacked."""
+    for folder in place.glob(f"{_FOLDER}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _OLD_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 async def admit(requirements: Requirements, dask_worker: Any = None) -> WorkerFacts:
     """Look at the worker this runs on; it gets the resource of the run when it is fit."""
     limit = int(getattr(dask_worker.memory_manager, "memory_limit", None) or 0)
@@ -185,6 +211,7 @@ async def admit(requirements: Requirements, dask_worker: Any = None) -> WorkerFa
         has_card=dask_worker.state.total_resources.get("GPU", 0) > 0,
         unfit=_unfit(requirements, versions(), limit),
     )
+    _remove_old_folders(Path(dask_worker.local_directory).parent)
     if facts.unfit is None:
         _STOPPED.discard(requirements.run_id)
         await dask_worker.set_resources(**{resource_of(requirements.run_id): 1})
@@ -192,14 +219,16 @@ async def admit(requirements: Requirements, dask_worker: Any = None) -> WorkerFa
 
 
 async def dismiss(run_id: str, dask_worker: Any = None) -> None:
-    """Take the resource of a run back and forget what was sent for it."""
+    """Take the resources of a run back and forget what was sent for it."""
     forget_received()
-    await dask_worker.set_resources(**{resource_of(run_id): 0})
+    shutil.rmtree(run_folder(str(dask_worker.local_directory), run_id), ignore_errors=True)
+    of_run = [name for name in dask_worker.state.total_resources if name.startswith(resource_of(run_id))]
+    await dask_worker.set_resources(**dict.fromkeys(of_run, 0))
 
 
-def stop(run_id: str) -> None:
-    """Tell the calls of a run that are at work here that nobody waits for them any more."""
-    _STOPPED.add(run_id)
+def stop(name: str) -> None:
+    """Tell the calls of a run that are at work here, or one of them, that nobody waits any more; see `RunStop.name`."""
+    _STOPPED.add(name)
 
 
 def keep_sets(sets: Mapping[str, CalibrationSet]) -> None:
@@ -249,12 +278,16 @@ def unfit_of_disk(error: OSError) -> Unfit | None:
 
 @dataclass(frozen=True)
 class OwnWorker:
-    """The worker that this process is: its name and host, threads it may use, and whether it was given a card."""
+    """The worker that this process is: its name and host, threads it may use, whether it was given a card, its folder.
+
+    The folder, for files that do not outlive a call, is the one that Dask has for the worker.
+    """
 
     name: str
     host: str
     threads: int = 1
     has_card: bool = False
+    folder: str = ""
 
 
 def own_worker() -> OwnWorker:
@@ -267,7 +300,11 @@ def own_worker() -> OwnWorker:
         return OwnWorker("", socket.gethostname())
     state = worker.state
     return OwnWorker(
-        str(worker.name), socket.gethostname(), int(state.nthreads), state.total_resources.get("GPU", 0) > 0
+        str(worker.name),
+        socket.gethostname(),
+        int(state.nthreads),
+        state.total_resources.get("GPU", 0) > 0,
+        str(worker.local_directory),
     )
 
 

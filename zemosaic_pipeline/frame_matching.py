@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy.wcs import WCS
@@ -33,6 +34,9 @@ from zemosaic_pipeline.pointings import field_deg
 from zemosaic_pipeline.records import Frame, FrameMeasure, Solution
 from zemosaic_pipeline.solve_memory import SolveMemory
 
+if TYPE_CHECKING:
+    from zemosaic_pipeline.cluster_solvers import ClusterSolvers
+
 __all__ = ["KnownSky", "match_all", "match_frame"]
 
 # Solved neighbours tried per frame and round; a frame that matches none of them waits for the next round.
@@ -48,7 +52,8 @@ class KnownSky:
     """What is known so far: stars of every frame, solutions found, why frames could not even be tried.
 
     ``unconfirmed`` are places that a solver told and no star of the catalogue spoke for or against, and whether they
-    come from an earlier run; they are believed last.
+    come from an earlier run; they are believed last. ``elsewhere`` asks solvers on the workers of a cluster, if there
+    is one.
     """
 
     frames: dict[int, tuple[Frame, FrameMeasure]]
@@ -59,6 +64,7 @@ class KnownSky:
     attempts: dict[int, list[SolveOutcome]] = field(default_factory=lambda: defaultdict(list))
     lost: dict[int, SkipItem] = field(default_factory=dict)
     unconfirmed: dict[int, tuple[Solution, bool]] = field(default_factory=dict)
+    elsewhere: ClusterSolvers | None = None
 
     @staticmethod
     def of(frames: Mapping[int, tuple[Frame, FrameMeasure]], memory: SolveMemory) -> KnownSky:

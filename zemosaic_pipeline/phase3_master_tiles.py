@@ -18,7 +18,6 @@ from zemosaic_core.sources import CoaddBlock
 from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import ExtensionSpec, StreamingFits
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
-from zemosaic_io.frame_store import FrameStore
 from zemosaic_io.manifest import Manifest, hash_key, make_folder
 from zemosaic_io.tile_bands import TileBands
 from zemosaic_pipeline.calibrated_noise import common_steps, shared_variance
@@ -143,7 +142,7 @@ def create_tile(
     unseen = shared_variance(frames, weights, terms, store.calibration_of, SAMPLE_VARIANCE[plan.stack.kernel])
     progress = TwoPasses(on_rows, refinement.on)
     threads = min(plan.threads, plan.stack.threads)
-    elsewhere = _on_cluster(store, context)
+    elsewhere = None if context.cluster is None else ClusterBlocks(context.cluster, context.policy)
     bands.watch(star_cores(frames, window))
     bands.recover(path)
     with StreamingFits(
@@ -237,16 +236,6 @@ def create_tile(
         refine=refinement.reason_key,
         refine_values=refinement.values,
     )
-
-
-def _on_cluster(store: FrameStore, context: RunContext) -> ClusterBlocks | None:
-    """Return what has blocks worked on by a cluster; None where this machine does it."""
-    if context.cluster is None:
-        return None
-    if store.has_packed:
-        context.say("cluster_packed_here")
-        return None
-    return ClusterBlocks(context.cluster, context.policy)
 
 
 def _as_measured(frame: RegisteredFrame) -> RegisteredFrame:

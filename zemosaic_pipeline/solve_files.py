@@ -18,8 +18,8 @@ from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
 from zemosaic_io.wcs_read import linear_scale_arcsec
 from zemosaic_pipeline.measure import frame_stars
 from zemosaic_pipeline.plan import solver_options
-from zemosaic_pipeline.solve_frames import image_provider
 from zemosaic_pipeline.solver_answers import BUILT_IN, judge_answer
+from zemosaic_pipeline.solver_questions import image_provider
 from zemosaic_settings import Settings
 
 __all__ = ["FileSolution", "iter_solutions"]

@@ -12,20 +12,16 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
-
-from zemosaic_core.cfa import luminance
 from zemosaic_core.errors import RunFailed, SkipItem
-from zemosaic_io.fits_read import read_window
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
-from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest
-from zemosaic_io.solvers.base import SolveOutcome, Solver, SolveRequest, failed
-from zemosaic_io.solvers.chain import make_solvers, solve_with_chain
+from zemosaic_io.solvers.base import SolveOutcome, Solver
+from zemosaic_io.solvers.chain import make_solvers
 from zemosaic_io.solvers.embedded import EmbeddedSolver
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import TRACEBACK, result_or_skip
@@ -36,9 +32,10 @@ from zemosaic_pipeline.pointings import pointing_labels
 from zemosaic_pipeline.position_search import Place, anywhere, other_readings
 from zemosaic_pipeline.records import Solution, SolvedFrame
 from zemosaic_pipeline.solve_memory import HeaderCheck, SolveMemory
-from zemosaic_pipeline.solver_answers import BUILT_IN, check_frame_wcs, judge_answer
+from zemosaic_pipeline.solver_answers import BUILT_IN, check_frame_wcs
+from zemosaic_pipeline.solver_questions import Question, ask_solvers
 
-__all__ = ["image_provider", "run"]
+__all__ = ["run"]
 
 PHASE = "phase1_prepare"
 # When this many frames of a pointing failed and none was solved, the rest are not sent through a solver; of solvers
@@ -137,21 +134,6 @@ def _settle_doubts(
         context.say("wcs_header_unconfirmed", "WARN", frames=len(members), example=example)
 
 
-def image_provider(info: FrameInfo, row_sums: np.ndarray | None = None) -> Any:
-    """Return what gives a solver the frame's luminance (h, w) and the position of its first pixel.
-
-    With ``row_sums`` the pixels have to be those that were measured.
-    """
-
-    def provide() -> tuple[np.ndarray, tuple[float, float]]:
-        data = read_window(info, 0, info.shape_hw[0], sums=row_sums)
-        if info.kind == "cfa":
-            return luminance(data), (0.5, 0.5)
-        return np.asarray(data if data.ndim == 2 else data.mean(axis=0), dtype=np.float32), (0.0, 0.0)
-
-    return provide
-
-
 def _told_place(index: int, sky: KnownSky, options: SolveOptions) -> Place:
     """Return where the header says that a frame lies."""
     ra, dec = sky.hint(index) or (None, None)
@@ -196,10 +178,15 @@ def _solve(
     return True
 
 
+def _question(index: int, place: Place, sky: KnownSky) -> Question:
+    frame, measure = sky.frames[index]
+    return Question(frame.info, sky.stars[index], measure.columns("row_sums")["row_sums"], place)
+
+
 def _ask_solvers(
     index: int, sky: KnownSky, solvers: Sequence[Solver], place: Place, context: RunContext
 ) -> Solution | None:
-    """Return what the solvers find, after the stars of the frame were asked about it.
+    """Return what the solvers find, here or on a worker of the cluster.
 
     Raises
     ------
@@ -207,57 +194,50 @@ def _ask_solvers(
         The file cannot be read any more, or holds other pixels than those measured.
     """
     frame, measure = sky.frames[index]
-    request = SolveRequest(
-        path=frame.info.path,
-        shape_hw=frame.info.shape_hw,
-        ra_deg=place.ra_deg,
-        dec_deg=place.dec_deg,
-        scale_arcsec=place.scale_arcsec,
-        radius_deg=place.radius_deg,
-        stars=sky.stars[index],
-        image_provider=image_provider(frame.info, measure.columns("row_sums")["row_sums"]),
-        work_dir=context.work_dir,
-        timeout_s=place.timeout_s,
-        epoch=frame.info.epoch,
-    )
-    answers: list[Solution] = []
-
-    def believe(outcome: SolveOutcome) -> SolveOutcome:
-        solution = _solution_of(index, sky, outcome, context)
-        if solution is None:
-            return failed(outcome.solver, "no_solution", "solver_implausible", outcome.seconds)
-        answers.append(solution)
-        return outcome
-
-    sky.attempts[index].extend(solve_with_chain(request, solvers, context.cancel, believe=believe))
-    return answers[0] if answers else None
-
-
-def _solution_of(index: int, sky: KnownSky, outcome: SolveOutcome, context: RunContext) -> Solution | None:
-    """Return the solution that a solver's answer is, or None when the stars of the frame speak against it.
-
-    Raises
-    ------
-    SkipItem
-        The file holds other pixels than those measured.
-    """
-    frame, measure = sky.frames[index]
-    if outcome.solver != BUILT_IN and not is_as_surveyed(frame.info):
+    question = _question(index, place, sky)
+    names = [solver.name for solver in solvers]
+    answer = None
+    if sky.elsewhere is not None and sky.elsewhere.can(names):
+        answer = sky.elsewhere.ask((index, place), question, names)
+    if answer is None:
+        answer = ask_solvers(question, solvers, context.work_dir, context.cancel)
+    sky.attempts[index].extend(answer.attempts)
+    for key, values in answer.told:
+        if key == "wcs_unusable":
+            log.warning("the answer of %s is not used: %s", values["solver"], values["reason"])
+        else:
+            context.say(key, "WARN", **values)
+    if answer.solution is not None and answer.solution.method != BUILT_IN and not is_as_surveyed(frame.info):
         # The other program may have read the file itself.
         locate_again(frame.info, measure.content_key)
-    judged = judge_answer(frame.info, sky.stars[index], outcome)
-    if judged.key == "wcs_unusable":
-        log.warning("the answer of %s is not used: %s", outcome.solver, judged.values["reason"])
-    elif judged.key:
-        context.say(judged.key, "WARN", **judged.values)
-    return judged.solution
+    return answer.solution
+
+
+def _tries(
+    members: Sequence[int], sky: KnownSky, options: SolveOptions, most: int, other_readings_too: bool
+) -> Iterator[tuple[int, Place]]:
+    """Yield what a solver is asked about a pointing as long as it finds nothing, as `_solve_by_pointing` goes on."""
+    asked = 0
+    for index in members:
+        if asked == most:
+            return
+        if sky.hint(index) is None:
+            continue
+        told = _told_place(index, sky, options)
+        yield index, told
+        if asked == 0 and other_readings_too:
+            yield from ((index, place) for place in other_readings(told))
+        asked += 1
 
 
 def _solve_by_pointing(sky: KnownSky, solver: Solver, options: SolveOptions, context: RunContext) -> None:
     """Solve the best frame of each pointing and lay the others on it; then whatever is left, on its own."""
     is_slow = solver.name != BUILT_IN
     most, in_vain = MAX_FAILED_SLOWLY if is_slow else MAX_FAILED, 0
-    for members in _pointings(sky, sky.unsolved()):
+    pointings = _pointings(sky, sky.unsolved())
+    for n_done, members in enumerate(pointings):
+        if sky.elsewhere is not None and sky.elsewhere.can([solver.name]):
+            _look_ahead(pointings[n_done:], sky, solver, options, most, is_slow)
         if any(i in sky.unconfirmed for i in members):
             # Another solver has told a place; if it comes to nothing else, that will be believed.
             continue
@@ -287,6 +267,33 @@ def _solve_by_pointing(sky: KnownSky, solver: Solver, options: SolveOptions, con
             if in_vain >= PATIENCE:
                 context.say("solver_given_up", "WARN", solver=solver.name, frames=in_vain)
                 return
+
+
+def _look_ahead(
+    pointings: Sequence[Sequence[int]],
+    sky: KnownSky,
+    solver: Solver,
+    options: SolveOptions,
+    most: int,
+    is_slow: bool,
+) -> None:
+    """Let workers of a cluster begin with the pointings that come next; see `ClusterSolvers.look_ahead`."""
+    assert sky.elsewhere is not None
+
+    def is_known(index: int, place: Place) -> bool:
+        frame, measure = sky.frames[index]
+        key = sky.memory.solver_key(frame, measure, sky.stars_key[index], place, [solver], options)
+        return sky.memory.is_known(key)
+
+    def series() -> Iterator[Iterator[tuple[int, Place]]]:
+        for members in pointings:
+            if not any(i in sky.solutions or i in sky.unconfirmed for i in members):
+                readings = not (is_slow and sky.solutions)
+                yield _tries(members, sky, options, most, readings)
+
+    sky.elsewhere.look_ahead(
+        [solver.name], series, question_of=partial(_question, sky=sky), is_known=is_known
+    )
 
 
 def _solve_somewhere(
@@ -438,8 +445,14 @@ def _find_places(sky: KnownSky, options: SolveOptions, context: RunContext) -> l
             "run_info_solvers", solvers=[solver.name for solver in solvers], frames=len(sky.unsolved())
         )
         match_all(sky, options, context, list(sky.solutions))
+        if solvers and context.cluster is not None:
+            from zemosaic_pipeline.cluster_solvers import ClusterSolvers
+
+            sky.elsewhere = ClusterSolvers(context.cluster, options.solver, solvers, context.say)
         for solver in solvers:
             _solve_by_pointing(sky, solver, options, context)
+            if sky.elsewhere is not None:
+                sky.elsewhere.forget()
             match_all(sky, options, context, list(sky.solutions))
         if solvers:
             _believe_unconfirmed(sky, solvers, options, context)

@@ -120,6 +120,13 @@ class SolveMemory:
         """Remember a solution, or that a step gives none."""
         self._keep(key, {} if solution is None else asdict(solution))
 
+    def is_known(self, key: str) -> bool:
+        """Whether a step was done before, whatever it gave, in this run or in the one that was interrupted."""
+        if self._manifest.get(key) is not None:
+            return True
+        record = self._manifest.get(self._manifest.key("failure", key))
+        return record is not None and record.get("run") in (self._run_id, self._resumes or self._run_id)
+
     def failure(self, key: str) -> list[SolveOutcome] | None:
         """Return the attempts of a step that found nothing in the run that was interrupted; None: go and ask."""
         record = self._manifest.get(self._manifest.key("failure", key))

@@ -9,13 +9,14 @@ from itertools import pairwise
 
 import pytest
 
+from zemosaic_core.block_rows import tallest_block_rows
 from zemosaic_core.spread import blocks_for, results_in_order
 
 
 @pytest.mark.parametrize(("places", "height", "most"), [(1, 1000, 1024), (16, 40_000, 1024), (4, 90, 7)])
 def test_blocks_cover_all_rows_once(places, height, most):
-    blocks = blocks_for(places, height, most, start=3, lattice_rows=64, origin=-10)
-    assert blocks[0][0] == 3
+    blocks = blocks_for(places, height, most)
+    assert blocks[0][0] == 0
     assert blocks[-1][1] == height
     assert all(a[1] == b[0] for a, b in pairwise(blocks))
     assert max(y1 - y0 for y0, y1 in blocks) <= most
@@ -71,3 +72,9 @@ def test_an_error_comes_in_its_turn_and_ends_the_rest():
         assert [next(results), next(results)] == [0, 1]
         with pytest.raises(ValueError, match="two"):
             next(results)
+
+
+def test_low_blocks_grow_where_frames_are_few_and_high_ones_do_not():
+    assert tallest_block_rows(64) == 192
+    assert tallest_block_rows(120) == 256
+    assert tallest_block_rows(300) == 300

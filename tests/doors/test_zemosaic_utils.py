@@ -347,9 +347,3 @@ def test_unusable_files_and_targets_say_so(tmp_path):
         door.save_fits_image(np.ones((3, 3)), tmp_path / "file" / "a.fits")
     with pytest.raises(ValueError, match="axis_order"):
         door.save_fits_image(np.ones((3, 3)), tmp_path / "b.fits", axis_order="WHC")
-
-
-def test_low_blocks_grow_where_frames_are_few_and_high_ones_do_not():
-    assert door.tallest_block_rows(64) == 192
-    assert door.tallest_block_rows(120) == 256
-    assert door.tallest_block_rows(300) == 300

@@ -56,7 +56,7 @@ def test_a_store_unpacks_each_frame_once(both, tmp_path, monkeypatch):
     plain, packed = both
     calls = []
     monkeypatch.setattr(
-        "zemosaic_io.frame_store.unpack_pixels", lambda *args: calls.append(args) or unpack_pixels(*args)
+        "zemosaic_io.unpacked_frames.unpack_pixels", lambda *args: calls.append(args) or unpack_pixels(*args)
     )
     sums = {0: read_identified(plain).row_sums}
     one = FrameStore({0: plain}, row_sums=sums)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import signal
@@ -21,7 +22,8 @@ from run_zemosaic import main
 from zemosaic_core.errors import Cancelled, RunFailed, SettingsError
 from zemosaic_pipeline import cluster as cluster_module
 from zemosaic_pipeline import elsewhere
-from zemosaic_pipeline.cluster import OWN_DASK, Cluster
+from zemosaic_pipeline.cluster import Cluster
+from zemosaic_pipeline.cluster_engine import OWN_DASK, Engine
 from zemosaic_pipeline.elsewhere import Answer, Elsewhere, Requirements, Unfit, WorkerFacts
 from zemosaic_pipeline.events import Message, PhaseProgress
 from zemosaic_pipeline.plan import make_plan
@@ -38,9 +40,13 @@ KINDS = ("science", "coverage", "variance")
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """Dithered frames of one pointing, enough for a second pass."""
+    """Dithered frames of one pointing, enough for a second pass; one is packed with gzip."""
     folder = tmp_path_factory.mktemp("cluster") / "raw"
     write_all(folder, field_sky(), pointings(n=9))
+    plain = min(folder.glob("*.fit"))
+    with gzip.open(f"{plain}.gz", "wb") as packed:
+        packed.write(plain.read_bytes())
+    plain.unlink()
     return folder
 
 
@@ -262,7 +268,7 @@ def made_up(monkeypatch):
 
     def make(accidents):
         client = MadeUpClient(accidents)
-        monkeypatch.setattr(Cluster, "_connect", lambda *_: client)
+        monkeypatch.setattr(cluster_module, "connect", lambda *_, **__: Engine(client))
         cluster = Cluster(ExecutorChoice("scheduler", "tcp://nowhere:1"), PathMap(), "made-up")
         cluster.require(Requirements("made-up", {}))
         made.append(cluster)

@@ -6,31 +6,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from astropy.io import fits
-from astropy.wcs import WCS
+from solver_nights import POOR, RICH, Night, places_are_right
 
 from zemosaic_core.errors import RunFailed
-from zemosaic_core.synthetic_sky import tan_cards
-from zemosaic_io.headers import read_frame_info
 from zemosaic_io.manifest import Manifest
-from zemosaic_io.sealed_arrays import save_sealed
 from zemosaic_io.solvers.base import Availability, SolveOutcome, failed
 from zemosaic_io.solvers.chain import SolverOptions
-from zemosaic_io.star_catalogue import catalogue_stars_near
 from zemosaic_pipeline import frame_matching, solve_files, solve_frames, solver_answers
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.events import PhaseProgress
-from zemosaic_pipeline.measure import STAR_COLUMNS
 from zemosaic_pipeline.phase1_prepare import Prepared
 from zemosaic_pipeline.plan import SolveOptions
-from zemosaic_pipeline.records import Frame, FrameMeasure
 from zemosaic_pipeline.solve_memory import SolveMemory
 from zemosaic_pipeline.solver_answers import judge_answer
 from zemosaic_settings import Settings
-
-SHAPE_HW = (640, 480)
-# Many bright stars, so that the catalogue can speak; and a place where it knows next to none in such a field.
-RICH, POOR = (83.0, 22.0), (193.0, 27.5)
 
 
 @dataclass
@@ -50,58 +39,6 @@ class Scripted:
         if isinstance(answer, dict):
             return SolveOutcome(True, self.name, dict(answer), 0.1)
         return failed(self.name, answer, "solver_" + answer, 60.0)
-
-
-class Night:
-    """Frames of one field with their stars, as phase 1 hands them on; no pixels."""
-
-    def __init__(self, folder, centre):
-        self.folder, self.centre = folder, centre
-        rng = np.random.default_rng(5)
-        ra, dec, magnitude = catalogue_stars_near(*centre, 1.0)
-        n_faint = 4000
-        self.ra = np.concatenate([ra, centre[0] + rng.uniform(-1, 1, n_faint)])
-        self.dec = np.concatenate([dec, centre[1] + rng.uniform(-1, 1, n_faint)])
-        self.flux = np.concatenate([1e9 * 10 ** (-0.4 * magnitude), rng.uniform(1e3, 1e4, n_faint)])
-        self.frames: list[tuple[Frame, FrameMeasure]] = []
-        self.cards: dict[str, dict] = {}
-
-    def add(self, name, *, offset_deg=(0.0, 0.0), hint_deg=None, is_cloudy=False):
-        """Add a frame that points beside the centre; of a cloudy one the stars mean nothing."""
-        ra, dec = self.centre[0] + offset_deg[0], self.centre[1] + offset_deg[1]
-        cards = tan_cards(ra, dec, rotation_deg=2.0 * len(self.frames), shape_hw=SHAPE_HW)
-        self.cards[name] = cards
-        x, y = WCS(cards).all_world2pix(self.ra, self.dec, 0)
-        inside = (x > 5) & (x < SHAPE_HW[1] - 5) & (y > 5) & (y < SHAPE_HW[0] - 5)
-        order = np.argsort(-self.flux[inside])[:120]
-        x, y, flux = x[inside][order], y[inside][order], self.flux[inside][order]
-        rng = np.random.default_rng(len(self.frames))
-        if is_cloudy:
-            x, y = rng.uniform(5, SHAPE_HW[1], 40), rng.uniform(5, SHAPE_HW[0], 40)
-            flux = np.sort(rng.uniform(1e3, 1e5, 40))[::-1]
-        path = self.folder / name
-        header = fits.Header()
-        told = (ra, dec) if hint_deg is None else hint_deg
-        for key, value in {
-            "RA": told[0], "DEC": told[1], "FOCALLEN": 250, "XPIXSZ": 2.877, "INSTRUME": "Test camera",
-            "EXPTIME": 10.0, "BAYERPAT": "GRBG", "DATE-OBS": f"2025-10-18T20:{len(self.frames):02d}:00",
-        }.items():  # fmt: skip
-            header[key] = value
-        fits.PrimaryHDU(np.zeros(SHAPE_HW, np.uint16), header).writeto(path)
-        arrays_path = self.folder / f"{path.stem}.npz"
-        columns = {c: np.ones(len(x), np.float32) for c in STAR_COLUMNS}
-        columns |= {"x": x, "y": y, "flux": flux.astype(np.float32), "saturated": np.zeros(len(x), bool)}
-        save_sealed(
-            arrays_path, path.stem, {}, {**columns, "row_sums": np.zeros((1, SHAPE_HW[0]), np.uint32)}
-        )
-        measure = FrameMeasure(name, (1.0,), (1.0,), len(x), 3.0, 1.0, str(arrays_path))
-        self.frames.append((Frame(len(self.frames), read_frame_info(path)), measure))
-        return self
-
-    def wrong(self, name, by_deg):
-        """Cards of a place beside the true one."""
-        ra, dec = self.cards[name]["CRVAL1"], self.cards[name]["CRVAL2"] + by_deg
-        return tan_cards(ra, dec, rotation_deg=10.0, shape_hw=SHAPE_HW)
 
 
 @pytest.fixture
@@ -135,16 +72,6 @@ def solved(tmp_path, monkeypatch):
         return by_name, said
 
     return solve
-
-
-def places_are_right(night, found) -> bool:
-    x, y = (SHAPE_HW[1] - 1) / 2, (SHAPE_HW[0] - 1) / 2
-    for name, solution in found.items():
-        ra, dec = WCS(solution.wcs_cards).all_pix2world(x, y, 0)
-        back_x, back_y = WCS(night.cards[name]).all_world2pix(ra, dec, 0)
-        if np.hypot(back_x - x, back_y - y) > 1.5:
-            return False
-    return True
 
 
 def test_slow_solvers_are_asked_only_what_stars_of_neighbours_cannot_tell(tmp_path, solved):

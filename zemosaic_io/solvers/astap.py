@@ -13,7 +13,7 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_io.regular_files import open_regular
 from zemosaic_io.solvers.base import Availability, Cancel, SolveOutcome, SolveRequest, failed, is_plausible
 from zemosaic_io.solvers.images import SolverImage, prepare_image, wcs_to_full_frame, write_solver_image
-from zemosaic_io.solvers.locate import find_astap, find_astap_data
+from zemosaic_io.solvers.locate import astap_data_files, find_astap, find_astap_data
 from zemosaic_io.solvers.locks import LaunchRate, SolverSlots
 from zemosaic_io.solvers.process import ChildResult, ProgramSolver, solver_folder
 from zemosaic_io.wcs_read import celestial_cards
@@ -82,9 +82,13 @@ class AstapSolver(ProgramSolver):
         detail = f"{self._program}, star database in {self._data}"
         return Availability(True, detail, str(self._program), values={"solver": self.name})
 
+    def _parts(self) -> tuple[list[Path], list[Path]]:
+        assert self._program is not None
+        assert self._data is not None
+        return [self._program], astap_data_files(self._data)
+
     def solve(self, request: SolveRequest, cancel: Cancel | None = None) -> SolveOutcome:
         """Solve one frame; see `Solver`."""
-        start = time.monotonic()
         found = self.find()
         if not found.ok:
             return failed(self.name, "unavailable", found.key)
@@ -93,6 +97,8 @@ class AstapSolver(ProgramSolver):
         image = prepare_image(request, self._step(request))
         outcome = failed(self.name, "no_solution", "solver_no_solution")
         with solver_folder(request.work_dir) as folder, self._slots.hold(cancel):
+            # The time others take before it is its turn is not its own.
+            start = time.monotonic()
             write_solver_image(folder / "f.fits", image)
             for limit in _STAR_LIMITS:
                 self._rate.wait(cancel)
@@ -100,7 +106,7 @@ class AstapSolver(ProgramSolver):
                 outcome = self._attempt(request, image, folder, limit, left, cancel)
                 if outcome.kind != "no_solution" or time.monotonic() - start > _CHEAP_S:
                     break
-        return replace(outcome, seconds=time.monotonic() - start)
+            return replace(outcome, seconds=time.monotonic() - start)
 
     def _step(self, request: SolveRequest) -> int:
         if self._downsample > 0:

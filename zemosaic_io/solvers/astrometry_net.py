@@ -16,7 +16,7 @@ from zemosaic_core.errors import SkipItem
 from zemosaic_io.fits_cards import iter_hdus
 from zemosaic_io.solvers.base import Availability, Cancel, SolveOutcome, SolveRequest, failed, is_plausible
 from zemosaic_io.solvers.images import prepare_image, wcs_to_full_frame, write_solver_image, write_star_table
-from zemosaic_io.solvers.locate import find_index_folders, find_solve_field, has_index_files
+from zemosaic_io.solvers.locate import find_index_folders, find_solve_field, has_index_files, index_files
 from zemosaic_io.solvers.process import ProgramSolver, solver_folder
 from zemosaic_io.wcs_read import celestial_cards
 
@@ -59,6 +59,7 @@ class SolveFieldSolver(ProgramSolver):
         self._program: Path | None = None
         self._config: Path | None = None
         self._index_folder: Path | None = None
+        self._folders: list[Path] = []
 
     def _look(self) -> Availability:
         values = {"solver": self.name}
@@ -70,7 +71,7 @@ class SolveFieldSolver(ProgramSolver):
         self._program = find_solve_field(self._configured)
         if self._program is None:
             return Availability(False, "solve-field is not installed", key="solver_not_found", values=values)
-        folders = (
+        self._folders = folders = (
             [self._index_folder] if self._index_folder else find_index_folders(self._config, self._program)
         )
         if not folders:
@@ -78,6 +79,13 @@ class SolveFieldSolver(ProgramSolver):
             return Availability(False, detail, str(self._program), key="solver_no_data", values=values)
         detail = f"{self._program}, index files in {', '.join(str(f) for f in folders)}"
         return Availability(True, detail, str(self._program), values=values)
+
+    def _parts(self) -> tuple[list[Path], list[Path]]:
+        assert self._program is not None
+        # The search itself is in a program of its own, where it is installed as usual.
+        engine = self._program.resolve().with_name("astrometry-engine")
+        programs = [self._program, *([engine] if engine.is_file() else [])]
+        return programs, [file for folder in self._folders for file in index_files(folder)]
 
     def solve(self, request: SolveRequest, cancel: Cancel | None = None) -> SolveOutcome:
         """Solve one frame; see `Solver`."""

@@ -176,6 +176,12 @@ class Solver(Protocol):
     def find(self) -> Availability:
         """Tell whether the solver can be used; costs nothing the second time."""
 
+    def identity(self) -> str:
+        """Return what its answers follow from, in short: program and star data, whatever folders they lie in.
+
+        '' when it cannot be used, or is not on this machine.
+        """
+
     def solve(self, request: SolveRequest, cancel: Cancel | None = None) -> SolveOutcome:
         """Try once.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -60,6 +61,12 @@ class EmbeddedSolver:
         origin = str(catalogue.origin.get("catalogue", ""))
         detail = f"{len(catalogue)} stars of {origin} in {catalogue.path}"
         return Availability(True, detail, str(catalogue.path), origin, values={"solver": self.name})
+
+    def identity(self) -> str:
+        """Return a digest of the star catalogue; the program is that of the run. '' without a catalogue."""
+        if not self.find().ok:
+            return ""
+        return hashlib.sha256(self._open().path.read_bytes()).hexdigest()
 
     def _open(self) -> StarCatalogue:
         return open_built_in_catalogue() if self._catalogue is None else self._catalogue

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 __all__ = [
+    "astap_data_files",
     "find_astap",
     "find_astap_data",
     "find_index_folders",
     "find_solve_field",
     "has_astap_database",
     "has_index_files",
+    "index_files",
 ]
 
 _ASTAP_NAMES = ("astap_cli", "astap", "astap.exe", "astap_cli.exe")
@@ -75,7 +77,17 @@ def find_astap_data(
 
 def has_astap_database(folder: Path) -> bool:
     """Return True when a folder holds star data of ASTAP."""
-    return any(name.lower().endswith(_DATA_SUFFIXES) for name in _names(folder))
+    return bool(astap_data_files(folder))
+
+
+def astap_data_files(folder: Path) -> list[Path]:
+    """Return the files of ASTAP's star database in a folder."""
+    return [folder / name for name in _names(folder) if name.lower().endswith(_DATA_SUFFIXES)]
+
+
+def index_files(folder: Path) -> list[Path]:
+    """Return astrometry.net's index files in a folder."""
+    return [folder / name for name in _names(folder) if name.startswith("index-") and ".fits" in name]
 
 
 def find_solve_field(configured: str = "", environment: Mapping[str, str] | None = None) -> Path | None:
@@ -126,7 +138,7 @@ def find_index_folders(config: Path | None, executable: Path) -> list[Path]:
 
 def has_index_files(folder: Path) -> bool:
     """Return True when a folder holds astrometry.net index files."""
-    return any(name.startswith("index-") and ".fits" in name for name in _names(folder))
+    return bool(index_files(folder))
 
 
 def _astap_folders(environment: Mapping[str, str]) -> Iterator[Path]:

@@ -92,6 +92,10 @@ class NovaSolver:
             )
         return Availability(True, self._url, self._url, values=values)
 
+    def identity(self) -> str:
+        """Return '': it is asked over the network, by the computer of the run."""
+        return ""
+
     def solve(self, request: SolveRequest, cancel: Cancel | None = None) -> SolveOutcome:
         """Solve one frame; see `Solver`. Slow: every step is a request over the network."""
         start = time.monotonic()

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import shutil
 import signal
@@ -32,6 +34,8 @@ from zemosaic_io.solvers.base import (
 )
 
 __all__ = ["ChildResult", "ProgramSolver", "run_child", "solver_folder"]
+
+log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
 _GRACE_S = 1.0
@@ -84,6 +88,26 @@ class ProgramSolver(ABC):
     @abstractmethod
     def _look(self) -> Availability:
         """Look for the program and for what it needs."""
+
+    @abstractmethod
+    def _parts(self) -> tuple[list[Path], list[Path]]:
+        """Return the files of the program, and those of its star data; asked when it can be used."""
+
+    def identity(self) -> str:
+        """Return a digest of the program's bytes and of names and sizes of its star data; '' when it cannot be used."""
+        if not self.find().ok:
+            return ""
+        programs, data = self._parts()
+        digest = hashlib.sha256()
+        try:
+            for program in programs:
+                digest.update(program.read_bytes())
+            names = sorted((file.name, file.stat().st_size) for file in data)
+        except OSError as error:
+            log.warning("%s cannot be compared with that of other machines: %s", self.name, error)
+            return ""
+        digest.update(repr(names).encode())
+        return digest.hexdigest()
 
     def _run(
         self,

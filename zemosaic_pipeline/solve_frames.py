@@ -119,19 +119,26 @@ def _settle_doubts(
     solver = EmbeddedSolver()
     radius_deg = min(_NEARBY_DEG, options.solver.search_radius_deg)
     near = replace(options, solver=replace(options.solver, search_radius_deg=radius_deg))
+    kept: list[int] = []
     for pointing in sorted(_pointings(sky, doubtful), key=len, reverse=True):
         members = [index for index in pointing if index not in sky.solutions]
         if not members:
             continue
-        best, example = members[0], context.name_of(sky.frames[members[0]][0].info.path)
-        alone = sky.only(best)
+        best, alone = members[0], sky.only(members[0])
         if _solve(best, alone, [solver], near, context):
+            example = context.name_of(sky.frames[best][0].info.path)
             context.say("wcs_header_wrong", "WARN", frames=len(members), example=example)
             sky.add(best, alone.solutions[best], remembered=best in sky.memory.reused)
             match_all(sky, options, context, [best], unconfirmed)
             continue
         solver = EmbeddedSolver(least_radius_deg=radius_deg)
-        context.say("wcs_header_unconfirmed", "WARN", frames=len(members), example=example)
+        kept += members
+    # One that was found later may have shown where these are.
+    kept = [index for index in kept if index not in sky.solutions]
+    if kept:
+        # Stacks of a large mosaic are a pointing each; one sentence is read, a hundred are not.
+        example = context.name_of(sky.frames[kept[0]][0].info.path)
+        context.say("wcs_header_unconfirmed", "WARN", frames=len(kept), example=example)
 
 
 def _told_place(index: int, sky: KnownSky, options: SolveOptions) -> Place:

@@ -447,7 +447,7 @@ def _solution_line(solution: FileSolution, texts: Texts) -> Text:
             dec=dec,
             scale=solution.scale_arcsec,
             rotation=solution.rotation_deg,
-            rms="?" if last.rms_px is None else f"{last.rms_px:.2f}",
+            rms="?" if last.rms_px is None else texts.number(last.rms_px, 2),
             solver=last.solver,
             n="?" if last.n_matched is None else last.n_matched,
             seconds=last.seconds,

@@ -179,16 +179,19 @@ class Display:
         used, found = report["frames_used"], report["frames_found"]
         table.add_row(self.texts("summary.frames"), f"{used} / {found}", "")
         table.add_row(self.texts("summary.tiles"), str(len(report["tiles"])), "")
-        size = f"{mosaic['width']} × {mosaic['height']} px, {mosaic['scale_arcsec']:.3f}″/px"
+        scale = self.texts.number(mosaic["scale_arcsec"], 3)
+        size = f"{mosaic['width']} × {mosaic['height']} px, {scale}″/px"
         table.add_row(self.texts("summary.mosaic"), size, "")
         table.add_section()
         for phase in report["phases"]:
             name = self._phase_name(phase["phase"])
-            table.add_row(name, f"{phase['seconds']:.1f} s", self.texts.size(phase["peak_bytes"]))
+            table.add_row(
+                name, f"{self.texts.number(phase['seconds'], 1)} s", self.texts.size(phase["peak_bytes"])
+            )
         table.add_section()
         planned = self.texts("summary.planned", size=self.texts.size(report["planned_peak_bytes"]))
         total = f"{self.texts.size(report['peak_bytes'])} ({planned})"
-        table.add_row(self.texts("summary.total"), f"{report['seconds']:.1f} s", total)
+        table.add_row(self.texts("summary.total"), f"{self.texts.number(report['seconds'], 1)} s", total)
         self.console.print(table)
 
     def _kind(self, kind: str) -> str:

@@ -171,7 +171,9 @@ def quality(options: Namespace, texts: Texts) -> int:
             _show(console, path, words, "bold red")
             continue
         results.append(found)
-        numbers = {name.lower(): f"{value:.3f}" for name, value in found.items() if isinstance(value, float)}
+        numbers = {
+            name.lower(): texts.number(value, 3) for name, value in found.items() if isinstance(value, float)
+        }
         _show(console, path, texts("quality.line", **numbers), "green" if found["accepted"] else "bold red")
     if options.move_to is not None:
         for moved in move_rejected(results, Path(options.move_to).expanduser().resolve()):

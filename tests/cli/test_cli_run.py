@@ -386,6 +386,21 @@ def test_live_display_runs_to_the_end(folders, monkeypatch):
     assert "Finished in" in console.file.getvalue()
 
 
+def test_numbers_of_the_summary_are_written_as_the_language_writes_them():
+    console = Console(file=io.StringIO(), width=120)
+    phase = {"phase": "phase6_export", "seconds": 4.25, "peak_bytes": 1}
+    PlainDisplay(console, Texts("de"))._summary(
+        {
+            "mosaic": {"width": 939, "height": 772, "scale_arcsec": 2.37},
+            "frames_used": 18, "frames_found": 20, "tiles": [1], "phases": [phase], "planned_peak_bytes": 2_500_000,
+            "peak_bytes": 1, "seconds": 24.75,
+        }
+    )  # fmt: skip
+    shown = console.file.getvalue()
+    assert "939 × 772 px, 2,370″/px" in shown
+    assert ("4,2 s" in shown, "24,8 s" in shown, "2,5 MB" in shown) == (True, True, True)
+
+
 NASTY = "bad\x1b[2J\x1b]0;own\x07\x9b31m\u202etif.\nFinished.fit"
 
 

@@ -132,7 +132,8 @@ def test_what_one_tile_shows_alone_is_rejected(tiles, tmp_path):
     levels = [np.median(part[0]) for part in alone]
     plain = sum(w * (part[0] - level) for w, part, level in zip((1, 2, 1), alone, levels, strict=True)) / 4
     agree = weight > 3.99
-    assert agree.mean() > 0.98
+    # By chance hardly anything goes: at three sigma it would be one in a hundred of three tiles.
+    assert agree.mean() > 0.9995
     assert np.std((image - np.median(image) - plain)[agree]) < 0.1 * SPREAD
     truth = SPREAD**2 / 4
     assert np.var(image) == pytest.approx(truth, rel=0.1)

@@ -29,8 +29,8 @@ from zemosaic_core.frame_wcs import UnusableWcs, build_frame_wcs
 from zemosaic_io.demo_session import write_demo_night
 from zemosaic_pipeline.child import limit_memory
 from zemosaic_pipeline.frame_boundary import NO_MEMORY, TRACEBACK, result_or_skip
+from zemosaic_pipeline.header_batches import read_batch
 from zemosaic_pipeline.measure import MeasureOptions, measure_frame
-from zemosaic_pipeline.phase0_survey import read_batch
 from zemosaic_pipeline.records import LeftOut
 from zemosaic_pipeline.worker_pool import WorkerPool
 

@@ -7,6 +7,7 @@ frames; under moonlight, gradients and thin clouds stars are seen; where no othe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ _DEPARTS_SIGMA = 5.0
 _LEAST_PART = 0.004
 _ROUNDS = 3
 _MIN_OPEN = 8
+# Cells whose medians are found together.
+_CELLS_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def sightings(
         others = n_asked - asked
         rate = np.where(others > 0, (n_shown - shown) / np.maximum(others, 1), 0.0)
         np.add.at(expected[i], cells[asked], rate[asked])
-    seen = np.zeros((n_frames, size), np.int64)
+    seen = np.zeros((n_frames, size), np.int32)
     common = times_seen[star] >= 2
     np.add.at(seen, (frame[common], cell_of_detection[common]), 1)
     return Sightings(seen.reshape(n_frames, *n_cells), expected.reshape(n_frames, *n_cells))
@@ -113,40 +116,54 @@ def _typical(star: np.ndarray, flux: np.ndarray, n_stars: int) -> np.ndarray:
     return np.where(count > 0, values[middle], 0.0) if len(values) else np.zeros(n_stars)
 
 
-def covered_cells(mesh: np.ndarray, error: np.ndarray, xy: np.ndarray, stars: Sightings) -> np.ndarray:
+def covered_cells(
+    mesh: np.ndarray,
+    error: np.ndarray,
+    gains: np.ndarray,
+    centres: Callable[[int], np.ndarray],
+    stars: Sightings,
+) -> np.ndarray:
     """Find the cells of each frame where something stands before the sky.
 
     Parameters
     ----------
-    mesh, error : ndarray, shape (N, C, ny, nx)
-        Level of the sky of each cell and its error, on the flux scale of all frames; NaN: unknown.
-    xy : ndarray, shape (N, ny, nx, 2)
-        Centre of each cell, px of the mosaic.
+    mesh, error : ndarray, shape (N, C, ny, nx), float32
+        Level of the sky of each cell and its error; NaN: unknown.
+    gains : ndarray, shape (N, C), float64
+        What brings them to the flux scale of all frames.
+    centres : callable
+        ``centres(i)``: centre of each cell of frame i, px of the mosaic, shape (ny, nx, 2).
     stars : Sightings
 
     Returns
     -------
     ndarray of bool, shape (N, ny, nx)
         The cells beside them, which may be covered in part, included.
+
+    Notes
+    -----
+    Whatever is made for all cells of all frames at once decides how many frames memory holds: there are few of these.
     """
     from scipy import ndimage
 
     n_frames, n_channels, ny, nx = mesh.shape
     covered = np.zeros((n_frames, ny, nx), bool)
-    place = _bins(xy)
+    place = _bins(centres, n_frames)
     departs = np.zeros((n_frames, ny, nx), bool)
     known_to_others = np.zeros((n_frames, ny, nx), bool)
     open_cells = _seen_around(stars.seen) > 0
     for channel in range(n_channels):
-        residual, several = _departures(mesh[:, channel], place, open_cells)
+        level = mesh[:, channel] * gains[:, channel, None, None]
+        residual, several = _departures(level, place, open_cells)
         known_to_others |= several
         for i in range(n_frames):
             good = open_cells[i] & np.isfinite(residual[i])
             spread = mad_sigma(residual[i][good]) if np.count_nonzero(good) >= _MIN_OPEN else np.inf
-            least = _LEAST_PART * abs(float(np.nanmedian(mesh[i, channel]))) if good.any() else np.inf
-            bound = _DEPARTS_SIGMA * np.hypot(max(spread, least), np.nan_to_num(error[i, channel]))
+            least = _LEAST_PART * abs(float(np.nanmedian(level[i]))) if good.any() else np.inf
+            own_error = np.nan_to_num(error[i, channel] * gains[i, channel])
+            bound = _DEPARTS_SIGMA * np.hypot(max(spread, least), own_error)
             # A cell without any sky is one where others have some.
-            departs[i] |= (np.abs(residual[i]) > bound) | (np.isnan(mesh[i, channel]) & several[i])
+            departs[i] |= (np.abs(residual[i]) > bound) | (np.isnan(level[i]) & several[i])
     around = np.ones((3, 3), bool)
     for i in range(n_frames):
         if not departs[i].any() or not _is_sharp(stars.seen[i], stars.expected[i]):
@@ -190,14 +207,32 @@ def _is_sharp(seen: np.ndarray, expected: np.ndarray) -> bool:
     return False
 
 
-def _bins(xy: np.ndarray) -> np.ndarray:
-    """Number of the place on the mosaic each cell falls on, places being as large as cells; shape (N, ny, nx)."""
-    steps = np.linalg.norm(np.diff(xy, axis=2), axis=-1)
-    spacing = float(np.nanmedian(steps)) if steps.size else 1.0
-    index = np.floor(np.nan_to_num(xy) / max(spacing, 1e-9)).astype(np.int64)
-    index -= index.reshape(-1, 2).min(axis=0)
-    flat = index[..., 1] * (index[..., 0].max() + 1) + index[..., 0]
-    return np.unique(flat, return_inverse=True)[1].reshape(flat.shape)
+def _bins(centres: Callable[[int], np.ndarray], n_frames: int) -> np.ndarray:
+    """Number of the place on the mosaic each cell falls on, places being as large as cells; (N, ny, nx) int32."""
+    steps = np.concatenate(
+        [np.linalg.norm(np.diff(centres(i), axis=1), axis=-1).ravel() for i in range(n_frames)]
+    )
+    spacing = max(float(np.nanmedian(steps)) if steps.size else 1.0, 1e-9)
+    del steps
+
+    def index(i: int) -> np.ndarray:
+        return np.floor(np.nan_to_num(centres(i)) / spacing).astype(np.int64).reshape(-1, 2)
+
+    corners = [(own.min(axis=0), own.max(axis=0)) for own in map(index, range(n_frames))]
+    first = np.min([low for low, _ in corners], axis=0)
+    n_columns = int(np.max([high[0] for _, high in corners])) - int(first[0]) + 1
+
+    def flat(i: int) -> np.ndarray:
+        own = index(i) - first
+        return np.asarray(own[:, 1] * n_columns + own[:, 0])
+
+    found = np.zeros(0, np.int64)
+    for i in range(n_frames):
+        found = np.union1d(found, flat(i))
+    shape = centres(0).shape[:2]
+    return np.stack(
+        [np.searchsorted(found, flat(i)).reshape(shape).astype(np.int32) for i in range(n_frames)]
+    )
 
 
 def _departures(
@@ -218,7 +253,7 @@ def _departures(
     n_places = int(place.max()) + 1
     sky = np.zeros(n_places)
     for _ in range(_ROUNDS):
-        sky = _median_per_place(level - plane, place, open_cells, n_places)
+        sky = _median_per_place(level, plane, place, open_cells, n_places)
         for i in range(n_frames):
             wanted = level[i] - sky[place[i]]
             usable = np.isfinite(wanted) & open_cells[i]
@@ -228,25 +263,46 @@ def _departures(
     visitors = np.zeros(n_places, np.int64)
     for i in range(n_frames):
         visitors[np.unique(place[i][finite[i]])] += 1
-    own = np.zeros((n_frames, n_places), bool)
+    several = np.zeros(level.shape, bool)
     for i in range(n_frames):
-        own[i, place[i][finite[i]]] = True
-    others = np.stack([visitors[place[i]] - own[i][place[i]] for i in range(n_frames)])
-    return level - plane - sky[place], others > 0
+        own = np.zeros(n_places, bool)
+        own[place[i][finite[i]]] = True
+        several[i] = visitors[place[i]] - own[place[i]] > 0
+    residual = np.subtract(level, plane, out=plane)
+    for i in range(n_frames):
+        residual[i] -= sky[place[i]]
+    return residual, several
 
 
 def _median_per_place(
-    values: np.ndarray, place: np.ndarray, open_cells: np.ndarray, n_places: int
+    level: np.ndarray, plane: np.ndarray, place: np.ndarray, open_cells: np.ndarray, n_places: int
 ) -> np.ndarray:
-    """Median over the cells on each place, open ones where there are any; NaN where nothing is known."""
+    """Median of level - plane over the cells on each place, open ones where there are any; NaN: nothing is known.
+
+    So many places at a time that the cells on them are about `_CELLS_AT_ONCE`.
+    """
     result = np.full(n_places, np.nan)
-    for chosen in (np.isfinite(values), np.isfinite(values) & open_cells):
-        where, found = place[chosen], values[chosen]
-        order = np.lexsort((found, where))
-        where, found = where[order], found[order]
-        at, first, count = np.unique(where, return_index=True, return_counts=True)
-        result[at] = 0.5 * (found[first + (count - 1) // 2] + found[first + count // 2])
+    count = np.zeros(n_places, np.int64)
+    for own in place:
+        count += np.bincount(own.ravel(), minlength=n_places)
+    part = np.cumsum(count) // _CELLS_AT_ONCE
+    ends = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), n_places]
+    for first, end in itertools.pairwise(ends):
+        here = np.isfinite(level) if end - first == n_places else _cells_between(level, place, first, end)
+        for chosen in (here, here & open_cells):
+            where, found = place[chosen], level[chosen] - plane[chosen]
+            order = np.lexsort((found, where))
+            where, found = where[order], found[order]
+            starts = np.flatnonzero(np.diff(where, prepend=-1))
+            n = np.diff(starts, append=len(where))
+            result[where[starts]] = 0.5 * (found[starts + (n - 1) // 2] + found[starts + n // 2])
     return result
+
+
+def _cells_between(level: np.ndarray, place: np.ndarray, first: int, end: int) -> np.ndarray:
+    """Mask of the known cells on the places from ``first`` to before ``end``."""
+    here = (place >= first) & (place < end)
+    return np.logical_and(here, np.isfinite(level), out=here)
 
 
 def _robust_plane(terms: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -18,10 +18,12 @@ from zemosaic_core.gpu.device import DeviceInfo
 from zemosaic_core.picture_parts import MOST_PART_PX, largest_part
 from zemosaic_core.refine_rows import refine_buffers
 from zemosaic_core.refine_structure import HALO_ROWS
+from zemosaic_core.sky_model import MAX_JOINT_FRAMES
 from zemosaic_core.sources import CombineRule, Kernel, SampleNoise
 from zemosaic_gpu_policy import Decision
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
+from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.pointings import pointing_labels
 
 __all__ = [
@@ -56,6 +58,13 @@ SPHERE_BYTES_PER_PX = 12
 TURNED = 1.2
 # Copies of the weights of a band while they are sealed.
 BAND_COPIES = 5
+# What a run keeps of every frame: its header, measurements, solution, place and sky (18 to 37 kB measured).
+FRAME_BYTES = 40_000
+# While all frames are registered: tables of 300 stars of each (112 kB measured); while their sky is compared: a few
+# numbers for every cell of its mesh (see `covered_sky`), and stars.
+REGISTERED_BYTES, COMPARED_BYTES, CELL_BYTES = 120_000, 80_000, 100
+# Tables of the sky model for each frame that it is solved for (435 kB measured).
+SKY_BYTES = 450_000
 # Rates used for the expected time, measured on 2 cores with 1080x1920 frames; only the order of magnitude counts.
 MEASURE_S_PER_MPX_CORE = 0.055
 SOLVE_S_PER_FRAME = 0.06
@@ -313,7 +322,7 @@ def estimate_rows(
         window_bytes += n_calibrations * frame_px * SET_BYTES_PER_PX + basis.threads * frame_px * 4
     at_work = max(1, children) * (frame_px * MEASURE_BYTES_PER_PX + calibrating)
     measure = (
-        PARENT_BYTES + children * CHILD_BYTES + max(at_work, _solver_bytes(basis, frame_px)) + n * 60_000
+        PARENT_BYTES + children * CHILD_BYTES + max(at_work, _solver_bytes(basis, frame_px)) + n * FRAME_BYTES
     )
     stacked_hw = _stacked_hw(basis, infos, canvas_hw)
     second_s, second_disk = 0.0, 0
@@ -328,7 +337,7 @@ def estimate_rows(
         planes = basis.n_channels * (2 if basis.variance else 1) + 1
         second_disk = stacked_hw[0] * stacked_hw[1] * (4 * planes + 2)
     sealing_bytes = BAND_COPIES * 4 * block_rows * stacked_hw[1]
-    stack = PARENT_BYTES + n * 60_000 + stack_bytes + window_bytes + sealing_bytes
+    stack = PARENT_BYTES + n * FRAME_BYTES + stack_bytes + window_bytes + sealing_bytes
     streaming = coadd_buffers(4, basis.n_channels, canvas_hw[1], CombineRule("none"), True)
     assemble_rows = min(canvas_hw[0], MAX_BLOCK_ROWS)
     assemble = min(basis.block_budget_bytes, peak_bytes(streaming, assemble_rows))
@@ -361,13 +370,18 @@ def estimate_rows(
     device = "cpu" if decision is None else decision.device
     reason = "" if decision is None else decision.reason_key
     solves = n * SOLVE_S_PER_FRAME / cores
+    cells = math.prod(-(-side // MeasureOptions.mesh_cell_px) for side in (height, width))
+    placing = max(
+        n * max(REGISTERED_BYTES, COMPARED_BYTES + cells * CELL_BYTES),
+        n * FRAME_BYTES + min(n, MAX_JOINT_FRAMES) * SKY_BYTES,
+    )
     return (
         PlanRow("phase0_survey", n, survey, 0, 0.2 + n * 0.003 / cores),
         PlanRow(
             "phase1_prepare", n, measure, n * 60_000, 3 + n * mpx * MEASURE_S_PER_MPX_CORE / cores + solves
         ),
         PlanRow("phase2_group", n, survey, 0, 0.1 + n * 2e-4),
-        PlanRow("phase4_grid", n, survey + n * 200_000, 0, 0.3 + n * 0.01),
+        PlanRow("phase4_grid", n, survey + placing, 0, 0.3 + n * 0.01),
         PlanRow(
             "phase3_master_tiles",
             n,

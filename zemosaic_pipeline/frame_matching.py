@@ -7,42 +7,39 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.wcs import WCS
-from scipy.spatial import cKDTree
 
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.frame_wcs import wcs_of
 from zemosaic_core.sphere import separation_deg
-from zemosaic_core.star_patterns import find_similarity
 from zemosaic_core.stars import StarList
 from zemosaic_core.tan_fit import fit_tan
-from zemosaic_core.transforms import fit_transform
 from zemosaic_io.solvers.base import SolveOutcome
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.elsewhere import Elsewhere
-from zemosaic_pipeline.frame_boundary import TRACEBACK, result_or_skip
+from zemosaic_pipeline.frame_boundary import TRACEBACK
 from zemosaic_pipeline.measure import STAR_COLUMNS
 from zemosaic_pipeline.plan import SolveOptions
 from zemosaic_pipeline.pointings import field_deg
 from zemosaic_pipeline.records import Frame, FrameMeasure, Solution
 from zemosaic_pipeline.solve_memory import SolveMemory
+from zemosaic_pipeline.star_matches import Match, match_of
 
 if TYPE_CHECKING:
     from zemosaic_pipeline.cluster_solvers import ClusterSolvers
 
-__all__ = ["KnownSky", "match_all", "match_frame"]
+__all__ = ["KnownSky", "match_all"]
 
 # Solved neighbours tried per frame and round; a frame that matches none of them waits for the next round.
 NEIGHBOURS = 4
-PAIR_RADIUS_PX = 2.5
-MIN_PAIRS = 8
+# Lists of stars in memory at a time.
+KEPT_LISTS = 256
 
 log = logging.getLogger(__name__)
 
@@ -57,29 +54,31 @@ class KnownSky:
     """
 
     frames: dict[int, tuple[Frame, FrameMeasure]]
-    stars: dict[int, StarList]
+    stars: Mapping[int, StarList]
     memory: SolveMemory
     solutions: dict[int, Solution] = field(default_factory=dict)
     wcs: dict[int, WCS] = field(default_factory=dict)
     attempts: dict[int, list[SolveOutcome]] = field(default_factory=lambda: defaultdict(list))
     lost: dict[int, SkipItem] = field(default_factory=dict)
+    keys: dict[int, str] = field(default_factory=dict)
     unconfirmed: dict[int, tuple[Solution, bool]] = field(default_factory=dict)
     elsewhere: ClusterSolvers | None = None
 
     @staticmethod
     def of(frames: Mapping[int, tuple[Frame, FrameMeasure]], memory: SolveMemory) -> KnownSky:
         """Return a sky of which nothing is known yet."""
-        stars = {index: _star_list(measure) for index, (_, measure) in frames.items()}
-        return KnownSky(dict(frames), stars, memory)
+        measures = {index: measure for index, (_, measure) in frames.items()}
+        return KnownSky(dict(frames), _StarLists(measures), memory)
 
     def only(self, index: int) -> KnownSky:
         """Return a sky with this frame alone, of which nothing is known yet."""
         return KnownSky({index: self.frames[index]}, {index: self.stars[index]}, self.memory)
 
-    @cached_property
-    def stars_key(self) -> dict[int, str]:
-        """What names the stars of each frame."""
-        return {index: self.memory.stars_key(stars) for index, stars in self.stars.items()}
+    def stars_key(self, index: int) -> str:
+        """Return what names the stars of a frame."""
+        if index not in self.keys:
+            self.keys[index] = self.memory.stars_key(self.stars[index])
+        return self.keys[index]
 
     def add(self, index: int, solution: Solution, *, remembered: bool = False) -> None:
         """Give a frame its place; ``remembered`` when an earlier run found it."""
@@ -106,47 +105,49 @@ class KnownSky:
         return None if info.ra_deg is None or info.dec_deg is None else (info.ra_deg, info.dec_deg)
 
 
-Match = tuple[int, np.ndarray, np.ndarray, float]
+class _StarLists(Mapping[int, StarList]):
+    """The stars of every frame, read where they are asked for; those asked for last are kept.
 
-
-def _match_of(task: tuple[str, list[np.ndarray], np.ndarray, float]) -> Match | SkipItem | None:
-    """Match the frame with the path given; runs in a worker process."""
-    path, *stars = task
-    return result_or_skip(path, match_frame, tuple(stars))
-
-
-def match_frame(task: tuple[list[np.ndarray], np.ndarray, float]) -> Match | None:
-    """Lay a frame's stars on the first neighbour that fits.
-
-    Parameters
-    ----------
-    task : tuple
-        Star positions (n, 2) of the solved neighbours, of the frame, and the largest residual allowed (px).
-
-    Returns
-    -------
-    tuple or None
-        Which neighbour, positions of the paired stars in it and in the frame, residual in px.
+    Neighbours in time are asked for together. A list takes 20 kB, and five go into a task: too much for thousands.
     """
-    neighbours, xy, tolerance_px = task
-    for which, reference in enumerate(neighbours):
-        found = find_similarity(reference, xy)
-        if found is None:
-            continue
-        tree = cKDTree(reference)
-        distance, nearest = tree.query(found.apply(xy), distance_upper_bound=PAIR_RADIUS_PX)
-        paired = np.isfinite(distance)
-        if np.count_nonzero(paired) < MIN_PAIRS:
-            continue
-        fit = fit_transform(xy[paired], reference[nearest[paired]], "affine")
-        good = np.flatnonzero(paired)[fit.keep]
-        if fit.rms_px <= tolerance_px and len(good) >= MIN_PAIRS:
-            return which, reference[nearest[good]], xy[good], fit.rms_px
-    return None
+
+    def __init__(self, measures: Mapping[int, FrameMeasure]) -> None:
+        self._measures = measures
+        self._kept: OrderedDict[int, StarList] = OrderedDict()
+
+    def __getitem__(self, index: int) -> StarList:
+        if index not in self._kept:
+            self._kept[index] = StarList(**self._measures[index].columns(*STAR_COLUMNS))
+            if len(self._kept) > KEPT_LISTS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(index)
+        return self._kept[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._measures)
+
+    def __len__(self) -> int:
+        return len(self._measures)
 
 
-def _star_list(measure: FrameMeasure) -> StarList:
-    return StarList(**measure.columns(*STAR_COLUMNS))
+class _Tasks(Sequence[Any]):
+    """What a process is given for each waiting frame, put together when it is its turn."""
+
+    def __init__(
+        self, sky: KnownSky, todo: Sequence[int], chosen: Mapping[int, Sequence[int]], tolerance_px: float
+    ) -> None:
+        self._sky = sky
+        self._todo = todo
+        self._chosen = chosen
+        self._tolerance_px = tolerance_px
+
+    def __len__(self) -> int:
+        return len(self._todo)
+
+    def __getitem__(self, position: Any) -> Any:
+        index, sky = self._todo[position], self._sky
+        neighbours = [sky.xy(other) for other in self._chosen[index]]
+        return str(sky.frames[index][0].info.path), neighbours, sky.xy(index), self._tolerance_px
 
 
 @dataclass(frozen=True)
@@ -190,25 +191,17 @@ def _match_round(
     keys: dict[int, str] = {}
     found: dict[int, Solution | None] = {}
     for index, others in chosen.items():
-        neighbours = [(sky.stars_key[other], sky.solutions[other]) for other in others]
+        neighbours = [(sky.stars_key(other), sky.solutions[other]) for other in others]
         shape_hw = sky.frames[index][0].info.shape_hw
-        keys[index] = sky.memory.match_key(sky.stars_key[index], shape_hw, neighbours, options.tolerance_px)
+        keys[index] = sky.memory.match_key(sky.stars_key(index), shape_hw, neighbours, options.tolerance_px)
         known, solution = sky.memory.solution(keys[index], shape_hw)
         if known:
             found[index] = solution
     todo = [index for index in waiting if index not in found]
     remembered = set(found)
-    tasks = [
-        (
-            str(sky.frames[index][0].info.path),
-            [sky.xy(other) for other in chosen[index]],
-            sky.xy(index),
-            options.tolerance_px,
-        )
-        for index in todo
-    ]
+    tasks = _Tasks(sky, todo, chosen, options.tolerance_px)
     for position, match in context.map(
-        _match_of, tasks, name_of=lambda task: task[0], elsewhere=Elsewhere(_match_of)
+        match_of, tasks, name_of=lambda task: task[0], elsewhere=Elsewhere(match_of)
     ):
         index = todo[position]
         if isinstance(match, SkipItem):

@@ -9,40 +9,21 @@ from typing import Any
 
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_io.folders import survey_files
-from zemosaic_io.headers import FrameInfo, read_frame_info
-from zemosaic_io.light_frames import refuse_other_than_light
+from zemosaic_io.headers import FrameInfo
 from zemosaic_io.stack_plan import StackPlan, planned_infos
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.cost import frame_bytes
 from zemosaic_pipeline.filters import filter_names, split_text
-from zemosaic_pipeline.frame_boundary import NO_MEMORY, result_or_skip
+from zemosaic_pipeline.frame_boundary import NO_MEMORY
 from zemosaic_pipeline.frame_kinds import geometry, majority_geometry
+from zemosaic_pipeline.header_batches import PHASE, read_batch
 from zemosaic_pipeline.records import Frame, LeftOut
 from zemosaic_pipeline.sessions import mixture_text
 
 __all__ = ["PHASE", "run", "set_aside", "survey"]
 
-PHASE = "phase0_survey"
 # Headers handed to a worker process at once: one header takes about a millisecond, a round trip as much.
 BATCH = 64
-
-
-def read_batch(paths: Sequence[str], root: Path | None = None) -> list[FrameInfo | LeftOut]:
-    """Read headers; a file below ``root`` that cannot be used becomes a `LeftOut`."""
-    found: list[FrameInfo | LeftOut] = []
-    for path in paths:
-        result = result_or_skip(path, _read_light, path, root)
-        if isinstance(result, SkipItem):
-            values = {key: value for key, value in result.values.items() if key != "path"}
-            result = LeftOut(path, PHASE, result.key, values)
-        found.append(result)
-    return found
-
-
-def _read_light(path: str, root: Path | None) -> FrameInfo:
-    info = read_frame_info(Path(path))
-    refuse_other_than_light(info, root)
-    return info
 
 
 def _one_camera(infos: Sequence[FrameInfo]) -> tuple[list[FrameInfo], list[LeftOut]]:

@@ -119,18 +119,18 @@ def _covered_and_chains(
     frames: Sequence[RegisteredFrame], cell_px: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the covered cells (N, ny, nx) of frames of one size, and the chains of dots of each."""
-    stored = [
-        frame.solved.measure.columns("x", "y", "channel_flux", "mesh", "mesh_noise") for frame in frames
-    ]
     shape_hw = frames[0].solved.frame.info.shape_hw
-    n_cells = stored[0]["mesh"].shape[1:]
     nothing = [np.empty((0, 5), np.float32)] * len(frames)
-    if len(frames) < 2:
-        return np.zeros((len(frames), *n_cells), bool), nothing
-    places, owner, light, cells, pixels = [], [], [], [], []
+    levels, errors, places, owner, light, cells, pixels = [], [], [], [], [], [], []
     gains = np.array([frame.gain for frame in frames], float)
     gains = np.where(np.isfinite(gains) & (gains > 0), gains, 1.0)
-    for i, (frame, arrays) in enumerate(zip(frames, stored, strict=True)):
+    for i, frame in enumerate(frames):
+        arrays = frame.solved.measure.columns("x", "y", "channel_flux", "mesh", "mesh_noise")
+        n_cells = arrays["mesh"].shape[1:]
+        if len(frames) < 2:
+            return np.zeros((len(frames), *n_cells), bool), nothing
+        levels.append(arrays["mesh"])
+        errors.append(arrays["mesh_noise"])
         x, y = arrays["x"][:_BRIGHTEST].astype(float), arrays["y"][:_BRIGHTEST].astype(float)
         places.append(np.stack(frame.to_plane.apply(x, y), axis=-1))
         owner.append(np.full(len(x), i))
@@ -154,12 +154,11 @@ def _covered_and_chains(
         n_cells,
     )
     x, y = cell_centres(shape_hw, n_cells, cell_px)
-    found = covered_cells(
-        np.stack([arrays["mesh"] for arrays in stored]) * gains[:, :, None, None],
-        np.stack([arrays["mesh_noise"] for arrays in stored]) * gains[:, :, None, None],
-        np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames]),
-        stars,
-    )
+
+    def centres(i: int) -> np.ndarray:
+        return np.stack(frames[i].to_plane.apply(x, y), axis=-1)
+
+    found = covered_cells(np.stack(levels), np.stack(errors), gains, centres, stars)
     return found, _chains(frames, label, owners, np.concatenate(pixels), star_xy, shape_hw)
 
 

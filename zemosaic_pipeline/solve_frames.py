@@ -75,7 +75,7 @@ def _use_headers(sky: KnownSky, options: SolveOptions, context: RunContext) -> N
         cards = frame.info.wcs_cards
         if cards is None:
             continue
-        key = sky.memory.header_key(sky.stars_key[index], cards, frame.info.shape_hw)
+        key = sky.memory.header_key(sky.stars_key(index), cards, frame.info.shape_hw)
         known = sky.memory.header_check(key)
         check = known
         if check is None:
@@ -159,7 +159,7 @@ def _solve(
     """Ask the solvers for one frame; return whether it has a place now."""
     frame, measure = sky.frames[index]
     place = place or _told_place(index, sky, options)
-    key = sky.memory.solver_key(frame, measure, sky.stars_key[index], place, solvers, options)
+    key = sky.memory.solver_key(frame, measure, sky.stars_key(index), place, solvers, options)
     known, solution = sky.memory.solution(key, frame.info.shape_hw)
     if not known and (attempts := sky.memory.failure(key)) is not None:
         sky.attempts[index].extend(attempts)
@@ -289,7 +289,7 @@ def _look_ahead(
 
     def is_known(index: int, place: Place) -> bool:
         frame, measure = sky.frames[index]
-        key = sky.memory.solver_key(frame, measure, sky.stars_key[index], place, [solver], options)
+        key = sky.memory.solver_key(frame, measure, sky.stars_key(index), place, [solver], options)
         return sky.memory.is_known(key)
 
     def series() -> Iterator[Iterator[tuple[int, Place]]]:

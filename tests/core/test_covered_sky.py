@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from zemosaic_core import covered_sky
 from zemosaic_core.covered_sky import cell_spans, covered_cells, sightings
 
 N_CELLS, CELL = (30, 17), 64
@@ -59,7 +60,8 @@ class Night:
         return sightings(*map(np.concatenate, (frame, star, flux, cell)), self.cell_of_star, self.n, N_CELLS)
 
     def covered(self, **options):
-        return covered_cells(self.mesh, self.error, self.xy, self.sightings(**options))
+        gains = np.ones(self.mesh.shape[:2])
+        return covered_cells(self.mesh, self.error, gains, self.xy.__getitem__, self.sightings(**options))
 
 
 def rows_below(k):
@@ -140,3 +142,18 @@ def test_spans_are_the_pixels_of_the_cells():
     np.testing.assert_array_equal(drawn, truth)
     assert (np.diff(spans[:, 0]) >= 0).all()
     assert cell_spans(np.zeros((4, 5), bool), 64, shape).shape == (0, 3)
+
+
+def test_places_are_looked_at_in_parts_without_another_result(monkeypatch):
+    night = Night(nebula=80.0)
+    night.cover(3, rows_below(9))
+    night.mesh[5, 1, 4:9, 2] = np.nan
+    stars = night.sightings()
+    gains = night.rng.uniform(0.9, 1.1, night.mesh.shape[:2])
+    found = [covered_cells(night.mesh, night.error, gains, night.xy.__getitem__, stars)]
+    for cells in (2_000, 1):
+        monkeypatch.setattr(covered_sky, "_CELLS_AT_ONCE", cells)
+        found.append(covered_cells(night.mesh, night.error, gains, night.xy.__getitem__, stars))
+    assert found[0][3].any()
+    assert (found[0] == found[1]).all()
+    assert (found[0] == found[2]).all()

@@ -102,6 +102,26 @@ def test_a_plan_keeps_below_its_limit(infos, limit_gb):
     assert same.memory_limit_bytes == limit_gb * GB
 
 
+def test_thousands_of_small_frames_fit_where_hundreds_do(raw):
+    few = [read_frame_info(path) for path in sorted(raw.iterdir())]
+    peaks = [
+        planned(few * (n // len(few)), 900 * MB, num_processing_workers=2).peak_bytes for n in (402, 3000)
+    ]
+    assert peaks[0] < peaks[1] <= 900 * MB
+    # What a run keeps of a frame is much less than the frame.
+    assert planned(few * 1600, 2 * GB).peak_bytes <= 2 * GB
+
+
+def test_processes_that_measure_stay_small():
+    """They run side by side, and what they import each of them holds."""
+    modules = ("header_batches", "measure", "star_matches", "worker_pool")
+    code = "import sys\n" + "".join(f"import zemosaic_pipeline.{name}\n" for name in modules)
+    heavy = {"astropy", "PIL", "pydantic", "matplotlib", "dask"}
+    code += f"print({{name.partition('.')[0] for name in sys.modules}} & {heavy})"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "set()"
+
+
 def test_processes_threads_and_blocks_give_way(infos):
     free, tight = planned(infos, 64 * GB), planned(infos, 2 * GB)
     assert not free.is_reduced

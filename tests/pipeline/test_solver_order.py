@@ -12,7 +12,7 @@ from zemosaic_core.errors import RunFailed
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.solvers.base import Availability, SolveOutcome, failed
 from zemosaic_io.solvers.chain import SolverOptions
-from zemosaic_pipeline import frame_matching, solve_files, solve_frames, solver_answers
+from zemosaic_pipeline import solve_files, solve_frames, solver_answers, star_matches
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.events import PhaseProgress
 from zemosaic_pipeline.phase1_prepare import Prepared
@@ -179,13 +179,13 @@ def test_what_was_solved_before_a_kill_is_not_solved_again(tmp_path, solved, mon
         night.add(f"a{i}.fit").add(f"b{i}.fit", offset_deg=(0.0, 0.2))
     solver = Scripted("EMBEDDED", dict(night.cards))
     matched: list[bytes] = []
-    real = frame_matching.match_frame
+    real = star_matches.match_frame
 
     def match_frame(task):
         matched.append(b"".join(stars.tobytes() for stars in (*task[0], task[1])))
         return real(task)
 
-    monkeypatch.setattr(frame_matching, "match_frame", match_frame)
+    monkeypatch.setattr(star_matches, "match_frame", match_frame)
     # A process that is killed writes nothing at its end.
     monkeypatch.setattr(SolveMemory, "save", lambda self: None)
     n_killed = 0

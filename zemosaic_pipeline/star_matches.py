@@ -1,0 +1,54 @@
+"""Lay the stars of one frame on those of others, in a process that does little else and stays small."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from zemosaic_core.errors import SkipItem
+from zemosaic_core.star_patterns import find_similarity
+from zemosaic_core.transforms import fit_transform
+from zemosaic_pipeline.frame_boundary import result_or_skip
+
+__all__ = ["Match", "match_frame", "match_of"]
+
+PAIR_RADIUS_PX = 2.5
+MIN_PAIRS = 8
+
+Match = tuple[int, np.ndarray, np.ndarray, float]
+
+
+def match_of(task: tuple[str, list[np.ndarray], np.ndarray, float]) -> Match | SkipItem | None:
+    """Match the frame with the path given; runs in a worker process."""
+    path, *stars = task
+    return result_or_skip(path, match_frame, tuple(stars))
+
+
+def match_frame(task: tuple[list[np.ndarray], np.ndarray, float]) -> Match | None:
+    """Lay a frame's stars on the first neighbour that fits.
+
+    Parameters
+    ----------
+    task : tuple
+        Star positions (n, 2) of the solved neighbours, of the frame, and the largest residual allowed (px).
+
+    Returns
+    -------
+    tuple or None
+        Which neighbour, positions of the paired stars in it and in the frame, residual in px.
+    """
+    neighbours, xy, tolerance_px = task
+    for which, reference in enumerate(neighbours):
+        found = find_similarity(reference, xy)
+        if found is None:
+            continue
+        tree = cKDTree(reference)
+        distance, nearest = tree.query(found.apply(xy), distance_upper_bound=PAIR_RADIUS_PX)
+        paired = np.isfinite(distance)
+        if np.count_nonzero(paired) < MIN_PAIRS:
+            continue
+        fit = fit_transform(xy[paired], reference[nearest[paired]], "affine")
+        good = np.flatnonzero(paired)[fit.keep]
+        if fit.rms_px <= tolerance_px and len(good) >= MIN_PAIRS:
+            return which, reference[nearest[good]], xy[good], fit.rms_px
+    return None

@@ -68,7 +68,7 @@ class NobodyCan(Exception):
     """No worker is left that has what a call needs."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     """A call, the future that who asked has of it, that of Dask, and what came of the latter; see `fetch`.
 

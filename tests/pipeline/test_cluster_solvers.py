@@ -41,6 +41,7 @@ class Program:
         self.answers, self._identity = answers, identity
         self.asked: list[str] = []
         self.stopped: list[str] = []
+        self.waits: dict[str, str] = {}
         self.at_work = threading.Event()
 
     def find(self):
@@ -53,6 +54,8 @@ class Program:
         name = request.path.name
         self.asked.append(name)
         answer = self.answers.get(name, "no_solution")
+        while self.waits.get(name, name) not in self.asked:
+            self.at_work.wait(0.02)
         if isinstance(answer, dict):
             return SolveOutcome(True, self.name, dict(answer), 0.1)
         while answer == "forever":
@@ -68,9 +71,9 @@ class Program:
 
 @pytest.fixture(scope="module")
 def scheduler():
-    """Three workers in threads of this process."""
+    """Four workers in threads of this process."""
     with distributed.LocalCluster(
-        n_workers=3, threads_per_worker=1, processes=False, dashboard_address=None, silence_logs=50,
+        n_workers=4, threads_per_worker=1, processes=False, dashboard_address=None, silence_logs=50,
     ) as started:  # fmt: skip
         yield started.scheduler_address
 
@@ -135,6 +138,8 @@ def test_what_is_not_needed_any_more_is_stopped(solve, tmp_path):
     night = Night(tmp_path, RICH)
     night.add("a.fit").add("b.fit", offset_deg=(0.0, 0.3)).add("c.fit", offset_deg=OFFSETS_DEG[1])
     program = Program({"a.fit": night.cards["a.fit"], "b.fit": "forever", "c.fit": night.cards["c.fit"]})
+    # The answer about the third one comes first.
+    program.waits["a.fit"] = "c.fit"
     found, _, _ = solve(night, program)
     assert places_are_right(night, found)
     assert len(found) == 3

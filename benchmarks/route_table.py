@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--coverage", type=float, default=0.92, help="share of the field that a batch covers")
     parser.add_argument("--once", action="store_true", help="no second run into the same folder")
     parser.add_argument("--card", action="store_true", help="each route on the simulated card, too")
+    parser.add_argument("--routes", nargs="+", help="these of the table alone, beside direct")
     options = parser.parse_args()
     if len(options.folders) != (1 if options.demo else 2):
         parser.error("OUTPUT with --demo, else NIGHT and OUTPUT")
@@ -234,6 +235,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     direct: Mosaic | None = None
     for name, (source, settings) in routes(night, output, options.batch, options.coverage).items():
+        if options.routes and name not in ("direct", *options.routes):
+            continue
         folder = name.replace(",", "").replace(" ", "_")
         mosaic, cost = made(source, output / folder, settings, options.once)
         direct = direct or mosaic

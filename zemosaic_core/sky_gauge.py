@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .sky_joint import Posterior, Reduced
+from .sky_lattice import SkyLattice
 
 __all__ = ["FLAT_SHARE", "Gauge", "empty_nodes", "gauged", "large_scale_terms", "roughness_adu"]
 
@@ -20,6 +21,9 @@ __all__ = ["FLAT_SHARE", "Gauge", "empty_nodes", "gauged", "large_scale_terms", 
 FLAT_SHARE = 0.004
 # Roughness of the empty part counts more for curvature, which faint nebulae imitate more easily.
 _ROUGH_FACTORS = np.array([2.0, 2.0, 4.0, 4.0, 4.0])
+# Within one field a nebula may be wider than all that is seen: its slope and curvature are then larger than the
+# structure that shows. Of clouds about as wide as a field they were 4 and 6 times as large (rms), up to 9 and 20 times.
+_FIELD_FACTORS = np.array([8.0, 8.0, 12.0, 12.0, 12.0])
 # Above this the five terms together contradict a flat sky (chi square of 5 degrees of freedom).
 _CONFLICT_CHI2 = 15.0
 # Degrees of freedom of the belief that the empty sky is flat: nebulae wider than a mosaic are nothing unusual.
@@ -47,7 +51,7 @@ class Gauge:
     sigma_data : ndarray, shape (5,), float64
         Standard error of the large scales x, y, x^2, xy, y^2 (ADU at the edge of the mosaic) without the gauge.
     used : bool
-        False where the gauge was not asked.
+        False where there was nothing to ask.
     conflict : bool
         The frames contradict a flat sky somewhere; there they were believed.
     roughness_adu : float
@@ -93,9 +97,17 @@ def empty_nodes(sky: np.ndarray, terms: np.ndarray, hits: np.ndarray) -> np.ndar
     return np.asarray(mask)
 
 
-def roughness_adu(sky: np.ndarray, terms: np.ndarray, mask: np.ndarray) -> float:
-    """Return the scatter of the lower half of the masked nodes about their polynomial."""
-    left = sky[mask] - terms[mask] @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
+def roughness_adu(
+    sky: np.ndarray, terms: np.ndarray, mask: np.ndarray, smooth_on: SkyLattice | None = None
+) -> float:
+    """Return the scatter of the lower half of the masked nodes about their polynomial.
+
+    With the lattice of the nodes, the noise of single ones is smoothed away before: it is no structure of the sky.
+    """
+    left = sky - terms @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
+    if smooth_on is not None:
+        left = smooth_on.smoothed(left, mask)
+    left = left[mask]
     below = left[left < 0]
     return 1.4826 * float(np.median(-below)) if len(below) else 0.0
 
@@ -119,11 +131,12 @@ def _agreed_width(found: np.ndarray, covariance: np.ndarray, width: np.ndarray) 
 def gauged(
     reduced: Reduced,
     posterior: Posterior,
+    lattice: SkyLattice,
     terms: np.ndarray,
     hits: np.ndarray,
     level: float,
     *,
-    use: bool,
+    one_field: bool,
 ) -> Gauge:
     """Add "the empty part of the sky is flat" to a posterior, as one more observation.
 
@@ -131,16 +144,19 @@ def gauged(
 
     Parameters
     ----------
+    lattice : SkyLattice
+        Of the M nodes.
     terms : ndarray, shape (M, 6)
         From `large_scale_terms`.
     hits : ndarray, shape (M,)
         Weight of the cells on each node.
     level : float
         Light of the sky, ADU.
-    use : bool
-        False: only say what is known; the posterior stays as it is. Right where one frame fills the mosaic: a nebula
-        can fill it too.
+    one_field : bool
+        Hardly more than one frame is seen: a nebula can fill that, and "flat" is believed less of the same structure.
+        Often few frames see it, and the noise of nodes is smoothed away before structure is measured.
     """
+    factors = _FIELD_FACTORS if one_field else _ROUGH_FACTORS
     from_data = posterior.unknowns
     unknowns, open_ = from_data, np.zeros(reduced.open_sky.shape[1])
     sky = reduced.sky(unknowns, open_)
@@ -153,13 +169,11 @@ def gauged(
         spread = onto @ posterior.covariance
         covariance = spread @ onto.T + onto_open @ onto_open.T
         sigma_data = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-        rough = roughness_adu(sky, terms, mask)
+        rough = roughness_adu(sky, terms, mask, lattice if one_field else None)
         found = fit @ reduced.sky_0[mask] - onto @ from_data
-        width = np.hypot(FLAT_SHARE * level, _ROUGH_FACTORS * rough)
+        width = np.hypot(FLAT_SHARE * level, factors * rough)
         conflict = float(found @ np.linalg.solve(covariance + np.diag(width**2), found)) > _CONFLICT_CHI2
         width = _agreed_width(found, covariance, width)
-        if not use:
-            return Gauge(from_data, open_, mask, sigma_data, False, conflict, rough)
         pull = np.linalg.solve(covariance + np.diag(width**2), found)
         unknowns, open_ = from_data + spread.T @ pull, onto_open.T @ pull
         before, sky = sky, reduced.sky(unknowns, open_)

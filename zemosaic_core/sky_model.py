@@ -60,8 +60,8 @@ MAX_JOINT_FRAMES = 256
 # as many, what they leave open of these sizes matters.
 MAX_TUNED_FRAMES = 64
 _ROUNDS = 3
-# Below this many times the area of a frame a nebula may fill the mosaic: "the empty part is flat" would eat it.
-_GAUGE_AREA_FRAMES = 1.5
+# Below this many times the area of a frame a nebula may fill the mosaic: "the empty part is flat" is believed less.
+_ONE_FIELD_FRAMES = 1.5
 # Errors of the tilt, as shares of the sky's light (6 and 20 of 430 ADU): up to the first the frames know it well
 # enough for any picture, beyond the second they hardly know it.
 _KNOWN_SHARE, _ASSUMED_SHARE = 0.014, 0.046
@@ -325,8 +325,8 @@ def _solve_channel(
     problem = JointProblem(cells)
     terms = large_scale_terms(cells.lattice.node_xy)
     seen = problem.hits > 0.3
-    use_gauge = _area_px(seen, spacing) >= _GAUGE_AREA_FRAMES * meshes.frame_area_px
-    _, reduced, gauge, sizes = _iterate(problem, prior, pattern_covariance, terms, level, use_gauge, sizes)
+    one_field = _area_px(seen, spacing) < _ONE_FIELD_FRAMES * meshes.frame_area_px
+    _, reduced, gauge, sizes = _iterate(problem, prior, pattern_covariance, terms, level, one_field, sizes)
     sky = reduced.sky(gauge.unknowns, gauge.open_)
     glow = np.zeros((n, 3))
     glow[joint] = gauge.unknowns[: 3 * len(joint)].reshape(-1, 3)
@@ -380,7 +380,7 @@ def _solve_channel(
         background_adu=background,
         light_adu=float(np.median(light[joint])),
         gauge=gauge,
-        assurance=_assurance(gauge, empty, seen, level),
+        assurance=_assurance(gauge, empty, seen, level, one_field),
         residual_adu=residual,
         overlaps=overlap_differences(cells, left, problem.weight, circumstances.visit[joint]),
         removed_quadric=quadric,
@@ -457,7 +457,7 @@ def _iterate(
     pattern_covariance: Array,
     terms: Array,
     level: float,
-    use_gauge: bool,
+    one_field: bool,
     known_sizes: Array | None,
 ) -> tuple[Equations, Reduced, Gauge, Array]:
     """Alternate between the linear solution, the sizes of the prior (unless known) and robust weights."""
@@ -472,7 +472,9 @@ def _iterate(
         average = turn == _ROUNDS - 1 and prior.n_frames <= MAX_TUNED_FRAMES
         posterior_for = averaged_posterior if average else posterior_of
         posterior = posterior_for(reduced, prior, sizes, pattern_covariance)
-        gauge = gauged(reduced, posterior, terms, problem.hits, level, use=use_gauge)
+        gauge = gauged(
+            reduced, posterior, problem.cells.lattice, terms, problem.hits, level, one_field=one_field
+        )
         if turn < _ROUNDS - 1:
             found = gauge.unknowns, gauge.open_
             problem.reweigh(reduced.sky(*found), gauge.unknowns, reduced.curvature(*found))
@@ -525,14 +527,16 @@ def _area_px(seen: NDArray[np.bool_], spacing_px: float) -> float:
     return float(seen.sum()) * spacing_px**2
 
 
-def _assurance(gauge: Gauge, empty: NDArray[np.bool_], seen: NDArray[np.bool_], light_adu: float) -> str:
+def _assurance(
+    gauge: Gauge, empty: NDArray[np.bool_], seen: NDArray[np.bool_], light_adu: float, one_field: bool
+) -> str:
     worst = float(gauge.sigma_data[:2].max())
     if worst < _KNOWN_SHARE * light_adu:
         return ASSURANCES[0]
     enough_empty = empty.sum() >= _LEAST_EMPTY_SHARE * max(int(seen.sum()), 1)
     return (
         ASSURANCES[1]
-        if gauge.used and worst <= _ASSUMED_SHARE * light_adu and enough_empty
+        if not one_field and worst <= _ASSUMED_SHARE * light_adu and enough_empty
         else ASSURANCES[2]
     )
 

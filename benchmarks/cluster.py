@@ -10,6 +10,7 @@ Times are CPU seconds of all processes as well as the clock's: other programs st
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import pickle
@@ -164,13 +165,18 @@ def measure(folder: Path, n_frames: int, counts: list[int]) -> dict[str, Any]:
 def on_paper() -> list[dict[str, Any]]:
     """200,000 frames of 2 megapixels, 2,000 over each other at most, on more and more workers."""
     rows = []
-    for workers in (1, 2, 4, 8, 16, 32, 64, 128):
-        for network, bytes_per_s in (("1 Gbit/s", 110e6), ("10 Gbit/s", 1100e6)):
-            found = simulate(
-                Work(), Machines(workers, nas_bytes_per_s=bytes_per_s, net_bytes_per_s=bytes_per_s)
+    networks = (("1 Gbit/s", 110e6), ("10 Gbit/s", 1100e6))
+    for workers, neighbours in itertools.product((1, 2, 4, 8, 16, 32, 64, 128), (1, 8)):
+        if neighbours > workers:
+            continue
+        for network, bytes_per_s in networks:
+            machines = Machines(
+                workers, neighbours=neighbours, nas_bytes_per_s=bytes_per_s, net_bytes_per_s=bytes_per_s
             )
-            rows.append({"workers": workers, "network": network, **found})
-            print(f"{workers:4d} workers, network {network:9s}: {found['seconds'] / 3600:7.2f} h, "
+            found = simulate(Work(), machines)
+            rows.append({"workers": workers, "neighbours": neighbours, "network": network, **found})
+            print(f"{workers:4d} workers, {neighbours} neighbours, network {network:9s}: "
+                  f"{found['seconds'] / 3600:7.2f} h, "
                   f"{found['tasks']} tasks, {found['read_bytes'] / 1e12:.2f} TB read, "
                   f"{found['sent_bytes'] / 1e9:.0f} GB between machines; {found['busiest']}")  # fmt: skip
     return rows

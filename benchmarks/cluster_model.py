@@ -63,6 +63,9 @@ class Machines:
         Processes of one thread each.
     block_bytes : float
         Memory of a worker for the samples of a block.
+    neighbours : int
+        Blocks one below the other that a computer works on while it still has in memory what it read from the shared
+        folder: rows that two of them need are read once.
     nas_bytes_per_s, net_bytes_per_s : float
         Of the shared folder, and of the network of the client.
     scheduler_s : float
@@ -77,6 +80,7 @@ class Machines:
 
     workers: int
     block_bytes: float = 4e9
+    neighbours: int = 1
     nas_bytes_per_s: float = 110e6
     net_bytes_per_s: float = 110e6
     scheduler_s: float = 0.001
@@ -117,8 +121,9 @@ def simulate(work: Work, machines: Machines, *, grain: int = 10) -> dict[str, fl
     touching = work.frames * min(1.0, (rows + work.frame_hw[0]) / height)
     # Rows of a frame that a block reads, over those that it is made of.
     again = (rows + work.halo_rows) / rows
+    read_again = (machines.neighbours * rows + work.halo_rows) / (machines.neighbours * rows)
     for own_s, per_px in ((work.stack_s, work.stack_bytes_per_px), (work.refine_s, work.refine_bytes_per_px)):
-        read_here, back = again * work.frames * work.frame_bytes / blocks, per_px * rows * width
+        read_here, back = read_again * work.frames * work.frame_bytes / blocks, per_px * rows * width
         block: list[Step] = [
             ("scheduler", machines.scheduler_s),
             ("network of the client", touching * work.call_bytes / machines.net_bytes_per_s),

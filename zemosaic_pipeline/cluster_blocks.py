@@ -5,7 +5,8 @@ frames are read where the block is worked on. Blocks are taken in their order, a
 fit into the memory of this machine once they are finished; so results depend neither on the workers nor on their order.
 
 A block goes to whichever worker is free. Neighbouring blocks share a few rows around their border and nothing else, so
-it would be no faster to keep them together.
+keeping them together on one computer would win something only where blocks are very low and the shared folder is slow
+(docs/cluster.md has the numbers), and a slow computer would then hold up its neighbours.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import pickle
+import shutil
 import tracemalloc
 from dataclasses import replace
 
@@ -15,6 +17,7 @@ from zemosaic_io import fits_read
 from zemosaic_io.fits_read import content_key, read_identified, read_image, read_window, unpack_pixels
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_io.headers import read_frame_info
+from zemosaic_io.unpacked_frames import UnpackedFrames
 
 
 @pytest.fixture
@@ -74,6 +77,29 @@ def test_a_store_unpacks_each_frame_once(both, tmp_path, monkeypatch):
     with pytest.raises(SkipItem) as skip:
         changed.read(0, 0, 10, 0, 64)
     assert skip.value.values["path"] == str(packed.path)
+
+
+def test_stores_share_what_is_unpacked_as_long_as_there_is_room(both, tmp_path, monkeypatch):
+    _, packed = both
+    calls = []
+    monkeypatch.setattr(
+        "zemosaic_io.unpacked_frames.unpack_pixels", lambda *args: calls.append(args) or unpack_pixels(*args)
+    )
+    folder = tmp_path / "shared"
+    room = shutil.disk_usage(tmp_path).free
+    full = UnpackedFrames(folder, keep_free_bytes=room * 2)
+    assert full.of(0, packed) == packed
+    first, second = UnpackedFrames(folder, keep_free_bytes=1), UnpackedFrames(folder, keep_free_bytes=1)
+    unpacked = first.of(0, packed)
+    assert pickle.loads(pickle.dumps(second)).of(0, packed) == unpacked
+    assert len(calls) == 1
+    np.testing.assert_array_equal(read_image(unpacked), read_image(packed))
+    # Another frame with the same number is another one.
+    other = replace(packed, mtime_ns=packed.mtime_ns + 1)
+    assert first.of(1, other).path != second.of(1, packed).path
+    # What somebody removed is unpacked again.
+    unpacked.path.unlink()
+    np.testing.assert_array_equal(read_image(first.of(0, packed)), read_image(packed))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from zemosaic_io.glow_session import GlowNight
 __all__ = ["PEERS", "bilinear_planes", "not_installed", "run_peer"]
 
 # Programs that make mosaics too; nothing is said of those that are not here.
-_PROGRAMS = {"SWarp": "SWarp", "Montage": "mProjExec"}
+_PROGRAMS = {"SWarp": "SWarp", "Montage": "mProjExec", "Siril": "siril-cli"}
 # As a careful user would set it: its own background, in cells larger than most galaxies, and outliers clipped.
 _SWARP_OPTIONS = (
     "-COMBINE_TYPE", "CLIPPED", "-WEIGHT_TYPE", "NONE", "-SUBTRACT_BACK", "Y", "-BACK_SIZE", "256",
@@ -42,6 +42,18 @@ _MONTAGE_STEPS = (
     "mImgtbl corrected corrected.tbl",
     "mAdd -p corrected corrected.tbl mosaic.hdr mosaic.fits",
 )
+# What its tutorials do with a panel: a plane is taken off the sky of each frame, stars register, Winsorized rejection.
+_SIRIL_SCRIPT = """requires 1.0.0
+convert light -debayer -out=process
+cd process
+seqsubsky light 1
+setref bkg_light 1
+register bkg_light
+stack r_bkg_light rej 3 3 -norm=addscale -out=panel
+"""
+# Some releases of Siril die now and then while they convert frames.
+_SIRIL_TRIES = 4
+_SIRIL_ADU = 65535.0
 # Weights of plain bilinear demosaicing: what a user gets who has no better.
 _GREEN = np.array([[0.0, 0.25, 0.0], [0.25, 1.0, 0.25], [0.0, 0.25, 0.0]], dtype=np.float32)
 _OTHER = np.array([[0.25, 0.5, 0.25], [0.5, 1.0, 0.5], [0.25, 0.5, 0.25]], dtype=np.float32)
@@ -56,6 +68,8 @@ def not_installed() -> list[str]:
 def run_peer(name: str, night: GlowNight, output: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the mosaic of another program and what it cost, or None where it is not installed.
 
+    None also where a program needs panels and every frame of the night lies elsewhere.
+
     Raises
     ------
     ValueError
@@ -66,6 +80,8 @@ def run_peer(name: str, night: GlowNight, output: Path) -> tuple[Path, dict[str,
     if name not in PEERS:
         raise ValueError(f"peer {name!r}; known are {', '.join(PEERS)}")
     if name in {title.lower() for title in map(str, not_installed())}:
+        return None
+    if name == "siril" and night.spec.layout == "walk":
         return None
     path = output / f"{name}.fits"
     note = output / "raw.fingerprint"
@@ -152,24 +168,73 @@ def _by_colours(night: GlowNight, path: Path, make: Callable[[Path], Path]) -> t
 
 def _with_reproject(night: GlowNight, path: Path) -> tuple[float, float]:
     """Write the mean of all frames after reproject's background matching; return seconds and CPU seconds."""
-    from reproject import reproject_interp
-    from reproject.mosaicking import find_optimal_celestial_wcs, reproject_and_coadd
-
     start, cpu = time.perf_counter(), time.process_time()
     frames = []
     for file in night.paths:
         raw, header = fits.getdata(file).astype(np.float32), fits.getheader(file)
         frames.append((bilinear_planes(raw), WCS(header).celestial))
-    target, shape = find_optimal_celestial_wcs([(planes[0].shape, wcs) for planes, wcs in frames])
+    _join_matched(frames, path)
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def _with_siril(night: GlowNight, path: Path) -> tuple[float, float]:
+    """Write panels of Siril, frames less a plane each, joined by reproject's background matching.
+
+    A panel lies where its first frame lay, which it is registered on.
+    """
+    start, before = time.perf_counter(), os.times()
+    panels = []
+    for panel in sorted({frame.panel for frame in night.frames}):
+        files = [file for file, frame in zip(night.paths, night.frames, strict=True) if frame.panel == panel]
+        folder = path.parent / f"panel_{panel}"
+        stacked = _siril_panel(files, folder)
+        planes = _SIRIL_ADU * fits.getdata(stacked).astype(np.float32)
+        panels.append((np.where(planes == 0, np.nan, planes), WCS(fits.getheader(files[0])).celestial))
+        shutil.rmtree(folder)
+    _join_matched(panels, path)
+    after = os.times()
+    return time.perf_counter() - start, sum(after[:4]) - sum(before[:4])
+
+
+def _siril_panel(files: Sequence[Path], folder: Path) -> Path:
+    """Stack the frames of a panel in a folder; return the file of the stack.
+
+    Raises
+    ------
+    FileNotFoundError
+        When Siril wrote none.
+    """
+    made = folder / "process" / "panel.fit"
+    for _ in range(_SIRIL_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for file in files:
+            (folder / file.name).symlink_to(file.resolve())
+        script = folder / "panel.ssf"
+        script.write_text(_SIRIL_SCRIPT, encoding="utf-8")
+        subprocess.run(
+            ["siril-cli", "-d", str(folder), "-s", str(script)],
+            cwd=folder, check=False, stdin=subprocess.DEVNULL, capture_output=True,
+        )  # fmt: skip
+        if made.is_file():
+            return made
+    raise FileNotFoundError(f"siril-cli wrote no stack of {folder}")
+
+
+def _join_matched(pictures: Sequence[tuple[np.ndarray, WCS]], path: Path) -> None:
+    """Write the mean of pictures (3, H, W) with their positions, after reproject's background matching."""
+    from reproject import reproject_interp
+    from reproject.mosaicking import find_optimal_celestial_wcs, reproject_and_coadd
+
+    target, shape = find_optimal_celestial_wcs([(planes[0].shape, wcs) for planes, wcs in pictures])
     image = np.full((3, *shape), np.nan, dtype=np.float32)
     for channel in range(3):
-        pairs = [(planes[channel], wcs) for planes, wcs in frames]
+        pairs = [(planes[channel], wcs) for planes, wcs in pictures]
         mean, footprint = reproject_and_coadd(
             pairs, target, shape_out=shape, reproject_function=reproject_interp, match_background=True
         )
         image[channel] = np.where(footprint > 0, mean, np.nan)
     fits.PrimaryHDU(image, target.to_header()).writeto(path, overwrite=True)
-    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def bilinear_planes(raw: np.ndarray) -> np.ndarray:
@@ -189,4 +254,5 @@ PEERS: dict[str, Callable[[GlowNight, Path], tuple[float, float]]] = {
     "reproject": _with_reproject,
     "swarp": _with_swarp,
     "montage": _with_montage,
+    "siril": _with_siril,
 }

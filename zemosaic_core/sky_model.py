@@ -68,7 +68,7 @@ _KNOWN_SHARE, _ASSUMED_SHARE = 0.014, 0.046
 _LEAST_EMPTY_SHARE = 0.25
 # Patterns that flat fielding left, as shares of the light: three errors of the star flat and this much, for light that
 # took another way than that of stars; and without stars. And constant patterns, pedestal and amplifier.
-_FLAT_ERRORS, _LEAST_PATTERN, _PATTERN_WITHOUT_FLAT, _CONSTANT_PATTERN = 3.0, 0.004, 0.2, 0.02
+_FLAT_ERRORS, _LEAST_PATTERN, _PATTERN_WITHOUT_FLAT, _CONSTANT_PATTERN = 3.0, 0.004, 0.1, 0.02
 # What a session's frames share on the detector is asked for where sky beyond one frame is seen, relative to its order
 # (scattered moonlight was seen to fall like this), and believed where it makes the frames this much likelier.
 _PATTERN_AREA_FRAMES, _WORTH_PATTERN = 1.2, 5.0

@@ -201,7 +201,6 @@ class Cluster(Executor):
                 memory_bytes=memory_bytes,
                 folder=folder,
                 check=check,
-                questions=self._questions,
             )
         except BaseException:
             self._questions.shutdown(wait=False)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Executor, Future, InvalidStateError, wait
+from concurrent.futures import CancelledError, Future, InvalidStateError, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.1
 CLOSE_S = 1.0
 _CONNECT_S = 4.0
+_MOST_S = 15.0
 # A result that does not come in this time is asked for anew.
 _FETCH_S = 60.0
 # What Dask says when the other side is gone or does not answer in time.
@@ -106,7 +109,6 @@ def connect(
     memory_bytes: int,
     folder: Path | None,
     check: Callable[[], None],
-    questions: Executor,
 ) -> Engine:
     """Start a cluster on this machine, or join one.
 
@@ -114,8 +116,6 @@ def connect(
     ----------
     choice, workers, memory_bytes, folder, check
         As in `zemosaic_pipeline.cluster.Cluster`.
-    questions : Executor
-        Where it is waited for an answer, so that the user can give up.
 
     Raises
     ------
@@ -145,18 +145,31 @@ def connect(
             )
         return Engine(client_type(local, set_as_default=False, direct_to_workers=True), local)
     address = choice.address
-    opening = questions.submit(
-        client_type,
-        address,
-        timeout=_CONNECT_S,
-        set_as_default=False,
-        # Blocks are large: they come straight from the worker, by the scheduler only where that cannot be.
-        direct_to_workers=True,
-        name="zemosaic",
-    )
+    opening: Future[Any] = Future()
+
+    def join() -> None:
+        try:
+            client = client_type(
+                address,
+                timeout=_CONNECT_S,
+                set_as_default=False,
+                # Blocks are large: they come straight from the worker, by the scheduler only where that cannot be.
+                direct_to_workers=True,
+                name="zemosaic",
+            )
+        except Exception as error:  # noqa: BLE001 - it belongs to who waits for the client
+            opening.set_exception(error)
+        else:
+            opening.set_result(client)
+
+    # Dask waits for good where another program answers; such a thread is left behind.
+    threading.Thread(target=join, name="cluster-join", daemon=True).start()
+    until_s = time.monotonic() + _MOST_S
     try:
         while not opening.done():
             check()
+            if time.monotonic() > until_s:
+                raise TimeoutError("what answers there is no Dask scheduler")
             wait([opening], POLL_S)
         return Engine(opening.result())
     except (OSError, ValueError, TypeError, RuntimeError) as error:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import socketserver
 import sys
 import threading
 from concurrent.futures import CancelledError
@@ -21,7 +22,7 @@ from made_frames import field_sky, pointings, run, write_all
 from run_zemosaic import main
 from zemosaic_core.errors import Cancelled, RunFailed, SettingsError
 from zemosaic_pipeline import cluster as cluster_module
-from zemosaic_pipeline import elsewhere
+from zemosaic_pipeline import cluster_engine, elsewhere
 from zemosaic_pipeline.cluster import Cluster
 from zemosaic_pipeline.cluster_engine import OWN_DASK, Engine
 from zemosaic_pipeline.elsewhere import Answer, Elsewhere, Requirements, Unfit, WorkerFacts
@@ -188,6 +189,13 @@ def test_wrong_address_and_missing_extra_are_one_sentence_and_code_2(raw, tmp_pa
         deaf.bind(("127.0.0.1", 0))
         nobody = f"dask://127.0.0.1:{deaf.getsockname()[1]}"
         assert main(["run", str(raw), str(tmp_path / "a"), "--quiet", "--executor", nobody]) == 2
+    monkeypatch.setattr(cluster_engine, "_MOST_S", 1.0)
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.StreamRequestHandler) as other:
+        # Another program: it takes the call and says nothing Dask understands.
+        choice = ExecutorChoice("scheduler", f"tcp://127.0.0.1:{other.server_address[1]}")
+        with pytest.raises(SettingsError) as wrong:
+            Cluster(choice, PathMap(), "test")
+    assert wrong.value.key == "cluster_unreachable"
     told = capsys.readouterr()
     assert "No Dask scheduler answers" in told.out + told.err
     monkeypatch.setitem(sys.modules, "distributed", None)

@@ -15,7 +15,16 @@ import numpy as np
 from .sky_joint import Posterior, Reduced
 from .sky_lattice import SkyLattice
 
-__all__ = ["FLAT_SHARE", "Gauge", "empty_nodes", "gauged", "large_scale_terms", "roughness_adu"]
+__all__ = [
+    "FLAT_SHARE",
+    "Gauge",
+    "empty_nodes",
+    "gauged",
+    "large_scale_terms",
+    "roughness_adu",
+    "seen_nodes",
+    "structure_adu",
+]
 
 # Half-width of "the empty sky is flat", as a share of the sky's level, beside what roughness adds.
 FLAT_SHARE = 0.004
@@ -55,7 +64,7 @@ class Gauge:
     conflict : bool
         The frames contradict a flat sky somewhere; there they were believed.
     roughness_adu : float
-        Scatter of the lower half of the empty part: how empty "empty" is.
+        How empty "empty" is: `roughness_adu`, within one field `structure_adu`.
     """
 
     unknowns: np.ndarray
@@ -75,6 +84,11 @@ def large_scale_terms(node_xy: np.ndarray) -> np.ndarray:
     return np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
 
 
+def seen_nodes(hits: np.ndarray) -> np.ndarray:
+    """Return which nodes (M,) cells weigh on by more than a trace."""
+    return np.asarray(hits > 0.1 * np.median(hits))
+
+
 def empty_nodes(sky: np.ndarray, terms: np.ndarray, hits: np.ndarray) -> np.ndarray:
     """Find the lower envelope of the sky: nodes near a quadric that only what lies above departs from.
 
@@ -82,7 +96,7 @@ def empty_nodes(sky: np.ndarray, terms: np.ndarray, hits: np.ndarray) -> np.ndar
     -------
     ndarray of bool, shape (M,)
     """
-    seen = hits > 0.1 * np.median(hits)
+    seen = seen_nodes(hits)
     mask = seen.copy()
     for _ in range(_MASK_ROUNDS):
         left = sky - terms @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
@@ -97,19 +111,25 @@ def empty_nodes(sky: np.ndarray, terms: np.ndarray, hits: np.ndarray) -> np.ndar
     return np.asarray(mask)
 
 
-def roughness_adu(
-    sky: np.ndarray, terms: np.ndarray, mask: np.ndarray, smooth_on: SkyLattice | None = None
-) -> float:
-    """Return the scatter of the lower half of the masked nodes about their polynomial.
-
-    With the lattice of the nodes, the noise of single ones is smoothed away before: it is no structure of the sky.
-    """
-    left = sky - terms @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
-    if smooth_on is not None:
-        left = smooth_on.smoothed(left, mask)
-    left = left[mask]
+def roughness_adu(sky: np.ndarray, terms: np.ndarray, mask: np.ndarray) -> float:
+    """Return the scatter of the lower half of the masked nodes about their polynomial."""
+    left = sky[mask] - terms[mask] @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
     below = left[left < 0]
     return 1.4826 * float(np.median(-below)) if len(below) else 0.0
+
+
+def structure_adu(
+    sky: np.ndarray, terms: np.ndarray, mask: np.ndarray, seen: np.ndarray, lattice: SkyLattice
+) -> float:
+    """Return half the range of the middle two thirds of all nodes seen, about the polynomial of the masked.
+
+    One galaxy in a dark field counts for little in it; a nebula over much of the field does, where the lower half of
+    the few nodes between its clouds would not show it. The noise of single nodes, which few frames see, is smoothed
+    away before: it is no structure of the sky.
+    """
+    left = sky - terms @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
+    low, high = np.percentile(lattice.smoothed(left, seen)[seen], [100 / 6, 500 / 6])
+    return 0.5 * float(high - low)
 
 
 def _agreed_width(found: np.ndarray, covariance: np.ndarray, width: np.ndarray) -> np.ndarray:
@@ -154,7 +174,6 @@ def gauged(
         Light of the sky, ADU.
     one_field : bool
         Hardly more than one frame is seen: a nebula can fill that, and "flat" is believed less of the same structure.
-        Often few frames see it, and the noise of nodes is smoothed away before structure is measured.
     """
     factors = _FIELD_FACTORS if one_field else _ROUGH_FACTORS
     from_data = posterior.unknowns
@@ -169,7 +188,11 @@ def gauged(
         spread = onto @ posterior.covariance
         covariance = spread @ onto.T + onto_open @ onto_open.T
         sigma_data = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-        rough = roughness_adu(sky, terms, mask, lattice if one_field else None)
+        rough = (
+            structure_adu(sky, terms, mask, seen_nodes(hits), lattice)
+            if one_field
+            else roughness_adu(sky, terms, mask)
+        )
         found = fit @ reduced.sky_0[mask] - onto @ from_data
         width = np.hypot(FLAT_SHARE * level, factors * rough)
         conflict = float(found @ np.linalg.solve(covariance + np.diag(width**2), found)) > _CONFLICT_CHI2

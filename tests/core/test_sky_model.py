@@ -12,7 +12,7 @@ from tests.core.sky_cases import PEDESTAL, left_over, made_night
 from zemosaic_core import sky_gauge, sky_model
 from zemosaic_core.detector_surface import products
 from zemosaic_core.glow_prior import GlowPrior
-from zemosaic_core.sky_gauge import _agreed_width, empty_nodes, large_scale_terms, roughness_adu
+from zemosaic_core.sky_gauge import _agreed_width, empty_nodes, large_scale_terms, structure_adu
 from zemosaic_core.sky_joint import JointProblem, full_covariance, posterior_of
 from zemosaic_core.sky_lattice import bilinear_lattice, cell_spacing_px
 from zemosaic_core.sky_meshes import cells_of, spread_rows
@@ -128,7 +128,7 @@ def test_the_error_that_is_stated_covers_the_error_that_is_made():
 def test_one_panel_that_a_nebula_fills_is_not_flattened():
     made = made_night(4, panels=(1, 1), frames=16, cloud_adu=80.0, with_site=True)
     model = solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting))
-    assert left_over(made, model).std() < 5.0
+    assert left_over(made, model).std() < 4.0
 
 
 def test_three_frames_of_an_empty_field_keep_no_gradient():
@@ -145,15 +145,36 @@ def test_three_frames_that_a_nebula_fills_keep_most_of_it():
     assert left.std() < 0.5 * made.sky_truth.std()
 
 
-def test_noise_of_nodes_is_no_structure_of_the_sky():
+def test_clouds_of_one_field_are_kept():
+    """The dark part between them is a poor judge of the slope beneath them."""
+    kept = []
+    for seed in range(100, 105):
+        made = made_night(
+            seed, panels=(1, 1), frames=16, cloud_adu=80.0, cloud_px=900.0, with_site=True, tilt_adu=30.0
+        )
+        truth = made.sky_truth - made.sky_truth.mean()
+        left = left_over(made, solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting)))
+        kept.append(1.0 + (truth * left).sum() / (truth**2).sum())
+    assert 0.94 < np.median(kept) < 1.06
+
+
+def test_structure_of_one_field_is_what_covers_much_of_it():
     x, y = np.meshgrid(np.arange(12.0), np.arange(20.0))
     lattice = bilinear_lattice(np.column_stack([x.ravel(), y.ravel()]), 1.0)
-    rng = np.random.default_rng(5)
-    terms, everywhere = large_scale_terms(lattice.node_xy), np.ones(len(lattice.node_xy), bool)
-    noise = rng.normal(0.0, 3.0, len(everywhere))
-    wave = 6.0 * np.sin(lattice.node_xy[:, 0]) * np.cos(0.7 * lattice.node_xy[:, 1])
-    assert roughness_adu(noise, terms, everywhere, lattice) < 1.5 < roughness_adu(noise, terms, everywhere)
-    assert roughness_adu(noise + 3 * wave, terms, everywhere, lattice) > 4.0
+    x, y = lattice.node_xy.T
+    terms, hits = large_scale_terms(lattice.node_xy), np.ones(len(x))
+    noise = np.random.default_rng(5).normal(0.0, 1.0, len(x))
+    galaxy = 500.0 * np.exp(-((x - 6.0) ** 2 + (y - 10.0) ** 2) / 2)
+    places = (2.0, 3.0), (9.0, 15.0)
+    clouds = sum(40.0 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 18) for cx, cy in places)
+
+    def structure(sky):
+        return structure_adu(sky, terms, empty_nodes(sky, terms, hits), hits > 0, lattice)
+
+    assert structure(noise) < 0.7
+    assert structure(noise + 30.0 * terms[:, 1] + 20.0 * terms[:, 5]) < 0.7
+    assert structure(noise + galaxy) < 2.5
+    assert structure(noise + clouds) > 5.0
 
 
 def test_the_order_of_the_frames_does_not_matter():

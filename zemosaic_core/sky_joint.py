@@ -256,7 +256,7 @@ class JointProblem:
         return residual
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _add_products(frame, columns, entries, lattice, weight, value, cross, normal, right):
     """Add the weighted products of all cells: lattice with design, design with itself and with the values.
 

@@ -12,6 +12,7 @@ meshes of the sky and fluxes of stars. No pixels are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from .detector_surface import N_SURFACE, PRODUCT_ORDER, products, surface_of
 from .glow_prior import BENDS, SESSION_PATTERN, FrameCircumstances, GlowPrior
 from .normalize import best_frames
 from .photon_transfer import Pedestal, pedestal_of_sky
+from .sky_cost import MAX_JOINT_FRAMES
 from .sky_followers import fit_to_sky
 from .sky_gauge import Gauge, empty_nodes, gauged, large_scale_terms
 from .sky_joint import (
@@ -53,9 +55,6 @@ Array = NDArray[np.float64]
 ASSURANCES = ("night", "night_and_dark_parts", "assumed_flat")
 """Where the large scales of the sky come from: the frames, the frames and the empty parts, or only an assumption."""
 
-# Frames solved jointly. The equations are dense, and this many already know the sky better than one more frame can
-# tell; further frames are fitted to the sky that these found.
-MAX_JOINT_FRAMES = 256
 # Frames from which the sizes of the glow's parts are found: seven numbers, and each trial costs a cube of this. Up to
 # as many, what they leave open of these sizes matters.
 MAX_TUNED_FRAMES = 64
@@ -188,7 +187,11 @@ class SkyModel:
 
 
 def solve_sky(
-    meshes: SkyMeshes, circumstances: FrameCircumstances, flat: StarFlat | Sequence[StarFlat]
+    meshes: SkyMeshes,
+    circumstances: FrameCircumstances,
+    flat: StarFlat | Sequence[StarFlat],
+    *,
+    threads: int = 1,
 ) -> SkyModel:
     """Solve the sky of all channels.
 
@@ -218,12 +221,14 @@ def solve_sky(
     if not local_fits:
         circumstances = replace(circumstances, local=None)
     joint = spread_rows(meshes.xy, circumstances.hours, MAX_JOINT_FRAMES)
-    channels = tuple(
-        _solve_channel(
+
+    def solve(c: int) -> ChannelSky:
+        return _solve_channel(
             meshes, gains[:, c], c, circumstances, flats, float(pedestal[c]), float(pedestal_sigma[c]), joint
         )
-        for c in range(meshes.mesh.shape[1])
-    )
+
+    with ThreadPoolExecutor(threads) as executor:
+        channels = tuple(executor.map(solve, range(n_channels)))
     f = np.array([flat.inverse_terms() if flat.usable else (0.0, 0.0) for flat in flats])
     terms = np.zeros((n, n_channels, 4))
     radial = np.zeros((n, n_channels, 4))

@@ -18,12 +18,11 @@ from zemosaic_core.gpu.device import DeviceInfo
 from zemosaic_core.picture_parts import MOST_PART_PX, largest_part
 from zemosaic_core.refine_rows import refine_buffers
 from zemosaic_core.refine_structure import HALO_ROWS
-from zemosaic_core.sky_model import MAX_JOINT_FRAMES
+from zemosaic_core.sky_cost import MAX_JOINT_FRAMES, channels_at_once, solving_bytes
 from zemosaic_core.sources import CombineRule, Kernel, SampleNoise
 from zemosaic_gpu_policy import Decision
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
-from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.pointings import pointing_labels
 
 __all__ = [
@@ -63,11 +62,12 @@ FRAME_BYTES = 40_000
 # While all frames are registered: tables of 300 stars of each (112 kB measured); while their sky is compared: a few
 # numbers for every cell of its mesh (see `covered_sky`), and stars.
 REGISTERED_BYTES, COMPARED_BYTES, CELL_BYTES = 120_000, 80_000, 100
-# Tables of the sky model for each frame that it is solved for (435 kB measured).
-SKY_BYTES = 450_000
 # Rates used for the expected time, measured on 2 cores with 1080x1920 frames; only the order of magnitude counts.
 MEASURE_S_PER_MPX_CORE = 0.055
 SOLVE_S_PER_FRAME = 0.06
+REGISTER_S_PER_FRAME = 0.025
+# Per channel.
+SKY_S_PER_FRAME = 0.02
 STACK_S_PER_MPX_CORE = 0.085
 # The second pass, with structure in a quarter of the pixels.
 REFINE_S_PER_MPX_CORE = 0.03
@@ -114,6 +114,10 @@ class CostBasis:
         Every pixel of the picture as tiles with a page; on the sphere.
     elsewhere : int
         Workers of a cluster on other machines, which measure and stack instead; 0: none.
+    solves_sky : bool
+        One model of the sky is solved from all frames.
+    mesh_cell_px : int
+        Side of the cells in which the sky of frames is measured, px.
     """
 
     n_channels: int
@@ -140,6 +144,8 @@ class CostBasis:
     zoom: bool = False
     sphere: bool = False
     elsewhere: int = 0
+    solves_sky: bool = False
+    mesh_cell_px: int = 64
 
     @property
     def tiles_are_whole(self) -> bool:
@@ -370,18 +376,21 @@ def estimate_rows(
     device = "cpu" if decision is None else decision.device
     reason = "" if decision is None else decision.reason_key
     solves = n * SOLVE_S_PER_FRAME / cores
-    cells = math.prod(-(-side // MeasureOptions.mesh_cell_px) for side in (height, width))
-    placing = max(
-        n * max(REGISTERED_BYTES, COMPARED_BYTES + cells * CELL_BYTES),
-        n * FRAME_BYTES + min(n, MAX_JOINT_FRAMES) * SKY_BYTES,
-    )
+    cells = math.prod(-(-side // basis.mesh_cell_px) for side in (height, width))
+    sky_bytes, sky_s = 0, 0.0
+    if basis.solves_sky:
+        one_bytes = solving_bytes(n, canvas_px, basis.mesh_cell_px * basis.drizzle_scale)
+        at_once = channels_at_once(one_bytes, basis.block_budget_bytes, basis.threads, basis.n_channels)
+        sky_bytes = one_bytes * at_once
+        sky_s = min(n, MAX_JOINT_FRAMES) * basis.n_channels * SKY_S_PER_FRAME / at_once
+    placing = max(n * max(REGISTERED_BYTES, COMPARED_BYTES + cells * CELL_BYTES), n * FRAME_BYTES + sky_bytes)
     return (
         PlanRow("phase0_survey", n, survey, 0, 0.2 + n * 0.003 / cores),
         PlanRow(
             "phase1_prepare", n, measure, n * 60_000, 3 + n * mpx * MEASURE_S_PER_MPX_CORE / cores + solves
         ),
         PlanRow("phase2_group", n, survey, 0, 0.1 + n * 2e-4),
-        PlanRow("phase4_grid", n, survey + placing, 0, 0.3 + n * 0.01),
+        PlanRow("phase4_grid", n, survey + placing, 0, 0.3 + n * REGISTER_S_PER_FRAME + sky_s),
         PlanRow(
             "phase3_master_tiles",
             n,

@@ -419,6 +419,8 @@ def _cost_basis(run: RunPlan) -> CostBasis:
         sphere=run.output.hips,
         batches=run.group.batch_sizes,
         elsewhere=run.elsewhere,
+        solves_sky=run.sky.model == "full" and run.stack.normalise == "linear_fit",
+        mesh_cell_px=run.measure.mesh_cell_px,
     )
 
 

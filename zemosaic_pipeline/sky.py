@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,8 @@ from threadpoolctl import threadpool_limits
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
 from zemosaic_core.night_sky import Site, airmass, horizontal, julian_date, moon_place, moonlight_nl
 from zemosaic_core.site_of_frames import RotationFit, site_from_rotation
-from zemosaic_core.sky_lattice import cell_centres
+from zemosaic_core.sky_cost import channels_at_once, solving_bytes
+from zemosaic_core.sky_lattice import cell_centres, cell_spacing_px
 from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.sky_model import SkyModel, solve_sky
 from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared
@@ -256,9 +258,13 @@ def run(
     meshes = _meshes(frames, plan.measure.mesh_cell_px)
     circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
     unknown = no_star_flat()
+    one_bytes = solving_bytes(len(frames), math.prod(grid.shape_hw), cell_spacing_px(meshes.xy))
+    at_once = channels_at_once(one_bytes, plan.block_budget_bytes, context.threads, plan.n_channels)
     # Small dense algebra: several threads would mostly wait for each other, for minutes on a busy machine.
     with threadpool_limits(limits=1):
-        model = solve_sky(meshes, circumstances, [flats.get(index, unknown) for index in indices])
+        model = solve_sky(
+            meshes, circumstances, [flats.get(index, unknown) for index in indices], threads=at_once
+        )
     if circumstances.local is not None and not model.local_used:
         site_key = "sky_site_misfit"
         context.say("sky_site_not_used", "WARN")

@@ -12,6 +12,7 @@ from tests.core.sky_cases import PEDESTAL, left_over, made_night
 from zemosaic_core import sky_gauge, sky_model
 from zemosaic_core.detector_surface import products
 from zemosaic_core.glow_prior import GlowPrior
+from zemosaic_core.sky_cost import channels_at_once, solving_bytes
 from zemosaic_core.sky_gauge import _agreed_width, empty_nodes, large_scale_terms, structure_adu
 from zemosaic_core.sky_joint import JointProblem, full_covariance, posterior_of
 from zemosaic_core.sky_lattice import bilinear_lattice, cell_spacing_px
@@ -193,6 +194,36 @@ def test_the_order_of_the_frames_does_not_matter():
     straight = solve_sky(m, made.circumstances, no_star_flat())
     shuffled = solve_sky(mixed, made.circumstances.taken(order), no_star_flat())
     np.testing.assert_allclose(shuffled.terms, straight.terms[order], atol=2e-2)
+
+
+def test_channels_are_solved_side_by_side_to_the_same_numbers():
+    made = made_night(4, frames=3, cloud_adu=60.0, cloud_px=600.0)
+    m = made.meshes
+    colours = replace(
+        m,
+        mesh=np.concatenate([m.mesh, 1.4 * m.mesh, 0.7 * m.mesh], axis=1),
+        error=np.concatenate([m.error, 1.2 * m.error, 0.8 * m.error], axis=1),
+        sky=m.sky * [1.0, 1.4, 0.7],
+        pixel_noise=np.repeat(m.pixel_noise, 3, axis=1),
+        gains=np.repeat(m.gains, 3, axis=1),
+    )
+    one, three = (solve_sky(colours, made.circumstances, no_star_flat(), threads=n) for n in (1, 3))
+    assert len(three.channels) == 3
+    assert np.ptp(three.terms[0, :, 1]) > 1.0
+    np.testing.assert_array_equal(three.terms, one.terms)
+    np.testing.assert_array_equal(three.radial, one.radial)
+
+
+def test_as_many_channels_at_once_as_there_is_room_for():
+    of_120 = solving_bytes(120, 2400 * 3700, 70.0)
+    assert 100e6 < of_120 < 200e6
+    assert channels_at_once(of_120, 10**10, 8, 3) == 2
+    assert channels_at_once(of_120, 10**8, 8, 3) == 1
+    assert channels_at_once(solving_bytes(12, 2400 * 3700, 70.0), 10**10, 8, 3) == 3
+    assert channels_at_once(solving_bytes(12, 2400 * 3700, 70.0), 10**10, 2, 1) == 1
+    # Frames beyond those solved jointly take no more.
+    assert solving_bytes(3000, 1e7, 70.0) == solving_bytes(256, 1e7, 70.0)
+    assert channels_at_once(solving_bytes(3000, 1e8, 70.0), 10**10, 8, 3) == 1
 
 
 def test_more_frames_than_are_solved_jointly_follow_the_same_sky(monkeypatch):

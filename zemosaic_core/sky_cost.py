@@ -1,0 +1,37 @@
+"""Memory that solving the sky takes, and how many channels are solved side by side."""
+
+from __future__ import annotations
+
+__all__ = ["MAX_JOINT_FRAMES", "channels_at_once", "solving_bytes"]
+
+# Frames solved jointly. The equations are dense, and this many already know the sky better than one more frame can
+# tell; further frames are fitted to the sky that these found.
+MAX_JOINT_FRAMES = 256
+# Per frame level, plane and three curvatures; patterns of the detector, shared and of a session.
+_UNKNOWNS_PER_FRAME, _UNKNOWNS_OF_ALL = 6, 22
+# Matrices of float64 that live at once, measured at 40 to 256 frames: nodes by unknowns, unknowns by unknowns.
+_CROSSED, _SQUARE = 12, 7
+# Solving side by side must not be what decides the peak of a run.
+_SIDE_BY_SIDE_BYTES = 400_000_000
+
+
+def solving_bytes(n_frames: int, mosaic_px: float, spacing_px: float) -> int:
+    """Return about how many bytes the solution of one channel takes at its peak.
+
+    Parameters
+    ----------
+    n_frames : int
+    mosaic_px : float
+        Pixels of the mosaic.
+    spacing_px : float
+        Distance of the nodes of the sky's lattice in it, px: that of the cells in which frames were measured.
+    """
+    unknowns = _UNKNOWNS_PER_FRAME * min(n_frames, MAX_JOINT_FRAMES) + _UNKNOWNS_OF_ALL
+    nodes = mosaic_px / spacing_px**2
+    return round(8 * unknowns * (_CROSSED * nodes + _SQUARE * unknowns))
+
+
+def channels_at_once(one_bytes: int, budget_bytes: int, threads: int, n_channels: int) -> int:
+    """Return how many channels of ``one_bytes`` each are solved at the same time: at least one."""
+    room = min(budget_bytes, _SIDE_BY_SIDE_BYTES) // max(1, one_bytes)
+    return max(1, min(room, threads, n_channels))

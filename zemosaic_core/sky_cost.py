@@ -15,20 +15,18 @@ _CROSSED, _SQUARE = 12, 7
 _SIDE_BY_SIDE_BYTES = 400_000_000
 
 
-def solving_bytes(n_frames: int, mosaic_px: float, spacing_px: float) -> int:
+def solving_bytes(n_frames: int, n_nodes: float) -> int:
     """Return about how many bytes the solution of one channel takes at its peak.
 
     Parameters
     ----------
     n_frames : int
-    mosaic_px : float
-        Pixels of the mosaic.
-    spacing_px : float
-        Distance of the nodes of the sky's lattice in it, px: that of the cells in which frames were measured.
+    n_nodes : float
+        Nodes of the sky's lattice: as many as cells of the frames' meshes cover the mosaic, and no more than all frames
+        have together.
     """
     unknowns = _UNKNOWNS_PER_FRAME * min(n_frames, MAX_JOINT_FRAMES) + _UNKNOWNS_OF_ALL
-    nodes = mosaic_px / spacing_px**2
-    return round(8 * unknowns * (_CROSSED * nodes + _SQUARE * unknowns))
+    return round(8 * unknowns * (_CROSSED * n_nodes + _SQUARE * unknowns))
 
 
 def channels_at_once(one_bytes: int, budget_bytes: int, threads: int, n_channels: int) -> int:

@@ -379,7 +379,11 @@ def estimate_rows(
     cells = math.prod(-(-side // basis.mesh_cell_px) for side in (height, width))
     sky_bytes, sky_s = 0, 0.0
     if basis.solves_sky:
-        one_bytes = solving_bytes(n, canvas_px, basis.mesh_cell_px * basis.drizzle_scale)
+        # Frames may lie far apart in a mosaic.
+        nodes = min(
+            canvas_px / (basis.mesh_cell_px * basis.drizzle_scale) ** 2, min(n, MAX_JOINT_FRAMES) * cells
+        )
+        one_bytes = solving_bytes(n, nodes)
         at_once = channels_at_once(one_bytes, basis.block_budget_bytes, basis.threads, basis.n_channels)
         sky_bytes = one_bytes * at_once
         sky_s = min(n, MAX_JOINT_FRAMES) * basis.n_channels * SKY_S_PER_FRAME / at_once

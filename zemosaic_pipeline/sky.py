@@ -258,7 +258,8 @@ def run(
     meshes = _meshes(frames, plan.measure.mesh_cell_px)
     circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
     unknown = no_star_flat()
-    one_bytes = solving_bytes(len(frames), math.prod(grid.shape_hw), cell_spacing_px(meshes.xy))
+    n_nodes = min(math.prod(grid.shape_hw) / cell_spacing_px(meshes.xy) ** 2, math.prod(meshes.xy.shape[:3]))
+    one_bytes = solving_bytes(len(frames), n_nodes)
     at_once = channels_at_once(one_bytes, plan.block_budget_bytes, context.threads, plan.n_channels)
     # Small dense algebra: several threads would mostly wait for each other, for minutes on a busy machine.
     with threadpool_limits(limits=1):

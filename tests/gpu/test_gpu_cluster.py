@@ -19,6 +19,13 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card nee
 WIDTH, ROWS = 150, (13, 53)
 
 
+class Frames(FakePixels):
+    """Frames of which none is packed."""
+
+    def unpack_into(self, folder, keep_free_bytes):
+        pass
+
+
 def part_of(pixels, sources, mode):
     rule = CombineRule("kappa_sigma", 2.5, 2.0)
     return _CoaddPart(
@@ -31,7 +38,7 @@ def test_worker_with_a_card_gives_the_same_block_and_its_records(install, monkey
     cluster_blocks._card_policy.cache_clear()
     worker = OwnWorker("1", "attic", threads=1, has_card=True)
     monkeypatch.setattr(cluster_blocks, "own_worker", lambda: worker)
-    pixels = FakePixels(6, (80, 160))
+    pixels = Frames(6, (80, 160))
     sources = make_sources(pixels, 6, (60, WIDTH))
     on_card, host, records = _coadd_part(part_of(pixels, sources, "require"))
     on_processor, _, told_off = _coadd_part(part_of(pixels, sources, "off"))

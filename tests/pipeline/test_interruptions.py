@@ -24,7 +24,7 @@ from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed
 from zemosaic_core.synthetic_sky import make_sky
 from zemosaic_io import tile_bands
 from zemosaic_io.star_catalogue import catalogue_stars_near
-from zemosaic_pipeline import solve_frames, solver_answers, star_matches
+from zemosaic_pipeline import solve_frames, solver_answers, solver_questions, star_matches
 from zemosaic_pipeline.events import PHASES, Message, PhaseFinished, PhaseProgress, PhaseStarted, from_queue
 from zemosaic_ui.footprints import find_outputs
 from zemosaic_worker import run_hierarchical_mosaic, run_hierarchical_mosaic_process
@@ -847,7 +847,7 @@ def test_a_solution_is_used_again_for_what_it_follows_from(unsolved, tmp_path, a
     for module, name in (
         (solver_answers, "check_wcs"),
         (star_matches, "match_frame"),
-        (solve_frames, "solve_with_chain"),
+        (solver_questions, "solve_with_chain"),
     ):
         monkeypatch.setattr(module, name, never)
     again = run(unsolved, tmp_path, **UNSOLVED)

@@ -14,7 +14,7 @@ from astropy.io import fits
 from made_frames import base_cards, expose, field_sky, pointings, write
 
 from zemosaic_io.headers import read_frame_info
-from zemosaic_pipeline import phase0_survey
+from zemosaic_pipeline import header_batches
 from zemosaic_pipeline.events import PHASES, Event, PhaseFinished, PhaseProgress
 from zemosaic_pipeline.machine import give_memory_back
 from zemosaic_pipeline.plan import make_plan
@@ -133,7 +133,7 @@ def test_plan_of_ten_thousand_files(tmp_path, monkeypatch):
         read.append(path)
         return read_frame_info(path)
 
-    monkeypatch.setattr(phase0_survey, "read_frame_info", counted)
+    monkeypatch.setattr(header_batches, "read_frame_info", counted)
     plan = make_plan(tmp_path / "raw", tmp_path / "out", Settings())
     assert len(read) == len(set(read)) == 10_000
     assert plan.n_frames == 10_000

@@ -89,6 +89,11 @@ def seen_nodes(hits: np.ndarray) -> np.ndarray:
     return np.asarray(hits > 0.1 * np.median(hits))
 
 
+def _about_polynomial(sky: np.ndarray, terms: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return what the polynomial of the masked nodes leaves of all of them, shape (M,)."""
+    return np.asarray(sky - terms @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0])
+
+
 def empty_nodes(sky: np.ndarray, terms: np.ndarray, hits: np.ndarray) -> np.ndarray:
     """Find the lower envelope of the sky: nodes near a quadric that only what lies above departs from.
 
@@ -99,7 +104,7 @@ def empty_nodes(sky: np.ndarray, terms: np.ndarray, hits: np.ndarray) -> np.ndar
     seen = seen_nodes(hits)
     mask = seen.copy()
     for _ in range(_MASK_ROUNDS):
-        left = sky - terms @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
+        left = _about_polynomial(sky, terms, mask)
         below = left[seen & (left < 0)]
         if not len(below):
             break
@@ -113,7 +118,7 @@ def empty_nodes(sky: np.ndarray, terms: np.ndarray, hits: np.ndarray) -> np.ndar
 
 def roughness_adu(sky: np.ndarray, terms: np.ndarray, mask: np.ndarray) -> float:
     """Return the scatter of the lower half of the masked nodes about their polynomial."""
-    left = sky[mask] - terms[mask] @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
+    left = _about_polynomial(sky, terms, mask)[mask]
     below = left[left < 0]
     return 1.4826 * float(np.median(-below)) if len(below) else 0.0
 
@@ -127,7 +132,7 @@ def structure_adu(
     the few nodes between its clouds would not show it. The noise of single nodes, which few frames see, is smoothed
     away before: it is no structure of the sky.
     """
-    left = sky - terms @ np.linalg.lstsq(terms[mask], sky[mask], rcond=None)[0]
+    left = _about_polynomial(sky, terms, mask)
     low, high = np.percentile(lattice.smoothed(left, seen)[seen], [100 / 6, 500 / 6])
     return 0.5 * float(high - low)
 

@@ -253,7 +253,7 @@ def _iter_pixel_bytes(info: FrameInfo) -> Iterator[bytes | memoryview]:
     if info.data_offset < 0:
         yield _compressed_bytes(info, read_image(info))
         return
-    left = info.shape_hw[0] * info.shape_hw[1] * info.n_stored_planes * abs(info.bitpix) // 8
+    left = info.stored_bytes
     try:
         with open_unpacked(info.path, packed=info.packed) as file:
             file.seek(info.data_offset)

@@ -164,6 +164,11 @@ class FrameInfo:
         return 1 if self.kind == "mono" else 3
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of all stored pixels, unpacked."""
+        return math.prod(self.shape_hw) * self.n_stored_planes * abs(self.bitpix) // 8
+
+    @property
     def epoch(self) -> float:
         """Julian year of the exposure; that of the star catalogue where the header's date cannot be right."""
         moment = _moment(self.date_obs)

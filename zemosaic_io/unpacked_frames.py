@@ -6,8 +6,6 @@ a frame stays packed, and whoever needs a window of it unpacks what lies before.
 
 from __future__ import annotations
 
-import hashlib
-import math
 import shutil
 import threading
 import time
@@ -18,6 +16,7 @@ from typing import Any
 from zemosaic_core.errors import SaveFailed
 from zemosaic_io.fits_read import unpack_pixels, unpacked_info
 from zemosaic_io.headers import FrameInfo
+from zemosaic_io.manifest import hash_key
 from zemosaic_io.solvers.locks import try_lock
 
 __all__ = ["UnpackedFrames"]
@@ -69,7 +68,7 @@ class UnpackedFrames:
 
     def _unpack(self, key: int, info: FrameInfo) -> FrameInfo:
         # Stores of other frames have the same keys.
-        whose = hashlib.sha256(repr((str(info.path), info.size_bytes, info.mtime_ns)).encode()).hexdigest()
+        whose = hash_key(info.path, info.size_bytes, info.mtime_ns)
         target = self.folder / f"unpacked_{key}_{whose[:16]}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,5 +87,4 @@ class UnpackedFrames:
     def _has_room(self, info: FrameInfo) -> bool:
         if not self.keep_free_bytes:
             return True
-        n_bytes = math.prod(info.shape_hw) * info.n_stored_planes * abs(info.bitpix) // 8
-        return shutil.disk_usage(self.folder).free - n_bytes >= self.keep_free_bytes
+        return shutil.disk_usage(self.folder).free - info.stored_bytes >= self.keep_free_bytes

@@ -358,11 +358,7 @@ def estimate_rows(
     export_disk = canvas_px // 4 + canvas_px * 4 * basis.n_channels * basis.copies
     export_disk += canvas_px * 4 * (basis.zoom + basis.sphere)
     # Workers on other machines unpack there.
-    unpacked = (
-        0
-        if basis.elsewhere
-        else sum(math.prod(i.shape_hw) * i.n_stored_planes * abs(i.bitpix) // 8 for i in infos if i.packed)
-    )
+    unpacked = 0 if basis.elsewhere else sum(info.stored_bytes for info in infos if info.packed)
     tiles_disk = (
         round(max(1.4, len(basis.batches)) * canvas_px) * 4 * (basis.n_channels + 2 + variance_planes)
     )

@@ -120,15 +120,14 @@ def _covered_and_chains(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the covered cells (N, ny, nx) of frames of one size, and the chains of dots of each."""
     shape_hw = frames[0].solved.frame.info.shape_hw
-    nothing = [np.empty((0, 5), np.float32)] * len(frames)
+    n_cells = frames[0].solved.measure.columns("mesh")["mesh"].shape[1:]
+    if len(frames) < 2:
+        return np.zeros((len(frames), *n_cells), bool), [np.empty((0, 5), np.float32)] * len(frames)
     levels, errors, places, owner, light, cells, pixels = [], [], [], [], [], [], []
     gains = np.array([frame.gain for frame in frames], float)
     gains = np.where(np.isfinite(gains) & (gains > 0), gains, 1.0)
     for i, frame in enumerate(frames):
         arrays = frame.solved.measure.columns("x", "y", "channel_flux", "mesh", "mesh_noise")
-        n_cells = arrays["mesh"].shape[1:]
-        if len(frames) < 2:
-            return np.zeros((len(frames), *n_cells), bool), nothing
         levels.append(arrays["mesh"])
         errors.append(arrays["mesh_noise"])
         x, y = arrays["x"][:_BRIGHTEST].astype(float), arrays["y"][:_BRIGHTEST].astype(float)

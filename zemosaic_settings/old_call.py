@@ -113,35 +113,17 @@ POSITIONS = tuple(
         "early_filter_enabled",
     ]
 )
+
+
+def _positions(first: str, last: str) -> tuple[str, ...]:
+    """Return the names of `POSITIONS` from one to another."""
+    return POSITIONS[POSITIONS.index(first) : POSITIONS.index(last) + 1]
+
+
 # What follows the group, its number and its folder in `create_master_tile` of version 4.1.
 TILE_POSITIONS = (
-    "stack_norm_method",
-    "stack_weight_method",
-    "stack_reject_algo",
-    "stack_kappa_low",
-    "stack_kappa_high",
-    "parsed_winsor_limits",
-    "stack_final_combine",
-    "poststack_equalize_rgb",
-    "apply_radial_weight",
-    "radial_feather_fraction",
-    "radial_shape_power",
-    "min_radial_weight_floor",
-    "quality_crop_enabled",
-    "quality_crop_band_px",
-    "quality_crop_k_sigma",
-    "quality_crop_margin_px",
-    "quality_crop_min_run",
-    "altaz_cleanup_enabled",
-    "altaz_margin_percent",
-    "altaz_decay",
-    "altaz_nanize",
-    "quality_gate_enabled",
-    "quality_gate_threshold",
-    "quality_gate_edge_band_px",
-    "quality_gate_k_sigma",
-    "quality_gate_erode_px",
-    "quality_gate_move_rejects",
+    *_positions("stack_norm_method", "min_radial_weight_floor"),
+    *_positions("quality_crop_enabled", "quality_gate_move_rejects"),
     "astap_exe_path_global",
     "astap_data_dir_global",
     "astap_search_radius_global",
@@ -150,14 +132,14 @@ TILE_POSITIONS = (
     "astap_timeout_seconds_global",
     "winsor_pool_workers",
     "winsor_max_frames_per_pass",
-    "progress_callback",
+    _CALLBACK,
     "resource_strategy",
     "center_out_context",
     "center_out_settings",
     "center_out_rank",
 )
-# Version 4.0 had none of these: quality_crop_min_run to quality_gate_move_rejects.
-_NEW_IN_4_1 = slice(16, 27)
+# Version 4.0 had none of these.
+_NEW_IN_4_1 = _positions("quality_crop_min_run", "quality_gate_move_rejects")
 # Solving has a limit of its own; memory is planned; no tile is an anchor for others.
 _TILE_WITHOUT_MEANING = (
     "astap_timeout_seconds_global",
@@ -270,8 +252,8 @@ def read_tile_call(group: Sequence[Any], positional: Sequence[Any], keywords: Ma
     SettingsError
         As `read_call`.
     """
-    names = list(TILE_POSITIONS)
-    before = names[: _NEW_IN_4_1.start] + names[_NEW_IN_4_1.stop :]
+    names = TILE_POSITIONS
+    before = tuple(name for name in names if name not in _NEW_IN_4_1)
     place = before.index(_CALLBACK)
     # In 4.1 a number stands here.
     if len(positional) > place and (positional[place] is None or callable(positional[place])):

@@ -7,10 +7,11 @@ import os
 import re
 import signal
 import socket
-import socketserver
 import sys
 import threading
+import time
 from concurrent.futures import CancelledError
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import numpy as np
@@ -189,13 +190,6 @@ def test_wrong_address_and_missing_extra_are_one_sentence_and_code_2(raw, tmp_pa
         deaf.bind(("127.0.0.1", 0))
         nobody = f"dask://127.0.0.1:{deaf.getsockname()[1]}"
         assert main(["run", str(raw), str(tmp_path / "a"), "--quiet", "--executor", nobody]) == 2
-    monkeypatch.setattr(cluster_engine, "_MOST_S", 1.0)
-    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.StreamRequestHandler) as other:
-        # Another program: it takes the call and says nothing Dask understands.
-        choice = ExecutorChoice("scheduler", f"tcp://127.0.0.1:{other.server_address[1]}")
-        with pytest.raises(SettingsError) as wrong:
-            Cluster(choice, PathMap(), "test")
-    assert wrong.value.key == "cluster_unreachable"
     told = capsys.readouterr()
     assert "No Dask scheduler answers" in told.out + told.err
     monkeypatch.setitem(sys.modules, "distributed", None)
@@ -217,6 +211,26 @@ def test_cluster_of_this_machine_ends_with_the_run(tmp_path):
         cluster.shutdown()
     assert processes
     assert psutil.wait_procs(processes, timeout=20)[1] == []
+
+
+def test_another_program_at_the_address_is_not_waited_for(monkeypatch):
+    """Dask itself waits for good for the rest of what a web server answers."""
+    monkeypatch.setattr(cluster_engine, "_MOST_S", 1.0)
+    until_s = time.monotonic() + 10.0
+
+    def check() -> None:
+        assert time.monotonic() < until_s, "still waiting"
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        choice = ExecutorChoice("scheduler", f"tcp://127.0.0.1:{server.server_address[1]}")
+        try:
+            with pytest.raises(SettingsError) as wrong:
+                Cluster(choice, PathMap(), "test", check=check)
+        finally:
+            server.shutdown()
+    assert wrong.value.key == "cluster_unreachable"
+    assert "no Dask scheduler" in wrong.value.values["reason"]
 
 
 class MadeUpClient:

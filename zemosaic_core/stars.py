@@ -83,6 +83,7 @@ def detect_stars(
     max_stars: int = 600,
     saturation: float | None = None,
     offset: tuple[float, float] = (0.0, 0.0),
+    hot_pixels: bool = True,
 ) -> StarList:
     """Find and measure the stars of an image.
 
@@ -102,6 +103,8 @@ def detect_stars(
         Pixel level (of ``image``, background included) from which a star counts as saturated.
     offset : tuple of float
         Added to (x, y).
+    hot_pixels : bool
+        The image may hold hot pixels of a sensor. In one that has none, such as a stack, stars may be as sharp as they.
 
     Returns
     -------
@@ -123,16 +126,17 @@ def detect_stars(
         return _empty()
     x, y = candidates["x"].astype(np.float64), candidates["y"].astype(np.float64)
     sigma = _first_width(candidates)
+    ring = _HOT_RING if hot_pixels else -np.inf
     for _ in range(2):
         # The window should fit the stars of this image: measure, then measure again with what was learned.
         rows = _measure(clean, x, y, sigma, max(3.0, 1.7 * sigma / _FWHM_TO_SIGMA))
-        good = (rows[:, 7] > 0) & (rows[:, 6] > _HOT_RING)
+        good = (rows[:, 7] > 0) & (rows[:, 6] > ring)
         if not good.any():
             return _empty()
         sigma = float(np.clip(_typical(rows[good, 4], rows[good, 2]) * _FWHM_TO_SIGMA, 0.7, 6.0))
     snr = candidates["peak"] / noise_ratio
     sharpness = candidates["peak"] * _at(noise, x, y) / np.maximum(rows[:, 3], 1e-6)
-    keep = _is_star(rows, snr, sharpness, image.shape)
+    keep = _is_star(rows, snr, sharpness, image.shape, ring)
     rows, snr = rows[keep], snr[keep]
     order = np.argsort(-rows[:, 2], kind="stable")[:max_stars]
     return _to_star_list(rows[order], snr[order], image, saturation, offset)
@@ -216,7 +220,7 @@ def _densest(values: np.ndarray) -> float:
 
 
 def _is_star(
-    rows: np.ndarray, snr: np.ndarray, sharpness: np.ndarray, shape_hw: tuple[int, int]
+    rows: np.ndarray, snr: np.ndarray, sharpness: np.ndarray, shape_hw: tuple[int, int], least_ring: float
 ) -> np.ndarray:
     """Tell stars from hot pixels, trails, galaxy cores and what touches the border; a mask of rows."""
     x, y, flux, _peak, fwhm, elongation, ring, valid = rows.T
@@ -226,7 +230,7 @@ def _is_star(
     good &= (y >= _BORDER_PX) & (y <= height - 1 - _BORDER_PX)
     if not good.any():
         return good
-    good &= ring > _HOT_RING
+    good &= ring > least_ring
     if not good.any():
         return good
     typical_fwhm = _typical(fwhm[good], flux[good])

@@ -135,7 +135,7 @@ def measure_arrays(
     """
     _refuse(info, data)
     if data.ndim == 3:
-        return _with_stars(info, data, _measure_picture(data, options))
+        return _with_stars(info, data, _measure_picture(info, data, options))
     raw = _raw_to_measure(info, data, used)
     return _with_stars(info, data, _raw_arrays(info, raw, options, _sweep(raw, options)))
 
@@ -183,7 +183,7 @@ def frame_stars(info: FrameInfo, data: np.ndarray, max_stars: int = 600) -> star
     """
     _refuse_empty(info, data)
     if data.ndim == 3:
-        return _find_in_picture(np.asarray(data, dtype=np.float32), max_stars)
+        return _find_in_picture(info, np.asarray(data, dtype=np.float32), max_stars)
     pattern = info.cfa_pattern if info.kind == "cfa" else None
     counts = as_counts(data)
     return measure_raw(counts.plane, pattern, max_stars=max_stars, missing=counts.missing).stars
@@ -302,8 +302,14 @@ def _is_from_the_sensor(info: FrameInfo, counts: Counts) -> bool:
     return info.kind == "mono" and info.stack_count == 1 and counts.noise_factor < _ALIKE
 
 
-def _find_in_picture(planes: np.ndarray, max_stars: int) -> stars.StarList:
-    return stars.detect_stars(planes.mean(axis=0), threshold_sigma=_PICTURE_SIGMA, max_stars=max_stars)
+def _find_in_picture(info: FrameInfo, planes: np.ndarray, max_stars: int) -> stars.StarList:
+    # What was stacked or computed has no hot pixels left; stars of a coarse stack would be taken for them.
+    return stars.detect_stars(
+        planes.mean(axis=0),
+        threshold_sigma=_PICTURE_SIGMA,
+        max_stars=max_stars,
+        hot_pixels=info.stack_count == 1 and info.bitpix > 0,
+    )
 
 
 def _picture_ceiling(plane: np.ndarray) -> tuple[np.ndarray, float]:
@@ -329,10 +335,10 @@ def _is_cut(planes: np.ndarray, levels: np.ndarray, found: stars.StarList) -> np
     return cut
 
 
-def _measure_picture(data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
+def _measure_picture(info: FrameInfo, data: np.ndarray, options: MeasureOptions) -> dict[str, np.ndarray]:
     """Measure a picture of three planes; NaN means missing."""
     planes = np.asarray(data, dtype=np.float32)
-    found = _find_in_picture(planes, options.max_stars)
+    found = _find_in_picture(info, planes, options.max_stars)
     radius = max(2.0, APERTURE_FWHM * float(np.median(found.fwhm_px))) if len(found) else 2.0
     statistics = [background.sky_statistics(plane) for plane in planes]
     mesh, mesh_noise = background.sky_mesh_and_error(planes, options.mesh_cell_px)

@@ -14,6 +14,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from zemosaic_core.errors import SkipItem
+from zemosaic_core.synthetic_sky import FrameSetup, make_sky, render_ideal, tan_cards
 from zemosaic_io.demo_session import write_demo_night
 from zemosaic_io.fits_read import content_key, read_image
 from zemosaic_io.headers import read_frame_info
@@ -129,6 +130,26 @@ def test_saturated_stars_of_a_picture_are_marked_whatever_its_scale(frame):
     np.testing.assert_allclose(whole["ceiling"][:, 0], [6000, 3000, 2000])
     scaled = measure_arrays(frame, planes / np.float32(65535), OPTIONS)
     np.testing.assert_array_equal(scaled["saturated"], whole["saturated"])
+
+
+def test_stars_of_a_coarse_stack_are_no_hot_pixels(frame):
+    """A stack of pixels twice as wide has the same stars, with the same light per area of the sky."""
+    sky = make_sky((10.6, 41.2), 0.9, seed=4, stars_per_deg2=300.0)
+    shape = (400, 400)
+    light = render_ideal(
+        sky, FrameSetup(tan_cards(10.6, 41.2, rotation_deg=0.0, shape_hw=shape), shape, fwhm_px=2.6)
+    )
+    fine = (light + np.random.default_rng(1).normal(500, 4, light.shape)).astype(np.float32)
+    coarse = fine.reshape(3, 200, 2, 200, 2).mean(axis=(2, 4))
+    stack = replace(frame, kind="rgb", bitpix=-32, stack_count=9)
+    a, b = (measure_arrays(replace(stack, shape_hw=p.shape[1:]), p, OPTIONS) for p in (fine, coarse))
+    place = np.column_stack([b["x"], b["y"]]) * 2 + 0.5
+    distance, nearest = cKDTree(np.column_stack([a["x"], a["y"]])).query(place)
+    same = distance < 1.0
+    assert same.sum() > 0.5 * len(a["x"])
+    bright = same & (b["snr"] > 30)
+    ratio = 4 * b["channel_flux"][1][bright] / a["channel_flux"][1][nearest[bright]]
+    assert np.nanmedian(ratio) == pytest.approx(1.0, abs=0.03)
 
 
 def test_where_light_was_cut_off_is_found_in_the_data(frame):

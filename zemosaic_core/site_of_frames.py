@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,13 +48,12 @@ class RotationFit:
     equatorial: bool
 
 
-def _turns(labels: NDArray[np.int64], angle_deg: Array) -> Array:
-    """Angles of each night relative to their mean, degrees, wrapped to within half a turn."""
+def _turns(nights: Sequence[NDArray[np.int64]], angle_deg: Array) -> Array:
+    """Angles (..., N) of each night relative to their mean, degrees, wrapped to within half a turn."""
     left = np.empty_like(angle_deg)
-    for label in np.unique(labels):
-        own = labels == label
-        unit = np.exp(1j * np.deg2rad(angle_deg[own]))
-        left[own] = np.rad2deg(np.angle(unit * np.conj(unit.mean())))
+    for own in nights:
+        unit = np.exp(1j * np.deg2rad(angle_deg[..., own]))
+        left[..., own] = np.rad2deg(np.angle(unit * np.conj(unit.mean(axis=-1, keepdims=True))))
     return left
 
 
@@ -76,23 +76,32 @@ def site_from_rotation(
     RotationFit
         The antipode, which fits as well, is excluded because the target would be below its horizon.
     """
-    nights = np.asarray(night, np.int64)
+    nights = [np.flatnonzero(night == label) for label in np.unique(night)]
     own = _turns(nights, np.asarray(position_angle_deg, float))
     hours = float(np.ptp(jd)) * 24.0
     if len(own) < _MIN_FRAMES:
         return RotationFit(None, float("nan"), False)
-    turn = max(float(np.ptp(own[nights == label])) for label in np.unique(nights))
+    turn = max(float(np.ptp(own[members])) for members in nights)
     if turn < LEAST_TURN_DEG:
         return RotationFit(None, float("nan"), turn < EQUATORIAL_DEG and hours > 0.5)
 
-    def loss(place: Array) -> float:
-        site = Site(float(np.clip(place[0], -89.0, 89.0)), float(place[1]))
-        left = _turns(nights, position_angle_deg - parallactic_deg(ra_deg, dec_deg, jd, site))
-        altitude = horizontal(ra_deg, dec_deg, jd, site)[0]
+    def misfit(latitude_deg: float, longitude_deg: Array) -> Array:
+        """Return how badly places of one latitude fit, (L,)."""
+        # Seen from another longitude the sky is turned.
+        ra, greenwich = ra_deg - longitude_deg[:, None], Site(latitude_deg, 0.0)
+        left = _turns(nights, position_angle_deg - parallactic_deg(ra, dec_deg, jd, greenwich))
+        altitude = horizontal(ra, dec_deg, jd, greenwich)[0]
         below = np.maximum(_LEAST_ALTITUDE_DEG - altitude, 0.0)
-        return float(np.sqrt(np.mean(left**2)) + below.mean())
+        return np.asarray(np.sqrt(np.mean(left**2, axis=-1)) + below.mean(axis=-1))
 
-    grid = [(loss(np.array([lat, lon])), lat, lon) for lat in _LATITUDES for lon in _LONGITUDES]
+    def loss(place: Array) -> float:
+        return float(misfit(float(np.clip(place[0], -89.0, 89.0)), place[1:])[0])
+
+    grid = [
+        (float(value), float(lat), float(lon))
+        for lat in _LATITUDES
+        for value, lon in zip(misfit(float(lat), _LONGITUDES), _LONGITUDES, strict=True)
+    ]
     found: list[tuple[float, float, float]] = []
     for _, lat, lon in sorted(grid)[: 4 * _STARTS]:
         if any(_apart(lat, lon, *other[1:]) < _RIVAL_DEG for other in found) or len(found) >= _STARTS:

@@ -182,14 +182,15 @@ def gauged(
     """
     factors = _FIELD_FACTORS if one_field else _ROUGH_FACTORS
     from_data = posterior.unknowns
-    unknowns, open_ = from_data, np.zeros(reduced.open_sky.shape[1])
+    unknowns, open_ = from_data, np.zeros(len(reduced.whitened))
     sky = reduced.sky(unknowns, open_)
     sigma_data, conflict, rough = np.full(5, np.inf), False, 0.0
     for _ in range(_PASSES):
         mask = empty_nodes(sky, terms, hits)
-        fit = np.linalg.pinv(terms[mask])[1:]
-        # Large scales of the empty sky are linear in the unknowns: c = fit (sky_0 - response x - open_sky z).
-        onto, onto_open = fit @ reduced.response[mask], fit @ reduced.open_sky[mask]
+        fit = np.zeros((5, len(mask)))
+        fit[:, mask] = np.linalg.pinv(terms[mask])[1:]
+        # Large scales of the empty sky are linear in the unknowns: constant - onto x - onto_open z.
+        constant, onto, onto_open = reduced.of_sky(fit)
         spread = onto @ posterior.covariance
         covariance = spread @ onto.T + onto_open @ onto_open.T
         sigma_data = np.sqrt(np.maximum(np.diag(covariance), 0.0))
@@ -198,7 +199,7 @@ def gauged(
             if one_field
             else roughness_adu(sky, terms, mask)
         )
-        found = fit @ reduced.sky_0[mask] - onto @ from_data
+        found = constant - onto @ from_data
         width = np.hypot(FLAT_SHARE * level, factors * rough)
         conflict = float(found @ np.linalg.solve(covariance + np.diag(width**2), found)) > _CONFLICT_CHI2
         width = _agreed_width(found, covariance, width)

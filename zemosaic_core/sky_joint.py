@@ -16,14 +16,23 @@ is left is dense and small.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from numba import njit
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_triangular
-from scipy.sparse import coo_matrix, csc_matrix, csr_matrix
-from scipy.sparse.linalg import splu
+from scipy.linalg import LinAlgError, cholesky, solve_triangular
+from scipy.linalg.blas import dtrmm
+from scipy.linalg.lapack import dpotri
 
 from .glow_prior import BENDS, GlowPrior
+from .sky_elimination import (
+    NodeOrder,
+    SkyFactor,
+    add_products,
+    left_of_cells,
+    less_square,
+    mirror,
+    node_order,
+)
 from .sky_lattice import SkyLattice
 
 __all__ = [
@@ -60,7 +69,7 @@ class SkyCells:
 
     Attributes
     ----------
-    frame : ndarray, shape (K,), int64
+    frame : ndarray, shape (K,), int64, ascending
         Row of the frame among ``n_frames``.
     value : ndarray, shape (K,), float64
         Sky of the cell on the common flux scale, ADU.
@@ -105,53 +114,53 @@ class SkyCells:
 
 
 @dataclass(frozen=True)
-class Reduced:
-    """Normal equations ``normal x = right`` of glow and patterns, and how sky and curvature follow from ``x``.
+class Equations:
+    """Normal equations ``normal x = right`` after the sky is eliminated; the last 3 N unknowns are curvatures.
 
-    ``sky = sky_0 - response x - open_sky z`` and ``curvature = bend_0 - bend_response x + open_bend z``, where ``z``
-    holds as many standard normal numbers as there are curvatures: what is open of these once ``x`` is known.
+    These come order by order: of the first product of second order the N of all frames, then of the next.
 
     Attributes
     ----------
-    loss : float
-        Minus the logarithm of the marginal likelihood of the curvatures, up to a constant.
+    normal : ndarray, shape (U, U)
+    right : ndarray, shape (U,)
+    n_bends : int
+        How many unknowns are curvatures.
+    order : NodeOrder
+    factor : SkyFactor
+        ``L`` of the matrix of the sky.
+    whitened : ndarray, shape (M, U + 1)
+        Products of the lattice with all unknowns and, last, with the values of the cells; ``L^-1`` of them. So
+        ``sky = L^-T (whitened[:, -1] - whitened[:, :-1] x)``.
     """
 
     normal: np.ndarray
     right: np.ndarray
-    sky_0: np.ndarray
-    response: np.ndarray
-    open_sky: np.ndarray
-    bend_0: np.ndarray
-    bend_response: np.ndarray
-    open_bend: np.ndarray
-    loss: float
-
-    def sky(self, unknowns: np.ndarray, open_: np.ndarray | None = None) -> np.ndarray:
-        """Return the sky on the nodes, shape (M,); ``open_`` is ``z``, zeros unless given."""
-        sky = self.sky_0 - self.response @ unknowns
-        return np.asarray(sky if open_ is None else sky - self.open_sky @ open_)
-
-    def curvature(self, unknowns: np.ndarray, open_: np.ndarray | None = None) -> np.ndarray:
-        """Return the curvatures of the frames, ADU, shape (N, 3)."""
-        bend = self.bend_0 - self.bend_response @ unknowns
-        if open_ is not None:
-            bend = bend + self.open_bend @ open_
-        return np.asarray(bend.reshape(-1, 3))
-
-
-@dataclass(frozen=True)
-class Equations:
-    """Normal equations after the sky is eliminated; the last ``n_bends`` unknowns are curvatures.
-
-    ``sky = sky_0 - response x``.
-    """
-
-    normal: np.ndarray
-    right: np.ndarray
-    sky_0: np.ndarray
-    response: np.ndarray
     n_bends: int
+    order: NodeOrder
+    factor: SkyFactor
+    whitened: np.ndarray
+
+    def sky(self, unknowns: np.ndarray) -> np.ndarray:
+        """Return the sky on the nodes, shape (M,), for values of all unknowns (U,)."""
+        left = self.whitened[:, -1] - self.whitened[:, :-1] @ unknowns
+        sky = np.empty(len(left))
+        sky[self.order.nodes] = self.factor.unwhiten(left[:, None])[:, 0]
+        return sky
+
+    def of_sky(self, functionals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how linear functionals of the sky follow from the unknowns: ``c - d x``.
+
+        Parameters
+        ----------
+        functionals : ndarray, shape (F, M), float64
+
+        Returns
+        -------
+        c, d : ndarray, shape (F,) and (F, U)
+        """
+        whitened = self.factor.whiten(np.ascontiguousarray(functionals[:, self.order.nodes].T))
+        found = whitened.T @ self.whitened
+        return found[:, -1], found[:, :-1]
 
     def reduced(self, root: np.ndarray) -> Reduced:
         """Eliminate the curvatures.
@@ -161,27 +170,83 @@ class Equations:
         root : ndarray, shape (N, N), float64
             Square root of the prior covariance of the curvatures between frames, ADU (``root root^T``).
         """
-        n = len(self.right) - self.n_bends
-        full = np.kron(root, np.eye(3))
-        across, bends = self.normal[:n, n:] @ full, full.T @ self.normal[n:, n:] @ full
+        n, size = len(self.right) - self.n_bends, len(root)
+        parts = [slice(n + k * size, n + (k + 1) * size) for k in range(self.n_bends // size)]
+        across = np.hstack([self.normal[:n, part] @ root for part in parts])
+        bends = np.block([[root.T @ self.normal[row, part] @ root for part in parts] for row in parts])
         bends[np.diag_indices_from(bends)] += 1.0
         factor = cholesky(bends, lower=True, check_finite=False)
         # With z of unit covariance, open = L^-T z: L^-1 whitens what the frames and the prior say.
         whitened = solve_triangular(factor, across.T, lower=True, check_finite=False)
-        right = solve_triangular(factor, full.T @ self.right[n:], lower=True, check_finite=False)
-        open_bend = solve_triangular(factor, full.T, lower=True, check_finite=False).T
-        on_sky = self.response[:, n:] @ open_bend
+        pulled = np.concatenate([root.T @ self.right[part] for part in parts])
+        right = solve_triangular(factor, pulled, lower=True, check_finite=False)
         return Reduced(
             normal=self.normal[:n, :n] - whitened.T @ whitened,
             right=self.right[:n] - whitened.T @ right,
-            sky_0=self.sky_0 - on_sky @ right,
-            response=self.response[:, :n] - on_sky @ whitened,
-            open_sky=on_sky,
-            bend_0=open_bend @ right,
-            bend_response=open_bend @ whitened,
-            open_bend=open_bend,
             loss=float(np.log(np.diag(factor)).sum() - 0.5 * right @ right),
+            equations=self,
+            root=root,
+            factor=factor,
+            whitened=whitened,
+            whitened_right=right,
         )
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Normal equations ``normal x = right`` of glow and patterns, and how sky and curvature follow from ``x``.
+
+    Both follow from ``x`` and ``z``, which holds as many standard normal numbers as there are curvatures: what is open
+    of these once ``x`` is known.
+
+    Attributes
+    ----------
+    loss : float
+        Minus the logarithm of the marginal likelihood of the curvatures, up to a constant.
+    equations : Equations
+        From which the curvatures were eliminated.
+    root, factor, whitened, whitened_right : ndarray
+        Their prior and how they were (`Equations.reduced`).
+    """
+
+    normal: np.ndarray
+    right: np.ndarray
+    loss: float
+    equations: Equations
+    root: np.ndarray
+    factor: np.ndarray
+    whitened: np.ndarray
+    whitened_right: np.ndarray
+
+    @cached_property
+    def open_bend(self) -> np.ndarray:
+        """What ``z`` adds to the curvatures, (3 N, 3 N)."""
+        full = np.kron(np.eye(len(self.factor) // len(self.root)), self.root)
+        return np.asarray(solve_triangular(self.factor, full.T, lower=True, check_finite=False).T)
+
+    def curvature(self, unknowns: np.ndarray, open_: np.ndarray | None = None) -> np.ndarray:
+        """Return the curvatures of the frames, ADU, shape (N, 3); ``open_`` is ``z``, zeros unless given."""
+        return np.asarray(self._bends(unknowns, open_).reshape(-1, len(self.root)).T)
+
+    def sky(self, unknowns: np.ndarray, open_: np.ndarray | None = None) -> np.ndarray:
+        """Return the sky on the nodes, shape (M,); ``open_`` is ``z``, zeros unless given."""
+        return self.equations.sky(np.concatenate([unknowns, self._bends(unknowns, open_)]))
+
+    def of_sky(self, functionals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return how linear functionals (F, M) of the sky follow: ``c - d x - e z``.
+
+        Returns
+        -------
+        c, d, e : ndarray, shape (F,), (F, X) and (F, Z)
+        """
+        n = len(self.right)
+        constant, onto = self.equations.of_sky(functionals)
+        open_ = onto[:, n:] @ self.open_bend
+        return constant - open_ @ self.whitened_right, onto[:, :n] - open_ @ self.whitened, open_
+
+    def _bends(self, unknowns: np.ndarray, open_: np.ndarray | None) -> np.ndarray:
+        whitened = self.whitened_right - self.whitened @ unknowns
+        return np.asarray(self.open_bend @ (whitened if open_ is None else whitened + open_))
 
 
 @dataclass(frozen=True)
@@ -205,45 +270,36 @@ class JointProblem:
         self._noise_weight = 1.0 / cells.sigma**2
         # Until residuals are known, cells count little beside the prior.
         self.weight = 0.1 * self._noise_weight
-        self._columns, n_unknowns = _unknowns_of_frames(cells)
+        self._columns, self._n_unknowns = _unknowns_of_frames(cells)
         self._entries = _design_entries(cells)
-        k, n = self._entries.shape
-        of_cells = (self._entries.ravel(), self._columns[cells.frame].ravel(), np.arange(0, k * n + 1, n))
-        self._design = csr_matrix(of_cells, shape=(k, n_unknowns))
-        differences = cells.lattice.differences
-        self._smooth = _SMOOTHNESS * float(np.median(self._noise_weight)) * (differences.T @ differences)
-        self.hits = np.asarray(cells.lattice.weights.sum(axis=0)).ravel()
+        self._starts = np.searchsorted(cells.frame, np.arange(cells.n_frames + 1))
+        weights = cells.lattice.weights
+        self._cells = weights.indptr, weights.indices, weights.data
+        self._order = node_order(cells.lattice)
+        self._pairs = cells.lattice.differences.indices.reshape(-1, 2)
+        self._pull = _SMOOTHNESS * float(np.median(self._noise_weight))
+        self.hits = np.asarray(weights.sum(axis=0)).ravel()
 
     def equations(self) -> Equations:
         """Eliminate the sky with the weights of now."""
-        lattice = self.cells.lattice.weights
-        weighted = lattice.copy()
-        weighted.data *= np.repeat(self.weight, np.diff(lattice.indptr))
-        normal_sky = (lattice.T @ weighted + self._smooth).tocsc()
-        normal_sky += _tiny_diagonal(normal_sky)
-        factor = splu(normal_sky)
-        n_unknowns = self._design.shape[1]
-        cross, normal = np.zeros((lattice.shape[1], n_unknowns)), np.zeros((n_unknowns, n_unknowns))
-        right = np.zeros(n_unknowns)
-        _add_products(
-            self.cells.frame, self._columns, self._entries, (weighted.indptr, weighted.indices, weighted.data),
-            self.weight, self.cells.value, cross, normal, right,
+        factor = SkyFactor(self._order, self._cells, self.weight, self._pairs, self._pull)
+        n = self._n_unknowns
+        cross, normal = np.zeros((len(self.hits), n + 1)), np.zeros((n + 1, n + 1))
+        add_products(
+            self._starts, self._columns, self._entries, self._cells, self._order.place, self.weight, cross, normal
         )  # fmt: skip
-        cross = np.asfortranarray(cross)
-        response = factor.solve(cross)
-        sky_0 = factor.solve(weighted.T @ self.cells.value)
-        normal -= cross.T @ response
-        right -= cross.T @ sky_0
-        del cross
-        symmetric = normal + normal.T
-        del normal
-        symmetric /= 2
-        return Equations(symmetric, right, sky_0, response, 3 * self.cells.n_frames)
+        whitened = factor.whiten(cross)
+        normal = less_square(normal, whitened)
+        return Equations(
+            normal[:n, :n], normal[n, :n].copy(), 3 * self.cells.n_frames, self._order, factor, whitened
+        )
 
     def residual(self, sky: np.ndarray, unknowns: np.ndarray, curvature: np.ndarray) -> np.ndarray:
         """Return what the model leaves of each cell, ADU, shape (K,)."""
-        everything = np.concatenate([unknowns, curvature.ravel()])
-        return np.asarray(self.cells.value - self.cells.lattice.weights @ sky - self._design @ everything)
+        everything = np.concatenate([unknowns, curvature.T.ravel()])
+        return np.asarray(
+            left_of_cells(self.cells.frame, self._columns, self._entries, self._cells, sky, everything)
+        )
 
     def reweigh(self, sky: np.ndarray, unknowns: np.ndarray, curvature: np.ndarray) -> np.ndarray:
         """Set robust weights from the residuals of a solution; return the residuals."""
@@ -256,51 +312,10 @@ class JointProblem:
         return residual
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _add_products(frame, columns, entries, lattice, weight, value, cross, normal, right):
-    """Add the weighted products of all cells: lattice with design, design with itself and with the values.
-
-    The cells of a frame, which follow each other, touch the same few unknowns: their products are added up on a small
-    table, cell after cell, that begins with what is there already.
-    """
-    node_starts, nodes, shares = lattice
-    n = columns.shape[1]
-    part, weighted = np.zeros((n, n)), np.empty(n)
-    for k in range(len(weight)):
-        here, own = columns[frame[k]], entries[k]
-        if k == 0 or frame[k] != frame[k - 1]:
-            for i in range(n):
-                for j in range(n):
-                    part[i, j] = normal[here[i], here[j]]
-        for i in range(n):
-            weighted[i] = weight[k] * own[i]
-            right[here[i]] += weighted[i] * value[k]
-        for i in range(n):
-            line, times = part[i], own[i]
-            for j in range(n):
-                line[j] += times * weighted[j]
-        for i in range(node_starts[k], node_starts[k + 1]):
-            row, share = cross[nodes[i]], shares[i]
-            for j in range(n):
-                row[here[j]] += share * own[j]
-        if k + 1 == len(weight) or frame[k + 1] != frame[k]:
-            for i in range(n):
-                for j in range(n):
-                    normal[here[i], here[j]] = part[i, j]
-
-
-def _tiny_diagonal(matrix: csc_matrix) -> csc_matrix:
-    """Keep a node that no pull reaches from making the matrix singular."""
-    diagonal = matrix.diagonal()
-    n = len(diagonal)
-    least = 1e-13 * (float(diagonal.max(initial=0.0)) or 1.0)
-    return coo_matrix((np.full(n, least), (np.arange(n), np.arange(n))), shape=(n, n)).tocsc()
-
-
 def _unknowns_of_frames(cells: SkyCells) -> tuple[np.ndarray, int]:
-    """Return the unknowns that the cells of each frame depend on, ascending, (N, U) int64, and how many there are.
+    """Return the terms that the cells of each frame have, ascending, (N, T) int64, and how many unknowns there are.
 
-    Of all of them, 3 N + 2 P + sessions S + 3 N.
+    The terms are unknowns, 3 N + 2 P + sessions S + 3 N in all, and the last one is the value of the cell.
     """
     n, n_patterns, n_products = cells.n_frames, cells.n_patterns, cells.products.shape[1]
     three = 3 * np.arange(n)[:, None] + np.arange(3)
@@ -308,14 +323,18 @@ def _unknowns_of_frames(cells: SkyCells) -> tuple[np.ndarray, int]:
     start = 3 * n + 2 * n_patterns
     own = start + n_products * cells.session[:, None] + np.arange(n_products)
     start += (int(cells.session.max(initial=-1)) + 1) * n_products
-    return np.hstack([three, patterns, own, start + three]), start + 3 * n
+    bends = start + np.arange(n)[:, None] + n * np.arange(3)
+    value = np.full((n, 1), start + 3 * n)
+    return np.hstack([three, patterns, own, bends, value]), start + 3 * n
 
 
 def _design_entries(cells: SkyCells) -> np.ndarray:
-    """Return what each of the unknowns of its frame adds to each cell, (K, U)."""
+    """Return what each of the unknowns of its frame adds to each cell, and its value, (K, T)."""
     light = cells.light[cells.frame][:, None]
     lit = cells.patterns * light
-    return np.hstack([cells.basis, lit, cells.patterns, cells.products * light, cells.curvature])
+    return np.hstack(
+        [cells.basis, lit, cells.patterns, cells.products * light, cells.curvature, cells.value[:, None]]
+    )
 
 
 def full_covariance(prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray) -> np.ndarray:
@@ -336,7 +355,10 @@ def evidence_loss(
     """Return minus the logarithm of the marginal likelihood, up to a constant, plus what is believed of the sizes."""
     try:
         root = cholesky(full_covariance(prior, log_sizes, pattern_covariance), lower=True, check_finite=False)
-        inner = root.T @ reduced.normal @ root
+        # root^T normal root, of triangles.
+        inner = dtrmm(
+            1.0, root, dtrmm(1.0, root, reduced.normal, side=1, lower=1), side=0, trans_a=1, lower=1
+        )
         inner[np.diag_indices_from(inner)] += 1.0
         factor = cholesky(inner, lower=True, check_finite=False)
     except LinAlgError:
@@ -395,19 +417,19 @@ def posterior_of(
     reduced: Reduced, prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray
 ) -> Posterior:
     """Return unknowns and covariance that follow from frames and prior."""
-    # The tables are large: each becomes the next where it is.
-    covariance = full_covariance(prior, log_sizes, pattern_covariance)
-    n = len(covariance)
-    factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
-    precision = cho_solve(factor, np.eye(n, order="F"), overwrite_b=True, check_finite=False)
-    del covariance, factor
-    precision += reduced.normal
-    symmetric = np.asfortranarray(precision + precision.T)
-    del precision
-    symmetric /= 2
-    factor = cho_factor(symmetric, lower=True, overwrite_a=True, check_finite=False)
-    posterior = cho_solve(factor, np.eye(n, order="F"), overwrite_b=True, check_finite=False)
-    return Posterior(posterior @ reduced.right, posterior)
+    # The tables are large: each becomes the next where it is, by its lower half.
+    table = full_covariance(prior, log_sizes, pattern_covariance)
+    table = _inverse_of_lower(table)
+    table += reduced.normal
+    table = _inverse_of_lower(table)
+    mirror(table)
+    return Posterior(table @ reduced.right, table)
+
+
+def _inverse_of_lower(table: np.ndarray) -> np.ndarray:
+    """Return the inverse of a positive matrix; of both the lower half counts, and the place may be the same."""
+    factor = cholesky(table, lower=True, overwrite_a=True, check_finite=False)
+    return np.asarray(dpotri(factor, lower=1, overwrite_c=1)[0])
 
 
 def averaged_posterior(

@@ -147,7 +147,10 @@ def bilinear_lattice(xy: np.ndarray, spacing_px: float) -> SkyLattice:
             rows.append(np.arange(len(position)))
             keys.append((local[:, 1] + dy) * stride + local[:, 0] + dx)
             weights.append(wx * wy)
-    existing, column = np.unique(np.concatenate(keys), return_inverse=True)
+    # Many points lie in one square: its corners are sorted once.
+    squares = np.unique(keys[0])
+    existing = np.unique(np.concatenate([squares + dy * stride + dx for dy in (0, 1) for dx in (0, 1)]))
+    column = np.searchsorted(existing, np.concatenate(keys))
     matrix = coo_matrix(
         (np.concatenate(weights), (np.concatenate(rows), column)), shape=(len(position), len(existing))
     ).tocsr()

@@ -221,11 +221,14 @@ def solve_sky(
     if not local_fits:
         circumstances = replace(circumstances, local=None)
     joint = spread_rows(meshes.xy, circumstances.hours, MAX_JOINT_FRAMES)
+    spacing = cell_spacing_px(meshes.xy)
+    sessions = circumstances.sessions if _beyond_one_frame(meshes, spacing) else None
 
     def solve(c: int) -> ChannelSky:
         return _solve_channel(
-            meshes, gains[:, c], c, circumstances, flats, float(pedestal[c]), float(pedestal_sigma[c]), joint
-        )
+            meshes, gains[:, c], c, circumstances, flats, float(pedestal[c]), float(pedestal_sigma[c]), joint,
+            spacing, sessions,
+        )  # fmt: skip
 
     with ThreadPoolExecutor(threads) as executor:
         channels = tuple(executor.map(solve, range(n_channels)))
@@ -288,8 +291,7 @@ def _local_sky_fits(
     taken = circumstances.taken(rows)
     # What frames share over the mosaic is no part of the comparison: it only makes room for what nobody can tell.
     without = GlowPrior(replace(taken, local=None, places=None), gains[rows], level)
-    terms = large_scale_terms(cells.lattice.node_xy)
-    equations, reduced, _, sizes = _iterate(problem, without, pattern_covariance, terms, level, False, None)
+    equations, reduced, sizes = _iterate(problem, without, pattern_covariance, level, False, None, _ROUNDS)
     tied = GlowPrior(taken, gains[rows], level)
     tied_sizes = tuned_sizes(equations, tied, pattern_covariance)
     gain = evidence_loss(reduced, without, sizes, pattern_covariance) - evidence_loss(
@@ -307,13 +309,13 @@ def _solve_channel(
     pedestal: float,
     pedestal_sigma: float,
     joint: NDArray[np.int64],
+    spacing: float,
+    sessions: NDArray[np.int64] | None,
 ) -> ChannelSky:
     n = len(gains)
     light = light_adu(meshes, gains, c, pedestal)
     level = float(np.median(light[joint]))
     value, sigma = on_common_scale(meshes, gains, c, flats, pedestal)
-    spacing = cell_spacing_px(meshes.xy)
-    sessions = circumstances.sessions if _beyond_one_frame(meshes, spacing) else None
     cells = cells_of(joint, value, sigma, meshes, light, spacing, sessions)
     background = _background_level(meshes, gains, c)
     if not len(cells.value):
@@ -324,14 +326,18 @@ def _solve_channel(
     if len(joint) > MAX_TUNED_FRAMES:
         few = joint[spread_rows(meshes.xy[joint], circumstances.hours[joint], MAX_TUNED_FRAMES)]
         sizes = _tuned_on(
-            few, value, sigma, meshes, light, gains, circumstances, (vignetting, pattern_covariance), sessions
-        )
+            few, value, sigma, meshes, light, gains, circumstances, (vignetting, pattern_covariance), spacing, sessions
+        )  # fmt: skip
     prior = GlowPrior(circumstances.taken(joint), gains[joint], level, _session_shape(cells))
     problem = JointProblem(cells)
     terms = large_scale_terms(cells.lattice.node_xy)
     seen = problem.hits > 0.3
     one_field = _area_px(seen, spacing) < _ONE_FIELD_FRAMES * meshes.frame_area_px
-    _, reduced, gauge, sizes = _iterate(problem, prior, pattern_covariance, terms, level, one_field, sizes)
+    _, reduced, sizes = _iterate(problem, prior, pattern_covariance, level, one_field, sizes, _ROUNDS)
+    posterior_for = averaged_posterior if prior.n_frames <= MAX_TUNED_FRAMES else posterior_of
+    posterior = posterior_for(reduced, prior, sizes, pattern_covariance)
+    gauge = gauged(reduced, posterior, cells.lattice, terms, problem.hits, level, one_field=one_field)
+    del posterior
     sky = reduced.sky(gauge.unknowns, gauge.open_)
     glow = np.zeros((n, 3))
     glow[joint] = gauge.unknowns[: 3 * len(joint)].reshape(-1, 3)
@@ -443,47 +449,53 @@ def _tuned_on(
     gains: Array,
     circumstances: FrameCircumstances,
     patterns: tuple[Array, Array],
+    spacing: float,
     sessions: NDArray[np.int64] | None,
 ) -> Array:
     """Find the sizes of the prior from some frames alone."""
     vignetting, pattern_covariance = patterns
-    cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy), sessions)
+    cells = cells_of(rows, value, sigma, meshes, light, spacing, sessions)
     cells = _without_vignetting(cells, vignetting[rows])
     level = float(np.median(light[rows]))
     prior = GlowPrior(circumstances.taken(rows), gains[rows], level, _session_shape(cells))
-    problem = JointProblem(cells)
-    terms = large_scale_terms(cells.lattice.node_xy)
-    return _iterate(problem, prior, pattern_covariance, terms, level, False, None)[3]
+    # The last turn takes the sizes of the one before.
+    return _iterate(JointProblem(cells), prior, pattern_covariance, level, False, None, _ROUNDS - 1)[2]
 
 
 def _iterate(
     problem: JointProblem,
     prior: GlowPrior,
     pattern_covariance: Array,
-    terms: Array,
     level: float,
     one_field: bool,
     known_sizes: Array | None,
-) -> tuple[Equations, Reduced, Gauge, Array]:
-    """Alternate between the linear solution, the sizes of the prior (unless known) and robust weights."""
+    turns: int,
+) -> tuple[Equations, Reduced, Array]:
+    """Alternate between the linear solution, the sizes of the prior (unless known) and robust weights.
+
+    Returns
+    -------
+    equations, reduced, sizes
+        Those of the last of ``turns``, of at most `_ROUNDS`.
+    """
     sizes = prior.usual if known_sizes is None else known_sizes
-    for turn in range(_ROUNDS):
+    lattice = problem.cells.lattice
+    terms = large_scale_terms(lattice.node_xy)
+    for turn in range(turns):
         equations = problem.equations()
         if known_sizes is None and turn < _ROUNDS - 1:
             sizes = tuned_sizes(equations, prior, pattern_covariance, sizes, thorough=turn == 0)
         reduced = equations.reduced(prior.bend_root(sizes))
         if known_sizes is None and turn == _ROUNDS - 2:
             sizes = _without_idle_patterns(reduced, prior, pattern_covariance, sizes)
-        average = turn == _ROUNDS - 1 and prior.n_frames <= MAX_TUNED_FRAMES
-        posterior_for = averaged_posterior if average else posterior_of
-        posterior = posterior_for(reduced, prior, sizes, pattern_covariance)
-        gauge = gauged(
-            reduced, posterior, problem.cells.lattice, terms, problem.hits, level, one_field=one_field
-        )
-        if turn < _ROUNDS - 1:
+        if turn < turns - 1:
+            posterior = posterior_of(reduced, prior, sizes, pattern_covariance)
+            gauge = gauged(reduced, posterior, lattice, terms, problem.hits, level, one_field=one_field)
             found = gauge.unknowns, gauge.open_
             problem.reweigh(reduced.sky(*found), gauge.unknowns, reduced.curvature(*found))
-    return equations, reduced, gauge, sizes
+            # The next turn needs their room.
+            del equations, reduced, posterior
+    return equations, reduced, sizes
 
 
 def _without_idle_patterns(
@@ -509,7 +521,9 @@ def _session_shape(cells: SkyCells) -> Array:
 def _beyond_one_frame(meshes: SkyMeshes, spacing_px: float) -> bool:
     """Tell whether the frames see clearly more sky than one of them: else a pattern of all is the sky itself."""
     xy = meshes.xy[np.isfinite(meshes.xy).all(axis=-1)]
-    places = np.unique(np.floor(xy / spacing_px).astype(np.int64), axis=0)
+    place = np.floor(xy / spacing_px).astype(np.int64)
+    place -= place.min(axis=0, initial=0)
+    places = np.unique(place[:, 1] * (place[:, 0].max(initial=0) + 1) + place[:, 0])
     return len(places) * spacing_px**2 > _PATTERN_AREA_FRAMES * meshes.frame_area_px
 
 

@@ -407,13 +407,13 @@ class TestElimination:
             design[k, 12:14] = cells.patterns[k] * cells.light[frame]
             design[k, 14:16] = cells.patterns[k]
             at = np.flatnonzero(np.abs(m.uv.reshape(-1, 2) - cells.basis[k, 1:]).max(axis=1) < 1e-9)[0]
-            design[k, 16 + 3 * frame : 19 + 3 * frame] = shapes[at]
+            design[k, 16 + frame :: 4] = shapes[at]
         weight = np.sqrt(problem.weight)[:, None]
         smooth = np.asarray(cells.lattice.differences.todense()) * np.sqrt(
             1e-5 * np.median(1 / cells.sigma**2)
         )
         covariance = full_covariance(prior, sizes, sigma)
-        bends = np.kron(root @ root.T, np.eye(3))
+        bends = np.kron(np.eye(3), root @ root.T)
         pull = np.linalg.inv(np.linalg.cholesky(block_diag(covariance, bends)))
         n = lattice.shape[1]
         matrix = np.block(
@@ -433,7 +433,7 @@ class TestElimination:
         assert abs(common) < 0.5
         np.testing.assert_allclose(fast.unknowns - common * levels, plain, atol=2e-3)
         np.testing.assert_allclose(reduced.sky(fast.unknowns) + common, sky, atol=2e-2)
-        np.testing.assert_allclose(reduced.curvature(fast.unknowns).ravel(), bent, atol=2e-3)
+        np.testing.assert_allclose(reduced.curvature(fast.unknowns).T.ravel(), bent, atol=2e-3)
         assert np.abs(bent).max() > 0.5
 
     def test_what_is_open_of_the_curvatures_is_their_covariance(self):
@@ -446,13 +446,12 @@ class TestElimination:
         root = np.linalg.cholesky(np.diag([9.0, 4.0, 16.0, 1.0]) + 2.0)
         reduced = equations.reduced(root)
         known = posterior_of(reduced, prior, prior.usual, sigma).covariance
-        fast = reduced.response @ known @ reduced.response.T + reduced.open_sky @ reduced.open_sky.T
-        everything = block_diag(full_covariance(prior, prior.usual, sigma), np.kron(root @ root.T, np.eye(3)))
-        plain = (
-            equations.response
-            @ np.linalg.inv(equations.normal + np.linalg.inv(everything))
-            @ equations.response.T
-        )
+        each_node = np.eye(len(cells.lattice.node_xy))
+        _, response, open_sky = reduced.of_sky(each_node)
+        fast = response @ known @ response.T + open_sky @ open_sky.T
+        everything = block_diag(full_covariance(prior, prior.usual, sigma), np.kron(np.eye(3), root @ root.T))
+        response = equations.of_sky(each_node)[1]
+        plain = response @ np.linalg.inv(equations.normal + np.linalg.inv(everything)) @ response.T
         # Less the one level of everything, which only the prior knows.
         less = np.eye(len(plain)) - 1.0 / len(plain)
         np.testing.assert_allclose(less @ fast @ less, less @ plain @ less, atol=1e-4 * np.diag(plain).max())
@@ -475,8 +474,7 @@ class TestElimination:
             design[k, 3 * n + n_patterns : start] = cells.patterns[k]
             own = start + n_products * session[frame]
             design[k, own : own + n_products] = cells.products[k] * cells.light[frame]
-            own = start + 2 * n_products + 3 * frame
-            design[k, own : own + 3] = cells.curvature[k]
+            design[k, start + 2 * n_products + frame :: n] = cells.curvature[k]
         lattice, weight = cells.lattice.weights.toarray(), problem.weight[:, None]
         smooth = cells.lattice.differences.toarray()
         smooth = 1e-5 * np.median(1 / cells.sigma**2) * smooth.T @ smooth

@@ -204,6 +204,19 @@ def _tell_sampling(solved: Sequence[SolvedFrame], factor: float, context: RunCon
         context.say("drizzle_not_warranted", "WARN", scale=factor, fwhm_px=round(fwhm, 1))
 
 
+def _tell_parts(found: registration.GlobalRegistration, context: RunContext) -> int:
+    """Return into how many parts without a common star the placed frames fall; say so when there are several."""
+    placed = [
+        int(part) for part, fit in zip(found.component, found.frames, strict=True) if fit.ok and part >= 0
+    ]
+    parts = len(set(placed))
+    if parts > 1:
+        # Parts are numbered by size.
+        others = sum(part != min(placed) for part in placed)
+        context.say("frames_disconnected", "WARN", parts=parts, frames=others)
+    return parts
+
+
 def run(
     solved: Sequence[SolvedFrame], options: GridOptions, context: RunContext, *, with_flat: bool = False
 ) -> Placed:
@@ -268,6 +281,7 @@ def run(
     ]
     if loose:
         context.say("registration_weak", "WARN", frames=len(loose), example=loose[0])
+    parts = _tell_parts(found, context)
     rms = float(np.median([frame.rms_px for frame in frames if np.isfinite(frame.rms_px)] or [np.nan]))
     context.detail(
         width=finer.shape_hw[1],
@@ -276,6 +290,7 @@ def run(
         registration_rms_px=rms,
         common_stars=len(found.star_xy),
         weakly_registered=len(loose),
+        parts=parts,
     )
     context.say(
         "run_info_grid",

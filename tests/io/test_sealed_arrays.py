@@ -26,6 +26,23 @@ def test_what_was_saved_comes_back_and_any_program_can_read_it(tmp_path):
         np.testing.assert_array_equal(stored["x"], ARRAYS["x"])
 
 
+@pytest.mark.parametrize(
+    "dtype", [bool, np.uint8, np.int32, np.uint32, np.int64, np.float32, np.float64, ">f4"]
+)
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (3, 0), (2, 3, 4)])
+def test_arrays_are_those_that_numpy_reads(tmp_path, dtype, shape):
+    path = tmp_path / "a.npz"
+    array = np.asarray(np.random.default_rng(1).integers(0, 99, shape)).astype(dtype)
+    save_sealed(path, "key", {"sky": 1}, {"plain": array, "by_columns": np.asfortranarray(array), "µ": array})
+    _, arrays = load_sealed(path, "key")
+    with np.load(path) as stored:
+        for name in ("plain", "by_columns", "µ"):
+            assert arrays[name].dtype == stored[name].dtype
+            assert arrays[name].flags.writeable
+            assert arrays[name].flags.f_contiguous == stored[name].flags.f_contiguous
+            np.testing.assert_array_equal(arrays[name], stored[name])
+
+
 def test_some_of_the_arrays_alone(tmp_path):
     path = tmp_path / "a.npz"
     save_sealed(path, "key", {"sky": 1}, ARRAYS)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
 from zemosaic_core.statistics import mad_sigma
 
@@ -258,7 +259,7 @@ def _departures(
             wanted = level[i] - sky[place[i]]
             usable = np.isfinite(wanted) & open_cells[i]
             if np.count_nonzero(usable) >= _MIN_OPEN:
-                plane[i] = terms @ _robust_plane(terms[usable], wanted[usable])
+                plane[i] = terms @ _robust_plane(terms[usable], wanted[usable], _MIN_OPEN)
     finite = np.isfinite(level)
     visitors = np.zeros(n_places, np.int64)
     for i in range(n_frames):
@@ -289,13 +290,15 @@ def _median_per_place(
     ends = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), n_places]
     for first, end in itertools.pairwise(ends):
         here = np.isfinite(level) if end - first == n_places else _cells_between(level, place, first, end)
-        for chosen in (here, here & open_cells):
-            where, found = place[chosen], level[chosen] - plane[chosen]
-            order = np.lexsort((found, where))
-            where, found = where[order], found[order]
-            starts = np.flatnonzero(np.diff(where, prepend=-1))
-            n = np.diff(starts, append=len(where))
-            result[where[starts]] = 0.5 * (found[starts + (n - 1) // 2] + found[starts + n // 2])
+        where, found, is_open = place[here], level[here] - plane[here], open_cells[here]
+        order = np.lexsort((found, where))
+        for chosen in (order, order[is_open[order]]):
+            # Where open cells are, they alone count.
+            where_sorted, sorted_ = where[chosen], found[chosen]
+            starts = np.flatnonzero(np.diff(where_sorted, prepend=-1))
+            n = np.diff(starts, append=len(where_sorted))
+            middle = 0.5 * (sorted_[starts + (n - 1) // 2] + sorted_[starts + n // 2])
+            result[where_sorted[starts]] = middle
     return result
 
 
@@ -305,16 +308,55 @@ def _cells_between(level: np.ndarray, place: np.ndarray, first: int, end: int) -
     return np.logical_and(here, np.isfinite(level), out=here)
 
 
-def _robust_plane(terms: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    keep = np.ones(len(wanted), bool)
-    found = np.zeros(terms.shape[1])
+@njit(cache=True, nogil=True, error_model="numpy")
+def _robust_plane(terms, wanted, least):
+    """Fit values (K,) with three terms (K, 3), clipped twice; a term that the cells do not tell apart is 0."""
+    n = len(wanted)
+    keep, residual, found = np.ones(n, np.bool_), np.empty(n), np.zeros(3)
     for _ in range(3):
-        found = np.linalg.lstsq(terms[keep], wanted[keep], rcond=None)[0]
-        residual = np.abs(wanted - terms @ found)
-        keep = residual <= max(3.0 * 1.4826 * float(np.median(residual)), 1e-6)
-        if np.count_nonzero(keep) < _MIN_OPEN:
+        square, right = np.zeros((3, 3)), np.zeros(3)
+        for k in range(n):
+            if keep[k]:
+                for i in range(3):
+                    right[i] += terms[k, i] * wanted[k]
+                    for j in range(i + 1):
+                        square[i, j] += terms[k, i] * terms[k, j]
+        found = _solved(square, right)
+        for k in range(n):
+            fit = found[0] * terms[k, 0] + found[1] * terms[k, 1] + found[2] * terms[k, 2]
+            residual[k] = abs(wanted[k] - fit)
+        most = max(3.0 * 1.4826 * np.median(residual), 1e-6)
+        count = 0
+        for k in range(n):
+            keep[k] = residual[k] <= most
+            count += keep[k]
+        if count < least:
             break
     return found
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _solved(square, right):
+    """Solve normal equations, of the lower half of which no more is used, by a Cholesky factor in their place."""
+    n = len(right)
+    for i in range(n):
+        whole = square[i, i]
+        for j in range(i + 1):
+            left = square[i, j]
+            for m in range(j):
+                left -= square[i, m] * square[j, m]
+            if j < i:
+                square[i, j] = left / square[j, j] if square[j, j] > 0.0 else 0.0
+            else:
+                square[i, i] = np.sqrt(left) if left > 1e-9 * whole else 0.0
+        for m in range(i):
+            right[i] -= square[i, m] * right[m]
+        right[i] = right[i] / square[i, i] if square[i, i] > 0.0 else 0.0
+    for i in range(n - 1, -1, -1):
+        for m in range(i + 1, n):
+            right[i] -= square[m, i] * right[m]
+        right[i] = right[i] / square[i, i] if square[i, i] > 0.0 else 0.0
+    return right
 
 
 def cell_spans(cells: np.ndarray, cell_px: int, shape_hw: tuple[int, int]) -> np.ndarray:

@@ -7,13 +7,14 @@ leave-one-out prediction errors, not by how small the residuals of the fit itsel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from .errors import SkipItem
+from .polynomial_fits import clipped_fit, least_squares, nested_errors
 
 __all__ = [
     "KINDS",
@@ -240,10 +241,9 @@ def choose_transform(
     tried = [k for k in allowed if len(s) >= min_points(k)] or ["similarity"]
     _, keep = _clip(s, d, tried[-1], clip_sigma, 10)
     tried = [k for k in tried if keep.sum() >= min_points(k)] or ["similarity"]
-    best = tried[0]
+    best, *richer = tried
     best_error = _loo_squared_errors(s[keep], d[keep], best)
-    for kind in tried[1:]:
-        error = _loo_squared_errors(s[keep], d[keep], kind)
+    for kind, error in zip(richer, _errors_of_orders(s[keep], d[keep], richer), strict=True):
         gain = best_error - error
         standard_error = gain.std(ddof=1) / np.sqrt(len(gain))
         if gain.mean() > max(_MIN_GAIN * best_error.mean(), _MIN_SIGNIFICANCE * standard_error):
@@ -360,6 +360,9 @@ def _fit_polynomial(src: np.ndarray, dst: np.ndarray, kind: Kind) -> Transform:
     u, v = (src[:, 0] - center[0]) / scale, (src[:, 1] - center[1]) / scale
     if kind == "similarity":
         return _fit_similarity(u, v, dst, center, scale)[0]
+    known, *_, found = least_squares(src, dst, np.ones(len(src), bool), _N_COEFF[kind])
+    if known:
+        return Transform(kind, center, scale, found[0], found[1])
     coeff = np.linalg.lstsq(_terms(u, v, _ORDER[kind]), dst, rcond=None)[0]
     return Transform(kind, center, scale, coeff[:, 0].copy(), coeff[:, 1].copy())
 
@@ -421,8 +424,14 @@ def _fit_clipped(
 def _clip(
     src: np.ndarray, dst: np.ndarray, kind: Kind, clip_sigma: float, max_iterations: int
 ) -> tuple[Transform, np.ndarray]:
-    keep = np.ones(len(src), dtype=bool)
     needed = _N_COEFF[kind]
+    if kind != "similarity":
+        known, x, y, scale, found, keep = clipped_fit(
+            src, dst, needed, float(clip_sigma), max_iterations, _MEDIAN_R2, needed
+        )
+        if known:
+            return Transform(kind, (x, y), scale, found[0], found[1]), keep
+    keep = np.ones(len(src), dtype=bool)
     # A fit through as many points as unknowns has no residuals, so the median is corrected for them.
     freedom = max(1.0 - needed / len(src), 0.1)
     transform = _fit_polynomial(src, dst, kind)
@@ -442,6 +451,15 @@ def _clip(
 def _squared_residuals(transform: Transform, src: np.ndarray, dst: np.ndarray) -> np.ndarray:
     x, y = transform.apply(src[:, 0], src[:, 1])
     return (x - dst[:, 0]) ** 2 + (y - dst[:, 1]) ** 2
+
+
+def _errors_of_orders(src: np.ndarray, dst: np.ndarray, kinds: Sequence[Kind]) -> Sequence[np.ndarray]:
+    """Return `_loo_squared_errors` of kinds of ascending order, from the first on."""
+    if kinds:
+        known, errors = nested_errors(src, dst, _N_COEFF[kinds[-1]])
+        if known:
+            return list(errors)
+    return [_loo_squared_errors(src, dst, kind) for kind in kinds]
 
 
 def _loo_squared_errors(src: np.ndarray, dst: np.ndarray, kind: Kind) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from zemosaic_core.clipped_light import clip_levels
 from zemosaic_core.covered_sky import cell_spans, covered_cells, sightings
+from zemosaic_core.frame_views import FrameViews, frame_views
 from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.star_merging import merge_positions
 from zemosaic_core.streak_spans import (
@@ -183,36 +184,22 @@ def _chains(
     times = np.bincount(label[label >= 0], minlength=len(star_xy))
     alone = (label < 0) | (times[np.maximum(label, 0)] == 1)
     found = []
+    views = _views(frames)
     for i, frame in enumerate(frames):
         own = pixels[(owners == i) & alone]
         if len(own):
-            looked_at = _seen_by_others(
-                frames, i, np.stack(frame.to_plane.apply(own[:, 0], own[:, 1]), axis=-1)
-            )
-            own = own[looked_at]
+            plane_xy = np.stack(frame.to_plane.apply(own[:, 0], own[:, 1]), axis=-1)
+            own = own[views.others_at(i, plane_xy, most=1) > 0]
         found.append(chains_of_dots(own[:, 0], own[:, 1], frame.solved.measure.fwhm_px, shape_hw))
     return found
 
 
-def _seen_by_others(frames: Sequence[RegisteredFrame], i: int, plane_xy: np.ndarray) -> np.ndarray:
-    """Mask of places on the mosaic that lie on another frame too, and not behind what covers it."""
-    seen = np.zeros(len(plane_xy), bool)
-    for j, other in enumerate(frames):
-        if j != i and not seen.all():
-            seen[~seen] |= _looks_at(other, plane_xy[~seen])
-    return seen
-
-
-def _looks_at(frame: RegisteredFrame, plane_xy: np.ndarray) -> np.ndarray:
-    height, width = frame.solved.frame.info.shape_hw
-    x, y = frame.to_frame.apply(plane_xy[:, 0], plane_xy[:, 1])
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    if frame.covered is not None:
-        ny, nx = frame.covered.shape
-        row = (np.where(inside, y, 0) * ny / height).astype(np.int64)
-        column = (np.where(inside, x, 0) * nx / width).astype(np.int64)
-        inside &= ~frame.covered[row, column]
-    return inside
+def _views(frames: Sequence[RegisteredFrame]) -> FrameViews:
+    return frame_views(
+        [frame.to_frame for frame in frames],
+        [frame.solved.frame.info.shape_hw for frame in frames],
+        [frame.covered for frame in frames],
+    )
 
 
 def _trail_spans(frames: Sequence[RegisteredFrame], chains: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
@@ -223,21 +210,21 @@ def _trail_spans(frames: Sequence[RegisteredFrame], chains: Sequence[np.ndarray]
         for frame, streaks in zip(frames, own, strict=True)
     ]
     found: dict[int, np.ndarray] = {}
+    views = _views(frames)
     for i, frame in enumerate(frames):
         parts = []
         for streak, points in zip(own[i], lines[i], strict=True):
-            looked_at, shown = np.zeros(len(points), np.int64), np.zeros(len(points), np.int64)
-            for j, other in enumerate(frames):
+            looked_at, shown = views.others_at(i, points), np.zeros(len(points), np.int64)
+            for j in range(len(frames)):
                 if j == i:
                     continue
-                looked_at += _looks_at(other, points)
                 beside = [share_beside(points, line, 2 * float(streak[4])) for line in lines[j]]
                 if beside:
                     shown += np.any(beside, axis=0)
             parts.append(_pieces(frame, streak, points_given_up(looked_at, shown)))
         for chain in chains[i]:
             points = np.stack(frame.to_plane.apply(*streak_points(chain).T), axis=-1)
-            looks = _seen_by_others(frames, i, points).astype(np.int64)
+            looks = views.others_at(i, points, most=1)
             parts.append(_pieces(frame, chain, points_given_up(looks, np.zeros_like(looks))))
         spans = joined_spans(parts)
         if len(spans):

@@ -70,6 +70,7 @@ __all__ = [
     "RunPlan",
     "SolveOptions",
     "StackOptions",
+    "cost_basis",
     "headers_outline",
     "make_plan",
     "make_policy",
@@ -374,13 +375,13 @@ def resolve(
         refine=choose_refine(
             run.stack.cfa_refine,
             kind=infos[0].kind,
-            n_frames=frames_at_place(_cost_basis(run), raw or infos),
+            n_frames=frames_at_place(cost_basis(run), raw or infos),
             combine=rule.combine,
             kernel=run.stack.kernel,
             scale=run.grid.drizzle_scale,
         ),
     )
-    basis, decision = _cost_basis(run), None
+    basis, decision = cost_basis(run), None
     if policy is not None:
         decision = policy.plan(
             workload_on_card(basis, infos, canvas_hw, policy.status.device, n_calibrations > 0)
@@ -389,11 +390,12 @@ def resolve(
     return fit_to_memory(
         fit_to_handles(run, enough_file_handles()),
         memory,
-        lambda smaller: estimate_rows(_cost_basis(smaller), infos, canvas_hw, decision, n_calibrations),
+        lambda smaller: estimate_rows(cost_basis(smaller), infos, canvas_hw, decision, n_calibrations),
     )
 
 
-def _cost_basis(run: RunPlan) -> CostBasis:
+def cost_basis(run: RunPlan) -> CostBasis:
+    """Return what of a plan decides what it costs."""
     return CostBasis(
         n_channels=run.n_channels,
         workers=run.workers,

@@ -45,7 +45,8 @@ def fit_to_memory(
     while planned.peak_bytes > memory_bytes:
         smaller = _smaller(planned)
         if smaller is None:
-            needed_mb, free_mb = round(planned.peak_bytes / 1e6), round(memory_bytes / 1e6)
+            # Rounded apart: 420 MB that do not go into 420 MB tell nobody anything.
+            needed_mb, free_mb = -(-planned.peak_bytes // 1_000_000), memory_bytes // 1_000_000
             raise RunFailed(
                 "run_error_plan_memory",
                 f"the run needs {needed_mb} MB of memory at least; {free_mb} MB may be used",

@@ -49,6 +49,7 @@ from zemosaic_pipeline.filters import (
     tiles_of_filters,
 )
 from zemosaic_pipeline.judge_frames import judge_air
+from zemosaic_pipeline.known_outline import with_known_outline
 from zemosaic_pipeline.listed_frames import frames_with_known_wcs, listed_batches, listed_frames
 from zemosaic_pipeline.machine import Machine, available_memory, free_disk
 from zemosaic_pipeline.outline import estimate_canvas
@@ -71,6 +72,9 @@ from zemosaic_settings import Settings
 __all__ = ["RunResult", "Selection", "run_classic"]
 
 log = logging.getLogger(__name__)
+
+# A plan that needs so many times the memory it did is news.
+TOLD_GROWTH = 1.05
 
 # As long as any path that a run makes in its output folder, temporary names included.
 _LONGEST_NAME = "x" * 140
@@ -267,6 +271,34 @@ class _ClassicRun:
         with self.context.phase(name, total):
             yield
 
+    def _follow(self, plan: RunPlan) -> None:
+        """Go on by this plan; say where it differs from what was planned before, or from what was asked for."""
+        context, before = self.context, self.plan
+        context.follow(plan)
+        blocks, picture = plan.block_budget_bytes, plan.output.preview["max_dim"]
+        planned_mb = round(plan.peak_bytes / 1e6)
+        if before is None:
+            is_smaller, longest = plan.is_reduced, self.settings.preview_png_max_dim
+        else:
+            longest = before.output.preview["max_dim"]
+            is_smaller = (plan.workers, plan.threads, blocks) != (
+                before.workers,
+                before.threads,
+                before.block_budget_bytes,
+            )
+            if plan.peak_bytes > TOLD_GROWTH * before.peak_bytes:
+                context.say("run_info_plan_grew", planned_mb=planned_mb)
+        if is_smaller:
+            context.say(
+                "run_info_smaller_plan",
+                workers=plan.workers,
+                threads=plan.threads,
+                block_mb=round(blocks / 1e6),
+                planned_mb=planned_mb,
+            )
+        if picture < longest:
+            context.say("run_info_smaller_picture", longest=picture)
+
     def execute(self) -> dict[str, str]:
         """Go through the phases; return the output files."""
         context = self.context
@@ -281,7 +313,7 @@ class _ClassicRun:
                 infos[: len(raw)], self._beside(refused, calibration), self.folder, calibration
             )
             elsewhere = require_workers(context, infos)
-            self.plan = plan = resolve(
+            plan = resolve(
                 self.settings,
                 infos,
                 self.machine,
@@ -293,21 +325,11 @@ class _ClassicRun:
                 n_tiles=len(frames) - len(raw),
                 elsewhere=elsewhere,
             )
-            context.follow(plan)
+            self._follow(plan)
+            self.plan = plan
             self._refuse_small_disk(
                 next(row.disk_bytes for row in plan.rows if row.phase == phase1_prepare.PHASE)
             )
-            if plan.is_reduced:
-                context.say(
-                    "run_info_smaller_plan",
-                    workers=plan.workers,
-                    threads=plan.threads,
-                    block_mb=round(plan.block_budget_bytes / 1e6),
-                    planned_mb=round(plan.peak_bytes / 1e6),
-                )
-            longest = plan.output.preview["max_dim"]
-            if longest < self.settings.preview_png_max_dim:
-                context.say("run_info_smaller_picture", longest=longest)
         with self._phase(phase1_prepare.PHASE, len(frames)):
             if not plan.resume:
                 manifest.keep_only(set())
@@ -343,6 +365,15 @@ class _ClassicRun:
                 else tile_set.placed
             )
             self._refuse_small_disk(disk_bytes(plan.n_channels, plan.output.variance, placed.grid.shape_hw))
+            known = with_known_outline(
+                plan,
+                [frame.solved for frame in placed.frames] or solved,
+                placed.grid.shape_hw,
+                usable_memory(self.settings, self.machine),
+                chosen.n_sets,
+            )
+            self._follow(known)
+            self.plan = plan = known
             given = place_tiles.judged(placed, plan, context)
             clear, masks = self._judged(place_tiles.raw_frames(placed), plan)
             parts = frames_of_filters([*clear, *given], names)

@@ -17,9 +17,11 @@ import pytest
 from made_frames import field_sky, pointings, run, write_all
 
 from zemosaic_core.errors import Cancelled, RunFailed
+from zemosaic_core.synthetic_sky import tan_cards
 from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline import machine, resource_watch, runner
 from zemosaic_pipeline.context import CancelToken
+from zemosaic_pipeline.known_outline import with_known_outline
 from zemosaic_pipeline.machine import Machine, available_memory, give_memory_back
 from zemosaic_pipeline.outline import estimate_canvas
 from zemosaic_pipeline.plan import resolve
@@ -129,6 +131,74 @@ def test_processes_threads_and_blocks_give_way(infos):
     assert tight.workers < free.workers
     assert tight.threads < free.threads
     assert tight.block_budget_bytes < free.block_budget_bytes
+
+
+def solved_around(infos, reach_deg):
+    """Frames that all name one target and lie around it."""
+    rng = np.random.default_rng(3)
+    named = [replace(info, ra_deg=80.0, dec_deg=10.0, scale_arcsec=2.4) for info in infos]
+    cards = [
+        tan_cards(80.0 + ra, 10.0 + dec, scale_arcsec=2.4, shape_hw=info.shape_hw)
+        for info, (ra, dec) in zip(named, rng.uniform(-reach_deg, reach_deg, (len(infos), 2)), strict=True)
+    ]
+    return named, [
+        SimpleNamespace(frame=SimpleNamespace(info=info), solution=SimpleNamespace(wcs_cards=own))
+        for info, own in zip(named, cards, strict=True)
+    ]
+
+
+def test_the_plan_follows_the_outline_when_it_is_known(infos):
+    named, solved = solved_around(infos[:12], 5.0)
+    before = planned(named, 64 * GB)
+    canvas = (4000 + 15_000, 6000 + 15_000)
+    after = with_known_outline(before, solved, canvas, 64 * GB)
+    first, second = ({row.phase: row for row in plan.rows} for plan in (before, after))
+    assert second["phase3_master_tiles"].ram_bytes > first["phase3_master_tiles"].ram_bytes
+    assert second["phase5_assemble"].disk_bytes > 5 * first["phase5_assemble"].disk_bytes
+    assert not after.is_reduced
+    assert replace(after, rows=before.rows) == before
+    # Where all frames really show one target, nothing is new.
+    same = with_known_outline(before, solved_around(named, 0.0)[1], estimate_canvas(named), 64 * GB)
+    assert same == before
+    # What is allowed stays allowed; what cannot be is refused.
+    tight = with_known_outline(before, solved, canvas, after.peak_bytes - 200 * MB)
+    assert tight.is_reduced
+    assert tight.peak_bytes <= after.peak_bytes - 200 * MB
+    with pytest.raises(RunFailed) as error:
+        with_known_outline(before, solved, canvas, 400 * MB)
+    assert error.value.key == "run_error_plan_memory"
+
+
+def test_where_stacking_computes_stays_in_the_plan(infos):
+    named, solved = solved_around(infos[:4], 1.0)
+    before = planned(named, 64 * GB)
+    rows = tuple(replace(row, device="gpu", reason_key="why") for row in before.rows)
+    after = with_known_outline(replace(before, rows=rows), solved, (9000, 9000), 64 * GB)
+    assert {(row.device, row.reason_key) for row in after.rows} == {("gpu", "why")}
+
+
+def test_a_plan_that_grows_is_told(infos):
+    said = []
+    context = SimpleNamespace(say=lambda key, **values: said.append((key, values)), follow=lambda plan: None)
+    before = planned(infos, 64 * GB)
+    asked = SimpleNamespace(preview_png_max_dim=before.output.preview["max_dim"])
+    told = SimpleNamespace(context=context, plan=None, settings=asked)
+    follow = runner._ClassicRun._follow
+    follow(told, before)
+    told.plan = before
+    follow(told, before)
+    assert said == []
+    larger = tuple(replace(row, ram_bytes=2 * row.ram_bytes) for row in before.rows)
+    follow(told, replace(before, rows=larger))
+    assert said == [("run_info_plan_grew", {"planned_mb": round(2 * before.peak_bytes / 1e6)})]
+    said.clear()
+    follow(told, replace(before, block_budget_bytes=20 * MB, is_reduced=True))
+    assert [key for key, _ in said] == ["run_info_smaller_plan"]
+    told.plan = None
+    said.clear()
+    picture = before.output.preview | {"max_dim": 1234}
+    follow(told, replace(before, output=replace(before.output, preview=picture)))
+    assert said == [("run_info_smaller_picture", {"longest": 1234})]
 
 
 def test_what_cannot_fit_is_refused_with_both_numbers(infos):

@@ -94,8 +94,10 @@ def solve_adjustment(
     p = np.zeros_like(right) if start is None else np.array(start, dtype=np.float64)
     buffers = np.zeros((n_stars, n_right)), np.zeros_like(right)
 
+    sizes = (0,) * prior.shape[1], (0,) * n_right
+
     def product(q: np.ndarray) -> np.ndarray:
-        _normal_product(frame, star, b, w, inverse_weight, prior, q, *buffers)
+        _normal_product(frame, star, b, w, inverse_weight, prior, q, *buffers, *sizes)
         return buffers[1].copy()
 
     p, steps, converged = _conjugate_gradients(
@@ -212,28 +214,36 @@ def _diagonal_blocks(frame, star, basis, weight, inverse_star_weight, prior):
 
 
 @njit(cache=True, nogil=True)
-def _normal_product(frame, star, basis, weight, inverse_star_weight, prior, p, star_mean, out):
-    n_obs, n_par = basis.shape
-    n_right = p.shape[2]
+def _normal_product(
+    frame, star, basis, weight, inverse_star_weight, prior, p, star_mean, out, parameters, columns
+):
+    """Multiply the reduced normal matrix with ``p``.
+
+    ``parameters`` and ``columns`` are tuples of as many zeros as ``p`` has of both: their lengths are known when this
+    is compiled, so the innermost loops are unrolled.
+    """
+    n_obs = len(basis)
     for f in range(p.shape[0]):
-        for i in range(n_par):
-            for r in range(n_right):
+        for i in range(len(parameters)):
+            for r in range(len(columns)):
                 out[f, i, r] = prior[f, i] * p[f, i, r]
     star_mean[:] = 0.0
     for k in range(n_obs):
-        for r in range(n_right):
+        f, j, w = frame[k], star[k], weight[k]
+        for r in range(len(columns)):
             t = 0.0
-            for i in range(n_par):
-                t += basis[k, i] * p[frame[k], i, r]
-            star_mean[star[k], r] += weight[k] * t
+            for i in range(len(parameters)):
+                t += basis[k, i] * p[f, i, r]
+            star_mean[j, r] += w * t
     for j in range(star_mean.shape[0]):
-        for r in range(n_right):
+        for r in range(len(columns)):
             star_mean[j, r] *= inverse_star_weight[j]
     for k in range(n_obs):
-        for r in range(n_right):
+        f, j, w = frame[k], star[k], weight[k]
+        for r in range(len(columns)):
             t = 0.0
-            for i in range(n_par):
-                t += basis[k, i] * p[frame[k], i, r]
-            t = weight[k] * (t - star_mean[star[k], r])
-            for i in range(n_par):
-                out[frame[k], i, r] += basis[k, i] * t
+            for i in range(len(parameters)):
+                t += basis[k, i] * p[f, i, r]
+            t = w * (t - star_mean[j, r])
+            for i in range(len(parameters)):
+                out[f, i, r] += basis[k, i] * t

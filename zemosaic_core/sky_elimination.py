@@ -191,17 +191,9 @@ def _add_squares(cells, weight, pairs, pull, place, block, own_row, across_row, 
             across[across_row[a] + b] -= pull
 
 
-def add_products(
-    starts: Indices,
-    columns: Indices,
-    entries: Array,
-    cells: Cells,
-    place: Indices,
-    weight: Array,
-    cross: Array,
-    normal: Array,
-) -> None:
-    """Add the weighted products of the terms of all cells with each other, the lower half, and with the lattice.
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_products(starts, columns, entries, cells, place, weight, cross, normal):
+    """Add the weighted products of the terms of all cells with each other, and with the lattice.
 
     The cells of a frame have the same few terms: their products are one small table.
 
@@ -219,21 +211,23 @@ def add_products(
     cross, normal : ndarray, shape (M, U) and (U, U)
         What is added to.
     """
-    for i, here in enumerate(columns):
-        own = slice(starts[i], starts[i + 1])
-        weighted = weight[own, None] * entries[own]
-        normal[np.ix_(here, here)] += weighted.T @ entries[own]
-        _add_to_nodes(here, weighted, starts[i], cells, place, cross)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _add_to_nodes(here, weighted, first, cells, place, cross):
     node_starts, nodes, shares = cells
-    for k in range(len(weighted)):
-        for i in range(node_starts[first + k], node_starts[first + k + 1]):
-            row, share = cross[place[nodes[i]]], shares[i]
-            for j in range(len(here)):
-                row[here[j]] += share * weighted[k, j]
+    n = columns.shape[1]
+    for f in range(len(columns)):
+        here, first, own = columns[f], starts[f], entries[starts[f] : starts[f + 1]]
+        weighted = np.empty_like(own)
+        for k in range(len(own)):
+            for j in range(n):
+                weighted[k, j] = weight[first + k] * own[k, j]
+        part = np.dot(weighted.T, own)
+        for i in range(n):
+            for j in range(n):
+                normal[here[i], here[j]] += part[i, j]
+        for k in range(len(own)):
+            for i in range(node_starts[first + k], node_starts[first + k + 1]):
+                row, share = cross[place[nodes[i]]], shares[i]
+                for j in range(n):
+                    row[here[j]] += share * weighted[k, j]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -172,12 +172,17 @@ class Equations:
         """
         n, size = len(self.right) - self.n_bends, len(root)
         parts = [slice(n + k * size, n + (k + 1) * size) for k in range(self.n_bends // size)]
-        across = np.hstack([self.normal[:n, part] @ root for part in parts])
-        bends = np.block([[root.T @ self.normal[row, part] @ root for part in parts] for row in parts])
+        across, bends = np.empty((self.n_bends, n)), np.empty((self.n_bends, self.n_bends))
+        for k, part in enumerate(parts):
+            np.matmul(root.T, self.normal[part, :n], out=across[k * size : (k + 1) * size])
+            for j, other in enumerate(parts):
+                bends[k * size : (k + 1) * size, j * size : (j + 1) * size] = (
+                    root.T @ self.normal[part, other] @ root
+                )
         bends[np.diag_indices_from(bends)] += 1.0
         factor = cholesky(bends, lower=True, check_finite=False)
         # With z of unit covariance, open = L^-T z: L^-1 whitens what the frames and the prior say.
-        whitened = solve_triangular(factor, across.T, lower=True, check_finite=False)
+        whitened = solve_triangular(factor, across, lower=True, check_finite=False)
         pulled = np.concatenate([root.T @ self.right[part] for part in parts])
         right = solve_triangular(factor, pulled, lower=True, check_finite=False)
         return Reduced(

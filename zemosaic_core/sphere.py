@@ -98,8 +98,9 @@ def separation_deg(
     """
     a = unit_vectors(ra1_deg, dec1_deg)
     b = unit_vectors(ra2_deg, dec2_deg)
-    cross = np.linalg.norm(np.cross(a, b), axis=-1)
-    return np.rad2deg(np.arctan2(cross, np.sum(a * b, axis=-1)))
+    (ax, ay, az), (bx, by, bz) = np.moveaxis(a, -1, 0), np.moveaxis(b, -1, 0)
+    cross = np.sqrt((ay * bz - az * by) ** 2 + (az * bx - ax * bz) ** 2 + (ax * by - ay * bx) ** 2)
+    return np.rad2deg(np.arctan2(cross, ax * bx + ay * by + az * bz))
 
 
 def chord_from_deg(angle_deg: ArrayLike) -> np.ndarray:

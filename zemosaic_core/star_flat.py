@@ -173,8 +173,11 @@ def solve_camera_flats(
     frame = np.asarray(frame_index, np.int64)
     camera = np.asarray(camera, np.int64)
     common = solve_star_flat(frame, star_index, flux, q, len(camera), n_stars)
+    labels = np.unique(camera)
+    if len(labels) == 1:
+        return (common,) * len(camera)
     own = {}
-    for label in np.unique(camera):
+    for label in labels:
         use = camera[frame] == label
         own[int(label)] = solve_star_flat(
             frame[use], np.asarray(star_index)[use], flux[use], q[use], len(camera), n_stars

@@ -18,7 +18,14 @@ from numba import njit
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Adjustment", "frame_components", "frame_information", "solve_adjustment", "star_means"]
+__all__ = [
+    "Adjustment",
+    "corrections",
+    "frame_components",
+    "frame_information",
+    "solve_adjustment",
+    "star_means",
+]
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def solve_adjustment(
         star_sum += anchor_weights[:, None] * np.where(anchor_weights[:, None] > 0, anchor_values, 0.0)
     inverse_weight = np.divide(1.0, star_weight, out=np.zeros(n_stars), where=star_weight > 0)
     right = np.zeros((*prior.shape, n_right))
-    _gather(frame, star, b, w, y - (star_sum * inverse_weight[:, None])[star], right)
+    _gather(frame, star, b, w, y, star_sum * inverse_weight[:, None], right)
     blocks = _diagonal_blocks(frame, star, b, w, inverse_weight, prior)
     p = np.zeros_like(right) if start is None else np.array(start, dtype=np.float64)
     buffers = np.zeros((n_stars, n_right)), np.zeros_like(right)
@@ -103,7 +110,8 @@ def solve_adjustment(
     p, steps, converged = _conjugate_gradients(
         product, -right, np.linalg.inv(blocks), p, tolerance, max_steps
     )
-    corrected = y + np.einsum("kp,kpr->kr", b, p[frame])
+    corrected = corrections(frame, b, p)
+    corrected += y
     total = _star_sums(star, w, corrected, n_stars)
     if anchor_values is not None and anchor_weights is not None:
         total += anchor_weights[:, None] * np.where(anchor_weights[:, None] > 0, anchor_values, 0.0)
@@ -190,12 +198,31 @@ def _conjugate_gradients(product, right, inverse_blocks, p, tolerance, max_steps
 
 
 @njit(cache=True, nogil=True)
-def _gather(frame, star, basis, weight, values, out):
+def corrections(frame, basis, parameters):
+    """Return ``B.p`` of each measurement, (K, R) float64, without a table of the parameters of all of them.
+
+    Parameters
+    ----------
+    frame : ndarray, shape (K,), int64
+    basis : ndarray, shape (K, P), float64
+    parameters : ndarray, shape (N, P, R), float64
+    """
+    out = np.zeros((len(frame), parameters.shape[2]))
+    for k in range(len(frame)):
+        own = parameters[frame[k]]
+        for i in range(own.shape[0]):
+            for r in range(own.shape[1]):
+                out[k, r] += basis[k, i] * own[i, r]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _gather(frame, star, basis, weight, values, star_mean, out):
     for k in range(len(frame)):
         f = frame[k]
         for i in range(basis.shape[1]):
             for r in range(values.shape[1]):
-                out[f, i, r] += weight[k] * basis[k, i] * values[k, r]
+                out[f, i, r] += weight[k] * basis[k, i] * (values[k, r] - star_mean[star[k], r])
 
 
 @njit(cache=True, nogil=True)

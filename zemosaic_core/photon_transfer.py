@@ -85,12 +85,13 @@ def _points(
 ) -> tuple[Array, Array, NDArray[np.int64]]:
     """Return typical level and variance of a pixel per group and channel, and the channel."""
     known = np.isfinite(mesh) & np.isfinite(error) & (error > 0)
-    of_cell = (
-        np.nanmedian(np.where(known, error**2, np.nan), axis=(2, 3)) if known.any() else np.nan * pixel_noise
-    )
     points = []
     for c in range(mesh.shape[1]):
-        pixels = pixel_noise[:, c] ** 2 / of_cell[:, c]
+        if not known[:, c].any():
+            continue
+        # The frames hold these numbers as float32.
+        squared = np.where(known[:, c], error[:, c].astype(np.float64) ** 2, np.nan)
+        pixels = pixel_noise[:, c] ** 2 / np.nanmedian(squared, axis=(1, 2))
         pixels = pixels[np.isfinite(pixels) & (pixels > 0)]
         if not len(pixels):
             continue
@@ -98,8 +99,8 @@ def _points(
             rows = group == label
             use = known[rows, c]
             if use.any():
-                value = np.median(pixels) * np.median(error[rows, c][use] ** 2)
-                points.append((np.median(mesh[rows, c][use]), value, c))
+                value = np.median(pixels) * np.median(squared[rows][use])
+                points.append((np.median(mesh[rows, c][use].astype(np.float64)), value, c))
     table = np.array(points, dtype=np.float64).reshape(-1, 3)
     return table[:, 0], table[:, 1], table[:, 2].astype(np.int64)
 

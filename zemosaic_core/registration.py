@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial import cKDTree
 
-from .adjustment import frame_components, solve_adjustment, star_means
+from .adjustment import corrections, frame_components, solve_adjustment, star_means
 from .errors import SkipItem
 from .star_merging import join_ghosts, merge_positions, vote_offset
 from .transforms import (
@@ -310,7 +310,9 @@ def _corners(box) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _positions(detections: _Detections, parameters: np.ndarray, at: np.ndarray) -> np.ndarray:
-    return detections.plane + np.einsum("kp,kpr->kr", detections.basis(at), parameters[detections.frame])
+    moved = corrections(detections.frame, detections.basis(at), parameters)
+    moved += detections.plane
+    return np.asarray(moved)
 
 
 def _solve_affine(detections, parameters, radius, tail, anchors, options) -> tuple[_Stars, np.ndarray]:

@@ -33,9 +33,9 @@ class SkyMeshes:
 
     Attributes
     ----------
-    mesh : ndarray, shape (N, C, ny, nx), float64
+    mesh : ndarray, shape (N, C, ny, nx), float32 or float64
         Sky per cell, ADU as in the file; NaN where unusable.
-    error : ndarray, shape (N, C, ny, nx), float64
+    error : ndarray, shape (N, C, ny, nx), float32 or float64
         Standard error of the level of each cell, ADU; NaN or 0 counts as the median of all.
     sky, pixel_noise : ndarray, shape (N, C), float64
         Level and noise of each frame, ADU.
@@ -51,8 +51,8 @@ class SkyMeshes:
         Area of a frame on the mosaic plane.
     """
 
-    mesh: Array
-    error: Array
+    mesh: NDArray[np.floating]
+    error: NDArray[np.floating]
     sky: Array
     pixel_noise: Array
     gains: Array
@@ -77,15 +77,27 @@ class SkyMeshes:
 
 
 def on_common_scale(
-    meshes: SkyMeshes, gains: Array, c: int, flats: Sequence[StarFlat], pedestal: float
+    meshes: SkyMeshes,
+    gains: Array,
+    c: int,
+    flats: Sequence[StarFlat],
+    pedestal: float,
+    rows: NDArray[np.int64],
 ) -> tuple[Array, Array]:
-    """Return the cells of one channel without pedestal and flat on the common flux scale, and their errors."""
-    flatness = np.stack([flat.values(meshes.q) if flat.usable else np.ones_like(meshes.q) for flat in flats])
-    factor = gains[:, None, None] / flatness
-    error = meshes.error[:, c]
-    known = np.isfinite(error) & (error > 0)
-    error = np.where(known, error, float(np.median(error[known])) if known.any() else 1.0)
-    return factor * (meshes.mesh[:, c] - pedestal), factor * error
+    """Return the cells of one channel of some frames, without pedestal and flat on the common flux scale.
+
+    And their errors; both (R, ny, nx), float64: tables of all frames would be the largest of all.
+    """
+    flatness = np.stack(
+        [flats[i].values(meshes.q) if flats[i].usable else np.ones_like(meshes.q) for i in rows]
+    )
+    factor = gains[rows, None, None] / flatness
+    whole = meshes.error[:, c]
+    known = whole[np.isfinite(whole) & (whole > 0)]
+    error = whole[rows].astype(np.float64)
+    usual = float(np.median(known.astype(np.float64))) if len(known) else 1.0
+    error = np.where(np.isfinite(error) & (error > 0), error, usual)
+    return factor * (meshes.mesh[rows, c].astype(np.float64) - pedestal), factor * error
 
 
 def light_adu(meshes: SkyMeshes, gains: Array, c: int, pedestal: float) -> Array:
@@ -174,11 +186,13 @@ def cells_of(
 
     Parameters
     ----------
+    value, sigma : ndarray, shape (R, ny, nx)
+        Of the frames in these ``rows``.
     session : ndarray, shape (N,), int64, optional
         Session of each of all frames, where sessions may have patterns of their own.
     """
     nx = meshes.q.shape[1]
-    usable = np.isfinite(value[rows]) & np.isfinite(meshes.xy[rows]).all(axis=-1)
+    usable = np.isfinite(value) & np.isfinite(meshes.xy[rows]).all(axis=-1)
     frame, j, i = np.nonzero(usable)
     cell = j * nx + i
     basis, patterns = detector_columns(meshes)
@@ -187,8 +201,8 @@ def cells_of(
     lattice = bilinear_lattice(meshes.xy[rows][usable], spacing_px)
     return SkyCells(
         frame=frame.astype(np.int64),
-        value=value[rows][usable],
-        sigma=sigma[rows][usable],
+        value=value[usable],
+        sigma=sigma[usable],
         basis=basis[cell],
         patterns=patterns[cell],
         light=light[rows] / np.median(light[rows]),

@@ -59,6 +59,8 @@ ASSURANCES = ("night", "night_and_dark_parts", "assumed_flat")
 # as many, what they leave open of these sizes matters.
 MAX_TUNED_FRAMES = 64
 _ROUNDS = 3
+# Frames beyond those solved jointly that are fitted at a time: tables of all their cells would grow with them.
+_FOLLOWERS_AT_ONCE = 64
 # Below this many times the area of a frame a nebula may fill the mosaic: "the empty part is flat" is believed less.
 _ONE_FIELD_FRAMES = 1.5
 # Errors of the tilt, as shares of the sky's light (6 and 20 of 430 ADU): up to the first the frames know it well
@@ -280,7 +282,7 @@ def _local_sky_fits(
     """
     rows = spread_rows(meshes.xy, circumstances.hours, MAX_TUNED_FRAMES)
     light = light_adu(meshes, gains, c, pedestal)
-    value, sigma = on_common_scale(meshes, gains, c, flats, pedestal)
+    value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, rows)
     cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy))
     if not len(cells.value):
         return False
@@ -315,7 +317,7 @@ def _solve_channel(
     n = len(gains)
     light = light_adu(meshes, gains, c, pedestal)
     level = float(np.median(light[joint]))
-    value, sigma = on_common_scale(meshes, gains, c, flats, pedestal)
+    value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, joint)
     cells = cells_of(joint, value, sigma, meshes, light, spacing, sessions)
     background = _background_level(meshes, gains, c)
     if not len(cells.value):
@@ -325,6 +327,7 @@ def _solve_channel(
     sizes = None
     if len(joint) > MAX_TUNED_FRAMES:
         few = joint[spread_rows(meshes.xy[joint], circumstances.hours[joint], MAX_TUNED_FRAMES)]
+        value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, few)
         sizes = _tuned_on(
             few, value, sigma, meshes, light, gains, circumstances, (vignetting, pattern_covariance), spacing, sessions
         )  # fmt: skip
@@ -356,18 +359,20 @@ def _solve_channel(
     left = problem.residual(sky, gauge.unknowns, found_bends)
     residual[joint] = rms_per_frame(left, cells.frame, len(joint))
     rest = np.setdiff1d(np.arange(n), joint)
-    if len(rest):
-        on_sky = cells.lattice.interpolated(sky, seen, meshes.xy[rest])
-        basis, pattern_values = detector_columns(meshes)
+    basis, pattern_values = detector_columns(meshes)
+    shapes = products(meshes.uv).reshape(len(basis), -1)
+    bend_shapes = shapes[:, PRODUCT_ORDER == 2] if bend_adu else shapes[:, :0]
+    for first in range(0, len(rest), _FOLLOWERS_AT_ONCE):
+        some = rest[first : first + _FOLLOWERS_AT_ONCE]
+        value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, some)
+        on_sky = cells.lattice.interpolated(sky, seen, meshes.xy[some])
         # The light of the patterns was measured against the median of the joint frames.
-        relative_light = light[rest] / np.median(light[joint])
-        shapes = products(meshes.uv).reshape(len(basis), -1)
-        of_session = own[circumstances.sessions[rest]] @ shapes.T
-        bend_shapes = shapes[:, PRODUCT_ORDER == 2] if bend_adu else shapes[:, :0]
-        glow[rest], curvature[rest], residual[rest] = fit_to_sky(
-            (value[rest] - on_sky).reshape(len(rest), -1)
-            - relative_light[:, None] * (of_session + vignetting[rest] @ pattern_values.T),
-            sigma[rest].reshape(len(rest), -1),
+        relative_light = light[some] / np.median(light[joint])
+        of_session = own[circumstances.sessions[some]] @ shapes.T
+        glow[some], curvature[some], residual[some] = fit_to_sky(
+            (value - on_sky).reshape(len(some), -1)
+            - relative_light[:, None] * (of_session + vignetting[some] @ pattern_values.T),
+            sigma.reshape(len(some), -1),
             np.column_stack([basis, bend_shapes]),
             np.array([0.0, 0.0, 0.0, bend_adu, bend_adu, bend_adu])[: 3 + bend_shapes.shape[1]],
             pattern_values,

@@ -45,7 +45,9 @@ def merge_positions(xy: np.ndarray, frame: np.ndarray, radius: float) -> tuple[n
     for _ in range(_ROUNDS):
         if len(todo) == 0:
             break
-        local = _assign_to_peaks(xy[todo], frame[todo], radius)
+        # At first all of them, most likely: no copies then.
+        whole = len(todo) == len(xy)
+        local = _assign_to_peaks(*((xy, frame) if whole else (xy[todo], frame[todo])), radius)
         labels[todo] = np.where(local >= 0, local + n_stars, -1)
         n_stars += int(local.max()) + 1
         todo = todo[local < 0]

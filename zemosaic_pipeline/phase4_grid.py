@@ -102,7 +102,7 @@ def _register(
         # Near the detection limit only lucky measurements are seen, and more so through haze: faint stars would bias
         # the flux scale. Saturated ones have lost light.
         usable = (arrays["snr"] >= MIN_PHOTOMETRY_SNR) & ~arrays["saturated"]
-        light = np.where(usable, arrays["channel_flux"], np.nan)[:, :MAX_STARS]
+        light = np.where(usable, arrays["channel_flux"], np.float32(np.nan))[:, :MAX_STARS]
         flux.append(light * _light_per_pixel(to_plane, item.frame.info.shape_hw))
         initial.append(to_plane)
     return registration.register_globally(

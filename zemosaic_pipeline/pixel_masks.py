@@ -121,23 +121,25 @@ def _covered_and_chains(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the covered cells (N, ny, nx) of frames of one size, and the chains of dots of each."""
     shape_hw = frames[0].solved.frame.info.shape_hw
-    n_cells = frames[0].solved.measure.columns("mesh")["mesh"].shape[1:]
+    n_channels, *sides = frames[0].solved.measure.columns("mesh")["mesh"].shape
+    n_cells = (sides[0], sides[1])
     if len(frames) < 2:
         return np.zeros((len(frames), *n_cells), bool), [np.empty((0, 5), np.float32)] * len(frames)
-    levels, errors, places, owner, light, cells, pixels = [], [], [], [], [], [], []
+    levels, errors = (np.empty((len(frames), n_channels, *n_cells), np.float32) for _ in range(2))
+    places, owner, light, cells, pixels = [], [], [], [], []
     gains = np.array([frame.gain for frame in frames], float)
     gains = np.where(np.isfinite(gains) & (gains > 0), gains, 1.0)
     for i, frame in enumerate(frames):
         arrays = frame.solved.measure.columns("x", "y", "channel_flux", "mesh", "mesh_noise")
-        levels.append(arrays["mesh"])
-        errors.append(arrays["mesh_noise"])
+        levels[i], errors[i] = arrays["mesh"], arrays["mesh_noise"]
         x, y = arrays["x"][:_BRIGHTEST].astype(float), arrays["y"][:_BRIGHTEST].astype(float)
         places.append(np.stack(frame.to_plane.apply(x, y), axis=-1))
-        owner.append(np.full(len(x), i))
+        owner.append(np.full(len(x), i, np.int32))
         light.append((gains[i][:, None] * arrays["channel_flux"][:, :_BRIGHTEST]).mean(axis=0))
         cells.append(_cells(x, y, shape_hw, n_cells, cell_px))
-        pixels.append(np.stack([x, y], axis=-1))
+        pixels.append(np.stack([x, y], axis=-1).astype(np.float32))
     xy, owners = np.concatenate(places), np.concatenate(owner)
+    del places, owner
     label, star_xy = merge_positions(xy, owners, _MATCH_PX)
     order = np.flatnonzero(label >= 0)
 
@@ -158,7 +160,9 @@ def _covered_and_chains(
     def centres(i: int) -> np.ndarray:
         return np.stack(frames[i].to_plane.apply(x, y), axis=-1)
 
-    found = covered_cells(np.stack(levels), np.stack(errors), gains, centres, stars)
+    del xy, order
+    found = covered_cells(levels, errors, gains, centres, stars)
+    del levels, errors, stars
     return found, _chains(frames, label, owners, np.concatenate(pixels), star_xy, shape_hw)
 
 

@@ -139,8 +139,11 @@ def visit_labels(
 
 
 def _meshes(frames: Sequence[RegisteredFrame], cell_px: int) -> SkyMeshes:
-    stored = [frame.solved.measure.columns("mesh_noise") for frame in frames]
-    mesh = np.stack([frame.open_mesh() for frame in frames]).astype(float)
+    first = frames[0].open_mesh()
+    mesh, error = (np.empty((len(frames), *first.shape), np.float32) for _ in range(2))
+    for i, frame in enumerate(frames):
+        mesh[i] = frame.open_mesh()
+        error[i] = frame.solved.measure.columns("mesh_noise")["mesh_noise"]
     shape_hw = frames[0].solved.frame.info.shape_hw
     x, y = cell_centres(shape_hw, mesh.shape[2:], cell_px)
     height, width = shape_hw
@@ -150,7 +153,7 @@ def _meshes(frames: Sequence[RegisteredFrame], cell_px: int) -> SkyMeshes:
     across, along = outline[1] - outline[0], outline[3] - outline[0]
     return SkyMeshes(
         mesh=mesh,
-        error=np.stack([arrays["mesh_noise"] for arrays in stored]).astype(float),
+        error=error,
         sky=np.array([frame.solved.measure.sky_adu for frame in frames], float),
         pixel_noise=np.array([frame.solved.measure.noise_adu for frame in frames], float),
         gains=np.array([frame.gain for frame in frames], float),

@@ -9,13 +9,14 @@ __all__ = ["MAX_JOINT_FRAMES", "channels_at_once", "solving_bytes"]
 MAX_JOINT_FRAMES = 256
 # Per frame level, plane and three curvatures; patterns of the detector, shared and of a session.
 _UNKNOWNS_PER_FRAME, _UNKNOWNS_OF_ALL = 6, 22
-# Matrices of float64 that live at once, measured at 40 to 256 frames: nodes by unknowns, unknowns by unknowns.
-_CROSSED, _SQUARE = 12, 7
+# Matrices of float64 that live at once, measured at 30 to 236 frames: nodes by unknowns, unknowns by unknowns. And bytes
+# for each cell of the frames' meshes.
+_CROSSED, _SQUARE, _CELL_BYTES = 1.25, 4, 220
 # Solving side by side must not be what decides the peak of a run.
 _SIDE_BY_SIDE_BYTES = 400_000_000
 
 
-def solving_bytes(n_frames: int, n_nodes: float) -> int:
+def solving_bytes(n_frames: int, n_nodes: float, cells_of_frame: int) -> int:
     """Return about how many bytes the solution of one channel takes at its peak.
 
     Parameters
@@ -24,9 +25,13 @@ def solving_bytes(n_frames: int, n_nodes: float) -> int:
     n_nodes : float
         Nodes of the sky's lattice: as many as cells of the frames' meshes cover the mosaic, and no more than all frames
         have together.
+    cells_of_frame : int
+        Cells of the mesh of a frame.
     """
-    unknowns = _UNKNOWNS_PER_FRAME * min(n_frames, MAX_JOINT_FRAMES) + _UNKNOWNS_OF_ALL
-    return round(8 * unknowns * (_CROSSED * n_nodes + _SQUARE * unknowns))
+    joint = min(n_frames, MAX_JOINT_FRAMES)
+    unknowns = _UNKNOWNS_PER_FRAME * joint + _UNKNOWNS_OF_ALL
+    equations = 8 * unknowns * (_CROSSED * n_nodes + _SQUARE * unknowns)
+    return round(equations + joint * cells_of_frame * _CELL_BYTES)
 
 
 def channels_at_once(one_bytes: int, budget_bytes: int, threads: int, n_channels: int) -> int:

@@ -192,7 +192,7 @@ def _add_squares(cells, weight, pairs, pull, place, block, own_row, across_row, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def add_products(starts, columns, entries, cells, place, weight, cross, normal):
+def add_products(starts, columns, terms, cells, place, weight, cross, normal):
     """Add the weighted products of the terms of all cells with each other, and with the lattice.
 
     The cells of a frame have the same few terms: their products are one small table.
@@ -202,9 +202,10 @@ def add_products(starts, columns, entries, cells, place, weight, cross, normal):
     starts : ndarray, shape (N + 1,), int64
         First cell of each frame.
     columns : ndarray, shape (N, T), int64
-        Unknowns that the cells of each frame depend on, ascending.
-    entries : ndarray, shape (K, T)
-        How much.
+        Unknowns that the cells of each frame depend on, ascending; the last column is that of their values.
+    terms : tuple
+        ``table`` (Q, T - 1): how much, at each place of the detector; ``scale`` (N, T - 1): times this, in each frame;
+        ``cell`` (K,) int64: the place of each cell; ``value`` (K,): its value.
     cells, weight : as in `SkyFactor`
     place : ndarray, shape (M,), int64
         Row of each node in ``cross``.
@@ -212,18 +213,23 @@ def add_products(starts, columns, entries, cells, place, weight, cross, normal):
         What is added to.
     """
     node_starts, nodes, shares = cells
+    table, scale, cell, value = terms
     n = columns.shape[1]
     for f in range(len(columns)):
-        here, first, own = columns[f], starts[f], entries[starts[f] : starts[f + 1]]
-        weighted = np.empty_like(own)
-        for k in range(len(own)):
-            for j in range(n):
-                weighted[k, j] = weight[first + k] * own[k, j]
+        here, first, size = columns[f], starts[f], starts[f + 1] - starts[f]
+        own, weighted = np.empty((size, n)), np.empty((size, n))
+        for k in range(size):
+            at, w = cell[first + k], weight[first + k]
+            for j in range(n - 1):
+                own[k, j] = scale[f, j] * table[at, j]
+                weighted[k, j] = w * own[k, j]
+            own[k, n - 1] = value[first + k]
+            weighted[k, n - 1] = w * own[k, n - 1]
         part = np.dot(weighted.T, own)
         for i in range(n):
             for j in range(n):
                 normal[here[i], here[j]] += part[i, j]
-        for k in range(len(own)):
+        for k in range(size):
             for i in range(node_starts[first + k], node_starts[first + k + 1]):
                 row, share = cross[place[nodes[i]]], shares[i]
                 for j in range(n):
@@ -231,25 +237,27 @@ def add_products(starts, columns, entries, cells, place, weight, cross, normal):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def left_of_cells(frame, columns, entries, cells, sky, unknowns):
-    """Return what sky and unknowns leave of the last term of each cell, (K,).
+def left_of_cells(starts, columns, terms, cells, sky, unknowns):
+    """Return what sky and unknowns leave of the value of each cell, (K,).
 
     Parameters
     ----------
-    frame : ndarray, shape (K,), int64
-    columns, entries, cells : as in `add_products`
+    starts, columns, terms, cells : as in `add_products`
     sky : ndarray, shape (M,)
     unknowns : ndarray, shape (U - 1,)
     """
     node_starts, nodes, shares = cells
-    last = columns.shape[1] - 1
-    out = np.empty(len(frame))
-    for k in range(len(frame)):
-        here, own = columns[frame[k]], entries[k]
-        left = own[last]
-        for i in range(node_starts[k], node_starts[k + 1]):
-            left -= shares[i] * sky[nodes[i]]
-        for j in range(last):
-            left -= own[j] * unknowns[here[j]]
-        out[k] = left
+    table, scale, cell, value = terms
+    n = table.shape[1]
+    out, own = np.empty(len(value)), np.empty(n)
+    for f in range(len(columns)):
+        for j in range(n):
+            own[j] = scale[f, j] * unknowns[columns[f, j]]
+        for k in range(starts[f], starts[f + 1]):
+            left = value[k]
+            for i in range(node_starts[k], node_starts[k + 1]):
+                left -= shares[i] * sky[nodes[i]]
+            for j in range(n):
+                left -= table[cell[k], j] * own[j]
+            out[k] = left
     return out

@@ -75,32 +75,30 @@ class SkyCells:
         Sky of the cell on the common flux scale, ADU.
     sigma : ndarray, shape (K,), float64
         Its noise, ADU; only ratios matter.
-    basis : ndarray, shape (K, 3), float64
-        1, u and v.
-    patterns : ndarray, shape (K, P), float64
-        Detector patterns.
+    cell : ndarray, shape (K,), int64
+        Its place among the Q of the detector.
+    on_detector : ndarray, shape (Q, 3 + P + S + 3), float64
+        At each of them ``basis``, ``patterns``, ``products`` and ``curvature``.
+    n_patterns, n_products : int
+        P and S; S may be 0.
     light : ndarray, shape (N,), float64
         Light of each frame over the median of all.
     lattice : SkyLattice
         Of the positions of all cells.
     session : ndarray, shape (N,), int64
         Session of each frame.
-    products : ndarray, shape (K, S), float64
-        What the frames of a session may have in common on the detector (`detector_surface.products`); S may be 0.
-    curvature : ndarray, shape (K, 3), float64
-        The products of second order, for single frames.
     """
 
     frame: np.ndarray
     value: np.ndarray
     sigma: np.ndarray
-    basis: np.ndarray
-    patterns: np.ndarray
+    cell: np.ndarray
+    on_detector: np.ndarray
+    n_patterns: int
+    n_products: int
     light: np.ndarray
     lattice: SkyLattice
     session: np.ndarray
-    products: np.ndarray
-    curvature: np.ndarray
 
     @property
     def n_frames(self) -> int:
@@ -108,9 +106,27 @@ class SkyCells:
         return len(self.light)
 
     @property
-    def n_patterns(self) -> int:
-        """Detector patterns, each proportional to the light and constant."""
-        return int(self.patterns.shape[1])
+    def basis(self) -> np.ndarray:
+        """1, u and v of each cell, shape (K, 3)."""
+        return self._columns(0, 3)
+
+    @property
+    def patterns(self) -> np.ndarray:
+        """Detector patterns, each proportional to the light and constant, shape (K, P)."""
+        return self._columns(3, self.n_patterns)
+
+    @property
+    def products(self) -> np.ndarray:
+        """What the frames of a session may have in common on the detector (`detector_surface.products`), (K, S)."""
+        return self._columns(3 + self.n_patterns, self.n_products)
+
+    @property
+    def curvature(self) -> np.ndarray:
+        """The products of second order, for single frames, shape (K, 3)."""
+        return self._columns(3 + self.n_patterns + self.n_products, 3)
+
+    def _columns(self, first: int, n: int) -> np.ndarray:
+        return np.asarray(self.on_detector[self.cell, first : first + n])
 
 
 @dataclass(frozen=True)
@@ -276,7 +292,7 @@ class JointProblem:
         # Until residuals are known, cells count little beside the prior.
         self.weight = 0.1 * self._noise_weight
         self._columns, self._n_unknowns = _unknowns_of_frames(cells)
-        self._entries = _design_entries(cells)
+        self._terms = (*_terms_on_detector(cells), cells.cell, cells.value)
         self._starts = np.searchsorted(cells.frame, np.arange(cells.n_frames + 1))
         weights = cells.lattice.weights
         self._cells = weights.indptr, weights.indices, weights.data
@@ -291,7 +307,7 @@ class JointProblem:
         n = self._n_unknowns
         cross, normal = np.zeros((len(self.hits), n + 1)), np.zeros((n + 1, n + 1))
         add_products(
-            self._starts, self._columns, self._entries, self._cells, self._order.place, self.weight, cross, normal
+            self._starts, self._columns, self._terms, self._cells, self._order.place, self.weight, cross, normal
         )  # fmt: skip
         whitened = factor.whiten(cross)
         normal = less_square(normal, whitened)
@@ -303,7 +319,7 @@ class JointProblem:
         """Return what the model leaves of each cell, ADU, shape (K,)."""
         everything = np.concatenate([unknowns, curvature.T.ravel()])
         return np.asarray(
-            left_of_cells(self.cells.frame, self._columns, self._entries, self._cells, sky, everything)
+            left_of_cells(self._starts, self._columns, self._terms, self._cells, sky, everything)
         )
 
     def reweigh(self, sky: np.ndarray, unknowns: np.ndarray, curvature: np.ndarray) -> np.ndarray:
@@ -322,7 +338,7 @@ def _unknowns_of_frames(cells: SkyCells) -> tuple[np.ndarray, int]:
 
     The terms are unknowns, 3 N + 2 P + sessions S + 3 N in all, and the last one is the value of the cell.
     """
-    n, n_patterns, n_products = cells.n_frames, cells.n_patterns, cells.products.shape[1]
+    n, n_patterns, n_products = cells.n_frames, cells.n_patterns, cells.n_products
     three = 3 * np.arange(n)[:, None] + np.arange(3)
     patterns = np.broadcast_to(3 * n + np.arange(2 * n_patterns), (n, 2 * n_patterns))
     start = 3 * n + 2 * n_patterns
@@ -333,13 +349,15 @@ def _unknowns_of_frames(cells: SkyCells) -> tuple[np.ndarray, int]:
     return np.hstack([three, patterns, own, bends, value]), start + 3 * n
 
 
-def _design_entries(cells: SkyCells) -> np.ndarray:
-    """Return what each of the unknowns of its frame adds to each cell, and its value, (K, T)."""
-    light = cells.light[cells.frame][:, None]
-    lit = cells.patterns * light
-    return np.hstack(
-        [cells.basis, lit, cells.patterns, cells.products * light, cells.curvature, cells.value[:, None]]
+def _terms_on_detector(cells: SkyCells) -> tuple[np.ndarray, np.ndarray]:
+    """Return what each unknown of a frame adds at each place of the detector, and times what in each frame."""
+    sides = np.cumsum([3, cells.n_patterns, cells.n_products])
+    basis, patterns, products, curvature = np.hsplit(cells.on_detector, sides)
+    table = np.hstack([basis, patterns, patterns, products, curvature])
+    is_lit = np.repeat(
+        [False, True, False, True, False], [3, cells.n_patterns, cells.n_patterns, cells.n_products, 3]
     )
+    return np.ascontiguousarray(table), np.where(is_lit, cells.light[:, None], 1.0)
 
 
 def full_covariance(prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray) -> np.ndarray:

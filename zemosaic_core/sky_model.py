@@ -520,7 +520,7 @@ def _without_idle_patterns(
 def _session_shape(cells: SkyCells) -> Array:
     """Return the relative sizes of what the sessions of some cells may have of their own."""
     n_sessions = int(cells.session.max(initial=-1)) + 1
-    return np.tile(_SESSION_SHAPE[: cells.products.shape[1]], n_sessions)
+    return np.tile(_SESSION_SHAPE[: cells.n_products], n_sessions)
 
 
 def _beyond_one_frame(meshes: SkyMeshes, spacing_px: float) -> bool:

@@ -59,15 +59,16 @@ TURNED = 1.2
 BAND_COPIES = 5
 # What a run keeps of every frame: its header, measurements, solution, place and sky (18 to 37 kB measured).
 FRAME_BYTES = 40_000
-# While all frames are registered: tables of 300 stars of each (112 kB measured); while their sky is compared: a few
-# numbers for every cell of its mesh (see `covered_sky`), and stars.
-REGISTERED_BYTES, COMPARED_BYTES, CELL_BYTES = 120_000, 80_000, 100
+# While all frames are registered: tables of 300 stars of each (55 kB measured with 188 of each); while their sky is
+# compared: a few numbers for every cell of its mesh (see `covered_sky`), and stars (72 kB measured with 510 cells and 188
+# stars); while it is solved: its mesh and where that lies.
+REGISTERED_BYTES, COMPARED_BYTES, CELL_BYTES, MESH_BYTES = 95_000, 45_000, 115, 45
 # Rates used for the expected time, measured on 2 cores with 1080x1920 frames; only the order of magnitude counts.
 MEASURE_S_PER_MPX_CORE = 0.055
 SOLVE_S_PER_FRAME = 0.06
-REGISTER_S_PER_FRAME = 0.025
+REGISTER_S_PER_FRAME = 0.02
 # Per channel.
-SKY_S_PER_FRAME = 0.02
+SKY_S_PER_FRAME = 0.008
 STACK_S_PER_MPX_CORE = 0.085
 # The second pass, with structure in a quarter of the pixels.
 REFINE_S_PER_MPX_CORE = 0.03
@@ -379,9 +380,9 @@ def estimate_rows(
         nodes = min(
             canvas_px / (basis.mesh_cell_px * basis.drizzle_scale) ** 2, min(n, MAX_JOINT_FRAMES) * cells
         )
-        one_bytes = solving_bytes(n, nodes)
+        one_bytes = solving_bytes(n, nodes, cells)
         at_once = channels_at_once(one_bytes, basis.block_budget_bytes, basis.threads, basis.n_channels)
-        sky_bytes = one_bytes * at_once
+        sky_bytes = one_bytes * at_once + n * cells * MESH_BYTES
         sky_s = min(n, MAX_JOINT_FRAMES) * basis.n_channels * SKY_S_PER_FRAME / at_once
     placing = max(n * max(REGISTERED_BYTES, COMPARED_BYTES + cells * CELL_BYTES), n * FRAME_BYTES + sky_bytes)
     return (

@@ -262,7 +262,7 @@ def run(
     circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
     unknown = no_star_flat()
     n_nodes = min(math.prod(grid.shape_hw) / cell_spacing_px(meshes.xy) ** 2, math.prod(meshes.xy.shape[:3]))
-    one_bytes = solving_bytes(len(frames), n_nodes)
+    one_bytes = solving_bytes(len(frames), n_nodes, math.prod(meshes.xy.shape[1:3]))
     at_once = channels_at_once(one_bytes, plan.block_budget_bytes, context.threads, plan.n_channels)
     # Small dense algebra: several threads would mostly wait for each other, for minutes on a busy machine.
     with threadpool_limits(limits=1):

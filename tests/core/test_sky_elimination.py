@@ -68,12 +68,15 @@ def test_sums_over_cells_and_what_is_left_of_them():
     starts = np.array([0, 50, 50, len(xy)])
     columns = np.array([[0, 1, 6, 7], [2, 3, 6, 7], [4, 5, 6, 7]])
     frame = np.repeat(np.arange(3), np.diff(starts))
-    entries = rng.normal(size=(len(xy), 4))
+    table, cell, scale = rng.normal(size=(20, 3)), rng.integers(0, 20, len(xy)), rng.uniform(0.5, 2, (3, 3))
+    value = rng.normal(size=len(xy))
+    terms = table, scale, cell, value
     design = np.zeros((len(xy), 8))
+    entries = np.column_stack([table[cell] * scale[frame], value])
     np.put_along_axis(design, columns[frame], entries, axis=1)
     shares = lattice.weights.toarray()
     cross, normal = np.zeros((len(plain), 8)), np.zeros((8, 8))
-    add_products(starts, columns, entries, cells, order.place, weight, cross, normal)
+    add_products(starts, columns, terms, cells, order.place, weight, cross, normal)
     np.testing.assert_allclose(cross, (shares.T @ (weight[:, None] * design))[order.nodes], atol=1e-12)
     expected = design.T @ (weight[:, None] * design)
     np.testing.assert_allclose(np.tril(normal), np.tril(expected), atol=1e-12)
@@ -82,7 +85,7 @@ def test_sums_over_cells_and_what_is_left_of_them():
     np.testing.assert_allclose(left, expected - onto_sky.T @ np.linalg.solve(plain, onto_sky), atol=1e-8)
     sky, unknowns = rng.normal(size=len(plain)), rng.normal(size=7)
     np.testing.assert_allclose(
-        left_of_cells(frame, columns, entries, cells, sky, unknowns),
+        left_of_cells(starts, columns, terms, cells, sky, unknowns),
         design[:, 7] - design[:, :7] @ unknowns - shares @ sky,
         atol=1e-12,
     )

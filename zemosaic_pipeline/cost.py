@@ -60,8 +60,8 @@ BAND_COPIES = 5
 # What a run keeps of every frame: its header, measurements, solution, place and sky (18 to 37 kB measured).
 FRAME_BYTES = 40_000
 # While all frames are registered: tables of 300 stars of each (55 kB measured with 188 of each); while their sky is
-# compared: a few numbers for every cell of its mesh (see `covered_sky`), and stars (72 kB measured with 510 cells and 188
-# stars); while it is solved: its mesh and where that lies.
+# compared: a few numbers for every cell of its mesh (see `covered_sky`), and stars (72 kB measured with 510 cells and
+# 188 stars); while it is solved: its mesh and where that lies.
 REGISTERED_BYTES, COMPARED_BYTES, CELL_BYTES, MESH_BYTES = 95_000, 45_000, 115, 45
 # Rates used for the expected time, measured on 2 cores with 1080x1920 frames; only the order of magnitude counts.
 MEASURE_S_PER_MPX_CORE = 0.055

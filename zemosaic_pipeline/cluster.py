@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zemosaic_core.errors import RunFailed, SkipItem
-from zemosaic_pipeline.cluster_engine import CLOSE_S, POLL_S, Engine, connect, distributed, fetch
+from zemosaic_pipeline.cluster_engine import CLOSE_S, GONE, POLL_S, Engine, connect, distributed, fetch
+from zemosaic_pipeline.cluster_jobs import Awaited, Job, Pace
 from zemosaic_pipeline.elsewhere import (
     Answer,
     Call,
@@ -56,6 +57,8 @@ log = logging.getLogger(__name__)
 _LOOK_S = 1.0
 # Without any worker for so long the run ends; one that was killed is back in seconds, on a busy machine in a minute.
 _PATIENCE_S = 120.0
+# Answers that are fetched at the same time.
+_FETCHING = 16
 # Calls on their way to each worker: it shall not wait for the next one.
 _AHEAD = 2
 
@@ -66,41 +69,6 @@ class WorkerDied(Exception):
 
 class NobodyCan(Exception):
     """No worker is left that has what a call needs."""
-
-
-@dataclass(eq=False)
-class _Job:
-    """A call, the future that who asked has of it, that of Dask, and what came of the latter; see `fetch`.
-
-    ``needs`` are resources of Dask; ``possible`` tells whether a worker has them.
-    """
-
-    call: Call
-    outer: _Awaited
-    needs: tuple[str, ...] = ()
-    possible: Callable[[], bool] = lambda: True
-    remote: Any = None
-    inner: Future[Answer] = field(default_factory=Future)
-    deaths: int = 0
-
-    def drop(self) -> None:
-        """Ask for nothing more of what was sent."""
-        self.inner.cancel()
-        if self.remote is not None:
-            self.remote.cancel()
-
-
-class _Awaited(Future[Any]):
-    """A future whose owner looks after the cluster while it waits."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        super().__init__()
-        self._cluster = cluster
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Return the result; raises what the call raised, or why the run cannot go on."""
-        self._cluster.wait([self], timeout)
-        return super().result(0)
 
 
 @dataclass
@@ -184,14 +152,17 @@ class Cluster(Executor):
         self.run_id = run_id
         self._check = check
         self._say = say
-        self._jobs: list[_Job] = []
-        self._suspects: list[_Job] = []
+        self._jobs: list[Job] = []
+        self._suspects: list[Job] = []
+        self._pace = Pace()
         self._latest = ""
         self._state = _State()
         self._requirements: Requirements | None = None
         self._preparations: list[_Preparation] = []
         self._asked = _Housekeeping()
         self._questions = ThreadPoolExecutor(1, thread_name_prefix="cluster-questions")
+        # Dask has one thread for all: a worker that stands still with an answer would keep back those of the others.
+        self._fetching = ThreadPoolExecutor(_FETCHING, thread_name_prefix="cluster-fetching")
         self._choice = choice
         self._distributed = distributed()
         try:
@@ -204,6 +175,7 @@ class Cluster(Executor):
             )
         except BaseException:
             self._questions.shutdown(wait=False)
+            self._fetching.shutdown(wait=False)
             raise
         self._client = self._engine.client
 
@@ -337,7 +309,7 @@ class Cluster(Executor):
         """
         assert self._requirements is not None
         call = Call(self.run_id, self._requirements.probes, function, tuple(args))
-        job = _Job(call, _Awaited(self), tuple(needs), possible)
+        job = Job(call, Awaited(self), tuple(needs), possible)
         self._send(job)
         return job.outer
 
@@ -406,6 +378,7 @@ class Cluster(Executor):
                 if not self.is_on_this_machine:
                     self._ask(dismiss, fit, self.run_id).result(CLOSE_S)
         self._questions.shutdown(wait=False, cancel_futures=True)
+        self._fetching.shutdown(wait=False, cancel_futures=True)
         self._engine.end()
 
     def _seen(self) -> list[str]:
@@ -439,14 +412,18 @@ class Cluster(Executor):
         if now - self._state.looked_s > _LOOK_S or self._asked.answers is not None:
             self._state.looked_s = now
             self._look_at_workers()
-        for job in [job for job in self._jobs if job.inner.done() or job.outer.cancelled()]:
+        for job in [job for job in self._jobs if job.inner.done() or job.outer.done()]:
             self._settle(job)
         for job in [job for job in self._jobs if not job.possible()]:
             self._jobs.remove(job)
             job.drop()
             job.outer.set_exception(NobodyCan())
-        if self._suspects and not self._jobs and self.workers:
-            self._send(self._suspects.pop(0))
+        if self._suspects:
+            if not self._jobs and self.workers:
+                self._send(self._suspects.pop(0))
+        elif (late := self._pace.late(self._jobs, now)) is not None and (idle := self._idle()):
+            log.info("%s is late and sent once more", late.call.function.__name__)
+            self._send(late.twin(idle))
         if self._state.fit:
             self._state.fit_s = now
         elif self._requirements is not None and now - self._state.fit_s > _PATIENCE_S:
@@ -512,24 +489,47 @@ class Cluster(Executor):
 
     # ------------------------------------------------------------------ what becomes of calls
 
-    def _send(self, job: _Job) -> None:
-        job.inner = Future()
+    def _send(self, job: Job) -> None:
+        job.inner, job.sent_s = Future(), time.monotonic()
         resources = dict.fromkeys((resource_of(self.run_id), *job.needs), 1)
-        job.remote = self._client.submit(work, job.call, pure=False, resources=resources)
-        job.remote.add_done_callback(partial(fetch, job.inner))
+        job.remote = self._client.submit(
+            work,
+            job.call,
+            pure=False,
+            resources=resources,
+            workers=list(job.where) or None,
+            allow_other_workers=bool(job.where),
+        )
+        job.remote.add_done_callback(partial(self._fetch, job.inner))
         self._jobs.append(job)
 
-    def _settle(self, job: _Job) -> None:
+    def _idle(self) -> tuple[str, ...]:
+        """Return the fit workers that have nothing to do; none when the scheduler does not say so in time."""
+        with suppress(*GONE):  # among them what says that it took too long
+            busy = self._fetching.submit(self._client.processing).result(CLOSE_S)
+            return tuple(address for address in self._state.fit if not busy.get(address))
+        return ()
+
+    def _fetch(self, inner: Future[Answer], remote: Any) -> None:
+        with suppress(RuntimeError):  # the run has ended
+            self._fetching.submit(fetch, inner, remote)
+
+    def _settle(self, job: Job) -> None:
         self._jobs.remove(job)
-        if job.outer.cancelled():
+        if job.outer.done():
             job.drop()
             return
+        # What was sent twice is done by the other one when this one comes to nothing.
+        has_twin = any(other.outer is job.outer for other in self._jobs)
         if job.inner.cancelled():
             # What it gave was lost with its worker before it came here.
-            self._send(job)
+            if not has_twin:
+                self._send(job)
             return
         error = job.inner.exception()
         if isinstance(error, self._distributed.KilledWorker):
+            if has_twin:
+                return
             job.deaths += 1
             log.warning("workers died over a call: %s", error)
             if job.deaths > 1:
@@ -543,8 +543,10 @@ class Cluster(Executor):
         answer = job.inner.result()
         if answer.unfit is not None:
             self._leave_out(answer.worker, answer.unfit)
-            self._send(job)
+            if not has_twin:
+                self._send(job)
             return
+        self._pace.note(job, answer.seconds, time.monotonic())
         for tally in self._state.tallies.values():
             if tally.facts.name == answer.worker and not tally.lost:
                 tally.calls += 1

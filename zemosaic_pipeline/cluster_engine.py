@@ -182,7 +182,7 @@ def connect(
 
 
 def fetch(inner: Future[Any], remote: Any) -> None:
-    """Bring what became of a call here; runs in the thread that Dask has for that.
+    """Bring what became of a call here; runs in a thread of its own.
 
     The futures of Dask's own executor are never done when a result is lost twice before it was fetched.
     """

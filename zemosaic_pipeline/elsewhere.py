@@ -132,13 +132,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a call, and on which worker: a value, an error of the call, or the worker was unfit for it."""
+    """What became of a call, and on which worker: a value, an error of the call, or the worker was unfit for it.
+
+    ``seconds`` is how long it took there.
+    """
 
     worker: str
     host: str
     value: Any = None
     error: BaseException | None = None
     unfit: Unfit | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -314,6 +318,7 @@ def work(call: Call) -> Answer:
     name, host = here.name, here.host
     if call.run_id in _STOPPED:
         return Answer(name, host, error=Cancelled())
+    begun_s = time.perf_counter()
     try:
         value = call.function(*call.args)
     except Unfit as reason:
@@ -323,4 +328,4 @@ def work(call: Call) -> Answer:
         return Answer(name, host, error=portable_error(error, traceback.format_exc()), unfit=unfit)
     # A frame that cannot be read where others cannot either is not to blame.
     unfit = _unseen(call.probes) if isinstance(value, SkipItem) else None
-    return Answer(name, host, value, unfit=unfit)
+    return Answer(name, host, value, unfit=unfit, seconds=time.perf_counter() - begun_s)

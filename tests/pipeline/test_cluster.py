@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -23,10 +23,11 @@ from made_frames import field_sky, pointings, run, write_all
 from run_zemosaic import main
 from zemosaic_core.errors import Cancelled, RunFailed, SettingsError
 from zemosaic_pipeline import cluster as cluster_module
-from zemosaic_pipeline import cluster_engine, elsewhere
+from zemosaic_pipeline import cluster_engine, cluster_jobs, elsewhere
 from zemosaic_pipeline.cluster import Cluster
 from zemosaic_pipeline.cluster_engine import OWN_DASK, Engine
-from zemosaic_pipeline.elsewhere import Answer, Elsewhere, Requirements, Unfit, WorkerFacts
+from zemosaic_pipeline.cluster_jobs import Job, Pace
+from zemosaic_pipeline.elsewhere import Answer, Call, Elsewhere, Requirements, Unfit, WorkerFacts
 from zemosaic_pipeline.events import Message, PhaseProgress
 from zemosaic_pipeline.plan import make_plan
 from zemosaic_settings import Settings
@@ -241,6 +242,7 @@ class MadeUpClient:
     def __init__(self, accidents) -> None:
         self.accidents = {argument: list(found) for argument, found in accidents.items()}
         self.submitted: list[int] = []
+        self.wished: list[list[str] | None] = []
         self.dismissed: list[str] = []
         self.names = {"tcp://a": "a", "tcp://b": "b"}
 
@@ -256,8 +258,12 @@ class MadeUpClient:
     def run_on_scheduler(self, function, *args):
         return None
 
-    def submit(self, function, call, *, pure, resources):
+    def processing(self):
+        return {"tcp://b": ["work-1"]}
+
+    def submit(self, function, call, *, workers, **_):
         self.submitted.append(call.args[0])
+        self.wished.append(workers)
         accidents = self.accidents.get(call.args[0])
         return MadeUpRemote(call, accidents.pop(0) if accidents else None)
 
@@ -270,7 +276,8 @@ class MadeUpRemote:
         self._call, self._accident = call, accident
 
     def add_done_callback(self, function) -> None:
-        function(self)
+        if self._accident != "never":
+            function(self)
 
     def result(self, timeout):
         if isinstance(self._accident, BaseException):
@@ -291,7 +298,12 @@ def made_up(monkeypatch):
     def make(accidents):
         client = MadeUpClient(accidents)
         monkeypatch.setattr(cluster_module, "connect", lambda *_, **__: Engine(client))
-        cluster = Cluster(ExecutorChoice("scheduler", "tcp://nowhere:1"), PathMap(), "made-up")
+        until_s = time.monotonic() + 20.0
+
+        def check() -> None:
+            assert time.monotonic() < until_s, "still waiting"
+
+        cluster = Cluster(ExecutorChoice("scheduler", "tcp://nowhere:1"), PathMap(), "made-up", check=check)
         cluster.require(Requirements("made-up", {}))
         made.append(cluster)
         return cluster, client
@@ -325,6 +337,30 @@ def test_lost_results_and_calls_of_unfit_workers_are_made_again(made_up):
     refused = {w["name"]: w["refused"] for w in cluster.facts()["workers"]}
     assert refused["a"] is None
     assert refused["b"]["key"] == "cluster_disk_full"
+
+
+def test_what_a_slow_worker_has_is_done_again_by_an_idle_one(made_up, monkeypatch):
+    monkeypatch.setattr(cluster_jobs, "_LATE_S", 0.05)
+    cluster, client = made_up({2: ["never"]})
+    answers = dict(cluster.map_items(Elsewhere(abs), [1, 2, 3, 4], name_of=str))
+    assert answers == {0: 1, 1: 2, 2: 3, 3: 4}
+    assert sorted(client.submitted) == [1, 2, 2, 3, 4]
+    assert [where for where in client.wished if where] == [["tcp://a"]]
+
+
+def test_calls_are_late_when_none_was_answered_for_longer_than_they_take():
+    def job(sent_s, **values):
+        return Job(Call("run", (), abs, ()), Future(), sent_s=sent_s, **values)
+
+    first, second = job(1.0), job(2.0)
+    pace = Pace()
+    assert pace.late([first], 99.0) is None  # nobody knows how long it should take
+    pace.note(job(0.0), 10.0, now_s=200.0)
+    assert pace.late([second, first], 214.0) is None
+    assert pace.late([second, first], 216.0) is first
+    assert pace.late([second, first, first.twin(())], 216.0) is second
+    assert pace.late([job(210.0)], 216.0) is None
+    assert pace.late([job(1.0, needs=("ASTAP",)), job(1.0, deaths=1)], 216.0) is None
 
 
 def test_run_ends_when_nobody_is_left(made_up, monkeypatch):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["joined_spans", "points_given_up", "share_beside", "streak_points", "streak_spans"]
+__all__ = ["ends_within", "joined_spans", "points_given_up", "share_beside", "streak_points", "streak_spans"]
 
 STEP_PX = 32.0
 # Streaks of two frames are the same thing in the sky when they are that parallel.
 _PARALLEL = np.cos(np.radians(4.0))
 # A streak that so many of the other frames show in the same place belongs to the sky.
 _IN_THE_SKY = 0.5
+# Trails cross the frame. One that lies within it belongs to the sky when anybody shows this much of it.
+_OF_SHORT_ONES = 0.5
+_FROM_BORDER_PX = 2 * STEP_PX
 # Others have to look at this much of a streak before it is a trail also where they do not.
 _SEEN_ENOUGH = 0.25
 
@@ -50,16 +53,26 @@ def share_beside(points: np.ndarray, line: np.ndarray, reach_px: float) -> np.nd
     return (off <= reach_px) & (t >= -STEP_PX) & (t <= lengths[1] + STEP_PX)
 
 
-def points_given_up(looked_at: np.ndarray, shown: np.ndarray) -> np.ndarray:
+def ends_within(streak: np.ndarray, shape_hw: tuple[int, int]) -> bool:
+    """Return whether a streak (5,) both begins and ends within its frame, not at the border."""
+    ends = np.asarray(streak[:4], float).reshape(2, 2)
+    size = np.array(shape_hw[::-1])
+    return bool(((ends > _FROM_BORDER_PX) & (ends < size - _FROM_BORDER_PX)).all())
+
+
+def points_given_up(looked_at: np.ndarray, shown: np.ndarray, *, is_short: bool = False) -> np.ndarray:
     """Tell which points of a streak are no light of the sky, by what other frames show in the same places.
 
     What half of their looks show as well is an edge-on galaxy, a filament. A streak that they have seen enough of not
-    to be there is a trail to its end, also where nobody else looks: there a gap is left, not a satellite.
+    to be there is a trail to its end, also where nobody else looks: there a gap is left, not a satellite. Filaments
+    that are hardly bright enough to be found are found in some of the frames, but unlike most trails they end there.
 
     Parameters
     ----------
     looked_at, shown : ndarray, shape (k,), int64
         How many other frames look at each point, and how many show a streak there.
+    is_short : bool
+        It ends within its frame.
 
     Returns
     -------
@@ -67,6 +80,8 @@ def points_given_up(looked_at: np.ndarray, shown: np.ndarray) -> np.ndarray:
     """
     seen = looked_at > 0
     if not seen.any() or shown.sum() > _IN_THE_SKY * looked_at.sum():
+        return np.zeros(len(looked_at), bool)
+    if is_short and np.mean(shown[seen] > 0) >= _OF_SHORT_ONES:
         return np.zeros(len(looked_at), bool)
     return np.ones(len(looked_at), bool) if seen.mean() >= _SEEN_ENOUGH else seen
 

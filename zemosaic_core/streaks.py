@@ -40,8 +40,11 @@ _PIECE_SIGMA = 4.0
 _MIN_PIECES = 5
 _LEAST_SHARE = 0.6
 _MOST_GAP = 4
-# Wider than this it is a nebula.
+# Wider than this it is a nebula: the light that reaches so far, and the core where it is known, of less than so many
+# sigma (pixels count six at most). A satellite is a point to a telescope, so its trail is as wide as a star.
 _WIDEST_PX = 15.0
+_WIDEST_CORE_PX = 10
+_KNOWN_SIGMA = 4.0
 # The trail ends sideways where its mean profile falls below this many sigma of a pixel.
 _FAINT = 0.25
 # Debayering and sampling carry a trail's light this much further.
@@ -201,8 +204,9 @@ def _followed(
     inside = good[first : last + 1]
     if np.count_nonzero(inside) < _MIN_PIECES or inside.mean() < _LEAST_SHARE:
         return None
-    half_width = _half_width(profile[first : last + 1][inside], rows[first : last + 1][inside], offset)
-    if half_width >= _WIDEST_PX:
+    typical = _typical_profile(profile[first : last + 1][inside], offset)
+    half_width = _half_width(typical, int(rows[first : last + 1][inside].sum()), offset)
+    if half_width >= _WIDEST_PX or _core_width(typical) > _WIDEST_CORE_PX * math.hypot(1.0, line.slope):
         return None
     # To the border where the trail comes near it, else one piece on: its ends are faint.
     t0 = 0.0 if first <= 2 else (first - 1) * _PIECE_PX
@@ -253,15 +257,29 @@ def _extent(good: np.ndarray) -> tuple[int, int]:
     return int(longest[0]), int(longest[-1])
 
 
-def _half_width(profile: np.ndarray, rows: np.ndarray, offset: np.ndarray) -> float:
-    """Return how far to the side the light of a trail reaches, and its spill."""
+def _typical_profile(profile: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Return the median of pieces across a trail, above the level beside it, in sigma."""
     far = min(_BESIDE_PX, 0.7 * np.abs(offset).max())
     left, right = offset <= -far, offset >= far
     # Diffuse light may slope across the trail, and peak on it in some of the pieces.
     slope = (profile[:, right].mean(axis=1) - profile[:, left].mean(axis=1)) / (2.0 * offset[right].mean())
     level = 0.5 * (profile[:, right].mean(axis=1) + profile[:, left].mean(axis=1))
-    typical = np.median(profile - level[:, None] - slope[:, None] * offset, axis=0)
-    error = 1.25 / math.sqrt(max(1.0, float(rows.sum())))
+    return np.median(profile - level[:, None] - slope[:, None] * offset, axis=0)
+
+
+def _core_width(typical: np.ndarray) -> int:
+    """Return how many pixels side by side have half the brightness of a trail's core; 0 where that is not known."""
+    peak = int(np.argmax(typical))
+    if typical[peak] >= _KNOWN_SIGMA:
+        return 0
+    below = np.flatnonzero(typical < 0.5 * typical[peak])
+    left, right = below[below < peak], below[below > peak]
+    return int(right[0] if len(right) else len(typical)) - int(left[-1] if len(left) else -1) - 1
+
+
+def _half_width(typical: np.ndarray, n_rows: int, offset: np.ndarray) -> float:
+    """Return how far to the side the light of a trail reaches, and its spill."""
+    error = 1.25 / math.sqrt(max(1.0, float(n_rows)))
     inner = np.sort(np.abs(offset[typical > max(_FAINT, 4.0 * error)]))
     # Outwards as long as there are no gaps: another trail beside it is another one.
     gaps = np.flatnonzero(np.diff(inner) > 2.5)

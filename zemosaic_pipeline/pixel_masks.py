@@ -18,6 +18,7 @@ from zemosaic_core.frame_views import FrameViews, frame_views
 from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.star_merging import merge_positions
 from zemosaic_core.streak_spans import (
+    ends_within,
     joined_spans,
     points_given_up,
     share_beside,
@@ -225,7 +226,8 @@ def _trail_spans(frames: Sequence[RegisteredFrame], chains: Sequence[np.ndarray]
                 beside = [share_beside(points, line, 2 * float(streak[4])) for line in lines[j]]
                 if beside:
                     shown += np.any(beside, axis=0)
-            parts.append(_pieces(frame, streak, points_given_up(looked_at, shown)))
+            is_short = ends_within(streak, frame.solved.frame.info.shape_hw)
+            parts.append(_pieces(frame, streak, points_given_up(looked_at, shown, is_short=is_short)))
         for chain in chains[i]:
             points = np.stack(frame.to_plane.apply(*streak_points(chain).T), axis=-1)
             looks = views.others_at(i, points, most=1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from zemosaic_core.measure_pass import measure_raw
 from zemosaic_core.streak_spans import (
+    ends_within,
     joined_spans,
     points_given_up,
     share_beside,
@@ -175,3 +177,28 @@ def test_what_others_do_not_show_is_a_trail_to_its_end():
     # A galaxy seen edge-on.
     assert not points_given_up(looks, np.array([0, 0, 0, 1, 2, 2])).any()
     assert points_given_up(looks, np.array([0, 0, 0, 1, 1, 1])).all()
+    # A filament that two of four frames find, within each of them.
+    assert not points_given_up(looks, np.array([0, 0, 0, 1, 1, 0]), is_short=True).any()
+    assert points_given_up(looks, np.array([0, 0, 0, 1, 0, 0]), is_short=True).all()
+    assert points_given_up(looks, none, is_short=True).all()
+
+
+def test_which_streaks_end_within_the_frame():
+    assert ends_within(np.array([100.0, 100, 300, 400, 4]), SHAPE)
+    assert not ends_within(np.array([-5.0, 100, 300, 400, 4]), SHAPE)
+    assert not ends_within(np.array([100.0, 100, 300, 600, 4]), SHAPE)
+    assert not ends_within(np.array([100.0, 100, 500, 400, 4]), SHAPE)
+
+
+@pytest.mark.parametrize("width_px", [6.0, 8.0])
+def test_knots_on_the_ridge_of_a_galaxy_are_no_trail(width_px):
+    """Light as long and straight as a trail, with knots that stand out one by one, but much wider than a star."""
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
+    length = np.hypot(260, 450)
+    off, t = ((x - 120) * 450 - (y - 90) * 260) / length, ((x - 120) * 260 + (y - 90) * 450) / length
+    ridge = np.exp(-0.5 * (off / width_px) ** 2 - 6.1 * (t / length - 0.5) ** 2)
+    for seed, peak in enumerate((40.0, 80.0)):
+        knots = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 2.5)
+        light = peak * ridge * np.clip(1 + 0.6 * knots / knots.std(), 0, 3)
+        pixels = (frame(seed) + light).astype(np.uint16)
+        assert not len(measure_raw(pixels, "RGGB").streaks)

@@ -18,6 +18,7 @@ __all__ = ["PROBE_UV", "SESSION_PATTERN", "SIZE_NAMES", "FrameCircumstances", "G
 
 # Detector places (u, v in [-1, 1]) whose directions stand for a frame, and how they give level and plane.
 PROBE_UV = np.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+_LEVEL, _SLOPES = (0,), (1, 2)
 _TO_PLANE = np.array([[1, 0, 0, 0, 0], [0, 0.5, -0.5, 0, 0], [0, 0, 0, 0.5, -0.5]])
 
 # The free sizes, as shares of the sky's level: what is usual, and how far the frames may move them.
@@ -152,7 +153,7 @@ class GlowPrior:
         self.level = level
         self.n_frames = n
         self._session_shape = np.zeros(0) if session_shape is None else session_shape
-        level_part, plane_part = np.diag([1.0, 0.0, 0.0]), np.diag([0.0, 1.0, 1.0])
+        level_part = np.diag([1.0, 0.0, 0.0])
         everywhere = np.ones((n, len(PROBE_UV)))
 
         def outer(shape: np.ndarray) -> np.ndarray:
@@ -165,14 +166,16 @@ class GlowPrior:
         self._fixed = _ANY_LEVEL**2 * outer(everywhere)
         self._fixed += _PER_NIGHT**2 * np.kron(same(circumstances.night), level_part)
         visits, frames = same(circumstances.visit), np.eye(n)
-        self._sized = [
-            np.kron(frames, level_part),
-            np.kron(frames, plane_part),
-            np.kron(visits, level_part),
-            np.kron(visits, plane_part),
+        # What frames share, for the level or for both slopes; the parts that mix these are whole tables.
+        everyone = np.ones((n, n))
+        self._sized: list[np.ndarray | tuple[np.ndarray, tuple[int, ...]] | None] = [
+            (frames, _LEVEL),
+            (frames, _SLOPES),
+            (visits, _LEVEL),
+            (visits, _SLOPES),
             None,
             None,
-            np.kron(np.ones((n, n)), plane_part),
+            (everyone, _SLOPES),
             None,
             None,
             None,
@@ -245,8 +248,13 @@ class GlowPrior:
         """Return the covariance (3 N, 3 N) in ADU^2 for sizes given as logarithms of shares of the level."""
         sizes = np.exp(log_sizes)
         total = self._fixed.copy()
+        of_terms = total.reshape(self.n_frames, 3, self.n_frames, 3)
         for size, part in zip(sizes, self._sized, strict=True):
-            if part is not None:
+            if isinstance(part, tuple):
+                shared = size**2 * part[0]
+                for term in part[1]:
+                    of_terms[:, term, :, term] += shared
+            elif part is not None:
                 total += size**2 * part
         # Keeps parts that repeat each other from making the matrix singular.
         total[np.diag_indices_from(total)] += 1e-11

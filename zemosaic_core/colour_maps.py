@@ -36,10 +36,10 @@ def coverage_rgba(depth: np.ndarray) -> np.ndarray:
     """
     depth = np.nan_to_num(np.asarray(depth, dtype=float))
     top = depth.max(initial=0.0)
-    position = np.clip(depth / top if top > 0 else depth, 0, 1) * (len(_ANCHORS) - 1)
-    low = np.minimum(position.astype(int), len(_ANCHORS) - 2)
-    part = (position - low)[..., None]
+    share = depth / top if top > 0 else depth
+    nodes = np.linspace(0.0, 1.0, len(_ANCHORS))
     rgba = np.empty((*depth.shape, 4), np.uint8)
-    rgba[..., :3] = np.rint(_ANCHORS[low] * (1 - part) + _ANCHORS[low + 1] * part)
+    for channel, anchors in enumerate(_ANCHORS.T):
+        rgba[..., channel] = np.rint(np.interp(share, nodes, anchors))
     rgba[..., 3] = np.where(depth > 0, 255, 0)
     return rgba

@@ -11,7 +11,7 @@ MAX_JOINT_FRAMES = 256
 _UNKNOWNS_PER_FRAME, _UNKNOWNS_OF_ALL = 6, 22
 # Matrices of float64 that live at once, measured at 30 to 236 frames: nodes by unknowns, unknowns by unknowns; and
 # bytes for each cell of the frames' meshes.
-_CROSSED, _SQUARE, _CELL_BYTES = 1.25, 4, 220
+_CROSSED, _SQUARE, _CELL_BYTES = 1.25, 2.75, 220
 # Solving side by side must not be what decides the peak of a run.
 _SIDE_BY_SIDE_BYTES = 400_000_000
 

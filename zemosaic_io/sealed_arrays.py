@@ -7,13 +7,12 @@ damaged bytes never reach a decoder.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import math
 import re
 import struct
-import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,7 @@ _RECORD = "record"
 _DIGEST_BYTES = 32
 # What reading a file says whose digest is right and whose content is not what `save_sealed` writes.
 _NOT_OURS = (
-    ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, RecursionError,
-    NotImplementedError, MemoryError, struct.error,
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, NotImplementedError, MemoryError, struct.error,
 )  # fmt: skip
 
 # The records of a zip archive whose members are not compressed, and the head of an array, as `numpy.savez` writes them:
@@ -42,6 +40,9 @@ _END, _ENTRY, _LOCAL = (
     struct.Struct("<4s22x2H"),
 )
 _ARRAY = struct.Struct("<8sH")
+# What local header and entry have in common: version, flags, method, time and date, checksum, sizes, lengths of names.
+_ABOUT = struct.Struct("<5H3L2H")
+_UTF8, _FIRST_DAY, _MOST_BYTES, _MAGIC = 0x800, 33, 2**32 - 1, b"\x93NUMPY\1\0"
 _HEADER = re.compile(rb"\{'descr': '([^']+)', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \} *\n")
 
 log = logging.getLogger(__name__)
@@ -60,15 +61,41 @@ def save_sealed(
         ``save_failed``.
     """
     text = json.dumps({"key": key, "record": record}).encode()
-    packed = io.BytesIO()
-    contents: dict[str, Any] = {_RECORD: np.frombuffer(text, np.uint8), **arrays}
-    np.savez(packed, **contents)
-    with zipfile.ZipFile(packed, "a") as archive:
-        # Its length is part of what the digest covers.
-        archive.comment = bytes(_DIGEST_BYTES)
-    content = packed.getvalue()[:-_DIGEST_BYTES]
+    content = _packed({_RECORD: np.frombuffer(text, np.uint8), **arrays})
     with atomic_path(path, durable=False) as temporary:
         temporary.write_bytes(content + _digest(content))
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return an archive of arrays as `numpy.savez` writes it, but for the digest that its comment will be.
+
+    Raises
+    ------
+    ValueError
+        An array is larger than the 4 GiB that a member of such an archive holds, or holds other things than numbers.
+    """
+    members, directory = bytearray(), bytearray()
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufc":
+            raise ValueError(f"{name} holds {array.dtype}; numbers are stored")
+        by_columns = array.flags.f_contiguous and not array.flags.c_contiguous
+        described = (
+            f"{{'descr': '{array.dtype.str}', 'fortran_order': {by_columns}, 'shape': {array.shape}, }}"
+        )
+        # The values begin at a multiple of 64 bytes of their member.
+        header = described.encode() + b" " * (-(len(described) + _ARRAY.size + 1) % 64) + b"\n"
+        values = array.tobytes("F" if by_columns else "C")
+        member = _ARRAY.pack(_MAGIC, len(header)) + header + values
+        if len(member) > _MOST_BYTES:
+            raise ValueError(f"{name} has {len(member)} bytes; a sealed array holds at most {_MOST_BYTES}")
+        label, place = f"{name}.npy".encode(), len(members)
+        about = _ABOUT.pack(
+            20, _UTF8, 0, 0, _FIRST_DAY, zlib.crc32(member), len(member), len(member), len(label), 0
+        )
+        members += b"PK\3\4" + about + label + member
+        directory += b"PK\1\2" + bytes([20, 0]) + about + bytes(10) + struct.pack("<L", place) + label
+    end = _END.pack(b"PK\5\6", 0, 0, len(arrays), len(arrays), len(directory), len(members), _DIGEST_BYTES)
+    return bytes(members + directory + end)
 
 
 def load_sealed(
@@ -132,7 +159,7 @@ def _array_at(content: bytes, place: int) -> np.ndarray:
     magic, header_length = _ARRAY.unpack_from(content, start)
     start += _ARRAY.size
     header = _HEADER.fullmatch(content[start : start + header_length])
-    if signature != b"PK\3\4" or magic != b"\x93NUMPY\1\0" or header is None:
+    if signature != b"PK\3\4" or magic != _MAGIC or header is None:
         raise ValueError(f"no array at byte {start}")
     dtype, columns, sides = np.dtype(header[1].decode()), header[2] == b"True", header[3]
     shape = tuple(int(side) for side in sides.split(b",") if side.strip())

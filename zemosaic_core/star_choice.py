@@ -62,13 +62,19 @@ def common_width(values: np.ndarray) -> float:
     values = np.sort(values)
     held = np.searchsorted(values, 1.2 * values, side="right") - np.arange(values.size)
     first = int(np.argmax(held >= max(0.5 * held.max(), min(5, values.size))))
-    middle = float(np.median(values[first : first + max(int(held[first]), 1)]))
+    middle = _middle_of_sorted(values[first : first + max(int(held[first]), 1)])
     for _ in range(6):
         low, high = np.searchsorted(values, (middle / 1.12, middle * 1.12))
         if high - low < 2:
             break
-        middle = float(np.median(values[low:high]))
+        middle = _middle_of_sorted(values[low:high])
     return middle
+
+
+def _middle_of_sorted(values: np.ndarray) -> float:
+    """Return the median of at least one sorted value."""
+    half = len(values) // 2
+    return float(values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2)
 
 
 def star_sigma(

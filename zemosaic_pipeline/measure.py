@@ -242,7 +242,7 @@ def _raw_to_measure(info: FrameInfo, data: np.ndarray, used: CalibrationSet | No
         data = level_saturated(used.apply(data, 0, 0), stored.plane, saturation_levels(evidence))
         # What the masters say of bad pixels counts for every frame; they must not be taken for stars of this one.
         data = repair_cfa(data, used.bad)
-    zero_share = float(np.mean(data == 0)) if data.dtype.kind == "u" else 0.0
+    zero_share = np.count_nonzero(data == 0) / data.size if data.dtype.kind == "u" else 0.0
     return RawToMeasure(as_counts(data), pattern, zero_share, ceiling)
 
 

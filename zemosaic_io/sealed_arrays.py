@@ -72,12 +72,13 @@ def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
     Raises
     ------
     ValueError
-        An array is larger than the 4 GiB that a member of such an archive holds, or holds other things than numbers.
+        An array is larger than the 4 GiB that a member of such an archive holds, or holds objects or records.
     """
     members, directory = bytearray(), bytearray()
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biufc":
-            raise ValueError(f"{name} holds {array.dtype}; numbers are stored")
+    for name, given in arrays.items():
+        array = np.asarray(given)
+        if array.dtype.hasobject or array.dtype.fields:
+            raise ValueError(f"{name} holds {array.dtype}; numbers and words are stored")
         by_columns = array.flags.f_contiguous and not array.flags.c_contiguous
         described = (
             f"{{'descr': '{array.dtype.str}', 'fortran_order': {by_columns}, 'shape': {array.shape}, }}"

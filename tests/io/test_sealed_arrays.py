@@ -43,7 +43,7 @@ def test_arrays_are_those_that_numpy_reads(tmp_path, dtype, shape):
             np.testing.assert_array_equal(arrays[name], stored[name])
 
 
-def test_other_things_than_numbers_are_refused(tmp_path):
+def test_objects_are_refused(tmp_path):
     with pytest.raises(ValueError, match="x holds object"):
         save_sealed(tmp_path / "a.npz", "key", {}, {"x": np.array([{}])})
     assert not list(tmp_path.iterdir())

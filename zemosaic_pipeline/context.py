@@ -160,7 +160,9 @@ class RunContext:
         self._last_eta = 0.0
 
     def say(self, key: str, level: str = "INFO", /, **values: Any) -> None:
-        """Tell the user something by text key; any name may be among the values."""
+        """Tell the user something by text key; any name may be a value; ``path`` becomes what the user gave."""
+        if isinstance(path := values.get("path"), str):
+            values["path"] = self.known_as.get(path, path)
         message = Message(key, level, values)
         self.messages.append(message)
         self.report(message)

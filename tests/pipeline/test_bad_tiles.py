@@ -49,6 +49,8 @@ def test_stacks_of_different_channels(tmp_path):
     finally:
         context.close()
     assert [context.name_of(frame.info.path) for frame in kept] == ["colour_0.fits", "colour_1.fits"]
+    context.say("wcs_approximate", path=str(kept[0].info.path))
+    assert context.messages[-1].values["path"] == str(given / "colour_0.fits")
     (left,) = context.left_out
     assert (left.path, left.key) == (str(given / "grey.fits"), "tile_other_channels")
     assert "1 colour channel," in sentence(left.key, **left.values)

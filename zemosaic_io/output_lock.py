@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from zemosaic_core.errors import RunFailed, SaveFailed
+from zemosaic_io.file_locks import try_lock
 from zemosaic_io.result_set import finish_or_discard
-from zemosaic_io.solvers.locks import try_lock
 
 __all__ = ["OutputLock"]
 

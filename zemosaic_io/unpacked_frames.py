@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from zemosaic_core.errors import SaveFailed
+from zemosaic_io.file_locks import try_lock
 from zemosaic_io.fits_read import unpack_pixels, unpacked_info
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import hash_key
-from zemosaic_io.solvers.locks import try_lock
 
 __all__ = ["UnpackedFrames"]
 

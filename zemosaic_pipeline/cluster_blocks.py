@@ -14,27 +14,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from zemosaic_core.block_rows import MAX_BLOCK_ROWS, processor_blocks
 from zemosaic_core.chunks import iter_row_chunks
-from zemosaic_core.coadd import coadd_block, rows_per_pass
+from zemosaic_core.coadd import rows_per_pass
 from zemosaic_core.errors import RunFailed
-from zemosaic_core.refine import RefineSource, gather_block
+from zemosaic_core.refine import RefineSource
 from zemosaic_core.refine_rows import CoaddStore, RowsInTurn, refine_buffers
 from zemosaic_core.refine_structure import HALO_ROWS, Gathered
-from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, SampleNoise
 from zemosaic_core.spread import blocks_for, fair_rows, results_in_order
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_pipeline.cluster import Cluster, WorkerDied
+from zemosaic_pipeline.cluster_block_work import CoaddPart, RefinePart, coadd_part, refine_part
 from zemosaic_pipeline.cost import PARENT_BYTES
-from zemosaic_pipeline.elsewhere import OwnWorker, RunStop, frame_there, own_worker, run_folder
-from zemosaic_utils import coadd_on_grid
+from zemosaic_pipeline.elsewhere import RunStop, frame_there
 
 __all__ = ["ClusterBlocks"]
 
@@ -46,41 +44,8 @@ _COADD_BYTES, _COADD_BYTES_PER_CHANNEL = 2, 4 + 4 + 4 + 2 + 2
 _GATHERED_BYTES_PER_CHANNEL = 4 * 4
 # What travels of a frame with each block that it touches: maps, terms, sums of its rows.
 _FRAME_BYTES = 16_000
-# What stays free on the disk of a worker whatever it unpacks.
-_KEEP_FREE_BYTES = 2_000_000_000
 # Results on their way or waiting, per worker: while the first one is late, the others go on.
 _AHEAD = 4
-
-
-@dataclass(frozen=True)
-class _CoaddPart:
-    """A block of the co-add and everything it takes."""
-
-    pixels: FrameStore
-    sources: tuple[CoaddSource, ...]
-    rows: tuple[int, int]
-    width: int
-    n_channels: int
-    rule: CombineRule
-    kernel: Kernel
-    budget_bytes: int
-    lattice_row: int
-    gpu_mode: str
-    stop: RunStop
-
-
-@dataclass(frozen=True)
-class _RefinePart:
-    """A block of the second pass and everything it takes."""
-
-    pixels: FrameStore
-    sources: tuple[RefineSource, ...]
-    image: np.ndarray
-    image_y0: int
-    mask: np.ndarray
-    y0: int
-    scale: float
-    stop: RunStop
 
 
 @dataclass(frozen=True)
@@ -136,9 +101,9 @@ class ClusterBlocks:
         )
         blocks = cut(first_row, height)
 
-        def part(y0: int, y1: int) -> _CoaddPart:
+        def part(y0: int, y1: int) -> CoaddPart:
             there = tuple(s for s in sources if s.bbox[0] < y1 and s.bbox[1] > y0 and np.any(s.weight > 0))
-            return _CoaddPart(
+            return CoaddPart(
                 self._pixels(pixels, [source.key for source in there]),
                 there,
                 (y0, y1),
@@ -152,7 +117,7 @@ class ClusterBlocks:
                 RunStop(self.cluster.run_id),
             )
 
-        calls = ((_coadd_part, (part(y0, y1),)) for y0, y1 in blocks)
+        calls = ((coadd_part, (part(y0, y1),)) for y0, y1 in blocks)
         bytes_per_row = width * (_COADD_BYTES + _COADD_BYTES_PER_CHANNEL * n_channels)
         of_frames = _FRAME_BYTES * _most_touching([source.bbox for source in sources], blocks)
         of_result = bytes_per_row * max((b - a for a, b in blocks), default=1)
@@ -193,10 +158,10 @@ class ClusterBlocks:
         most = min(MAX_BLOCK_ROWS, max(y1 - y0 for y0, y1 in planned))
         blocks = blocks_for(self.cluster.workers, height, most)
 
-        def part(y0: int, y1: int) -> _RefinePart:
+        def part(y0: int, y1: int) -> RefinePart:
             block = rows.block(y0, y1)
             there = tuple(item for item in sources if item.source.bbox[0] < y1 and item.source.bbox[1] > y0)
-            return _RefinePart(
+            return RefinePart(
                 self._pixels(pixels, [item.source.key for item in there]),
                 there,
                 block.image,
@@ -213,7 +178,7 @@ class ClusterBlocks:
         def call(y0: int, y1: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
             made = part(y0, y1)
             masks.append(made.mask)
-            return _refine_part, (made,)
+            return refine_part, (made,)
 
         calls = (call(y0, y1) for y0, y1 in blocks)
         of_result = width * n_channels * (_GATHERED_BYTES_PER_CHANNEL + 8) * (blocks[0][1] - blocks[0][0])
@@ -259,91 +224,9 @@ def _most_touching(boxes: Sequence[tuple[int, int, int, int]], blocks: Sequence[
     return int(counts.max(initial=0))
 
 
-def _coadd_part(part: _CoaddPart) -> tuple[CoaddBlock, str, list[dict[str, Any]]]:
-    """Co-add a block on the worker this is, with its card where it has one; return also its host and its records."""
-    here = own_worker()
-    _unpack_on(here, part)
-    y0, y1 = part.rows
-    if not here.has_card:
-        block = coadd_block(
-            part.pixels,
-            part.sources,
-            y0,
-            y1,
-            part.width,
-            part.n_channels,
-            part.rule,
-            part.kernel,
-            threads=here.threads,
-            cancel=part.stop,
-            scratch=_scratch(),
-        )
-        return block, here.host, []
-    policy, records = _card_policy(part.gpu_mode, part.budget_bytes)
-    blocks: list[CoaddBlock] = []
-    coadd_on_grid(
-        part.pixels,
-        part.sources,
-        (y1, part.width),
-        part.n_channels,
-        part.rule,
-        part.kernel,
-        sink=lambda _a, _b, block: blocks.append(block),
-        budget_bytes=part.budget_bytes,
-        policy=policy,
-        threads=here.threads,
-        cancel=part.stop,
-        first_row=y0,
-        lattice_row=part.lattice_row,
-        restart=blocks.clear,
-    )
-    told = list(records)
-    records.clear()
-    return CoaddBlock.joined(blocks), here.host, told
-
-
-@cache
-def _card_policy(mode: str, host_bytes: int) -> tuple[GpuPolicy, list[dict[str, Any]]]:
-    """Return the policy of this process for its card, which remembers what went wrong, and its records."""
-    records: list[dict[str, Any]] = []
-    return GpuPolicy(mode=mode, host_bytes=host_bytes, on_record=records.append), records
-
-
-def _refine_part(part: _RefinePart) -> tuple[np.ndarray, ...]:
-    """Sum up what the samples differ from a block of the co-add; runs on a worker. See `_unpacked`."""
-    here = own_worker()
-    _unpack_on(here, part)
-    gathered = gather_block(
-        part.pixels,
-        part.sources,
-        part.image,
-        part.image_y0,
-        part.mask,
-        part.y0,
-        scale=part.scale,
-        threads=here.threads,
-        cancel=part.stop,
-        scratch=_scratch(),
-    )
-    # Where the mask is 0 nothing was summed; that is most of the sky.
-    kept = part.mask > 0
-    return tuple(getattr(gathered, item.name)[:, kept] for item in fields(Gathered))
-
-
 def _unpacked(sums: Sequence[np.ndarray], mask: np.ndarray) -> Gathered:
     """Return the sums of a block from those of the pixels whose mask is not 0."""
     gathered = Gathered.blank((len(sums[0]), *mask.shape))
     for item, values in zip(fields(Gathered), sums, strict=True):
         getattr(gathered, item.name)[:, mask > 0] = values
     return gathered
-
-
-def _unpack_on(here: OwnWorker, part: _CoaddPart | _RefinePart) -> None:
-    """Let the workers of a computer share what they unpack, in the folder that Dask has there."""
-    part.pixels.unpack_into(run_folder(here.folder, part.stop.run_id), _KEEP_FREE_BYTES)
-
-
-@cache
-def _scratch() -> Scratch:
-    """Return the memory of this worker for windows and samples: fresh pages cost much of what is computed in them."""
-    return Scratch()

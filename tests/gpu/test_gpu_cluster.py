@@ -10,8 +10,8 @@ from simulated_device import COMPILER, SimulatedDevice
 
 from zemosaic_core.sources import CombineRule
 from zemosaic_gpu_policy import GpuPolicy
-from zemosaic_pipeline import cluster_blocks
-from zemosaic_pipeline.cluster_blocks import _coadd_part, _CoaddPart
+from zemosaic_pipeline import cluster_block_work
+from zemosaic_pipeline.cluster_block_work import CoaddPart, coadd_part
 from zemosaic_pipeline.elsewhere import OwnWorker, RunStop
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
@@ -28,21 +28,21 @@ class Frames(FakePixels):
 
 def part_of(pixels, sources, mode):
     rule = CombineRule("kappa_sigma", 2.5, 2.0)
-    return _CoaddPart(
+    return CoaddPart(
         pixels, tuple(sources), ROWS, WIDTH, pixels.n_channels, rule, "bilinear", 1 << 28, 0, mode, RunStop("r")
     )  # fmt: skip
 
 
 def test_worker_with_a_card_gives_the_same_block_and_its_records(install, monkeypatch, tmp_path):
     install(SimulatedDevice(2 << 30))
-    cluster_blocks._card_policy.cache_clear()
+    cluster_block_work._card_policy.cache_clear()
     worker = OwnWorker("1", "attic", threads=1, has_card=True)
-    monkeypatch.setattr(cluster_blocks, "own_worker", lambda: worker)
+    monkeypatch.setattr(cluster_block_work, "own_worker", lambda: worker)
     pixels = Frames(6, (80, 160))
     sources = make_sources(pixels, 6, (60, WIDTH))
-    on_card, host, records = _coadd_part(part_of(pixels, sources, "require"))
-    on_processor, _, told_off = _coadd_part(part_of(pixels, sources, "off"))
-    cluster_blocks._card_policy.cache_clear()
+    on_card, host, records = coadd_part(part_of(pixels, sources, "require"))
+    on_processor, _, told_off = coadd_part(part_of(pixels, sources, "off"))
+    cluster_block_work._card_policy.cache_clear()
     assert on_card.image.shape == (pixels.n_channels, ROWS[1] - ROWS[0], WIDTH)
     assert_blocks_agree(on_card, on_processor)
     assert host == "attic"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from zemosaic_core.errors import Cancelled, SaveFailed
+from zemosaic_io import file_locks
 from zemosaic_io.solvers import locks
 from zemosaic_io.solvers.locks import LaunchRate, SolverSlots, slots_from_environment
 
@@ -132,6 +133,6 @@ def test_where_there_are_no_locks_the_work_goes_on(tmp_path, monkeypatch):
     def flock(_handle, _how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr(file_locks.fcntl, "flock", flock)
     with (tmp_path / "run.lock").open("wb") as file:
-        assert locks.try_lock(file)
+        assert file_locks.try_lock(file)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,8 @@ from zemosaic_pipeline.measure import MEASURE_ELSEWHERE, MeasureOptions, measure
 from zemosaic_settings.executor import PathMap
 
 pytest.importorskip("distributed", reason="the extra cluster (distributed) is not installed")
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +120,13 @@ def test_frames_of_the_fullest_block_are_counted():
     by_hand = max(sum(a < y1 and b > y0 for a, b, *_ in boxes) for y0, y1 in blocks)
     assert _most_touching(boxes, blocks) == by_hand == 2
     assert _most_touching(boxes, [(0, 30)]) == 4
+
+
+def test_workers_import_no_more_than_blocks_need():
+    code = (
+        "import sys, zemosaic_pipeline.cluster_block_work; print(*{n.partition('.')[0] for n in sys.modules})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert "numba" in loaded
+    assert not {"astropy", "pydantic", "distributed", "zemosaic_settings", "zemosaic_utils"} & loaded

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -15,12 +13,12 @@ from pathlib import Path
 from typing import IO
 
 from zemosaic_core.errors import SaveFailed
+from zemosaic_io.file_locks import try_lock
 from zemosaic_io.solvers.base import Cancel, check_cancel
 
-__all__ = ["LaunchRate", "SolverSlots", "slots_from_environment", "try_lock"]
+__all__ = ["LaunchRate", "SolverSlots", "slots_from_environment"]
 
 _POLL_S = 0.05
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _log = logging.getLogger(__name__)
 _TRUE_WORDS = ("1", "true", "on", "yes")
 _LIMIT_NAMES = ("ZEMOSAIC_ASTAP_MAX_PROCS", "ZEMO_ASTAP_MAX_PROCS", "ZEMO_FILTER_ASTAP_MAX_PROCS")
@@ -182,34 +180,3 @@ def _float(text: str | None, default: float) -> float:
         return float(text) if text else default
     except ValueError:
         return default
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def try_lock(file: IO[bytes]) -> bool:
-        """Lock an open file until it is closed; return whether nobody else has it."""
-        try:
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def try_lock(file: IO[bytes]) -> bool:
-        """Lock an open file until it is closed; return whether nobody else has it.
-
-        On a file system that knows no locks nobody can have it.
-        """
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            _log.warning("%s cannot be locked here: %s", file.name, error)
-        return True

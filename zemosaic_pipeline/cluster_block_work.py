@@ -1,0 +1,142 @@
+"""What a worker of a cluster does with a block of rows: co-add it, or sum up what samples differ from it.
+
+A worker imports this and nothing else of a run to co-add: each one that is started pays for every import.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from zemosaic_core.coadd import coadd_block
+from zemosaic_core.refine import RefineSource, gather_block
+from zemosaic_core.refine_structure import Gathered
+from zemosaic_core.scratch import Scratch
+from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel
+from zemosaic_gpu_policy import GpuPolicy
+from zemosaic_io.frame_store import FrameStore
+from zemosaic_pipeline.elsewhere import OwnWorker, RunStop, own_worker, run_folder
+
+__all__ = ["CoaddPart", "RefinePart", "coadd_part", "refine_part"]
+
+# What stays free on the disk of a worker whatever it unpacks.
+_KEEP_FREE_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class CoaddPart:
+    """A block of the co-add and everything it takes."""
+
+    pixels: FrameStore
+    sources: tuple[CoaddSource, ...]
+    rows: tuple[int, int]
+    width: int
+    n_channels: int
+    rule: CombineRule
+    kernel: Kernel
+    budget_bytes: int
+    lattice_row: int
+    gpu_mode: str
+    stop: RunStop
+
+
+@dataclass(frozen=True)
+class RefinePart:
+    """A block of the second pass and everything it takes."""
+
+    pixels: FrameStore
+    sources: tuple[RefineSource, ...]
+    image: np.ndarray
+    image_y0: int
+    mask: np.ndarray
+    y0: int
+    scale: float
+    stop: RunStop
+
+
+def coadd_part(part: CoaddPart) -> tuple[CoaddBlock, str, list[dict[str, Any]]]:
+    """Co-add a block on the worker this is, with its card where it has one; return also its host and its records."""
+    here = own_worker()
+    _unpack_on(here, part)
+    y0, y1 = part.rows
+    if not here.has_card:
+        block = coadd_block(
+            part.pixels,
+            part.sources,
+            y0,
+            y1,
+            part.width,
+            part.n_channels,
+            part.rule,
+            part.kernel,
+            threads=here.threads,
+            cancel=part.stop,
+            scratch=_scratch(),
+        )
+        return block, here.host, []
+    # Only workers with a card need it, and its imports take half a second.
+    from zemosaic_utils import coadd_on_grid
+
+    policy, records = _card_policy(part.gpu_mode, part.budget_bytes)
+    blocks: list[CoaddBlock] = []
+    coadd_on_grid(
+        part.pixels,
+        part.sources,
+        (y1, part.width),
+        part.n_channels,
+        part.rule,
+        part.kernel,
+        sink=lambda _a, _b, block: blocks.append(block),
+        budget_bytes=part.budget_bytes,
+        policy=policy,
+        threads=here.threads,
+        cancel=part.stop,
+        first_row=y0,
+        lattice_row=part.lattice_row,
+        restart=blocks.clear,
+    )
+    told = list(records)
+    records.clear()
+    return CoaddBlock.joined(blocks), here.host, told
+
+
+@cache
+def _card_policy(mode: str, host_bytes: int) -> tuple[GpuPolicy, list[dict[str, Any]]]:
+    """Return the policy of this process for its card, which remembers what went wrong, and its records."""
+    records: list[dict[str, Any]] = []
+    return GpuPolicy(mode=mode, host_bytes=host_bytes, on_record=records.append), records
+
+
+def refine_part(part: RefinePart) -> tuple[np.ndarray, ...]:
+    """Sum up what samples differ from a block of the co-add; what comes back is that where the mask is not 0."""
+    here = own_worker()
+    _unpack_on(here, part)
+    gathered = gather_block(
+        part.pixels,
+        part.sources,
+        part.image,
+        part.image_y0,
+        part.mask,
+        part.y0,
+        scale=part.scale,
+        threads=here.threads,
+        cancel=part.stop,
+        scratch=_scratch(),
+    )
+    # Where the mask is 0 nothing was summed; that is most of the sky.
+    kept = part.mask > 0
+    return tuple(getattr(gathered, item.name)[:, kept] for item in fields(Gathered))
+
+
+def _unpack_on(here: OwnWorker, part: CoaddPart | RefinePart) -> None:
+    """Let the workers of a computer share what they unpack, in the folder that Dask has there."""
+    part.pixels.unpack_into(run_folder(here.folder, part.stop.run_id), _KEEP_FREE_BYTES)
+
+
+@cache
+def _scratch() -> Scratch:
+    """Return the memory of this worker for windows and samples: fresh pages cost much of what is computed in them."""
+    return Scratch()

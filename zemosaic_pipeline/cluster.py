@@ -421,9 +421,9 @@ class Cluster(Executor):
         if self._suspects:
             if not self._jobs and self.workers:
                 self._send(self._suspects.pop(0))
-        elif (late := self._pace.late(self._jobs, now)) is not None and (idle := self._idle()):
+        elif (late := self._pace.late(self._jobs, now)) is not None and self._one_is_idle():
             log.info("%s is late and sent once more", late.call.function.__name__)
-            self._send(late.twin(idle))
+            self._send(late.twin())
         if self._state.fit:
             self._state.fit_s = now
         elif self._requirements is not None and now - self._state.fit_s > _PATIENCE_S:
@@ -492,23 +492,16 @@ class Cluster(Executor):
     def _send(self, job: Job) -> None:
         job.inner, job.sent_s = Future(), time.monotonic()
         resources = dict.fromkeys((resource_of(self.run_id), *job.needs), 1)
-        job.remote = self._client.submit(
-            work,
-            job.call,
-            pure=False,
-            resources=resources,
-            workers=list(job.where) or None,
-            allow_other_workers=bool(job.where),
-        )
+        job.remote = self._client.submit(work, job.call, pure=False, resources=resources)
         job.remote.add_done_callback(partial(self._fetch, job.inner))
         self._jobs.append(job)
 
-    def _idle(self) -> tuple[str, ...]:
-        """Return the fit workers that have nothing to do; none when the scheduler does not say so in time."""
+    def _one_is_idle(self) -> bool:
+        """Tell whether a fit worker has nothing to do; it gets what is sent next, as Dask goes by who has least."""
         with suppress(*GONE):  # among them what says that it took too long
             busy = self._fetching.submit(self._client.processing).result(CLOSE_S)
-            return tuple(address for address in self._state.fit if not busy.get(address))
-        return ()
+            return not all(busy.get(address) for address in self._state.fit)
+        return False
 
     def _fetch(self, inner: Future[Answer], remote: Any) -> None:
         with suppress(RuntimeError):  # the run has ended

@@ -42,8 +42,7 @@ class Job:
     """A call, the future that who asked has of it, that of Dask, and what came of the latter; see `fetch`.
 
     ``needs`` are resources of Dask; ``possible`` tells whether a worker has them. ``sent_s`` is a time of
-    `time.monotonic`; ``where`` are workers that shall do it, if there are. Two jobs with the same ``outer`` are one
-    call that was sent twice.
+    `time.monotonic`. Two jobs with the same ``outer`` are one call that was sent twice.
     """
 
     call: Call
@@ -54,7 +53,6 @@ class Job:
     inner: Future[Answer] = field(default_factory=Future)
     deaths: int = 0
     sent_s: float = 0.0
-    where: tuple[str, ...] = ()
 
     def drop(self) -> None:
         """Ask for nothing more of what was sent."""
@@ -62,9 +60,9 @@ class Job:
         if self.remote is not None:
             self.remote.cancel()
 
-    def twin(self, where: tuple[str, ...]) -> Job:
-        """Return the same call, to be sent once more, to one of these workers."""
-        return Job(self.call, self.outer, self.needs, self.possible, where=where)
+    def twin(self) -> Job:
+        """Return the same call, to be sent once more."""
+        return Job(self.call, self.outer, self.needs, self.possible)
 
 
 @dataclass

@@ -48,7 +48,11 @@ class Pedestal:
 
 
 def pedestal_of_sky(
-    mesh: Array, error: Array, sky: Array, pixel_noise: Array, group: NDArray[np.int64]
+    mesh: NDArray[np.floating],
+    error: NDArray[np.floating],
+    sky: Array,
+    pixel_noise: Array,
+    group: NDArray[np.int64],
 ) -> Pedestal:
     """Find the pedestal from level and noise of mesh cells, or guess it.
 
@@ -81,7 +85,7 @@ def pedestal_of_sky(
 
 
 def _points(
-    mesh: Array, error: Array, pixel_noise: Array, group: NDArray[np.int64]
+    mesh: NDArray[np.floating], error: NDArray[np.floating], pixel_noise: Array, group: NDArray[np.int64]
 ) -> tuple[Array, Array, NDArray[np.int64]]:
     """Return typical level and variance of a pixel per group and channel, and the channel."""
     known = np.isfinite(mesh) & np.isfinite(error) & (error > 0)

@@ -58,7 +58,7 @@ def pedestal_of_sky(
 
     Parameters
     ----------
-    mesh, error : ndarray, shape (N, C, ny, nx), float64
+    mesh, error : ndarray, shape (N, C, ny, nx), float32 or float64
         Sky per cell and its standard error, ADU. NaN, or an error of 0: unknown.
     sky, pixel_noise : ndarray, shape (N, C), float64
         Sky and noise of a pixel of the frames, ADU. The noise tells how many pixels a cell of each channel has.

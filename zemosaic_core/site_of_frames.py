@@ -26,6 +26,7 @@ _RIVAL_DEG, _RIVAL_FACTOR, _RIVAL_RMS_DEG = 8.0, 1.5, 0.05
 _LATITUDES = np.arange(-70.0, 70.1, 5.0)
 _LONGITUDES = np.arange(-180.0, 180.0, 5.0)
 _STARTS = 6
+_ANGLES_AT_ONCE = 10_000
 _MIN_FRAMES = 6
 
 
@@ -97,10 +98,13 @@ def site_from_rotation(
     def loss(place: Array) -> float:
         return float(misfit(float(np.clip(place[0], -89.0, 89.0)), place[1:])[0])
 
+    # Of many frames fewer longitudes at a time: tables of both would be the largest of all.
+    at_once = max(1, _ANGLES_AT_ONCE // len(own))
     grid = [
         (float(value), float(lat), float(lon))
         for lat in _LATITUDES
-        for value, lon in zip(misfit(float(lat), _LONGITUDES), _LONGITUDES, strict=True)
+        for some in np.split(_LONGITUDES, range(at_once, len(_LONGITUDES), at_once))
+        for value, lon in zip(misfit(float(lat), some), some, strict=True)
     ]
     found: list[tuple[float, float, float]] = []
     for _, lat, lon in sorted(grid)[: 4 * _STARTS]:

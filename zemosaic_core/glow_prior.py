@@ -1,9 +1,9 @@
 """What is known beforehand about the glow of the night in all frames together, as one covariance. Arrays only.
 
-The glow of a frame is a level and a plane over the detector. Where site and time are known, it is seen as a
-Gaussian process over the directions of the local sky: smooth in altitude and azimuth, drifting slowly with time,
-with the shapes of airmass and moonlight. Where they are not, only what varies from night to night, visit to visit
-and frame to frame is left of it. The sizes of the parts are found from the frames themselves (marginal likelihood,
+The glow of a frame is a level and a plane over the detector. Where site and time are known, it is one of many possible
+nights (`glow_nights`), and what no such night has: a Gaussian process over the directions of the local sky, smooth in
+altitude and azimuth, drifting slowly with time. Where they are not, only what varies from night to night, visit to
+visit and frame to frame is left of it. The sizes of the parts are found from the frames themselves (marginal likelihood,
 `zemosaic_core.sky_joint`); this module only knows the shapes.
 """
 
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+from .glow_nights import light_of_nights
 
 __all__ = ["PROBE_UV", "SESSION_PATTERN", "SIZE_NAMES", "FrameCircumstances", "GlowPrior", "LocalSky"]
 
@@ -37,11 +39,11 @@ SIZE_NAMES = (
 SESSION_PATTERN = SIZE_NAMES.index("session_pattern")
 BENDS = (SIZE_NAMES.index("frame_curvature"), SIZE_NAMES.index("visit_curvature"))
 """Positions of the sizes of curvatures."""
-_USUAL = np.array([0.01, 0.002, 0.01, 0.004, 0.15, 0.05, 0.01, 0.002, 5e-4, 5e-4])
+_USUAL = np.array([0.01, 0.002, 0.01, 0.004, 0.03, 0.02, 0.01, 0.002, 5e-4, 5e-4])
 _LEAST = np.array([0.002, 3e-4, 1e-3, 3e-4, 0.01, 0.005, 5e-4, 1e-4, 5e-5, 5e-5])
 _MOST = np.array([0.3, 0.15, 0.5, 0.3, 0.6, 0.3, 0.1, 0.05, 0.05, 0.05])
-# Parts of fixed size, as shares of the level: any level at all, one per night, and the shapes of airmass and Moon.
-_ANY_LEVEL, _PER_NIGHT, _AIRMASS, _MOON = 2.0, 0.3, 0.5, 0.5
+# Parts of fixed size, as shares of the level: any level at all, one per night, and without directions any at all.
+_ANY_LEVEL, _PER_NIGHT, _LEVEL_WITHOUT_DIRECTIONS = 0.3, 0.3, 2.0
 # Where directions are not known: a plane and a bowl over the mosaic, per half of a frame's side. Half a degree at an
 # altitude of 45 degrees changes airmass and the light of towns by 1 to 2 %, the change by less than a tenth of that.
 _SKY_PLANE, _SKY_BOWL = 0.01, 0.0007
@@ -163,7 +165,9 @@ class GlowPrior:
         def same(labels: np.ndarray) -> np.ndarray:
             return np.asarray(labels[:, None] == labels[None, :], dtype=np.float64)
 
-        self._fixed = _ANY_LEVEL**2 * outer(everywhere)
+        local = circumstances.local
+        any_level = _LEVEL_WITHOUT_DIRECTIONS if local is None else _ANY_LEVEL
+        self._fixed = any_level**2 * outer(everywhere)
         self._fixed += _PER_NIGHT**2 * np.kron(same(circumstances.night), level_part)
         visits, frames = same(circumstances.visit), np.eye(n)
         # What frames share, for the level or for both slopes; the parts that mix these are whole tables.
@@ -182,7 +186,6 @@ class GlowPrior:
         ]
         self._same_visit = np.outer(gains, gains) * visits
         self._gains = gains
-        local = circumstances.local
         if local is None:
             if circumstances.places is not None:
                 self._fixed += _over_the_mosaic(circumstances.places, circumstances.night, outer)
@@ -190,9 +193,11 @@ class GlowPrior:
                 drift = np.exp(-(elapsed**2) / (2 * _HOURS**2))
                 self._fixed += _LEVEL_DRIFT**2 * np.kron(drift, level_part)
             return
-        self._fixed += _AIRMASS**2 * outer(local.airmass - 1.0)
-        if local.moonlight.max() > 0:
-            self._fixed += _MOON**2 * outer(local.moonlight / local.moonlight.mean())
+        nights = light_of_nights(
+            local.direction, local.airmass, local.moonlight, circumstances.hours, circumstances.night
+        )
+        planes = (np.einsum("ap,kip->kia", _TO_PLANE, nights) * gains[:, None]).reshape(len(nights), -1)
+        self._fixed += planes.T @ planes / len(nights)
         direction = local.direction.reshape(-1, 3)
         # These tables are the largest of all: they are worked on where they are.
         kernel = (2.0 * direction) @ direction.T

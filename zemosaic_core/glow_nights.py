@@ -78,7 +78,8 @@ def light_of_nights(direction: Array, airmass: Array, moonlight: Array, hours: A
     turns = 2.0 * np.pi * since[:, None] / drawn(*_SWING_HOURS, 1) + drawn(0.0, 2.0 * np.pi, n_dates)[:, date]
     light = amount(_AIRGLOW) * (1.0 + drawn(0.0, _AIRGLOW_SWINGS, 1) * np.sin(turns)) * layer
     light += amount(_AIR) * (airmass * np.sin(np.radians(_USUAL_ALTITUDE_DEG)))
-    height = np.exp(drawn(*(float(v) for v in np.log(_TOWN_HEIGHT_DEG)), 1))
+    lowest, highest = _TOWN_HEIGHT_DEG
+    height = lowest * (highest / lowest) ** drawn(0.0, 1.0, 1)
     towards = np.cos(azimuth - drawn(0.0, 2.0 * np.pi, 1)) - 1.0
     town = np.exp((_USUAL_ALTITUDE_DEG - altitude) / height + drawn(*_TOWN_WIDTH, 1) * towards)
     fades = np.maximum(1.0 - drawn(0.0, _TOWN_FADES, 1) * since[:, None], 0.0)

@@ -3,8 +3,8 @@
 The glow of a frame is a level and a plane over the detector. Where site and time are known, it is one of many possible
 nights (`glow_nights`), and what no such night has: a Gaussian process over the directions of the local sky, smooth in
 altitude and azimuth, drifting slowly with time. Where they are not, only what varies from night to night, visit to
-visit and frame to frame is left of it. The sizes of the parts are found from the frames themselves (marginal likelihood,
-`zemosaic_core.sky_joint`); this module only knows the shapes.
+visit and frame to frame is left of it. The sizes of the parts are found from the frames themselves (marginal
+likelihood, `zemosaic_core.sky_joint`); this module only knows the shapes.
 """
 
 from __future__ import annotations

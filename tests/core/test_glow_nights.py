@@ -28,7 +28,9 @@ def local_sky(altitude: np.ndarray, azimuth: np.ndarray, moonlight: np.ndarray |
     return LocalSky(direction, airmass(altitude), np.zeros_like(a) if moonlight is None else moonlight)
 
 
-def drawn(night: np.ndarray, order: np.ndarray | None = None, moonlight: np.ndarray | None = None) -> np.ndarray:
+def drawn(
+    night: np.ndarray, order: np.ndarray | None = None, moonlight: np.ndarray | None = None
+) -> np.ndarray:
     altitude, azimuth, hours = looking(len(night))
     local = local_sky(altitude, azimuth, moonlight)
     rows = np.arange(len(night)) if order is None else order

@@ -303,12 +303,12 @@ def _is_from_the_sensor(info: FrameInfo, counts: Counts) -> bool:
 
 
 def _find_in_picture(info: FrameInfo, planes: np.ndarray, max_stars: int) -> stars.StarList:
-    # What was stacked or computed has no hot pixels left; stars of a coarse stack would be taken for them.
+    # What was stacked has no hot pixels left; stars of a coarse stack would be taken for them.
     return stars.detect_stars(
         planes.mean(axis=0),
         threshold_sigma=_PICTURE_SIGMA,
         max_stars=max_stars,
-        hot_pixels=info.stack_count == 1 and info.bitpix > 0,
+        hot_pixels=info.stack_count == 1,
     )
 
 

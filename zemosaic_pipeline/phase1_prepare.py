@@ -34,7 +34,7 @@ __all__ = ["MEASURE_VERSION", "PHASE", "Prepared", "forget", "run"]
 
 PHASE = "phase1_prepare"
 # Part of the key of stored measurements: raise it when their meaning changes.
-MEASURE_VERSION = 11
+MEASURE_VERSION = 12
 FOLDER = "frames"
 SYNC_EVERY_S = 4.0
 KEPT_UNUSED_S = 30 * 86400.0

@@ -141,7 +141,7 @@ def test_stars_of_a_coarse_stack_are_no_hot_pixels(frame):
     )
     fine = (light + np.random.default_rng(1).normal(500, 4, light.shape)).astype(np.float32)
     coarse = fine.reshape(3, 200, 2, 200, 2).mean(axis=(2, 4))
-    stack = replace(frame, kind="rgb", bitpix=-32, stack_count=9)
+    stack = replace(frame, kind="rgb", stack_count=9)
     a, b = (measure_arrays(replace(stack, shape_hw=p.shape[1:]), p, OPTIONS) for p in (fine, coarse))
     place = np.column_stack([b["x"], b["y"]]) * 2 + 0.5
     distance, nearest = cKDTree(np.column_stack([a["x"], a["y"]])).query(place)

@@ -11,6 +11,7 @@ Every run goes this way from its beginning; what single steps gave before comes 
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -379,8 +380,10 @@ def _search_everywhere(
     best = (lost or unsolved)[0]
     sky.unconfirmed.clear()
     info = sky.frames[best][0].info
-    context.say("solve_whole_sky", path=str(info.path), frames=len(unsolved))
-    if not _solve(best, sky, solvers, options, context, anywhere(info, options.solver.timeout_s)):
+    place = anywhere(info, options.solver.timeout_s)
+    minutes = math.ceil(place.timeout_s * len(solvers) / 60.0)
+    context.say("solve_whole_sky", path=str(info.path), frames=len(unsolved), minutes=minutes)
+    if not _solve(best, sky, solvers, options, context, place):
         return
     match_all(sky, options, context, [best])
     around = sky.hint(best)

@@ -107,6 +107,8 @@ class FrameInfo:
         ROWORDER in capitals; '' when missing.
     packed : bool
         The file is packed with gzip; `data_offset` counts in what is packed.
+    given_as_stack : bool
+        Somebody said that this is a finished stack, whatever its header counts.
     """
 
     path: Path
@@ -147,6 +149,7 @@ class FrameInfo:
     calibrated: str = ""
     row_order: str = ""
     packed: bool = False
+    given_as_stack: bool = False
 
     def __hash__(self) -> int:
         return hash((self.path, self.mtime_ns))
@@ -162,6 +165,11 @@ class FrameInfo:
     def n_channels(self) -> int:
         """Channels after decoding: 1 for mono, else 3."""
         return 1 if self.kind == "mono" else 3
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether several exposures are in this file."""
+        return self.given_as_stack or self.stack_count > 1
 
     @property
     def stored_bytes(self) -> int:

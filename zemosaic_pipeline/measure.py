@@ -299,7 +299,7 @@ def _in_adu(measured: RawMeasure, counts: Counts) -> dict[str, np.ndarray]:
 
 def _is_from_the_sensor(info: FrameInfo, counts: Counts) -> bool:
     """Whether the pixels of a single plane are still those of a sensor, each with a noise of its own."""
-    return info.kind == "mono" and info.stack_count == 1 and counts.noise_factor < _ALIKE
+    return info.kind == "mono" and not info.is_stack and counts.noise_factor < _ALIKE
 
 
 def _find_in_picture(info: FrameInfo, planes: np.ndarray, max_stars: int) -> stars.StarList:
@@ -308,7 +308,7 @@ def _find_in_picture(info: FrameInfo, planes: np.ndarray, max_stars: int) -> sta
         planes.mean(axis=0),
         threshold_sigma=_PICTURE_SIGMA,
         max_stars=max_stars,
-        hot_pixels=info.stack_count == 1,
+        hot_pixels=not info.is_stack,
     )
 
 

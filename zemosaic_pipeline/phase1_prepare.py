@@ -72,6 +72,7 @@ def _arrays_path(folder: Path, frame: Frame, raw_folder: Path, options: MeasureO
         options.mesh_cell_px,
         options.find_hot_pixels,
         *([frame.calibration_key] if frame.calibration else []),
+        *(["stack"] if info.is_stack else []),
     )
     return str(folder / f"{key}.npz")
 

@@ -138,7 +138,8 @@ def _normalised(path: Path, folder: Path) -> FrameInfo:
 
 
 def _read(path: Path, folder: Path) -> FrameInfo:
-    return read_frame_info(path) if is_own_tile(path) else _normalised(path, folder)
+    info = read_frame_info(path) if is_own_tile(path) else _normalised(path, folder)
+    return replace(info, given_as_stack=True)
 
 
 def look_at_stacks(paths: Iterable[Path]) -> Iterator[tuple[Path, FrameInfo | SkipItem]]:

@@ -12,6 +12,7 @@ from locales.zemosaic_localization import ZeMosaicLocalization
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.synthetic_sky import tan_cards
 from zemosaic_core.tile_photometry import TileOptions, solve_tiles
+from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline import phase5_assemble, tile_intake
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_worker import run_hierarchical_mosaic
@@ -67,6 +68,15 @@ def test_stacks_that_nothing_places(tmp_path):
             solver_method="EMBEDDED",
         )  # fmt: skip
     assert len(sentence(caught.value.key, **caught.value.values)) > 20
+
+
+def test_what_is_given_as_a_stack_is_one_whatever_its_header_counts(tmp_path):
+    path = tmp_path / "nobody_counted.fits"
+    fits.writeto(path, np.random.default_rng(0).normal(500, 10, (3, *SHAPE)).astype(np.float32))
+    assert not read_frame_info(path).is_stack
+    given = tile_intake._read(path, tmp_path)
+    assert given.stack_count == 1
+    assert given.is_stack
 
 
 def test_tiles_without_overlap():

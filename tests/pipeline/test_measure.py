@@ -132,7 +132,8 @@ def test_saturated_stars_of_a_picture_are_marked_whatever_its_scale(frame):
     np.testing.assert_array_equal(scaled["saturated"], whole["saturated"])
 
 
-def test_stars_of_a_coarse_stack_are_no_hot_pixels(frame):
+@pytest.mark.parametrize("said", [{"stack_count": 9}, {"given_as_stack": True}], ids=["counted", "given"])
+def test_stars_of_a_coarse_stack_are_no_hot_pixels(frame, said):
     """A stack of pixels twice as wide has the same stars, with the same light per area of the sky."""
     sky = make_sky((10.6, 41.2), 0.9, seed=4, stars_per_deg2=300.0)
     shape = (400, 400)
@@ -141,7 +142,7 @@ def test_stars_of_a_coarse_stack_are_no_hot_pixels(frame):
     )
     fine = (light + np.random.default_rng(1).normal(500, 4, light.shape)).astype(np.float32)
     coarse = fine.reshape(3, 200, 2, 200, 2).mean(axis=(2, 4))
-    stack = replace(frame, kind="rgb", stack_count=9)
+    stack = replace(frame, kind="rgb", **said)
     a, b = (measure_arrays(replace(stack, shape_hw=p.shape[1:]), p, OPTIONS) for p in (fine, coarse))
     place = np.column_stack([b["x"], b["y"]]) * 2 + 0.5
     distance, nearest = cKDTree(np.column_stack([a["x"], a["y"]])).query(place)

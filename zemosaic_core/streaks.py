@@ -41,9 +41,11 @@ _MIN_PIECES = 5
 _LEAST_SHARE = 0.6
 _MOST_GAP = 4
 # Wider than this it is a nebula: the light that reaches so far, and the core where it is known, of less than so many
-# sigma (pixels count six at most). A satellite is a point to a telescope, so its trail is as wide as a star.
+# sigma (pixels count six at most). A satellite is a point to a telescope, so its trail is as wide as a star, and where
+# its core is as faint as that its wings end sooner.
 _WIDEST_PX = 15.0
 _WIDEST_CORE_PX = 10
+_WIDEST_FAINT_PX = 10.5
 _KNOWN_SIGMA = 4.0
 # The trail ends sideways where its mean profile falls below this many sigma of a pixel.
 _FAINT = 0.25
@@ -206,7 +208,10 @@ def _followed(
         return None
     typical = _typical_profile(profile[first : last + 1][inside], offset)
     half_width = _half_width(typical, int(rows[first : last + 1][inside].sum()), offset)
-    if half_width >= _WIDEST_PX or _core_width(typical) > _WIDEST_CORE_PX * math.hypot(1.0, line.slope):
+    is_faint = typical.max() < _KNOWN_SIGMA
+    if half_width >= (_WIDEST_FAINT_PX if is_faint else _WIDEST_PX):
+        return None
+    if is_faint and _core_width(typical) > _WIDEST_CORE_PX * math.hypot(1.0, line.slope):
         return None
     # To the border where the trail comes near it, else one piece on: its ends are faint.
     t0 = 0.0 if first <= 2 else (first - 1) * _PIECE_PX
@@ -268,10 +273,8 @@ def _typical_profile(profile: np.ndarray, offset: np.ndarray) -> np.ndarray:
 
 
 def _core_width(typical: np.ndarray) -> int:
-    """Return how many pixels side by side have half the brightness of a trail's core; 0 where that is not known."""
+    """Return how many pixels side by side have half the brightness of a trail's core."""
     peak = int(np.argmax(typical))
-    if typical[peak] >= _KNOWN_SIGMA:
-        return 0
     below = np.flatnonzero(typical < 0.5 * typical[peak])
     left, right = below[below < peak], below[below > peak]
     return int(right[0] if len(right) else len(typical)) - int(left[-1] if len(left) else -1) - 1

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from zemosaic_core.normal_equations import factorise, unwhiten, whiten
 from zemosaic_core.statistics import mad_sigma
 
 __all__ = ["Sightings", "cell_spans", "covered_cells", "sightings"]
@@ -30,6 +31,8 @@ _DEPARTS_SIGMA = 5.0
 _LEAST_PART = 0.004
 _ROUNDS = 3
 _MIN_OPEN = 8
+# A term of a plane that the ones before it explain to this share is not told apart from them.
+_LEAST_PIVOT = 1e-9
 # Cells whose medians are found together.
 _CELLS_AT_ONCE = 500_000
 
@@ -321,7 +324,10 @@ def _robust_plane(terms, wanted, least):
                     right[i] += terms[k, i] * wanted[k]
                     for j in range(i + 1):
                         square[i, j] += terms[k, i] * terms[k, j]
-        found = _solved(square, right)
+        factorise(square, _LEAST_PIVOT)
+        whiten(square, right)
+        unwhiten(square, right)
+        found = right
         for k in range(n):
             fit = found[0] * terms[k, 0] + found[1] * terms[k, 1] + found[2] * terms[k, 2]
             residual[k] = abs(wanted[k] - fit)
@@ -333,30 +339,6 @@ def _robust_plane(terms, wanted, least):
         if count < least:
             break
     return found
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _solved(square, right):
-    """Solve normal equations, of the lower half of which no more is used, by a Cholesky factor in their place."""
-    n = len(right)
-    for i in range(n):
-        whole = square[i, i]
-        for j in range(i + 1):
-            left = square[i, j]
-            for m in range(j):
-                left -= square[i, m] * square[j, m]
-            if j < i:
-                square[i, j] = left / square[j, j] if square[j, j] > 0.0 else 0.0
-            else:
-                square[i, i] = np.sqrt(left) if left > 1e-9 * whole else 0.0
-        for m in range(i):
-            right[i] -= square[i, m] * right[m]
-        right[i] = right[i] / square[i, i] if square[i, i] > 0.0 else 0.0
-    for i in range(n - 1, -1, -1):
-        for m in range(i + 1, n):
-            right[i] -= square[m, i] * right[m]
-        right[i] = right[i] / square[i, i] if square[i, i] > 0.0 else 0.0
-    return right
 
 
 def cell_spans(cells: np.ndarray, cell_px: int, shape_hw: tuple[int, int]) -> np.ndarray:

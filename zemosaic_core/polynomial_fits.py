@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from .normal_equations import factorise, unwhiten, whiten
+
 __all__ = ["clipped_fit", "least_squares", "nested_errors"]
 
 # Terms that the ones before them explain to this share are not told apart.
@@ -49,35 +51,17 @@ def _factor(src, dst, keep, n_terms, x, y, scale):
                     square[i, j] += terms[i] * terms[j]
                 right[i, 0] += terms[i] * dst[k, 0]
                 right[i, 1] += terms[i] * dst[k, 1]
-    for i in range(n_terms):
-        whole = square[i, i]
-        for j in range(i + 1):
-            left = square[i, j]
-            for m in range(j):
-                left -= square[i, m] * square[j, m]
-            if j < i:
-                square[i, j] = left / square[j, j]
-            elif left > _LEAST_PIVOT * whole:
-                square[i, i] = np.sqrt(left)
-            else:
-                return False, square, right
-        for r in range(2):
-            for m in range(i):
-                right[i, r] -= square[i, m] * right[m, r]
-            right[i, r] /= square[i, i]
-    return True, square, right
+    known = factorise(square, _LEAST_PIVOT)
+    for r in range(2):
+        whiten(square, right[:, r])
+    return known, square, right
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _coefficients(factor, whitened):
-    n = len(factor)
-    out = np.empty((2, n))
+    out = whitened.T.copy()
     for r in range(2):
-        for i in range(n - 1, -1, -1):
-            left = whitened[i, r]
-            for m in range(i + 1, n):
-                left -= factor[m, i] * out[r, m]
-            out[r, i] = left / factor[i, i]
+        unwhiten(factor, out[r])
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MAX_JOINT_FRAMES", "channels_at_once", "solving_bytes"]
+__all__ = ["MAX_JOINT_FRAMES", "channels_at_once", "lattice_nodes", "solving_bytes"]
 
 # Frames solved jointly. The equations are dense, and this many already know the sky better than one more frame can
 # tell; further frames are fitted to the sky that these found.
@@ -16,6 +16,24 @@ _CROSSED, _SQUARE, _CELL_BYTES = 1.25, 2.75, 220
 _SIDE_BY_SIDE_BYTES = 400_000_000
 
 
+def lattice_nodes(n_frames: int, mosaic_px: float, spacing_px: float, cells_of_frame: int) -> float:
+    """Return about how many nodes the sky's lattice has.
+
+    As many as cells cover the mosaic; where frames lie far apart, no more than those solved jointly have together.
+
+    Parameters
+    ----------
+    n_frames : int
+    mosaic_px : float
+        Pixels of the mosaic.
+    spacing_px : float
+        Side of a cell of the frames' meshes in it, px.
+    cells_of_frame : int
+        Cells of the mesh of a frame.
+    """
+    return min(mosaic_px / spacing_px**2, min(n_frames, MAX_JOINT_FRAMES) * cells_of_frame)
+
+
 def solving_bytes(n_frames: int, n_nodes: float, cells_of_frame: int) -> int:
     """Return about how many bytes the solution of one channel takes at its peak.
 
@@ -23,8 +41,7 @@ def solving_bytes(n_frames: int, n_nodes: float, cells_of_frame: int) -> int:
     ----------
     n_frames : int
     n_nodes : float
-        Nodes of the sky's lattice: as many as cells of the frames' meshes cover the mosaic, and no more than all frames
-        have together.
+        Nodes of the sky's lattice (`lattice_nodes`).
     cells_of_frame : int
         Cells of the mesh of a frame.
     """

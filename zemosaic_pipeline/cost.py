@@ -18,7 +18,7 @@ from zemosaic_core.gpu.device import DeviceInfo
 from zemosaic_core.picture_parts import MOST_PART_PX, largest_part
 from zemosaic_core.refine_rows import refine_buffers
 from zemosaic_core.refine_structure import HALO_ROWS
-from zemosaic_core.sky_cost import MAX_JOINT_FRAMES, channels_at_once, solving_bytes
+from zemosaic_core.sky_cost import MAX_JOINT_FRAMES, channels_at_once, lattice_nodes, solving_bytes
 from zemosaic_core.sources import CombineRule, Kernel, SampleNoise
 from zemosaic_gpu_policy import Decision
 from zemosaic_io.headers import FrameInfo
@@ -376,10 +376,7 @@ def estimate_rows(
     cells = math.prod(-(-side // basis.mesh_cell_px) for side in (height, width))
     sky_bytes, sky_s = 0, 0.0
     if basis.solves_sky:
-        # Frames may lie far apart in a mosaic.
-        nodes = min(
-            canvas_px / (basis.mesh_cell_px * basis.drizzle_scale) ** 2, min(n, MAX_JOINT_FRAMES) * cells
-        )
+        nodes = lattice_nodes(n, canvas_px, basis.mesh_cell_px * basis.drizzle_scale, cells)
         one_bytes = solving_bytes(n, nodes, cells)
         at_once = channels_at_once(one_bytes, basis.block_budget_bytes, basis.threads, basis.n_channels)
         sky_bytes = one_bytes * at_once + n * cells * MESH_BYTES

@@ -74,7 +74,7 @@ __all__ = ["RunResult", "Selection", "run_classic"]
 log = logging.getLogger(__name__)
 
 # A plan that needs so many times the memory it did is news.
-TOLD_GROWTH = 1.05
+_TOLD_GROWTH = 1.05
 
 # As long as any path that a run makes in its output folder, temporary names included.
 _LONGEST_NAME = "x" * 140
@@ -274,6 +274,7 @@ class _ClassicRun:
     def _follow(self, plan: RunPlan) -> None:
         """Go on by this plan; say where it differs from what was planned before, or from what was asked for."""
         context, before = self.context, self.plan
+        self.plan = plan
         context.follow(plan)
         blocks, picture = plan.block_budget_bytes, plan.output.preview["max_dim"]
         planned_mb = round(plan.peak_bytes / 1e6)
@@ -286,7 +287,7 @@ class _ClassicRun:
                 before.threads,
                 before.block_budget_bytes,
             )
-            if plan.peak_bytes > TOLD_GROWTH * before.peak_bytes:
+            if plan.peak_bytes > _TOLD_GROWTH * before.peak_bytes:
                 context.say("run_info_plan_grew", planned_mb=planned_mb)
         if is_smaller:
             context.say(
@@ -326,7 +327,6 @@ class _ClassicRun:
                 elsewhere=elsewhere,
             )
             self._follow(plan)
-            self.plan = plan
             self._refuse_small_disk(
                 next(row.disk_bytes for row in plan.rows if row.phase == phase1_prepare.PHASE)
             )
@@ -365,15 +365,14 @@ class _ClassicRun:
                 else tile_set.placed
             )
             self._refuse_small_disk(disk_bytes(plan.n_channels, plan.output.variance, placed.grid.shape_hw))
-            known = with_known_outline(
+            plan = with_known_outline(
                 plan,
                 [frame.solved for frame in placed.frames] or solved,
                 placed.grid.shape_hw,
                 usable_memory(self.settings, self.machine),
                 chosen.n_sets,
             )
-            self._follow(known)
-            self.plan = plan = known
+            self._follow(plan)
             given = place_tiles.judged(placed, plan, context)
             clear, masks = self._judged(place_tiles.raw_frames(placed), plan)
             parts = frames_of_filters([*clear, *given], names)

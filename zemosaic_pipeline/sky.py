@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
 from zemosaic_core.night_sky import Site, airmass, horizontal, julian_date, moon_place, moonlight_nl
 from zemosaic_core.site_of_frames import RotationFit, site_from_rotation
-from zemosaic_core.sky_cost import channels_at_once, solving_bytes
+from zemosaic_core.sky_cost import channels_at_once, lattice_nodes, solving_bytes
 from zemosaic_core.sky_lattice import cell_centres, cell_spacing_px
 from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.sky_model import SkyModel, solve_sky
@@ -261,8 +261,9 @@ def run(
     meshes = _meshes(frames, plan.measure.mesh_cell_px)
     circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
     unknown = no_star_flat()
-    n_nodes = min(math.prod(grid.shape_hw) / cell_spacing_px(meshes.xy) ** 2, math.prod(meshes.xy.shape[:3]))
-    one_bytes = solving_bytes(len(frames), n_nodes, math.prod(meshes.xy.shape[1:3]))
+    cells = math.prod(meshes.xy.shape[1:3])
+    nodes = lattice_nodes(len(frames), math.prod(grid.shape_hw), cell_spacing_px(meshes.xy), cells)
+    one_bytes = solving_bytes(len(frames), nodes, cells)
     at_once = channels_at_once(one_bytes, plan.block_budget_bytes, context.threads, plan.n_channels)
     # Small dense algebra: several threads would mostly wait for each other, for minutes on a busy machine.
     with threadpool_limits(limits=1):

@@ -8,6 +8,7 @@ import math
 import string
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -172,6 +173,9 @@ class _Filler(string.Formatter):
             shown = format(value, format_spec or ("," if is_number and not self._numbers_as_written else ""))
         except (TypeError, ValueError):
             return visible_text(str(value))
+        if isinstance(value, float) and not format_spec and "e-" in shown:
+            # Levels of frames whose values run from 0 to 1: people read no powers of ten.
+            shown = f"{Decimal(repr(float(value))):f}"
         return visible_text(
             self._words.written(shown) if is_number and not self._numbers_as_written else shown
         )

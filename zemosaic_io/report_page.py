@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from zemosaic_core.light_digits import decimals_of_light
 from zemosaic_io.fits_write import atomic_path
 from zemosaic_io.report_colour import colour_section
 from zemosaic_io.report_sky import sky_section
@@ -103,6 +104,10 @@ def _e(value: Any) -> str:
 
 def _number(text: Words, value: float | None, digits: int = 2) -> str:
     return "–" if value is None else text.number(value, digits)
+
+
+def _light(text: Words, level: float | None, digits: int) -> str:
+    return "–" if level is None else text.number(level, decimals_of_light(level, digits, 3))
 
 
 def _bytes(text: Words, value: float | None) -> str:
@@ -256,8 +261,8 @@ def _overlaps(facts: Facts, text: Words) -> str:
         (
             f"{o['tiles'][0]} – {o['tiles'][1]}",
             str(o["cells"]),
-            _number(text, o["rms_before_adu"]),
-            _number(text, o["rms_after_adu"]),
+            _light(text, o["rms_before_adu"], 2),
+            _light(text, o["rms_after_adu"], 2),
             f'<span class="bar" style="width:{120 * o["rms_before_adu"] / worst:.0f}px;opacity:.35"></span><br>'
             f'<span class="bar" style="width:{120 * o["rms_after_adu"] / worst:.0f}px"></span>',
         )
@@ -291,7 +296,7 @@ def _tiles(facts: Facts, text: Words) -> str:
             str(tile["n_frames"]),
             _number(text, tile["exposure_s"], 0),
             f"{tile['shape_hw'][1]} × {tile['shape_hw'][0]}",
-            " ".join(_number(text, v, 2) for v in tile["noise_adu"]),
+            " ".join(_light(text, v, 2) for v in tile["noise_adu"]),
             _percent(text, tile["rejected_fraction"]),
             _percent(text, tile.get("core_rejected_fraction")),
         )
@@ -336,7 +341,7 @@ def _frames(facts: Facts, text: Words) -> str:
                 str(frame["stars"]),
                 _number(text, frame["fwhm_px"]),
                 _number(text, frame["elongation"]),
-                _number(text, sum(frame["sky_adu"]) / len(frame["sky_adu"]), 0),
+                _light(text, sum(frame["sky_adu"]) / len(frame["sky_adu"]), 0),
                 _number(text, frame["transparency"], 3),
                 _e(text(f"method.{solution['method']}")) + (" ≈" if solution["approximate"] else ""),
                 _number(text, fit["rms_px"], 3),

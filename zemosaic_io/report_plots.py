@@ -21,7 +21,8 @@ def figure(picture: str, caption: str) -> str:
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    pad = 0.06 * (high - low) or max(0.05 * abs(high), 0.5)
+    # One value alone stands in the middle, counts of a sensor in a range that shows that nothing changes.
+    pad = 0.06 * (high - low) or (0.05 * abs(high) if 0 < abs(high) < 1 else max(0.05 * abs(high), 0.5))
     return low - pad, high + pad
 
 

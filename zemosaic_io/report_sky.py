@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from zemosaic_core.light_digits import decimals_of_light
 from zemosaic_io.report_plots import figure, plot
 from zemosaic_io.report_words import Words
 
@@ -51,7 +52,7 @@ def _e(value: Any) -> str:
 
 
 def _short(value: float | None, text: Words) -> str:
-    return "–" if value is None else text.number(value, 1)
+    return "–" if value is None else text.number(value, decimals_of_light(value, 1))
 
 
 def _worst(sky: Facts) -> Facts:
@@ -120,7 +121,13 @@ def _pedestal(sky: Facts, text: Words) -> str:
     pedestal = sky["pedestal"]
     key = "report.sky_pedestal_measured" if pedestal["measured"] else "report.sky_pedestal_guessed"
     middle = len(pedestal["adu"]) // 2
-    return text(key, level=round(pedestal["adu"][middle]), error=round(pedestal["sigma_adu"][middle]))
+    return text(
+        key, level=_whole(pedestal["adu"][middle], text), error=_whole(pedestal["sigma_adu"][middle], text)
+    )
+
+
+def _whole(level: float, text: Words) -> str:
+    return text.number(level, decimals_of_light(level, 0))
 
 
 def _flat(sky: Facts, text: Words) -> str:
@@ -169,9 +176,10 @@ def _removed(sky: Facts, mosaic: Facts | None, text: Words) -> str:
                 f'<rect x="{i}" y="{rows - 1 - j}" width="1.03" height="1.03" fill="rgb({grey},{grey},{grey})"/>'
             )
     size = 0.045 * max(columns, rows)
+    digits = decimals_of_light(high - low, 1)
     label = (
         f'<text x="{0.02 * columns:.2f}" y="{1.1 * size:.2f}" font-size="{size:.2f}" fill="#ffe27a">'
-        f"{text.written(f'{low:+.1f} … {high:+.1f}')} ADU</text>"
+        f"{text.written(f'{low:+.{digits}f} … {high:+.{digits}f}')} ADU</text>"
     )
     return f'<svg viewBox="0 0 {columns} {rows}" role="img">{"".join(cells)}{label}</svg>'
 
@@ -182,7 +190,7 @@ def _table(sky: Facts, text: Words, colours: Sequence[str]) -> str:
     body = []
     for channel, colour in zip(sky["channels"], colours, strict=True):
         cells = (
-            text.number(channel["background_adu"], 1),
+            _short(channel["background_adu"], text),
             f"{100 * channel['empty_share']:.0f} %",
             " / ".join(_short(v, text) for v in channel["sigma_tilt_adu"]),
             " / ".join(_short(v, text) for v in channel["sigma_bowl_adu"]),

@@ -18,6 +18,7 @@ from zemosaic_core.frame_verdicts import (
     relative_transparency,
     shape_verdicts,
 )
+from zemosaic_core.light_digits import rounded_light
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.measure import MeasureOptions
 from zemosaic_pipeline.pointings import pointing_labels
@@ -102,7 +103,7 @@ def _shown(measure: FrameMeasure) -> dict[str, Any]:
         "stars": measure.n_stars,
         "fwhm_px": round(measure.fwhm_px, 2),
         "elongation": round(measure.elongation, 2),
-        "sky_adu": round(float(np.mean(measure.sky_adu))),
+        "sky_adu": rounded_light(float(np.mean(measure.sky_adu)), 0, 3),
     }
 
 

@@ -18,6 +18,7 @@ from zemosaic_core import background, stars
 from zemosaic_core.calibration import level_saturated
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_core.hot_pixels import repair_cfa
+from zemosaic_core.light_digits import rounded_light
 from zemosaic_core.measure_pass import (
     RawMeasure,
     RawSweeps,
@@ -145,7 +146,7 @@ def _with_stars(info: FrameInfo, data: np.ndarray, arrays: dict[str, np.ndarray]
     n_stars = len(arrays["x"])
     if n_stars < MIN_STARS:
         if (key := _other_than_light(data, arrays)) is not None:
-            level = round(float(np.mean(arrays["sky"])))
+            level = rounded_light(float(np.mean(arrays["sky"])), 0, 3)
             raise SkipItem(key, f"{info.path}: {n_stars} stars on an even level of {level} ADU", level=level)
         raise SkipItem(
             "frame_too_few_stars",

@@ -14,6 +14,7 @@ import numpy as np
 from zemosaic_core import __version__
 from zemosaic_core.colour_calibration import MIN_STARS
 from zemosaic_core.coverage import covered_part
+from zemosaic_core.light_digits import rounded_light
 from zemosaic_core.sky_model import ASSURANCES
 from zemosaic_core.sources import CoaddBlock, CombineRule
 from zemosaic_core.thumbnails import cell_medians
@@ -213,8 +214,8 @@ def _sky_cards(behind: SkySolution, plan: RunPlan) -> dict[str, Any]:
     cards["SKYGRAD"] = (plan.sky.remove_gradient, "glow of the whole mosaic removed")
     cards["SKYFROM"] = (ASSURANCES[worst], "where tilt and bowl come from")
     if np.isfinite(tilt):
-        cards["SKYTILT"] = (round(tilt, 2), "[adu] error of the tilt, edge, frames alone")
-        cards["SKYBOWL"] = (round(bowl, 2), "[adu] error of the bowl, edge, frames alone")
+        cards["SKYTILT"] = (rounded_light(tilt, 2), "[adu] error of the tilt, edge, frames alone")
+        cards["SKYBOWL"] = (rounded_light(bowl, 2), "[adu] error of the bowl, edge, frames alone")
     if behind.model.flat_applied:
         cards["VIGNET"] = (round(100 * (1 - behind.model.flat.corner), 3), "[%] vignetting taken out, corner")
         cards["VIGNERR"] = (round(100 * behind.model.flat.corner_sigma, 3), "[%] its standard error")
@@ -267,7 +268,12 @@ def _saturation_cards(tiles: Sequence[MasterTile], terms: np.ndarray) -> dict[st
     known = levels[np.isfinite(levels)]
     if not known.size:
         return {}
-    return {"SATURATE": (round(float(known.min()), 1), "[adu] least level of clipped light, see CLIPPED")}
+    return {
+        "SATURATE": (
+            rounded_light(float(known.min()), 1, 4),
+            "[adu] least level of clipped light, see CLIPPED",
+        )
+    }
 
 
 def _history(plan: RunPlan, photometry: TilePhotometry) -> list[tuple[str, str]]:
@@ -492,8 +498,8 @@ def _tell_photometry(tiles: Sequence[MasterTile], solution: TilePhotometry, cont
         context.say(
             "run_info_photometry",
             overlaps=len(solution.n_used),
-            before=round(float(np.nanmedian(_rms(solution.pair_rms_before))), 2),
-            after=round(float(np.nanmedian(_rms(solution.pair_rms_after))), 2),
+            before=rounded_light(float(np.nanmedian(_rms(solution.pair_rms_before))), 2),
+            after=rounded_light(float(np.nanmedian(_rms(solution.pair_rms_after))), 2),
         )
 
 
@@ -530,14 +536,14 @@ def _photometry_facts(
             if solution.surface_freed[i].any()
         },
         "cell_sigma_adu": [
-            round(float(sigma), 4) if np.isfinite(sigma) else None for sigma in solution.sigma
+            rounded_light(float(sigma), 4) if np.isfinite(sigma) else None for sigma in solution.sigma
         ],
         "overlaps": [
             {
                 "tiles": [tiles[pair.i].tile_id, tiles[pair.j].tile_id],
                 "cells": int(solution.n_used[k].max()),
-                "rms_before_adu": round(float(before[k]), 4),
-                "rms_after_adu": round(float(after[k]), 4),
+                "rms_before_adu": rounded_light(float(before[k]), 4),
+                "rms_after_adu": rounded_light(float(after[k]), 4),
             }
             for k, pair in enumerate(pairs)
         ],

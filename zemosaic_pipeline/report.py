@@ -19,6 +19,7 @@ from locales.zemosaic_localization import ZeMosaicLocalization
 from zemosaic_core import __version__
 from zemosaic_core.errors import ZeMosaicError
 from zemosaic_core.frame_wcs import wcs_of
+from zemosaic_core.light_digits import rounded_light
 from zemosaic_core.sphere import footprint
 from zemosaic_io.manifest import load_json, save_json
 from zemosaic_io.report_page import write_page
@@ -94,8 +95,8 @@ def _frames(run: Any) -> list[dict[str, Any]]:
                 "stars": item.measure.n_stars,
                 "fwhm_px": round(item.measure.fwhm_px, 3),
                 "elongation": round(item.measure.elongation, 3),
-                "sky_adu": [round(v, 2) for v in item.measure.sky_adu],
-                "noise_adu": [round(v, 2) for v in item.measure.noise_adu],
+                "sky_adu": [rounded_light(v, 2, 4) for v in item.measure.sky_adu],
+                "noise_adu": [rounded_light(v, 2, 4) for v in item.measure.noise_adu],
                 "transparency": round(fit.solved.measure.transparency, 4),
                 "solution": {
                     "method": item.solution.method,

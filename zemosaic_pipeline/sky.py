@@ -13,6 +13,7 @@ from astropy.wcs import WCS
 from threadpoolctl import threadpool_limits
 
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
+from zemosaic_core.light_digits import decimals_of_light, rounded_light
 from zemosaic_core.night_sky import Site, airmass, horizontal, julian_date, moon_place, moonlight_nl
 from zemosaic_core.site_of_frames import RotationFit, site_from_rotation
 from zemosaic_core.sky_cost import channels_at_once, lattice_nodes, solving_bytes
@@ -92,11 +93,13 @@ class SkySolution:
                     "sigma_bowl_adu": channel.gauge.sigma_data[2:].tolist(),
                     "background_adu": channel.background_adu,
                     "empty_share": float(channel.empty.sum() / max(1, channel.seen.sum())),
-                    "glow": np.round(channel.glow, 3).tolist(),
+                    "glow": _rounded(channel.glow),
                     "patterns_adu": channel.patterns.tolist(),
-                    "session_patterns_adu": np.round(channel.session_patterns, 3).tolist(),
-                    "residual_adu": np.round(channel.residual_adu, 3).tolist(),
-                    "overlaps": np.round(_fullest(channel.overlaps), 3).tolist(),
+                    "session_patterns_adu": _rounded(channel.session_patterns),
+                    "residual_adu": _rounded(channel.residual_adu),
+                    "overlaps": [
+                        list(row) for row in zip(*map(_rounded, _fullest(channel.overlaps).T), strict=True)
+                    ],
                     "removed_quadric": channel.removed_quadric.tolist(),
                     "quadric_centre_xy": list(channel.quadric_centre_xy),
                     "sizes_adu": channel.sizes_adu.tolist(),
@@ -104,6 +107,13 @@ class SkySolution:
                 for channel in model.channels
             ],
         }
+
+
+def _rounded(levels: np.ndarray) -> list[Any]:
+    """Return levels as nested lists, to a thousandth of a count or, where values run from 0 to 1, four digits."""
+    finite = np.abs(levels[np.isfinite(levels) & (levels != 0)])
+    typical = float(np.median(finite)) if finite.size else 0.0
+    return list(np.round(levels, decimals_of_light(typical, 3, 4)).tolist())
 
 
 def _fullest(overlaps: np.ndarray) -> np.ndarray:
@@ -291,9 +301,9 @@ def _tell(model: SkyModel, context: RunContext) -> None:
     context.detail(sky_assurance=worst.assurance, sky_residual_adu=residual)
     context.say(
         f"sky_assurance_{worst.assurance}",
-        tilt_adu=round(float(tilt), 1) if np.isfinite(tilt) else None,
-        bowl_adu=round(float(bowl), 1) if np.isfinite(bowl) else None,
-        residual_adu=round(residual, 2) if np.isfinite(residual) else None,
+        tilt_adu=rounded_light(float(tilt), 1) if np.isfinite(tilt) else None,
+        bowl_adu=rounded_light(float(bowl), 1) if np.isfinite(bowl) else None,
+        residual_adu=rounded_light(residual, 2) if np.isfinite(residual) else None,
     )
     if model.flat_applied:
         context.say(

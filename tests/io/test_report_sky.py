@@ -110,3 +110,18 @@ def test_numbers_of_the_page_are_those_of_its_language():
     axes = re.findall(r'text-anchor="(?:end|middle)">([^<]+)<', page)
     assert any("," in number for number in axes)
     assert not any("." in number for number in axes)
+
+
+def test_levels_of_frames_from_0_to_1_keep_their_digits():
+    small = facts(
+        sigma_tilt_adu=[4.6e-5, 6.1e-5],
+        sigma_bowl_adu=[1.5e-5, 8e-6, 3e-5],
+        background_adu=0.01373,
+        residual_adu=[2.3e-5, 2.6e-5],
+    )
+    small["sky"]["pedestal"] |= {"adu": [0.0063] * 3, "sigma_adu": [0.0003] * 3}
+    page = sky_section(small, text)
+    assert "tilt_adu=0.000061, bowl_adu=0.000030, residual_adu=0.000026" in page
+    assert "(level=0.0063, error=0.00030)" in page
+    assert "0.000046 / 0.000061" in page
+    assert '<td class="n">0.014</td>' in page

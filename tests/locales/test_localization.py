@@ -219,6 +219,11 @@ def test_numbers_and_dates_are_written_by_the_language(code, text, values, shown
     assert ZeMosaicLocalization(code).get("no_such_key", text, **values) == shown
 
 
+def test_levels_between_0_and_1_are_written_without_powers_of_ten():
+    text = ZeMosaicLocalization("fr")
+    assert text.get("no_such_key", "{a} {b}", a=1.5e-05, b=-2.5e-07) == "0,000015 -0,00000025"
+
+
 def test_texts_about_the_settings_file_show_numbers_as_they_stand_in_it():
     said = ZeMosaicLocalization("fr").get(
         "settings_out_of_range", option="x", value=1234.5, minimum=0.5, maximum=9.0

@@ -108,6 +108,17 @@ def test_float_rgb_stored_hwc_and_scaled_to_one(by_form, sky, setups, tmp_path):
     alike = np.isclose(result.image * 65535, same.image, rtol=3e-3, atol=0.5, equal_nan=True)
     # A sample right at a bound of the rejection may fall the other way.
     assert np.mean(~alike) < 1e-5
+    # What is said of levels keeps digits that tell something.
+    said, in_counts = (
+        next(m["values"] for m in one.report["messages"] if m["key"].startswith("sky_assurance_"))
+        for one in (result, same)
+    )
+    for name in ("tilt_adu", "bowl_adu", "residual_adu"):
+        assert said[name] * 65535 == pytest.approx(in_counts[name], rel=0.06, abs=0.06)
+        assert said[name] > 0
+    for one, other in zip(result.report["frames"], same.report["frames"], strict=True):
+        for name in ("sky_adu", "noise_adu"):
+            assert np.array(one[name]) * 65535 == pytest.approx(np.array(other[name]), rel=2e-3)
 
 
 def test_float_cfa_with_missing_pixels(sky, setups, tmp_path):

@@ -13,6 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
+from zemosaic_core.tap_sums import prefetch
 
 __all__ = ["LANES", "MAX_ROUNDS", "MAX_SCALE_STEPS", "MOST_COUNTED", "REJECTION_CODES", "combine_rows"]
 
@@ -25,6 +26,8 @@ MOST_COUNTED = 65535
 LANES = 256
 # Lanes of the explicit vector code; blocks are padded to whole vectors. Machines with shorter registers split it.
 VECTOR = 16
+# Numbers of 32 bits in a line of a cache.
+CACHE_LINE = 16
 
 
 @intrinsic
@@ -63,18 +66,20 @@ def _exchange(typingctx, values, upper, lower, n_vectors):
 def _sort_rows(values, n):
     """Sort every lane over its first `n` rows: Batcher's merge-exchange network, each exchange on all lanes."""
     n_vectors = values.shape[1] // VECTOR
-    p = 1
-    while p < n:
-        k = p
-        while k >= 1:
-            j = k % p
+    # Powers of two by their logarithms: divisions would take as long as the exchanges.
+    log_p = 0
+    while (1 << log_p) < n:
+        log_k = log_p
+        while log_k >= 0:
+            k = 1 << log_k
+            j = k & ((1 << log_p) - 1)
             while j + k < n:
-                for i in range(min(k, n - j - k)):
-                    if (i + j) // (2 * p) == (i + j + k) // (2 * p):
-                        _exchange(values, i + j, i + j + k, n_vectors)
+                for i in range(j, j + min(k, n - j - k)):
+                    if i >> (log_p + 1) == (i + k) >> (log_p + 1):
+                        _exchange(values, i, i + k, n_vectors)
                 j += 2 * k
-            k //= 2
-        p *= 2
+            log_k -= 1
+        log_p += 1
 
 
 # Rows of the scratch array `work`, one value per lane.
@@ -299,6 +304,15 @@ def _noise_scale(work, lane, centre, mismatch):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _is_calm(values, first, last, lane, kappas, noise, work):
+    """Whether the expected noise alone, below which no scale goes, allows all that is kept: nothing will be cut."""
+    centre = _run_median(values, first, last, lane)
+    least = _noise_scale(work, lane, centre, noise[3])
+    lowest, highest = values[first, lane], values[last - 1, lane]
+    return lowest >= centre - kappas[0] * least and highest <= centre + kappas[1] * least
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _cut_by_noise(values, first, last, lanes, kappas, noise, work):
     """Narrow the runs of few samples to what their expected noise allows, until nothing changes."""
     for lane in range(lanes):
@@ -351,6 +365,7 @@ def _reject_lanes(values, n_rows, count, lanes, code, kappas, quantiles, noise, 
     that are finished are squeezed out of the block, so later rounds cost only what still changes.
     """
     index, first, last, changed, work = scratch
+    watched = noise[0] > 0 and code != 3
     active = 0
     for lane in range(lanes):
         index[active] = lane
@@ -364,7 +379,8 @@ def _reject_lanes(values, n_rows, count, lanes, code, kappas, quantiles, noise, 
             a, b = first[lane], last[lane]
             home = index[lane]
             done = b - a <= 3 or code == 0 or count[home] <= noise[0]
-            if done or rounds == MAX_ROUNDS or (rounds > 0 and not changed[lane]):
+            done = done or rounds == MAX_ROUNDS or (rounds > 0 and not changed[lane])
+            if done or (watched and _is_calm(values, a, b, lane, kappas, noise, work)):
                 _store_run(values, a, b, count[home], lane, home, runs, bounds)
                 continue
             if keep != lane:
@@ -399,6 +415,13 @@ def _reject_lanes(values, n_rows, count, lanes, code, kappas, quantiles, noise, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _fetch_ahead(memory, at, lanes):
+    """Ask for what the next lanes of a source will want: many short pieces, which hardware does not foresee."""
+    for i in range(0, lanes, CACHE_LINE):
+        prefetch(memory, at + i)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _load_lanes(
     values, starts, boxes, maps, map_starts, members, n, place, lanes, raw, block, count, present
 ):
@@ -408,7 +431,7 @@ def _load_lanes(
     the others, as many as the number returned.
     """
     channel, y, x0 = place
-    inf = np.float32(np.inf)
+    zero, inf = np.float32(0), np.float32(np.inf)
     for i in range(lanes):
         count[i] = 0
     m = 0
@@ -423,14 +446,18 @@ def _load_lanes(
         at = starts[source] + (channel * (boxes[source, 1] - top) + y - top) * width + begin - left
         samples = values[at : at + end - begin]
         target = raw[m, begin - x0 : end - x0]
-        for i in range(end - begin):
-            v = samples[i]
-            target[i] = v if v - v == np.float32(0) else inf
+        _fetch_ahead(values, at + end - begin, lanes)
         if map_starts[source] >= 0:
             at = map_starts[source] + (y - top) * width + begin - left
             shares = maps[at : at + end - begin]
+            _fetch_ahead(maps, at + end - begin, lanes)
             for i in range(end - begin):
-                target[i] = target[i] if shares[i] > np.float32(0) else inf
+                v = samples[i]
+                target[i] = v if (v - v == zero) & (shares[i] > zero) else inf
+        else:
+            for i in range(end - begin):
+                v = samples[i]
+                target[i] = v if v - v == zero else inf
         valid = 0
         for i in range(lanes):
             v = raw[m, i]
@@ -488,24 +515,29 @@ def _accumulate(
 @njit(cache=True, nogil=True, error_model="numpy")
 def _write_lanes(sums, pivot, bounds, runs, count, lanes, median, image, weight, variance, low, high):
     """Turn sums into the combined value, its weight and variance and the numbers of rejected samples."""
-    nan = np.float32(np.nan)
+    # One line each, without branches: compilers then make vectors of them.
+    nan, zero, of_median = np.float32(np.nan), np.float32(0), np.float32(np.pi / 2)
+    first, last, total, middle = runs[0], runs[1], sums[1], bounds[2]
     for i in range(lanes):
-        kept = runs[1, i] - runs[0, i]
-        low[i] = min(runs[0, i], MOST_COUNTED)
-        high[i] = min(count[i] - runs[1, i], MOST_COUNTED)
-        if kept == 0 or not sums[1, i] > np.float32(0):
-            image[i], weight[i], variance[i] = nan, np.float32(0), nan
-            continue
-        shift = sums[2, i] / sums[1, i]
-        image[i] = pivot[i] + (bounds[2, i] if median else shift)
-        weight[i] = sums[0, i]
-        if kept < 2:
-            variance[i] = nan
-            continue
-        spread = sums[5, i] - shift * (np.float32(2) * sums[4, i] - shift * sums[3, i])
-        spread = max(spread, np.float32(0)) / (sums[1, i] * sums[1, i])
+        low[i] = min(first[i], MOST_COUNTED)
+    for i in range(lanes):
+        high[i] = min(count[i] - last[i], MOST_COUNTED)
+    own, shift, q0, q1, q2 = sums[0], sums[2], sums[3], sums[4], sums[5]
+    for i in range(lanes):
+        known = (last[i] > first[i]) & (total[i] > zero)
+        weight[i] = own[i] if known else zero
+    for i in range(lanes):
+        shift[i] = shift[i] / total[i]
+    for i in range(lanes):
+        spread = q2[i] - shift[i] * (np.float32(2) * q1[i] - shift[i] * q0[i])
+        spread = (spread if spread > zero else zero) / (total[i] * total[i])
+        kept = last[i] - first[i]
         spread *= np.float32(kept) / np.float32(kept - 1)
-        variance[i] = np.float32(np.pi / 2) * spread if median else spread
+        spread = of_median * spread if median else spread
+        variance[i] = spread if (kept >= 2) & (total[i] > zero) else nan
+    for i in range(lanes):
+        value = pivot[i] + (middle[i] if median else shift[i])
+        image[i] = value if (last[i] > first[i]) & (total[i] > zero) else nan
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -31,6 +31,7 @@ from zemosaic_pipeline.events import PhaseFinished
 from zemosaic_worker import run_hierarchical_mosaic
 
 RESULTS = Path(__file__).parent / "results" / "cluster.json"
+CORES = 4
 PHASES = ("phase1_prepare", "phase3_master_tiles")
 
 
@@ -163,20 +164,24 @@ def measure(folder: Path, n_frames: int, counts: list[int]) -> dict[str, Any]:
 
 
 def on_paper() -> list[dict[str, Any]]:
-    """200,000 frames of 2 megapixels, 2,000 over each other at most, on more and more workers."""
+    """200,000 frames of 2 megapixels, 2,000 over each other at most, on more and more computers of four cores."""
     rows = []
     networks = (("1 Gbit/s", 110e6), ("10 Gbit/s", 1100e6))
-    for workers, neighbours in itertools.product((1, 2, 4, 8, 16, 32, 64, 128), (1, 8)):
-        if neighbours > workers:
-            continue
+    # The last one of three computers takes four times as long.
+    clusters = [(n, ()) for n in (1, 2, 3, 4, 8, 16)] + [(3, (1.0,) * 2 * CORES + (4.0,) * CORES)]
+    for (computers, slow), stretches in itertools.product(clusters, (False, True)):
         for network, bytes_per_s in networks:
             machines = Machines(
-                workers, neighbours=neighbours, nas_bytes_per_s=bytes_per_s, net_bytes_per_s=bytes_per_s
-            )
+                computers * CORES, of_computer=CORES, slow=slow, stretches=stretches,
+                nas_bytes_per_s=bytes_per_s, net_bytes_per_s=bytes_per_s,
+            )  # fmt: skip
             found = simulate(Work(), machines)
-            rows.append({"workers": workers, "neighbours": neighbours, "network": network, **found})
-            print(f"{workers:4d} workers, {neighbours} neighbours, network {network:9s}: "
-                  f"{found['seconds'] / 3600:7.2f} h, "
+            rows.append(
+                {"computers": computers, "one_is_slow": bool(slow), "stretches": stretches, "network": network, **found}
+            )  # fmt: skip
+            print(f"{computers:2d} computers{', one slow' if slow else ''}, "
+                  f"{'neighbours together' if stretches else 'whoever is free':19s}, {network:9s}: "
+                  f"{found['seconds'] / 3600:6.2f} h, "
                   f"{found['tasks']} tasks, {found['read_bytes'] / 1e12:.2f} TB read, "
                   f"{found['sent_bytes'] / 1e9:.0f} GB between machines; {found['busiest']}")  # fmt: skip
     return rows

@@ -21,23 +21,22 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zemosaic_core.errors import RunFailed, SkipItem
+from zemosaic_pipeline.cluster_desks import Desks, Series
 from zemosaic_pipeline.cluster_engine import CLOSE_S, GONE, POLL_S, Engine, connect, distributed, fetch
 from zemosaic_pipeline.cluster_jobs import Awaited, Job, Pace
+from zemosaic_pipeline.cluster_workers import Workers
 from zemosaic_pipeline.elsewhere import (
     Answer,
     Call,
     Elsewhere,
     Requirements,
     RunStop,
-    Unfit,
     WorkerFacts,
-    admit,
     dismiss,
     keep_sets,
     resource_of,
@@ -53,8 +52,6 @@ __all__ = ["Cluster", "NobodyCan", "WorkerDied"]
 
 log = logging.getLogger(__name__)
 
-# How often it is asked which workers there are.
-_LOOK_S = 1.0
 # Without any worker for so long the run ends; one that was killed is back in seconds, on a busy machine in a minute.
 _PATIENCE_S = 120.0
 # Answers that are fetched at the same time.
@@ -69,45 +66,6 @@ class WorkerDied(Exception):
 
 class NobodyCan(Exception):
     """No worker is left that has what a call needs."""
-
-
-@dataclass
-class _Tally:
-    """What a worker has done for the run."""
-
-    facts: WorkerFacts
-    calls: int = 0
-    lost: bool = False
-    refused: Unfit | None = None
-
-
-@dataclass(frozen=True)
-class _Preparation:
-    """What every worker does before it gets work: a function with arguments, and who hears the answers."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    heard: Callable[[Mapping[str, Any]], object]
-
-
-@dataclass
-class _Housekeeping:
-    """A question to workers that is being answered, and to which."""
-
-    addresses: tuple[str, ...] = ()
-    answers: Future[dict[str, Any]] | None = None
-
-
-@dataclass
-class _State:
-    """What is known of the cluster in this run."""
-
-    fit: dict[str, WorkerFacts] = field(default_factory=dict)
-    refused: set[str] = field(default_factory=set)
-    tallies: dict[str, _Tally] = field(default_factory=dict)
-    looked_s: float = 0.0
-    fit_s: float = 0.0
-    were_none: bool = False
 
 
 class Cluster(Executor):
@@ -154,13 +112,10 @@ class Cluster(Executor):
         self._say = say
         self._jobs: list[Job] = []
         self._suspects: list[Job] = []
+        self._desks = Desks()
         self._pace = Pace()
         self._latest = ""
-        self._state = _State()
-        self._requirements: Requirements | None = None
-        self._preparations: list[_Preparation] = []
-        self._asked = _Housekeeping()
-        self._questions = ThreadPoolExecutor(1, thread_name_prefix="cluster-questions")
+        self._fit_s = 0.0
         # Dask has one thread for all: a worker that stands still with an answer would keep back those of the others.
         self._fetching = ThreadPoolExecutor(_FETCHING, thread_name_prefix="cluster-fetching")
         self._choice = choice
@@ -174,32 +129,32 @@ class Cluster(Executor):
                 check=check,
             )
         except BaseException:
-            self._questions.shutdown(wait=False)
             self._fetching.shutdown(wait=False)
             raise
         self._client = self._engine.client
+        self._workers = Workers(self._client, run_id, say)
 
     # ------------------------------------------------------------------ workers
 
     @property
     def workers(self) -> int:
         """How many calls can be worked on at a time."""
-        return len(self._state.fit)
+        return len(self.fit)
 
     @property
     def fit(self) -> Mapping[str, WorkerFacts]:
         """The workers that get work, by their addresses."""
-        return self._state.fit
+        return self._workers.fit
 
     @property
     def threads(self) -> int:
         """Threads of the fit worker that has fewest."""
-        return min((f.threads for f in self._state.fit.values()), default=1)
+        return min((f.threads for f in self.fit.values()), default=1)
 
     @property
     def memory_bytes(self) -> int:
         """Memory of the smallest fit worker process; 0: none has a limit."""
-        return min((f.memory_bytes for f in self._state.fit.values() if f.memory_bytes), default=0)
+        return min((f.memory_bytes for f in self.fit.values() if f.memory_bytes), default=0)
 
     @property
     def is_on_this_machine(self) -> bool:
@@ -219,12 +174,11 @@ class Cluster(Executor):
         RunFailed
             ``cluster_no_worker``: there is none.
         """
-        self._requirements = requirements
-        self._state.fit_s = time.monotonic()
-        while not self._state.fit:
+        self._workers.requirements = requirements
+        self._fit_s = time.monotonic()
+        while not self.fit:
             self._tend()
-            nobody_else = set(self._seen()) <= self._state.refused and self._asked.answers is None
-            if self._seen() and nobody_else and not self._state.fit:
+            if self._workers.are_all_refused:
                 raise _no_worker(self._choice.address)
             time.sleep(POLL_S)
         # Those that were asked together have answered together.
@@ -232,7 +186,7 @@ class Cluster(Executor):
             "cluster_workers",
             workers=self.workers,
             hosts=", ".join(
-                f"{host} ({n})" for host, n in Counter(f.host for f in self._state.fit.values()).items()
+                f"{host} ({n})" for host, n in Counter(f.host for f in self.fit.values()).items()
             ),
         )
         if link := self._engine.dashboard:
@@ -259,27 +213,11 @@ class Cluster(Executor):
         heard : callable
             Gets what workers answered together, by their addresses: a value or an exception.
         """
-        preparation = _Preparation(function, args, heard)
-        self._preparations.append(preparation)
-        self._prepare(preparation, tuple(self._state.fit))
+        self._workers.prepare(function, args, heard)
 
     def facts(self) -> dict[str, Any]:
         """Return what a report says of the cluster."""
-        return {
-            "scheduler": self._choice.address,
-            "workers": [
-                {
-                    **asdict(tally.facts),
-                    "unfit": None,
-                    "calls": tally.calls,
-                    "lost": tally.lost,
-                    "refused": None
-                    if tally.refused is None
-                    else {"key": tally.refused.key, "values": tally.refused.values},
-                }
-                for tally in self._state.tallies.values()
-            ],
-        }
+        return {"scheduler": self._choice.address, "workers": self._workers.facts()}
 
     # ------------------------------------------------------------------ calls
 
@@ -307,17 +245,36 @@ class Cluster(Executor):
         possible : callable
             Tells whether any worker has them; where none is left the call raises `NobodyCan`.
         """
-        assert self._requirements is not None
-        call = Call(self.run_id, self._requirements.probes, function, tuple(args))
-        job = Job(call, Awaited(self), tuple(needs), possible)
+        job = Job(self._call(function, args), Awaited(self), tuple(needs), possible)
         self._send(job)
         return job.outer
+
+    def in_rows(self, most: int) -> Executor:
+        """Return what sends blocks of a co-add, from the top: neighbours go to one computer (`cluster_stretches`).
+
+        Parameters
+        ----------
+        most : int
+            Blocks that may be on their way at a time.
+        """
+        self._desks.begin(most)
+
+        def send(block: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
+            job = Job(self._call(function, args), Awaited(self), block=block)
+            self._send(job)
+            return job.outer
+
+        return Series(send)
+
+    def _call(self, function: Callable[..., Any], args: Sequence[Any]) -> Call:
+        assert self._workers.requirements is not None
+        return Call(self.run_id, self._workers.requirements.probes, function, tuple(args))
 
     def give_up(self, future: Future[Any], stop_here: RunStop) -> None:
         """Cancel a call and tell it so where it is at work."""
         future.cancel()
-        if self._state.fit:
-            self._ask(stop, tuple(self._state.fit), stop_here.name)
+        if self.fit:
+            self._workers.ask(stop, tuple(self.fit), stop_here.name)
 
     def map_items(
         self, elsewhere: Elsewhere, items: Sequence[Any], *, name_of: Callable[[Any], str]
@@ -366,30 +323,20 @@ class Cluster(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster, or end the one that was started; what is at work is not waited for."""
-        is_idle = not self._jobs
+        is_idle = not self._jobs and not self._desks.some_are_late
         for job in self._jobs:
             job.drop()
         self._jobs = []
         with suppress(Exception):
-            if self._client.status == "running" and self._state.fit:
-                fit = tuple(self._state.fit)
+            if self._client.status == "running" and self.fit:
+                fit = tuple(self.fit)
                 if not is_idle:
-                    self._ask(stop, fit, RunStop(self.run_id).name).result(CLOSE_S)
+                    self._workers.ask(stop, fit, RunStop(self.run_id).name).result(CLOSE_S)
                 if not self.is_on_this_machine:
-                    self._ask(dismiss, fit, self.run_id).result(CLOSE_S)
-        self._questions.shutdown(wait=False, cancel_futures=True)
+                    self._workers.ask(dismiss, fit, self.run_id).result(CLOSE_S)
+        self._workers.end()
         self._fetching.shutdown(wait=False, cancel_futures=True)
         self._engine.end()
-
-    def _seen(self) -> list[str]:
-        return list(self._client.scheduler_info()["workers"])
-
-    def _ask(
-        self, function: Callable[..., Any], addresses: tuple[str, ...], *args: Any
-    ) -> Future[dict[str, Any]]:
-        return self._questions.submit(
-            self._client.run, function, *args, workers=list(addresses), on_error="return"
-        )
 
     # ------------------------------------------------------------------ while waiting
 
@@ -409,118 +356,141 @@ class Cluster(Executor):
                 address=self._choice.address,
             )
         now = time.monotonic()
-        if now - self._state.looked_s > _LOOK_S or self._asked.answers is not None:
-            self._state.looked_s = now
-            self._look_at_workers()
-        for job in [job for job in self._jobs if job.inner.done() or job.outer.done()]:
-            self._settle(job)
-        for job in [job for job in self._jobs if not job.possible()]:
-            self._jobs.remove(job)
-            job.drop()
-            job.outer.set_exception(NobodyCan())
-        if self._suspects:
-            if not self._jobs and self.workers:
-                self._send(self._suspects.pop(0))
-        elif (late := self._pace.late(self._jobs, now)) is not None and self._one_is_idle():
-            log.info("%s is late and sent once more", late.call.function.__name__)
-            self._send(late.twin())
-        if self._state.fit:
-            self._state.fit_s = now
-        elif self._requirements is not None and now - self._state.fit_s > _PATIENCE_S:
-            raise _no_worker(self._choice.address)
-
-    def _look_at_workers(self) -> None:
-        state, seen = self._state, set(self._seen())
-        for address in set(state.fit) - seen:
-            facts = state.fit.pop(address)
-            state.tallies[address].lost = True
-            self._say("cluster_worker_lost", "WARN", name=facts.name, host=facts.host)
-        if self._requirements is None:
-            return
-        if not state.fit:
-            state.were_none = True
-        if self._asked.answers is None:
-            new = tuple(seen - set(state.fit) - state.refused)
-            if new:
-                self._asked = _Housekeeping(new, self._ask(admit, new, self._requirements))
-        elif self._asked.answers.done():
-            asked, self._asked = self._asked, _Housekeeping()
-            assert asked.answers is not None
-            with suppress(OSError):  # they left while they were asked
-                self._take_in(asked.answers.result())
-
-    def _take_in(self, answers: Mapping[str, Any]) -> None:
-        state = self._state
-        fresh = []
-        for address, found in answers.items():
-            if isinstance(found, WorkerFacts) and found.unfit is None:
-                state.fit[address] = found
-                state.tallies[address] = _Tally(found)
-                fresh.append(address)
-            elif isinstance(found, WorkerFacts):
-                assert found.unfit is not None
-                self._refuse(address, found, found.unfit)
-            elif isinstance(found, ModuleNotFoundError):
-                host = address.rpartition("/")[2].rpartition(":")[0]
-                facts = WorkerFacts(address, host, 0, 0, 0, False)
-                self._refuse(address, facts, Unfit("cluster_no_program", "ZeMosaic is not installed there"))
-            else:
-                log.warning("the worker %s did not answer: %r", address, found)
-        for preparation in self._preparations:
-            self._prepare(preparation, tuple(fresh))
-        if fresh and state.were_none:
+        if self._workers.look(now):
             # What was sent while nobody could take it does not find those who came since.
-            state.were_none = False
             waiting, self._jobs = self._jobs, []
             for job in waiting:
                 job.drop()
                 self._send(job)
-
-    def _prepare(self, preparation: _Preparation, addresses: tuple[str, ...]) -> None:
-        if addresses:
-            preparation.heard(self._ask(preparation.function, addresses, *preparation.args).result())
-
-    def _refuse(self, address: str, facts: WorkerFacts, unfit: Unfit) -> None:
-        self._state.refused.add(address)
-        tally = self._state.tallies.setdefault(address, _Tally(facts))
-        if tally.refused is None:
-            tally.refused = unfit
-            self._say(unfit.key, "WARN", name=facts.name, host=facts.host, **unfit.values)
+        for job in [job for job in self._jobs if job.inner.done() or job.outer.done()]:
+            if job in self._jobs:
+                self._settle(job)
+        for job in [job for job in self._jobs if not job.possible()]:
+            self._jobs.remove(job)
+            job.drop()
+            job.outer.set_exception(NobodyCan())
+        self._assign()
+        if self._suspects:
+            if not self._jobs and self.workers:
+                self._send(self._suspects.pop(0))
+        elif (late := self._pace.late(self._jobs, now)) is not None:
+            self._send_once_more(late)
+        if self.fit:
+            self._fit_s = now
+        elif self._workers.requirements is not None and now - self._fit_s > _PATIENCE_S:
+            raise _no_worker(self._choice.address)
 
     # ------------------------------------------------------------------ what becomes of calls
 
     def _send(self, job: Job) -> None:
+        """Send a call to any worker; a block waits until one has time for it, unless workers died over it."""
+        if job.block is not None and not job.deaths:
+            self._desks.wait(job)
+        else:
+            self._send_to(job)
+
+    def _send_to(self, job: Job, address: str = "") -> None:
         job.inner, job.sent_s = Future(), time.monotonic()
         resources = dict.fromkeys((resource_of(self.run_id), *job.needs), 1)
-        job.remote = self._client.submit(work, job.call, pure=False, resources=resources)
-        job.remote.add_done_callback(partial(self._fetch, job.inner))
+        only: dict[str, Any] = {"workers": [address], "allow_other_workers": False} if address else {}
+        job.remote = self._client.submit(work, job.call, pure=False, resources=resources, **only)
+        if address:
+            self._desks.sent(job, address)
+        job.remote.add_done_callback(partial(self._fetch, job, job.inner))
         self._jobs.append(job)
+
+    def _send_once_more(self, late: Job) -> None:
+        """Send a call to a worker that has nothing to do, if there is one."""
+        if late.block is None:
+            idle, address = self._one_is_idle(), ""
+        else:
+            address = self._desks.idle(self.fit)
+            idle = bool(address)
+        if idle:
+            log.info("%s is late and sent once more", late.call.function.__name__)
+            self._send_to(late.twin(), address)
+
+    def _assign(self) -> None:
+        """Send the blocks that wait to the workers that have time for them."""
+        for job in self._desks.of_others(self.fit):
+            self._lose(job)
+        while (found := self._desks.next(self.fit)) is not None:
+            job, address, is_elsewhere = found
+            if is_elsewhere:
+                self._take_back(job)
+            self._send_to(job, address)
+
+    def _take_back(self, job: Job) -> None:
+        """Let a worker have a call no more."""
+        self._jobs.remove(job)
+        self._desks.settled(job)
+        job.drop()
+
+    def _lose(self, job: Job) -> None:
+        """Let a block be worked on by others, whose worker is lost or gets no more work."""
+        has_twin = self._has_twin(job)
+        to_be_tried_alone = self._desks.lost(job)
+        self._take_back(job)
+        if has_twin or job.outer.done():
+            return
+        if to_be_tried_alone:
+            job.deaths += 1
+            self._suspects.append(job)
+        else:
+            self._send(job)
+
+    def _leave_to_another(self, job: Job) -> None:
+        """Let be what another worker has answered, or nobody waits for."""
+        is_at_work = bool(job.address) and self._desks.may_be_begun(job) and not job.inner.done()
+        if not is_at_work or job.outer.cancelled():
+            self._desks.settled(job)
+            job.drop()
+            return
+        # A block cannot be stopped where it is at work; until it is finished that worker gets nothing more.
+        for behind in self._desks.behind(job):
+            self._lose(behind)
+        self._desks.late(job)
+
+    def _has_twin(self, job: Job) -> bool:
+        """Tell whether a call was sent twice: what one of them had is done by the other when it comes to nothing."""
+        return any(other.outer is job.outer and other is not job for other in self._jobs)
 
     def _one_is_idle(self) -> bool:
         """Tell whether a fit worker has nothing to do; it gets what is sent next, as Dask goes by who has least."""
         with suppress(*GONE):  # among them what says that it took too long
             busy = self._fetching.submit(self._client.processing).result(CLOSE_S)
-            return not all(busy.get(address) for address in self._state.fit)
+            return not all(busy.get(address) for address in self.fit)
         return False
 
-    def _fetch(self, inner: Future[Answer], remote: Any) -> None:
+    def _fetch(self, job: Job, inner: Future[Answer], remote: Any) -> None:
+        if job.outer.done():
+            # Another one was faster, or nobody waits any more.
+            inner.cancel()
+            return
         with suppress(RuntimeError):  # the run has ended
             self._fetching.submit(fetch, inner, remote)
 
     def _settle(self, job: Job) -> None:
         self._jobs.remove(job)
         if job.outer.done():
-            job.drop()
+            self._leave_to_another(job)
             return
         # What was sent twice is done by the other one when this one comes to nothing.
-        has_twin = any(other.outer is job.outer for other in self._jobs)
-        if job.inner.cancelled():
+        has_twin = self._has_twin(job)
+        error = None if job.inner.cancelled() else job.inner.exception()
+        was_killed = isinstance(error, self._distributed.KilledWorker)
+        # Dask blames whatever a worker had; what that had not begun is not to blame.
+        to_blame = was_killed and self._desks.may_be_begun(job)
+        if to_blame:
+            for behind in self._desks.behind(job):
+                self._lose(behind)
+        self._desks.settled(job)
+        if job.inner.cancelled() or (was_killed and not to_blame):
             # What it gave was lost with its worker before it came here.
             if not has_twin:
                 self._send(job)
             return
-        error = job.inner.exception()
-        if isinstance(error, self._distributed.KilledWorker):
+        if was_killed:
             if has_twin:
                 return
             job.deaths += 1
@@ -535,29 +505,17 @@ class Cluster(Executor):
             return
         answer = job.inner.result()
         if answer.unfit is not None:
-            self._leave_out(answer.worker, answer.unfit)
+            self._workers.leave_out(answer.worker, answer.unfit)
             if not has_twin:
                 self._send(job)
             return
         self._pace.note(job, answer.seconds, time.monotonic())
-        for tally in self._state.tallies.values():
-            if tally.facts.name == answer.worker and not tally.lost:
-                tally.calls += 1
+        self._workers.note_answer(answer.worker)
         self._latest = f"{answer.worker}, {answer.host}"
         if answer.error is not None:
             job.outer.set_exception(_as_here(answer.error, self.paths))
         else:
             job.outer.set_result(answer.value)
-
-    def _leave_out(self, name: str, unfit: Unfit) -> None:
-        """Give a worker nothing more to do."""
-        for address, facts in list(self._state.fit.items()):
-            if facts.name == name:
-                del self._state.fit[address]
-                self._ask(dismiss, (address,), self.run_id)
-                self._refuse(address, facts, unfit)
-        if not self._state.fit:
-            self._state.were_none = True
 
 
 def _as_here(error: BaseException, paths: PathMap) -> BaseException:

@@ -4,9 +4,8 @@ What goes there are the maps and terms of the frames that touch a block, what co
 frames are read where the block is worked on. Blocks are taken in their order, and only as many are on their way as
 fit into the memory of this machine once they are finished; so results depend neither on the workers nor on their order.
 
-A block goes to whichever worker is free. Neighbouring blocks share a few rows around their border and nothing else, so
-keeping them together on one computer would win something only where blocks are very low and the shared folder is slow
-(docs/cluster.md has the numbers), and a slow computer would then hold up its neighbours.
+Neighbouring blocks share a few rows around their border, which are read from the shared folder once where one computer
+has both: which worker gets which block is decided in `cluster_stretches`.
 """
 
 from __future__ import annotations
@@ -209,7 +208,7 @@ class ClusterBlocks:
         self, calls: Iterator[tuple[Callable[..., Any], tuple[Any, ...]]], most: int
     ) -> Iterator[Any]:
         try:
-            yield from results_in_order(self.cluster, calls, most)
+            yield from results_in_order(self.cluster.in_rows(most), calls, most)
         except WorkerDied as death:
             raise RunFailed(
                 "cluster_block_died", f"workers died twice over one block: {death}", reason=str(death)

@@ -43,6 +43,9 @@ class Job:
 
     ``needs`` are resources of Dask; ``possible`` tells whether a worker has them. ``sent_s`` is a time of
     `time.monotonic`. Two jobs with the same ``outer`` are one call that was sent twice.
+
+    A call for a block of rows has its number; then ``address`` is the worker it was sent to, empty while it waits, and
+    ``losses`` tells how many workers were lost while they were at work on it.
     """
 
     call: Call
@@ -53,6 +56,9 @@ class Job:
     inner: Future[Answer] = field(default_factory=Future)
     deaths: int = 0
     sent_s: float = 0.0
+    block: int | None = None
+    address: str = ""
+    losses: int = 0
 
     def drop(self) -> None:
         """Ask for nothing more of what was sent."""
@@ -62,7 +68,7 @@ class Job:
 
     def twin(self) -> Job:
         """Return the same call, to be sent once more."""
-        return Job(self.call, self.outer, self.needs, self.possible)
+        return Job(self.call, self.outer, self.needs, self.possible, block=self.block)
 
 
 @dataclass

@@ -22,9 +22,10 @@ from made_frames import field_sky, pointings, run, write_all
 
 from run_zemosaic import main
 from zemosaic_core.errors import Cancelled, RunFailed, SettingsError
+from zemosaic_core.spread import results_in_order
 from zemosaic_pipeline import cluster as cluster_module
-from zemosaic_pipeline import cluster_engine, cluster_jobs, elsewhere
-from zemosaic_pipeline.cluster import Cluster
+from zemosaic_pipeline import cluster_engine, cluster_jobs, cluster_workers, elsewhere
+from zemosaic_pipeline.cluster import Cluster, WorkerDied
 from zemosaic_pipeline.cluster_engine import OWN_DASK, Engine
 from zemosaic_pipeline.cluster_jobs import Job, Pace
 from zemosaic_pipeline.elsewhere import Answer, Call, Elsewhere, Requirements, Unfit, WorkerFacts
@@ -242,11 +243,16 @@ class MadeUpClient:
     def __init__(self, accidents) -> None:
         self.accidents = {argument: list(found) for argument, found in accidents.items()}
         self.submitted: list[int] = []
+        self.sent_to: list[tuple[int, str]] = []
         self.dismissed: list[str] = []
         self.names = {"tcp://a": "a", "tcp://b": "b"}
 
-    def scheduler_info(self):
-        return {"workers": self.names}
+    @property
+    def scheduler(self):
+        return SimpleNamespace(identity=lambda n_workers: {"workers": self.names if n_workers == -1 else {}})
+
+    def sync(self, function, **values):
+        return function(**values)
 
     def run(self, function, *args, workers, on_error):
         if function is elsewhere.dismiss:
@@ -260,10 +266,16 @@ class MadeUpClient:
     def processing(self):
         return {"tcp://b": ["work-1"]}
 
-    def submit(self, function, call, *, pure, resources):
+    def submit(self, function, call, *, pure, resources, **only):
         self.submitted.append(call.args[0])
+        if only:
+            assert only["allow_other_workers"] is False
+            self.sent_to.append((call.args[0], *only["workers"]))
         accidents = self.accidents.get(call.args[0])
-        return MadeUpRemote(call, accidents.pop(0) if accidents else None)
+        accident = accidents.pop(0) if accidents else None
+        if callable(accident):
+            accident = accident(*only["workers"])
+        return MadeUpRemote(call, accident)
 
     def close(self, timeout):
         self.status = "closed"
@@ -329,7 +341,7 @@ def test_lost_results_and_calls_of_unfit_workers_are_made_again(made_up):
     answers = dict(cluster.map_items(Elsewhere(abs), [1, 2, 3], name_of=str))
     assert answers == {0: 1, 1: 2, 2: 3}
     assert client.submitted.count(2) == 3
-    cluster._questions.submit(int).result()
+    cluster._workers._questions.submit(int).result()
     assert client.dismissed == ["tcp://b"]
     assert cluster.workers == 1
     refused = {w["name"]: w["refused"] for w in cluster.facts()["workers"]}
@@ -366,3 +378,100 @@ def test_run_ends_when_nobody_is_left(made_up, monkeypatch):
     with pytest.raises(RunFailed) as failed:
         list(cluster.map_items(Elsewhere(abs), [1], name_of=str))
     assert failed.value.key == "cluster_no_worker"
+
+
+def blocks_on(cluster, numbers, most=8):
+    """Return what becomes of blocks, in their order."""
+    return list(results_in_order(cluster.in_rows(most), ((abs, (n,)) for n in numbers), most))
+
+
+def test_blocks_go_to_fit_workers_only(made_up, monkeypatch):
+    """One of the two turns out to be unfit for a block."""
+    left_out, n_sent = [], []
+
+    def unfit_there(address):
+        left_out.append(address)
+        return address[-1]
+
+    leave_out = cluster_workers.Workers.leave_out
+
+    def noting(self, name, unfit):
+        leave_out(self, name, unfit)
+        n_sent.append(len(client.sent_to))
+
+    monkeypatch.setattr(cluster_workers.Workers, "leave_out", noting)
+
+    cluster, client = made_up({3: [unfit_there]})
+    assert blocks_on(cluster, range(12)) == list(range(12))
+    cluster._workers._questions.submit(int).result()
+    assert client.dismissed == left_out
+    later = client.sent_to[n_sent[0] :]
+    assert 3 in {n for n, _ in later}
+    assert len({address for _, address in later} | set(left_out)) == 2
+    assert not set(left_out) & {address for _, address in later}
+
+
+def test_blocks_of_a_lost_worker_go_to_the_others(made_up, monkeypatch):
+    monkeypatch.setattr(cluster_workers, "_LOOK_S", 0.0)
+    lost = []
+
+    def lose(address):
+        lost.append(address)
+        client.names = {at: name for at, name in client.names.items() if at != address}
+        return "never"
+
+    cluster, client = made_up({2: [lose]})
+    assert blocks_on(cluster, range(12)) == list(range(12))
+    assert [w["lost"] for w in cluster.facts()["workers"]].count(True) == 1
+    after = client.sent_to.index((2, *lost))
+    assert {address for n, address in client.sent_to[after + 1 :] if n == 2} == set(client.names)
+
+
+def test_a_worker_that_stands_still_gets_no_more_blocks(made_up, monkeypatch):
+    monkeypatch.setattr(cluster_jobs, "_LATE_S", 0.05)
+    cluster, client = made_up({2: ["never"]})
+    assert blocks_on(cluster, range(12)) == list(range(12))
+    (still,) = {address for n, address in client.sent_to[:3] if n == 2}
+    assert [address for n, address in client.sent_to if n == 2][1:] == [a for a in client.names if a != still]
+    twice = [position for position, (n, _) in enumerate(client.sent_to) if n == 2][1]
+    assert still not in {address for _, address in client.sent_to[twice:]}
+    # The next co-add of the run finds it still at work.
+    n_before = len(client.sent_to)
+    assert blocks_on(cluster, range(20, 26)) == list(range(20, 26))
+    assert still not in {address for _, address in client.sent_to[n_before:]}
+
+
+def test_block_over_which_workers_die_twice_is_told_and_no_other_is_blamed(made_up):
+    cluster, client = made_up({2: [killed(), killed()]})
+    with pytest.raises(WorkerDied):
+        blocks_on(cluster, range(12))
+    assert client.submitted.count(2) == 2
+    cluster, client = made_up({2: [killed()], 5: [killed()]})
+    assert blocks_on(cluster, range(12)) == list(range(12))
+
+
+def test_block_over_which_workers_are_lost_again_and_again_is_tried_alone(made_up, monkeypatch):
+    """Dask itself gives a call four workers before it says that it kills them; so does this."""
+    monkeypatch.setattr(cluster_workers, "_LOOK_S", 0.0)
+
+    def lose(address):
+        client.names = {at: name for at, name in client.names.items() if at != address}
+        client.names[f"{address}+"] = f"{client.names.get(address, 'x')}+"
+        return "never"
+
+    cluster, client = made_up({2: [lose] * 4 + [killed()]})
+    with pytest.raises(WorkerDied):
+        blocks_on(cluster, range(6))
+    assert len([n for n, _ in client.sent_to if n == 2]) == 4
+    assert client.submitted.count(2) == 5
+
+
+def test_blocks_of_a_stopped_co_add_are_not_sent(made_up):
+    cluster, client = made_up({n: ["never"] for n in range(6)})
+    series = cluster.in_rows(6)
+    waiting = [series.submit(abs, n) for n in range(6)]
+    cluster.wait(waiting, 0.2)
+    for future in waiting:
+        future.cancel()
+    assert blocks_on(cluster, range(20, 23)) == [20, 21, 22]
+    assert [n for n, _ in client.sent_to] == [0, 1, 2, 3, 20, 21, 22]

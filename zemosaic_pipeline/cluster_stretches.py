@@ -17,8 +17,9 @@ __all__ = ["Desk", "Step", "Stretch", "Stretches", "next_step"]
 
 # Calls that a worker has at a time: the one at work, and one so that it need not wait for the next.
 MOST_AT_DESK = 2
-# Blocks of a stretch at least where they may all be on their way: a computer with one worker has neighbours, too.
-_LEAST_STRETCH = 4
+# Blocks of a stretch where half of those that may be on their way are enough for all computers: what one worker read
+# serves the next block as well. The other half lets the rest go on while a slow computer is at its stretch.
+_LONG_STRETCH = 8
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,9 @@ def _of_own_computer(
     fresh = [block for block in in_order if block >= begin]
     if not fresh:
         return None
-    # All computers have room for a stretch among the blocks that may be on their way.
-    n_blocks = min(max(hosts[host], _LEAST_STRETCH), max(1, stretches.most // len(hosts)))
+    # A block for each worker of the computer at least, as far as all computers have room for a stretch.
+    share = max(1, stretches.most // len(hosts))
+    n_blocks = max(min(hosts[host], share), min(_LONG_STRETCH, share // 2))
     end = max(begin + n_blocks, fresh[0] + 1)
     return fresh[0], replace(stretches, claimed=(*claimed, Stretch(begin, end, host)))
 

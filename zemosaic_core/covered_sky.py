@@ -1,8 +1,9 @@
 """Parts of frames where something stands before the sky: a tree, a roof, the edge of a dome. Arrays only.
 
-Two things must come together over several cells of the sky mesh: no star is seen of those that other frames show
-there, and the level departs from what other frames show there. Nebulae, dark clouds and the Milky Way are common to all
-frames; under moonlight, gradients and thin clouds stars are seen; where no other frame looks nothing is known.
+Two things must come together in cells of the sky mesh: no star is seen of those that other frames show there, and the
+level departs from what other frames show there. Nebulae, dark clouds and the Milky Way are common to all frames; under
+moonlight, gradients and thin clouds stars are seen; where no other frame looks nothing is known. What stands still has
+an edge, and clouds that move through an exposure have none: small parts are found by theirs.
 """
 
 from __future__ import annotations
@@ -29,8 +30,20 @@ _FAINTEST_QUANTILE = 5.0
 _DEPARTS_SIGMA = 5.0
 # Levels of open cells agree to the noise of the cells and to this part of the sky.
 _LEAST_PART = 0.004
+# A part without a cell far from all stars has an edge: within two cells of open sky it departs so many times as much
+# as noise lets a cell depart.
+_EDGE_CELLS = 2
+_ABRUPT = 3.0
+_NO_SKY = np.float32(1.01)
+# A cell without stars nearby belongs to a part when so much of it and its neighbours does.
+_MOSTLY = 0.5
+# At the border of a frame a level with an edge that is off by this part of the sky needs to hide one star only.
+_STRONG_PART = 0.08
+_LEAST_HIDDEN = 1.0
+_SHIFTED = 0.25
 _ROUNDS = 3
 _MIN_OPEN = 8
+_ABSOLUTE_ROUNDS = 8
 # A term of a plane that the ones before it explain to this share is not told apart from them.
 _LEAST_PIVOT = 1e-9
 # Cells whose medians are found together.
@@ -153,38 +166,94 @@ def covered_cells(
     n_frames, n_channels, ny, nx = mesh.shape
     covered = np.zeros((n_frames, ny, nx), bool)
     place = _bins(centres, n_frames)
-    departs = np.zeros((n_frames, ny, nx), bool)
+    # How far each cell departs, in what noise allows and in the sky of its frame, of the channels the most.
+    excess, part = (np.zeros((n_frames, ny, nx), np.float32) for _ in range(2))
     known_to_others = np.zeros((n_frames, ny, nx), bool)
     open_cells = _seen_around(stars.seen) > 0
     for channel in range(n_channels):
         level = mesh[:, channel] * gains[:, channel, None, None]
-        residual, several = _departures(level, place, open_cells)
+        residual, several = _departures(level, place, open_cells, stars.seen > 0)
         known_to_others |= several
         for i in range(n_frames):
-            good = open_cells[i] & np.isfinite(residual[i])
+            good = _with_enough(stars.seen[i] > 0, open_cells[i], np.isfinite(residual[i]))
             spread = mad_sigma(residual[i][good]) if np.count_nonzero(good) >= _MIN_OPEN else np.inf
-            least = _LEAST_PART * abs(float(np.nanmedian(level[i]))) if good.any() else np.inf
+            sky = abs(float(np.nanmedian(level[i][good]))) if good.any() else np.inf
             own_error = np.nan_to_num(error[i, channel] * gains[i, channel])
-            bound = _DEPARTS_SIGMA * np.hypot(max(spread, least), own_error)
-            # A cell without any sky is one where others have some.
-            departs[i] |= (np.abs(residual[i]) > bound) | (np.isnan(level[i]) & several[i])
+            bound = _DEPARTS_SIGMA * np.hypot(max(spread, _LEAST_PART * sky), own_error)
+            # Cells of two frames lie up to half their side beside each other, a quarter of what three in a row span.
+            bound += _SHIFTED * _range_around(level[i] - residual[i])
+            off = np.abs(np.nan_to_num(residual[i]))
+            excess[i] = np.fmax(excess[i], off / bound)
+            part[i] = np.fmax(part[i], off / max(sky, 1e-9))
+            # A cell without any sky is one where others have some, but nothing is known of an edge.
+            excess[i] = np.where(np.isnan(level[i]) & several[i], np.fmax(excess[i], _NO_SKY), excess[i])
     around = np.ones((3, 3), bool)
     for i in range(n_frames):
-        if not departs[i].any() or not _is_sharp(stars.seen[i], stars.expected[i]):
+        departs = excess[i] > 1
+        if not departs.any() or not _is_sharp(stars.seen[i], stars.expected[i]):
             continue
-        # Inside there are no stars nearby either, or many are missing in one cell; stars that were missed by chance
-        # lie among others.
-        starless = departs[i] & (stars.seen[i] == 0) & known_to_others[i]
-        inside = starless & (~open_cells[i] | (stars.expected[i] >= _MIN_HIDDEN))
-        labels, n_parts = ndimage.label(inside)
-        hidden = ndimage.sum_labels(stars.expected[i], labels, np.arange(1, n_parts + 1))
-        parts = np.flatnonzero(np.asarray(hidden) >= _MIN_HIDDEN) + 1
-        if len(parts):
-            # Out to where stars are seen, single cells whose level happens to be right included.
-            core = np.isin(labels, parts)
-            grown = core | (ndimage.binary_dilation(core, around) & (starless | ~open_cells[i]))
+        starless = departs & (stars.seen[i] == 0) & known_to_others[i]
+        core = _deep_parts(starless, open_cells[i], stars.expected[i])
+        core |= _parts_with_edge(
+            starless, ~departs & known_to_others[i], excess[i], part[i], stars.expected[i]
+        )
+        if core.any():
+            # Out to where stars are seen; single cells whose level happens to be right lie within.
+            within = ndimage.uniform_filter(core.astype(float), 3, mode="nearest") > _MOSTLY
+            grown = core | (ndimage.binary_dilation(core, around) & starless) | (within & ~open_cells[i])
             covered[i] = ndimage.binary_dilation(grown, around)
     return covered
+
+
+def _deep_parts(starless: np.ndarray, is_open: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Parts that hide stars and lie away from all that are seen, or hide many in one cell.
+
+    Stars that were missed by chance lie among others.
+    """
+    from scipy import ndimage
+
+    labels, n_parts = ndimage.label(starless & (~is_open | (expected >= _MIN_HIDDEN)))
+    hidden = ndimage.sum_labels(expected, labels, np.arange(1, n_parts + 1))
+    return np.isin(labels, np.flatnonzero(np.asarray(hidden) >= _MIN_HIDDEN) + 1)
+
+
+def _parts_with_edge(
+    starless: np.ndarray, calm: np.ndarray, excess: np.ndarray, part: np.ndarray, expected: np.ndarray
+) -> np.ndarray:
+    """Parts that hide stars and whose level begins within a cell or two."""
+    from scipy import ndimage
+
+    around = np.ones((3, 3), bool)
+    labels, n_parts = ndimage.label(starless, around)
+    beside = ndimage.binary_dilation(calm, np.ones((2 * _EDGE_CELLS + 1,) * 2, bool))
+    inner = ndimage.binary_erosion(np.ones(starless.shape, bool))
+    found = np.zeros(starless.shape, bool)
+    for label in range(1, n_parts + 1):
+        own = labels == label
+        edge = own & beside
+        if not edge.any() or np.median(excess[edge]) < _ABRUPT:
+            continue
+        is_strong = np.median(part[own]) >= _STRONG_PART and bool((own & ~inner).any())
+        if expected[own].sum() >= (_LEAST_HIDDEN if is_strong else _MIN_HIDDEN):
+            found |= own
+    return found
+
+
+def _with_enough(first: np.ndarray, second: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Cells of the first choice among the known ones, where these are enough; else of the second, else all."""
+    for chosen in (first & known, second & known):
+        if np.count_nonzero(chosen) >= _MIN_OPEN:
+            return np.asarray(chosen)
+    return known
+
+
+def _range_around(sky: np.ndarray) -> np.ndarray:
+    """Return the range of each cell and its eight neighbours; NaN counts as nothing."""
+    from scipy import ndimage
+
+    high = ndimage.maximum_filter(np.where(np.isnan(sky), -np.inf, sky), 3, mode="nearest")
+    low = ndimage.minimum_filter(np.where(np.isnan(sky), np.inf, sky), 3, mode="nearest")
+    return np.where(high >= low, high - low, 0.0)
 
 
 def _seen_around(seen: np.ndarray) -> np.ndarray:
@@ -240,19 +309,19 @@ def _bins(centres: Callable[[int], np.ndarray], n_frames: int) -> np.ndarray:
 
 
 def _departures(
-    level: np.ndarray, place: np.ndarray, open_cells: np.ndarray
+    level: np.ndarray, place: np.ndarray, open_cells: np.ndarray, with_star: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how far each cell departs from the other frames there, a plane per frame allowed; and where there are any.
 
-    Planes are those of open cells: what covers a part must not tilt the rest.
+    Planes are those of cells in which stars are seen: what covers a part must not tilt the rest. Beside it there are
+    some that it covers in part.
     """
     n_frames, ny, nx = level.shape
     y, x = np.mgrid[:ny, :nx]
     terms = np.stack([np.ones((ny, nx)), 2 * x / max(1, nx - 1) - 1, 2 * y / max(1, ny - 1) - 1], axis=-1)
     plane = np.zeros_like(level)
     for i in range(n_frames):
-        usable = np.isfinite(level[i]) & open_cells[i]
-        usable = usable if usable.any() else np.isfinite(level[i])
+        usable = _with_enough(with_star[i], open_cells[i], np.isfinite(level[i]))
         plane[i] = np.median(level[i][usable]) if usable.any() else 0.0
     n_places = int(place.max()) + 1
     sky = np.zeros(n_places)
@@ -260,7 +329,7 @@ def _departures(
         sky = _median_per_place(level, plane, place, open_cells, n_places)
         for i in range(n_frames):
             wanted = level[i] - sky[place[i]]
-            usable = np.isfinite(wanted) & open_cells[i]
+            usable = _with_enough(with_star[i], open_cells[i], np.isfinite(wanted))
             if np.count_nonzero(usable) >= _MIN_OPEN:
                 plane[i] = terms @ _robust_plane(terms[usable], wanted[usable], _MIN_OPEN)
     finite = np.isfinite(level)
@@ -313,17 +382,20 @@ def _cells_between(level: np.ndarray, place: np.ndarray, first: int, end: int) -
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _robust_plane(terms, wanted, least):
-    """Fit values (K,) with three terms (K, 3), clipped twice; a term that the cells do not tell apart is 0."""
+    """Fit values (K,) with three terms (K, 3); a term that the cells do not tell apart is 0.
+
+    Sums of absolute differences first, which a tenth of the cells on one side cannot tilt, then least squares clipped.
+    """
     n = len(wanted)
-    keep, residual, found = np.ones(n, np.bool_), np.empty(n), np.zeros(3)
-    for _ in range(3):
+    weight, residual, found = np.ones(n), np.empty(n), np.zeros(3)
+    for step in range(_ABSOLUTE_ROUNDS + 2):
         square, right = np.zeros((3, 3)), np.zeros(3)
         for k in range(n):
-            if keep[k]:
+            if weight[k] > 0:
                 for i in range(3):
-                    right[i] += terms[k, i] * wanted[k]
+                    right[i] += weight[k] * terms[k, i] * wanted[k]
                     for j in range(i + 1):
-                        square[i, j] += terms[k, i] * terms[k, j]
+                        square[i, j] += weight[k] * terms[k, i] * terms[k, j]
         factorise(square, _LEAST_PIVOT)
         whiten(square, right)
         unwhiten(square, right)
@@ -331,11 +403,15 @@ def _robust_plane(terms, wanted, least):
         for k in range(n):
             fit = found[0] * terms[k, 0] + found[1] * terms[k, 1] + found[2] * terms[k, 2]
             residual[k] = abs(wanted[k] - fit)
-        most = max(3.0 * 1.4826 * np.median(residual), 1e-6)
+        middle = max(np.median(residual), 1e-6)
+        if step < _ABSOLUTE_ROUNDS - 1:
+            for k in range(n):
+                weight[k] = middle / max(residual[k], 0.1 * middle)
+            continue
         count = 0
         for k in range(n):
-            keep[k] = residual[k] <= most
-            count += keep[k]
+            weight[k] = 1.0 if residual[k] <= 3.0 * 1.4826 * middle else 0.0
+            count += weight[k] > 0
         if count < least:
             break
     return found

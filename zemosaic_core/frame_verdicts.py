@@ -55,7 +55,7 @@ def shape_verdicts(
     Parameters
     ----------
     fwhm_px, elongation : array_like, shape (n,)
-        Median width and elongation of a frame's stars; NaN when unknown.
+        Width that the sharper quarter of a frame's stars stays below, and median elongation; NaN when unknown.
     sessions, nights : sequence of int
         Labels: frames of one session are compared; in sessions of fewer than six frames those of one night.
     sigma : float

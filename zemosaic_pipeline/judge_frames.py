@@ -6,6 +6,7 @@ shows the stars of the others, but dimmer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -55,7 +56,7 @@ def judge_shapes(
     infos = [frame.info for frame in frames]
     rows = [measures[frame.index] for frame in frames]
     verdicts = shape_verdicts(
-        [row.fwhm_px for row in rows],
+        [_sharp_fwhm_px(row) for row in rows],
         [row.elongation for row in rows],
         sessions=session_labels(infos),
         nights=night_labels(infos),
@@ -66,6 +67,15 @@ def judge_shapes(
         for frame, row, key in zip(frames, rows, verdicts, strict=True)
         if not key or not _flag(frame, key, _shown(row), options, context, phase)
     ]
+
+
+def _sharp_fwhm_px(measure: FrameMeasure) -> float:
+    """Return the width that the sharper quarter of a frame's stars stays below.
+
+    Out of focus all stars are wide. Where a tree hides most of them, blobs at its edge are half of what is left.
+    """
+    widths = measure.columns("fwhm_px")["fwhm_px"]
+    return float(np.nanpercentile(widths, 25.0)) if len(widths) else math.nan
 
 
 def judge_air(

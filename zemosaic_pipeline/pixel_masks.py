@@ -36,8 +36,8 @@ __all__ = ["run"]
 # Detections of two frames are one star when they are so close, px of the mosaic.
 _MATCH_PX = 3.0
 _BRIGHTEST = 400
-# Less than this share of open sky is not worth the frame.
-_MOST_COVERED = 0.6
+# Where more is covered, the cells beside it included, the rest is not worth the frame.
+_MOST_COVERED = 0.7
 
 
 def run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,8 @@ class Night:
         self.xy = centre[None] + shift[:, None, None]
         self.star_xy = rng.uniform(-60, [nx * CELL + 60, ny * CELL + 60], (stars, 2))
         self.light = 10 ** rng.uniform(2.5, 5, stars)
+        # The last one is seen, as stars are numbered by what is seen.
+        self.star_xy[-1], self.light[-1] = (260.0, 300.0), 9e4
         u, t = 2 * x / (nx - 1) - 1, 2 * y / (ny - 1) - 1
         sky = nebula * np.exp(-((self.xy[..., 0] - 500) ** 2 + (self.xy[..., 1] - 900) ** 2) / 250**2)
         level = 430 * rng.uniform(0.85, 1.25, (n, 1, 1)) + sky
@@ -32,6 +36,8 @@ class Night:
         self.mesh = level[:, None] * np.array([0.8, 1.0, 0.7])[:, None, None]
         self.mesh = self.mesh + rng.normal(0, 2.5, self.mesh.shape)
         self.shift, self.dimming = shift, np.ones(n)
+        # Air over each cell.
+        self.air = np.ones((n, ny, nx))
         self.hidden = np.zeros((n, ny, nx), bool)
 
     def cover(self, i, cells, level=530.0):
@@ -48,14 +54,15 @@ class Night:
         frame, star, flux, cell = [], [], [], []
         for i in range(self.n):
             cells = self.cell_of_star(i)
-            shown = (cells >= 0) & (self.light * self.dimming[i] > 600)
+            light = self.light * self.dimming[i] * self.air[i].ravel()[np.maximum(cells, 0)]
+            shown = (cells >= 0) & (light > 600)
             shown &= ~self.hidden[i].ravel()[np.maximum(cells, 0)]
             shown &= self.rng.uniform(size=len(shown)) > 0.03
             index = np.flatnonzero(shown)
             index = index[np.argsort(-self.light[index])][:brightest]
             frame.append(np.full(len(index), i))
             star.append(index)
-            flux.append(self.light[index] * self.rng.normal(1, 0.05, len(index)))
+            flux.append(light[index] / self.dimming[i] * self.rng.normal(1, 0.05, len(index)))
             cell.append(cells[index])
         return sightings(*map(np.concatenate, (frame, star, flux, cell)), self.cell_of_star, self.n, N_CELLS)
 
@@ -99,6 +106,45 @@ def test_two_frames_are_enough_and_the_one_with_the_stars_is_right():
     found = night.covered()
     assert found[0][rows_below(10)].mean() > 0.95
     assert not found[1].any()
+
+
+@pytest.fixture
+def small_frames(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "N_CELLS", (9, 8))
+
+
+@pytest.mark.parametrize("level", [200.0, 530.0])
+@pytest.mark.parametrize(
+    ("rows", "stars", "least"), [(1, 150, 0.85), (1, 60, 0.7), (2, 60, 0.95), (4, 40, 0.9)]
+)
+def test_parts_of_small_frames_are_found_by_their_edge(small_frames, rows, stars, least, level):
+    """A row of cells lies beside stars everywhere: no cell of it is far from all that are seen."""
+    shares = []
+    for seed in range(30, 36):
+        night = Night(10, seed=seed, stars=stars)
+        for i in range(7, 10):
+            night.cover(i, rows_below(rows), level)
+        found = night.covered()
+        assert not found[:7].any()
+        assert not found[7:][:, ~rows_below(rows + 1)].any()
+        shares.append(found[7:][:, rows_below(rows)].mean())
+    assert np.mean(shares) > least
+
+
+@pytest.mark.parametrize("stars", [25, 60, 150])
+@pytest.mark.parametrize("air", [0.3, 0.5, 0.7])
+def test_clouds_over_small_frames_have_no_edge(small_frames, stars, air):
+    y, x = np.mgrid[: N_CELLS[0], : N_CELLS[1]]
+    for seed in range(40, 46):
+        night = Night(10, seed=seed, stars=stars)
+        rng = np.random.default_rng(seed)
+        for i in (2, 5, 9):
+            angle, wide = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 2.0)
+            across = (x - 4) * np.cos(angle) + (y - 4) * np.sin(angle) - rng.uniform(-2, 3)
+            share = 1 / (1 + np.exp(-across / wide))
+            night.air[i] = 1 - (1 - air) * share
+            night.mesh[i] *= 1 + rng.uniform(0.05, 0.4) * share
+        assert not night.covered().any()
 
 
 def test_what_is_common_to_all_frames_is_not_covered():

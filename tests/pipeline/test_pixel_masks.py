@@ -42,6 +42,44 @@ def test_a_frame_that_is_mostly_covered_is_left_out(sky, tmp_path):
     assert result.left_out == {"light_008.fit": "frame_covered"}
 
 
+def cells_of(picture, side=32):
+    """Medians of cells of a picture (H, W); NaN where less than half of a cell is known."""
+    height, width = (n // side * side for n in picture.shape)
+    cells = picture[:height, :width].reshape(height // side, side, width // side, side).swapaxes(1, 2)
+    cells = cells.reshape(height // side, width // side, -1)
+    known = np.isfinite(cells).mean(axis=-1) > 0.5
+    return np.where(known, np.nanmedian(np.where(known[..., None], cells, 0.0), axis=-1), np.nan)
+
+
+def test_parts_of_small_frames_leave_nothing_in_the_background(sky, tmp_path):
+    """Frames of 9 x 8 cells: what covers a row of them lies beside stars everywhere."""
+    rng = np.random.default_rng(8)
+    for i, setup in enumerate(pointings(n=10, shape_hw=(540, 480), turn_deg=0.1, seed=8)):
+        pixels, cards = expose(sky, setup), base_cards(setup, i)
+        if i < 6:
+            write(tmp_path / "open" / f"light_{i:03d}.fit", pixels, cards)
+        else:
+            pixels = covered_by_tree(pixels, (45, 110, 250, 470)[i - 6], rng)
+        write(tmp_path / "in" / f"light_{i:03d}.fit", pixels, cards)
+    without = run(tmp_path / "open", tmp_path / "out_open").load()
+    result = run(tmp_path / "in", tmp_path / "out").load()
+    assert result.left_out == {"light_009.fit": "frame_covered"}
+    (message,) = [m for m in result.report["messages"] if m["key"] == "run_info_covered"]
+    assert message["values"]["frames"] == 3
+    dx, dy = (round(result.header[key] - without.header[key]) for key in ("CRPIX1", "CRPIX2"))
+    height, width = without.coverage.shape
+    got = np.full((height, width), np.nan)
+    top, left = max(0, -dy), max(0, -dx)
+    part = result.image[1][max(0, dy) :, max(0, dx) :][: height - top, : width - left]
+    got[top : top + part.shape[0], left : left + part.shape[1]] = part
+    difference = cells_of(np.where(without.coverage >= 5, got - without.image[1], np.nan))
+    difference -= np.nanmedian(difference)
+    assert np.isfinite(difference).mean() > 0.5
+    # Where the tree stood it was up to 150 ADU off.
+    assert np.sqrt(np.nanmean(difference**2)) < 8.0
+    assert np.nanmax(np.abs(difference)) < 25.0
+
+
 def test_bright_stars_in_two_exposures_have_no_spikes_and_are_flagged(sky, tmp_path):
     # A few stars far beyond the ceiling; every third frame three times as long; air of 0.8 to 1.
     bright = np.flatnonzero(np.hypot(sky.ra_deg - 150.0, sky.dec_deg - 20.0) < 0.1)[:5]

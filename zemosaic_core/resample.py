@@ -21,7 +21,9 @@ from zemosaic_core.tap_sums import (
     dot36_of_eight,
     dot36_of_eight_rgb,
     dot36_wide,
+    lowest_bit,
     prefetch,
+    range36,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ CONTRAST = np.float32(4)
 LOW = CONTRAST * UNDERSHOOT[0]
 AHEAD_ROWS = 8
 AHEAD_COLUMNS = 12
+CHANNEL_BITS = 8
+CHANNEL_MASK = (1 << CHANNEL_BITS) - 1
 
 
 def make_lanczos_table(rows: int = LANCZOS_ROWS) -> np.ndarray:
@@ -221,13 +225,19 @@ def _plan_taps(sx, sy, limits, fx, fy, gap, row_x, row_y, kind):
 
 
 @njit(cache=True, nogil=True)
-def _lift_undershoot(flat, corner, win_w, value):
-    """Put a sample that lies far below all 36 taps back to the lowest of them; see `UNDERSHOOT`."""
+def _range36_exact(flat, corner, win_w):
+    """As `range36`, reading no more than the taps."""
     lowest, highest = flat[corner], flat[corner]
     for q in range(6):
         for k in range(6):
             tap = flat[corner + q * win_w + k]
             lowest, highest = min(lowest, tap), max(highest, tap)
+    return lowest, highest
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _lift_undershoot(lowest, highest, value):
+    """Put a sample that lies far below all of its taps back to the lowest of them; see `UNDERSHOOT`."""
     span, below = highest - lowest, lowest - value
     if not span > CONTRAST * abs(lowest):
         return value
@@ -243,23 +253,44 @@ def _sample_one(flat, offset, win_w, table, base, fx, fy, row_x, row_y, kind, k)
     value = np.float32(np.nan)
     if kind[k] >= 2:
         corner = here - 2 * win_w - 2
+        # What is not well below the four nearest taps is not below all 36.
         if kind[k] == 3:
             value, near = dot36_wide(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
+            if value < near - LOW * abs(near):
+                lowest, highest = range36(flat, corner, win_w)
+                value = _lift_undershoot(lowest, highest, value)
         else:
             value, near = dot36_exact(flat, corner, win_w, table, int(row_x[k]), int(row_y[k]))
-        # What is not well below the four nearest taps is not below all 36.
-        if value < near - LOW * abs(near):
-            value = _lift_undershoot(flat, corner, win_w, value)
+            if value < near - LOW * abs(near):
+                lowest, highest = _range36_exact(flat, corner, win_w)
+                value = _lift_undershoot(lowest, highest, value)
     # Any missing tap makes the sum NaN (0 * NaN too): one test instead of 36.
     if value - value != zero:
         value = _bilinear(flat, here, 1 if fx[k] > zero else 0, win_w if fy[k] > zero else 0, fx[k], fy[k])
     return value
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _finish_odd(flat, plane, win_w, base, fx, fy, k, channel, odd, out):
+    """Finish the samples of eight, from `k` and `channel` on, that are more than their sums, which `out` holds."""
+    zero = np.float32(0)
+    while odd != 0:
+        bit = lowest_bit(odd)
+        odd &= odd - np.uint32(1)
+        c, i = channel + bit // LANES, k + bit % LANES
+        here, value = int(base[i]) + c * plane, out[c, i]
+        if value - value == zero:
+            lowest, highest = range36(flat, here - 2 * win_w - 2, win_w)
+            out[c, i] = _lift_undershoot(lowest, highest, value)
+        else:
+            dx, dy = 1 if fx[i] > zero else 0, win_w if fy[i] > zero else 0
+            out[c, i] = _bilinear(flat, here, dx, dy, fx[i], fy[i])
+
+
 @njit(cache=True, nogil=True)
-def _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, out):
-    """Sample a row of all channels into `out` (C, n)."""
-    k, n, n_channels = 0, base.size, out.shape[0]
+def _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, odd_at, odd_of, out):
+    """Sample a row of all channels into `out` (C, n); `odd_at`, `odd_of` have room for C numbers per sample."""
+    k, n, n_channels, n_odd = 0, base.size, out.shape[0], 0
     corner = -2 * win_w - 2
     while k < n:
         end = k
@@ -276,7 +307,9 @@ def _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, ou
             continue
         while k < end:
             # The last eight may have been summed in part already, to no other result.
-            k = min(k, end - LANES)
+            summed = max(0, k - (end - LANES))
+            k -= summed
+            fresh = np.uint32(0x010101) * ((np.uint32(0xFF) << np.uint32(summed)) & np.uint32(0xFF))
             for c in range(0, n_channels, 3 if n_channels == 3 else 1):
                 if n_channels == 3:
                     odd = dot36_of_eight_rgb(
@@ -285,16 +318,14 @@ def _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, ou
                 else:
                     at = corner + c * plane
                     odd = dot36_of_eight(flat, base, at, plane, win_w, table, row_x, row_y, k, LOW, out, c)
-                i = 0
-                while odd != 0:
-                    if odd & np.uint32(1):
-                        of, one = c + i // LANES, k + i % LANES
-                        out[of, one] = _sample_one(
-                            flat, of * plane, win_w, table, base, fx, fy, row_x, row_y, kind, one
-                        )
-                    odd >>= np.uint32(1)
-                    i += 1
+                # Listed without a branch and finished later: a wrong guess here would wait for all of the sums.
+                odd_at[n_odd] = (k << CHANNEL_BITS) + c
+                odd_of[n_odd] = odd & fresh
+                n_odd += 1 if odd & fresh != 0 else 0
             k += LANES
+    for j in range(n_odd):
+        first, c = odd_at[j] >> CHANNEL_BITS, odd_at[j] & CHANNEL_MASK
+        _finish_odd(flat, plane, win_w, base, fx, fy, first, c, odd_of[j], out)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -376,6 +407,8 @@ def _sample_kernel(
     base_of = np.empty(n_cols, np.uint32)
     row_x, row_y = np.empty(n_cols, np.int32), np.empty(n_cols, np.int32)
     kind = np.empty(n_cols, np.int32)
+    odd_at = np.empty(n_channels * n_cols, np.int64)
+    odd_of = np.empty(n_channels * n_cols, np.uint32)
     # Sampled here first: planes of whole pages make stores to `out` collide with the loads of the taps.
     line = np.zeros((n_channels, n_cols), np.float32)
     bounds_of, scaled_of = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
@@ -408,7 +441,9 @@ def _sample_kernel(
             _copy_row(flat, plane, base, line)
         elif lanczos:
             _plan_taps(x, y, limits, fx, fy, gap, row_x, row_y, kind)
-            _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, line)
+            _lanczos_row(
+                flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, odd_at, odd_of, line
+            )
         else:
             _bilinear_row(flat, plane, win_w, base, fx, fy, line)
         if use_radial:

@@ -7,7 +7,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "dot36_exact", "dot36_of_eight", "dot36_of_eight_rgb", "dot36_wide", "prefetch"]
+__all__ = ["LANES", "dot36_exact", "dot36_of_eight", "dot36_of_eight_rgb", "dot36_wide", "lowest_bit", "prefetch", "range36"]
 
 # Neighbouring samples whose taps are summed at a time.
 LANES = 8
@@ -27,6 +27,40 @@ def _loader(builder, lanes: int):
 
 def _lower(builder, one, other):
     return builder.select(builder.fcmp_ordered("<", one, other), one, other)
+
+
+def _higher(builder, one, other):
+    return builder.select(builder.fcmp_ordered(">", one, other), one, other)
+
+
+@intrinsic
+def range36(typingctx, flat, base, stride):
+    """Lowest and highest of 6 x 6 taps, none of them NaN; memory two floats past the taps must be readable."""
+    signature = types.UniTuple(types.float32, 2)(flat, types.intp, types.intp)
+
+    def codegen(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        load_vector = _loader(builder, 8)
+        undefined = ir.Constant(ir.VectorType(ir.FloatType(), 8), ir.Undefined)
+        offset, rows = args[1], []
+        for _ in range(6):
+            rows.append(load_vector(data, offset))
+            offset = builder.add(offset, args[2])
+
+        def outermost(chosen):
+            found = rows[0]
+            for row in rows[1:]:
+                found = chosen(builder, found, row)
+            # Two columns in the place of those that are no taps, then half of what is left, again and again.
+            for order in ([0, 1, 2, 3, 4, 5, 0, 1], [4, 5, 6, 7] * 2, [2, 3] * 4, [1] * 8):
+                numbers = ir.Constant(ir.VectorType(_INDEX, 8), order)
+                moved = builder.shuffle_vector(found, undefined, numbers)
+                found = moved if order[0] == 0 else chosen(builder, found, moved)
+            return builder.extract_element(found, ir.Constant(_INDEX, 0))
+
+        return context.make_tuple(builder, sig.return_type, (outermost(_lower), outermost(_higher)))
+
+    return signature, codegen
 
 
 def _make_dot36(lanes: int):
@@ -187,6 +221,18 @@ def _turned(mixed, lines):
     ]
     upper, lower = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
     return [mixed(fours[k], fours[4 + k], order) for order in (upper, lower) for k in range(4)]
+
+
+@intrinsic
+def lowest_bit(typingctx, mask):
+    """Place of the lowest bit that is set in a mask of 32."""
+    signature = types.intp(types.uint32)
+
+    def codegen(context, builder, sig, args):
+        found = builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+        return builder.zext(found, context.get_value_type(types.intp))
+
+    return signature, codegen
 
 
 @intrinsic

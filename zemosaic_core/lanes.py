@@ -313,6 +313,33 @@ def _is_calm(values, first, last, lane, kappas, noise, work):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _take_calm(sorted_values, count, pivot, lanes, kappas, noise, work, runs, bounds, index):
+    """Fill runs and bounds of the lanes that lose nothing, as `_is_calm`; list the others and return their number."""
+    half, least_count = np.float32(0.5), max(3, noise[0])
+    variance, light, mismatch = work[_VARIANCE], work[_LIGHT], noise[3]
+    first, last, lowest, highest, middle = runs[0], runs[1], bounds[0], bounds[1], bounds[2]
+    for i in range(lanes):
+        n = max(count[i], 1)
+        lowest[i] = sorted_values[0, i] - pivot[i]
+        highest[i] = sorted_values[n - 1, i] - pivot[i]
+        middle[i] = half * (
+            (sorted_values[(n - 1) // 2, i] - pivot[i]) + (sorted_values[n // 2, i] - pivot[i])
+        )
+    for i in range(lanes):
+        above = light[i] + middle[i]
+        extra = mismatch * above if above > np.float32(0) else np.float32(0)
+        least = np.sqrt(variance[i] + extra * extra)
+        calm = (lowest[i] >= middle[i] - kappas[0] * least) & (highest[i] <= middle[i] + kappas[1] * least)
+        first[i] = 0
+        last[i] = count[i] if calm & (count[i] > least_count) else 0
+    n_open = 0
+    for i in range(lanes):
+        index[n_open] = i
+        n_open += 1 if last[i] == 0 else 0
+    return n_open
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _cut_by_noise(values, first, last, lanes, kappas, noise, work):
     """Narrow the runs of few samples to what their expected noise allows, until nothing changes."""
     for lane in range(lanes):
@@ -358,21 +385,29 @@ def _store_run(values, a, b, count, lane, home, runs, bounds):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _reject_lanes(values, n_rows, count, lanes, code, kappas, quantiles, noise, runs, bounds, scratch):
+def _reject_lanes(values, n_rows, count, pivot, lanes, code, kappas, quantiles, noise, runs, bounds, scratch):
     """Find the kept run of every lane of a sorted block; `values` is used up.
 
-    Fills ``runs`` (first, last rank) and ``bounds`` (lowest kept, highest kept, median of the kept). Lanes
-    that are finished are squeezed out of the block, so later rounds cost only what still changes.
+    Fills ``runs`` (first, last rank) and ``bounds`` (lowest kept, highest kept, median of the kept), relative to the
+    pivots. Lanes that are finished are squeezed out of the block, so later rounds cost only what still changes.
     """
     index, first, last, changed, work = scratch
-    watched = noise[0] > 0 and code != 3
-    active = 0
-    for lane in range(lanes):
-        index[active] = lane
-        first[active], last[active] = 0, count[lane]
-        active += 1
+    watched = noise[0] > 0 and code in (1, 2)
+    if watched:
+        active = _take_calm(values, count, pivot, lanes, kappas, noise, work, runs, bounds, index)
+    else:
+        active = lanes
+        for lane in range(lanes):
+            index[lane] = lane
+    for k in range(n_rows):
+        for lane in range(active):
+            values[k, lane] = values[k, index[lane]] - pivot[index[lane]]
+    for lane in range(active):
+        home = index[lane]
+        first[lane], last[lane] = 0, count[home]
+        work[_VARIANCE, lane], work[_LIGHT, lane] = work[_VARIANCE, home], work[_LIGHT, home]
     if noise[0] > 0:
-        _cut_by_noise(values, first, last, lanes, kappas, noise, work)
+        _cut_by_noise(values, first, last, active, kappas, noise, work)
     for rounds in range(MAX_ROUNDS + 1):
         keep = 0
         for lane in range(active):
@@ -380,7 +415,7 @@ def _reject_lanes(values, n_rows, count, lanes, code, kappas, quantiles, noise, 
             home = index[lane]
             done = b - a <= 3 or code == 0 or count[home] <= noise[0]
             done = done or rounds == MAX_ROUNDS or (rounds > 0 and not changed[lane])
-            if done or (watched and _is_calm(values, a, b, lane, kappas, noise, work)):
+            if done or (rounds > 0 and watched and _is_calm(values, a, b, lane, kappas, noise, work)):
                 _store_run(values, a, b, count[home], lane, home, runs, bounds)
                 continue
             if keep != lane:
@@ -639,13 +674,10 @@ def combine_rows(
                 _sort_rows(block, seen_by)
                 for i in range(lanes):
                     pivot[i] = block[(count[i] - 1) // 2, i] if count[i] > 0 else np.float32(0)
-                for k in range(seen_by):
-                    for i in range(lanes):
-                        block[k, i] -= pivot[i]
                 if noise[0] > 0:
                     _expect_noise(raw, count, pivot, lanes, present, seen_by, channel, noise, scratch[4])
                 _reject_lanes(
-                    block, seen_by, count, lanes, code, kappas, quantiles, noise, runs, bounds, scratch
+                    block, seen_by, count, pivot, lanes, code, kappas, quantiles, noise, runs, bounds, scratch
                 )
                 _accumulate(
                     raw, maps, map_starts, boxes, present, seen_by, place, lanes, weights, median, pivot, bounds,

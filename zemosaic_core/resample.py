@@ -441,9 +441,7 @@ def _sample_kernel(
             _copy_row(flat, plane, base, line)
         elif lanczos:
             _plan_taps(x, y, limits, fx, fy, gap, row_x, row_y, kind)
-            _lanczos_row(
-                flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, odd_at, odd_of, line
-            )
+            _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, odd_at, odd_of, line)
         else:
             _bilinear_row(flat, plane, win_w, base, fx, fy, line)
         if use_radial:

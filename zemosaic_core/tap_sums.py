@@ -7,7 +7,16 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "dot36_exact", "dot36_of_eight", "dot36_of_eight_rgb", "dot36_wide", "lowest_bit", "prefetch", "range36"]
+__all__ = [
+    "LANES",
+    "dot36_exact",
+    "dot36_of_eight",
+    "dot36_of_eight_rgb",
+    "dot36_wide",
+    "lowest_bit",
+    "prefetch",
+    "range36",
+]
 
 # Neighbouring samples whose taps are summed at a time.
 LANES = 8

@@ -49,6 +49,11 @@ RANGE_SHARE, LIGHT_SHARE, FLANK_SHARE = np.float32(0.7), np.float32(2), np.float
 KEYS = np.float32(-0.6)
 
 
+# Samples whose places are asked for together whether something is needed there.
+RUN_BITS = 4
+RUN = 1 << RUN_BITS
+
+
 class SampleSource(Protocol):
     """Where the untouched samples come from. Calls may come from several threads at once."""
 
@@ -146,6 +151,26 @@ def _curvature(plane, top, left, fx, fy):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _wants_some(ox, oy, first, last, run_need, need_y0):
+    """Whether a sample of a straight run, from `first` to `last`, may fall on a pixel where something is needed."""
+    low_x, high_x = min(ox[first], ox[last]), max(ox[first], ox[last])
+    low_y, high_y = min(oy[first], oy[last]), max(oy[first], oy[last])
+    # What is no number is left to the samples themselves.
+    if not ((high_x - low_x < 1 << 20) & (high_y - low_y < 1 << 20)):
+        return True
+    n_rows, n_runs = run_need.shape
+    if not ((high_x >= 0) & (high_y >= need_y0) & (low_x < n_runs * RUN) & (low_y < need_y0 + n_rows)):
+        return False
+    top, bottom = max(0, int(low_y) - need_y0), min(n_rows - 1, int(high_y) - need_y0)
+    left, right = max(0, int(low_x)) >> RUN_BITS, min(n_runs - 1, int(high_x) >> RUN_BITS)
+    for row in range(top, bottom + 1):
+        for run in range(left, right + 1):
+            if run_need[row, run]:
+                return True
+    return False
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _differences(
     samples,
     origin_yx,
@@ -162,10 +187,14 @@ def _differences(
     model,
     model_y0,
     need,
+    run_need,
     need_y0,
     out,
 ):
-    """Fill `out` with sample minus co-add for each sample of a window; NaN where it takes no part."""
+    """Fill `out` with sample minus co-add for each sample of a window; NaN where it takes no part.
+
+    Samples are looked at in runs that lie within a cell of the lattice: their places are on a straight line.
+    """
     height, width = image_hw
     rows, columns = samples.shape
     nan, zero, one, two = np.float32(np.nan), np.float32(0), np.float32(1), np.float32(2)
@@ -178,51 +207,61 @@ def _differences(
     of_u, of_t = across / diagonal, down / diagonal
     ox, oy = np.empty(columns, np.float64), np.empty(columns, np.float64)
     last_row, last_column = model_y0 + model.shape[1] - 3, model.shape[2] - 3
+    run_px = min(RUN, lattice[2])
+    first_run = run_px - (origin_yx[1] - lattice[1]) % run_px
     for j in range(rows):
         y = origin_yx[0] + j
         map_row(node_x, node_y, lattice, y, origin_yx[1], ox, oy)
         t = np.float32(y) * per_t - less_t
-        for i in range(columns):
-            out[j, i] = nan
-            # NaN coordinates fail too.
-            if not (
-                (ox[i] >= 1) & (oy[i] >= model_y0 + 1) & (ox[i] < last_column + 1) & (oy[i] < last_row + 1)
-            ):
+        out[j] = nan
+        end = 0
+        while end < columns:
+            begin, end = end, min(columns, end + (run_px if end else first_run))
+            if not _wants_some(ox, oy, begin, end - 1, run_need, need_y0):
                 continue
-            ix, iy = int(ox[i]), int(oy[i])
-            at = iy - need_y0
-            if at < 0 or at >= need.shape[0] or need[at, ix] == 0:
-                continue
-            x = origin_yx[1] + i
-            c = channels[2 * (y & 1) + (x & 1)]
-            wx = _cubic(np.float32(ox[i] - ix))
-            wy = _cubic(np.float32(oy[i] - iy))
-            top, left = iy - 1 - model_y0, ix - 1
-            value = zero
-            low = high = model[c, top, left]
-            for q in range(4):
-                row = model[c, top + q]
-                p0, p1, p2, p3 = row[left], row[left + 1], row[left + 2], row[left + 3]
-                value += wy[q] * ((wx[0] * p0 + wx[1] * p1) + (wx[2] * p2 + wx[3] * p3))
-                low = min(low, min(min(p0, p1), min(p2, p3)))
-                high = max(high, max(max(p0, p1), max(p2, p3)))
-            if blur != zero:
-                value += blur * _curvature(
-                    model[c], top, left, np.float32(ox[i] - ix), np.float32(oy[i] - iy)
-                )
-            u = np.float32(x) * per_u - less_u
-            q2 = of_u * (u * u) + of_t * (t * t)
-            term = terms[c]
-            scaled = term[0] * samples[j, i] * (one + q2 * (term[4] + q2 * term[5]))
-            sky = term[1] + term[2] * u + term[3] * t + q2 * (term[6] + q2 * term[7])
-            if use_surface:
-                sky += surface_at(term[8:], u, t)
-            difference = scaled + sky - value
-            span, light = high - low, max(value - background[c], zero)
-            allowed = min(RANGE_SHARE * span, LIGHT_SHARE * light + FLANK_SHARE * span)
-            # A missing tap, sample or channel makes it NaN, which fails.
-            if abs(difference) <= limit[c] + allowed:
-                out[j, i] = difference
+            for i in range(begin, end):
+                # NaN coordinates fail too.
+                if not (
+                    (ox[i] >= 1)
+                    & (oy[i] >= model_y0 + 1)
+                    & (ox[i] < last_column + 1)
+                    & (oy[i] < last_row + 1)
+                ):
+                    continue
+                ix, iy = int(ox[i]), int(oy[i])
+                at = iy - need_y0
+                if at < 0 or at >= need.shape[0] or need[at, ix] == 0:
+                    continue
+                x = origin_yx[1] + i
+                c = channels[2 * (y & 1) + (x & 1)]
+                wx = _cubic(np.float32(ox[i] - ix))
+                wy = _cubic(np.float32(oy[i] - iy))
+                top, left = iy - 1 - model_y0, ix - 1
+                value = zero
+                low = high = model[c, top, left]
+                for q in range(4):
+                    row = model[c, top + q]
+                    p0, p1, p2, p3 = row[left], row[left + 1], row[left + 2], row[left + 3]
+                    value += wy[q] * ((wx[0] * p0 + wx[1] * p1) + (wx[2] * p2 + wx[3] * p3))
+                    low = min(low, min(min(p0, p1), min(p2, p3)))
+                    high = max(high, max(max(p0, p1), max(p2, p3)))
+                if blur != zero:
+                    value += blur * _curvature(
+                        model[c], top, left, np.float32(ox[i] - ix), np.float32(oy[i] - iy)
+                    )
+                u = np.float32(x) * per_u - less_u
+                q2 = of_u * (u * u) + of_t * (t * t)
+                term = terms[c]
+                scaled = term[0] * samples[j, i] * (one + q2 * (term[4] + q2 * term[5]))
+                sky = term[1] + term[2] * u + term[3] * t + q2 * (term[6] + q2 * term[7])
+                if use_surface:
+                    sky += surface_at(term[8:], u, t)
+                difference = scaled + sky - value
+                span, light = high - low, max(value - background[c], zero)
+                allowed = min(RANGE_SHARE * span, LIGHT_SHARE * light + FLANK_SHARE * span)
+                # A missing tap, sample or channel makes it NaN, which fails.
+                if abs(difference) <= limit[c] + allowed:
+                    out[j, i] = difference
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
@@ -233,9 +272,9 @@ def _overlap(distance, kernel):
 @njit(cache=True, nogil=True, error_model="numpy")
 def _gather(
     differences, origin_yx, image_hw, node_x, node_y, lattice, channels, weight, feather, wmap, use_map, kernel, box,
-    mask, block_y0, total, sums, square, sums_square,
+    spans, span_of, block_y0, total, sums, square, sums_square,
 ):  # fmt: skip
-    """Add the differences of one source to the sums of the output pixels of a box."""
+    """Add the differences of one source to the sums of the output pixels of a box; those within spans of a row."""
     height, width = image_hw
     rows, columns = differences.shape
     y0, y1, x0, x1 = box
@@ -243,52 +282,46 @@ def _gather(
     zero, one = np.float32(0), np.float32(1)
     sx, sy = np.empty(x1 - x0, np.float64), np.empty(x1 - x0, np.float64)
     for y in range(y0, y1):
-        line = mask[y - block_y0]
-        first, last = x0, x1
-        while first < last and line[first] == zero:
-            first += 1
-        while last > first and line[last - 1] == zero:
-            last -= 1
-        if first == last:
-            continue
-        map_row(node_x, node_y, lattice, y, first, sx[: last - first], sy[: last - first])
-        for k in range(last - first):
-            if line[first + k] == zero:
+        for span in range(span_of[y - block_y0], span_of[y - block_y0 + 1]):
+            first, last = max(x0, spans[span, 0]), min(x1, spans[span, 1])
+            if first >= last:
                 continue
-            x, v = sx[k], sy[k]
-            if not ((x >= 0) & (x <= right) & (v >= 0) & (v <= bottom)):
-                continue
-            share = one
-            if feather > zero:
-                edge = np.float32(min(min(x, right - x), min(v, bottom - v)))
-                ramp = min((edge + one) / feather, one)
-                share = ramp * ramp * (np.float32(3) - np.float32(2) * ramp)
-            ix, iy = int(x), int(v)
-            fx, fy = np.float32(x - ix), np.float32(v - iy)
-            for q in range(2):
-                j = iy + q - origin_yx[0]
-                ky = _overlap(fy if q == 0 else one - fy, kernel)
-                if j < 0 or j >= rows or not ky > zero:
+            map_row(node_x, node_y, lattice, y, first, sx[: last - first], sy[: last - first])
+            for k in range(last - first):
+                x, v = sx[k], sy[k]
+                if not ((x >= 0) & (x <= right) & (v >= 0) & (v <= bottom)):
                     continue
-                for p in range(2):
-                    i = ix + p - origin_yx[1]
-                    kx = _overlap(fx if p == 0 else one - fx, kernel)
-                    if i < 0 or i >= columns or not kx > zero:
+                share = one
+                if feather > zero:
+                    edge = np.float32(min(min(x, right - x), min(v, bottom - v)))
+                    ramp = min((edge + one) / feather, one)
+                    share = ramp * ramp * (np.float32(3) - np.float32(2) * ramp)
+                ix, iy = int(x), int(v)
+                fx, fy = np.float32(x - ix), np.float32(v - iy)
+                for q in range(2):
+                    j = iy + q - origin_yx[0]
+                    ky = _overlap(fy if q == 0 else one - fy, kernel)
+                    if j < 0 or j >= rows or not ky > zero:
                         continue
-                    difference = differences[j, i]
-                    if difference != difference:
-                        continue
-                    c = channels[2 * ((iy + q) & 1) + ((ix + p) & 1)]
-                    w = weight[c] * share * (ky * kx)
-                    if use_map:
-                        w *= wmap[j, i]
-                    if not w > zero:
-                        continue
-                    part = w * difference
-                    total[c, y - block_y0, first + k] += part
-                    sums[c, y - block_y0, first + k] += w
-                    square[c, y - block_y0, first + k] += part * part
-                    sums_square[c, y - block_y0, first + k] += w * w
+                    for p in range(2):
+                        i = ix + p - origin_yx[1]
+                        kx = _overlap(fx if p == 0 else one - fx, kernel)
+                        if i < 0 or i >= columns or not kx > zero:
+                            continue
+                        difference = differences[j, i]
+                        if difference != difference:
+                            continue
+                        c = channels[2 * ((iy + q) & 1) + ((ix + p) & 1)]
+                        w = weight[c] * share * (ky * kx)
+                        if use_map:
+                            w *= wmap[j, i]
+                        if not w > zero:
+                            continue
+                        part = w * difference
+                        total[c, y - block_y0, first + k] += part
+                        sums[c, y - block_y0, first + k] += w
+                        square[c, y - block_y0, first + k] += part * part
+                        sums_square[c, y - block_y0, first + k] += w * w
 
 
 Box = tuple[int, int, int, int]
@@ -304,6 +337,21 @@ class _Read:
     origin_yx: tuple[int, int]
     differences: np.ndarray
     weights: np.ndarray | None
+
+
+def _in_runs(need: np.ndarray) -> np.ndarray:
+    """Return which runs of `RUN` pixels of a row hold one that is needed, (h, runs) bool."""
+    padded = np.pad(need, ((0, 0), (0, -need.shape[1] % RUN)))
+    return padded.reshape(len(need), -1, RUN).any(axis=2)
+
+
+def _spans_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the spans of columns (n, 2), end exclusive, where a mask is positive, and the first span of each row."""
+    wanted = np.pad((mask > 0).view(np.int8), ((0, 0), (1, 1)))
+    change = np.diff(wanted, axis=1)
+    y, first = np.nonzero(change > 0)
+    last = np.nonzero(change < 0)[1]
+    return np.column_stack([first, last]), np.searchsorted(y, np.arange(len(mask) + 1))
 
 
 def _lattice(pixel_map: PixelMap) -> tuple[int, int, int]:
@@ -371,6 +419,8 @@ def gather_block(
         if box[0] < box[1] and box[2] < box[3] and np.any(np.asarray(item.source.weight) > 0):
             parts.append((item, box))
     need = needed_places(mask, scale)
+    run_need = _in_runs(need)
+    spans, span_of = _spans_of(mask)
     model = np.ascontiguousarray(image, np.float32)
 
     def read(part: tuple[RefineSource, Box], lent: ExitStack) -> _Read | None:
@@ -389,7 +439,7 @@ def gather_block(
             samples, origin, source.shape_hw, item.to_output.src_x, item.to_output.src_y, _lattice(item.to_output),
             channels_of(item.pattern), source_terms(source), source.surface is not None,
             np.asarray(item.limit, np.float32), np.asarray(item.background, np.float32), np.float32(item.blur_px2),
-            model, image_y0, need, y0 - NEED_REACH, differences,
+            model, image_y0, need, run_need, y0 - NEED_REACH, differences,
         )  # fmt: skip
         return _Read(item, box, origin, differences, weights)
 
@@ -405,7 +455,7 @@ def gather_block(
                     channels_of(found.source.pattern), np.asarray(source.weight, np.float32),
                     np.float32(source.feather_px),
                     _NO_MAP if weights is None else np.ascontiguousarray(weights, np.float32), weights is not None,
-                    kernel_numbers(scale), box, mask, y0,
+                    kernel_numbers(scale), box, spans, span_of, y0,
                     sums.total, sums.weight, sums.square, sums.weight_square,
                 )  # fmt: skip
 

@@ -25,6 +25,7 @@ __all__ = [
     "clip_levels",
     "mark_clipped_cfa",
     "mark_clipped_planes",
+    "samples_below",
     "with_bounds",
 ]
 
@@ -156,6 +157,43 @@ def mark_clipped_cfa(
     if np.isfinite(thresholds).any():
         marks = with_bounds(np.where(np.isfinite(thresholds), thresholds, 1)).view(np.int32)
         _mark_cfa(planes, planes.view(np.int32), sensor, colours, thresholds, marks)
+
+
+def samples_below(
+    sensor: np.ndarray, pattern: str, levels: Sequence[float] | np.ndarray | None
+) -> np.ndarray:
+    """Return the samples of a colour filter array as float32, NaN where light was cut off.
+
+    Parameters
+    ----------
+    sensor : ndarray, shape (h, w), uint16 or float32
+    pattern : str
+        As in `mark_clipped_cfa`.
+    levels : sequence of float, length 3, optional
+        Of red, green and blue, ADU; +inf: none. None: nothing was cut off.
+
+    Returns
+    -------
+    ndarray, shape (h, w), float32
+    """
+    if levels is None:
+        return np.array(sensor, np.float32, order="C")
+    width = sensor.shape[1]
+    of_cell = np.array([levels["RGB".index(colour)] for colour in pattern], np.float32).reshape(2, 2)
+    ceilings = np.ascontiguousarray(np.tile(of_cell, width // 2 + 1)[:, :width])
+    out = np.empty(sensor.shape, np.float32)
+    _copy_below(np.ascontiguousarray(sensor), ceilings, out)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _copy_below(sensor, ceilings, out):
+    nan = np.float32(np.nan)
+    for y in range(out.shape[0]):
+        line, ceiling, target = sensor[y], ceilings[y & 1], out[y]
+        for x in range(line.size):
+            value = np.float32(line[x])
+            target[x] = nan if value >= ceiling[x] else value
 
 
 @njit(cache=True, nogil=True)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from zemosaic_core.cfa import DEBAYER_REACH, CfaColour, debayer, shift_pattern
-from zemosaic_core.clipped_light import mark_clipped_cfa, mark_clipped_planes, with_bounds
+from zemosaic_core.clipped_light import mark_clipped_cfa, mark_clipped_planes, samples_below, with_bounds
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.hot_pixels import repair_cfa, repair_mono
 from zemosaic_core.missing_data import RIM_PX, zeros_to_nan
@@ -251,16 +251,13 @@ class FrameStore:
         if info.kind != "cfa":
             samples = self.read(key, y0, y1, x0, x1)[0]
         else:
-            samples = np.array(self._samples(info, key, y0, y1, x0, x1), dtype=np.float32)
+            sensor = self._samples(info, key, y0, y1, x0, x1)
+            samples = samples_below(sensor, shift_pattern(info.cfa_pattern, y0, x0), self._clip.get(key))
         width = info.shape_hw[1]
         y, x = np.divmod(self._hot_rows(key, y0, y1, width), width)
         inside = (x >= x0) & (x < x1)
         samples[y[inside] - y0, x[inside] - x0] = np.nan
         if info.kind == "cfa":
-            if key in self._clip:
-                for phase, colour in enumerate(shift_pattern(info.cfa_pattern, y0, x0)):
-                    of_phase = samples[phase // 2 :: 2, phase % 2 :: 2]
-                    of_phase[of_phase >= self._clip[key]["RGB".index(colour)]] = np.nan
             for row, first, end in self._spans(key, y0, y1):
                 samples[row - y0, max(0, first - x0) : max(0, end - x0)] = np.nan
         return samples

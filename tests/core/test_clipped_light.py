@@ -15,6 +15,7 @@ from zemosaic_core.clipped_light import (
     clip_levels,
     mark_clipped_cfa,
     mark_clipped_planes,
+    samples_below,
     with_bounds,
 )
 from zemosaic_core.coadd import coadd_block
@@ -236,3 +237,22 @@ def test_no_star_gets_a_spike_or_a_hole(frames, exposures):
         # Towards the centre it gets brighter everywhere.
         profile = [np.mean(cut[10, [10 - r, 10 + r]] + cut[[10 - r, 10 + r], 10]) for r in range(9)]
         assert all(b <= 1.03 * a for a, b in pairwise(profile)), (n, profile)
+
+
+@pytest.mark.parametrize("pattern", CFA_PATTERNS)
+@pytest.mark.parametrize("shape", [(7, 9), (1, 4), (6, 1)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_samples_below_the_level_of_their_colour_stay(pattern, shape, dtype):
+    sensor = np.random.default_rng(3).integers(0, 100, shape).astype(dtype)
+    if dtype is np.float32:
+        sensor[0, 0] = np.nan
+    levels = np.array([60.0, 50.0, np.inf], np.float32)
+    plain = sensor.astype(np.float32)
+    for y in range(shape[0]):
+        for x in range(shape[1]):
+            if plain[y, x] >= levels["RGB".index(pattern[2 * (y % 2) + x % 2])]:
+                plain[y, x] = np.nan
+    found = samples_below(sensor, pattern, levels)
+    assert np.isnan(plain).any() or shape != (7, 9)
+    np.testing.assert_array_equal(found, plain)
+    np.testing.assert_array_equal(samples_below(sensor, pattern, None), sensor.astype(np.float32))

@@ -47,6 +47,13 @@ _WIDEST_PX = 15.0
 _WIDEST_CORE_PX = 10
 _WIDEST_FAINT_PX = 10.5
 _KNOWN_SIGMA = 4.0
+# A trail lifts all pixels of its core, stars in a row some of them: of what their mean rises by, this quantile rises by
+# so much at least. Of trails it was 0.72 to 1.3, of rows of stars in fields of 4,700 stars per million pixels 0.23 to
+# 0.55.
+_EVEN_QUANTILE = 0.2
+_LEAST_EVEN = 0.65
+# Standard error of that quantile of normal noise, times the root of the number of pixels.
+_QUANTILE_ERROR = 1.43
 # The trail ends sideways where its mean profile falls below this many sigma of a pixel.
 _FAINT = 0.25
 # Debayering and sampling carry a trail's light this much further.
@@ -213,6 +220,9 @@ def _followed(
         return None
     if is_faint and _core_width(typical) > _WIDEST_CORE_PX * math.hypot(1.0, line.slope):
         return None
+    pieces = first + np.flatnonzero(inside)
+    if not _is_even(plane, cells, line, pieces, float(np.mean(signal[pieces]))):
+        return None
     # To the border where the trail comes near it, else one piece on: its ends are faint.
     t0 = 0.0 if first <= 2 else (first - 1) * _PIECE_PX
     t1 = length - 1.0 if last >= n_pieces - 3 else (last + 2) * _PIECE_PX - 1.0
@@ -234,6 +244,20 @@ def _signals(
     counted = np.maximum(rows, 1)
     noise = np.sqrt(1.0 / (counted * core.sum()) + 1.6 / (counted * beside.sum()))
     return np.where(rows >= _PIECE_PX // 2, signal, -np.inf), noise, level
+
+
+def _is_even(plane: np.ndarray, cells: SkyCells, line: _Line, pieces: np.ndarray, signal: float) -> bool:
+    """Whether low values along the core of some pieces rise with their mean, `signal` above the level beside it."""
+    columns = np.array([-1, 0, 1, -19, -17, -15, 15, 17, 19])
+    values = np.full((len(pieces) * _PIECE_PX, len(columns)), np.nan)
+    _samples(
+        plane, cells.cell_px, cells.sky, 1.0 / np.maximum(cells.noise, 1e-3),
+        (line.steep, line.start, line.slope), columns, pieces, values,
+    )  # fmt: skip
+    values = values[np.isfinite(values[:, 0])]
+    core, beside = (np.quantile(part, _EVEN_QUANTILE) for part in (values[:, :3], values[:, 3:]))
+    error = _QUANTILE_ERROR * math.sqrt(1.0 / values[:, :3].size + 1.0 / values[:, 3:].size)
+    return bool(core - beside + error >= _LEAST_EVEN * signal)
 
 
 def _straight(t: np.ndarray, value: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
@@ -319,6 +343,26 @@ def _profiles(plane, cell, sky, scale, line, columns, every, profile, rows):
         if n > 0:
             for k in range(n_across):
                 profile[piece, k] /= n
+
+
+@njit(cache=True, nogil=True)
+def _samples(plane, cell, sky, scale, line, columns, pieces, values):
+    """The pixels of each row of some pieces, as `_profiles` counts them; rows near a border stay as they are."""
+    steep, start, slope = line
+    breadth = plane.shape[1] if steep else plane.shape[0]
+    most = np.float64(6.0)
+    for i in range(len(pieces)):
+        for j in range(_PIECE_PX):
+            t = pieces[i] * _PIECE_PX + j
+            c = math.floor(start + slope * t + 0.5)
+            if c + columns.min() < 0 or c + columns.max() >= breadth:
+                continue
+            row, column = (t // cell, c // cell) if steep else (c // cell, t // cell)
+            for k in range(len(columns)):
+                y, x = (t, c + columns[k]) if steep else (c + columns[k], t)
+                phase = 2 * (y & 1) + (x & 1)
+                value = (np.float64(plane[y, x]) - sky[phase, row, column]) * scale[phase, row, column]
+                values[i * _PIECE_PX + j, k] = min(max(value, -most), most)
 
 
 def chains_of_dots(x: np.ndarray, y: np.ndarray, fwhm_px: float, shape_hw: tuple[int, int]) -> np.ndarray:

@@ -11,8 +11,8 @@ from astropy.wcs import WCS
 from made_frames import base_cards, expose, field_sky, pointings, run, with_hot_pixels, write, write_all
 from scipy import ndimage
 
-from zemosaic_core import measure_pass
-from zemosaic_core.synthetic_sky import Camera, Satellite, render_frame
+from zemosaic_core import measure_pass, streaks
+from zemosaic_core.synthetic_sky import NOMINAL_SCALE_ARCSEC, Camera, Satellite, make_sky, render_frame
 
 SHAPE = (384, 320)
 
@@ -167,8 +167,27 @@ def test_blends_of_a_crowded_field_are_no_trail(monkeypatch):
     (setup,) = pointings(n=1, shape_hw=(640, 448), step_px=(75.0, 105.0), seed=3)
     pixels = expose(sky, setup)
     assert not len(measure_pass.measure_raw(pixels, "GRBG").streaks)
-    # As few stretched stars as knots of faint light make a line here.
+    # As few stretched stars as knots of faint light make a line here, if not an even one.
     monkeypatch.setattr(measure_pass, "_KNOTS", 8)
+    assert not len(measure_pass.measure_raw(pixels, "GRBG").streaks)
+    monkeypatch.setattr(streaks, "_LEAST_EVEN", -9.0)
+    assert len(measure_pass.measure_raw(pixels, "GRBG").streaks)
+
+
+@pytest.mark.parametrize("seed", [4, 12])
+def test_rows_of_stars_in_a_crowded_field_are_no_trail(seed, monkeypatch):
+    """Some 4,600 stars per million pixels; a satellite is found among them."""
+    side = 1024
+    density = 3000 * side**2 / 1e6 / (side**2 * (NOMINAL_SCALE_ARCSEC / 3600) ** 2)
+    sky = make_sky((150.0, 20.0), 1.0875, seed=seed, stars_per_deg2=density)
+    (setup,) = pointings(n=1, shape_hw=(side, side), seed=seed)
+    pixels = expose(sky, setup)
+    assert not len(measure_pass.measure_raw(pixels, "GRBG").streaks)
+    satellite = Satellite(-5.0, 300.0, side + 5.0, 640.0, 1.4, 700.0)
+    lit = expose(sky, replace(setup, satellites=(satellite,)))
+    (streak,) = measure_pass.measure_raw(lit, "GRBG").streaks
+    assert streak[:4] == pytest.approx([0, 301.6, side - 1, 638.4], abs=2.0)
+    monkeypatch.setattr(streaks, "_LEAST_EVEN", -9.0)
     assert len(measure_pass.measure_raw(pixels, "GRBG").streaks)
 
 

@@ -275,23 +275,25 @@ def _load_row(cfa, y, late, pairs):
 
 
 @njit(cache=True, nogil=True)
-def _sum_columns(ring, y, late, low):
+def _sum_columns(ring, y, late, own, low):
     """Weigh the columns of seven rows: lines of the row's own colour and green, of the other colour and its green.
 
-    Lines of the other rows are moved such that index i stands on, or left of, index i of this row.
+    Lines of the other rows are moved such that index i stands on, or left of, index i of this row. `own` says which
+    indices are wanted.
     """
     f6, f15, f20 = np.float32(6), np.float32(15), np.float32(20)
+    moved = slice(own.start - late, own.stop - late)
     for kind in range(2):
         above, here, below, out = (
-            ring[(y - 2) % 8, kind],
-            ring[y % 8, kind],
-            ring[(y + 2) % 8, kind],
-            low[kind],
+            ring[(y - 2) % 8, kind][own],
+            ring[y % 8, kind][own],
+            ring[(y + 2) % 8, kind][own],
+            low[kind][own],
         )
         for i in range(out.size):
             out[i] = f20 * here[i] + f6 * (above[i] + below[i])
-        above, below, out = ring[(y - 1) % 8, kind], ring[(y + 1) % 8, kind], low[2 + kind][late:]
-        far_above, far_below = ring[(y - 3) % 8, kind], ring[(y + 3) % 8, kind]
+        above, below, out = ring[(y - 1) % 8, kind][moved], ring[(y + 1) % 8, kind][moved], low[2 + kind][own]
+        far_above, far_below = ring[(y - 3) % 8, kind][moved], ring[(y + 3) % 8, kind][moved]
         for i in range(out.size):
             out[i] = f15 * (above[i] + below[i]) + (far_above[i] + far_below[i])
 
@@ -313,21 +315,25 @@ def _share(wanted, here, pull):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _fill_shares(low, terms, c, d, here, shares):
-    """Fill the four lines of shares of a row; `c`, `d`: channels of the row's and of the other colour."""
+def _fill_shares(low, terms, c, d, own_pairs, here, shares):
+    """Fill the four lines of shares of a row; `c`, `d`: channels of the row's and of the other colour.
+
+    `own_pairs` says which indices are wanted.
+    """
     gain, zero, pull = terms[0], terms[1], terms[2]
     f6, f15, f20 = np.float32(6), np.float32(15), np.float32(20)
-    own, green, other, far_green = low[0], low[1], low[2], low[3]
+    wide = slice(own_pairs.start - 2, own_pairs.stop + 2)
+    own, green, other, far_green = low[0][wide], low[1][wide], low[2][wide], low[3][wide]
     n = own.size - 4
     gain_of, zero_of = gain[c], zero[c]
     for k in range(n):
         here[k] = _light(f20 * own[k + 2] + f6 * (own[k + 1] + own[k + 3]), gain_of, zero_of)
-    gain_of, zero_of, pull_of, out = gain[1], zero[1], pull[1, c], shares[_C_TO_G][2:]
+    gain_of, zero_of, pull_of, out = gain[1], zero[1], pull[1, c], shares[_C_TO_G][own_pairs]
     for k in range(n):
         along = f15 * (green[k + 1] + green[k + 2]) + (green[k] + green[k + 3])
         across = f20 * far_green[k + 2] + f6 * (far_green[k + 1] + far_green[k + 3])
         out[k] = _share(_light(along + across, gain_of, zero_of), here[k], pull_of)
-    gain_of, zero_of, pull_of, out = gain[d], zero[d], pull[d, c], shares[_C_TO_D][2:]
+    gain_of, zero_of, pull_of, out = gain[d], zero[d], pull[d, c], shares[_C_TO_D][own_pairs]
     for k in range(n):
         total = f15 * (other[k + 2] + other[k + 3]) + (other[k + 1] + other[k + 4])
         out[k] = _share(_light(total, gain_of, zero_of), here[k], pull_of)
@@ -336,11 +342,11 @@ def _fill_shares(low, terms, c, d, here, shares):
         along = f20 * green[k + 2] + f6 * (green[k + 1] + green[k + 3])
         around = f15 * (far_green[k + 2] + far_green[k + 3]) + (far_green[k + 1] + far_green[k + 4])
         here[k] = _light(along + around, gain_of, zero_of)
-    gain_of, zero_of, pull_of, out = gain[c], zero[c], pull[c, 1], shares[_G_TO_C][2:]
+    gain_of, zero_of, pull_of, out = gain[c], zero[c], pull[c, 1], shares[_G_TO_C][own_pairs]
     for k in range(n):
         total = f15 * (own[k + 2] + own[k + 3]) + (own[k + 1] + own[k + 4])
         out[k] = _share(_light(total, gain_of, zero_of), here[k], pull_of)
-    gain_of, zero_of, pull_of, out = gain[d], zero[d], pull[d, 1], shares[_G_TO_D][2:]
+    gain_of, zero_of, pull_of, out = gain[d], zero[d], pull[d, 1], shares[_G_TO_D][own_pairs]
     for k in range(n):
         total = f20 * other[k + 3] + f6 * (other[k + 2] + other[k + 4])
         out[k] = _share(_light(total, gain_of, zero_of), here[k], pull_of)
@@ -414,21 +420,42 @@ def _other_at_green(green, share, down, corners, above, below, sky, depth, out):
 
 
 @njit(cache=True, nogil=True)
-def _write_row(coloured, green, late, row):
-    """Put the pairs of a row together again."""
-    if late:
+def _write_row(coloured, green, late, pairs, row):
+    """Put some pairs of a row together again."""
+    x, begin, n = 2 * pairs.start - late, 0, pairs.stop - pairs.start
+    if x < 0:
         row[0] = green[0]
-    whole = (row.size - late) // 2
-    left, right, target = coloured[late:], green[late:], row[late:]
+        x, begin, n = x + 2, 1, n - 1
+    whole = min(n, (row.size - x) // 2)
+    left, right, target = coloured[begin:], green[begin:], row[x:]
     for k in range(whole):
         target[2 * k] = left[k]
         target[2 * k + 1] = right[k]
-    if late + 2 * whole < row.size:
-        row[late + 2 * whole] = left[whole]
+    if whole < n:
+        target[2 * whole] = left[whole]
+
+
+@njit(cache=True, nogil=True)
+def _pairs_of(columns, y, late):
+    """Pairs of a row that hold the columns wanted."""
+    first, last = columns[y, 0], columns[y, 1]
+    return slice((first + late) // 2, (last - 1 + late) // 2 + 1 if last > first else (first + late) // 2)
+
+
+@njit(cache=True, nogil=True)
+def _pairs_around(columns, y, reach, late):
+    """Pairs of a row, and some pixels more, that hold what is wanted in it and in so many rows above and below."""
+    first, last = np.int64(1 << 40), np.int64(0)
+    for row in range(max(0, y - reach), min(len(columns), y + reach + 1)):
+        if columns[row, 0] < columns[row, 1]:
+            first, last = min(first, columns[row, 0]), max(last, columns[row, 1])
+    if first >= last:
+        return slice(0, 0)
+    return slice((first + late) // 2 - 2, (last - 1 + late) // 2 + 3)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _debayer_rows(cfa, green_first, red_row, terms, out):
+def _debayer_rows(cfa, green_first, red_row, terms, columns, out):
     """`green_first` says whether pixel (0, 0) is green, `red_row` which row parity holds red."""
     height, width = cfa.shape
     sky, depth = terms[3], terms[4]
@@ -438,20 +465,29 @@ def _debayer_rows(cfa, green_first, red_row, terms, out):
     down, corners, found_c, found_g = (
         np.empty(m, np.float32), np.empty(m, np.float32), np.empty(m, np.float32), np.empty(m, np.float32),
     )  # fmt: skip
-    for y in range(-5, 2):
+    begin, end = height, 0
+    for y in range(height):
+        if columns[y, 0] < columns[y, 1]:
+            begin, end = min(begin, y), y + 1
+    for y in range(begin - 5, begin + 2):
         _load_row(cfa, y, 1 if green_first == (y % 2 == 0) else 0, ring[y % 8])
-    for ahead in range(-2, height + 2):
+    for ahead in range(begin - 2, end + 2):
         late = 1 if green_first == (ahead % 2 == 0) else 0
         _load_row(cfa, ahead + 3, 1 - late, ring[(ahead + 3) % 8])
         c, d = (0, 2) if ahead % 2 == red_row else (2, 0)
-        _sum_columns(ring, ahead, late, low)
-        _fill_shares(low, terms, c, d, lights, shares[ahead % 5])
+        around = _pairs_around(columns, ahead, 2, late)
+        if around.start < around.stop:
+            wide = slice(around.start + _PAD - 2, around.stop + _PAD + 2)
+            _sum_columns(ring, ahead, late, wide, low)
+            narrow = slice(around.start + _PAD, around.stop + _PAD)
+            _fill_shares(low, terms, c, d, narrow, lights, shares[ahead % 5])
         y = ahead - 2
-        if y < 0:
+        pairs = _pairs_of(columns, y, late) if begin <= y else slice(0, 0)
+        if pairs.start >= pairs.stop:
             continue
         # The row two above is of the same kind, so are `late`, `c` and `d`.
-        n = (width + late + 1) // 2
-        own, others = _PAD - 1, _PAD - 1 - late
+        n = pairs.stop - pairs.start
+        own, others = _PAD - 1 + pairs.start, _PAD - 1 - late + pairs.start
         coloured, green = ring[y % 8, _C][own:], ring[y % 8, _G][own:]
         above, below = ring[(y - 1) % 8], ring[(y + 1) % 8]
         here, far_above, far_below = shares[y % 5], shares[(y - 2) % 5], shares[(y + 2) % 5]
@@ -476,7 +512,7 @@ def _debayer_rows(cfa, green_first, red_row, terms, out):
                     depth[1],
                     found_c[:n],
                 )
-                _write_row(found_c, green[1:], late, out[1, y])
+                _write_row(found_c, green[1:], late, pairs, out[1, y])
             elif way == _C_TO_D:
                 _other_at_coloured(
                     coloured,
@@ -497,7 +533,7 @@ def _debayer_rows(cfa, green_first, red_row, terms, out):
                 )  # fmt: skip
             if way == _G_TO_C:
                 _own_at_green(green, share, down, corners, coloured, sky[c], depth[c], found_g[:n])
-                _write_row(coloured[1:], found_g, late, out[c, y])
+                _write_row(coloured[1:], found_g, late, pairs, out[c, y])
             elif way == _G_TO_D:
                 _other_at_green(
                     green,
@@ -510,7 +546,7 @@ def _debayer_rows(cfa, green_first, red_row, terms, out):
                     depth[d],
                     found_g[:n],
                 )
-                _write_row(found_c, found_g, late, out[d, y])
+                _write_row(found_c, found_g, late, pairs, out[d, y])
 
 
 def debayer(
@@ -520,6 +556,7 @@ def debayer(
     x0: int = 0,
     *,
     colour: CfaColour | None = None,
+    columns: np.ndarray | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Find the missing colours of every pixel, as sharp as its own samples and for light of any colour.
@@ -552,6 +589,8 @@ def debayer(
         Sensor pixel of the window's first pixel.
     colour : CfaColour, optional
         Without it all light is taken to be grey; this needs no scale of the numbers.
+    columns : ndarray, shape (h, 2), int64, optional
+        First column of each row that is wanted, and the one behind the last; other pixels of `out` hold anything.
     out : ndarray, shape (3, h, w), float32, C-contiguous, optional
         Receives the result.
 
@@ -575,6 +614,10 @@ def debayer(
         out = np.empty((3, *cfa.shape), np.float32)
     elif out.shape != (3, *cfa.shape) or out.dtype != np.float32 or not out.flags.c_contiguous:
         raise ValueError(f"out is {out.dtype} {out.shape}; float32 {(3, *cfa.shape)} in C order needed")
+    if columns is None:
+        columns = np.tile(np.array([0, cfa.shape[1]], np.int64), (len(cfa), 1))
+    elif columns.shape != (len(cfa), 2) or columns.min() < 0 or columns.max() > cfa.shape[1]:
+        raise ValueError(f"columns {columns.shape} do not lie in a plane of {cfa.shape}")
     numbers = (terms.gain, terms.zero, terms.pull, terms.sky, terms.depth)
-    _debayer_rows(cfa, name[0] == "G", name.index("R") // 2, numbers, out)
+    _debayer_rows(cfa, name[0] == "G", name.index("R") // 2, numbers, columns, out)
     return out

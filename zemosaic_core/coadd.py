@@ -16,7 +16,7 @@ from zemosaic_core.chunks import Buffer, iter_row_chunks, lattice_unit
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
 from zemosaic_core.errors import Cancelled, SettingsError
 from zemosaic_core.lanes import MOST_COUNTED
-from zemosaic_core.pixel_map import source_window
+from zemosaic_core.pixel_map import source_columns, source_window
 from zemosaic_core.rejection import SamplePool, check_rule, combine_pool
 from zemosaic_core.resample import HALO, sample_window
 from zemosaic_core.scratch import Scratch
@@ -358,7 +358,7 @@ def _sample_source(
             if out_weight is not None:
                 out_weight[:, columns] = 0
             continue
-        with _window(pixels, source.key, window, len(out), scratch) as (data, origin):
+        with _window(pixels, source, box, window, len(out), HALO[kernel], scratch) as (data, origin):
             whole = (origin[0], origin[0] + data.shape[1], origin[1], origin[1] + data.shape[2])
             weights = pixels.read_weight(source.key, *whole) if source.has_weight_map else None
             sample_window(
@@ -370,17 +370,24 @@ def _sample_source(
 
 @contextmanager
 def _window(
-    pixels: PixelSource, key: int, window: Box, n_channels: int, scratch: Scratch
+    pixels: PixelSource,
+    source: CoaddSource,
+    box: Box,
+    window: Box,
+    n_channels: int,
+    halo: int,
+    scratch: Scratch,
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-    """Lend pixels of a source that hold a window at least, and the row and column of the first of them."""
+    """Lend pixels of a source that hold a window of a box at least, and the row and column of the first of them."""
     if isinstance(pixels, LendingSource):
-        with pixels.lend(scratch, key, *window) as lent:
+        columns = source_columns(source.pixel_map, box, window, halo)
+        with pixels.lend(scratch, source.key, *window, columns=columns) as lent:
             yield lent
         return
-    data = pixels.read(key, *window)
+    data = pixels.read(source.key, *window)
     expected = (n_channels, window[1] - window[0], window[3] - window[2])
     if data.shape != expected:
-        raise ValueError(f"source {key} gave a window of shape {data.shape}, asked for {expected}")
+        raise ValueError(f"source {source.key} gave a window of shape {data.shape}, asked for {expected}")
     yield data, (window[0], window[2])
 
 

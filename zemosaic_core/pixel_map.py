@@ -24,6 +24,7 @@ __all__ = [
     "map_coordinates_at",
     "map_row",
     "shift_pixel_map",
+    "source_columns",
     "source_window",
     "step_shift",
     "wcs_transform",
@@ -325,6 +326,83 @@ def source_window(
     sx0, sx1 = max(0, int(np.floor(low_x)) - halo - 1), min(width, int(np.floor(high_x)) + halo + 2)
     sy0, sy1 = max(0, int(np.floor(low_y)) - halo - 1), min(height, int(np.floor(high_y)) + halo + 2)
     return sy0, sy1, sx0, sx1
+
+
+def source_columns(
+    pixel_map: PixelMap, box: tuple[int, int, int, int], window: tuple[int, int, int, int], halo: int
+) -> np.ndarray:
+    """Return which columns of each row of a source's window the samples of an output box need.
+
+    A turned source is crossed by a box along a slope: a good part of its window is of no use.
+
+    Parameters
+    ----------
+    pixel_map : PixelMap
+    box : tuple of int
+        ``(y0, y1, x0, x1)`` in output pixels.
+    window : tuple of int
+        From `source_window`.
+    halo : int
+        As there.
+
+    Returns
+    -------
+    ndarray, shape (sy1 - sy0, 2), int64
+        First column and the one behind the last, counted from that of the window; equal where nothing is needed.
+    """
+    sy0, sy1, sx0, sx1 = window
+    columns = np.zeros((sy1 - sy0, 2), np.int64)
+    columns[:, 0] = sx1 - sx0
+    lattice = (int(pixel_map.y0), int(pixel_map.x0), int(pixel_map.step))
+    complete = _widen_columns(
+        pixel_map.src_x, pixel_map.src_y, lattice, box, (sy0, sx0), sx1 - sx0, halo, columns
+    )
+    if not complete:
+        columns[:] = 0, sx1 - sx0
+    columns[columns[:, 0] >= columns[:, 1]] = 0
+    return columns
+
+
+@njit(cache=True, nogil=True)
+def _widen_columns(node_x, node_y, lattice, box, origin, width, halo, columns):
+    """Widen the columns to what the borders of a box and of the lattice's cells in it need: they enclose the rest.
+
+    Both are straight lines of the source. Returns whether the map is defined all over the box.
+    """
+    y0, y1, x0, x1 = box
+    map_y0, map_x0, step = lattice
+    n_rows, n_columns = node_x.shape
+    here_x, here_y = np.empty(1, np.float64), np.empty(1, np.float64)
+    other_x, other_y = np.empty(1, np.float64), np.empty(1, np.float64)
+    y, above = y0, y0
+    while True:
+        x, before = x0, x0
+        while True:
+            map_row(node_x, node_y, lattice, y, x, here_x, here_y)
+            for line in range(2):
+                if line == 0:
+                    map_row(node_x, node_y, lattice, y, before, other_x, other_y)
+                else:
+                    map_row(node_x, node_y, lattice, above, x, other_x, other_y)
+                low_x, high_x = min(here_x[0], other_x[0]), max(here_x[0], other_x[0])
+                low_y, high_y = min(here_y[0], other_y[0]), max(here_y[0], other_y[0])
+                if not (np.isfinite(high_x - low_x) and np.isfinite(high_y - low_y)):
+                    return False
+                # One pixel more than needed, as in `source_window`.
+                low_x, high_x = low_x - origin[1] - halo - 2, high_x - origin[1] + halo + 3
+                low_y, high_y = low_y - origin[0] - halo - 2, high_y - origin[0] + halo + 3
+                first = int(low_x) if low_x > 0 else 0
+                last = min(width, int(high_x)) if high_x > 0 else 0
+                top, bottom = int(low_y) if low_y > 0 else 0, int(high_y) if high_y > 0 else 0
+                for row in range(top, min(len(columns), bottom)):
+                    columns[row, 0] = min(columns[row, 0], first)
+                    columns[row, 1] = max(columns[row, 1], last)
+            if x == x1 - 1:
+                break
+            before, x = x, _next_break(x, x1, map_x0, step, n_columns)
+        if y == y1 - 1:
+            return True
+        above, y = y, _next_break(y, y1, map_y0, step, n_rows)
 
 
 @njit(cache=True, nogil=True)

@@ -169,9 +169,20 @@ class LendingSource(PixelSource, Protocol):
     """A source of pixels that can decode into memory that is used again."""
 
     def lend(
-        self, scratch: Scratch, key: int, y0: int, y1: int, x0: int, x1: int
+        self,
+        scratch: Scratch,
+        key: int,
+        y0: int,
+        y1: int,
+        x0: int,
+        x1: int,
+        columns: np.ndarray | None = None,
     ) -> AbstractContextManager[tuple[np.ndarray, tuple[int, int]]]:
-        """Lend the window of `read`, or a larger one that holds it, and the row and column of its first pixel."""
+        """Lend the window of `read`, or a larger one that holds it, and the row and column of its first pixel.
+
+        `columns`, from `pixel_map.source_columns`, says which are wanted of each row of the window; other pixels may
+        hold anything.
+        """
 
 
 @dataclass(frozen=True)

@@ -179,11 +179,19 @@ class FrameStore:
 
     @contextmanager
     def lend(
-        self, scratch: Scratch, key: int, y0: int, y1: int, x0: int, x1: int
+        self,
+        scratch: Scratch,
+        key: int,
+        y0: int,
+        y1: int,
+        x0: int,
+        x1: int,
+        columns: np.ndarray | None = None,
     ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
         """Lend the window of `read`, or a larger one that holds it, and the row and column of its first pixel.
 
-        Debayering needs neighbours; they are left where they are, so that nothing is copied.
+        Debayering needs neighbours; they are left where they are, so that nothing is copied. `columns` are those
+        wanted of each row (`zemosaic_core.pixel_map.source_columns`); others may hold anything.
 
         Raises
         ------
@@ -195,8 +203,15 @@ class FrameStore:
             yield self.read(key, y0, y1, x0, x1), (y0, x0)
             return
         sensor, (top, left) = self._sensor(info, key, y0, y1, x0, x1)
+        wanted = None
+        if columns is not None:
+            wanted = np.zeros((len(sensor), 2), np.int64)
+            wanted[y0 - top : y1 - top] = np.where(columns[:, :1] < columns[:, 1:], columns + (x0 - left), 0)
         with scratch.floats(3, *sensor.shape) as planes:
-            debayer(sensor, info.cfa_pattern, top, left, colour=self._colours.get(key), out=planes)
+            debayer(
+                sensor, info.cfa_pattern, top, left,
+                colour=self._colours.get(key), columns=wanted, out=planes,
+            )  # fmt: skip
             if key in self._clip:
                 mark_clipped_cfa(planes, sensor, shift_pattern(info.cfa_pattern, top, left), self._clip[key])
             self._mask(planes, key, top, left)

@@ -46,6 +46,31 @@ def test_a_window_with_margin_equals_the_whole(pattern, window):
     np.testing.assert_array_equal(part[:, top:bottom, left:right], expected)
 
 
+@pytest.mark.parametrize("pattern", CFA_PATTERNS)
+@pytest.mark.parametrize("seed", range(6))
+def test_columns_that_are_wanted_are_those_of_the_whole(pattern, seed):
+    rng = np.random.default_rng(seed)
+    cfa = rng.integers(900, 1500, (33, 41)).astype(np.uint16)
+    columns = np.sort(rng.integers(0, 42, (33, 2)), axis=1)
+    columns[rng.random(33) < 0.3] = 0
+    columns[: rng.integers(0, 12)] = 0
+    columns[33 - rng.integers(0, 12) :] = 0
+    whole = debayer(cfa, pattern, 1, 0, colour=COLOUR)
+    out = np.full_like(whole, np.nan)
+    debayer(cfa, pattern, 1, 0, colour=COLOUR, columns=columns, out=out)
+    assert np.ptp(columns, axis=1).any()
+    for y, (first, end) in enumerate(columns):
+        np.testing.assert_array_equal(out[:, y, first:end], whole[:, y, first:end], err_msg=str(y))
+
+
+@pytest.mark.parametrize(
+    "columns", [np.zeros((4, 2), np.int64), np.array([[0, 5]] * 5), np.array([[-1, 2]] * 5)]
+)
+def test_columns_outside_the_plane_are_refused(columns):
+    with pytest.raises(ValueError, match="columns"):
+        debayer(np.zeros((5, 4), np.uint16), "RGGB", columns=columns)
+
+
 @pytest.mark.parametrize("colour", [None, COLOUR])
 def test_one_missing_sample_takes_only_what_it_is_next_to(colour):
     cfa = np.random.default_rng(1).integers(900, 1500, (30, 30)).astype(np.float32)

@@ -164,11 +164,13 @@ class LentImages(Images):
     """The same images in larger windows, in memory that is overwritten afterwards."""
 
     @contextmanager
-    def lend(self, scratch, key, y0, y1, x0, x1):
+    def lend(self, scratch, key, y0, y1, x0, x1, columns=None):
         image = self.images[key]
         top, left, bottom, right = max(0, y0 - 3), max(0, x0 - 2), min(image.shape[1], y1 + 4), x1
         with scratch.floats(3, bottom - top, right - left) as window:
-            window[:] = image[:, top:bottom, left:right]
+            window[:] = 1e9
+            for y, (first, end) in enumerate(columns, start=y0):
+                window[:, y - top, x0 + first - left : x0 + end - left] = image[:, y, x0 + first : x0 + end]
             yield window, (top, left)
             window[:] = -1e9
 

@@ -12,6 +12,7 @@ from zemosaic_core.pixel_map import (
     footprint_bbox,
     map_coordinates_at,
     shift_pixel_map,
+    source_columns,
     source_window,
     wcs_transform,
 )
@@ -118,6 +119,58 @@ def test_source_window_holds_every_coordinate_and_is_tight():
         assert b - a <= np.ceil(sy.max() - sy.min()) + 11
     assert source_window(pixel_map, 0, 0, 0, 5, (300, 380), 3) is None
     assert source_window(shift_pixel_map(50, 50, (0, 9, 0, 9)), 0, 9, 0, 9, (30, 30), 3) is None
+
+
+@pytest.mark.parametrize("degrees", [0, 4, 30, 90, 137, 180, 265])
+def test_source_columns_hold_every_tap_and_leave_out_what_no_sample_needs(degrees):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+
+    def transform(x, y):
+        x, y = x - 200, y - 150
+        bent = 0.4 * np.sin(y / 90)
+        return c * x - s * y + 190 + bent, s * x + c * y + 140
+
+    shape, halo = (290, 380), 3
+    pixel_map = build_pixel_map(transform, (0, 300, 0, 400))
+    spared = 0
+    for box in (
+        (0, 300, 0, 400),
+        (120, 160, 30, 370),
+        (17, 18, 0, 400),
+        (63, 70, 100, 230),
+        (150, 151, 200, 201),
+    ):
+        window = source_window(pixel_map, *box, shape, halo)
+        assert window is not None
+        columns = source_columns(pixel_map, box, window, halo)
+        a, b, left, right = window
+        assert columns.shape == (b - a, 2)
+        assert (columns >= 0).all()
+        assert (columns <= right - left).all()
+        wanted = np.zeros((b - a, right - left), bool)
+        for y, (first, end) in enumerate(columns):
+            wanted[y, first:end] = True
+        y, x = np.mgrid[box[0] : box[1], box[2] : box[3]]
+        sx, sy = (np.floor(v).astype(int) for v in map_coordinates_at(pixel_map, x, y))
+        ok = (sx >= 0) & (sx < shape[1]) & (sy >= 0) & (sy < shape[0])
+        for dy in range(1 - halo, halo + 1):
+            for dx in range(1 - halo, halo + 1):
+                ty, tx = sy[ok] + dy, sx[ok] + dx
+                inside = (ty >= a) & (ty < b) & (tx >= left) & (tx < right)
+                assert wanted[ty[inside] - a, tx[inside] - left].all()
+        spared += (~wanted).sum()
+    assert spared > 1000 or degrees % 90 == 0
+
+
+def test_source_columns_are_all_where_a_map_is_undefined_in_part():
+    def transform(x, y):
+        return np.where(x > 150, np.nan, x), y
+
+    pixel_map = build_pixel_map(transform, (0, 100, 0, 200))
+    window = source_window(pixel_map, 10, 30, 0, 200, (100, 200), 3)
+    assert window is not None
+    columns = source_columns(pixel_map, (10, 30, 0, 200), window, 3)
+    np.testing.assert_array_equal(columns, np.tile([0, window[3] - window[2]], (window[1] - window[0], 1)))
 
 
 def test_slopes_of_rows_are_those_of_the_lattice_and_unknown_without_one():

@@ -44,7 +44,7 @@ _MIN_SIGNIFICANCE = 2.0
 _MEDIAN_R2 = 2.0 * np.log(2.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Transform:
     """A polynomial map of the plane.
 

@@ -6,13 +6,14 @@ import datetime
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.night_sky import CATALOGUE_EPOCH, julian_year
+from zemosaic_core.wcs_cards import WcsCards
 from zemosaic_io.compressed_tiles import check_compressed
 from zemosaic_io.fits_cards import HduInfo, iter_hdus
 from zemosaic_io.header_values import PATTERNS, angle_deg, known_telescope, stated_pattern
@@ -38,12 +39,22 @@ _MOST_STACKED = 1e6
 _FIRST_YEAR, _LAST_YEAR = 1900, 2999
 # Outside these years a date is that of a clock that was never set; stars must not be moved by it.
 _FIRST_MOVING_YEAR, _LAST_MOVING_YEAR = 1981, 2099
+# What many frames have in common.
+_ALIKE = (
+    "shape_hw", "kind", "cfa_pattern", "bzero", "bscale", "axes", "instrument", "exposure_s", "filter_name", "gain",
+    "object_name", "image_type", "scale_arcsec", "night", "telescope", "stack_exposure_s", "site_deg", "offset",
+    "calibrated", "row_order", "size_bytes", "data_offset",
+)  # fmt: skip
+_SHARED: dict[str, Any] = {}
+_MAX_SHARED = 4096
 _FILE_STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)[-_T](\d\d)(\d\d)(\d\d)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FrameInfo:
     """Everything the header says about one frame; picklable, hashable by path.
+
+    A run keeps one of each frame, in 1.5 kB: frames share what they have in common.
 
     Attributes
     ----------
@@ -85,7 +96,7 @@ class FrameInfo:
         Pointing hint: centre of an existing WCS, else what the mount wrote.
     scale_arcsec : float or None
         Pixel scale of an existing WCS, else from focal length and pixel size.
-    wcs_cards : dict or None
+    wcs_cards : WcsCards or None
         Celestial WCS cards, only when they describe a usable WCS.
     night : str
         Date of the evening on which the observing night began (``YYYY-MM-DD``); '' when unknown.
@@ -136,7 +147,7 @@ class FrameInfo:
     ra_deg: float | None
     dec_deg: float | None
     scale_arcsec: float | None
-    wcs_cards: dict[str, Any] | None
+    wcs_cards: Mapping[str, Any] | None
     night: str
     binning: int = 1
     telescope: str = ""
@@ -151,15 +162,19 @@ class FrameInfo:
     packed: bool = False
     given_as_stack: bool = False
 
+    def __post_init__(self) -> None:
+        for name in _ALIKE:
+            object.__setattr__(self, name, _shared(getattr(self, name)))
+        if self.wcs_cards is not None:
+            object.__setattr__(self, "wcs_cards", WcsCards.of(self.wcs_cards))
+
     def __hash__(self) -> int:
         return hash((self.path, self.mtime_ns))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Callable[..., FrameInfo], tuple[Any, ...]]:
         # A path of one system cannot be unpacked on another.
-        return {**self.__dict__, "path": str(self.path)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, path=Path(state["path"]))
+        path, *rest = (getattr(self, f.name) for f in fields(self))
+        return _unpickled, (str(path), *rest)
 
     @property
     def n_channels(self) -> int:
@@ -192,11 +207,23 @@ class FrameInfo:
         return None if self.exposure_s is None else self.exposure_s * self.stack_count
 
 
+def _unpickled(path: str, *rest: Any) -> FrameInfo:
+    return FrameInfo(Path(path), *rest)
+
+
+def _shared(value: Any) -> Any:
+    """Return the same value, one object for all frames that have it."""
+    if len(_SHARED) >= _MAX_SHARED:
+        _SHARED.clear()
+    return _SHARED.setdefault(repr(value), value)
+
+
 def frame_to_json(info: FrameInfo) -> dict[str, Any]:
     """Return ``info`` as plain JSON types."""
     data = asdict(info)
     data["path"] = str(info.path)
     data["shape_hw"] = list(info.shape_hw)
+    data["wcs_cards"] = None if info.wcs_cards is None else dict(info.wcs_cards)
     return data
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy.wcs import WCS
 
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.frame_wcs import wcs_of
@@ -48,16 +47,16 @@ log = logging.getLogger(__name__)
 class KnownSky:
     """What is known so far: stars of every frame, solutions found, why frames could not even be tried.
 
-    ``unconfirmed`` are places that a solver told and no star of the catalogue spoke for or against, and whether they
-    come from an earlier run; they are believed last. ``elsewhere`` asks solvers on the workers of a cluster, if there
-    is one.
+    ``centres`` are those of the solutions: RA and Dec, degrees. ``unconfirmed`` are places that a solver told and no
+    star of the catalogue spoke for or against, and whether they come from an earlier run; they are believed last.
+    ``elsewhere`` asks solvers on the workers of a cluster, if there is one.
     """
 
     frames: dict[int, tuple[Frame, FrameMeasure]]
     stars: Mapping[int, StarList]
     memory: SolveMemory
     solutions: dict[int, Solution] = field(default_factory=dict)
-    wcs: dict[int, WCS] = field(default_factory=dict)
+    centres: dict[int, tuple[float, float]] = field(default_factory=dict)
     attempts: dict[int, list[SolveOutcome]] = field(default_factory=lambda: defaultdict(list))
     lost: dict[int, SkipItem] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
@@ -83,7 +82,9 @@ class KnownSky:
     def add(self, index: int, solution: Solution, *, remembered: bool = False) -> None:
         """Give a frame its place; ``remembered`` when an earlier run found it."""
         self.solutions[index] = solution
-        self.wcs[index] = wcs_of(solution.wcs_cards)
+        height, width = self.frames[index][0].info.shape_hw
+        ra, dec = wcs_of(solution.wcs_cards).all_pix2world((width - 1) / 2, (height - 1) / 2, 0)
+        self.centres[index] = float(ra), float(dec)
         (self.memory.reused.add if remembered else self.memory.reused.discard)(index)
 
     def unsolved(self) -> list[int]:
@@ -97,10 +98,8 @@ class KnownSky:
 
     def hint(self, index: int) -> tuple[float, float] | None:
         """Return RA and Dec of the centre, degrees: of the solution, else of the header; None when nothing is known."""
-        if index in self.wcs:
-            height, width = self.frames[index][0].info.shape_hw
-            ra, dec = self.wcs[index].all_pix2world((width - 1) / 2, (height - 1) / 2, 0)
-            return float(ra), float(dec)
+        if index in self.centres:
+            return self.centres[index]
         info = self.frames[index][0].info
         return None if info.ra_deg is None or info.dec_deg is None else (info.ra_deg, info.dec_deg)
 
@@ -220,9 +219,9 @@ def _match_round(
 def _solution_of_match(sky: KnownSky, index: int, neighbours: Sequence[int], match: Match) -> Solution:
     which, reference_xy, xy, rms = match
     reference = neighbours[which]
-    ra, dec = sky.wcs[reference].all_pix2world(reference_xy[:, 0], reference_xy[:, 1], 0)
-    cards, _ = fit_tan(ra, dec, xy[:, 0], xy[:, 1], sky.frames[index][0].info.shape_hw)
     known = sky.solutions[reference]
+    ra, dec = wcs_of(known.wcs_cards).all_pix2world(reference_xy[:, 0], reference_xy[:, 1], 0)
+    cards, _ = fit_tan(ra, dec, xy[:, 0], xy[:, 1], sky.frames[index][0].info.shape_hw)
     return Solution(cards, "star_match", rms, len(xy), known.approximate, confirmed=known.confirmed)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from astropy.wcs import WCS
@@ -17,7 +18,7 @@ from zemosaic_core import grid as grids
 from zemosaic_core import photometry, registration
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.frame_verdicts import common_star_transparency
-from zemosaic_core.frame_wcs import wcs_of
+from zemosaic_core.frame_wcs import FrameWcs
 from zemosaic_core.pixel_map import MapTransform, wcs_transform
 from zemosaic_core.star_flat import StarFlat, radius_squared, solve_camera_flats
 from zemosaic_io.star_catalogue import catalogue_stars_near
@@ -66,7 +67,7 @@ def header_cards(wcs: WCS) -> dict[str, object]:
 
 
 def _without_far_pointings(
-    solved: Sequence[SolvedFrame], wcs_list: list[WCS], options: GridOptions, context: RunContext
+    solved: Sequence[SolvedFrame], wcs_list: Sequence[WCS], options: GridOptions, context: RunContext
 ) -> list[int]:
     """Return positions of the frames to keep; a stray pointing must not blow the canvas up."""
     outliers = grids.far_frames(wcs_list, [item.frame.info.shape_hw for item in solved])
@@ -90,21 +91,34 @@ def _without_far_pointings(
     return [i for i in range(len(solved)) if i not in dropped]
 
 
+class _PlaneMaps(Sequence[MapTransform]):
+    """Frame px -> plane px of every frame, by its first WCS; each is made when it is asked for."""
+
+    def __init__(self, wcs_list: Sequence[WCS], plane: WCS) -> None:
+        self._wcs_list = wcs_list
+        self._plane = plane
+
+    def __len__(self) -> int:
+        return len(self._wcs_list)
+
+    def __getitem__(self, position: Any) -> Any:
+        # The map of an output grid (the frame) into a source (the plane).
+        return wcs_transform(self._wcs_list[position], self._plane)
+
+
 def _register(
-    solved: Sequence[SolvedFrame], wcs_list: list[WCS], spec: grids.GridSpec
+    solved: Sequence[SolvedFrame], wcs_list: Sequence[WCS], spec: grids.GridSpec
 ) -> registration.GlobalRegistration:
-    xy, flux, initial = [], [], []
-    for item, wcs in zip(solved, wcs_list, strict=True):
+    xy, flux = [], []
+    initial = _PlaneMaps(wcs_list, spec.wcs)
+    for item, to_plane in zip(solved, initial, strict=True):
         arrays = item.measure.columns("x", "y", "snr", "saturated", "channel_flux")
-        # Frame px -> plane px is the map of an output grid (the frame) into a source (the plane).
-        to_plane = wcs_transform(wcs, spec.wcs)
         xy.append(np.column_stack([arrays["x"], arrays["y"]])[:MAX_STARS].astype(float))
         # Near the detection limit only lucky measurements are seen, and more so through haze: faint stars would bias
         # the flux scale. Saturated ones have lost light.
         usable = (arrays["snr"] >= MIN_PHOTOMETRY_SNR) & ~arrays["saturated"]
         light = np.where(usable, arrays["channel_flux"], np.float32(np.nan))[:, :MAX_STARS]
         flux.append(light * _light_per_pixel(to_plane, item.frame.info.shape_hw))
-        initial.append(to_plane)
     return registration.register_globally(
         xy,
         flux,
@@ -232,9 +246,9 @@ def run(
     RunFailed
         The canvas would be larger than allowed.
     """
-    wcs_list = [wcs_of(item.solution.wcs_cards) for item in solved]
-    keep = _without_far_pointings(solved, wcs_list, options, context)
-    solved, wcs_list = [solved[i] for i in keep], [wcs_list[i] for i in keep]
+    wcs_list = FrameWcs([item.solution.wcs_cards for item in solved])
+    solved = [solved[i] for i in _without_far_pointings(solved, wcs_list, options, context)]
+    wcs_list = FrameWcs([item.solution.wcs_cards for item in solved])
     # Frames are placed on a grid of their own pixels, in whose units residuals and tolerances are; then it is refined.
     factor = options.drizzle_scale
     spec = grids.make_grid(

@@ -1,8 +1,8 @@
-"""The things a run hands from phase to phase: frozen, small, without pixels."""
+"""The things a run hands from phase to phase: frozen, small, without pixels; those of each frame without a `dict`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from zemosaic_core.colour_calibration import SUN_B_V, ColourSolution
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.transforms import Transform
+from zemosaic_core.wcs_cards import WcsCards
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.sealed_arrays import load_sealed
 
@@ -36,7 +37,7 @@ __all__ = [
 CHANNEL_LETTERS = {1: "L", 3: "RGB"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frame:
     """A file that can be used, with its number: in the order of names at first, by time once it was measured.
 
@@ -79,7 +80,7 @@ class LeftOut:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FrameMeasure:
     """What one look at the pixels of a frame tells; the arrays are in the file ``arrays_path``.
 
@@ -145,14 +146,14 @@ class FrameMeasure:
         return Path(self.arrays_path).stem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Solution:
     """How a frame got its place in the sky.
 
     Attributes
     ----------
-    wcs_cards : dict
-        FITS cards of a celestial WCS for the full frame.
+    wcs_cards : WcsCards
+        FITS cards of a celestial WCS for the full frame; any mapping may be given.
     method : str
         ``header``, a solver's name, ``star_match`` or ``hint``.
     rms_px : float
@@ -169,7 +170,7 @@ class Solution:
         Every solver asked, the successful one last: solver, ok, seconds, key, values.
     """
 
-    wcs_cards: dict[str, Any]
+    wcs_cards: Mapping[str, Any]
     method: str
     rms_px: float
     n_matched: int
@@ -178,8 +179,11 @@ class Solution:
     confirmed: bool = False
     attempts: tuple[dict[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wcs_cards", WcsCards.of(self.wcs_cards))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class SolvedFrame:
     """A frame with its measurements and its place in the sky."""
 
@@ -226,7 +230,7 @@ class MosaicGrid:
         return round(1 - self.wcs_cards["CRPIX2"]), round(1 - self.wcs_cards["CRPIX1"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RegisteredFrame:
     """A frame on the mosaic plane.
 
@@ -280,7 +284,7 @@ class PixelMasks:
         return (None if levels is None else levels.tolist(), spans)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FrameTerms:
     """What the pixels of a frame get where they are read, in the form of `sources.CoaddSource`.
 

@@ -57,7 +57,7 @@ def _versions() -> dict[str, str]:
 def json_value(value: Any) -> Any:
     """Return the value with only JSON's own types; NaN becomes null, because JSON has no other word for it."""
     match value:
-        case dict():
+        case Mapping():
             return {str(k): json_value(v) for k, v in value.items()}
         case list() | tuple() | set():
             return [json_value(v) for v in value]

@@ -88,7 +88,7 @@ def _use_headers(sky: KnownSky, options: SolveOptions, context: RunContext) -> N
                 float(found.rms_px), int(found.n_matched), bool(found.confirmed), bool(found.contradicts)
             )
             sky.memory.keep_check(key, check)
-        solution = Solution(dict(cards), "header", check.rms_px, check.n_matched, confirmed=check.confirmed)
+        solution = Solution(cards, "header", check.rms_px, check.n_matched, confirmed=check.confirmed)
         if known is not None:
             remembered.add(index)
         if check.confirmed:

@@ -254,7 +254,7 @@ def test_existing_wcs_is_kept_and_gives_the_hints(tmp_path):
     info = read_frame_info(path)
     assert "OBJECT" not in info.wcs_cards
     assert "NAXIS1" not in info.wcs_cards
-    again = WCS(fits.Header(info.wcs_cards))
+    again = WCS(fits.Header(dict(info.wcs_cards)))
     np.testing.assert_allclose(
         again.pixel_to_world_values(50, 70), wcs.pixel_to_world_values(50, 70), rtol=1e-12
     )

@@ -989,7 +989,7 @@ def test_nonsense_with_a_checksum_never_was_either(raw, reference, tmp_path):
 
     run(raw, tmp_path, **SETTINGS)
     manifest = Manifest(tmp_path / STATE / "manifest.json")
-    for number, key in enumerate(manifest._records):
+    for number, key in enumerate(manifest._texts):
         manifest.put(key, NONSENSE[number % len(NONSENSE)])
     manifest.save()
     assert_same(pictures(run(raw, tmp_path, **SETTINGS)), reference)

@@ -57,8 +57,9 @@ SPHERE_BYTES_PER_PX = 12
 TURNED = 1.2
 # Copies of the weights of a band while they are sealed.
 BAND_COPIES = 5
-# What a run keeps of every frame: its header, measurements, solution, place and sky (18 to 37 kB measured).
-FRAME_BYTES = 40_000
+# What a run keeps of every frame, measured with 40 and 3,000 small ones: header, measurements and solution while others
+# are measured and solved (5 kB), then its place and sky too, and what lies unused between them (25 kB).
+SOLVED_BYTES, FRAME_BYTES = 8_000, 28_000
 # While all frames are registered: tables of 300 stars of each (55 kB measured with 188 of each); while their sky is
 # compared: a few numbers for every cell of its mesh (see `covered_sky`), and stars (72 kB measured with 510 cells and
 # 188 stars); while it is solved: its mesh and where that lies.
@@ -329,7 +330,10 @@ def estimate_rows(
         window_bytes += n_calibrations * frame_px * SET_BYTES_PER_PX + basis.threads * frame_px * 4
     at_work = max(1, children) * (frame_px * MEASURE_BYTES_PER_PX + calibrating)
     measure = (
-        PARENT_BYTES + children * CHILD_BYTES + max(at_work, _solver_bytes(basis, frame_px)) + n * FRAME_BYTES
+        PARENT_BYTES
+        + children * CHILD_BYTES
+        + max(at_work, _solver_bytes(basis, frame_px))
+        + n * SOLVED_BYTES
     )
     stacked_hw = _stacked_hw(basis, infos, canvas_hw)
     second_s, second_disk = 0.0, 0

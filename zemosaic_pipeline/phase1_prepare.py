@@ -283,10 +283,16 @@ def _persistent(
         flat = evidence.persistent()
         total += len(flat)
         found.update({frame.index: flat for frame in members})
+    none = np.empty(0, np.int64)
+    with_masters: dict[tuple[int, str], np.ndarray] = {}
     for frame in frames:
         if frame.calibration:
-            of_night = found.get(frame.index, np.empty(0, np.int64))
-            found[frame.index] = np.union1d(of_night, load_set(frame.calibration).bad)
+            of_night = found.get(frame.index, none)
+            # One list for all frames of a night that are calibrated alike, as above; of_night lives as long as this.
+            shared = id(of_night), frame.calibration
+            if shared not in with_masters:
+                with_masters[shared] = np.union1d(of_night, load_set(frame.calibration).bad)
+            found[frame.index] = with_masters[shared]
     if total:
         context.say("run_info_hot_pixels", pixels=total, cameras=len(cameras))
     context.detail(hot_pixels=total)

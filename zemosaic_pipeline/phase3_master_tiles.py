@@ -111,7 +111,7 @@ def create_tile(
             "tile_outside_grid", f"group {group.group_id} does not touch the mosaic", group=group.group_id
         )
     terms = frame_terms(frames, inputs.sky, plan)
-    sources = tile_sources(frames, window, terms, weights, plan)
+    sources = tile_sources(frames, window, terms, weights, plan, context.work_dir)
     y0, y1, x0, x1 = window
     shape = (y1 - y0, x1 - x0)
     wcs = WCS(grid.wcs_cards).deepcopy()
@@ -196,6 +196,7 @@ def create_tile(
                         (y0, x0),
                         rule.noise,
                         MAP_ERROR_PX,
+                        context.work_dir,
                         weights=weights,
                         scale=plan.grid.drizzle_scale,
                     ),

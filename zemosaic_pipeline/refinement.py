@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from zemosaic_core.coadd import CancelToken
 from zemosaic_core.pixel_map import build_pixel_map, map_coordinates_at
 from zemosaic_core.refine import LIMIT_SIGMA, RefineSource
 from zemosaic_core.refine_rows import CoaddRows
-from zemosaic_core.sources import CoaddSource, CombineRule, SampleNoise
+from zemosaic_core.sources import CoaddSource, CombineRule, PixelMap, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.frame_store import FrameStore
+from zemosaic_io.mapped_arrays import mapped_maps
 from zemosaic_pipeline.records import FrameTerms, RegisteredFrame
 
 __all__ = [
@@ -182,6 +184,7 @@ def refine_sources(
     origin_yx: tuple[int, int],
     noise: SampleNoise,
     max_error_px: float,
+    folder: Path,
     *,
     weights: np.ndarray,
     scale: float,
@@ -197,6 +200,8 @@ def refine_sources(
     noise : SampleNoise
     max_error_px : float
         Of the maps from the frames to the tile.
+    folder : Path
+        Where their nodes lie in a temporary file.
     weights : ndarray, shape (N, C)
         Of the frames.
     scale : float
@@ -211,31 +216,30 @@ def refine_sources(
         frame.solved.frame.index: (frame, term, blur)
         for frame, term, blur in zip(frames, terms, blurs.tolist(), strict=True)
     }
+    background = np.array(noise.background, np.float32)
+    maps = mapped_maps(
+        (_to_tile(by_key[source.key][0], origin_yx, max_error_px) for source in sources), folder
+    )
     made = []
-    for source in sources:
+    for source, to_output in zip(sources, maps, strict=True):
         frame, term, blur = by_key[source.key]
         info = frame.solved.frame.info
-
-        def to_tile(
-            x: np.ndarray, y: np.ndarray, frame: RegisteredFrame = frame
-        ) -> tuple[np.ndarray, np.ndarray]:
-            px, py = frame.to_plane.apply(x, y)
-            return px - origin_yx[1], py - origin_yx[0]
-
         of_frame = np.asarray(frame.solved.measure.noise_adu, float)
         limit = LIMIT_SIGMA * np.abs(term.photometry[:, 0]) * of_frame
-        height, width = info.shape_hw
-        made.append(
-            RefineSource(
-                source,
-                build_pixel_map(to_tile, (0, height, 0, width), max_error_px=max_error_px),
-                info.cfa_pattern if info.kind == "cfa" else "",
-                limit.astype(np.float32),
-                np.array(noise.background, np.float32),
-                blur,
-            )
-        )
+        pattern = info.cfa_pattern if info.kind == "cfa" else ""
+        made.append(RefineSource(source, to_output, pattern, limit.astype(np.float32), background, blur))
     return made
+
+
+def _to_tile(frame: RegisteredFrame, origin_yx: tuple[int, int], max_error_px: float) -> PixelMap:
+    """Return the map from the pixels of a frame to those of the tile."""
+    height, width = frame.solved.frame.info.shape_hw
+
+    def to_tile(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        px, py = frame.to_plane.apply(x, y)
+        return px - origin_yx[1], py - origin_yx[0]
+
+    return build_pixel_map(to_tile, (0, height, 0, width), max_error_px=max_error_px)
 
 
 class _TileRows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,8 +13,9 @@ from zemosaic_core.detector_surface import mean_of_surface
 from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sky_lattice import cell_centres
-from zemosaic_core.sources import CoaddSource, SampleNoise
+from zemosaic_core.sources import CoaddSource, PixelMap, SampleNoise
 from zemosaic_io.frame_store import FrameStore
+from zemosaic_io.mapped_arrays import mapped_arrays, mapped_maps
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_colour import frame_colours
 from zemosaic_pipeline.plan import RunPlan
@@ -36,6 +38,8 @@ __all__ = [
 
 # Stars of each frame, the brightest, on whose centres the rejection is watched.
 WATCHED_STARS = 200
+# Frames whose stars are listed before the places that are the same become one.
+UNITED_FRAMES = 64
 MAP_ERROR_PX = 0.005
 # Variance of a sample of white noise, relative to that of a pixel, at all fractions of a pixel alike.
 SAMPLE_VARIANCE = {"lanczos3": 0.80, "bilinear": 0.44}
@@ -93,57 +97,53 @@ def tile_sources(
     terms: Sequence[FrameTerms],
     weights: np.ndarray,
     plan: RunPlan,
+    folder: Path,
 ) -> list[CoaddSource]:
-    """Return the sources of a tile, without the frames that miss its window; ``weights`` (N, C) are theirs."""
-    candidates = [
-        _source(
-            frame,
-            window,
-            own_terms,
-            weight.astype(np.float32),
-            plan.stack.feather_px,
-            plan.stack.radial is not None,
+    """Return the sources of a tile, without the frames that miss its window; ``weights`` (N, C) are theirs.
+
+    The nodes of their maps lie in a temporary file in ``folder``.
+    """
+    boxes = [_box(frame, window) for frame in frames]
+    touching = [i for i, box in enumerate(boxes) if box[0] < box[1] and box[2] < box[3]]
+    maps = mapped_maps((_map_of(frames[i], window, boxes[i]) for i in touching), folder)
+    return [
+        CoaddSource(
+            key=frames[i].solved.frame.index,
+            shape_hw=frames[i].solved.frame.info.shape_hw,
+            pixel_map=pixel_map,
+            bbox=boxes[i],
+            photometry=terms[i].photometry,
+            weight=weights[i].astype(np.float32),
+            feather_px=plan.stack.feather_px,
+            has_weight_map=plan.stack.radial is not None,
+            radial=terms[i].radial if terms[i].radial.any() else None,
+            surface=terms[i].surface,
         )
-        for frame, own_terms, weight in zip(frames, terms, weights, strict=True)
+        for i, pixel_map in zip(touching, maps, strict=True)
     ]
-    return [source for source in candidates if source is not None]
 
 
-def _source(
-    frame: RegisteredFrame,
-    window: tuple[int, int, int, int],
-    terms: FrameTerms,
-    weight: np.ndarray,
-    feather_px: float,
-    has_weight_map: bool,
-) -> CoaddSource | None:
+def _box(frame: RegisteredFrame, window: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Return rows and columns of a window that a frame covers; an empty box where it misses it."""
     y0, y1, x0, x1 = window
-    shape = frame.solved.frame.info.shape_hw
-    px, py = frame.to_plane.apply(*_corners(shape))
-    bbox = (
+    px, py = frame.to_plane.apply(*_corners(frame.solved.frame.info.shape_hw))
+    return (
         max(0, math.floor(py.min()) - y0),
         min(y1 - y0, math.ceil(py.max()) + 1 - y0),
         max(0, math.floor(px.min()) - x0),
         min(x1 - x0, math.ceil(px.max()) + 1 - x0),
     )
-    if bbox[0] >= bbox[1] or bbox[2] >= bbox[3]:
-        return None
+
+
+def _map_of(
+    frame: RegisteredFrame, window: tuple[int, int, int, int], box: tuple[int, int, int, int]
+) -> PixelMap:
+    y0, _, x0, _ = window
 
     def to_source(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return frame.to_frame.apply(x + x0, y + y0)
 
-    return CoaddSource(
-        key=frame.solved.frame.index,
-        shape_hw=shape,
-        pixel_map=build_pixel_map(to_source, bbox, max_error_px=MAP_ERROR_PX),
-        bbox=bbox,
-        photometry=terms.photometry,
-        weight=weight,
-        feather_px=feather_px,
-        has_weight_map=has_weight_map,
-        radial=terms.radial if terms.radial.any() else None,
-        surface=terms.surface,
-    )
+    return build_pixel_map(to_source, box, max_error_px=MAP_ERROR_PX)
 
 
 def frame_terms(
@@ -208,12 +208,15 @@ def sample_noise(
 def frame_store(frames: Sequence[RegisteredFrame], inputs: TileInputs, context: RunContext) -> FrameStore:
     """Return what reads the pixels of frames as they are stacked."""
     solved = {frame.solved.frame.index: frame.solved for frame in frames}
+    row_sums = mapped_arrays(
+        (one.measure.columns("row_sums")["row_sums"] for one in solved.values()), context.work_dir
+    )
     return FrameStore(
         {index: one.frame.info for index, one in solved.items()},
         inputs.hot_pixels,
         colours=frame_colours(frames),
         radial=inputs.plan.stack.radial,
-        row_sums={index: one.measure.columns("row_sums")["row_sums"] for index, one in solved.items()},
+        row_sums=dict(zip(solved, row_sums, strict=True)),
         zero_is_missing={index for index, one in solved.items() if one.measure.zero_is_missing},
         calibrations={index: one.frame.calibration for index, one in solved.items() if one.frame.calibration},
         unpack_dir=context.work_dir,
@@ -225,13 +228,17 @@ def frame_store(frames: Sequence[RegisteredFrame], inputs: TileInputs, context: 
 def star_cores(frames: Sequence[RegisteredFrame], window: tuple[int, int, int, int]) -> np.ndarray:
     """Return the pixels (K, 2), y and x within a window of the grid, on which stars have their centres; row by row."""
     y0, y1, x0, x1 = window
-    places = []
-    for frame in frames:
+    found, fresh = np.empty(0, np.int64), [np.empty(0, np.int64)]
+    for number, frame in enumerate(frames, 1):
         stars = frame.solved.measure.columns("x", "y")
         x, y = frame.to_plane.apply(stars["x"][:WATCHED_STARS], stars["y"][:WATCHED_STARS])
-        places.append(np.column_stack([np.rint(y) - y0, np.rint(x) - x0]).astype(np.int64))
-    yx = np.unique(np.concatenate(places), axis=0)
-    return yx[((yx >= 0) & (yx < [y1 - y0, x1 - x0])).all(axis=1)]
+        row, column = (np.rint(y) - y0).astype(np.int64), (np.rint(x) - x0).astype(np.int64)
+        inside = (row >= 0) & (row < y1 - y0) & (column >= 0) & (column < x1 - x0)
+        fresh.append(row[inside] * (x1 - x0) + column[inside])
+        if number % UNITED_FRAMES == 0 or number == len(frames):
+            # Frames of one field have their stars in the same places.
+            found, fresh = np.unique(np.concatenate([found, *fresh])), []
+    return np.column_stack(np.divmod(found, x1 - x0))
 
 
 def flux_gain_of(frames: Sequence[RegisteredFrame], weights: np.ndarray, plan: RunPlan) -> tuple[float, ...]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
-from scipy import ndimage
 
 __all__ = [
     "HALO_ROWS",
@@ -94,6 +93,9 @@ def structure_mask(
     ndarray, shape (rows of `inner`, w), float32
         0: nothing, 1: everything.
     """
+    # Workers of a cluster know the mask; they do without an import that takes as long as half a block.
+    from scipy import ndimage
+
     share = np.zeros(image.shape[1:], np.float32)
     for plane, total, of_one in zip(image, weight, variance, strict=True):
         _raise_to_structure(plane, np.ascontiguousarray(total, np.float32), np.float32(of_one), share)
@@ -150,8 +152,21 @@ def needed_places(mask: np.ndarray, scale: float) -> np.ndarray:
     """
     # Along a diagonal of the source a sample reaches furthest. It falls on the pixel left of and above its place.
     reach = int(np.ceil(np.sqrt(2.0) * scale * kernel_numbers(scale)[0]))
-    rows = np.pad(mask > 0, ((NEED_REACH, NEED_REACH), (0, 0)))
-    return ndimage.maximum_filter(rows.view(np.uint8), 2 * reach, origin=-1, mode="constant")
+    found = np.pad(mask > 0, ((NEED_REACH, NEED_REACH), (0, 0)))
+    for axis in (0, 1):
+        found = _reached(found, reach, axis)
+    return found.view(np.uint8)
+
+
+def _reached(marked: np.ndarray, reach: int, axis: int) -> np.ndarray:
+    """Return whether one of the pixels ``i - reach + 1 ... i + reach`` along an axis is marked, for each ``i``."""
+    size = marked.shape[axis]
+    # Marked pixels before each one; the difference of two of these counts those between.
+    before = np.zeros((size + 1, *np.moveaxis(marked, axis, 0).shape[1:]), np.int32)
+    np.cumsum(np.moveaxis(marked, axis, 0), axis=0, out=before[1:])
+    here = np.arange(size)
+    counts = before[np.minimum(here + reach + 1, size)] - before[np.maximum(here - reach + 1, 0)]
+    return np.ascontiguousarray(np.moveaxis(counts > 0, 0, axis))
 
 
 def refined(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +16,11 @@ from zemosaic_core.refine import RefineSource, gather_block
 from zemosaic_core.refine_structure import Gathered
 from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel
-from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_pipeline.elsewhere import OwnWorker, RunStop, own_worker, run_folder
+
+if TYPE_CHECKING:
+    from zemosaic_gpu_policy import GpuPolicy
 
 __all__ = ["CoaddPart", "RefinePart", "coadd_part", "refine_part"]
 
@@ -106,6 +108,8 @@ def coadd_part(part: CoaddPart) -> tuple[CoaddBlock, str, list[dict[str, Any]]]:
 @cache
 def _card_policy(mode: str, host_bytes: int) -> tuple[GpuPolicy, list[dict[str, Any]]]:
     """Return the policy of this process for its card, which remembers what went wrong, and its records."""
+    from zemosaic_gpu_policy import GpuPolicy
+
     records: list[dict[str, Any]] = []
     return GpuPolicy(mode=mode, host_bytes=host_bytes, on_record=records.append), records
 

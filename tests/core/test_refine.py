@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import refine_cases as cases
 import twins_colour as truth
+from scipy import ndimage
 from twins_coadd import coordinate
 
 from zemosaic_align_stack import refine_on_grid
@@ -15,7 +16,14 @@ from zemosaic_core.cfa import CFA_PATTERNS
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.refine import gather_block
 from zemosaic_core.refine_rows import CoaddRows
-from zemosaic_core.refine_structure import needed_places, refined, share_of_channels, structure_mask
+from zemosaic_core.refine_structure import (
+    NEED_REACH,
+    kernel_numbers,
+    needed_places,
+    refined,
+    share_of_channels,
+    structure_mask,
+)
 
 BRIGHT = 20000.0
 WHITE, RED = BRIGHT * truth.STAR, BRIGHT * truth.STAR * (1.5, 0.8, 0.4)
@@ -210,6 +218,17 @@ def test_every_sample_that_reaches_a_pixel_is_needed(scale):
         x = 11 + scale * (np.cos(angle) * u - np.sin(angle) * v)
         y = 9 + scale * (np.sin(angle) * u + np.cos(angle) * v)
         assert need[int(np.floor(y)) + (len(need) - 20) // 2, int(np.floor(x))]
+
+
+@pytest.mark.parametrize(("scale", "shape"), [(1.0, (40, 30)), (1.5, (3, 50)), (2.0, (25, 2))])
+def test_needed_places_are_those_of_a_maximum_filter(scale, shape):
+    mask = np.where(np.random.default_rng(1).random(shape) > 0.95, 0.3, 0.0).astype(np.float32)
+    reach = int(np.ceil(np.sqrt(2.0) * scale * kernel_numbers(scale)[0]))
+    rows = np.pad(mask > 0, ((NEED_REACH, NEED_REACH), (0, 0))).view(np.uint8)
+    expected = ndimage.maximum_filter(rows, 2 * reach, origin=-1, mode="constant")
+    found = needed_places(mask, scale)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_stop_is_heard(deep):

@@ -124,9 +124,12 @@ def test_frames_of_the_fullest_block_are_counted():
 
 def test_workers_import_no_more_than_blocks_need():
     code = (
-        "import sys, zemosaic_pipeline.cluster_block_work; print(*{n.partition('.')[0] for n in sys.modules})"
+        "import sys, zemosaic_pipeline.cluster_block_work; print(*{n.partition('.')[0] for n in sys.modules}); "
+        "print(*{'scipy.ndimage', 'zemosaic_gpu_policy'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    loaded = set(run.stdout.split())
+    first, second = run.stdout.splitlines()
+    loaded = set(first.split())
     assert "numba" in loaded
+    assert not second.strip()
     assert not {"astropy", "pydantic", "distributed", "zemosaic_settings", "zemosaic_utils"} & loaded

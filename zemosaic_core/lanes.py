@@ -151,6 +151,78 @@ def _sum_clipped(typingctx, values, first, last, begin, end, lanes, work):
     return signature, codegen
 
 
+@intrinsic
+def _sum_kept(typingctx, raw, shares, use_shares, own, n, unit, pivot, bounds, lanes, sums):
+    """Per lane, over the sources and as far as they are kept: sums of w, w, w d, w^2, w^2 d, w^2 d^2.
+
+    `d` is the difference from the pivot, kept within ``bounds[:2]``; `w` a weight of `own` times the share of the
+    sample, in all sums but the first 1 if `unit`. Lanes run in vectors with the sums in registers.
+    """
+    signature = types.void(
+        raw, shares, types.boolean, own, types.intp, types.boolean, pivot, bounds, types.intp, sums
+    )
+
+    def codegen(context, builder, sig, args):
+        vector = ir.VectorType(ir.FloatType(), VECTOR)
+        zero, one = ir.Constant(vector, [0.0] * VECTOR), ir.Constant(vector, [1.0] * VECTOR)
+        undefined, splat = (
+            ir.Constant(vector, ir.Undefined),
+            ir.Constant(ir.VectorType(ir.IntType(32), VECTOR), [0] * VECTOR),
+        )
+        width = context.get_constant(types.intp, VECTOR)
+
+        def memory(index):
+            array = context.make_array(sig.args[index])(context, builder, args[index])
+            return array.data, cgutils.unpack_tuple(builder, array.strides)[0]
+
+        def line(index, row, lane):
+            data, stride = memory(index)
+            address = builder.add(builder.ptrtoint(data, stride.type), builder.mul(row, stride))
+            return builder.bitcast(
+                builder.gep(builder.inttoptr(address, data.type), [lane]), vector.as_pointer()
+            )
+
+        n_vectors = builder.sdiv(builder.add(args[8], context.get_constant(types.intp, VECTOR - 1)), width)
+        totals = [cgutils.alloca_once(builder, vector) for _ in range(6)]
+        with cgutils.for_range(builder, n_vectors) as group:
+            lane = builder.mul(group.index, width)
+            middle = builder.load(line(6, context.get_constant(types.intp, 0), lane), align=4)
+            low, high = (
+                builder.load(line(7, context.get_constant(types.intp, k), lane), align=4) for k in range(2)
+            )
+            for total in totals:
+                builder.store(zero, total)
+            with cgutils.for_range(builder, args[4]) as source:
+                d = builder.fsub(builder.load(line(0, source.index, lane), align=4), middle)
+                kept = builder.and_(builder.fcmp_ordered(">=", d, low), builder.fcmp_ordered("<=", d, high))
+                weight = builder.load(builder.gep(memory(3)[0], [source.index]))
+                weight = builder.insert_element(undefined, weight, ir.Constant(ir.IntType(32), 0))
+                weight = builder.shuffle_vector(weight, undefined, splat)
+                share = cgutils.alloca_once_value(builder, one)
+                with builder.if_then(args[2]):
+                    builder.store(builder.load(line(1, source.index, lane), align=4), share)
+                # Where nothing is kept the share may be anything, NaN too.
+                w = builder.select(kept, builder.fmul(weight, builder.load(share)), zero)
+                d = builder.select(kept, d, zero)
+
+                def add(k, value):
+                    builder.store(builder.fadd(builder.load(totals[k]), value), totals[k])
+
+                add(0, w)
+                w = builder.select(args[5], builder.select(builder.fcmp_ordered(">", w, zero), one, zero), w)
+                square = builder.fmul(w, w)
+                times = builder.fmul(square, d)
+                for k, value in enumerate((w, builder.fmul(w, d), square, times, builder.fmul(times, d)), 1):
+                    add(k, value)
+            for k, total in enumerate(totals):
+                builder.store(
+                    builder.load(total), line(9, context.get_constant(types.intp, k), lane), align=4
+                )
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _bounds_of(first, last, lanes):
     """Smallest first and largest last rank of all lanes."""
@@ -458,7 +530,7 @@ def _fetch_ahead(memory, at, lanes):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _load_lanes(
-    values, starts, boxes, maps, map_starts, members, n, place, lanes, raw, block, count, present
+    values, starts, boxes, maps, map_starts, members, n, place, lanes, raw, block, share, count, present
 ):
     """Copy the samples of one row of lanes twice, missing ones as +inf, and count the valid ones.
 
@@ -489,10 +561,13 @@ def _load_lanes(
             for i in range(end - begin):
                 v = samples[i]
                 target[i] = v if (v - v == zero) & (shares[i] > zero) else inf
+            share[m, begin - x0 : end - x0] = shares
         else:
             for i in range(end - begin):
                 v = samples[i]
                 target[i] = v if v - v == zero else inf
+            if len(share) > 1:
+                share[m, begin - x0 : end - x0] = np.float32(1)
         valid = 0
         for i in range(lanes):
             v = raw[m, i]
@@ -504,47 +579,6 @@ def _load_lanes(
             present[m] = source
             m += 1
     return m
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _accumulate(
-    raw, maps, map_starts, boxes, members, n, place, lanes, weights, unit, pivot, bounds, sums, part
-):
-    """Sum the kept samples of all sources: w, then (with w = 1 if `unit`) w, w d, w^2, w^2 d, w^2 d^2."""
-    channel, y, x0 = place
-    zero, one = np.float32(0), np.float32(1)
-    sums[:, :lanes] = zero
-    for m in range(n):
-        source = members[m]
-        weight = weights[source, channel]
-        for i in range(lanes):
-            d = raw[m, i] - pivot[i]
-            kept = (d >= bounds[0, i]) & (d <= bounds[1, i])
-            part[0, i] = d if kept else zero
-            part[1, i] = weight if kept else zero
-        if map_starts[source] >= 0:
-            left, right = boxes[source, 2], boxes[source, 3]
-            begin, end = max(left, x0), min(right, x0 + lanes)
-            at = map_starts[source] + (y - boxes[source, 0]) * (right - left) + begin - left
-            shares = maps[at : at + end - begin]
-            target = part[1, begin - x0 : end - x0]
-            for i in range(end - begin):
-                # Where nothing is kept the weight may be anything, NaN too.
-                target[i] = target[i] * shares[i] if target[i] > zero else zero
-        for i in range(lanes):
-            sums[0, i] += part[1, i]
-        if unit:
-            for i in range(lanes):
-                part[1, i] = one if part[1, i] > zero else zero
-        for i in range(lanes):
-            w, d = part[1, i], part[0, i]
-            sums[1, i] += w
-            sums[2, i] += w * d
-        for i in range(lanes):
-            w, d = part[1, i] * part[1, i], part[0, i]
-            sums[3, i] += w
-            sums[4, i] += w * d
-            sums[5, i] += w * d * d
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -616,13 +650,15 @@ def combine_rows(
     # Lanes beyond the width are sorted along with the rest; they only must hold numbers.
     block = np.zeros((max(1, n_sources), padded), np.float32)
     raw = np.empty_like(block)
-    count, pivot = np.empty(width, np.int32), np.empty(width, np.float32)
-    runs, bounds = np.empty((2, width), np.int32), np.empty((3, width), np.float32)
+    mapped = bool((map_starts >= 0).any())
+    share = np.empty((max(2, n_sources) if mapped else 1, padded), np.float32)
+    count, pivot = np.empty(width, np.int32), np.zeros(padded, np.float32)
+    runs, bounds = np.empty((2, width), np.int32), np.zeros((3, padded), np.float32)
     scratch = (
         np.empty(width, np.int32), np.zeros(padded, np.int32), np.zeros(padded, np.int32),
         np.empty(width, np.bool_), np.zeros((9, padded), np.float32),
     )  # fmt: skip
-    sums, part = np.empty((6, width), np.float32), np.empty((2, width), np.float32)
+    sums, own = np.empty((6, padded), np.float32), np.empty(n_sources, np.float32)
     members, present = np.empty(n_sources, np.int64), np.empty(n_sources, np.int64)
     n_blocks = -(-n_cols // width)
     near, n_near = np.empty((n_blocks, n_sources), np.int64), np.zeros(n_blocks, np.int64)
@@ -665,6 +701,7 @@ def combine_rows(
                     lanes,
                     raw,
                     block,
+                    share,
                     count,
                     present,
                 )
@@ -679,10 +716,9 @@ def combine_rows(
                 _reject_lanes(
                     block, seen_by, count, pivot, lanes, code, kappas, quantiles, noise, runs, bounds, scratch
                 )
-                _accumulate(
-                    raw, maps, map_starts, boxes, present, seen_by, place, lanes, weights, median, pivot, bounds,
-                    sums, part,
-                )  # fmt: skip
+                for k in range(seen_by):
+                    own[k] = weights[present[k], channel]
+                _sum_kept(raw, share, mapped, own, seen_by, median, pivot, bounds, lanes, sums)
                 _write_lanes(
                     sums, pivot, bounds, runs, count, lanes, median, image[channel, y, x0:x1],
                     weight[channel, y, x0:x1], variance[channel, y, x0:x1],

@@ -64,13 +64,8 @@ def fit_to_sky(
             normal, np.einsum("rk,rk,ki->ri", weight, target, basis, optimize=True)[..., None]
         )[..., 0]
         left = target - glow @ basis.T
-        spread = (
-            np.nanmedian(np.where(good, np.abs(left), np.nan)[enough], axis=1)
-            if enough.any()
-            else np.zeros(0)
-        )
         scatter = np.ones(len(target))
-        scatter[enough] = np.maximum(1.4826 * spread, 1e-9)
+        scatter[enough] = np.maximum(1.4826 * _medians(np.abs(left[enough]), good[enough]), 1e-9)
         reach = _HUBER_SIGMA * scatter[:, None]
         weight = noise_weight * np.minimum(1.0, reach / np.maximum(np.abs(left), 1e-12))
     count = np.maximum(good.sum(axis=1), 1)
@@ -78,3 +73,11 @@ def fit_to_sky(
     glow = np.where(enough[:, None], glow, 0.0)
     curvature = glow[:, 3:] if n_terms > 3 else np.zeros((len(glow), 3))
     return glow[:, :3], curvature, np.where(enough, rms, np.nan)
+
+
+def _medians(values: Array, good: NDArray[np.bool_]) -> Array:
+    """Return the median of the good values in each row; each row has some."""
+    ascending = np.sort(np.where(good, values, np.inf), axis=1)
+    n = good.sum(axis=1)
+    rows = np.arange(len(values))
+    return np.asarray(0.5 * (ascending[rows, (n - 1) // 2] + ascending[rows, n // 2]))

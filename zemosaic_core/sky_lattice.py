@@ -113,8 +113,8 @@ def cell_centres(
 
 def cell_spacing_px(nodes_xy: np.ndarray) -> float:
     """Median distance of neighbouring cells of meshes (N, ny, nx, 2) on the plane; 1 when there is none."""
-    steps = [np.linalg.norm(np.diff(nodes_xy, axis=axis), axis=-1).ravel() for axis in (1, 2)]
-    joined = np.concatenate(steps)
+    steps = (np.diff(nodes_xy, axis=axis) for axis in (1, 2))
+    joined = np.concatenate([np.hypot(step[..., 0], step[..., 1]).ravel() for step in steps])
     joined = joined[np.isfinite(joined) & (joined > 0)]
     return float(np.median(joined)) if len(joined) else 1.0
 

@@ -22,6 +22,7 @@ __all__ = [
     "on_common_scale",
     "probe_places",
     "spread_rows",
+    "usual_error_adu",
 ]
 
 Array = NDArray[np.float64]
@@ -76,6 +77,13 @@ class SkyMeshes:
             raise ValueError(f"meshes of shape {self.mesh.shape} do not fit {wrong}")
 
 
+def usual_error_adu(meshes: SkyMeshes, c: int) -> float:
+    """Return the median error of the cells of one channel of all frames, ADU; 1 where none is known."""
+    whole = meshes.error[:, c]
+    known = whole[np.isfinite(whole) & (whole > 0)]
+    return float(np.median(known.astype(np.float64))) if len(known) else 1.0
+
+
 def on_common_scale(
     meshes: SkyMeshes,
     gains: Array,
@@ -83,20 +91,22 @@ def on_common_scale(
     flats: Sequence[StarFlat],
     pedestal: float,
     rows: NDArray[np.int64],
+    usual_error: float,
 ) -> tuple[Array, Array]:
     """Return the cells of one channel of some frames, without pedestal and flat on the common flux scale.
 
-    And their errors; both (R, ny, nx), float64: tables of all frames would be the largest of all.
+    And their errors, where none is known the usual one (`usual_error_adu`); both (R, ny, nx), float64: tables of all
+    frames would be the largest of all.
     """
-    flatness = np.stack(
-        [flats[i].values(meshes.q) if flats[i].usable else np.ones_like(meshes.q) for i in rows]
-    )
-    factor = gains[rows, None, None] / flatness
-    whole = meshes.error[:, c]
-    known = whole[np.isfinite(whole) & (whole > 0)]
-    error = whole[rows].astype(np.float64)
-    usual = float(np.median(known.astype(np.float64))) if len(known) else 1.0
-    error = np.where(np.isfinite(error) & (error > 0), error, usual)
+    flatness = {
+        id(flat): flat.values(meshes.q)
+        for flat in {id(flats[i]): flats[i] for i in rows}.values()
+        if flat.usable
+    }
+    even = np.ones_like(meshes.q)
+    factor = gains[rows, None, None] / np.stack([flatness.get(id(flats[i]), even) for i in rows])
+    error = meshes.error[rows, c].astype(np.float64)
+    error = np.where(np.isfinite(error) & (error > 0), error, usual_error)
     return factor * (meshes.mesh[rows, c].astype(np.float64) - pedestal), factor * error
 
 

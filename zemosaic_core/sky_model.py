@@ -11,6 +11,7 @@ meshes of the sky and fluxes of stars. No pixels are read.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ from .sky_meshes import (
     on_common_scale,
     probe_places,
     spread_rows,
+    usual_error_adu,
 )
 from .sky_remains import QUADRIC_UNIT_PX, overlap_differences, removed_quadric, rms_per_frame
 from .star_flat import StarFlat
@@ -217,13 +219,13 @@ def solve_sky(
     flats = (flat,) * n if isinstance(flat, StarFlat) else tuple(flat)
     circumstances = replace(circumstances, places=probe_places(meshes))
     brightest = int(np.argmax(np.nanmedian(np.where(np.isfinite(meshes.sky), meshes.sky, -np.inf), axis=0)))
+    spacing = cell_spacing_px(meshes.xy)
     local_fits = circumstances.local is not None and _local_sky_fits(
-        meshes, gains[:, brightest], brightest, circumstances, flats, float(pedestal[brightest])
+        meshes, gains[:, brightest], brightest, circumstances, flats, float(pedestal[brightest]), spacing
     )
     if not local_fits:
         circumstances = replace(circumstances, local=None)
     joint = spread_rows(meshes.xy, circumstances.hours, MAX_JOINT_FRAMES)
-    spacing = cell_spacing_px(meshes.xy)
     sessions = circumstances.sessions if _beyond_one_frame(meshes, spacing) else None
 
     def solve(c: int) -> ChannelSky:
@@ -234,7 +236,11 @@ def solve_sky(
 
     with ThreadPoolExecutor(threads) as executor:
         channels = tuple(executor.map(solve, range(n_channels)))
-    f = np.array([flat.inverse_terms() if flat.usable else (0.0, 0.0) for flat in flats])
+    # Few flats stand behind many frames.
+    uses = Counter(map(id, flats))
+    each = {id(flat): flat for flat in flats}
+    inverse = {key: flat.inverse_terms() if flat.usable else (0.0, 0.0) for key, flat in each.items()}
+    f = np.array([inverse[id(flat)] for flat in flats])
     terms = np.zeros((n, n_channels, 4))
     radial = np.zeros((n, n_channels, 4))
     surface = np.zeros((n, n_channels, N_SURFACE))
@@ -254,8 +260,7 @@ def solve_sky(
             surface[:, c] = -(light / channel.light_adu)[:, None] * surface_of(own)
         if channel.curvature.any():
             surface[:, c] -= surface_of(_as_products(channel.curvature))
-    same = [id(flat) for flat in flats]
-    common = max(flats, key=lambda flat: same.count(id(flat)))
+    common = max(flats, key=lambda flat: uses[id(flat)])
     return SkyModel(
         terms.astype(np.float32),
         radial.astype(np.float32),
@@ -275,6 +280,7 @@ def _local_sky_fits(
     circumstances: FrameCircumstances,
     flats: Sequence[StarFlat],
     pedestal: float,
+    spacing: float,
 ) -> bool:
     """Tell whether the frames are likelier with their directions over the horizon than without.
 
@@ -282,8 +288,8 @@ def _local_sky_fits(
     """
     rows = spread_rows(meshes.xy, circumstances.hours, MAX_TUNED_FRAMES)
     light = light_adu(meshes, gains, c, pedestal)
-    value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, rows)
-    cells = cells_of(rows, value, sigma, meshes, light, cell_spacing_px(meshes.xy))
+    value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, rows, usual_error_adu(meshes, c))
+    cells = cells_of(rows, value, sigma, meshes, light, spacing)
     if not len(cells.value):
         return False
     level = float(np.median(light[rows]))
@@ -317,7 +323,8 @@ def _solve_channel(
     n = len(gains)
     light = light_adu(meshes, gains, c, pedestal)
     level = float(np.median(light[joint]))
-    value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, joint)
+    usual = usual_error_adu(meshes, c)
+    value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, joint, usual)
     cells = cells_of(joint, value, sigma, meshes, light, spacing, sessions)
     background = _background_level(meshes, gains, c)
     if not len(cells.value):
@@ -327,7 +334,7 @@ def _solve_channel(
     sizes = None
     if len(joint) > MAX_TUNED_FRAMES:
         few = joint[spread_rows(meshes.xy[joint], circumstances.hours[joint], MAX_TUNED_FRAMES)]
-        value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, few)
+        value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, few, usual)
         sizes = _tuned_on(
             few, value, sigma, meshes, light, gains, circumstances, (vignetting, pattern_covariance), spacing, sessions
         )  # fmt: skip
@@ -364,7 +371,7 @@ def _solve_channel(
     bend_shapes = shapes[:, PRODUCT_ORDER == 2] if bend_adu else shapes[:, :0]
     for first in range(0, len(rest), _FOLLOWERS_AT_ONCE):
         some = rest[first : first + _FOLLOWERS_AT_ONCE]
-        value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, some)
+        value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, some, usual)
         on_sky = cells.lattice.interpolated(sky, seen, meshes.xy[some])
         # The light of the patterns was measured against the median of the joint frames.
         relative_light = light[some] / np.median(light[joint])

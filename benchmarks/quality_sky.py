@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from benchmarks.quality_scene import CFA_DENSITY
 from zemosaic_core.detector_surface import surface_values
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
 from zemosaic_core.night_sky import airmass, horizontal, julian_date, moon_place, moonlight_nl
-from zemosaic_core.photometry import solve_transparency
 from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.sky_model import SkyModel, solve_sky
@@ -40,9 +39,10 @@ from zemosaic_core.synthetic_sky import (
     vignette,
 )
 from zemosaic_io.glow_session import GlowNight, plan_glow_night
+from zemosaic_pipeline.phase4_grid import StarFluxes
 from zemosaic_pipeline.sky import EXTINCTION_MAG, visit_labels
 
-__all__ = ["MeasuredNight", "judge_model", "measure_night"]
+__all__ = ["MeasuredNight", "judge_model", "measure_night", "solve_night"]
 
 FAINTEST_ADU, SATURATED_ADU = 4_000.0, 250_000.0
 APERTURE_PIXELS = 60.0
@@ -58,6 +58,7 @@ class MeasuredNight:
     meshes: SkyMeshes
     circumstances: FrameCircumstances
     flat: StarFlat
+    stars: StarFluxes
     diffuse: np.ndarray
     transparency: np.ndarray
 
@@ -89,7 +90,12 @@ def measure_night(night: GlowNight, *, with_site: bool = True) -> MeasuredNight:
         errors.append(error)
         diffuse.append(sky)
     mesh = np.array(meshes)
-    gains, star_flat = _solve_stars(night, rng)
+    stars = _measure_stars(night, rng)
+    n_frames = len(night.frames)
+    star_flat = solve_star_flat(
+        stars.frame_index, stars.star_index, stars.flux, stars.q, n_frames, stars.n_stars
+    )
+    gains = stars.flux_scale(dict.fromkeys(stars.indices, star_flat)).gains
     measured = SkyMeshes(
         mesh=mesh,
         error=np.array(errors),
@@ -103,8 +109,23 @@ def measure_night(night: GlowNight, *, with_site: bool = True) -> MeasuredNight:
     )
     transparency = np.array([frame.setup.transparency for frame in night.frames])
     return MeasuredNight(
-        measured, _circumstances(night, measured, with_site), star_flat, np.array(diffuse), transparency
+        measured,
+        _circumstances(night, measured, with_site),
+        star_flat,
+        stars,
+        np.array(diffuse),
+        transparency,
     )
+
+
+def solve_night(measured: MeasuredNight) -> tuple[MeasuredNight, SkyModel]:
+    """Return the model of the sky, and the night with the gains that belong to it, as a run finds them."""
+    model = solve_sky(measured.meshes, measured.circumstances, measured.flat)
+    if model.better_flat is None:
+        return measured, model
+    gains = measured.stars.flux_scale(dict.fromkeys(measured.stars.indices, model.better_flat)).gains
+    measured = replace(measured, meshes=replace(measured.meshes, gains=gains))
+    return measured, solve_sky(measured.meshes, measured.circumstances, model.better_flat, before=model)
 
 
 def _diffuse_light(night: GlowNight, texture: np.ndarray, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
@@ -114,8 +135,8 @@ def _diffuse_light(night: GlowNight, texture: np.ndarray, ra: np.ndarray, dec: n
     return area * np.stack([ndimage.map_coordinates(plane, [ty, tx], order=1) for plane in texture])
 
 
-def _solve_stars(night: GlowNight, rng: np.random.Generator) -> tuple[np.ndarray, StarFlat]:
-    """Gains and flat from fluxes as a run measures them."""
+def _measure_stars(night: GlowNight, rng: np.random.Generator) -> StarFluxes:
+    """Fluxes as a run measures them."""
     camera = Camera()
     flat = vignette(night.spec.shape_hw, night.spec.vignetting)
     rows, numbers, fluxes, radii = [], [], [], []
@@ -136,11 +157,8 @@ def _solve_stars(night: GlowNight, rng: np.random.Generator) -> tuple[np.ndarray
     frame_index, star_index = np.concatenate(rows), np.concatenate(numbers)
     star_index = np.unique(star_index, return_inverse=True)[1]
     flux, q = np.concatenate(fluxes), np.concatenate(radii)
-    counts = len(night.frames), int(star_index.max()) + 1
-    found = solve_star_flat(frame_index, star_index, flux, q, *counts)
-    if found.usable:
-        flux = flux / found.values(q)[:, None]
-    return solve_transparency(frame_index, star_index, flux, *counts).gains, found
+    n_stars = int(star_index.max()) + 1
+    return StarFluxes(frame_index, star_index, flux, q, n_stars, tuple(range(len(night.frames))))
 
 
 def _circumstances(night: GlowNight, meshes: SkyMeshes, with_site: bool) -> FrameCircumstances:
@@ -216,7 +234,7 @@ def _judge_seed(name: str, with_site: bool) -> dict[str, Any]:
     night = plan_glow_night("", night_spec(name))
     measured = measure_night(night, with_site=with_site)
     start = time.process_time()
-    model = solve_sky(measured.meshes, measured.circumstances, measured.flat)
+    measured, model = solve_night(measured)
     seconds = time.process_time() - start
     verdict = judge_model(measured, model)
     spec = night.spec

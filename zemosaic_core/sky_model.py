@@ -24,6 +24,7 @@ from .glow_prior import BENDS, SESSION_PATTERN, FrameCircumstances, GlowPrior
 from .normalize import best_frames
 from .photon_transfer import Pedestal, pedestal_of_sky
 from .sky_cost import MAX_JOINT_FRAMES
+from .sky_flat import SeenPattern, flat_of_stars_and_sky, patterns_expected, seen_pattern
 from .sky_followers import fit_to_sky
 from .sky_gauge import Gauge, empty_nodes, gauged, large_scale_terms
 from .sky_joint import (
@@ -69,9 +70,8 @@ _ONE_FIELD_FRAMES = 1.5
 # enough for any picture, beyond the second they hardly know it.
 _KNOWN_SHARE, _ASSUMED_SHARE = 0.014, 0.046
 _LEAST_EMPTY_SHARE = 0.25
-# Patterns that flat fielding left, as shares of the light: three errors of the star flat and this much, for light that
-# took another way than that of stars; and without stars. And constant patterns, pedestal and amplifier.
-_FLAT_ERRORS, _LEAST_PATTERN, _PATTERN_WITHOUT_FLAT, _CONSTANT_PATTERN = 3.0, 0.004, 0.1, 0.02
+# Errors in the corner, that of stars and sky over that of the stars, from which all is solved once more.
+_WORTH_FLAT = 0.75
 # What a session's frames share on the detector is asked for where sky beyond one frame is seen, relative to its order
 # (scattered moonlight was seen to fall like this), and believed where it makes the frames this much likelier.
 _PATTERN_AREA_FRAMES, _WORTH_PATTERN = 1.2, 5.0
@@ -127,6 +127,8 @@ class ChannelSky:
     quadric_centre_xy : tuple of float
     sizes_adu : ndarray, shape (10,), float64
         Sizes of the parts of the glow (`glow_prior.SIZE_NAMES`), ADU.
+    seen_pattern : SeenPattern or None
+        What the frames say of vignetting; None where no frame has a usable cell.
     """
 
     glow: Array
@@ -147,6 +149,7 @@ class ChannelSky:
     removed_quadric: Array
     quadric_centre_xy: tuple[float, float]
     sizes_adu: Array
+    seen_pattern: SeenPattern | None
 
     def removed_rows(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.float32]:
         """Return the glow removed from the mosaic as a whole on plane pixels, (y1 - y0, x1 - x0) float32 ADU."""
@@ -172,9 +175,12 @@ class SkyModel:
         In the form of `sources.CoaddSource.surface`; None where no session has a pattern of its own and no frame bends.
     channels : tuple of ChannelSky
     flat : StarFlat
-        The flat of the stars, also where it was not applied; with several cameras that of most frames.
+        The flat that was applied, or else what is known of it; with several cameras that of most frames.
     flat_applied : bool
         That flat was applied.
+    better_flat : StarFlat or None
+        The flat of stars and sky together, where it may be applied and is clearly better known than the one that was
+        given.
     local_used : bool
         The glow was tied by directions over the horizon: they were known and fit.
     pedestal : Pedestal
@@ -186,6 +192,7 @@ class SkyModel:
     channels: tuple[ChannelSky, ...]
     flat: StarFlat
     flat_applied: bool
+    better_flat: StarFlat | None
     local_used: bool
     pedestal: Pedestal
 
@@ -195,6 +202,7 @@ def solve_sky(
     circumstances: FrameCircumstances,
     flat: StarFlat | Sequence[StarFlat],
     *,
+    before: SkyModel | None = None,
     threads: int = 1,
 ) -> SkyModel:
     """Solve the sky of all channels.
@@ -207,6 +215,9 @@ def solve_sky(
         Of the same frames.
     flat : StarFlat, or a sequence of one per frame
         Applied where `StarFlat.usable`; its error bounds what the sky may call a detector pattern.
+    before : SkyModel, optional
+        The model of the same frames with a poorer flat: how large the parts of the glow are, and whether directions
+        fit, is taken from it.
 
     Returns
     -------
@@ -220,18 +231,24 @@ def solve_sky(
     circumstances = replace(circumstances, places=probe_places(meshes))
     brightest = int(np.argmax(np.nanmedian(np.where(np.isfinite(meshes.sky), meshes.sky, -np.inf), axis=0)))
     spacing = cell_spacing_px(meshes.xy)
-    local_fits = circumstances.local is not None and _local_sky_fits(
-        meshes, gains[:, brightest], brightest, circumstances, flats, float(pedestal[brightest]), spacing
-    )
+    if before is not None:
+        local_fits = before.local_used
+    else:
+        local_fits = circumstances.local is not None and _local_sky_fits(
+            meshes, gains[:, brightest], brightest, circumstances, flats, float(pedestal[brightest]), spacing
+        )
     if not local_fits:
         circumstances = replace(circumstances, local=None)
     joint = spread_rows(meshes.xy, circumstances.hours, MAX_JOINT_FRAMES)
     sessions = circumstances.sessions if _beyond_one_frame(meshes, spacing) else None
 
+    # One flat for all, of frames that see more sky than one of them, and not asked for before.
+    may_improve = before is None and sessions is not None and len(set(map(id, flats))) == 1
+
     def solve(c: int) -> ChannelSky:
         return _solve_channel(
             meshes, gains[:, c], c, circumstances, flats, float(pedestal[c]), float(pedestal_sigma[c]), joint,
-            spacing, sessions,
+            spacing, sessions, None if before is None else before.channels[c].sizes_adu,
         )  # fmt: skip
 
     with ThreadPoolExecutor(threads) as executor:
@@ -261,13 +278,15 @@ def solve_sky(
         if channel.curvature.any():
             surface[:, c] -= surface_of(_as_products(channel.curvature))
     common = max(flats, key=lambda flat: uses[id(flat)])
+    known = _with_sky(common, channels, meshes) if may_improve else common
     return SkyModel(
         terms.astype(np.float32),
         radial.astype(np.float32),
         surface.astype(np.float32) if surface.any() else None,
         channels,
-        common,
+        common if common.usable else known,
         common.usable,
+        known if known is not common and known.usable else None,
         local_fits,
         dark,
     )
@@ -293,7 +312,7 @@ def _local_sky_fits(
     if not len(cells.value):
         return False
     level = float(np.median(light[rows]))
-    vignetting, pattern_covariance = _patterns_expected(flats, level, 0.0)
+    vignetting, pattern_covariance = patterns_expected(flats, level, 0.0)
     cells = _without_vignetting(cells, vignetting[rows])
     problem = JointProblem(cells)
     taken = circumstances.taken(rows)
@@ -319,6 +338,7 @@ def _solve_channel(
     joint: NDArray[np.int64],
     spacing: float,
     sessions: NDArray[np.int64] | None,
+    sizes_adu: Array | None,
 ) -> ChannelSky:
     n = len(gains)
     light = light_adu(meshes, gains, c, pedestal)
@@ -329,10 +349,10 @@ def _solve_channel(
     background = _background_level(meshes, gains, c)
     if not len(cells.value):
         return _unknown_sky(n, light, level, background, int(circumstances.sessions.max()) + 1)
-    vignetting, pattern_covariance = _patterns_expected(flats, level, pedestal_sigma)
+    vignetting, pattern_covariance = patterns_expected(flats, level, pedestal_sigma)
     cells = _without_vignetting(cells, vignetting[joint])
-    sizes = None
-    if len(joint) > MAX_TUNED_FRAMES:
+    sizes = None if sizes_adu is None else np.log(sizes_adu / level)
+    if sizes is None and len(joint) > MAX_TUNED_FRAMES:
         few = joint[spread_rows(meshes.xy[joint], circumstances.hours[joint], MAX_TUNED_FRAMES)]
         value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, few, usual)
         sizes = _tuned_on(
@@ -347,6 +367,16 @@ def _solve_channel(
     posterior_for = averaged_posterior if prior.n_frames <= MAX_TUNED_FRAMES else posterior_of
     posterior = posterior_for(reduced, prior, sizes, pattern_covariance)
     gauge = gauged(reduced, posterior, cells.lattice, terms, problem.hits, level, one_field=one_field)
+    of_patterns = slice(3 * len(joint), 3 * len(joint) + 4)
+    seen_by_frames = seen_pattern(
+        posterior.unknowns[of_patterns],
+        posterior.covariance[of_patterns, of_patterns],
+        pattern_covariance,
+        vignetting[joint[0]],
+        float(np.median(light[joint])),
+        pedestal_sigma / level,
+        len(cells.value),
+    )
     del posterior
     sky = reduced.sky(gauge.unknowns, gauge.open_)
     glow = np.zeros((n, 3))
@@ -409,41 +439,16 @@ def _solve_channel(
         removed_quadric=quadric,
         quadric_centre_xy=centre,
         sizes_adu=np.exp(sizes) * level,
+        seen_pattern=seen_by_frames,
     )
 
 
-def _patterns_expected(flats: Sequence[StarFlat], level: float, pedestal_sigma: float) -> tuple[Array, Array]:
-    """Return what the stars lead to expect of the patterns, ADU, and the covariance of all patterns.
-
-    A flat that is applied leaves nothing but its error. One that is not good enough for that still says how much of a
-    bowl on the detector is vignetting: its coefficients are poorly known one by one and well together.
-
-    Returns
-    -------
-    vignetting : ndarray, shape (N, 2)
-        Of the patterns in proportion to the light, in each frame.
-    covariance : ndarray, shape (4, 4)
-        Of those, of the camera they are known worst of; then of the constant ones.
-    """
-    wide = _PATTERN_WITHOUT_FLAT**2 * np.eye(2)
-    of_camera: dict[int, tuple[Array, Array]] = {}
-    for flat in flats:
-        if id(flat) in of_camera:
-            continue
-        if not flat.n_measurements:
-            of_camera[id(flat)] = np.zeros(2), level**2 * wide
-            continue
-        of_stars = _FLAT_ERRORS**2 * flat.covariance
-        share = wide @ np.linalg.inv(wide + of_stars)
-        left = np.diag((_LEAST_PATTERN * level) ** 2 + (flat.nu * pedestal_sigma) ** 2)
-        expected = np.zeros(2) if flat.usable else level * (share @ flat.terms())
-        of_camera[id(flat)] = expected, level**2 * (share @ of_stars) + left
-    covariance = np.zeros((4, 4))
-    covariance[:2, :2] = max(
-        (known for _, known in of_camera.values()), key=lambda known: float(np.trace(known))
-    )
-    covariance[2:, 2:] = (_CONSTANT_PATTERN * level) ** 2 * np.eye(2)
-    return np.array([of_camera[id(flat)][0] for flat in flats]), covariance
+def _with_sky(stars: StarFlat, channels: Sequence[ChannelSky], meshes: SkyMeshes) -> StarFlat:
+    """Return the flat of stars and sky, or that of the stars where the sky hardly makes it better known."""
+    seen = [channel.seen_pattern for channel in channels if channel.seen_pattern is not None]
+    mean_q = np.array([meshes.q.mean(), (meshes.q**2).mean()])
+    both = flat_of_stars_and_sky(stars, seen, mean_q)
+    return both if both.corner_sigma < _WORTH_FLAT * stars.corner_sigma else stars
 
 
 def _without_vignetting(cells: SkyCells, vignetting: Array) -> SkyCells:
@@ -581,5 +586,5 @@ def _unknown_sky(n: int, light: Array, level: float, background: float, n_sessio
     return ChannelSky(
         glow, np.zeros((2, 2)), np.zeros((n, 2)), np.zeros((n, 3)), no_patterns, np.zeros((0, 2)), np.zeros(0), no_node,
         no_node, background, level, nothing, ASSURANCES[2], np.full(n, np.nan), np.zeros((0, 4)), np.zeros(6),
-        (0.0, 0.0), np.full(10, np.nan),
+        (0.0, 0.0), np.full(10, np.nan), None,
     )  # fmt: skip

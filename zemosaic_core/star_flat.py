@@ -14,7 +14,14 @@ import numpy as np
 from .adjustment import solve_adjustment
 from .photometry import scatter_by_brightness
 
-__all__ = ["StarFlat", "no_star_flat", "radius_squared", "solve_camera_flats", "solve_star_flat"]
+__all__ = [
+    "StarFlat",
+    "flat_of_terms",
+    "no_star_flat",
+    "radius_squared",
+    "solve_camera_flats",
+    "solve_star_flat",
+]
 
 # A flat that is good to this much in the corner is better than none; vignetting of small telescopes is 3 to 12 %.
 USABLE_SIGMA = 0.008
@@ -40,11 +47,14 @@ class StarFlat:
         Their covariance, as the scatter of the stars gives it.
     n_measurements : int
         Star fluxes behind it.
+    n_cells : int
+        Cells of the sky behind it (`sky_flat`); 0 where stars alone tell it.
     """
 
     nu: np.ndarray
     covariance: np.ndarray
     n_measurements: int
+    n_cells: int = 0
 
     @property
     def corner(self) -> float:
@@ -59,7 +69,7 @@ class StarFlat:
     @property
     def usable(self) -> bool:
         """True when the error in the corner is small enough for the flat to be applied."""
-        return self.n_measurements > 0 and self.corner_sigma < USABLE_SIGMA
+        return self.n_measurements + self.n_cells > 0 and self.corner_sigma < USABLE_SIGMA
 
     def inverse_terms(self) -> tuple[float, float]:
         """Return ``f_1, f_2`` so that ``1 / V`` is ``1 + f_1 q + f_2 q^2``, least squares over the detector.
@@ -83,6 +93,16 @@ def _polynomial(nu: np.ndarray) -> np.ndarray:
     q = np.linspace(0.0, 1.0, 101)
     pattern = np.column_stack([q, q**2])
     return np.asarray(np.linalg.lstsq(pattern, np.expm1(pattern @ nu), rcond=None)[0])
+
+
+def flat_of_terms(terms: np.ndarray) -> np.ndarray | None:
+    """Return ``nu`` (2,) of the flat ``1 + v_1 q + v_2 q^2``, least squares; None where that has no light somewhere."""
+    q = np.linspace(0.0, 1.0, 101)
+    pattern = np.column_stack([q, q**2])
+    light = 1.0 + pattern @ terms
+    if not (light > 0.0).all():
+        return None
+    return np.asarray(np.linalg.lstsq(pattern, np.log(light), rcond=None)[0])
 
 
 def radius_squared(x: np.ndarray, y: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:

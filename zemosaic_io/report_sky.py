@@ -134,12 +134,19 @@ def _flat(sky: Facts, text: Words) -> str:
     nu_1, nu_2 = sky["flat"]["nu"]
     radii = [k / 40 for k in range(41)]
     curve = [(r, 100 * math.exp(nu_1 * r**2 + nu_2 * r**4)) for r in radii]
-    return plot(lines=[(curve, "#ffe27a")], written=text.written) if sky["flat"]["stars"] else ""
+    return (
+        plot(lines=[(curve, "#ffe27a")], written=text.written)
+        if sky["flat"]["stars"] or sky["flat"].get("cells")
+        else ""
+    )
 
 
 def _flat_caption(sky: Facts, text: Words) -> str:
     flat = sky["flat"]
-    key = "report.sky_flat_applied" if flat["applied"] else "report.sky_flat_not_applied"
+    if flat.get("cells"):
+        key = "report.sky_flat_of_sky" if flat["applied"] else "report.sky_flat_of_sky_not_applied"
+    else:
+        key = "report.sky_flat_applied" if flat["applied"] else "report.sky_flat_not_applied"
     return text(
         key,
         corner=text.number(100 * (1 - flat["corner"]), 2),

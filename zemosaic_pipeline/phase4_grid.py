@@ -27,7 +27,7 @@ from zemosaic_pipeline.plan import GridOptions
 from zemosaic_pipeline.records import MosaicGrid, RegisteredFrame, SolvedFrame
 from zemosaic_pipeline.sessions import camera_labels
 
-__all__ = ["PHASE", "Placed", "run"]
+__all__ = ["PHASE", "Placed", "StarFluxes", "run"]
 
 PHASE = "phase4_grid"
 # Registration works on the brightest stars; more do not make it better, only slower.
@@ -40,16 +40,48 @@ WELL_SAMPLED_PX = 2.0
 
 
 @dataclass(frozen=True)
+class StarFluxes:
+    """Fluxes of common stars as they were measured, from which the gains of frames follow with any flat.
+
+    ``frame_index``, ``star_index`` and ``q`` (squared distance from the middle of the frame) are (K,), ``flux`` is
+    (K, C); ``indices`` are the frames that ``frame_index`` counts.
+    """
+
+    frame_index: np.ndarray
+    star_index: np.ndarray
+    flux: np.ndarray
+    q: np.ndarray
+    n_stars: int
+    indices: tuple[int, ...]
+
+    def flux_scale(self, flats: Mapping[int, StarFlat]) -> photometry.Transparency:
+        """Return the gains of the frames, with the flats of some of them (by index) taken out where they are usable."""
+        flux = self.flux
+        if any(flat.usable for flat in flats.values()):
+            flatness = np.ones(len(self.q))
+            for i, index in enumerate(self.indices):
+                if index in flats and flats[index].usable:
+                    own = self.frame_index == i
+                    flatness[own] = flats[index].values(self.q[own])
+            flux = flux / flatness[:, None]
+        return photometry.solve_transparency(
+            self.frame_index, self.star_index, flux, n_frames=len(self.indices), n_stars=self.n_stars
+        )
+
+
+@dataclass(frozen=True)
 class Placed:
     """The grid and the frames on it; ``linked`` are the indices of frames whose gains follow from common stars.
 
-    ``flats`` has the flat that the stars tell by index of the frame; none where they were not asked.
+    ``flats`` has the flat that the stars tell by index of the frame; none where they were not asked. ``fluxes`` is what
+    the gains were found from; None for stacks that were placed before.
     """
 
     grid: MosaicGrid
     frames: tuple[RegisteredFrame, ...]
     linked: frozenset[int]
     flats: Mapping[int, StarFlat]
+    fluxes: StarFluxes | None = None
 
     @property
     def one_flux_scale(self) -> bool:
@@ -180,24 +212,23 @@ def _transparency(
     )
 
 
-def _star_flats(
-    solved: Sequence[SolvedFrame], found: registration.GlobalRegistration
-) -> tuple[dict[int, StarFlat], np.ndarray]:
-    """Return the flats that the stars tell, and their fluxes with them taken out where they are good enough."""
+def _star_fluxes(solved: Sequence[SolvedFrame], found: registration.GlobalRegistration) -> StarFluxes:
     q = np.full(len(found.frame_index), np.nan)
     for item, own in _detections(solved, found):
         places = item.measure.columns("x", "y")
         at = found.detection_index[own]
         q[own] = radius_squared(places["x"][at], places["y"][at], item.frame.info.shape_hw)
+    indices = tuple(item.frame.index for item in solved)
+    return StarFluxes(found.frame_index, found.star_index, found.flux, q, len(found.star_xy), indices)
+
+
+def _star_flats(solved: Sequence[SolvedFrame], stars: StarFluxes) -> dict[int, StarFlat]:
+    """Return the flat that the stars tell of each frame."""
     camera = np.array(camera_labels([item.frame.info for item in solved]), np.int64)
-    flats = solve_camera_flats(found.frame_index, found.star_index, found.flux, q, camera, len(found.star_xy))
-    flatness = np.ones(len(q))
-    for i, flat in enumerate(flats):
-        own_stars = found.frame_index == i
-        if flat.usable:
-            flatness[own_stars] = flat.values(q[own_stars])
-    by_frame = {item.frame.index: flat for item, flat in zip(solved, flats, strict=True)}
-    return by_frame, found.flux / flatness[:, None]
+    flats = solve_camera_flats(
+        stars.frame_index, stars.star_index, stars.flux, stars.q, camera, stars.n_stars
+    )
+    return dict(zip(stars.indices, flats, strict=True))
 
 
 def _check_size(shape_hw: tuple[int, int], options: GridOptions) -> None:
@@ -265,10 +296,9 @@ def run(
     found = _register(solved, wcs_list, spec)
     context.cancel.check()
     context.progress(2, 3)
-    flats, flux = _star_flats(solved, found) if with_flat else ({}, found.flux)
-    flux_scale = photometry.solve_transparency(
-        found.frame_index, found.star_index, flux, n_frames=len(solved), n_stars=len(found.star_xy)
-    )
+    stars = _star_fluxes(solved, found)
+    flats = _star_flats(solved, stars) if with_flat else {}
+    flux_scale = stars.flux_scale(flats)
     transparency = _transparency(solved, found, flux_scale)
     frames = []
     for i, (item, fit) in enumerate(zip(solved, found.frames, strict=True)):
@@ -315,4 +345,4 @@ def run(
     )
     context.progress(3, 3)
     grid = MosaicGrid(header_cards(finer.wcs), finer.shape_hw, finer.scale_arcsec)
-    return Placed(grid, tuple(frames), linked, flats)
+    return Placed(grid, tuple(frames), linked, flats, stars)

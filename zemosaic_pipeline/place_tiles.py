@@ -143,10 +143,10 @@ def sky_behind(
     """Return the model of the sky behind the raw frames; stacks were freed of theirs, or not, when they were made."""
     raw = [frame for frame in frames if not frame.solved.frame.is_tile]
     if len(raw) == len(frames):
-        return sky.run(raw, placed.grid, placed.flats, plan, context)
+        return sky.run(raw, placed, plan, context)
     if raw:
         # Tiles of a model and others of their own skies: all are compared by planes where they overlap.
-        found = sky.run(raw, placed.grid, placed.flats, plan, context)
+        found = sky.run(raw, placed, plan, context)
         return replace(found, with_tiles=True)
     indices = tuple(frame.solved.frame.index for frame in frames)
     before = tile_set is not None and tile_set.one_sky

@@ -66,6 +66,7 @@ from zemosaic_pipeline.records import (
 )
 from zemosaic_pipeline.report import PREVIOUS_REPORT, collect, set_aside_report, write_report
 from zemosaic_pipeline.routes import groups_of_route
+from zemosaic_pipeline.sky import with_gains
 from zemosaic_pipeline.sky_brightness import sky_brightness
 from zemosaic_settings import Settings
 
@@ -376,11 +377,12 @@ class _ClassicRun:
             given = place_tiles.judged(placed, plan, context)
             clear, masks = self._judged(place_tiles.raw_frames(placed), plan)
             parts = frames_of_filters([*clear, *given], names)
-            self.placed = placed = replace(placed, frames=tuple(f for same in parts.values() for f in same))
             behind = {
                 name: place_tiles.sky_behind(same, tile_set, placed, plan, context)
                 for name, same in parts.items()
             }
+            parts = {name: with_gains(same, behind[name].gains) for name, same in parts.items()}
+            self.placed = placed = replace(placed, frames=tuple(f for same in parts.values() for f in same))
             self.sky = next(iter(behind.values()), None)
         with self._phase(phase3_master_tiles.PHASE, len(groups)):
             raw_frames = place_tiles.raw_frames(placed)

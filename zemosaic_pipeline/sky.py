@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,14 +20,15 @@ from zemosaic_core.sky_cost import channels_at_once, lattice_nodes, solving_byte
 from zemosaic_core.sky_lattice import cell_centres, cell_spacing_px
 from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.sky_model import SkyModel, solve_sky
-from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared
+from zemosaic_core.star_flat import no_star_flat, radius_squared
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase2_group import frame_centres
+from zemosaic_pipeline.phase4_grid import Placed
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameTerms, MosaicGrid, RegisteredFrame
 from zemosaic_pipeline.sessions import night_labels, session_labels, setup_labels
 
-__all__ = ["SkySolution", "run"]
+__all__ = ["SkySolution", "run", "with_gains"]
 
 # Frames taken one after the other at one pointing share what is left of the glow for this long.
 VISIT_S = 600.0
@@ -44,14 +45,16 @@ EXTINCTION_MAG = 0.25
 class SkySolution:
     """The model, and the terms of each frame by its index; no terms where the model was not wanted or not possible.
 
-    ``reason_key`` says why there is no model, ``site_key`` where the site came from; ``shared_before`` that tiles which
-    were given had such a model when they were made; ``with_tiles`` that tiles with skies of their own are joined.
+    ``gains`` are new ones by index, where the sky made the flat better known than the stars did. ``reason_key`` says
+    why there is no model, ``site_key`` where the site came from; ``shared_before`` that tiles which were given had such
+    a model when they were made; ``with_tiles`` that tiles with skies of their own are joined.
     """
 
     model: SkyModel | None
     terms: dict[int, FrameTerms]
     frames: tuple[int, ...]
     hours: np.ndarray
+    gains: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     reason_key: str = ""
     site_key: str = ""
     shared_before: bool = False
@@ -78,6 +81,7 @@ class SkySolution:
                 "corner": model.flat.corner,
                 "corner_sigma": model.flat.corner_sigma,
                 "stars": model.flat.n_measurements,
+                "cells": model.flat.n_cells,
             },
             "pedestal": {
                 "adu": [float(f"{level:.4g}") for level in model.pedestal.level_adu],
@@ -245,14 +249,19 @@ def _circumstances(
     return FrameCircumstances(seconds / 3600.0, night, visit, local, np.array(session, np.int64)), key
 
 
-def run(
-    frames: Sequence[RegisteredFrame],
-    grid: MosaicGrid,
-    flats: Mapping[int, StarFlat],
-    plan: RunPlan,
-    context: RunContext,
-) -> SkySolution:
+def with_gains(
+    frames: Sequence[RegisteredFrame], gains: Mapping[int, tuple[float, ...]]
+) -> tuple[RegisteredFrame, ...]:
+    """Return the frames with other gains where there are any (by index)."""
+    return tuple(
+        replace(frame, gain=gains[frame.solved.frame.index]) if frame.solved.frame.index in gains else frame
+        for frame in frames
+    )
+
+
+def run(frames: Sequence[RegisteredFrame], placed: Placed, plan: RunPlan, context: RunContext) -> SkySolution:
     """Return the model of the sky, or why there is none."""
+    grid, flats = placed.grid, placed.flats
     indices = tuple(frame.solved.frame.index for frame in frames)
 
     def without(reason_key: str) -> SkySolution:
@@ -280,6 +289,25 @@ def run(
         model = solve_sky(
             meshes, circumstances, [flats.get(index, unknown) for index in indices], threads=at_once
         )
+        gains: dict[int, tuple[float, ...]] = {}
+        if model.better_flat is not None and placed.fluxes is not None:
+            # The gains follow from fluxes with that flat taken out, and the sky from the gains.
+            flat = model.better_flat
+            scale = placed.fluxes.flux_scale({**flats, **dict.fromkeys(indices, flat)})
+            of_index = dict(zip(placed.fluxes.indices, scale.gains, strict=True))
+            # Frames of a filter are on a scale of their own by now: only the change counts.
+            were = {frame.solved.frame.index: np.array(frame.gain) for frame in placed.frames}
+            gains = {
+                frame.solved.frame.index: tuple(
+                    map(
+                        float,
+                        frame.gain * of_index[frame.solved.frame.index] / were[frame.solved.frame.index],
+                    )
+                )
+                for frame in frames
+            }
+            meshes = replace(meshes, gains=np.array([gains[index] for index in indices]))
+            model = solve_sky(meshes, circumstances, flat, before=model, threads=at_once)
     if circumstances.local is not None and not model.local_used:
         site_key = "sky_site_misfit"
         context.say("sky_site_not_used", "WARN")
@@ -290,7 +318,7 @@ def run(
         for i, index in enumerate(indices)
     }
     _tell(model, context)
-    return SkySolution(model, terms, indices, circumstances.hours, site_key=site_key)
+    return SkySolution(model, terms, indices, circumstances.hours, gains, site_key=site_key)
 
 
 def _tell(model: SkyModel, context: RunContext) -> None:
@@ -307,7 +335,7 @@ def _tell(model: SkyModel, context: RunContext) -> None:
     )
     if model.flat_applied:
         context.say(
-            "sky_flat_applied",
+            "sky_flat_of_sky" if model.flat.n_cells else "sky_flat_applied",
             corner_percent=round(100 * (1 - model.flat.corner), 2),
             error_percent=round(100 * model.flat.corner_sigma, 2),
         )

@@ -82,6 +82,21 @@ def test_everything_known_of_the_sky_has_its_picture():
     assert drawn["report.sky_uncertainty"].count("<polyline") == 2 * 3
 
 
+@pytest.mark.parametrize(
+    ("applied", "cells", "caption"),
+    [
+        (True, 0, "report.sky_flat_applied"),
+        (False, 0, "report.sky_flat_not_applied"),
+        (True, 900, "report.sky_flat_of_sky"),
+        (False, 900, "report.sky_flat_of_sky_not_applied"),
+    ],
+)
+def test_the_caption_of_the_flat_says_what_told_it_and_what_was_done(applied: bool, cells: int, caption: str):
+    known = facts()
+    known["sky"]["flat"] |= {"applied": applied, "cells": cells}
+    assert caption in figures(sky_section(known, text))
+
+
 def test_uncertainty_reaches_tilt_and_bowl_at_the_edge():
     line = re.search(r'points="([^"]+)"', figures(sky_section(facts(), text))["report.sky_uncertainty"])
     assert line

@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.quality_sky import judge_model, measure_night, within
+from benchmarks.quality_sky import judge_model, measure_night, solve_night, within
 from zemosaic_core.night_sky import Site
-from zemosaic_core.sky_model import solve_sky
 from zemosaic_core.synthetic_glow import Glow
 from zemosaic_core.synthetic_nebula import Cloud
 from zemosaic_core.synthetic_sky import render_frame, vignette
@@ -58,7 +57,7 @@ def test_gains_undo_the_transparency(night, measured):
 
 
 def test_the_model_leaves_an_even_sky_and_keeps_the_cloud(night, measured):
-    found = judge_model(measured, solve_sky(measured.meshes, measured.circumstances, measured.flat))
+    found = judge_model(*solve_night(measured))
     assert max(found["bg_rms_adu"]) < 5.0
     assert found["slope"][1] == pytest.approx(1.0, abs=0.08)
     untouched = measured.meshes.mesh * measured.meshes.gains[..., None, None]

@@ -258,17 +258,19 @@ def _mirrored(i, n):
 
 
 @njit(cache=True, nogil=True)
-def _load_row(cfa, y, late, pairs):
+def _load_row(cfa, y, late, wanted, pairs):
+    """Take a row apart: pairs that are wanted, and those at either end."""
     width = cfa.shape[1]
     row = cfa[_mirrored(y, cfa.shape[0])]
     whole = (width - late) // 2
     begin = _PAD + late
-    inner, coloured, green = row[late:], pairs[_C][begin:], pairs[_G][begin:]
-    for k in range(whole):
+    own = slice(max(0, wanted.start - late), max(0, min(whole, wanted.stop - late)))
+    inner, coloured, green = row[late + 2 * own.start :], pairs[_C][begin:][own], pairs[_G][begin:][own]
+    for k in range(coloured.size):
         coloured[k] = np.float32(inner[2 * k])
         green[k] = np.float32(inner[2 * k + 1])
-    for i in range(pairs.shape[1]):
-        if i < begin or i >= begin + whole:
+    for first, end in ((0, begin), (begin + whole, pairs.shape[1])):
+        for i in range(first, end):
             x = 2 * (i - _PAD) - late
             pairs[_C, i] = np.float32(row[_mirrored(x, width)])
             pairs[_G, i] = np.float32(row[_mirrored(x + 1, width)])
@@ -443,15 +445,15 @@ def _pairs_of(columns, y, late):
 
 
 @njit(cache=True, nogil=True)
-def _pairs_around(columns, y, reach, late):
-    """Pairs of a row, and some pixels more, that hold what is wanted in it and in so many rows above and below."""
+def _pairs_around(columns, y, reach, more, late):
+    """Pairs of a row that hold what is wanted in it and in so many rows above and below, and more at either end."""
     first, last = np.int64(1 << 40), np.int64(0)
     for row in range(max(0, y - reach), min(len(columns), y + reach + 1)):
         if columns[row, 0] < columns[row, 1]:
             first, last = min(first, columns[row, 0]), max(last, columns[row, 1])
     if first >= last:
         return slice(0, 0)
-    return slice((first + late) // 2 - 2, (last - 1 + late) // 2 + 3)
+    return slice((first + late) // 2 - more, (last - 1 + late) // 2 + 1 + more)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -470,12 +472,15 @@ def _debayer_rows(cfa, green_first, red_row, terms, columns, out):
         if columns[y, 0] < columns[y, 1]:
             begin, end = min(begin, y), y + 1
     for y in range(begin - 5, begin + 2):
-        _load_row(cfa, y, 1 if green_first == (y % 2 == 0) else 0, ring[y % 8])
+        late = 1 if green_first == (y % 2 == 0) else 0
+        _load_row(cfa, y, late, _pairs_around(columns, y, 5, 7, late), ring[y % 8])
     for ahead in range(begin - 2, end + 2):
         late = 1 if green_first == (ahead % 2 == 0) else 0
-        _load_row(cfa, ahead + 3, 1 - late, ring[(ahead + 3) % 8])
+        _load_row(
+            cfa, ahead + 3, 1 - late, _pairs_around(columns, ahead + 3, 5, 7, 1 - late), ring[(ahead + 3) % 8]
+        )
         c, d = (0, 2) if ahead % 2 == red_row else (2, 0)
-        around = _pairs_around(columns, ahead, 2, late)
+        around = _pairs_around(columns, ahead, 2, 2, late)
         if around.start < around.stop:
             wide = slice(around.start + _PAD - 2, around.stop + _PAD + 2)
             _sum_columns(ring, ahead, late, wide, low)

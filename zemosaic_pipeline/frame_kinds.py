@@ -16,7 +16,7 @@ def geometry(info: FrameInfo) -> tuple[str, tuple[int, int] | None]:
 
     Pictures of three planes and stacks were made by a program that cuts them as it likes.
     """
-    return info.kind, None if info.kind == "rgb" or info.stack_count > 1 else info.shape_hw
+    return info.kind, None if info.kind == "rgb" or info.is_stack else info.shape_hw
 
 
 def majority_geometry(infos: Sequence[FrameInfo]) -> tuple[str, tuple[int, int] | None]:

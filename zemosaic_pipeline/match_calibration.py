@@ -127,7 +127,7 @@ def choose_calibration(
     # Frames taken in one way at one temperature get the same: matching once is enough.
     known: dict[Hashable, LightRecipe] = {}
     for position, light in enumerate(lights):
-        if light.axes != "hw" or light.stack_count > 1:
+        if light.axes != "hw" or light.is_stack:
             continue
         key = _facts_that_count(light)
         if key not in known:

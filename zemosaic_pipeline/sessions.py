@@ -55,7 +55,7 @@ def sensor_labels(infos: Sequence[FrameInfo]) -> list[int]:
     """
     return _numbers(
         [
-            (*camera, info.gain, info.stack_count > 1)
+            (*camera, info.gain, info.is_stack)
             for camera, info in zip(_cameras(infos), infos, strict=True)
         ]
     )

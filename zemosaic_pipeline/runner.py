@@ -381,7 +381,7 @@ class _ClassicRun:
                 name: place_tiles.sky_behind(same, tile_set, placed, plan, context)
                 for name, same in parts.items()
             }
-            parts = {name: with_gains(same, behind[name].gains) for name, same in parts.items()}
+            parts = {name: with_gains(same, behind[name].gain_factors) for name, same in parts.items()}
             self.placed = placed = replace(placed, frames=tuple(f for same in parts.values() for f in same))
             self.sky = next(iter(behind.values()), None)
         with self._phase(phase3_master_tiles.PHASE, len(groups)):

@@ -54,10 +54,7 @@ def sensor_labels(infos: Sequence[FrameInfo]) -> list[int]:
     Their light is cut off at the same level.
     """
     return _numbers(
-        [
-            (*camera, info.gain, info.is_stack)
-            for camera, info in zip(_cameras(infos), infos, strict=True)
-        ]
+        [(*camera, info.gain, info.is_stack) for camera, info in zip(_cameras(infos), infos, strict=True)]
     )
 
 

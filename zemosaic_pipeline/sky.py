@@ -45,20 +45,21 @@ EXTINCTION_MAG = 0.25
 class SkySolution:
     """The model, and the terms of each frame by its index; no terms where the model was not wanted or not possible.
 
-    ``gains`` are new ones by index, where the sky made the flat better known than the stars did. ``reason_key`` says
-    why there is no model, ``site_key`` where the site came from; ``shared_before`` that tiles which were given had such
-    a model when they were made; ``with_tiles`` that tiles with skies of their own are joined.
+    ``reason_key`` says why there is no model, ``site_key`` where the site came from; ``shared_before`` that tiles which
+    were given had such a model when they were made; ``with_tiles`` that tiles with skies of their own are joined.
+    ``gain_factors`` change the gains of frames and stacks, by index and channel, where the sky made the flat better
+    known than the stars did.
     """
 
     model: SkyModel | None
     terms: dict[int, FrameTerms]
     frames: tuple[int, ...]
     hours: np.ndarray
-    gains: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     reason_key: str = ""
     site_key: str = ""
     shared_before: bool = False
     with_tiles: bool = False
+    gain_factors: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def is_one_sky(self) -> bool:
@@ -250,11 +251,13 @@ def _circumstances(
 
 
 def with_gains(
-    frames: Sequence[RegisteredFrame], gains: Mapping[int, tuple[float, ...]]
+    frames: Sequence[RegisteredFrame], factors: Mapping[int, np.ndarray]
 ) -> tuple[RegisteredFrame, ...]:
-    """Return the frames with other gains where there are any (by index)."""
+    """Return the frames with gains changed by what there is for their index."""
     return tuple(
-        replace(frame, gain=gains[frame.solved.frame.index]) if frame.solved.frame.index in gains else frame
+        replace(frame, gain=tuple(map(float, frame.gain * factors[frame.solved.frame.index])))
+        if frame.solved.frame.index in factors
+        else frame
         for frame in frames
     )
 
@@ -289,24 +292,19 @@ def run(frames: Sequence[RegisteredFrame], placed: Placed, plan: RunPlan, contex
         model = solve_sky(
             meshes, circumstances, [flats.get(index, unknown) for index in indices], threads=at_once
         )
-        gains: dict[int, tuple[float, ...]] = {}
+        gain_factors: dict[int, np.ndarray] = {}
         if model.better_flat is not None and placed.fluxes is not None:
             # The gains follow from fluxes with that flat taken out, and the sky from the gains.
             flat = model.better_flat
             scale = placed.fluxes.flux_scale({**flats, **dict.fromkeys(indices, flat)})
-            of_index = dict(zip(placed.fluxes.indices, scale.gains, strict=True))
-            # Frames of a filter are on a scale of their own by now: only the change counts.
-            were = {frame.solved.frame.index: np.array(frame.gain) for frame in placed.frames}
-            gains = {
-                frame.solved.frame.index: tuple(
-                    map(
-                        float,
-                        frame.gain * of_index[frame.solved.frame.index] / were[frame.solved.frame.index],
-                    )
-                )
-                for frame in frames
+            new = dict(zip(placed.fluxes.indices, scale.gains, strict=True))
+            gain_factors = {
+                frame.solved.frame.index: new[frame.solved.frame.index] / np.array(frame.gain)
+                for frame in placed.frames
             }
-            meshes = replace(meshes, gains=np.array([gains[index] for index in indices]))
+            meshes = replace(
+                meshes, gains=meshes.gains * np.array([gain_factors[index] for index in indices])
+            )
             model = solve_sky(meshes, circumstances, flat, before=model, threads=at_once)
     if circumstances.local is not None and not model.local_used:
         site_key = "sky_site_misfit"
@@ -318,7 +316,9 @@ def run(frames: Sequence[RegisteredFrame], placed: Placed, plan: RunPlan, contex
         for i, index in enumerate(indices)
     }
     _tell(model, context)
-    return SkySolution(model, terms, indices, circumstances.hours, gains, site_key=site_key)
+    return SkySolution(
+        model, terms, indices, circumstances.hours, site_key=site_key, gain_factors=gain_factors
+    )
 
 
 def _tell(model: SkyModel, context: RunContext) -> None:

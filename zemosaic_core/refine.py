@@ -43,7 +43,7 @@ __all__ = [
 # where there is light, through seeing and registration: a share of the range of the 4 x 4 pixels around its place, but
 # on the flank of a bright star no more than a multiple of the light right there and what the co-add itself may be off.
 LIMIT_SIGMA = 5.0
-RANGE_SHARE, LIGHT_SHARE, FLANK_SHARE = np.float32(0.7), np.float32(2), np.float32(0.03)
+RANGE_SHARE, LIGHT_SHARE, FLANK_SHARE = np.float32(0.7), np.float32(2), np.float32(0.1)
 # The cubic of Keys (1981) through the co-add. Of stars of FWHM 1.9 to 3.2 px his a = -1/2 makes the result 1 % sharper
 # than they are, -0.7 takes half a percent of their light from apertures of 3 px.
 KEYS = np.float32(-0.6)

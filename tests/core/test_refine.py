@@ -68,7 +68,7 @@ def twin_difference(item, samples, image, y, x):
     value = gain * samples[y, x] * (1 + f1 * q + f2 * q**2) + c0 + cx * u + cy * t + d1 * q + d2 * q**2
     r = value - model
     light = max(model - item.background[c], 0)
-    allowed = min(0.7 * np.ptp(taps), 2 * light + 0.03 * np.ptp(taps))
+    allowed = min(0.7 * np.ptp(taps), 2 * light + 0.1 * np.ptp(taps))
     return (r, c) if abs(r) <= item.limit[c] + allowed else (None, None)
 
 

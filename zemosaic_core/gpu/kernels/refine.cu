@@ -7,7 +7,7 @@
 
 #define RANGE_SHARE 0.7f
 #define LIGHT_SHARE 2.0f
-#define FLANK_SHARE 0.03f
+#define FLANK_SHARE 0.1f
 #define KEYS (-0.6f)
 
 // Weights of the taps -1 .. 2 for a fraction.

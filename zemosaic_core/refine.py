@@ -37,6 +37,7 @@ __all__ = [
     "gather_block",
     "rows_with",
     "source_terms",
+    "turn_of",
 ]
 
 # A sample is left out when it differs from the co-add by more than so many of its noises and what frames differ by
@@ -119,6 +120,22 @@ def source_terms(source: CoaddSource) -> np.ndarray:
     terms = np.concatenate([source.photometry, radial, surface], axis=1, dtype=np.float32)
     terms[~(np.asarray(source.weight) > 0)] = np.nan
     return terms
+
+
+def turn_of(to_output: PixelMap, scale: float) -> np.ndarray:
+    """Return how a step in source px lies in output px: x by x, x by y, y by x, y by y; (4,) float32.
+
+    One for a whole frame: over the pixel or two of a step no distortion counts.
+    """
+    columns = [
+        [
+            np.nanmean(np.diff(nodes, axis=axis)) / to_output.step if nodes.shape[axis] > 1 else np.nan
+            for axis in (1, 0)
+        ]
+        for nodes in (to_output.src_x, to_output.src_y)
+    ]
+    turn = np.array(columns, np.float32).ravel()
+    return turn if np.isfinite(turn).all() else np.array([scale, 0, 0, scale], np.float32)
 
 
 # ----------------------------------------------------------------------------------------------- on the processor
@@ -272,7 +289,7 @@ def _overlap(distance, kernel):
 @njit(cache=True, nogil=True, error_model="numpy")
 def _gather(
     differences, origin_yx, image_hw, node_x, node_y, lattice, channels, weight, feather, wmap, use_map, kernel, box,
-    spans, span_of, block_y0, total, sums, square, sums_square,
+    spans, span_of, block_y0, turn, total, sums, square, sums_square, weight_x, weight_y, total_x, total_y,
 ):  # fmt: skip
     """Add the differences of one source to the sums of the output pixels of a box; those within spans of a row."""
     height, width = image_hw
@@ -300,12 +317,14 @@ def _gather(
                 fx, fy = np.float32(x - ix), np.float32(v - iy)
                 for q in range(2):
                     j = iy + q - origin_yx[0]
-                    ky = _overlap(fy if q == 0 else one - fy, kernel)
+                    dy = -fy if q == 0 else one - fy
+                    ky = _overlap(abs(dy), kernel)
                     if j < 0 or j >= rows or not ky > zero:
                         continue
                     for p in range(2):
                         i = ix + p - origin_yx[1]
-                        kx = _overlap(fx if p == 0 else one - fx, kernel)
+                        dx = -fx if p == 0 else one - fx
+                        kx = _overlap(abs(dx), kernel)
                         if i < 0 or i >= columns or not kx > zero:
                             continue
                         difference = differences[j, i]
@@ -322,6 +341,11 @@ def _gather(
                         sums[c, y - block_y0, first + k] += w
                         square[c, y - block_y0, first + k] += part * part
                         sums_square[c, y - block_y0, first + k] += w * w
+                        right_of, below = turn[0] * dx + turn[1] * dy, turn[2] * dx + turn[3] * dy
+                        weight_x[c, y - block_y0, first + k] += w * right_of
+                        weight_y[c, y - block_y0, first + k] += w * below
+                        total_x[c, y - block_y0, first + k] += part * right_of
+                        total_y[c, y - block_y0, first + k] += part * below
 
 
 Box = tuple[int, int, int, int]
@@ -455,8 +479,9 @@ def gather_block(
                     channels_of(found.source.pattern), np.asarray(source.weight, np.float32),
                     np.float32(source.feather_px),
                     _NO_MAP if weights is None else np.ascontiguousarray(weights, np.float32), weights is not None,
-                    kernel_numbers(scale), box, spans, span_of, y0,
+                    kernel_numbers(scale), box, spans, span_of, y0, turn_of(found.source.to_output, scale),
                     sums.total, sums.weight, sums.square, sums.weight_square,
+                    sums.weight_x, sums.weight_y, sums.total_x, sums.total_y,
                 )  # fmt: skip
 
     threads = max(1, threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -167,7 +167,7 @@ def refine_buffers(n_channels: int, width: int, window_bytes: int, threads: int)
     plane = 4 * n_channels * width
     return (
         Buffer("rows", per_row=plane, copies=6),
-        Buffer("sums", per_row=plane, copies=4),
+        Buffer("sums", per_row=plane, copies=len(fields(Gathered))),
         Buffer("mask", per_row=8 * width, copies=4),
         Buffer("samples", fixed=window_bytes, copies=2 * threads),
     )

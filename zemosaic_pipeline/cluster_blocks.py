@@ -40,7 +40,7 @@ _BLOCK_SHARE = 0.5
 _LEAST_BLOCK_BYTES = 16_000_000
 # Bytes per pixel of a finished block: see `CoaddBlock` and `Gathered`.
 _COADD_BYTES, _COADD_BYTES_PER_CHANNEL = 2, 4 + 4 + 4 + 2 + 2
-_GATHERED_BYTES_PER_CHANNEL = 4 * 4
+_GATHERED_BYTES_PER_CHANNEL = 4 * len(fields(Gathered))
 # What travels of a frame with each block that it touches: maps, terms, sums of its rows.
 _FRAME_BYTES = 16_000
 # Results on their way or waiting, per worker: while the first one is late, the others go on.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def twin_difference(item, samples, image, y, x):
 
 
 def twin_sums(made, image, mask, scale):
-    out = np.zeros((4, *image.shape))
+    out = np.zeros((8, *image.shape))
     for item in made.sources:
         source = item.source
         height, width = source.shape_hw
@@ -102,7 +102,8 @@ def twin_sums(made, image, mask, scale):
                     if r is None or not np.isfinite(r):
                         continue
                     w = source.weight[c] * ramp**2 * (3 - 2 * ramp) * wmap[j, i] * ky * kx
-                    out[:, c, y, x] += w * r, w, (w * r) ** 2, w * w
+                    ox, oy = (a - b for a, b in zip(coordinate(item.to_output, i, j), (x, y), strict=True))
+                    out[:, c, y, x] += w * r, w, (w * r) ** 2, w * w, w * ox, w * oy, w * r * ox, w * r * oy
     return out
 
 
@@ -137,8 +138,8 @@ def test_sums_are_those_of_a_plain_version(pattern, scale):
     got = gather_block(made.frames, made.sources, image, 0, mask, 0, scale=scale)
     expected = twin_sums(made, image, mask, scale)
     assert (expected[1] > 0).mean() > 0.1
-    for have, want in zip((got.total, got.weight, got.square, got.weight_square), expected, strict=True):
-        np.testing.assert_allclose(have, want, rtol=2e-4, atol=2e-4 * np.abs(want).max())
+    for item, want in zip(fields(got), expected, strict=True):
+        np.testing.assert_allclose(getattr(got, item.name), want, rtol=2e-4, atol=2e-4 * np.abs(want).max())
 
 
 # ------------------------------------------------------------------------------------------- blocks and windows
@@ -300,6 +301,17 @@ def test_stars_that_are_too_sharp_for_debayering_come_out_right():
     image, _, _ = cases.refine(made, block)
     assert widths(made, block.image).min() > 1.04
     assert widths(made, image) == pytest.approx([1, 1, 1], abs=0.03)
+
+
+def test_the_light_of_stars_that_are_too_sharp_is_kept():
+    """How twenty frames happen to lie makes half a percent in red and blue."""
+    found = []
+    for seed in (81, 82, 83):
+        made = cases.night(20, [WHITE], fwhm=1.9, across=4, seed=seed, field_seed=seed)
+        image, _, _ = cases.refine(made, cases.coadd(made))
+        found.append([truth.flux_bias_percent(made.field, image, channel) for channel in range(3)])
+    assert (np.abs(np.mean(found, axis=0)) < 0.5).all()
+    assert np.abs(found).max() < 1.0
 
 
 def test_frames_of_different_seeing_do_not_move_stars():

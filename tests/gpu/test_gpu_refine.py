@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from gpu_cases import FakePixels
@@ -13,6 +15,7 @@ from zemosaic_core.gpu.refine import GpuRefine, compare_gathered
 from zemosaic_core.pixel_map import build_pixel_map, footprint_bbox
 from zemosaic_core.refine import RefineSource, gather_block
 from zemosaic_core.refine_rows import CoaddRows, RowsInTurn
+from zemosaic_core.refine_structure import Gathered
 from zemosaic_core.sources import CoaddSource, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy
 
@@ -114,7 +117,7 @@ def test_sums_are_those_of_the_cpu(raw, channels, scale, weights, feather, rows)
     assert (cpu.weight > 0).mean() > 0.05
     other = np.abs(gpu.weight - cpu.weight) > 1e-4 * cpu.weight.max()
     assert other.mean() < 1e-3
-    for name in ("total", "weight", "square", "weight_square"):
+    for name in (item.name for item in fields(Gathered)):
         a, b = getattr(gpu, name), getattr(cpu, name)
         np.testing.assert_allclose(a[~other], b[~other], rtol=1e-5, atol=1e-5 * np.abs(b).max(), err_msg=name)
     parity = compare_gathered(gpu, cpu, 0)

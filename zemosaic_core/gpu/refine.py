@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from zemosaic_core.gpu.reader import ReadAhead, Window, parts_of_block
 from zemosaic_core.gpu.terms import CancelFlag, Parity
 from zemosaic_core.gpu.windows import MAX_HOT, SLOTS, Ring, stage_window
 from zemosaic_core.pixel_map import step_shift, whole_nodes
-from zemosaic_core.refine import RefineSource, SampleSource, channels_of, rows_with, source_terms
+from zemosaic_core.refine import RefineSource, SampleSource, channels_of, rows_with, source_terms, turn_of
 from zemosaic_core.refine_rows import RowsInTurn
 from zemosaic_core.refine_structure import HALO_ROWS, NEED_REACH, Gathered, kernel_numbers, needed_places
 from zemosaic_core.sources import PixelMap, RawRows
@@ -25,7 +26,7 @@ __all__ = ["GpuRefine", "compare_gathered"]
 
 # Numbers of a source and channel: photometry, radial pattern and surface, limit, background, weight.
 _N_TERMS = 11 + N_SURFACE
-_SUMS = ("total", "weight", "square", "weight square")
+_SUMS = tuple(item.name for item in fields(Gathered))
 # Means of float32 sums; what differs by less is the order of rounding, what differs by more another set of samples.
 _SAME_WEIGHT = 1e-4
 
@@ -101,7 +102,7 @@ class GpuRefine:
             self._buffers(),
             elements_per_row=self._width * self._n_channels,
             upload_bytes=2 * n_pixels + rows * self._width * (4 * self._n_channels + 5),
-            download_bytes=4 * 4 * rows * self._width * self._n_channels,
+            download_bytes=4 * len(_SUMS) * rows * self._width * self._n_channels,
             detail={"sources": len(self._sources), "channels": self._n_channels, "width": self._width},
         )
 
@@ -246,7 +247,7 @@ class _OnCard:
             (self._differences, *place, *self._map(2 * number, source.pixel_map), *channels, self._terms,
              offset + (_N_TERMS - 1) * n_channels, np.float32(source.feather_px), self._weights,
              int(window.weights is not None), *kernel_numbers(scale), self._mask, self._y0, width, *box,
-             np.int64(rows * width), *self._sums),
+             *turn_of(item.to_output, scale), np.int64(rows * width), *self._sums),
         )  # fmt: skip
 
     def _map(self, number: int, lattice: PixelMap) -> tuple[object, ...]:

@@ -109,8 +109,8 @@ extern "C" __global__ void gather_differences(
     const long long* node_x, const long long* node_y, long long node_offset, int ny, int nx, int map_y0, int map_x0,
     int shift, int c00, int c01, int c10, int c11, const float* weights, int weight_offset, float feather,
     const float* weight_map, int use_map, float reach, float most, float times, const float* mask, int block_y,
-    int width, int y0, int y1, int x0, int x1, long long plane, float* total, float* sums, float* square,
-    float* sums_square)
+    int width, int y0, int y1, int x0, int x1, float xx, float xy, float yx, float yy, long long plane, float* total,
+    float* sums, float* square, float* sums_square, float* weight_x, float* weight_y, float* total_x, float* total_y)
 {
     int x = x0 + blockIdx.x * blockDim.x + threadIdx.x, y = y0 + blockIdx.y * blockDim.y + threadIdx.y;
     if (x >= x1 || y >= y1) return;
@@ -127,11 +127,13 @@ extern "C" __global__ void gather_differences(
     float fx = fraction(sx, bits), fy = fraction(sy, bits);
     for (int q = 0; q < 2; ++q) {
         int j = iy + q - origin_y;
-        float ky = overlap(q ? 1.0f - fy : fy, reach, most, times);
+        float dy = q ? 1.0f - fy : -fy;
+        float ky = overlap(fabsf(dy), reach, most, times);
         if (j < 0 || j >= win_h || !(ky > 0.0f)) continue;
         for (int p = 0; p < 2; ++p) {
             int i = ix + p - origin_x;
-            float kx = overlap(p ? 1.0f - fx : fx, reach, most, times);
+            float dx = p ? 1.0f - fx : -fx;
+            float kx = overlap(fabsf(dx), reach, most, times);
             if (i < 0 || i >= win_w || !(kx > 0.0f)) continue;
             float difference = differences[(long long)j * win_w + i];
             if (difference != difference) continue;
@@ -145,6 +147,11 @@ extern "C" __global__ void gather_differences(
             sums[at] += w;
             square[at] += part * part;
             sums_square[at] += w * w;
+            float right_of = xx * dx + xy * dy, below = yx * dx + yy * dy;
+            weight_x[at] += w * right_of;
+            weight_y[at] += w * below;
+            total_x[at] += part * right_of;
+            total_y[at] += part * below;
         }
     }
 }

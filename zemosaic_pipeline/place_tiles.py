@@ -150,7 +150,9 @@ def sky_behind(
         return replace(found, with_tiles=True)
     indices = tuple(frame.solved.frame.index for frame in frames)
     before = tile_set is not None and tile_set.one_sky
-    return SkySolution(None, {}, indices, np.zeros(len(indices)), "sky_of_tiles", shared_before=before)
+    return SkySolution(
+        None, {}, indices, np.zeros(len(indices)), reason_key="sky_of_tiles", shared_before=before
+    )
 
 
 def judged(placed: Placed, plan: RunPlan, context: RunContext) -> tuple[RegisteredFrame, ...]:

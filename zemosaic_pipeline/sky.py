@@ -268,7 +268,7 @@ def run(frames: Sequence[RegisteredFrame], placed: Placed, plan: RunPlan, contex
     indices = tuple(frame.solved.frame.index for frame in frames)
 
     def without(reason_key: str) -> SkySolution:
-        return SkySolution(None, {}, indices, np.zeros(len(frames)), reason_key)
+        return SkySolution(None, {}, indices, np.zeros(len(frames)), reason_key=reason_key)
 
     if plan.sky.model != "full":
         return without("sky_not_wanted")

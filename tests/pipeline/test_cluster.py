@@ -21,6 +21,7 @@ from astropy.io import fits
 from made_frames import field_sky, pointings, run, write_all
 
 from run_zemosaic import main
+from zemosaic_core import spread
 from zemosaic_core.errors import Cancelled, RunFailed, SettingsError
 from zemosaic_core.spread import results_in_order
 from zemosaic_pipeline import cluster as cluster_module
@@ -151,6 +152,34 @@ def test_same_mosaic_with_workers_lost_refused_and_unmounted(raw, reference, clu
     assert watching.said["cluster_version"][0]["there"] == "4.9"
     assert watching.said["cluster_not_mounted"][0]["file"].startswith(str(there))
     assert all(w["calls"] == 0 for w in workers if w["refused"] is not None)
+
+
+def test_same_mosaic_when_one_worker_dies_and_one_stands_still_at_blocks(
+    raw, reference, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(spread, "_LEAST_ROWS", 16)
+    with distributed.LocalCluster(
+        n_workers=3, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+        worker_dashboard_address=None, silence_logs=50,
+    ) as three:  # fmt: skip
+        with distributed.Client(three, set_as_default=False) as client:
+            doomed, still, good = client.run(os.getpid).values()
+
+        def happen() -> None:
+            os.kill(doomed, signal.SIGKILL)
+            os.kill(still, signal.SIGSTOP)
+
+        watching = Watching(happen, "phase3_master_tiles")
+        try:
+            result = run_hierarchical_mosaic(
+                raw, tmp_path / "out", reporter=watching, executor=address_of(three), **SETTINGS
+            )
+        finally:
+            os.kill(still, signal.SIGCONT)
+    assert_same(pictures(result), reference)
+    calls = {worker["pid"]: worker["calls"] for worker in result.report["cluster"]["workers"]}
+    assert calls[good] > 8
+    assert "cluster_worker_lost" in watching.said
 
 
 def test_run_that_lost_its_scheduler_or_was_stopped_goes_on_here(raw, reference, cluster, tmp_path):

@@ -198,8 +198,9 @@ class RunController:
         if self.state.status.is_active:
             ended.append(self._missing_end(child, was_stopping))
             self.state.apply(ended[0], self._clock())
-        elif self.state.status is RunStatus.SUCCESS and child.exit_code not in (0, None):
-            # The announcement was made, yet the process broke afterwards: its last files may not be whole.
+        elif self.state.status is RunStatus.SUCCESS and child.exit_code not in (0, None, *_STOPPED):
+            # The announcement was made, yet the process broke afterwards: its last files may not be whole. Who was only
+            # told to stop when all was done had nothing to break.
             ended.append(_died(child))
             self.state.apply(ended[0], self._clock())
         if self.state.status in (RunStatus.CANCELLED, RunStatus.FAILED):

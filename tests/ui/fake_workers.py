@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -99,6 +101,14 @@ def success_then_crash(queue, input_dir, output_dir, config=None, cancel_event=N
     queue.put(to_queue(RunEnded("success", {})))
     time.sleep(0.3)
     os._exit(139)
+
+
+def success_then_stopped(queue, input_dir, output_dir, config=None, cancel_event=None):
+    """Announces success, and gets a signal on its way out, where nothing answers it any more."""
+    queue.put(to_queue(RunStarted("run-6", input_dir, output_dir, tuple(PHASES))))
+    queue.put(to_queue(RunEnded("success", {})))
+    # Python waits for this thread when everything else is done.
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
 
 def deaf(queue, input_dir, output_dir, config=None, cancel_event=None):

@@ -116,6 +116,13 @@ def test_a_crash_after_success_is_a_failure(start):
     assert controller.state.status is RunStatus.FAILED
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_signal_after_success_changes_nothing(start):
+    controller = start("success_then_stopped")
+    follow(controller)
+    assert controller.state.status is RunStatus.SUCCESS
+
+
 def test_a_deaf_worker_and_its_children_are_ended(start, tmp_path):
     controller = start("deaf", grace_s=0.5)
     follow(controller, until=lambda c: any(line.key == "fake_child" for line in c.state.log))

@@ -508,7 +508,7 @@ def _item(index: int, frame: FrameRow) -> dict[str, Any]:
         "header": known,
         "shape": None if info is None else info.shape_hw,
         "center": None if np.isnan(frame.ra) else (frame.ra, frame.dec),
-        "wcs": None if info is None else info.wcs_cards,
+        "wcs": dict(info.wcs_cards) if info is not None and info.wcs_cards is not None else None,
         "instrument": frame.instrument,
     }
 

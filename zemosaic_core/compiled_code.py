@@ -9,24 +9,58 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["find_a_place", "place_for_compiled_code"]
+__all__ = ["find_a_place", "is_compiled", "place_for_compiled_code"]
 
 _SETTING = "NUMBA_CACHE_DIR"
+# The module whose functions take longest and most memory to compile.
+_LARGEST = "coadd"
 
 
 def find_a_place() -> None:
     """Tell Numba where to keep its code, unless it finds a place itself. Before it is imported: later it is deaf."""
     place = place_for_compiled_code(
-        os.environ,
-        beside=Path(__file__).parent / "__pycache__",
-        own=Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "numba",
-        temporary=Path(tempfile.gettempdir()),
+        os.environ, beside=_beside(), own=_own(), temporary=Path(tempfile.gettempdir())
     )
     if place is not None:
         os.environ[_SETTING] = str(place)
+
+
+def is_compiled(source: Path | None = None, places: Sequence[Path] | None = None) -> bool:
+    """Whether an earlier process left compiled code of this version; after an installation there is none.
+
+    Parameters
+    ----------
+    source : Path, optional
+        Module that is asked for; by default the largest one.
+    places : sequence of Path, optional
+        Folders in which, or in whose folders, its code may lie; by default those where Numba looks.
+    """
+    source = source or Path(__file__).with_name(f"{_LARGEST}.py")
+    if places is None:
+        chosen = os.environ.get(_SETTING)
+        places = [Path(chosen)] if chosen else [_beside(), _own()]
+    try:
+        made = source.stat().st_mtime
+        found = [
+            file
+            for place in places
+            for where in ("", "*/")
+            for file in place.glob(f"{where}{source.stem}.*.nbi")
+        ]
+        return any(file.stat().st_mtime >= made for file in found)
+    except OSError:
+        return False
+
+
+def _beside() -> Path:
+    return Path(__file__).parent / "__pycache__"
+
+
+def _own() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "numba"
 
 
 def place_for_compiled_code(

@@ -64,6 +64,16 @@ SOLVED_BYTES, FRAME_BYTES = 8_000, 28_000
 # compared: a few numbers for every cell of its mesh (see `covered_sky`), and stars (72 kB measured with 510 cells and
 # 188 stars); while it is solved: its mesh and where that lies.
 REGISTERED_BYTES, COMPARED_BYTES, CELL_BYTES, MESH_BYTES = 95_000, 45_000, 115, 45
+# What compiling adds in the first run after an installation, in a process that measures and in the worker from a phase
+# on; it keeps what compiling took. Measured: 117 MB in each process, 107, 271, 285 and 363 MB in the worker.
+COMPILING_CHILD_BYTES = 120_000_000
+COMPILING_BYTES = {
+    "phase4_grid": 110_000_000,
+    "phase3_master_tiles": 280_000_000,
+    "phase5_assemble": 290_000_000,
+    "phase6_export": 370_000_000,
+    "phase7_cleanup": 370_000_000,
+}
 # Rates used for the expected time, measured on 2 cores with 1080x1920 frames; only the order of magnitude counts.
 MEASURE_S_PER_MPX_CORE = 0.055
 SOLVE_S_PER_FRAME = 0.06
@@ -120,6 +130,8 @@ class CostBasis:
         One model of the sky is solved from all frames.
     mesh_cell_px : int
         Side of the cells in which the sky of frames is measured, px.
+    compiles : bool
+        No compiled code was found: this run makes it.
     """
 
     n_channels: int
@@ -148,6 +160,7 @@ class CostBasis:
     elsewhere: int = 0
     solves_sky: bool = False
     mesh_cell_px: int = 64
+    compiles: bool = False
 
     @property
     def tiles_are_whole(self) -> bool:
@@ -386,7 +399,7 @@ def estimate_rows(
         sky_bytes = one_bytes * at_once + n * cells * MESH_BYTES
         sky_s = min(n, MAX_JOINT_FRAMES) * basis.n_channels * SKY_S_PER_FRAME / at_once
     placing = max(n * max(REGISTERED_BYTES, COMPARED_BYTES + cells * CELL_BYTES), n * FRAME_BYTES + sky_bytes)
-    return (
+    rows = (
         PlanRow("phase0_survey", n, survey, 0, 0.2 + n * 0.003 / cores),
         PlanRow(
             "phase1_prepare", n, measure, n * 60_000, 3 + n * mpx * MEASURE_S_PER_MPX_CORE / cores + solves
@@ -415,6 +428,10 @@ def estimate_rows(
             0.1,
         ),
     )
+    if not basis.compiles:
+        return rows
+    compiling = COMPILING_BYTES | {"phase1_prepare": COMPILING_CHILD_BYTES * max(1, children)}
+    return tuple(replace(row, ram_bytes=row.ram_bytes + compiling.get(row.phase, 0)) for row in rows)
 
 
 def _picture_bytes(basis: CostBasis, canvas_hw: tuple[int, int]) -> int:

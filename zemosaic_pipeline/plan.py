@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from astropy.wcs import WCS
 
+from zemosaic_core.compiled_code import is_compiled
 from zemosaic_core.errors import RunFailed, SettingsError
 from zemosaic_core.sources import CombineRule, Kernel
 from zemosaic_gpu_policy import GpuPolicy
@@ -112,6 +113,8 @@ class RunPlan:
     memory_limit_bytes: int = 0
     elsewhere: int = 0
     """Workers of a cluster on other machines."""
+    compiles: bool = False
+    """The program has to be compiled first: the first run after an installation."""
 
     @property
     def peak_bytes(self) -> int:
@@ -215,6 +218,7 @@ def resolve(
     n_calibrations: int = 0,
     n_tiles: int = 0,
     elsewhere: int = 0,
+    compiles: bool = False,
 ) -> RunPlan:
     """Return the plan that follows from settings, frames and machine; pure but for the policy's decision.
 
@@ -224,6 +228,8 @@ def resolve(
         Raw frames first, then the ``n_tiles`` stacks that are given.
     elsewhere : int
         Workers of a cluster on other machines; 0: all is done here.
+    compiles : bool
+        This run has to compile the program first (`compiled_code.is_compiled`).
     preplanned, batches : sequence of sequences of str
         Paths of frames that become a tile together: chosen by hand, and those of a list.
 
@@ -342,6 +348,7 @@ def resolve(
         rows=(),
         memory_limit_bytes=_memory_limit(settings),
         elsewhere=elsewhere,
+        compiles=compiles,
     )
     wants_batches = settings.route == "sds" and bool(raw)
     expected = (
@@ -423,6 +430,7 @@ def cost_basis(run: RunPlan) -> CostBasis:
         elsewhere=run.elsewhere,
         solves_sky=run.sky.model == "full" and run.stack.normalise == "linear_fit",
         mesh_cell_px=run.measure.mesh_cell_px,
+        compiles=run.compiles,
     )
 
 
@@ -563,6 +571,7 @@ def make_plan(
         n_calibrations=chosen.n_sets,
         n_tiles=len(stacks),
         elsewhere=elsewhere,
+        compiles=not is_compiled(),
     )
     split = split_text(filter_names(infos, split=settings.split_by_filter))
     return Plan(

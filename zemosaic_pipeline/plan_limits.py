@@ -28,6 +28,8 @@ def fit_to_memory(
 ) -> RunPlan:
     """Return the plan with its rows; where memory is short with fewer processes, lower blocks, a smaller picture.
 
+    Memory that compiling would take does not refuse a run that fits when it is done.
+
     Parameters
     ----------
     run : RunPlan
@@ -44,6 +46,9 @@ def fit_to_memory(
     planned = replace(run, rows=estimate(run))
     while planned.peak_bytes > memory_bytes:
         smaller = _smaller(planned)
+        if smaller is None and run.compiles:
+            # The first run may pass its limit then, which it was told; what it compiled until it is stopped stays.
+            return fit_to_memory(replace(run, compiles=False), memory_bytes, estimate)
         if smaller is None:
             # Rounded apart: 420 MB that do not go into 420 MB tell nobody anything.
             needed_mb, free_mb = -(-planned.peak_bytes // 1_000_000), memory_bytes // 1_000_000

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from zemosaic_core.compiled_code import is_compiled
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed, SettingsError, ZeMosaicError
 from zemosaic_io.calibration_sets import load_set
 from zemosaic_io.manifest import Manifest
@@ -314,7 +315,7 @@ class _ClassicRun:
             chosen = calibrate.choose(
                 infos[: len(raw)], self._beside(refused, calibration), self.folder, calibration
             )
-            elsewhere = require_workers(context, infos)
+            elsewhere, compiles = require_workers(context, infos), not is_compiled()
             plan = resolve(
                 self.settings,
                 infos,
@@ -326,8 +327,11 @@ class _ClassicRun:
                 n_calibrations=chosen.n_sets,
                 n_tiles=len(frames) - len(raw),
                 elsewhere=elsewhere,
+                compiles=compiles,
             )
             self._follow(plan)
+            if compiles:
+                context.say("run_info_compiles")
             self._refuse_small_disk(
                 next(row.disk_bytes for row in plan.rows if row.phase == phase1_prepare.PHASE)
             )

@@ -114,6 +114,23 @@ def test_thousands_of_small_frames_fit_where_hundreds_do(raw):
     assert planned(few * 1600, 2 * GB).peak_bytes <= 2 * GB
 
 
+def test_the_first_run_is_planned_with_what_compiling_takes(raw):
+    few = [read_frame_info(path) for path in sorted(raw.iterdir())]
+    computer = Machine(cores=8, memory_bytes=64 * GB, disk_bytes=1000 * GB)
+    settings = Settings(num_processing_workers=2)
+    first, later = (
+        resolve(settings, few, computer, canvas_hw=estimate_canvas(few), compiles=compiles)
+        for compiles in (True, False)
+    )
+    # Measured for six small frames: 641 MB where a later run takes 325.
+    assert later.peak_bytes < 641 * MB <= first.peak_bytes
+    assert first.workers == later.workers
+    # Who cannot spare that may run all the same.
+    tight = replace(computer, memory_bytes=600 * MB)
+    plan = resolve(settings, few, tight, canvas_hw=estimate_canvas(few), compiles=True)
+    assert plan.peak_bytes <= 600 * MB
+
+
 def test_processes_that_measure_stay_small():
     """They run side by side, and what they import each of them holds."""
     modules = ("header_batches", "measure", "star_matches", "worker_pool")

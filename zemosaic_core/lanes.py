@@ -7,12 +7,10 @@ its neighbours do: a lane that is finished early is frozen or taken out, and a m
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
+from zemosaic_core.lane_vectors import HIGH, LOW, SQUARES, SUM, VECTOR, sort_rows, sum_clipped, sum_kept
 from zemosaic_core.tap_sums import prefetch
 
 __all__ = ["LANES", "MAX_ROUNDS", "MAX_SCALE_STEPS", "MOST_COUNTED", "REJECTION_CODES", "combine_rows"]
@@ -24,203 +22,13 @@ MAX_SCALE_STEPS = 10
 MOST_COUNTED = 65535
 # 30 samples of 256 pixels fill most of a first-level cache; more lanes spill, fewer waste the loop set-up.
 LANES = 256
-# Lanes of the explicit vector code; blocks are padded to whole vectors. Machines with shorter registers split it.
-VECTOR = 16
 # Numbers of 32 bits in a line of a cache.
 CACHE_LINE = 16
 
 
-@intrinsic
-def _exchange(typingctx, values, upper, lower, n_vectors):
-    """Order two rows lane by lane, the smaller values into `upper`.
-
-    Written as vector code because a compiler must assume that the rows overlap and checks it at every one of the
-    many short exchanges; they never do.
-    """
-    signature = types.void(values, types.intp, types.intp, types.intp)
-
-    def codegen(context, builder, sig, args):
-        array = context.make_array(sig.args[0])(context, builder, args[0])
-        stride = cgutils.unpack_tuple(builder, array.strides)[0]
-        start = builder.ptrtoint(array.data, stride.type)
-        vector = ir.VectorType(ir.FloatType(), VECTOR)
-
-        def row(index):
-            address = builder.add(start, builder.mul(index, stride))
-            return builder.inttoptr(address, vector.as_pointer())
-
-        first, second = row(args[1]), row(args[2])
-        with cgutils.for_range(builder, args[3]) as loop:
-            at_first, at_second = builder.gep(first, [loop.index]), builder.gep(second, [loop.index])
-            a, b = builder.load(at_first, align=4), builder.load(at_second, align=4)
-            smaller = builder.select(builder.fcmp_ordered("<", a, b), a, b)
-            larger = builder.select(builder.fcmp_ordered(">", b, a), b, a)
-            builder.store(smaller, at_first, align=4)
-            builder.store(larger, at_second, align=4)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _sort_rows(values, n):
-    """Sort every lane over its first `n` rows: Batcher's merge-exchange network, each exchange on all lanes."""
-    n_vectors = values.shape[1] // VECTOR
-    # Powers of two by their logarithms: divisions would take as long as the exchanges.
-    log_p = 0
-    while (1 << log_p) < n:
-        log_k = log_p
-        while log_k >= 0:
-            k = 1 << log_k
-            j = k & ((1 << log_p) - 1)
-            while j + k < n:
-                for i in range(j, j + min(k, n - j - k)):
-                    if i >> (log_p + 1) == (i + k) >> (log_p + 1):
-                        _exchange(values, i, i + k, n_vectors)
-                j += 2 * k
-            log_k -= 1
-        log_p += 1
-
-
 # Rows of the scratch array `work`, one value per lane.
-_SCALE, _CENTRE, _LOW, _HIGH, _SUM, _SQUARES, _DONE, _VARIANCE, _LIGHT = range(9)
-_LEVEL, _SLOPE = _LOW, _HIGH  # of the fitted line
-
-
-@intrinsic
-def _sum_clipped(typingctx, values, first, last, begin, end, lanes, work):
-    """Per lane: sums of clip(v, low, high) and of its square over the ranks ``first <= k < last``.
-
-    Lanes run in vectors with the sums in registers; ``begin`` and ``end`` bound the ranks of all lanes.
-    """
-    signature = types.void(values, first, last, types.intp, types.intp, types.intp, work)
-
-    def codegen(context, builder, sig, args):
-        vector, integers = ir.VectorType(ir.FloatType(), VECTOR), ir.VectorType(ir.IntType(32), VECTOR)
-        zero, width = ir.Constant(vector, [0.0] * VECTOR), context.get_constant(types.intp, VECTOR)
-
-        def start_of(index, row=None):
-            array = context.make_array(sig.args[index])(context, builder, args[index])
-            if row is None:
-                return array.data, None
-            stride = cgutils.unpack_tuple(builder, array.strides)[0]
-            address = builder.add(builder.ptrtoint(array.data, stride.type), builder.mul(row, stride))
-            return builder.inttoptr(address, array.data.type), stride
-
-        def at(pointer, offset, kind):
-            return builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
-
-        def work_row(row):
-            return start_of(6, context.get_constant(types.intp, row))[0]
-
-        low_at, high_at, sum_at, squares_at = (work_row(row) for row in (_LOW, _HIGH, _SUM, _SQUARES))
-        first_at, last_at = start_of(1)[0], start_of(2)[0]
-        top, stride = start_of(0, args[3])
-        rows = builder.sub(args[4], args[3])
-        n_vectors = builder.sdiv(builder.add(args[5], context.get_constant(types.intp, VECTOR - 1)), width)
-        begin32 = builder.trunc(args[3], ir.IntType(32))
-        undefined = ir.Constant(integers, ir.Undefined)
-        splat = ir.Constant(integers, [0] * VECTOR)
-        total, squares = cgutils.alloca_once(builder, vector), cgutils.alloca_once(builder, vector)
-        with cgutils.for_range(builder, n_vectors) as group:
-            lane = builder.mul(group.index, width)
-            low, high = (builder.load(at(p, lane, vector), align=4) for p in (low_at, high_at))
-            lowest, beyond = (builder.load(at(p, lane, integers), align=4) for p in (first_at, last_at))
-            builder.store(zero, total)
-            builder.store(zero, squares)
-            with cgutils.for_range(builder, rows) as rank:
-                offset = builder.mul(rank.index, stride)
-                address = builder.add(builder.ptrtoint(top, stride.type), offset)
-                row = builder.inttoptr(address, top.type)
-                x = builder.load(at(row, lane, vector), align=4)
-                x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
-                x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
-                k = builder.add(begin32, builder.trunc(rank.index, ir.IntType(32)))
-                k = builder.insert_element(undefined, k, ir.Constant(ir.IntType(32), 0))
-                k = builder.shuffle_vector(k, undefined, splat)
-                inside = builder.and_(
-                    builder.icmp_signed("<=", lowest, k), builder.icmp_signed("<", k, beyond)
-                )
-                x = builder.select(inside, x, zero)
-                builder.store(builder.fadd(builder.load(total), x), total)
-                builder.store(builder.fadd(builder.load(squares), builder.fmul(x, x)), squares)
-            builder.store(builder.load(total), at(sum_at, lane, vector), align=4)
-            builder.store(builder.load(squares), at(squares_at, lane, vector), align=4)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic
-def _sum_kept(typingctx, raw, shares, use_shares, own, n, unit, pivot, bounds, lanes, sums):
-    """Per lane, over the sources and as far as they are kept: sums of w, w, w d, w^2, w^2 d, w^2 d^2.
-
-    `d` is the difference from the pivot, kept within ``bounds[:2]``; `w` a weight of `own` times the share of the
-    sample, in all sums but the first 1 if `unit`. Lanes run in vectors with the sums in registers.
-    """
-    signature = types.void(
-        raw, shares, types.boolean, own, types.intp, types.boolean, pivot, bounds, types.intp, sums
-    )
-
-    def codegen(context, builder, sig, args):
-        vector = ir.VectorType(ir.FloatType(), VECTOR)
-        zero, one = ir.Constant(vector, [0.0] * VECTOR), ir.Constant(vector, [1.0] * VECTOR)
-        undefined, splat = (
-            ir.Constant(vector, ir.Undefined),
-            ir.Constant(ir.VectorType(ir.IntType(32), VECTOR), [0] * VECTOR),
-        )
-        width = context.get_constant(types.intp, VECTOR)
-
-        def memory(index):
-            array = context.make_array(sig.args[index])(context, builder, args[index])
-            return array.data, cgutils.unpack_tuple(builder, array.strides)[0]
-
-        def line(index, row, lane):
-            data, stride = memory(index)
-            address = builder.add(builder.ptrtoint(data, stride.type), builder.mul(row, stride))
-            return builder.bitcast(
-                builder.gep(builder.inttoptr(address, data.type), [lane]), vector.as_pointer()
-            )
-
-        n_vectors = builder.sdiv(builder.add(args[8], context.get_constant(types.intp, VECTOR - 1)), width)
-        totals = [cgutils.alloca_once(builder, vector) for _ in range(6)]
-        with cgutils.for_range(builder, n_vectors) as group:
-            lane = builder.mul(group.index, width)
-            middle = builder.load(line(6, context.get_constant(types.intp, 0), lane), align=4)
-            low, high = (
-                builder.load(line(7, context.get_constant(types.intp, k), lane), align=4) for k in range(2)
-            )
-            for total in totals:
-                builder.store(zero, total)
-            with cgutils.for_range(builder, args[4]) as source:
-                d = builder.fsub(builder.load(line(0, source.index, lane), align=4), middle)
-                kept = builder.and_(builder.fcmp_ordered(">=", d, low), builder.fcmp_ordered("<=", d, high))
-                weight = builder.load(builder.gep(memory(3)[0], [source.index]))
-                weight = builder.insert_element(undefined, weight, ir.Constant(ir.IntType(32), 0))
-                weight = builder.shuffle_vector(weight, undefined, splat)
-                share = cgutils.alloca_once_value(builder, one)
-                with builder.if_then(args[2]):
-                    builder.store(builder.load(line(1, source.index, lane), align=4), share)
-                # Where nothing is kept the share may be anything, NaN too.
-                w = builder.select(kept, builder.fmul(weight, builder.load(share)), zero)
-                d = builder.select(kept, d, zero)
-
-                def add(k, value):
-                    builder.store(builder.fadd(builder.load(totals[k]), value), totals[k])
-
-                add(0, w)
-                w = builder.select(args[5], builder.select(builder.fcmp_ordered(">", w, zero), one, zero), w)
-                square = builder.fmul(w, w)
-                times = builder.fmul(square, d)
-                for k, value in enumerate((w, builder.fmul(w, d), square, times, builder.fmul(times, d)), 1):
-                    add(k, value)
-            for k, total in enumerate(totals):
-                builder.store(
-                    builder.load(total), line(9, context.get_constant(types.intp, k), lane), align=4
-                )
-        return context.get_dummy_value()
-
-    return signature, codegen
+_SCALE, _CENTRE, _DONE, _VARIANCE, _LIGHT = range(SQUARES + 1, SQUARES + 6)
+_LEVEL, _SLOPE = LOW, HIGH  # of the fitted line
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -234,10 +42,10 @@ def _bounds_of(first, last, lanes):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _deviation(first, last, lane, work):
-    """Standard deviation of one lane from the sums of `_sum_clipped`."""
+    """Standard deviation of one lane from the sums of `sum_clipped`."""
     n = np.float32(last[lane] - first[lane])
-    total = work[_SUM, lane]
-    spread = work[_SQUARES, lane] - total * (total / n)
+    total = work[SUM, lane]
+    spread = work[SQUARES, lane] - total * (total / n)
     spread = spread if spread > np.float32(0) else np.float32(0)
     return np.sqrt(spread / (n - np.float32(1)))
 
@@ -263,19 +71,19 @@ def _winsorized_scale(values, first, last, lanes, quantiles, work):
     """Fill the scales of `work` from its centres, the medians of the kept."""
     for lane in range(lanes):
         top = last[lane] - first[lane] - 1
-        work[_LOW, lane] = _run_quantile(values, first[lane], last[lane], lane, quantiles[0] * top)
-        work[_HIGH, lane] = _run_quantile(values, first[lane], last[lane], lane, (1.0 - quantiles[1]) * top)
+        work[LOW, lane] = _run_quantile(values, first[lane], last[lane], lane, quantiles[0] * top)
+        work[HIGH, lane] = _run_quantile(values, first[lane], last[lane], lane, (1.0 - quantiles[1]) * top)
         work[_DONE, lane] = np.float32(0)
     begin, end = _bounds_of(first, last, lanes)
-    _sum_clipped(values, first, last, begin, end, lanes, work)
+    sum_clipped(values, first, last, begin, end, lanes, work)
     for lane in range(lanes):
         work[_SCALE, lane] = _deviation(first, last, lane, work)
     for _ in range(MAX_SCALE_STEPS):
         for lane in range(lanes):
             reach = np.float32(1.5) * work[_SCALE, lane]
-            work[_LOW, lane] = work[_CENTRE, lane] - reach
-            work[_HIGH, lane] = work[_CENTRE, lane] + reach
-        _sum_clipped(values, first, last, begin, end, lanes, work)
+            work[LOW, lane] = work[_CENTRE, lane] - reach
+            work[HIGH, lane] = work[_CENTRE, lane] + reach
+        sum_clipped(values, first, last, begin, end, lanes, work)
         n_open = 0
         for lane in range(lanes):
             scale = work[_SCALE, lane]
@@ -508,10 +316,10 @@ def _reject_lanes(values, n_rows, count, pivot, lanes, code, kappas, quantiles, 
             _winsorized_scale(values, first, last, active, quantiles, work)
         else:
             for lane in range(active):
-                work[_LOW, lane] = np.float32(-np.inf)
-                work[_HIGH, lane] = np.float32(np.inf)
+                work[LOW, lane] = np.float32(-np.inf)
+                work[HIGH, lane] = np.float32(np.inf)
             begin, end = _bounds_of(first, last, active)
-            _sum_clipped(values, first, last, begin, end, active, work)
+            sum_clipped(values, first, last, begin, end, active, work)
             for lane in range(active):
                 work[_SCALE, lane] = _deviation(first, last, lane, work)
         if noise[0] > 0:
@@ -708,7 +516,7 @@ def combine_rows(
                 seen = coverage[y, x0:x1]
                 for i in range(lanes):
                     seen[i] = max(seen[i], np.uint16(min(count[i], MOST_COUNTED)))
-                _sort_rows(block, seen_by)
+                sort_rows(block, seen_by)
                 for i in range(lanes):
                     pivot[i] = block[(count[i] - 1) // 2, i] if count[i] > 0 else np.float32(0)
                 if noise[0] > 0:
@@ -718,7 +526,7 @@ def combine_rows(
                 )
                 for k in range(seen_by):
                     own[k] = weights[present[k], channel]
-                _sum_kept(raw, share, mapped, own, seen_by, median, pivot, bounds, lanes, sums)
+                sum_kept(raw, share, mapped, own, seen_by, median, pivot, bounds, lanes, sums)
                 _write_lanes(
                     sums, pivot, bounds, runs, count, lanes, median, image[channel, y, x0:x1],
                     weight[channel, y, x0:x1], variance[channel, y, x0:x1],

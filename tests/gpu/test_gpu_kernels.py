@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from simulated_device import COMPILER, SimulatedDevice, signatures
 
-from zemosaic_core import background, cfa, pixel_map, raw_defects, raw_maxima, raw_sky, resample
+from zemosaic_core import background, cfa_rows, pixel_map, raw_defects, raw_maxima, raw_sky, resample
 from zemosaic_core.gpu import combine, kernels, measure, tiles, windows
 from zemosaic_core.gpu.launch import Queue
 from zemosaic_core.sources import CombineRule
@@ -98,7 +98,7 @@ def test_constants_agree_with_the_python_side():
     assert f"#define NO_NODE (-(1LL << {(-pixel_map.NO_NODE).bit_length() - 1}))\n" in text
     text = kernels.source("decode")
     assert f"#define SHARE_ROWS {windows.SHARE_ROWS}\n" in text
-    assert f"here * {1 / cfa._CLEAR:g}f;" in text
+    assert f"here * {1 / cfa_rows.CLEAR:g}f;" in text
     text = kernels.source("measure")
     numbers = {
         "BINS": raw_sky.BINS,

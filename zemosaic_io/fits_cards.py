@@ -48,6 +48,8 @@ NCOMBINE SNAPSHOT NEXP_SUM EXPTOTAL EXP EXP_TIME BINNING ORIGIN FOVRA FOVDEC PIX
 RA DEC RAUNIT OBJCTRA OBJCTDEC TELRA TELDEC FOCALLEN FOCAL FLENGTH XPIXSZ PIXSIZE PIXELSIZ PIXSCAL1 SCALE
 """
 _PLAIN_KEYS = frozenset(_PLAIN_KEY_TEXT.split())
+# FITS 4.0, 4.4.1.
+_MOST_AXES = 999
 _LAYOUT_KEYS = ("BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "NAXIS3", "NAXIS4", "PCOUNT", "GCOUNT")
 _LAYOUT_KEYS += ("ZBITPIX", "ZNAXIS", "ZNAXIS1", "ZNAXIS2", "ZNAXIS3", "ZNAXIS4", "TFIELDS")
 _NEEDED = frozenset(k.ljust(8).encode("ascii") for k in _PLAIN_KEYS)
@@ -181,6 +183,7 @@ def _read_cards(file: Any, path: Path, *, is_primary: bool) -> tuple[dict[str, A
         end = _find_end(data, searched)
     cards = _parse_cards(bytes(data[:end]))
     _check_layout_cards(cards, path)
+    _check_numbers_of_axes(bytes(data[:end]), path)
     return cards, -(-(end + _CARD) // FITS_BLOCK) * FITS_BLOCK
 
 
@@ -275,6 +278,23 @@ def _check_layout_cards(cards: Mapping[str, Any], path: Path) -> None:
             raise SkipItem(
                 "frame_bad_header", f"{path}: {key} is {value!r}", path=str(path), reason=f"{key} = {value}"
             )
+
+
+def _check_numbers_of_axes(header: bytes, path: Path) -> None:
+    """Refuse more axes than the standard knows, in any of several cards: astropy counts up to what it finds."""
+    for name in (b"NAXIS   =", b"ZNAXIS  ="):
+        at = header.find(name)
+        while at >= 0:
+            value = _parse_value(header[at + 9 : at + _CARD]) if at % _CARD == 0 else 0
+            if isinstance(value, int | float) and value > _MOST_AXES:
+                key = name[:8].decode().rstrip()
+                raise SkipItem(
+                    "frame_bad_header",
+                    f"{path}: {key} is {value!r}",
+                    path=str(path),
+                    reason=f"{key} = {value}",
+                )
+            at = header.find(name, at + 1)
 
 
 def _data_bytes(cards: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from made_frames import base_cards, expose, field_sky, pointings, run, write_all
 
 from zemosaic_core.errors import SaveFailed, SkipItem
 from zemosaic_core.frame_wcs import UnusableWcs, build_frame_wcs
+from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline.frame_boundary import TRACEBACK, result_or_skip
 
 BLOCK, CARD = 2880, 80
@@ -217,3 +218,19 @@ def test_a_wcs_that_leads_nowhere_is_none(changes):
     assert (float(ra), float(dec)) == pytest.approx((150.0, 20.0))
     with pytest.raises(UnusableWcs):
         build_frame_wcs({**GOOD, **changes}, (300, 400))
+
+
+@pytest.mark.parametrize("name", ["NAXIS", "ZNAXIS"])
+def test_nobody_counts_to_a_number_of_axes_that_cannot_be(tmp_path, name):
+    """In a unit before that with the image, as the second of two cards: astropy would count up to it, for ever."""
+    path = tmp_path / "light.fits"
+    units = [fits.PrimaryHDU(), fits.ImageHDU(), fits.CompImageHDU(np.zeros((300, 400), np.uint16))]
+    fits.HDUList(units).writeto(path)
+    content = bytearray(path.read_bytes())
+    end = content.find(b"END     ", content.find(b"XTENSION"))
+    content[end : end + 80] = f"{name:8}= {2**63 - 1:20}".ljust(80).encode()
+    content[end + 80 : end + 160] = b"END".ljust(80)
+    path.write_bytes(content)
+    with pytest.raises(SkipItem) as caught:
+        read_frame_info(path)
+    assert caught.value.key == "frame_bad_header"

@@ -242,8 +242,10 @@ def solve_sky(
     joint = spread_rows(meshes.xy, circumstances.hours, MAX_JOINT_FRAMES)
     sessions = circumstances.sessions if _beyond_one_frame(meshes, spacing) else None
 
+    # Few flats stand behind many frames.
+    uses = Counter(map(id, flats))
     # One flat for all, of frames that see more sky than one of them, and not asked for before.
-    may_improve = before is None and sessions is not None and len(set(map(id, flats))) == 1
+    may_improve = before is None and sessions is not None and len(uses) == 1
 
     def solve(c: int) -> ChannelSky:
         return _solve_channel(
@@ -253,8 +255,6 @@ def solve_sky(
 
     with ThreadPoolExecutor(threads) as executor:
         channels = tuple(executor.map(solve, range(n_channels)))
-    # Few flats stand behind many frames.
-    uses = Counter(map(id, flats))
     each = {id(flat): flat for flat in flats}
     inverse = {key: flat.inverse_terms() if flat.usable else (0.0, 0.0) for key, flat in each.items()}
     f = np.array([inverse[id(flat)] for flat in flats])

@@ -248,16 +248,18 @@ def _signals(
 
 def _is_even(plane: np.ndarray, cells: SkyCells, line: _Line, pieces: np.ndarray, signal: float) -> bool:
     """Whether low values along the core of some pieces rise with their mean, `signal` above the level beside it."""
-    columns = np.array([-1, 0, 1, -19, -17, -15, 15, 17, 19])
+    columns = np.array([-19, -17, -15, -1, 0, 1, 15, 17, 19])
+    is_core = np.abs(columns) <= 1
     values = np.full((len(pieces) * _PIECE_PX, len(columns)), np.nan)
     _samples(
         plane, cells.cell_px, cells.sky, 1.0 / np.maximum(cells.noise, 1e-3),
         (line.steep, line.start, line.slope), columns, pieces, values,
     )  # fmt: skip
     values = values[np.isfinite(values[:, 0])]
-    core, beside = (np.quantile(part, _EVEN_QUANTILE) for part in (values[:, :3], values[:, 3:]))
-    error = _QUANTILE_ERROR * math.sqrt(1.0 / values[:, :3].size + 1.0 / values[:, 3:].size)
-    return bool(core - beside + error >= _LEAST_EVEN * signal)
+    core, beside = values[:, is_core], values[:, ~is_core]
+    rise = np.quantile(core, _EVEN_QUANTILE) - np.quantile(beside, _EVEN_QUANTILE)
+    error = _QUANTILE_ERROR * math.sqrt(1.0 / core.size + 1.0 / beside.size)
+    return bool(rise + error >= _LEAST_EVEN * signal)
 
 
 def _straight(t: np.ndarray, value: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
@@ -315,14 +317,23 @@ def _half_width(typical: np.ndarray, n_rows: int, offset: np.ndarray) -> float:
 
 
 @njit(cache=True, nogil=True)
+def _in_sigma(plane, sky, scale, y, x, row, column):
+    """A pixel in units of its noise above the sky of a cell.
+
+    It counts at most so many sigma: a star on the line must not speak for a piece.
+    """
+    phase = 2 * (y & 1) + (x & 1)
+    value = (np.float64(plane[y, x]) - sky[phase, row, column]) * scale[phase, row, column]
+    return min(max(value, -np.float64(6.0)), np.float64(6.0))
+
+
+@njit(cache=True, nogil=True)
 def _profiles(plane, cell, sky, scale, line, columns, every, profile, rows):
     """Mean of the pixels across the line, in units of their noise above the sky, for each piece along it."""
     steep, start, slope = line
     length = plane.shape[0] if steep else plane.shape[1]
     breadth = plane.shape[1] if steep else plane.shape[0]
     n_pieces, n_across = profile.shape
-    # A pixel counts at most so many sigma: a star on the line must not speak for a piece.
-    most = np.float64(6.0)
     for piece in range(n_pieces):
         profile[piece] = 0.0
         n = 0
@@ -336,9 +347,7 @@ def _profiles(plane, cell, sky, scale, line, columns, every, profile, rows):
             row, column = (t // cell, c // cell) if steep else (c // cell, t // cell)
             for k in range(n_across):
                 y, x = (t, c + columns[k]) if steep else (c + columns[k], t)
-                phase = 2 * (y & 1) + (x & 1)
-                value = (np.float64(plane[y, x]) - sky[phase, row, column]) * scale[phase, row, column]
-                profile[piece, k] += min(max(value, -most), most)
+                profile[piece, k] += _in_sigma(plane, sky, scale, y, x, row, column)
         rows[piece] = n
         if n > 0:
             for k in range(n_across):
@@ -350,19 +359,16 @@ def _samples(plane, cell, sky, scale, line, columns, pieces, values):
     """The pixels of each row of some pieces, as `_profiles` counts them; rows near a border stay as they are."""
     steep, start, slope = line
     breadth = plane.shape[1] if steep else plane.shape[0]
-    most = np.float64(6.0)
     for i in range(len(pieces)):
         for j in range(_PIECE_PX):
             t = pieces[i] * _PIECE_PX + j
             c = math.floor(start + slope * t + 0.5)
-            if c + columns.min() < 0 or c + columns.max() >= breadth:
+            if c + columns[0] < 0 or c + columns[-1] >= breadth:
                 continue
             row, column = (t // cell, c // cell) if steep else (c // cell, t // cell)
             for k in range(len(columns)):
                 y, x = (t, c + columns[k]) if steep else (c + columns[k], t)
-                phase = 2 * (y & 1) + (x & 1)
-                value = (np.float64(plane[y, x]) - sky[phase, row, column]) * scale[phase, row, column]
-                values[i * _PIECE_PX + j, k] = min(max(value, -most), most)
+                values[i * _PIECE_PX + j, k] = _in_sigma(plane, sky, scale, y, x, row, column)
 
 
 def chains_of_dots(x: np.ndarray, y: np.ndarray, fwhm_px: float, shape_hw: tuple[int, int]) -> np.ndarray:

@@ -160,10 +160,11 @@ class Manifest:
         SaveFailed
             ``save_failed``.
         """
-        text = json.dumps(_plain(record))
+        plain = _plain(record)
+        text = json.dumps(plain)
         self._texts[key] = text
         self._changed = True
-        line = f'["{_checksum(key, text)}", {json.dumps(key)}, {text}]\n'
+        line = f'["{_checksum(key, plain)}", {json.dumps(key)}, {text}]\n'
         try:
             if self._journal is None:
                 self._journal_path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +206,9 @@ class Manifest:
         with atomic_path(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.write(f'{{"format": {_FORMAT},\n"checksums": {{')
             for number, (key, text) in enumerate(self._texts.items()):
-                file.write(f'{"," if number else ""}\n {json.dumps(key)}: "{_checksum(key, text)}"')
+                file.write(
+                    f'{"," if number else ""}\n {json.dumps(key)}: "{_checksum(key, json.loads(text))}"'
+                )
             file.write('\n},\n"records": {')
             for number, (key, text) in enumerate(self._texts.items()):
                 file.write(f"{',' if number else ''}\n {json.dumps(key)}: {text}")
@@ -250,8 +253,8 @@ def _journal_records(path: Path) -> dict[str, str]:
             for line in journal:
                 try:
                     checksum, key, record = json.loads(line)
-                    if checksum == _checksum(key, text := json.dumps(record)):
-                        records[key] = text
+                    if checksum == _checksum(key, record):
+                        records[key] = json.dumps(record)
                 except (ValueError, TypeError, RecursionError):
                     continue
     except FileNotFoundError:
@@ -262,16 +265,19 @@ def _journal_records(path: Path) -> dict[str, str]:
 
 
 def _sound_records(path: Path, records: Mapping[str, Any], checksums: Mapping[str, str]) -> dict[str, str]:
-    texts = {key: json.dumps(record) for key, record in records.items()}
-    sound = {key: text for key, text in texts.items() if checksums.get(key) == _checksum(key, text)}
+    sound = {
+        key: json.dumps(record)
+        for key, record in records.items()
+        if checksums.get(key) == _checksum(key, record)
+    }
     if len(sound) < len(records):
         _log.warning("%s: %d damaged records do not count", path, len(records) - len(sound))
     return sound
 
 
-def _checksum(key: str, text: str) -> str:
-    """Return the checksum of a record, given as JSON; the order of its names does not count."""
-    ordered = json.dumps([key, json.loads(text)], sort_keys=True)
+def _checksum(key: str, record: Any) -> str:
+    """Return the checksum of a record; the order of its names does not count."""
+    ordered = json.dumps([key, record], sort_keys=True)
     return hashlib.blake2b(ordered.encode(), digest_size=8).hexdigest()
 
 

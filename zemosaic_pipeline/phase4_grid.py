@@ -57,12 +57,14 @@ class StarFluxes:
     def flux_scale(self, flats: Mapping[int, StarFlat]) -> photometry.Transparency:
         """Return the gains of the frames, with the flats of some of them (by index) taken out where they are usable."""
         flux = self.flux
-        if any(flat.usable for flat in flats.values()):
+        # Few flats stand behind many frames.
+        usable = {id(flat): flat for flat in flats.values() if flat.usable}
+        if usable:
             flatness = np.ones(len(self.q))
-            for i, index in enumerate(self.indices):
-                if index in flats and flats[index].usable:
-                    own = self.frame_index == i
-                    flatness[own] = flats[index].values(self.q[own])
+            flat_of_frame = np.array([id(flats.get(index)) for index in self.indices])
+            for label, flat in usable.items():
+                own = (flat_of_frame == label)[self.frame_index]
+                flatness[own] = flat.values(self.q[own])
             flux = flux / flatness[:, None]
         return photometry.solve_transparency(
             self.frame_index, self.star_index, flux, n_frames=len(self.indices), n_stars=self.n_stars

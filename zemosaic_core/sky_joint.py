@@ -322,14 +322,18 @@ class JointProblem:
             left_of_cells(self._starts, self._columns, self._terms, self._cells, sky, everything)
         )
 
-    def reweigh(self, sky: np.ndarray, unknowns: np.ndarray, curvature: np.ndarray) -> np.ndarray:
-        """Set robust weights from the residuals of a solution; return the residuals."""
-        residual = self.residual(sky, unknowns, curvature)
+    def robust_weight(self, sky: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        """Return how much each cell counts by what a sky (M,) leaves of it (K,), shape (K,)."""
         in_noise = np.abs(residual) * np.sqrt(self._noise_weight)
         scatter = max(1.4826 * float(np.median(in_noise)), 1e-9)
         structure = _STRUCTURE_SHARE * (self.cells.lattice.weights @ self.cells.lattice.roughness(sky))
         variance = (_SCATTER_FACTOR * scatter) ** 2 / self._noise_weight + structure**2
-        self.weight = np.minimum(1.0, _HUBER_SIGMA * scatter / np.maximum(in_noise, 1e-12)) / variance
+        return np.asarray(np.minimum(1.0, _HUBER_SIGMA * scatter / np.maximum(in_noise, 1e-12)) / variance)
+
+    def reweigh(self, sky: np.ndarray, unknowns: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+        """Set robust weights from the residuals of a solution; return the residuals."""
+        residual = self.residual(sky, unknowns, curvature)
+        self.weight = self.robust_weight(sky, residual)
         return residual
 
 

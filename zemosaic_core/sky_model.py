@@ -129,6 +129,8 @@ class ChannelSky:
         Sizes of the parts of the glow (`glow_prior.SIZE_NAMES`), ADU.
     seen_pattern : SeenPattern or None
         What the frames say of vignetting; None where no frame has a usable cell.
+    cell_weight : ndarray, shape (K,), float64
+        How much each usable cell of the frames solved jointly counts by what the model leaves of it.
     """
 
     glow: Array
@@ -150,6 +152,7 @@ class ChannelSky:
     quadric_centre_xy: tuple[float, float]
     sizes_adu: Array
     seen_pattern: SeenPattern | None
+    cell_weight: Array
 
     def removed_rows(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.float32]:
         """Return the glow removed from the mosaic as a whole on plane pixels, (y1 - y0, x1 - x0) float32 ADU."""
@@ -216,8 +219,8 @@ def solve_sky(
     flat : StarFlat, or a sequence of one per frame
         Applied where `StarFlat.usable`; its error bounds what the sky may call a detector pattern.
     before : SkyModel, optional
-        The model of the same frames with a poorer flat: how large the parts of the glow are, and whether directions
-        fit, is taken from it.
+        The model of the same frames with a poorer flat: how large the parts of the glow are, whether directions fit,
+        and how much each cell counts is taken from it.
 
     Returns
     -------
@@ -250,7 +253,7 @@ def solve_sky(
     def solve(c: int) -> ChannelSky:
         return _solve_channel(
             meshes, gains[:, c], c, circumstances, flats, float(pedestal[c]), float(pedestal_sigma[c]), joint,
-            spacing, sessions, None if before is None else before.channels[c].sizes_adu,
+            spacing, sessions, None if before is None else before.channels[c],
         )  # fmt: skip
 
     with ThreadPoolExecutor(threads) as executor:
@@ -338,7 +341,7 @@ def _solve_channel(
     joint: NDArray[np.int64],
     spacing: float,
     sessions: NDArray[np.int64] | None,
-    sizes_adu: Array | None,
+    before: ChannelSky | None,
 ) -> ChannelSky:
     n = len(gains)
     light = light_adu(meshes, gains, c, pedestal)
@@ -351,7 +354,7 @@ def _solve_channel(
         return _unknown_sky(n, light, level, background, int(circumstances.sessions.max()) + 1)
     vignetting, pattern_covariance = patterns_expected(flats, level, pedestal_sigma)
     cells = _without_vignetting(cells, vignetting[joint])
-    sizes = None if sizes_adu is None else np.log(sizes_adu / level)
+    sizes = None if before is None else np.log(before.sizes_adu / level)
     if sizes is None and len(joint) > MAX_TUNED_FRAMES:
         few = joint[spread_rows(meshes.xy[joint], circumstances.hours[joint], MAX_TUNED_FRAMES)]
         value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, few, usual)
@@ -363,7 +366,11 @@ def _solve_channel(
     terms = large_scale_terms(cells.lattice.node_xy)
     seen = problem.hits > 0.3
     one_field = _area_px(seen, spacing) < _ONE_FIELD_FRAMES * meshes.frame_area_px
-    _, reduced, sizes = _iterate(problem, prior, pattern_covariance, level, one_field, sizes, _ROUNDS)
+    if before is not None:
+        # Another flat moves the sky by less than a cell is known: weights that begin as good as they end need one turn.
+        problem.weight = before.cell_weight
+    turns = _ROUNDS if before is None else 1
+    _, reduced, sizes = _iterate(problem, prior, pattern_covariance, level, one_field, sizes, turns)
     posterior_for = averaged_posterior if prior.n_frames <= MAX_TUNED_FRAMES else posterior_of
     posterior = posterior_for(reduced, prior, sizes, pattern_covariance)
     gauge = gauged(reduced, posterior, cells.lattice, terms, problem.hits, level, one_field=one_field)
@@ -416,6 +423,7 @@ def _solve_channel(
             relative_light,
             patterns,
         )
+    cell_weight = problem.robust_weight(sky, left)
     empty = gauge.empty if gauge.empty.any() else empty_nodes(sky, terms, problem.hits)
     shift = background - float(np.median(sky[empty]))
     glow[:, 0] -= shift
@@ -440,6 +448,7 @@ def _solve_channel(
         quadric_centre_xy=centre,
         sizes_adu=np.exp(sizes) * level,
         seen_pattern=seen_by_frames,
+        cell_weight=cell_weight,
     )
 
 
@@ -586,5 +595,5 @@ def _unknown_sky(n: int, light: Array, level: float, background: float, n_sessio
     return ChannelSky(
         glow, np.zeros((2, 2)), np.zeros((n, 2)), np.zeros((n, 3)), no_patterns, np.zeros((0, 2)), np.zeros(0), no_node,
         no_node, background, level, nothing, ASSURANCES[2], np.full(n, np.nan), np.zeros((0, 4)), np.zeros(6),
-        (0.0, 0.0), np.full(10, np.nan), None,
+        (0.0, 0.0), np.full(10, np.nan), None, np.zeros(0),
     )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from tests.core.sky_cases import CELL_NOISE, LIGHT, PEDESTAL, MadeNight, left_over, made_night
 from zemosaic_core import sky_flat
 from zemosaic_core.sky_flat import SeenPattern, flat_of_stars_and_sky, seen_pattern
-from zemosaic_core.sky_model import solve_sky
+from zemosaic_core.sky_model import SkyModel, solve_sky
 from zemosaic_core.star_flat import StarFlat, no_star_flat
 
 
@@ -124,3 +124,32 @@ def test_cameras_with_flats_of_their_own_are_left_to_their_stars():
     two = poor_flat(0.96), poor_flat(0.97)
     flats = [two[k % 2] for k in range(len(made.meshes.mesh))]
     assert solve_sky(made.meshes, made.circumstances, flats).better_flat is None
+
+
+def test_a_second_solution_begins_where_the_first_ended():
+    """Its one turn ends near where weights and sky settle; from equal weights it would not."""
+    made = three_colours(made_night(4, vignetting=0.08, cloud_adu=60.0, drift_adu=150.0, with_site=True))
+    odd = np.random.default_rng(2).random(made.meshes.mesh.shape) < 0.02
+    made = replace(made, meshes=replace(made.meshes, mesh=made.meshes.mesh + 60.0 * odd))
+    model = solve_sky(made.meshes, made.circumstances, no_star_flat())
+    flat = model.better_flat
+    assert flat is not None
+
+    def solved_after(before: SkyModel) -> SkyModel:
+        return solve_sky(made.meshes, made.circumstances, flat, before=before)
+
+    again = settled = solved_after(model)
+    for _ in range(5):
+        settled = solved_after(settled)
+    equal = [
+        replace(channel, cell_weight=np.full_like(channel.cell_weight, np.median(channel.cell_weight)))
+        for channel in model.channels
+    ]
+
+    def away(found: SkyModel) -> float:
+        """Return the largest difference of what frames lose at the border of the detector, ADU."""
+        terms, radial = found.terms - settled.terms, found.radial - settled.radial
+        return float(max(np.abs(terms[..., 1:]).max(), np.abs(radial[..., 2:]).max()))
+
+    assert away(again) < 0.5
+    assert away(solved_after(replace(model, channels=tuple(equal)))) > 4.0

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
+from astropy.io import fits
 from astropy.stats import sigma_clip
 from scipy import ndimage
 
@@ -26,7 +28,10 @@ from zemosaic_core.refine import RefineSource, gather_block
 from zemosaic_core.refine_structure import refined, share_of_channels, structure_mask
 from zemosaic_core.rejection import combine_stack
 from zemosaic_core.resample import sample_window
+from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, SampleNoise
+from zemosaic_io.frame_store import FrameStore
+from zemosaic_io.headers import read_frame_info
 
 IDENTITY = np.tile(np.array([1, 0, 0, 0], np.float32), (3, 1))
 
@@ -158,6 +163,47 @@ def bench_coadd(n, shape, rng):
     )
 
 
+def bench_low_blocks(n, rng):
+    """Raw frames from files in blocks of few rows: what a window takes whatever its height."""
+    shape, colour = (160, 200), CfaColour((1000.0,) * 3, (30.0,) * 3, (0.8, 1.0, 0.7))
+    box, rule = (0, shape[0], 0, shape[1]), CombineRule(noise=SampleNoise((720.0,) * 3, (1000.0,) * 3))
+    with tempfile.TemporaryDirectory() as folder:
+        infos = {}
+        for k in range(n):
+            path = Path(folder) / f"{k}.fit"
+            data = rng.normal(1000, 30, shape).astype(np.uint16)
+            fits.PrimaryHDU(data, fits.Header({"BAYERPAT": "GRBG"})).writeto(path)
+            infos[k] = read_frame_info(path)
+        store = FrameStore(infos, colours=dict.fromkeys(infos, colour))
+        sources = [
+            CoaddSource(
+                k, shape, build_pixel_map(rotation(0.5, shape), box), box, IDENTITY, np.ones(3, np.float32)
+            )
+            for k in infos
+        ]
+        for rows in (160, 16, 8):
+            scratch = Scratch()
+
+            def work(rows=rows, scratch=scratch):
+                for y0 in range(0, shape[0], rows):
+                    coadd_block(
+                        store,
+                        sources,
+                        y0,
+                        y0 + rows,
+                        shape[1],
+                        3,
+                        rule,
+                        "lanczos3",
+                        threads=1,
+                        scratch=scratch,
+                    )
+
+            spent, n_windows = seconds(work), n * shape[0] // rows
+            print(f"{n} raw frames {shape[0]}x{shape[1]} in blocks of {rows:3d} rows: {spent:.2f} s processor, "
+                  f"{spent * 1e3 / n_windows:.2f} ms a window")  # fmt: skip
+
+
 def bench_second_pass(n, shape, rng):
     """Second pass over frames of stars, beside what the first costs: decoding, sampling and rejection."""
     step = 24
@@ -230,6 +276,7 @@ def main():
     for n in (10, 30, 100):
         bench_rejection(n, 16 if quick else 64, 1080, rng)
     bench_coadd(6 if quick else 20, shape, rng)
+    bench_low_blocks(20 if quick else 100, rng)
     bench_second_pass(10 if quick else 20, shape, rng)
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "average_star",
     "debayer",
     "debayer_terms",
+    "debayer_window",
     "flip_pattern",
     "luminance",
     "shift_pattern",
@@ -298,8 +299,7 @@ def debayer(
         When the plane, the pattern or `out` is not usable.
     """
     cfa = _check_plane(cfa)
-    name = shift_pattern(_check_pattern(pattern), y0, x0)
-    terms = debayer_terms(colour)
+    pattern = _check_pattern(pattern)
     if out is None:
         out = np.empty((3, *cfa.shape), np.float32)
     elif out.shape != (3, *cfa.shape) or out.dtype != np.float32 or not out.flags.c_contiguous:
@@ -308,6 +308,14 @@ def debayer(
         columns = np.tile(np.array([0, cfa.shape[1]], np.int64), (len(cfa), 1))
     elif columns.shape != (len(cfa), 2) or columns.min() < 0 or columns.max() > cfa.shape[1]:
         raise ValueError(f"columns {columns.shape} do not lie in a plane of {cfa.shape}")
+    debayer_window(cfa, pattern, y0, x0, debayer_terms(colour), columns, out)
+    return out
+
+
+def debayer_window(
+    cfa: np.ndarray, pattern: str, y0: int, x0: int, terms: DebayerTerms, columns: np.ndarray, out: np.ndarray
+) -> None:
+    """Do what `debayer` does to small windows by the thousand: all is given, nothing is looked at twice."""
+    name = shift_pattern(pattern, y0, x0)
     numbers = (terms.gain, terms.zero, terms.pull, terms.sky, terms.depth)
     debayer_rows(cfa, name[0] == "G", name.index("R") // 2, numbers, columns, out)
-    return out

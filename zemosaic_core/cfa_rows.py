@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-__all__ = ["CLEAR", "debayer_rows"]
+__all__ = ["CLEAR", "columns_within", "debayer_rows"]
 
 # A colour is taken to have more than the average star's share only where the colour measured has so many times the
 # least light for each time: in the light of a single emission line the others hold noise, which would be carried.
@@ -226,6 +226,16 @@ def _pairs_around(columns, y, reach, more, late):
     if first >= last:
         return slice(0, 0)
     return slice((first + late) // 2 - more, (last - 1 + late) // 2 + 1 + more)
+
+
+@njit(cache=True, nogil=True)
+def columns_within(columns, n_rows, top, left):
+    """Return the columns wanted of a window of so many rows from those of a smaller one that begins at (top, left)."""
+    found = np.zeros((n_rows, 2), np.int64)
+    for y in range(columns.shape[0]):
+        if columns[y, 0] < columns[y, 1]:
+            found[top + y, 0], found[top + y, 1] = columns[y, 0] + left, columns[y, 1] + left
+    return found
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -12,6 +12,7 @@ rounded down by less than 1 part in 16,000. NaN of other origin hold 0 there or 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numba import njit
@@ -152,11 +153,11 @@ def mark_clipped_cfa(
     -----
     Neighbours are those in the window: read one more pixel on each inner side.
     """
-    colours = np.array(["RGB".index(colour) for colour in pattern], np.int64)
-    thresholds = np.asarray(levels, np.float32)
-    if np.isfinite(thresholds).any():
-        marks = with_bounds(np.where(np.isfinite(thresholds), thresholds, 1)).view(np.int32)
-        _mark_cfa(planes, planes.view(np.int32), sensor, colours, thresholds, marks)
+    if isinstance(levels, np.ndarray) and levels.dtype == np.float32:
+        thresholds = levels
+    else:
+        thresholds = np.array(levels, np.float32)
+    _mark_cfa(planes, planes.view(np.int32), sensor, _colours_of(pattern), thresholds)
 
 
 def samples_below(
@@ -178,17 +179,25 @@ def samples_below(
     """
     if levels is None:
         return np.array(sensor, np.float32, order="C")
-    width = sensor.shape[1]
-    of_cell = np.array([levels["RGB".index(colour)] for colour in pattern], np.float32).reshape(2, 2)
-    ceilings = np.ascontiguousarray(np.tile(of_cell, width // 2 + 1)[:, :width])
     out = np.empty(sensor.shape, np.float32)
-    _copy_below(np.ascontiguousarray(sensor), ceilings, out)
+    _copy_below(np.ascontiguousarray(sensor), _colours_of(pattern), np.asarray(levels, np.float32), out)
     return out
 
 
+@lru_cache
+def _colours_of(pattern: str) -> np.ndarray:
+    colours = np.array(["RGB".index(colour) for colour in pattern], np.int64)
+    colours.setflags(write=False)
+    return colours
+
+
 @njit(cache=True, nogil=True)
-def _copy_below(sensor, ceilings, out):
+def _copy_below(sensor, colours, levels, out):
     nan = np.float32(np.nan)
+    ceilings = np.empty((2, out.shape[1]), np.float32)
+    for y in range(2):
+        for x in range(out.shape[1]):
+            ceilings[y, x] = levels[colours[2 * y + x % 2]]
     for y in range(out.shape[0]):
         line, ceiling, target = sensor[y], ceilings[y & 1], out[y]
         for x in range(line.size):
@@ -205,9 +214,15 @@ def _any_at_least(line, level):
 
 
 @njit(cache=True, nogil=True)
-def _mark_cfa(planes, bits, sensor, colours, levels, marks):
+def _mark_cfa(planes, bits, sensor, colours, levels):
     height, width = sensor.shape
     lowest = min(levels[0], min(levels[1], levels[2]))
+    if not lowest < np.inf:
+        return
+    bounds = np.empty(3, np.float32)
+    for c in range(3):
+        bounds[c] = max(levels[c], _LEAST) if levels[c] < np.inf else np.float32(1)
+    marks = BOUND_MARK + (bounds.view(np.int32) >> BOUND_SHIFT)
     rows = np.zeros(height, np.bool_)
     for y in range(height):
         rows[y] = _any_at_least(sensor[y], lowest)

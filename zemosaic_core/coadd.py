@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from typing import Protocol
 
@@ -36,9 +37,11 @@ __all__ = [
 ]
 
 # Window area per output area above which a source is read in strips of columns: a rotated frame crosses a few
-# output rows with a tall window of which little is used.
+# output rows with a tall window of which little is used. Each strip reads rows of its own, so windows of fewer pixels
+# than a cache holds stay whole.
 _WASTE = 2.0
 _MIN_STRIP = 128
+_SMALL_WINDOW_PX = 1 << 18
 # float64 sums of w, w x, w^2, w^2 x, w^2 x^2 per channel of the streaming path, its count, the highest lower bound of
 # clipped light and the number of such samples.
 _STREAM_BYTES = 5 * 8 + 4 + 4 + 2
@@ -306,7 +309,7 @@ Box = tuple[int, int, int, int]
 def _part_of(source: CoaddSource, y0: int, y1: int, width: int) -> Box | None:
     top, bottom, left, right = source.bbox
     top, bottom, left, right = max(top, y0), min(bottom, y1), max(left, 0), min(right, width)
-    if bottom <= top or right <= left or not np.any(np.asarray(source.weight) > 0):
+    if bottom <= top or right <= left or not source.takes_part:
         return None
     return top, bottom, left, right
 
@@ -329,10 +332,12 @@ def _strips(source: CoaddSource, part: Box, halo: int) -> Iterator[tuple[Box, Bo
         return
     area = (window[1] - window[0]) * (window[3] - window[2])
     needed = max(y1 - y0, 1) * (x1 - x0)
-    count = 1
-    if area > _WASTE * needed:
-        # A window's waste shrinks with the strip; halves until the strip is about as wide as the block is high.
-        count = max(1, min((x1 - x0) // _MIN_STRIP, int(area / needed)))
+    # A window's waste shrinks with the strip; halves until the strip is about as wide as the block is high.
+    wasteful = area > max(_WASTE * needed, _SMALL_WINDOW_PX)
+    count = min((x1 - x0) // _MIN_STRIP, int(area / needed)) if wasteful else 1
+    if count <= 1:
+        yield part, window
+        return
     edges = np.linspace(x0, x1, count + 1).astype(int)
     for left, right in pairwise(edges.tolist()):
         box = (y0, y1, left, right)
@@ -368,6 +373,12 @@ def _sample_source(
             )  # fmt: skip
 
 
+@lru_cache
+def _lends(kind: type) -> bool:
+    # Looking up the methods of a protocol takes as long as reading a small window.
+    return issubclass(kind, LendingSource)
+
+
 @contextmanager
 def _window(
     pixels: PixelSource,
@@ -379,7 +390,7 @@ def _window(
     scratch: Scratch,
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     """Lend pixels of a source that hold a window of a box at least, and the row and column of the first of them."""
-    if isinstance(pixels, LendingSource):
+    if _lends(type(pixels)):
         columns = source_columns(source.pixel_map, box, window, halo)
         with pixels.lend(scratch, source.key, *window, columns=columns) as lent:
             yield lent

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise, repeat
 from typing import Protocol
 
@@ -48,8 +49,8 @@ RANGE_SHARE, LIGHT_SHARE, FLANK_SHARE = np.float32(0.7), np.float32(2), np.float
 # The cubic of Keys (1981) through the co-add. Of stars of FWHM 1.9 to 3.2 px his a = -1/2 makes the result 1 % sharper
 # than they are, -0.7 takes half a percent of their light from apertures of 3 px.
 KEYS = np.float32(-0.6)
-
-
+# Rows that one call adds the samples of a source to.
+LEAST_STRIP_ROWS = 16
 # Samples whose places are asked for together whether something is needed there.
 RUN_BITS = 4
 RUN = 1 << RUN_BITS
@@ -104,6 +105,31 @@ class RefineSource:
     background: np.ndarray
     blur_px2: float = 0.0
 
+    @cached_property
+    def numbers(self) -> SourceNumbers:
+        """What the loops of the processor need, made once: finding it takes longer than a low window of a block."""
+        source = self.source
+        return SourceNumbers(
+            channels_of(self.pattern),
+            source_terms(source),
+            np.asarray(self.limit, np.float32),
+            np.asarray(self.background, np.float32),
+            np.asarray(source.weight, np.float32),
+            _mean_steps(self.to_output),
+        )
+
+
+@dataclass(frozen=True)
+class SourceNumbers:
+    """Of a source: channels of its 2 x 2 cell, its terms, `RefineSource.limit` and background, its weight, its turn."""
+
+    channels: np.ndarray
+    terms: np.ndarray
+    limit: np.ndarray
+    background: np.ndarray
+    weight: np.ndarray
+    turn: np.ndarray
+
 
 # -------------------------------------------------------------------------------------- what the bodies have in common
 
@@ -127,6 +153,15 @@ def turn_of(to_output: PixelMap, scale: float) -> np.ndarray:
 
     One for a whole frame: over the pixel or two of a step no distortion counts.
     """
+    return _turn(_mean_steps(to_output), scale)
+
+
+def _turn(steps: np.ndarray, scale: float) -> np.ndarray:
+    return steps if np.isfinite(steps).all() else np.array([scale, 0, 0, scale], np.float32)
+
+
+def _mean_steps(to_output: PixelMap) -> np.ndarray:
+    """Return `turn_of`, NaN where the map does not tell."""
     columns = [
         [
             np.nanmean(np.diff(nodes, axis=axis)) / to_output.step if nodes.shape[axis] > 1 else np.nan
@@ -134,8 +169,7 @@ def turn_of(to_output: PixelMap, scale: float) -> np.ndarray:
         ]
         for nodes in (to_output.src_x, to_output.src_y)
     ]
-    turn = np.array(columns, np.float32).ravel()
-    return turn if np.isfinite(turn).all() else np.array([scale, 0, 0, scale], np.float32)
+    return np.array(columns, np.float32).ravel()
 
 
 # ----------------------------------------------------------------------------------------------- on the processor
@@ -440,7 +474,7 @@ def gather_block(
     for item in sources:
         a, b, left, right = item.source.bbox
         box = (max(a, top), min(b, bottom), max(left, 0), min(right, mask.shape[1]))
-        if box[0] < box[1] and box[2] < box[3] and np.any(np.asarray(item.source.weight) > 0):
+        if box[0] < box[1] and box[2] < box[3] and item.source.takes_part:
             parts.append((item, box))
     need = needed_places(mask, scale)
     run_need = _in_runs(need)
@@ -459,10 +493,11 @@ def gather_block(
         weights = pixels.read_weight(source.key, *window) if source.has_weight_map else None
         differences = lent.enter_context(scratch.floats(*samples.shape))
         origin = (window[0], window[2])
+        numbers = item.numbers
         _differences(
             samples, origin, source.shape_hw, item.to_output.src_x, item.to_output.src_y, _lattice(item.to_output),
-            channels_of(item.pattern), source_terms(source), source.surface is not None,
-            np.asarray(item.limit, np.float32), np.asarray(item.background, np.float32), np.float32(item.blur_px2),
+            numbers.channels, numbers.terms, source.surface is not None,
+            numbers.limit, numbers.background, np.float32(item.blur_px2),
             model, image_y0, need, run_need, y0 - NEED_REACH, differences,
         )  # fmt: skip
         return _Read(item, box, origin, differences, weights)
@@ -473,19 +508,21 @@ def gather_block(
             a, b, left, right = found.box
             box = (max(a, strip[0]), min(b, strip[1]), left, right)
             if box[0] < box[1]:
+                numbers = found.source.numbers
                 _gather(
                     found.differences, found.origin_yx, source.shape_hw,
                     source.pixel_map.src_x, source.pixel_map.src_y, _lattice(source.pixel_map),
-                    channels_of(found.source.pattern), np.asarray(source.weight, np.float32),
-                    np.float32(source.feather_px),
+                    numbers.channels, numbers.weight, np.float32(source.feather_px),
                     _NO_MAP if weights is None else np.ascontiguousarray(weights, np.float32), weights is not None,
-                    kernel_numbers(scale), box, spans, span_of, y0, turn_of(found.source.to_output, scale),
+                    kernel_numbers(scale), box, spans, span_of, y0, _turn(numbers.turn, scale),
                     sums.total, sums.weight, sums.square, sums.weight_square,
                     sums.weight_x, sums.weight_y, sums.total_x, sums.total_y,
                 )  # fmt: skip
 
     threads = max(1, threads)
-    edges = np.linspace(top, bottom, 2 * threads + 1).astype(int)
+    # More strips than threads: some have more to do than others. Calls for a few rows each cost more than that.
+    n_strips = min(2 * threads, max(1, (bottom - top) // LEAST_STRIP_ROWS))
+    edges = np.linspace(top, bottom, n_strips + 1).astype(int)
     strips = [(a, b) for a, b in pairwise(edges.tolist()) if a < b]
     with ThreadPoolExecutor(threads) as executor:
         for some in _batches(parts, threads):

@@ -469,7 +469,7 @@ def _sample_kernel(
 def _flat(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return the memory of an array from its first to its last element, and how far its lines lie apart in it."""
     steps = tuple(step // array.itemsize for step in array.strides)
-    if array.size == 0:
+    if array.size == 0 or array.flags.c_contiguous:
         return array.reshape(-1), steps[:-1]
     if steps[-1] != 1 or min(steps) < 0:
         raise ValueError(f"elements of a row must lie side by side; got strides of {steps} elements")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,21 +27,20 @@ class Scratch:
     @contextmanager
     def floats(self, *shape: int) -> Iterator[np.ndarray]:
         """Lend a float32 array of a shape, filled with anything, until the block is left."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         memory = self._take(size)
         try:
             yield memory[:size].reshape(shape)
         finally:
             with self._lock:
-                self._free.append(memory)
+                insort(self._free, memory, key=len)
 
     def _take(self, size: int) -> np.ndarray:
         with self._lock:
             # Sorted by size: the first that suffices is the best fit.
-            self._free.sort(key=len)
-            for place, memory in enumerate(self._free):
-                if len(memory) >= size:
-                    return self._free.pop(place)
+            place = bisect_left(self._free, size, key=len)
+            if place < len(self._free):
+                return self._free.pop(place)
             if self._free:
                 self._free.pop()
         return np.empty(size, np.float32)

@@ -112,6 +112,11 @@ class CoaddSource:
     radial: np.ndarray | None = None
     surface: np.ndarray | None = None
 
+    @cached_property
+    def takes_part(self) -> bool:
+        """Whether a channel has any weight."""
+        return bool(np.any(np.asarray(self.weight) > 0))
+
 
 @dataclass(frozen=True)
 class RawRows:

@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from zemosaic_core.cfa import DEBAYER_REACH, CfaColour, debayer, shift_pattern
+from zemosaic_core.cfa import (
+    DEBAYER_REACH,
+    CfaColour,
+    DebayerTerms,
+    debayer_terms,
+    debayer_window,
+    shift_pattern,
+)
+from zemosaic_core.cfa_rows import columns_within
 from zemosaic_core.clipped_light import mark_clipped_cfa, mark_clipped_planes, samples_below, with_bounds
 from zemosaic_core.errors import SkipItem
 from zemosaic_core.hot_pixels import repair_cfa, repair_mono
@@ -43,6 +51,8 @@ _MARGIN = DEBAYER_REACH + 4
 _TRACE_WEIGHT = 1e-3
 # Reach of the repair of a pixel from its neighbours.
 _MONO_MARGIN = 2
+_NONE = np.empty(0, np.int64)
+_NONE.setflags(write=False)
 
 
 class FrameStore:
@@ -109,6 +119,7 @@ class FrameStore:
         in_order = {of: np.sort(np.asarray(v, dtype=np.int64)) for of, v in lists.items()}
         self._hot = {k: in_order[id(v)] for k, v in (hot_pixels or {}).items() if len(v)}
         self._colours = dict(colours or {})
+        self._terms: dict[int, DebayerTerms] = {}
         # A corner keeps a trace of weight: where it is all there is it must still show.
         self._radial = None if radial is None else (*radial[:2], max(radial[2], _TRACE_WEIGHT))
         self._radial_maps: dict[tuple[int, int], np.ndarray] = {}
@@ -138,6 +149,7 @@ class FrameStore:
         own: dict[str, Any] = {
             "_lock": None,
             "_sets": {},
+            "_terms": {},
             "_radial_maps": {},
         }
         return {**self.__dict__, **own}
@@ -203,22 +215,27 @@ class FrameStore:
             yield self.read(key, y0, y1, x0, x1), (y0, x0)
             return
         sensor, (top, left) = self._sensor(info, key, y0, y1, x0, x1)
-        wanted = None
-        if columns is not None:
-            wanted = np.zeros((len(sensor), 2), np.int64)
-            wanted[y0 - top : y1 - top] = np.where(columns[:, :1] < columns[:, 1:], columns + (x0 - left), 0)
+        if columns is None:
+            wanted = np.full((len(sensor), 2), (0, sensor.shape[1]), np.int64)
+        else:
+            wanted = columns_within(columns, len(sensor), y0 - top, x0 - left)
         with scratch.floats(3, *sensor.shape) as planes:
-            debayer(
-                sensor, info.cfa_pattern, top, left,
-                colour=self._colours.get(key), columns=wanted, out=planes,
-            )  # fmt: skip
+            debayer_window(sensor, info.cfa_pattern, top, left, self._debayer_terms(key), wanted, planes)
             if key in self._clip:
                 mark_clipped_cfa(planes, sensor, shift_pattern(info.cfa_pattern, top, left), self._clip[key])
             self._mask(planes, key, top, left)
             yield planes, (top, left)
 
+    def _debayer_terms(self, key: int) -> DebayerTerms:
+        terms = self._terms.get(key)
+        if terms is None:
+            terms = self._terms[key] = debayer_terms(self._colours.get(key))
+        return terms
+
     def _mask(self, window: np.ndarray, key: int, y0: int, x0: int) -> None:
         """Make the masked pixels of a window, whose first pixel is given, missing."""
+        if key not in self._masked:
+            return
         for y, first, end in self._spans(key, y0, y0 + window.shape[1]):
             window[:, y - y0, max(0, first - x0) : max(0, end - x0)] = np.nan
 
@@ -269,10 +286,12 @@ class FrameStore:
             sensor = self._samples(info, key, y0, y1, x0, x1)
             samples = samples_below(sensor, shift_pattern(info.cfa_pattern, y0, x0), self._clip.get(key))
         width = info.shape_hw[1]
-        y, x = np.divmod(self._hot_rows(key, y0, y1, width), width)
-        inside = (x >= x0) & (x < x1)
-        samples[y[inside] - y0, x[inside] - x0] = np.nan
-        if info.kind == "cfa":
+        hot = self._hot_rows(key, y0, y1, width)
+        if len(hot):
+            y, x = np.divmod(hot, width)
+            inside = (x >= x0) & (x < x1)
+            samples[y[inside] - y0, x[inside] - x0] = np.nan
+        if info.kind == "cfa" and key in self._masked:
             for row, first, end in self._spans(key, y0, y1):
                 samples[row - y0, max(0, first - x0) : max(0, end - x0)] = np.nan
         return samples
@@ -360,14 +379,14 @@ class FrameStore:
         spans = self._masked.get(key)
         if spans is None:
             return np.empty((0, 3), np.int32)
-        first, last = np.searchsorted(spans[:, 0], (y0, y1))
+        first, last = spans[:, 0].searchsorted((y0, y1))
         return spans[first:last]
 
     def _hot_rows(self, key: int, y0: int, y1: int, width: int) -> np.ndarray:
         hot = self._hot.get(key)
         if hot is None:
-            return np.empty(0, np.int64)
-        first, last = np.searchsorted(hot, (y0 * width, y1 * width))
+            return _NONE
+        first, last = hot.searchsorted((y0 * width, y1 * width))
         return hot[first:last]
 
 

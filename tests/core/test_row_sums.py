@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zemosaic_core.row_sums import row_sums
+from zemosaic_core.row_sums import have_row_sums, row_sums
 
 
 def plainly(row: bytes, word: int) -> int:
@@ -36,3 +36,16 @@ def test_flips_of_any_two_bits_and_exchanged_words_change_the_sum():
         assert row_sums(other) != before
     for shift in range(1, 96):
         assert row_sums(np.roll(row, shift, axis=1)) != before
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("u1", 13), (">i2", 15), (">i2", 14), (">f4", 7)])
+def test_rows_are_known_by_their_sums(dtype, width):
+    rows = np.random.default_rng(3).integers(0, 120, (3, 5, width)).astype(dtype)
+    sums = row_sums(rows)
+    assert have_row_sums(rows, sums)
+    assert have_row_sums(rows[:, 1:4], sums[:, 1:4])
+    for place in np.ndindex(rows.shape):
+        other = rows.copy()
+        other[place] += 1
+        assert not have_row_sums(other, sums)
+    assert not have_row_sums(rows, np.roll(sums, 1, axis=0))

@@ -10,6 +10,7 @@ from astropy.io import fits
 from zemosaic_core.cfa import CfaColour, debayer
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_core.hot_pixels import repair_cfa, repair_mono
+from zemosaic_core.scratch import Scratch
 from zemosaic_core.weights import make_radial_weight_map
 from zemosaic_io.calibration_sets import CalibrationSet, save_set
 from zemosaic_io.fits_write import write_image
@@ -44,6 +45,17 @@ def test_window_equals_the_same_window_of_the_whole_frame(write_cfa, pattern, ho
         assert window.dtype == np.float32
         assert window.flags.c_contiguous
         np.testing.assert_array_equal(window, whole[:, y0:y1, x0:x1])
+
+
+def test_what_is_lent_holds_the_columns_that_are_wanted(write_cfa):
+    path, data = write_cfa()
+    store = FrameStore({3: read_frame_info(path)}, {3: HOT}, colours={3: COLOUR})
+    whole = debayer(repair_cfa(data, HOT), "GRBG", colour=COLOUR)
+    columns = np.array([[0, 4], [2, 9], [0, 0], [7, 12]])
+    with store.lend(Scratch(), 3, 6, 10, 11, 23, columns=columns) as (planes, (top, left)):
+        for row, (first, last) in enumerate(columns):
+            lent = planes[:, 6 + row - top, 11 + first - left : 11 + last - left]
+            np.testing.assert_array_equal(lent, whole[:, 6 + row, 11 + first : 11 + last])
 
 
 def test_unsorted_hot_pixels_and_frames_without_any(write_cfa):

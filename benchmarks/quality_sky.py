@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
 from zemosaic_core.night_sky import airmass, horizontal, julian_date, moon_place, moonlight_nl
 from zemosaic_core.sky_lattice import cell_centres
 from zemosaic_core.sky_meshes import SkyMeshes
-from zemosaic_core.sky_model import SkyModel, solve_sky
+from zemosaic_core.sky_model import SkyModel
 from zemosaic_core.star_flat import StarFlat, radius_squared, solve_star_flat
 from zemosaic_core.synthetic_sky import (
     Camera,
@@ -40,7 +40,7 @@ from zemosaic_core.synthetic_sky import (
 )
 from zemosaic_io.glow_session import GlowNight, plan_glow_night
 from zemosaic_pipeline.phase4_grid import StarFluxes
-from zemosaic_pipeline.sky import EXTINCTION_MAG, visit_labels
+from zemosaic_pipeline.sky import EXTINCTION_MAG, solved_with_flat, visit_labels
 
 __all__ = ["MeasuredNight", "judge_model", "measure_night", "solve_night"]
 
@@ -118,14 +118,11 @@ def measure_night(night: GlowNight, *, with_site: bool = True) -> MeasuredNight:
     )
 
 
-def solve_night(measured: MeasuredNight) -> tuple[MeasuredNight, SkyModel]:
-    """Return the model of the sky, and the night with the gains that belong to it, as a run finds them."""
-    model = solve_sky(measured.meshes, measured.circumstances, measured.flat)
-    if model.better_flat is None:
-        return measured, model
-    gains = measured.stars.flux_scale(dict.fromkeys(measured.stars.indices, model.better_flat)).gains
-    measured = replace(measured, meshes=replace(measured.meshes, gains=gains))
-    return measured, solve_sky(measured.meshes, measured.circumstances, model.better_flat, before=model)
+def solve_night(measured: MeasuredNight) -> SkyModel:
+    """Return the model of the sky, as a run finds it."""
+    indices = measured.stars.indices
+    flats = dict.fromkeys(indices, measured.flat)
+    return solved_with_flat(measured.meshes, measured.circumstances, indices, flats, measured.stars)[0]
 
 
 def _diffuse_light(night: GlowNight, texture: np.ndarray, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
@@ -234,7 +231,7 @@ def _judge_seed(name: str, with_site: bool) -> dict[str, Any]:
     night = plan_glow_night("", night_spec(name))
     measured = measure_night(night, with_site=with_site)
     start = time.process_time()
-    measured, model = solve_night(measured)
+    model = solve_night(measured)
     seconds = time.process_time() - start
     verdict = judge_model(measured, model)
     spec = night.spec

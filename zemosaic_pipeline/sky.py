@@ -20,15 +20,15 @@ from zemosaic_core.sky_cost import channels_at_once, lattice_nodes, solving_byte
 from zemosaic_core.sky_lattice import cell_centres, cell_spacing_px
 from zemosaic_core.sky_meshes import SkyMeshes
 from zemosaic_core.sky_model import SkyModel, solve_sky
-from zemosaic_core.star_flat import no_star_flat, radius_squared
+from zemosaic_core.star_flat import StarFlat, no_star_flat, radius_squared
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.phase2_group import frame_centres
-from zemosaic_pipeline.phase4_grid import Placed
+from zemosaic_pipeline.phase4_grid import Placed, StarFluxes
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import FrameTerms, MosaicGrid, RegisteredFrame
 from zemosaic_pipeline.sessions import night_labels, session_labels, setup_labels
 
-__all__ = ["SkySolution", "run", "with_gains"]
+__all__ = ["SkySolution", "run", "solved_with_flat", "with_gains"]
 
 # Frames taken one after the other at one pointing share what is left of the glow for this long.
 VISIT_S = 600.0
@@ -262,6 +262,50 @@ def with_gains(
     )
 
 
+def solved_with_flat(
+    meshes: SkyMeshes,
+    circumstances: FrameCircumstances,
+    indices: Sequence[int],
+    flats: Mapping[int, StarFlat],
+    fluxes: StarFluxes | None,
+    threads: int = 1,
+) -> tuple[SkyModel, dict[int, np.ndarray]]:
+    """Return the model of the sky, and the gains that it needs.
+
+    Where the sky makes the flat better known than the stars did, fluxes with that flat taken out give new gains, and
+    these the sky once more.
+
+    Parameters
+    ----------
+    meshes, circumstances
+        Of the same frames.
+    indices : sequence of int
+        Indices of these frames.
+    flats : mapping of int to StarFlat
+        What the stars told, by index of the frame.
+    fluxes : StarFluxes or None
+        Of these frames and perhaps of others; None where the gains came from elsewhere.
+    threads : int
+        Channels solved at once.
+
+    Returns
+    -------
+    SkyModel
+    dict
+        New gains, (C,) by index of all frames with fluxes; empty where the gains stay as they are.
+    """
+    unknown = no_star_flat()
+    of_stars = [flats.get(index, unknown) for index in indices]
+    model = solve_sky(meshes, circumstances, of_stars, threads=threads)
+    flat = model.better_flat
+    if flat is None or fluxes is None:
+        return model, {}
+    scale = fluxes.flux_scale({**flats, **dict.fromkeys(indices, flat)})
+    gains = dict(zip(fluxes.indices, scale.gains, strict=True))
+    meshes = replace(meshes, gains=np.array([gains[index] for index in indices]))
+    return solve_sky(meshes, circumstances, flat, before=model, threads=threads), gains
+
+
 def run(frames: Sequence[RegisteredFrame], placed: Placed, plan: RunPlan, context: RunContext) -> SkySolution:
     """Return the model of the sky, or why there is none."""
     grid, flats = placed.grid, placed.flats
@@ -282,30 +326,17 @@ def run(frames: Sequence[RegisteredFrame], placed: Placed, plan: RunPlan, contex
         return without("sky_sizes_differ")
     meshes = _meshes(frames, plan.measure.mesh_cell_px)
     circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
-    unknown = no_star_flat()
     cells = math.prod(meshes.xy.shape[1:3])
     nodes = lattice_nodes(len(frames), math.prod(grid.shape_hw), cell_spacing_px(meshes.xy), cells)
     one_bytes = solving_bytes(len(frames), nodes, cells)
     at_once = channels_at_once(one_bytes, plan.block_budget_bytes, context.threads, plan.n_channels)
     # Small dense algebra: several threads would mostly wait for each other, for minutes on a busy machine.
     with threadpool_limits(limits=1):
-        model = solve_sky(
-            meshes, circumstances, [flats.get(index, unknown) for index in indices], threads=at_once
-        )
-        gain_factors: dict[int, np.ndarray] = {}
-        if model.better_flat is not None and placed.fluxes is not None:
-            # The gains follow from fluxes with that flat taken out, and the sky from the gains.
-            flat = model.better_flat
-            scale = placed.fluxes.flux_scale({**flats, **dict.fromkeys(indices, flat)})
-            new = dict(zip(placed.fluxes.indices, scale.gains, strict=True))
-            gain_factors = {
-                frame.solved.frame.index: new[frame.solved.frame.index] / np.array(frame.gain)
-                for frame in placed.frames
-            }
-            meshes = replace(
-                meshes, gains=meshes.gains * np.array([gain_factors[index] for index in indices])
-            )
-            model = solve_sky(meshes, circumstances, flat, before=model, threads=at_once)
+        model, gains = solved_with_flat(meshes, circumstances, indices, flats, placed.fluxes, at_once)
+    factors = {
+        frame.solved.frame.index: gains[frame.solved.frame.index] / np.array(frame.gain)
+        for frame in (placed.frames if gains else ())
+    }
     if circumstances.local is not None and not model.local_used:
         site_key = "sky_site_misfit"
         context.say("sky_site_not_used", "WARN")
@@ -316,9 +347,7 @@ def run(frames: Sequence[RegisteredFrame], placed: Placed, plan: RunPlan, contex
         for i, index in enumerate(indices)
     }
     _tell(model, context)
-    return SkySolution(
-        model, terms, indices, circumstances.hours, site_key=site_key, gain_factors=gain_factors
-    )
+    return SkySolution(model, terms, indices, circumstances.hours, site_key=site_key, gain_factors=factors)
 
 
 def _tell(model: SkyModel, context: RunContext) -> None:

@@ -13,6 +13,7 @@ from zemosaic_core.synthetic_glow import Glow
 from zemosaic_core.synthetic_nebula import Cloud
 from zemosaic_core.synthetic_sky import render_frame, vignette
 from zemosaic_io.glow_session import NightSpec, plan_glow_night
+from zemosaic_pipeline.sky import solved_with_flat
 
 SPEC = NightSpec(
     seed=9,
@@ -57,7 +58,7 @@ def test_gains_undo_the_transparency(night, measured):
 
 
 def test_the_model_leaves_an_even_sky_and_keeps_the_cloud(night, measured):
-    found = judge_model(*solve_night(measured))
+    found = judge_model(measured, solve_night(measured))
     assert max(found["bg_rms_adu"]) < 5.0
     assert found["slope"][1] == pytest.approx(1.0, abs=0.08)
     untouched = measured.meshes.mesh * measured.meshes.gains[..., None, None]
@@ -65,6 +66,20 @@ def test_the_model_leaves_an_even_sky_and_keeps_the_cloud(night, measured):
     assert corner == pytest.approx(0.96)
     # What there was to remove: far more than is left.
     assert (untouched - measured.diffuse)[:, 1].std() > 10.0
+
+
+def test_a_flat_that_the_sky_makes_better_known_changes_gains_and_sky(measured):
+    stars = measured.stars
+    # Stars that hardly know the flat.
+    flats = dict.fromkeys(stars.indices, replace(measured.flat, covariance=25.0 * measured.flat.covariance))
+    model, gains = solved_with_flat(measured.meshes, measured.circumstances, stars.indices, flats, stars)
+    assert model.flat_applied
+    plain = stars.flux_scale(dict.fromkeys(stars.indices, model.flat)).gains
+    np.testing.assert_array_equal([gains[index] for index in stars.indices], plain)
+    np.testing.assert_allclose(model.terms[:, :, 0], plain, rtol=1e-6)
+    kept, none = solved_with_flat(measured.meshes, measured.circumstances, stars.indices, flats, None)
+    assert none == {}
+    np.testing.assert_allclose(kept.terms[:, :, 0], measured.meshes.gains, rtol=1e-6)
 
 
 def test_site_can_be_withheld(night):

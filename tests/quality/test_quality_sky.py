@@ -9,11 +9,13 @@ import pytest
 
 from benchmarks.quality_sky import judge_model, measure_night, solve_night, within
 from zemosaic_core.night_sky import Site
+from zemosaic_core.sky_model import solve_sky
+from zemosaic_core.star_flat import StarFlat, no_star_flat
 from zemosaic_core.synthetic_glow import Glow
 from zemosaic_core.synthetic_nebula import Cloud
 from zemosaic_core.synthetic_sky import render_frame, vignette
 from zemosaic_io.glow_session import NightSpec, plan_glow_night
-from zemosaic_pipeline.sky import solved_with_flat
+from zemosaic_pipeline import sky
 
 SPEC = NightSpec(
     seed=9,
@@ -68,17 +70,28 @@ def test_the_model_leaves_an_even_sky_and_keeps_the_cloud(night, measured):
     assert (untouched - measured.diffuse)[:, 1].std() > 10.0
 
 
-def test_a_flat_that_the_sky_makes_better_known_changes_gains_and_sky(measured):
-    stars = measured.stars
-    # Stars that hardly know the flat.
-    flats = dict.fromkeys(stars.indices, replace(measured.flat, covariance=25.0 * measured.flat.covariance))
-    model, gains = solved_with_flat(measured.meshes, measured.circumstances, stars.indices, flats, stars)
-    assert model.flat_applied
-    plain = stars.flux_scale(dict.fromkeys(stars.indices, model.flat)).gains
+def test_a_flat_that_the_sky_makes_better_known_changes_gains_and_sky(measured, monkeypatch):
+    stars, better = measured.stars, StarFlat(np.array([np.log(0.96), 0.0]), np.eye(2) * 1e-8, 1000)
+    solved = []
+
+    def solve(meshes, circumstances, flats, *, before=None, threads=1):
+        assert (before is None) == (not solved)
+        found = solve_sky(meshes, circumstances, flats, before=before, threads=threads)
+        solved.append(meshes.gains)
+        return found if before else replace(found, better_flat=better)
+
+    monkeypatch.setattr(sky, "solve_sky", solve)
+    flats = dict.fromkeys(stars.indices, no_star_flat())
+    model, gains = sky.solved_with_flat(measured.meshes, measured.circumstances, stars.indices, flats, stars)
+    assert model.flat is better
+    plain = stars.flux_scale(dict.fromkeys(stars.indices, better)).gains
     np.testing.assert_array_equal([gains[index] for index in stars.indices], plain)
+    np.testing.assert_array_equal(solved[1], plain)
     np.testing.assert_allclose(model.terms[:, :, 0], plain, rtol=1e-6)
-    kept, none = solved_with_flat(measured.meshes, measured.circumstances, stars.indices, flats, None)
+    solved.clear()
+    kept, none = sky.solved_with_flat(measured.meshes, measured.circumstances, stars.indices, flats, None)
     assert none == {}
+    assert len(solved) == 1
     np.testing.assert_allclose(kept.terms[:, :, 0], measured.meshes.gains, rtol=1e-6)
 
 

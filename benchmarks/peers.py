@@ -104,17 +104,24 @@ def _write_green(path: Path, folder: Path) -> Path:
 
 
 def run_words(words: list[str], folder: Path, log: Path) -> Cost:
-    """Run a program to its end.
+    """Run a program to its end, as a user has it: Python may keep what it made of the source.
 
     Raises
     ------
     PeerFailed
         It ended with an error.
     """
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     before, start = os.times(), time.perf_counter()
     with log.open("w", encoding="utf-8") as stream:
         code = subprocess.run(
-            words, cwd=folder, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, check=False
+            words,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            check=False,
         ).returncode
     after = os.times()
     if code != 0:

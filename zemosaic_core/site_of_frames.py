@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from zemosaic_core.night_sky import Site, horizontal, parallactic_deg
 
@@ -107,6 +106,9 @@ def site_from_rotation(
         for value, lon in zip(misfit(float(lat), some), some, strict=True)
     ]
     found: list[tuple[float, float, float]] = []
+    # A tenth of what a run imports, and most headers know the site.
+    from scipy.optimize import minimize
+
     for _, lat, lon in sorted(grid)[: 4 * _STARTS]:
         if any(_apart(lat, lon, *other[1:]) < _RIVAL_DEG for other in found) or len(found) >= _STARTS:
             continue

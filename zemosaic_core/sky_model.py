@@ -48,7 +48,13 @@ from .sky_meshes import (
     spread_rows,
     usual_error_adu,
 )
-from .sky_remains import QUADRIC_UNIT_PX, overlap_differences, removed_quadric, rms_per_frame
+from .sky_remains import (
+    QUADRIC_UNIT_PX,
+    overlap_differences,
+    quadric_rows,
+    removed_quadric,
+    rms_per_frame,
+)
 from .star_flat import StarFlat
 
 __all__ = ["ASSURANCES", "ChannelSky", "SkyModel", "solve_sky"]
@@ -157,11 +163,11 @@ class ChannelSky:
     def removed_rows(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.float32]:
         """Return the glow removed from the mosaic as a whole on plane pixels, (y1 - y0, x1 - x0) float32 ADU."""
         centre_x, centre_y = self.quadric_centre_xy
-        x = ((np.arange(x0, x1) - centre_x) / QUADRIC_UNIT_PX)[None, :]
-        y = ((np.arange(y0, y1) - centre_y) / QUADRIC_UNIT_PX)[:, None]
-        c = self.removed_quadric
-        value = c[0] + c[1] * x + c[2] * y + c[3] * x * x + c[4] * x * y + c[5] * y * y
-        return np.asarray(value, dtype=np.float32)
+        rows = np.empty((y1 - y0, x1 - x0), np.float32)
+        x = (np.arange(x0, x1) - centre_x) / QUADRIC_UNIT_PX
+        y = (np.arange(y0, y1) - centre_y) / QUADRIC_UNIT_PX
+        quadric_rows(self.removed_quadric, x, y, rows)
+        return rows
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from .sky_joint import JointProblem, SkyCells
 
-__all__ = ["QUADRIC_UNIT_PX", "overlap_differences", "removed_quadric", "rms_per_frame"]
+__all__ = ["QUADRIC_UNIT_PX", "overlap_differences", "quadric_rows", "removed_quadric", "rms_per_frame"]
 
 Array = NDArray[np.float64]
 
@@ -79,3 +80,22 @@ def removed_quadric(
     quadric = np.linalg.lstsq(terms[good], mean, rcond=None)[0]
     quadric[0] -= float(np.median(terms[good] @ quadric))
     return quadric, (float(centre[0]), float(centre[1]))
+
+
+@njit(cache=True, nogil=True)
+def quadric_rows(quadric, x, y, out):
+    """Write a quadric over rows of a mosaic, in float64 and rounded at the end.
+
+    Parameters
+    ----------
+    quadric : ndarray, shape (6,), float64
+        Coefficients of 1, x, y, x^2, xy, y^2.
+    x, y : ndarray, shape (W,) and (H,), float64
+    out : ndarray, shape (H, W), float32
+    """
+    c = quadric
+    for j in range(len(y)):
+        for i in range(len(x)):
+            value = c[0] + c[1] * x[i] + c[2] * y[j]
+            value = value + c[3] * x[i] * x[i] + c[4] * x[i] * y[j]
+            out[j, i] = value + c[5] * y[j] * y[j]

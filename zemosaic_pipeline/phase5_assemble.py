@@ -479,11 +479,12 @@ class _MosaicGlow:
         """Return canvas rows (C, y1 - y0, W), float32 ADU."""
         top, left = self._canvas.origin_yx
         width = self._canvas.shape_hw[1]
-        rows = [
-            np.float32(scale) * channel.removed_rows(top + y0, top + y1, left, left + width)
-            for channel, scale in zip(self._channels, self._scale, strict=True)
-        ]
-        return np.stack(rows)
+        rows = np.empty((len(self._channels), y1 - y0, width), np.float32)
+        for plane, channel, scale in zip(rows, self._channels, self._scale, strict=True):
+            np.multiply(
+                np.float32(scale), channel.removed_rows(top + y0, top + y1, left, left + width), out=plane
+            )
+        return rows
 
 
 def _rms(per_channel: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ _MAX_REPORT_BYTES = 500_000_000
 LIBRARIES = ("numpy", "scipy", "astropy", "numba", "sep", "cupy-cuda12x", "cupy-cuda13x")
 
 
-def _versions() -> dict[str, str]:
+@cache
+def _versions() -> Mapping[str, str]:
+    # The report is written at the beginning of each phase; these stay what they are.
     found = {"zemosaic": __version__, "python": platform.python_version(), "system": platform.platform()}
     for name in LIBRARIES:
         try:

@@ -11,24 +11,32 @@ import psutil
 from zemosaic_core.errors import RunFailed, ZeMosaicError
 from zemosaic_pipeline.machine import free_disk
 
-__all__ = ["LEAST_DISK_BYTES", "ResourceWatch", "private_bytes"]
+__all__ = ["LEAST_DISK_BYTES", "ResourceWatch", "bytes_of", "family_of", "private_bytes"]
 
 # With less than this no file of a run can be relied on to become complete.
 LEAST_DISK_BYTES = 20_000_000
-_DISK_EVERY = 5
+# Samples of the memory between two looks at the disk, and for processes that were started.
+_LOOK_EVERY = 5
 
 
-def private_bytes(process: psutil.Process | None = None) -> int:
-    """Memory of a process, by default this one, and its children that is theirs alone; 0 when it has ended.
+def family_of(process: psutil.Process | None = None) -> list[psutil.Process]:
+    """Return a process, by default this one, and its children; none when it has ended.
+
+    Every process of the system is looked at for it: 1 to 7 ms.
+    """
+    first = process or psutil.Process()
+    try:
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def bytes_of(family: Sequence[psutil.Process]) -> int:
+    """Return the memory of processes that is theirs alone; what has ended counts nothing.
 
     File-backed pages are left out: a memory-mapped FITS file is the system's cache, not ours.
     """
     total = 0
-    first = process or psutil.Process()
-    try:
-        family = [first, *first.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0
     for member in family:
         try:
             info = member.memory_info()
@@ -36,6 +44,11 @@ def private_bytes(process: psutil.Process | None = None) -> int:
             continue
         total += info.rss - getattr(info, "shared", 0)
     return total
+
+
+def private_bytes(process: psutil.Process | None = None) -> int:
+    """Return the memory of a process, by default this one, and its children that is theirs alone."""
+    return bytes_of(family_of(process))
 
 
 class ResourceWatch:
@@ -59,6 +72,7 @@ class ResourceWatch:
         self._tell = stop
         self._interval_s = interval_s
         self._peak = 0
+        self._family: list[psutil.Process] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="resource-watch", daemon=True)
@@ -67,13 +81,15 @@ class ResourceWatch:
     def _watch(self) -> None:
         count = 0
         while not self._stop.wait(self._interval_s):
+            if count % _LOOK_EVERY == 0:
+                self._family = family_of()
             self._sample()
             count += 1
-            if count % _DISK_EVERY == 0:
+            if count % _LOOK_EVERY == 0:
                 self._look_at_disk()
 
     def _sample(self) -> None:
-        now = private_bytes()
+        now = bytes_of(self._family)
         with self._lock:
             self._peak = max(self._peak, now)
         if 0 < self.limit_bytes < now:
@@ -105,6 +121,7 @@ class ResourceWatch:
 
     def take_peak(self) -> int:
         """Return the peak in bytes since the last call and start anew."""
+        self._family = family_of()
         self._sample()
         with self._lock:
             peak, self._peak = self._peak, 0

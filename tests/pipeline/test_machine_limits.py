@@ -296,7 +296,7 @@ def test_a_disk_that_runs_full_ends_the_run_early(raw, tmp_path, monkeypatch):
         return real(folder) if len(asked) < 3 else 5 * MB
 
     monkeypatch.setattr(resource_watch, "free_disk", less_and_less)
-    monkeypatch.setattr(resource_watch, "_DISK_EVERY", 1)
+    monkeypatch.setattr(resource_watch, "_LOOK_EVERY", 1)
     with pytest.raises(RunFailed) as error:
         run(raw, tmp_path / "out")
     assert error.value.key == "run_error_disk_nearly_full"
@@ -308,11 +308,23 @@ def test_a_disk_that_runs_full_ends_the_run_early(raw, tmp_path, monkeypatch):
 
 
 def test_a_run_above_its_ceiling_is_stopped(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(resource_watch, "private_bytes", lambda: 5 * GB)
+    monkeypatch.setattr(resource_watch, "bytes_of", lambda _: 5 * GB)
     with pytest.raises(RunFailed) as error:
         run(raw, tmp_path / "out", memory_limit_mb=1500)
     assert error.value.key == "run_error_memory_limit"
     assert error.value.values == {"used_mb": 5000, "limit_mb": 1500}
+
+
+def test_the_memory_of_a_process_that_was_started_later_counts(tmp_path):
+    watch = resource_watch.ResourceWatch((tmp_path,), lambda _: None, interval_s=0.02)
+    try:
+        before = watch.take_peak()
+        words = "import time; held = bytearray(b'x') * 300_000_000; time.sleep(1.0)"
+        subprocess.run([sys.executable, "-c", words], check=True)
+        assert watch.take_peak() > before + 250 * MB
+        assert watch.take_peak() < before + 250 * MB
+    finally:
+        watch.close()
 
 
 def test_want_of_memory_is_told_with_plan_and_free(raw, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ __all__ = [
     "Gauge",
     "empty_nodes",
     "gauged",
+    "large_scale_errors",
     "large_scale_terms",
     "roughness_adu",
     "seen_nodes",
@@ -153,6 +154,23 @@ def _agreed_width(found: np.ndarray, covariance: np.ndarray, width: np.ndarray) 
     return np.asarray(np.sqrt(squared))
 
 
+def large_scale_errors(
+    reduced: Reduced, posterior: Posterior, terms: np.ndarray, hits: np.ndarray
+) -> np.ndarray:
+    """Return how well the frames know the large scales of all sky that is seen, shape (5,), ADU.
+
+    That of a polynomial through its nodes, each counting as much as cells weigh on it. It has two parts: what is open
+    of the glow, and the noise that the sky has once the glow is known. In a narrow strip x^2, xy and y^2 are so much
+    alike that the second is the larger one.
+    """
+    root = np.sqrt(np.where(seen_nodes(hits), hits, 0.0))
+    fit = (np.linalg.pinv(terms * root[:, None]) * root)[1:]
+    _, onto, onto_open = reduced.of_sky(fit)
+    covariance = onto @ posterior.covariance @ onto.T + onto_open @ onto_open.T
+    covariance += reduced.equations.sky_noise(fit)
+    return np.asarray(np.sqrt(np.diag(covariance)))
+
+
 def gauged(
     reduced: Reduced,
     posterior: Posterior,
@@ -184,7 +202,7 @@ def gauged(
     from_data = posterior.unknowns
     unknowns, open_ = from_data, np.zeros(len(reduced.whitened))
     sky = reduced.sky(unknowns, open_)
-    sigma_data, conflict, rough = np.full(5, np.inf), False, 0.0
+    conflict, rough = False, 0.0
     for _ in range(_PASSES):
         mask = empty_nodes(sky, terms, hits)
         fit = np.zeros((5, len(mask)))
@@ -193,7 +211,6 @@ def gauged(
         constant, onto, onto_open = reduced.of_sky(fit)
         spread = onto @ posterior.covariance
         covariance = spread @ onto.T + onto_open @ onto_open.T
-        sigma_data = np.sqrt(np.maximum(np.diag(covariance), 0.0))
         rough = (
             structure_adu(sky, terms, mask, seen_nodes(hits), lattice)
             if one_field
@@ -208,4 +225,6 @@ def gauged(
         before, sky = sky, reduced.sky(unknowns, open_)
         if float(np.abs(sky - before).max()) < _SETTLED_SHARE * level:
             break
-    return Gauge(unknowns, open_, mask, sigma_data, True, conflict, rough)
+    return Gauge(
+        unknowns, open_, mask, large_scale_errors(reduced, posterior, terms, hits), True, conflict, rough
+    )

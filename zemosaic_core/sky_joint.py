@@ -178,6 +178,11 @@ class Equations:
         found = whitened.T @ self.whitened
         return found[:, -1], found[:, :-1]
 
+    def sky_noise(self, functionals: np.ndarray) -> np.ndarray:
+        """Return the covariance (F, F) of linear functionals (F, M) of the sky once all unknowns are known."""
+        whitened = self.factor.whiten(np.ascontiguousarray(functionals[:, self.order.nodes].T))
+        return np.asarray(whitened.T @ whitened)
+
     def reduced(self, root: np.ndarray) -> Reduced:
         """Eliminate the curvatures.
 

@@ -387,6 +387,37 @@ class TestWhatIsNotKnown:
 class TestElimination:
     """The sky eliminated by a sparse factorisation equals one dense least squares over everything."""
 
+    def in_one_matrix(self, made, problem, covariance, root):
+        """Every unknown in one dense matrix, the sky's nodes first, priors as rows; and its right side."""
+        m, cells = made.meshes, problem.cells
+        frames, first = cells.n_frames, 3 * cells.n_frames + 4
+        n_unknowns = first + 3 * frames
+        lattice = np.asarray(cells.lattice.weights.todense())
+        design = np.zeros((len(cells.value), n_unknowns))
+        shapes = products(m.uv).reshape(-1, 18)[:, :3]
+        for k, frame in enumerate(cells.frame):
+            design[k, 3 * frame : 3 * frame + 3] = cells.basis[k]
+            design[k, first - 4 : first - 2] = cells.patterns[k] * cells.light[frame]
+            design[k, first - 2 : first] = cells.patterns[k]
+            at = np.flatnonzero(np.abs(m.uv.reshape(-1, 2) - cells.basis[k, 1:]).max(axis=1) < 1e-9)[0]
+            design[k, first + frame :: frames] = shapes[at]
+        weight = np.sqrt(problem.weight)[:, None]
+        smooth = np.asarray(cells.lattice.differences.todense()) * np.sqrt(
+            1e-5 * np.median(1 / cells.sigma**2)
+        )
+        bends = np.kron(np.eye(3), root @ root.T)
+        pull = np.linalg.inv(np.linalg.cholesky(block_diag(covariance, bends)))
+        n = lattice.shape[1]
+        matrix = np.block(
+            [
+                [weight * lattice, weight * design],
+                [smooth, np.zeros((len(smooth), n_unknowns))],
+                [np.zeros((n_unknowns, n)), pull],
+            ]
+        )
+        right = np.concatenate([weight[:, 0] * cells.value, np.zeros(len(smooth) + n_unknowns)])
+        return matrix, right
+
     def test_the_plain_way_gives_the_same(self):
         made = made_night(2, panels=(1, 2), frames=2, with_site=True, cloud_adu=60.0)
         m, rows = made.meshes, np.arange(4)
@@ -398,32 +429,8 @@ class TestElimination:
         root = np.linalg.cholesky(np.diag([9.0, 4.0, 16.0, 1.0]) + 2.0)
         reduced = equations.reduced(root)
         fast = posterior_of(reduced, prior, sizes, sigma)
-        # The twin: every unknown in one dense matrix, priors as rows.
-        lattice = np.asarray(cells.lattice.weights.todense())
-        design = np.zeros((len(cells.value), 12 + 4 + 12))
-        shapes = products(m.uv).reshape(-1, 18)[:, :3]
-        for k, frame in enumerate(cells.frame):
-            design[k, 3 * frame : 3 * frame + 3] = cells.basis[k]
-            design[k, 12:14] = cells.patterns[k] * cells.light[frame]
-            design[k, 14:16] = cells.patterns[k]
-            at = np.flatnonzero(np.abs(m.uv.reshape(-1, 2) - cells.basis[k, 1:]).max(axis=1) < 1e-9)[0]
-            design[k, 16 + frame :: 4] = shapes[at]
-        weight = np.sqrt(problem.weight)[:, None]
-        smooth = np.asarray(cells.lattice.differences.todense()) * np.sqrt(
-            1e-5 * np.median(1 / cells.sigma**2)
-        )
-        covariance = full_covariance(prior, sizes, sigma)
-        bends = np.kron(np.eye(3), root @ root.T)
-        pull = np.linalg.inv(np.linalg.cholesky(block_diag(covariance, bends)))
-        n = lattice.shape[1]
-        matrix = np.block(
-            [
-                [weight * lattice, weight * design],
-                [smooth, np.zeros((len(smooth), 28))],
-                [np.zeros((28, n)), pull],
-            ]
-        )
-        right = np.concatenate([weight[:, 0] * cells.value, np.zeros(len(smooth) + 28)])
+        matrix, right = self.in_one_matrix(made, problem, full_covariance(prior, sizes, sigma), root)
+        n = len(cells.lattice.node_xy)
         plain = np.linalg.lstsq(matrix, right, rcond=None)[0]
         sky, plain, bent = plain[:n], plain[n : n + 16], plain[n + 16 :]
         levels = np.zeros(16)
@@ -455,6 +462,30 @@ class TestElimination:
         # Less the one level of everything, which only the prior knows.
         less = np.eye(len(plain)) - 1.0 / len(plain)
         np.testing.assert_allclose(less @ fast @ less, less @ plain @ less, atol=1e-4 * np.diag(plain).max())
+
+    def test_the_error_of_large_scales_is_that_of_everything_in_one_matrix(self):
+        """Along a strip across the axes, of few noisy cells, most of it is the noise of the sky itself."""
+        made = made_night(2, panels=(3, 1), frames=1, with_site=True, rotation_deg=0.0)
+        turn = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2.0)
+        m = replace(made.meshes, xy=made.meshes.xy @ turn, error=np.full_like(made.meshes.error, 10.0))
+        made = replace(made, meshes=m)
+        cells = cells_of(np.arange(3), m.mesh[:, 0], m.error[:, 0], m, np.ones(3), cell_spacing_px(m.xy))
+        problem = JointProblem(cells)
+        # As robust weights come out.
+        problem.weight = np.full(len(cells.value), 1.0 / 20.0**2)
+        prior, sigma, root = GlowPrior(made.circumstances, np.ones(3), 400.0), np.eye(4), 0.2 * np.eye(3)
+        reduced = problem.equations().reduced(root)
+        posterior = posterior_of(reduced, prior, prior.usual, sigma)
+        terms = sky_gauge.large_scale_terms(cells.lattice.node_xy)
+        stated = sky_gauge.large_scale_errors(reduced, posterior, terms, problem.hits)
+        matrix, _ = self.in_one_matrix(made, problem, full_covariance(prior, prior.usual, sigma), root)
+        n = len(terms)
+        known = np.linalg.inv(matrix.T @ matrix)[:n, :n]
+        weight = np.where(sky_gauge.seen_nodes(problem.hits), problem.hits, 0.0)[:, None]
+        fit = np.linalg.solve(terms.T @ (weight * terms), (weight * terms).T)[1:]
+        np.testing.assert_allclose(stated, np.sqrt(np.diag(fit @ known @ fit.T)), rtol=1e-3)
+        noise = np.sqrt(np.diag(reduced.equations.sky_noise(fit)))
+        assert (noise[2:] > 0.8 * stated[2:]).all()
 
     def test_the_products_of_sparse_matrices_give_the_same(self):
         made = made_night(2, panels=(1, 2), frames=3, with_site=True, cloud_adu=60.0)

@@ -244,6 +244,25 @@ def test_cluster_of_this_machine_ends_with_the_run(tmp_path):
     assert psutil.wait_procs(processes, timeout=20)[1] == []
 
 
+def pages_of_arrays(n: int) -> int:
+    """Return how many fresh pages it takes to make and free so many arrays of 1 MB, one after the other."""
+    from resource import RUSAGE_SELF, getrusage
+
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    for _ in range(n):
+        np.ones(1 << 17)
+    return getrusage(RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is looked at is the GNU C library")
+def test_worker_uses_freed_memory_again(cluster):
+    """Dask starts workers so that each array is made of fresh pages: 256 of them for each MB."""
+    with Cluster(ExecutorChoice("scheduler", cluster.scheduler_address), PathMap(), "test") as joined:
+        joined.require(Requirements("test", elsewhere.versions()))
+        fresh = dict(joined.map_items(Elsewhere(pages_of_arrays), [200] * 8, name_of=str))
+    assert max(fresh.values()) < 50 * 256
+
+
 def test_another_program_at_the_address_is_not_waited_for(monkeypatch):
     """Dask itself waits for good for the rest of what a web server answers."""
     monkeypatch.setattr(cluster_engine, "_MOST_S", 1.0)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from zemosaic_core.block_facts import BlockFacts, tile_weight
+from zemosaic_core.block_facts import BlockFacts
 from zemosaic_core.errors import RunFailed
-from zemosaic_core.sources import CoaddBlock
+from zemosaic_core.tile_rows import TileRows
 from zemosaic_io.atomic import save_failed
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.pixel_digest import PixelDigest
@@ -56,11 +56,6 @@ class TileBands:
         self._new_facts: list[BlockFacts] = []
         self._digest = PixelDigest()
         self._recorded_at = time.monotonic()
-        self._cores_yx = np.empty((0, 2), np.int64)
-
-    def watch(self, cores_yx: np.ndarray) -> None:
-        """Set the pixels (K, 2) of the tile, row by row, on which stars have their centres: see `BlockFacts`."""
-        self._cores_yx = cores_yx
 
     @property
     def unfinished(self) -> Path:
@@ -107,7 +102,7 @@ class TileBands:
             done = end
         return done
 
-    def add(self, out: StreamingFits, y0: int, y1: int, block: CoaddBlock) -> None:
+    def add(self, out: StreamingFits, y0: int, y1: int, rows: TileRows) -> None:
         """Write the rows that follow those written so far, all but their weights.
 
         Raises
@@ -115,12 +110,12 @@ class TileBands:
         SaveFailed
             ``save_failed``.
         """
-        for name, rows in self._pixels(block).items():
-            out.write_rows(y0, rows, ext=name)
-            _feed(self._digest, rows)
+        for name, pixels in self._pixels(rows).items():
+            out.write_rows(y0, pixels, ext=name)
+            _feed(self._digest, pixels)
         self._blocks.append((y0, y1))
-        self._weights.append(tile_weight(block))
-        self._new_facts.append(BlockFacts.of(y0, block, self._cores_yx))
+        self._weights.append(rows.weight)
+        self._new_facts.append(rows.facts)
         if time.monotonic() - self._recorded_at >= self._every_s:
             self.record(out)
 
@@ -188,9 +183,11 @@ class TileBands:
     def _extensions(self) -> list[str | None]:
         return [None, "COVERAGE", "CLIPPED", *(["VARIANCE"] if self._with_variance else [])]
 
-    def _pixels(self, block: CoaddBlock) -> dict[str | None, np.ndarray]:
-        rows = (block.image, block.coverage, block.clipped_bits(), block.variance)
-        return dict(zip(self._extensions(), rows, strict=False))
+    def _pixels(self, rows: TileRows) -> dict[str | None, np.ndarray]:
+        kept = (rows.image, rows.coverage, rows.clipped, rows.variance)
+        return {
+            name: pixels for name, pixels in zip(self._extensions(), kept, strict=False) if pixels is not None
+        }
 
     def _digest_of(self, out: StreamingFits, blocks: list[list[int]]) -> str:
         digest = PixelDigest()

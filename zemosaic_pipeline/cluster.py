@@ -256,10 +256,16 @@ class Cluster(Executor):
         ----------
         most : int
             Blocks that may be on their way at a time.
+
+        Raises
+        ------
+        SecondCoadd
+            Blocks of another co-add are on their way. What is returned raises it when another one has begun since.
         """
-        self._desks.begin(most)
+        series = self._desks.begin(most)
 
         def send(block: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
+            self._desks.check(series)
             job = Job(self._call(function, args), Awaited(self), block=block)
             self._send(job)
             return job.outer

@@ -16,6 +16,7 @@ from zemosaic_core.refine import RefineSource, gather_block
 from zemosaic_core.refine_structure import Gathered
 from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel
+from zemosaic_core.tile_rows import TileRows, TileRule
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_pipeline.elsewhere import OwnWorker, RunStop, own_worker, run_folder
 
@@ -42,25 +43,34 @@ class CoaddPart:
     budget_bytes: int
     lattice_row: int
     gpu_mode: str
+    kept: TileRule
     stop: RunStop
 
 
 @dataclass(frozen=True)
 class RefinePart:
-    """A block of the second pass and everything it takes."""
+    """A block of the second pass and everything it takes.
+
+    ``wanted_bits`` are those of where the mask of the block is not 0, from `numpy.packbits`.
+    """
 
     pixels: FrameStore
     sources: tuple[RefineSource, ...]
     image: np.ndarray
     image_y0: int
-    mask: np.ndarray
-    y0: int
+    wanted_bits: np.ndarray
+    rows: tuple[int, int]
     scale: float
     stop: RunStop
 
 
-def coadd_part(part: CoaddPart) -> tuple[CoaddBlock, str, list[dict[str, Any]]]:
+def coadd_part(part: CoaddPart) -> tuple[TileRows, str, list[dict[str, Any]]]:
     """Co-add a block on the worker this is, with its card where it has one; return also its host and its records."""
+    block, host, records = _coadded(part)
+    return part.kept(part.rows[0], block), host, records
+
+
+def _coadded(part: CoaddPart) -> tuple[CoaddBlock, str, list[dict[str, Any]]]:
     here = own_worker()
     _unpack_on(here, part)
     y0, y1 = part.rows
@@ -118,21 +128,25 @@ def refine_part(part: RefinePart) -> tuple[np.ndarray, ...]:
     """Sum up what samples differ from a block of the co-add; what comes back is that where the mask is not 0."""
     here = own_worker()
     _unpack_on(here, part)
+    y0, y1 = part.rows
+    shape = (y1 - y0, part.image.shape[2])
+    wanted = np.unpackbits(part.wanted_bits, count=shape[0] * shape[1]).view(bool).reshape(shape)
     gathered = gather_block(
         part.pixels,
         part.sources,
         part.image,
         part.image_y0,
-        part.mask,
-        part.y0,
+        wanted,
+        y0,
         scale=part.scale,
         threads=here.threads,
         cancel=part.stop,
         scratch=_scratch(),
     )
     # Where the mask is 0 nothing was summed; that is most of the sky.
-    kept = part.mask > 0
-    return tuple(getattr(gathered, item.name)[:, kept] for item in fields(Gathered))
+    at = np.flatnonzero(wanted)
+    sums = (getattr(gathered, item.name) for item in fields(Gathered))
+    return tuple(np.take(plane.reshape(len(plane), -1), at, axis=1) for plane in sums)
 
 
 def _unpack_on(here: OwnWorker, part: CoaddPart | RefinePart) -> None:

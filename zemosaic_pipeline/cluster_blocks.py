@@ -24,8 +24,9 @@ from zemosaic_core.errors import RunFailed
 from zemosaic_core.refine import RefineSource
 from zemosaic_core.refine_rows import CoaddStore, RowsInTurn, refine_buffers
 from zemosaic_core.refine_structure import HALO_ROWS, Gathered
-from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel, SampleNoise
+from zemosaic_core.sources import CoaddSource, CombineRule, Kernel, SampleNoise
 from zemosaic_core.spread import blocks_for, fair_rows, results_in_order
+from zemosaic_core.tile_rows import TileRows, TileRule
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_pipeline.cluster import Cluster, WorkerDied
@@ -38,8 +39,8 @@ __all__ = ["ClusterBlocks"]
 # Share of a worker's memory for a block; the rest is for what is read and sent, and for Dask.
 _BLOCK_SHARE = 0.5
 _LEAST_BLOCK_BYTES = 16_000_000
-# Bytes per pixel of a finished block: see `CoaddBlock` and `Gathered`.
-_COADD_BYTES, _COADD_BYTES_PER_CHANNEL = 2, 4 + 4 + 4 + 2 + 2
+# Bytes per pixel of a finished block: see `TileRows` and `Gathered`.
+_TILE_BYTES, _TILE_BYTES_PER_CHANNEL = 2 + 1 + 4, 4 + 4
 _GATHERED_BYTES_PER_CHANNEL = 4 * len(fields(Gathered))
 # What travels of a frame with each block that it touches: maps, terms, sums of its rows.
 _FRAME_BYTES = 16_000
@@ -70,7 +71,8 @@ class ClusterBlocks:
         rule: CombineRule,
         kernel: Kernel,
         *,
-        sink: Callable[[int, int, CoaddBlock], object],
+        kept: TileRule,
+        sink: Callable[[int, int, TileRows], object],
         budget_bytes: int,
         max_frames_per_pass: int = 0,
         on_rows: Callable[[int, int], object] | None = None,
@@ -79,6 +81,8 @@ class ClusterBlocks:
         **_: Any,
     ) -> None:
         """Do what `zemosaic_utils.coadd_on_grid` does; what that says of threads and cards is each worker's own.
+
+        `sink` gets what a tile keeps of each block, made where the block was co-added.
 
         Raises
         ------
@@ -113,18 +117,19 @@ class ClusterBlocks:
                 budget,
                 lattice_row,
                 self.policy.mode,
+                kept.of_rows(y0, y1),
                 RunStop(self.cluster.run_id),
             )
 
         calls = ((coadd_part, (part(y0, y1),)) for y0, y1 in blocks)
-        bytes_per_row = width * (_COADD_BYTES + _COADD_BYTES_PER_CHANNEL * n_channels)
+        bytes_per_row = width * (_TILE_BYTES + _TILE_BYTES_PER_CHANNEL * n_channels)
         of_frames = _FRAME_BYTES * _most_touching([source.bbox for source in sources], blocks)
         of_result = bytes_per_row * max((b - a for a, b in blocks), default=1)
         most_ahead = self._on_their_way(of_result + of_frames, budget_bytes)
-        for (y0, y1), (block, host, records) in zip(blocks, self._results(calls, most_ahead), strict=True):
+        for (y0, y1), (made, host, records) in zip(blocks, self._results(calls, most_ahead), strict=True):
             for record in records:
                 self.policy.adopt(record, host)
-            sink(y0, y1, block)
+            sink(y0, y1, made)
             if on_rows is not None:
                 on_rows(y1, height)
 
@@ -157,34 +162,31 @@ class ClusterBlocks:
         most = min(MAX_BLOCK_ROWS, max(y1 - y0 for y0, y1 in planned))
         blocks = blocks_for(self.cluster.workers, height, most)
 
+        # What comes back is where the mask is not 0; these places wait here, in the order of the blocks.
+        places: deque[np.ndarray] = deque()
+
         def part(y0: int, y1: int) -> RefinePart:
             block = rows.block(y0, y1)
+            wanted = block.mask > 0
+            places.append(np.flatnonzero(wanted))
             there = tuple(item for item in sources if item.source.bbox[0] < y1 and item.source.bbox[1] > y0)
             return RefinePart(
                 self._pixels(pixels, [item.source.key for item in there]),
                 there,
                 block.image,
                 block.image_y0,
-                block.mask,
-                y0,
+                np.packbits(wanted),
+                (y0, y1),
                 scale,
                 RunStop(self.cluster.run_id),
             )
 
-        # What comes back is where the mask is not 0; the masks wait here, in the order of the blocks.
-        masks: deque[np.ndarray] = deque()
-
-        def call(y0: int, y1: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-            made = part(y0, y1)
-            masks.append(made.mask)
-            return refine_part, (made,)
-
-        calls = (call(y0, y1) for y0, y1 in blocks)
+        calls = ((refine_part, (part(y0, y1),)) for y0, y1 in blocks)
         of_result = width * n_channels * (_GATHERED_BYTES_PER_CHANNEL + 8) * (blocks[0][1] - blocks[0][0])
         of_frames = _FRAME_BYTES * _most_touching([item.source.bbox for item in sources], blocks)
         results = self._results(calls, self._on_their_way(of_result + of_frames, budget_bytes))
         for (y0, y1), sums in zip(blocks, results, strict=True):
-            rows.replace(y0, y1, _unpacked(sums, masks.popleft()))
+            rows.replace(y0, y1, _unpacked(sums, places.popleft(), (y1 - y0, width)))
             if on_rows is not None:
                 on_rows(y1, height)
 
@@ -223,9 +225,10 @@ def _most_touching(boxes: Sequence[tuple[int, int, int, int]], blocks: Sequence[
     return int(counts.max(initial=0))
 
 
-def _unpacked(sums: Sequence[np.ndarray], mask: np.ndarray) -> Gathered:
-    """Return the sums of a block from those of the pixels whose mask is not 0."""
-    gathered = Gathered.blank((len(sums[0]), *mask.shape))
+def _unpacked(sums: Sequence[np.ndarray], at: np.ndarray, shape_hw: tuple[int, int]) -> Gathered:
+    """Return the sums of a block from those of its pixels ``at``, flat indices; 0 elsewhere."""
+    gathered = Gathered.blank((len(sums[0]), *shape_hw))
     for item, values in zip(fields(Gathered), sums, strict=True):
-        getattr(gathered, item.name)[:, mask > 0] = values
+        plane = getattr(gathered, item.name)
+        plane.reshape(len(plane), -1)[:, at] = values
     return gathered

@@ -16,10 +16,14 @@ from zemosaic_pipeline.cluster_jobs import Job
 from zemosaic_pipeline.cluster_stretches import Desk, Stretches, next_step
 from zemosaic_pipeline.elsewhere import WorkerFacts
 
-__all__ = ["Desks", "Series"]
+__all__ = ["Desks", "SecondCoadd", "Series"]
 
 # A block over which so many workers were lost is tried again with nothing else at work, as Dask does on its own.
 _MOST_LOST = 3
+
+
+class SecondCoadd(RuntimeError):
+    """Blocks of two co-adds met on one cluster; they are told apart by their numbers alone."""
 
 
 class Series(Executor):
@@ -46,16 +50,38 @@ class Desks:
         # Workers that are at work on what another one has answered in the meantime.
         self._late: defaultdict[str, list[Job]] = defaultdict(list)
         self._stretches = Stretches(1)
+        self._series = 0
 
     @property
     def some_are_late(self) -> bool:
         """Whether workers may be at work on what others have answered."""
         return bool(self._late)
 
-    def begin(self, most: int) -> None:
-        """Begin a series of which so many blocks may be on their way."""
+    def begin(self, most: int) -> int:
+        """Begin a series of which so many blocks may be on their way; return its number.
+
+        Raises
+        ------
+        SecondCoadd
+            Somebody still waits for blocks of the series before.
+        """
+        with_workers = (job for jobs in self._sent.values() for job in jobs)
+        awaited = {job.block for job in (*self._waiting.values(), *with_workers) if not job.outer.done()}
+        if awaited:
+            raise SecondCoadd(
+                f"blocks {sorted(awaited)} of another co-add are on their way; a cluster takes one co-add at a time"
+            )
         self._waiting = {}
         self._stretches = Stretches(most)
+        self._series += 1
+        return self._series
+
+    def check(self, series: int) -> None:
+        """Raise `SecondCoadd` when another series has begun since this one."""
+        if series != self._series:
+            raise SecondCoadd(
+                f"co-add {self._series} has begun on this cluster; {series} can send no more blocks"
+            )
 
     def wait(self, job: Job) -> None:
         """Let a block wait until a worker has time for it."""

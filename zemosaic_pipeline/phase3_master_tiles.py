@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from zemosaic_core.block_facts import summarise
 from zemosaic_core.coverage import edge_ramp, enlarge_rows
 from zemosaic_core.errors import SaveFailed, SkipItem
 from zemosaic_core.sources import CoaddBlock
+from zemosaic_core.tile_rows import TileRows, TileRule
 from zemosaic_core.weights import frame_weights
 from zemosaic_io.fits_write import ExtensionSpec, StreamingFits
 from zemosaic_io.frame_identity import is_as_surveyed, locate_again
@@ -143,7 +145,7 @@ def create_tile(
     progress = TwoPasses(on_rows, refinement.on)
     threads = min(plan.threads, plan.stack.threads)
     elsewhere = None if context.cluster is None else ClusterBlocks(context.cluster, context.policy)
-    bands.watch(star_cores(frames, window))
+    kept = TileRule(plan.output.variance, unseen, star_cores(frames, window))
     bands.recover(path)
     with StreamingFits(
         path, (plan.n_channels, *shape), cards, extensions=extensions, unfinished=bands.unfinished
@@ -152,23 +154,28 @@ def create_tile(
         if finished:
             context.say("run_info_rows_reused", rows=finished, total=shape[0])
 
+        def add(row0: int, row1: int, rows: TileRows) -> None:
+            bands.add(out, row0, row1, rows)
+
         def sink(row0: int, row1: int, block: CoaddBlock) -> None:
-            if unseen is not None:
-                block = replace(block, variance=block.variance + unseen[:, None, None].astype(np.float32))
-            bands.add(out, row0, row1, block)
+            add(row0, row1, kept(row0, block))
 
         def restart() -> None:
             bands.restart(finished)
 
         if finished < shape[0]:
-            (coadd_on_grid if elsewhere is None else elsewhere.coadd)(
+            coadd = (
+                partial(coadd_on_grid, sink=sink)
+                if elsewhere is None
+                else partial(elsewhere.coadd, kept=kept, sink=add)
+            )
+            coadd(
                 store,
                 sources,
                 shape,
                 plan.n_channels,
                 rule,
                 plan.stack.kernel,
-                sink=sink,
                 budget_bytes=plan.block_budget_bytes,
                 policy=context.policy,
                 threads=threads,

@@ -29,7 +29,8 @@ class Frames(FakePixels):
 def part_of(pixels, sources, mode):
     rule = CombineRule("kappa_sigma", 2.5, 2.0)
     return CoaddPart(
-        pixels, tuple(sources), ROWS, WIDTH, pixels.n_channels, rule, "bilinear", 1 << 28, 0, mode, RunStop("r")
+        pixels, tuple(sources), ROWS, WIDTH, pixels.n_channels, rule, "bilinear", 1 << 28, 0, mode,
+        lambda _, block: block, RunStop("r"),
     )  # fmt: skip
 
 

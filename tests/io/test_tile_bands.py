@@ -10,6 +10,7 @@ import pytest
 from zemosaic_core.block_facts import BlockFacts, summarise
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.sources import CoaddBlock
+from zemosaic_core.tile_rows import TileRule
 from zemosaic_io.fits_write import StreamingFits
 from zemosaic_io.tile_bands import TileBands
 
@@ -54,7 +55,7 @@ def write(folder, whole, *, to, step=7, key="key"):
         first = bands.take_up(out)
         for y0 in range(first, to, step):
             y1 = min(to, y0 + step)
-            bands.add(out, y0, y1, rows_of(whole, y0, y1))
+            bands.add(out, y0, y1, TileRule(True)(y0, rows_of(whole, y0, y1)))
         if to == SHAPE[0]:
             for y0, _, weight in bands.weights():
                 out.write_rows(y0, weight, ext="WEIGHT")
@@ -107,7 +108,7 @@ def test_a_complete_tile_that_was_not_noted_is_taken_back(tmp_path, whole):
 def test_a_record_lost_in_work_is_an_error(tmp_path, whole):
     bands = bands_in(tmp_path)
     with tile(tmp_path, bands) as out:
-        bands.add(out, 0, 40, whole)
+        bands.add(out, 0, 40, TileRule(True)(0, whole))
         next((tmp_path / "work").glob("rows_*.npz")).unlink()
         with pytest.raises(RunFailed) as error:
             list(bands.weights())

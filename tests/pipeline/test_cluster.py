@@ -27,6 +27,7 @@ from zemosaic_core.spread import results_in_order
 from zemosaic_pipeline import cluster as cluster_module
 from zemosaic_pipeline import cluster_engine, cluster_jobs, cluster_workers, elsewhere
 from zemosaic_pipeline.cluster import Cluster, WorkerDied
+from zemosaic_pipeline.cluster_desks import SecondCoadd
 from zemosaic_pipeline.cluster_engine import OWN_DASK, Engine
 from zemosaic_pipeline.cluster_jobs import Job, Pace
 from zemosaic_pipeline.elsewhere import Answer, Call, Elsewhere, Requirements, Unfit, WorkerFacts
@@ -512,6 +513,23 @@ def test_block_over_which_workers_are_lost_again_and_again_is_tried_alone(made_u
         blocks_on(cluster, range(6))
     assert len([n for n, _ in client.sent_to if n == 2]) == 4
     assert client.submitted.count(2) == 5
+
+
+def test_two_co_adds_at_a_time_are_refused(made_up):
+    """Blocks are known by their numbers: those of two co-adds would be taken for each other."""
+    cluster, _ = made_up({1: ["never"]})
+    early = cluster.in_rows(4)
+    series = cluster.in_rows(4)
+    with pytest.raises(SecondCoadd, match="can send no more blocks"):
+        early.submit(abs, 5)
+    first, second = series.submit(abs, 0), series.submit(abs, 1)
+    with pytest.raises(SecondCoadd, match=r"blocks \[0, 1\]"):
+        cluster.in_rows(4)
+    assert first.result() == 0
+    with pytest.raises(SecondCoadd, match=r"blocks \[1\]"):
+        cluster.in_rows(4)
+    second.cancel()
+    assert blocks_on(cluster, range(20, 23)) == [20, 21, 22]
 
 
 def test_blocks_of_a_stopped_co_add_are_not_sent(made_up):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from zemosaic_core.block_rows import MAX_BLOCK_ROWS, processor_blocks
+from zemosaic_core.block_rows import FAR_BLOCKS_LARGER, MAX_BLOCK_ROWS, processor_blocks
 from zemosaic_core.chunks import iter_row_chunks
 from zemosaic_core.coadd import rows_per_pass
 from zemosaic_core.errors import RunFailed
@@ -101,6 +101,7 @@ class ClusterBlocks:
             threads=self.cluster.threads,
             most_rows=min(most, fair_rows(self.cluster.workers, height - first_row)),
             lattice_row=lattice_row,
+            larger=FAR_BLOCKS_LARGER,
         )
         blocks = cut(first_row, height)
 

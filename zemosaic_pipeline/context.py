@@ -265,6 +265,8 @@ class RunContext:
         items: Sequence[Any],
         *,
         name_of: Callable[[Any], str] = str,
+        size_of: Callable[[Any], int] = lambda _: 0,
+        may_compile: bool = True,
         apart: Callable[[Any], bool] = lambda _: False,
         elsewhere: Elsewhere | None = None,
     ) -> Iterator[tuple[int, Any]]:
@@ -272,8 +274,8 @@ class RunContext:
 
         With one worker, or one item, the work is done in this process, except for what is better kept ``apart``
         from it. An exception of ``function`` is raised here. What becomes of items over which processes die is
-        told in `WorkerPool`; ``name_of`` an item is its path. With a cluster, what can be done ``elsewhere`` is done
-        there.
+        told in `WorkerPool`; ``name_of`` an item is its path, ``size_of`` it the bytes of its file, ``may_compile``
+        as there. With a cluster, what can be done ``elsewhere`` is done there.
 
         Raises
         ------
@@ -284,12 +286,18 @@ class RunContext:
             yield from self.cluster.map_items(elsewhere, items, name_of=name_of)
             return
         if self.workers > 1 and len(items) > 1 and self.may_have_children:
-            yield from self._processes().map(function, items, name_of=name_of)
+            yield from self._processes().map(
+                function, items, name_of=name_of, size_of=size_of, may_compile=may_compile
+            )
             return
         for position, item in enumerate(items):
             self.cancel.check()
             if apart(item) and self.may_have_children:
-                _, result = next(self._processes().map(function, [item], name_of=name_of))
+                _, result = next(
+                    self._processes().map(
+                        function, [item], name_of=name_of, size_of=size_of, may_compile=may_compile
+                    )
+                )
             else:
                 result = function(item)
             yield position, result
@@ -300,6 +308,7 @@ class RunContext:
                 self.workers,
                 check=self.cancel.check,
                 on_fewer=self._go_on_with,
+                on_waiting=self._tell_waiting,
                 alone_bytes=self.alone_bytes,
             )
         return self._pool
@@ -307,6 +316,9 @@ class RunContext:
     def _go_on_with(self, workers: int) -> None:
         self.workers = workers
         self.say("run_warn_fewer_workers", "WARN", workers=workers)
+
+    def _tell_waiting(self, path: str, seconds: float) -> None:
+        self.say("run_warn_waiting", "WARN", path=path, seconds=round(seconds))
 
     def close(self) -> None:
         """End the processes of the run, leave the cluster, and remove temporary files."""

@@ -175,7 +175,10 @@ class _Work:
         """Measure the frames ``y0 <= k < y1`` in the processes of the run."""
         results: dict[int, Result] = {}
         for k, result in self._context.map(
-            measure_frame, self._tasks[y0:y1], name_of=lambda task: str(task[0].path)
+            measure_frame,
+            self._tasks[y0:y1],
+            name_of=lambda task: str(task[0].path),
+            size_of=lambda task: task[0].size_bytes,
         ):
             position = y0 + k
             if isinstance(result, FrameMeasure):

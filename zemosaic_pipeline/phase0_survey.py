@@ -162,18 +162,20 @@ def run(
     """
 
     def map_batches(function: Any, batches: list[list[str]]) -> Iterable[tuple[int, Any]]:
-        # A pool costs seconds to start; below a few hundred headers it is not worth them.
-        parallel = len(batches) > 8
-        source = (
-            context.map(function, batches, name_of=lambda batch: batch[0])
-            if parallel
-            else enumerate(map(function, batches))
+        # In processes that measure as well afterwards, so starting them is no loss: in this one a header that is read
+        # without end would be the end of the run.
+        source = context.map(
+            function,
+            batches,
+            name_of=lambda batch: str(Path(batch[0]).parent),
+            may_compile=False,
+            apart=lambda _: True,
         )
         done = 0
         for position, result in source:
             if isinstance(result, SkipItem):
-                # Processes died over this batch: headers are read by code that cannot, so each gets a chance here.
-                result = function(batches[position])
+                # Processes died over this batch, or had no end: each file gets a chance by itself.
+                result = _one_by_one(function, batches[position], context)
             done += len(result)
             context.cancel.check()
             context.progress(done, sum(map(len, batches)), str(result[-1].path) if result else "")
@@ -189,6 +191,9 @@ def run(
         listed=listed,
         map_batches=map_batches,
     )
+    if context.workers == 1:
+        # Frames are measured in this process then, and have the memory for themselves.
+        context.release_pool()
     for item in refused:
         context.leave_out(item.path, PHASE, item.key, **item.values)
     if not infos:
@@ -206,6 +211,23 @@ def run(
         Frame(index, info, wanted_weight=weights.get(str(info.path), 1.0)) for index, info in enumerate(infos)
     ]
     return frames, refused
+
+
+def _one_by_one(function: Any, paths: list[str], context: RunContext) -> list[FrameInfo | LeftOut]:
+    """Read the headers of a batch in processes that hold one file each, so that what ends one has a name."""
+    found: list[FrameInfo | LeftOut] = []
+    for path in paths:
+        # Of one item `map` has no need of a process, unless it is told so.
+        _, result = next(
+            context.map(
+                function, [[path]], may_compile=False, name_of=lambda batch: batch[0], apart=lambda _: True
+            )
+        )
+        if isinstance(result, SkipItem):
+            values = {key: value for key, value in result.values.items() if key != "path"}
+            result = [LeftOut(path, PHASE, result.key, values)]
+        found += result
+    return found
 
 
 def _tell_list(listed: StackPlan, context: RunContext) -> None:

@@ -186,6 +186,7 @@ def _results(
         measure_frame,
         [tasks[position] for position in others],
         name_of=lambda task: str(task[0].path),
+        size_of=lambda task: task[0].size_bytes,
         # Decoders are code of others in C: what they do with damaged bytes may end the process.
         apart=lambda task: task[0].data_offset < 0,
         elsewhere=MEASURE_ELSEWHERE,

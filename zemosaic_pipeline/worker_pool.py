@@ -2,7 +2,8 @@
 
 Each process holds one item at a time, so a death names its item. That item is tried again when nothing else is at
 work, in a process of its own with a limit of memory; what ends that one as well is left out by name. A process that
-the system killed outright most likely died of want of memory: it is not replaced, the rest goes on with fewer.
+the system killed outright most likely died of want of memory: it is not replaced, the rest goes on with fewer. An
+item that keeps its process for longer than `patience` allows is treated as one over which its process died.
 
 Imports nothing heavy: every worker process needs it.
 """
@@ -22,11 +23,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_pipeline.child import limit_memory, start_child
 from zemosaic_pipeline.frame_boundary import NO_MEMORY, portable_error
+from zemosaic_pipeline.patience import TOLD_AFTER_S, Overdue, Pace, overdue, paced
+
+if TYPE_CHECKING:
+    from zemosaic_pipeline.process_watch import ProcessWatch
 
 __all__ = ["WorkerPool"]
 
@@ -37,8 +42,11 @@ _POLL_S = 0.2
 _GRACE_S = 0.4
 # What an item may take beyond an idle process when it is tried alone, unless the caller knows better.
 _ALONE_BYTES = 1_000_000_000
-# Deaths without a single answer mean that processes cannot work here at all.
+# Deaths without a single answer mean that processes cannot work here at all; so many items in a row that were waited
+# for in vain, that the folder does not answer.
 _HOPELESS = 4
+# A process whose system call does not come back, as with a disk that is gone, cannot even be killed.
+_KILL_S = 5.0
 
 
 @dataclass
@@ -47,21 +55,28 @@ class _Child:
 
     process: BaseProcess
     connection: Connection
+    watch: ProcessWatch
     position: int | None = None
+    name: str = ""
+    is_told: bool = False
+    overdue: Overdue | None = None
 
 
 @dataclass(frozen=True)
 class _Death:
-    """A process ended without an answer."""
+    """A process ended without an answer, or was ended because none came."""
 
     exit_code: int | None
+    overdue: Overdue | None = None
 
     @property
     def was_killed(self) -> bool:
         """The system, or somebody, ended it outright: what the kernel does when memory runs short."""
-        return os.name == "posix" and self.exit_code == -signal.SIGKILL
+        return self.overdue is None and os.name == "posix" and self.exit_code == -signal.SIGKILL
 
     def __str__(self) -> str:
+        if self.overdue is not None:
+            return str(self.overdue)
         if self.exit_code is not None and self.exit_code < 0:
             try:
                 return signal.Signals(-self.exit_code).name
@@ -81,6 +96,8 @@ class WorkerPool:
         Called several times a second while waiting; raises to give up.
     on_fewer : callable
         Told how many processes are left when one was killed and is not replaced.
+    on_waiting : callable
+        Told the name of an item and the seconds for which nothing of it has been computed or read; once per item.
     alone_bytes : int
         Memory an item may take when it is tried alone.
     """
@@ -91,6 +108,7 @@ class WorkerPool:
         *,
         check: Callable[[], None] = lambda: None,
         on_fewer: Callable[[int], None] = lambda _: None,
+        on_waiting: Callable[[str, float], None] = lambda _name, _seconds: None,
         alone_bytes: int = _ALONE_BYTES,
     ) -> None:
         self.workers = workers
@@ -98,12 +116,22 @@ class WorkerPool:
         self.alone_bytes = alone_bytes
         self._check = check
         self._on_fewer = on_fewer
+        self._on_waiting = on_waiting
         self._children: list[_Child] = []
         self._answers = 0
         self._deaths = 0
+        self._silent_in_a_row = 0
+        self._pace = Pace()
+        self._paced_function: Callable[[Any], Any] | None = None
 
     def map(
-        self, function: Callable[[Any], Any], items: Sequence[Any], *, name_of: Callable[[Any], str] = str
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        name_of: Callable[[Any], str] = str,
+        size_of: Callable[[Any], int] = lambda _: 0,
+        may_compile: bool = True,
     ) -> Iterator[tuple[int, Any]]:
         """Yield ``(position, function(item))`` as answers come.
 
@@ -115,41 +143,54 @@ class WorkerPool:
             Can be pickled.
         name_of : callable
             Path of an item, for the reason when it is left out.
+        size_of : callable
+            Bytes of its file, or 0: a larger one may take longer.
+        may_compile : bool
+            The first item may take as long as compiling the program.
 
         Yields
         ------
         tuple of int and object
             The answer; or a `SkipItem`: ``frame_killed_worker`` when two processes died over the item,
-            ``frame_no_memory`` when it asked for more than there is.
+            ``frame_no_memory`` when it asked for more than there is, ``frame_endless`` or ``frame_silent`` when it
+            was waited for in vain twice.
 
         Raises
         ------
         RunFailed
-            ``run_error_worker_died``: processes die whatever they do.
+            ``run_error_worker_died``: processes die whatever they do. ``run_error_nothing_answers``: items were
+            waited for in vain, one after the other.
         """
         todo = deque(range(len(items)))
         suspects: list[int] = []
+        if function is not self._paced_function:
+            self._paced_function, self._pace = function, Pace(answered=0 if may_compile else 1)
+
+        def hand_out() -> None:
+            self._hand_out(function, items, todo, name_of, size_of)
+
         try:
             while todo or self._busy():
-                self._hand_out(function, items, todo)
+                hand_out()
                 for child in self._ready():
                     position, answer = self._take(child)
                     if isinstance(answer, _Death):
                         log.warning("a process died (%s) at work on %s", answer, name_of(items[position]))
-                        self._mourn(answer)
+                        self._mourn(answer, name_of(items[position]))
                         suspects.append(position)
                     elif _is_want_of_memory(answer):
                         suspects.append(position)
                     else:
                         # Nobody waits while the caller looks at the answer.
-                        self._hand_out(function, items, todo)
+                        hand_out()
                         yield position, answer
             for position in suspects:
-                yield position, self.alone(function, items[position], name=name_of(items[position]))
+                item = items[position]
+                yield position, self.alone(function, item, name=name_of(item), size_bytes=size_of(item))
         finally:
             self._end([child for child in self._children if child.position is not None], _GRACE_S)
 
-    def alone(self, function: Callable[[Any], Any], item: Any, *, name: str) -> Any:
+    def alone(self, function: Callable[[Any], Any], item: Any, *, name: str, size_bytes: int = 0) -> Any:
         """Return ``function(item)`` from a process of its own with a limit of memory; answers as in `map`."""
         # Two tries: the first death may have been an accident of the machine, as the one before it.
         for _ in range(2):
@@ -157,17 +198,20 @@ class WorkerPool:
             child = self._start(self.alone_bytes)
             if child is None:
                 raise _no_processes("none could be started")
-            if not self._send(child, function, item, 0):
+            if not self._send(child, function, item, 0, name, size_bytes):
                 continue
-            while not wait([child.connection], _POLL_S):
-                self._check()
+            while not self._ready():
+                pass
             _, answer = self._take(child)
             if not isinstance(answer, _Death):
                 # It has a limit that others shall not have.
                 self._end([child], _GRACE_S)
                 return answer
             log.warning("a process died (%s) at work on %s alone", answer, name)
-            self._mourn(answer)
+            self._mourn(answer, name)
+            if answer.overdue is not None:
+                # Half an hour was given to it before this one.
+                return _skipped(answer.overdue, name)
         return SkipItem(
             "frame_killed_worker",
             f"{name}: the processes that worked on it died ({answer})",
@@ -184,7 +228,14 @@ class WorkerPool:
     def _busy(self) -> bool:
         return any(child.position is not None for child in self._children)
 
-    def _hand_out(self, function: Callable[[Any], Any], items: Sequence[Any], todo: deque[int]) -> None:
+    def _hand_out(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        todo: deque[int],
+        name_of: Callable[[Any], str],
+        size_of: Callable[[Any], int],
+    ) -> None:
         while todo:
             child = next((c for c in self._children if c.position is None), None)
             if child is None:
@@ -192,11 +243,20 @@ class WorkerPool:
                 if child is None:
                     return
             position = todo.popleft()
-            if not self._send(child, function, items[position], position):
+            item = items[position]
+            if not self._send(child, function, item, position, name_of(item), size_of(item)):
                 # It was dead before it got the item, which therefore is not to blame.
                 todo.appendleft(position)
 
-    def _send(self, child: _Child, function: Callable[[Any], Any], item: Any, position: int) -> bool:
+    def _send(
+        self,
+        child: _Child,
+        function: Callable[[Any], Any],
+        item: Any,
+        position: int,
+        name: str,
+        size_bytes: int,
+    ) -> bool:
         """Give an item to an idle process; False, and the process is buried, when it is dead."""
         message = pickle.dumps((function, item), pickle.HIGHEST_PROTOCOL)
         try:
@@ -204,24 +264,42 @@ class WorkerPool:
         except OSError:
             self._mourn(self._bury(child))
             return False
-        child.position = position
+        child.position, child.name, child.is_told = position, name, False
+        child.watch.begin(size_bytes)
         return True
 
     def _ready(self) -> list[_Child]:
-        """Return the processes that have answered or died; waits a moment for one."""
+        """Return the processes that have answered or died, or have had their time; waits a moment for one."""
         busy = {child.connection: child for child in self._children if child.position is not None}
         self._check()
-        return [busy[connection] for connection in wait(list(busy), _POLL_S)]  # type: ignore[index]
+        ready = [busy[connection] for connection in wait(list(busy), _POLL_S)]  # type: ignore[index]
+        for child in busy.values():
+            if child not in ready and child.watch.is_due:
+                work = child.watch.look()
+                child.overdue = overdue(work, self._pace)
+                if child.overdue is not None:
+                    ready.append(child)
+                elif work.still_s > TOLD_AFTER_S and not child.is_told:
+                    child.is_told = True
+                    log.warning("%s: nothing was computed or read for %.0f s", child.name, work.still_s)
+                    self._on_waiting(child.name, work.still_s)
+        return ready
 
     def _take(self, child: _Child) -> tuple[int, Any]:
-        """Return the position and answer of a process that is ready; `_Death` when it died."""
+        """Return the position and answer of a process that is ready; `_Death` when it died or had its time."""
         position, child.position = child.position, None
         assert position is not None
+        if child.overdue is not None:
+            self.ended_by_force = True
+            self._end([child], 0.0)
+            return position, _Death(None, child.overdue)
         try:
             message = child.connection.recv_bytes()
         except (EOFError, OSError):
             return position, self._bury(child)
         self._answers += 1
+        self._silent_in_a_row = 0
+        self._pace = paced(self._pace, child.watch.look())
         succeeded, answer = pickle.loads(message)
         if not succeeded:
             raise answer
@@ -231,6 +309,9 @@ class WorkerPool:
 
     def _start(self, limit_bytes: int = 0) -> _Child | None:
         """Start a process; None when the system gives no more, but some are at work."""
+        # Here and not above: the processes themselves do without what it imports.
+        from zemosaic_pipeline.process_watch import ProcessWatch
+
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
@@ -249,7 +330,7 @@ class WorkerPool:
         finally:
             # Ours alone: when the process dies, reading from it ends.
             theirs.close()
-        child = _Child(process, ours)
+        child = _Child(process, ours, ProcessWatch(process.pid or 0))
         self._children.append(child)
         return child
 
@@ -259,9 +340,14 @@ class WorkerPool:
         self._end([child], 0.0)
         return death
 
-    def _mourn(self, death: _Death) -> None:
+    def _mourn(self, death: _Death, name: str = "") -> None:
         """Draw the consequences of a death."""
         self._perhaps_all_are_stopped()
+        if death.overdue is not None:
+            self._silent_in_a_row += death.overdue.kind == "still"
+            if self._silent_in_a_row >= _HOPELESS:
+                raise _nothing_answers(death.overdue, name)
+            return
         self._deaths += 1
         if self._answers == 0 and self._deaths >= _HOPELESS:
             raise _no_processes(str(death))
@@ -296,8 +382,39 @@ class WorkerPool:
             if child.process.is_alive():
                 self.ended_by_force = True
                 child.process.kill()
-                child.process.join()
+                child.process.join(_KILL_S)
+                if child.process.is_alive():
+                    _abandon(child.process)
             self._children.remove(child)
+
+
+def _abandon(process: BaseProcess) -> None:
+    """Wait no longer for a process that the system cannot end, neither here nor when this one ends."""
+    log.warning("process %s cannot be ended; the system waits for a disk or a network folder", process.pid)
+    multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+
+
+def _skipped(overdue: Overdue, name: str) -> SkipItem:
+    minutes = round(overdue.seconds / 60)
+    if overdue.kind == "still":
+        return SkipItem("frame_silent", f"{name}: {overdue}", path=name, minutes=minutes)
+    return SkipItem(
+        "frame_endless",
+        f"{name}: {overdue}, others {overdue.slowest_s:.1f} s at most",
+        path=name,
+        minutes=minutes,
+        slowest_s=round(overdue.slowest_s, 1),
+    )
+
+
+def _nothing_answers(overdue: Overdue, name: str) -> RunFailed:
+    minutes = round(overdue.seconds / 60)
+    return RunFailed(
+        "run_error_nothing_answers",
+        f"{name}: {overdue}, as did {_HOPELESS - 1} before it; is the disk or the network folder there?",
+        path=name,
+        minutes=minutes,
+    )
 
 
 def _is_want_of_memory(answer: Any) -> bool:

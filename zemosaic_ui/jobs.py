@@ -245,7 +245,12 @@ def measure(queue: Any, infos: Sequence[Any], config: Mapping[str, Any], *, canc
     with tempfile.TemporaryDirectory(prefix="zemosaic_measure_") as folder:
         tasks = [(info, options, f"{folder}/{number}.npz") for number, info in enumerate(infos)]
         try:
-            for position, found in pool.map(measure_frame, tasks, name_of=lambda task: str(task[0].path)):
+            for position, found in pool.map(
+                measure_frame,
+                tasks,
+                name_of=lambda task: str(task[0].path),
+                size_of=lambda task: int(task[0].size_bytes),
+            ):
                 _send_measure(queue, str(infos[position].path), found)
         except Cancelled:
             return

@@ -220,7 +220,7 @@ def _one_of_each(frames: list[Frame], measures: dict[int, FrameMeasure], context
             copies[measures[frame.index].content_key].append(frame)
     kept = []
     for same in copies.values():
-        best, *others = sorted(same, key=_worth, reverse=True)
+        best, *others = sorted(same, key=_worth, reverse=True) if len(same) > 1 else same
         kept.append(best)
         for frame in others:
             context.leave_out(str(frame.info.path), PHASE, "frame_duplicate", other=str(best.info.path))

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["limit_memory", "start_child"]
+__all__ = ["leave_removed_folder", "limit_memory", "start_child"]
 
 # Added to what the kernel thinks of a process that works for another: when memory runs short it goes first.
 _OOM_SCORE = 300
@@ -33,6 +33,14 @@ def start_child(parent_pid: int) -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+
+
+def leave_removed_folder() -> None:
+    """Go to the root when the folder this process works in was removed: no process can be started from there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir(os.sep)
 
 
 def limit_memory(more_bytes: int) -> None:

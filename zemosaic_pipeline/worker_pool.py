@@ -26,7 +26,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from zemosaic_core.errors import RunFailed, SkipItem
-from zemosaic_pipeline.child import limit_memory, start_child
+from zemosaic_pipeline.child import leave_removed_folder, limit_memory, start_child
 from zemosaic_pipeline.frame_boundary import NO_MEMORY, portable_error
 from zemosaic_pipeline.patience import TOLD_AFTER_S, Overdue, Pace, overdue, paced
 
@@ -318,6 +318,7 @@ class WorkerPool:
             target=_serve, args=(theirs, os.getpid(), limit_bytes), name="zemosaic-measure", daemon=True
         )
         try:
+            leave_removed_folder()
             process.start()
         except OSError as error:
             ours.close()

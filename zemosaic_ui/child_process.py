@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import psutil
 
+from zemosaic_pipeline.child import leave_removed_folder
 from zemosaic_pipeline.outside_stop import EXIT_STOPPED, leave_at_once, send_the_rest, stop_from_outside
 from zemosaic_ui.child_errors import ChildErrors
 
@@ -214,6 +215,7 @@ class ChildProcess:
 
     def _start_and_listen(self) -> None:
         try:
+            leave_removed_folder()
             self._process.start()
         except (OSError, ValueError, TypeError, AttributeError) as error:
             self._start_error = f"{type(error).__name__}: {error}"

@@ -8,6 +8,7 @@ failure, whatever its exit code.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -236,6 +237,18 @@ def _died(child: ChildProcess) -> RunEnded:
     code = child.exit_code
     text = child.error_text()
     values = {"exit_code": code, "detail": text[-4000:]}
+    if code is not None and code < 0 and (seconds := _computing_allowed_s(-code)):
+        return RunEnded("failed", key="ui_worker_cpu_limit", values={**values, "seconds": seconds})
     if code is not None and code < 0:
         return RunEnded("failed", key="ui_worker_killed", values={**values, "signal": -code})
     return RunEnded("failed", key="ui_worker_died", values=values)
+
+
+def _computing_allowed_s(number: int) -> int:
+    """Seconds of computing that the system allows a process, when it may have ended one for that; else 0."""
+    if os.name != "posix" or number not in (signal.SIGKILL, signal.SIGXCPU):
+        return 0
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_CPU)
+    return 0 if soft == resource.RLIM_INFINITY else soft

@@ -104,6 +104,15 @@ def test_want_of_memory_is_told_as_such(pools, tmp_path):
 
 
 @posix
+def test_processes_start_from_a_folder_that_was_removed(pools, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert dict(pools(1).map(work, tasks(tmp_path)[:1])) == {0: "item0"}
+
+
+@posix
 def test_processes_that_only_die_end_the_run(pools, tmp_path):
     items = [(str(tmp_path / f"{i}"), "leave") for i in range(20)]
     with pytest.raises(RunFailed) as error:

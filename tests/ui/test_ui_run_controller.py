@@ -79,12 +79,36 @@ def test_stop_in_each_phase_is_clean(start, phase):
     assert controller.stop_report.tiles_kept == len(controller.state.tiles)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there a folder in use cannot be removed")
+def test_a_worker_starts_from_a_folder_that_was_removed(start, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    controller = start("happy")
+    follow(controller)
+    assert controller.state.status is RunStatus.SUCCESS
+
+
 def test_a_killed_worker_is_a_failure(start):
     controller = start("killed")
     follow(controller)
     assert controller.state.status is RunStatus.FAILED
     assert controller.state.end_key == "ui_worker_killed"
     assert controller.state.end_values["signal"] == 9
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_a_worker_killed_for_the_time_it_took_says_so(start, monkeypatch):
+    import resource
+
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda which: (40, 50) if which == resource.RLIMIT_CPU else (-1, -1)
+    )
+    controller = start("killed")
+    follow(controller)
+    assert controller.state.end_key == "ui_worker_cpu_limit"
+    assert controller.state.end_values["seconds"] == 40
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

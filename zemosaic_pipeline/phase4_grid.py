@@ -76,7 +76,7 @@ class Placed:
     """The grid and the frames on it; ``linked`` are the indices of frames whose gains follow from common stars.
 
     ``flats`` has the flat that the stars tell by index of the frame; none where they were not asked. ``fluxes`` is what
-    the gains were found from; None for stacks that were placed before.
+    the gains were found from; None for stacks that were placed before, and once the gains are settled.
     """
 
     grid: MosaicGrid

@@ -386,7 +386,10 @@ class _ClassicRun:
                 for name, same in parts.items()
             }
             parts = {name: with_gains(same, behind[name].gain_factors) for name, same in parts.items()}
-            self.placed = placed = replace(placed, frames=tuple(f for same in parts.values() for f in same))
+            # What the gains were found from grows with the night and has served.
+            self.placed = placed = replace(
+                placed, frames=tuple(f for same in parts.values() for f in same), fluxes=None
+            )
             self.sky = next(iter(behind.values()), None)
         with self._phase(phase3_master_tiles.PHASE, len(groups)):
             raw_frames = place_tiles.raw_frames(placed)

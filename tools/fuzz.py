@@ -333,6 +333,12 @@ def _unexpected(key: str, values: dict) -> str:
     return str(values.get(TRACEBACK) or values.get("reason")) if key == "frame_unexpected" else ""
 
 
+def unread(number: int, skipped: SkipItem) -> Finding:
+    """What a file came to whose process gave no answer: a decoder may die of it, but nothing may keep one."""
+    kept = skipped.key in ("frame_endless", "frame_silent")
+    return Finding(number, skipped.key, 0.0, str(skipped) if kept else "")
+
+
 def _read_limited(task: tuple[int, str, str]) -> Finding:
     _warm_up(*task[1:])
     return read_as_a_run(task)
@@ -356,7 +362,7 @@ def fuzz_files(numbers: range, workers: int) -> list[Finding]:
             for position, answer in pool.map(_read_limited, tasks, name_of=lambda task: str(task[0])):
                 number = numbers[position]
                 if isinstance(answer, SkipItem):
-                    answer = Finding(number, answer.key, 0.0)
+                    answer = unread(number, answer)
                 findings.append(answer)
         finally:
             pool.close()

@@ -6,7 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from tools.fuzz import fuzz_files, fuzz_nights, fuzzed, good_frames
+from tools.fuzz import fuzz_files, fuzz_nights, fuzzed, good_frames, unread
+from zemosaic_core.errors import SkipItem
 
 
 def test_files_are_the_same_every_time(tmp_path):
@@ -28,3 +29,9 @@ def test_a_thousand_damaged_files():
 
 def test_good_frames_among_damaged_ones_are_all_used():
     assert fuzz_nights(1, 40, first=500) == []
+
+
+def test_a_file_that_keeps_its_process_is_a_finding():
+    assert unread(7, SkipItem("frame_endless", "7: computed for 300 s", path="7")).wrong
+    assert unread(7, SkipItem("frame_silent", "7: neither computed nor read", path="7")).wrong
+    assert not unread(7, SkipItem("frame_killed_worker", "7: SIGSEGV", path="7")).wrong

@@ -66,7 +66,8 @@ class Desks:
             Somebody still waits for blocks of the series before.
         """
         with_workers = (job for jobs in self._sent.values() for job in jobs)
-        awaited = {job.block for job in (*self._waiting.values(), *with_workers) if not job.outer.done()}
+        jobs = (job for job in (*self._waiting.values(), *with_workers) if not job.outer.done())
+        awaited = {job.block for job in jobs if job.block is not None}
         if awaited:
             raise SecondCoadd(
                 f"blocks {sorted(awaited)} of another co-add are on their way; a cluster takes one co-add at a time"

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 from numba import njit
@@ -374,9 +374,13 @@ def _sample_source(
 
 
 @lru_cache
-def _lends(kind: type) -> bool:
+def _kind_lends(kind: type) -> bool:
     # Looking up the methods of a protocol takes as long as reading a small window.
     return issubclass(kind, LendingSource)
+
+
+def _lends(pixels: PixelSource) -> TypeGuard[LendingSource]:
+    return _kind_lends(type(pixels))
 
 
 @contextmanager
@@ -390,7 +394,7 @@ def _window(
     scratch: Scratch,
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     """Lend pixels of a source that hold a window of a box at least, and the row and column of the first of them."""
-    if _lends(type(pixels)):
+    if _lends(pixels):
         columns = source_columns(source.pixel_map, box, window, halo)
         with pixels.lend(scratch, source.key, *window, columns=columns) as lent:
             yield lent

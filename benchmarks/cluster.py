@@ -14,6 +14,7 @@ import itertools
 import json
 import multiprocessing
 import pickle
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -197,6 +198,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder to work in; frames already there are used again")
     parser.add_argument("--simulate", action="store_true", help="only the simulation")
     arguments = parser.parse_args()
+    if sys.flags.dont_write_bytecode and not arguments.simulate:
+        parser.error(
+            "PYTHONDONTWRITEBYTECODE is set: each worker would read the source of everything again; unset it"
+        )
     facts = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     if not arguments.simulate:
         with tempfile.TemporaryDirectory() as scratch:

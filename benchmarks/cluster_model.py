@@ -56,7 +56,7 @@ class Work:
     refine_s: float = 0.12
     measure_bytes: float = 30e3
     call_bytes: float = 16e3
-    stack_bytes_per_px: float = 50.0
+    stack_bytes_per_px: float = 20.0
     refine_bytes_per_px: float = 64.0
     halo_rows: int = 26
 

@@ -2,7 +2,7 @@
 
 Dask starts its workers so that the C library returns each freed array to the system at once
 (``MALLOC_TRIM_THRESHOLD_``). What reads windows of frames all the time then takes fresh pages all the time, and
-clearing them cost a fifth of the processor time of co-adding.
+clearing them took most of the system's time in co-adding.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Context:
         self.workers, self.threads = 1, 2
         self.on_processor = 0
 
-    def map(self, function, items, *, name_of):
+    def map(self, function, items, *, name_of, size_of):
         for position, item in enumerate(items):
             self.on_processor += 1
             yield position, function(item)

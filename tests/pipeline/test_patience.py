@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from astropy.io import fits
+from items_of_all_kinds import do
 from made_frames import field_sky, pointings, run, write_all
 
 from zemosaic_core.errors import RunFailed, SkipItem
@@ -148,35 +149,17 @@ def test_a_process_that_is_gone_is_no_error():
 # ------------------------------------------------------------------ the pool
 
 
-def work(item: tuple[str, str]) -> str:
-    """Do what an item says."""
-    name, what = item
-    mark = Path(name)
-    if what == "slow once" and not mark.exists():
-        mark.touch()
-        time.sleep(600)
-    if what == "wait":
-        time.sleep(600)
-    if what == "compute":
-        while True:
-            pass
-    if what == "read":
-        # What a hang in a read looks like: a pipe that nobody writes to.
-        os.read(os.pipe()[0], 1)
-    return mark.name
-
-
 @pytest.fixture
 def hasty(monkeypatch):
     """Hours are seconds; a pool of which nothing may be left."""
     monkeypatch.setattr(process_watch, "_LOOK_S", 0.1)
     monkeypatch.setattr(process_watch, "_WINDOW_S", 1.0)
     monkeypatch.setattr(process_watch, "_LEAST_CPU_S", 0.02)
-    monkeypatch.setattr(patience, "LEAST_CPU_S", 3.0)
-    monkeypatch.setattr(patience, "FIRST_CPU_S", 6.0)
+    monkeypatch.setattr(patience, "LEAST_CPU_S", 8.0)
+    monkeypatch.setattr(patience, "FIRST_CPU_S", 12.0)
     # The first item of a process takes what starting it takes.
     monkeypatch.setattr(patience, "TIMES_THE_SLOWEST", 1.0)
-    monkeypatch.setattr(patience, "LEAST_STILL_S", 8.0)
+    monkeypatch.setattr(patience, "LEAST_STILL_S", 10.0)
     monkeypatch.setattr(worker_pool, "TOLD_AFTER_S", 2.0)
     made: list[WorkerPool] = []
 
@@ -200,7 +183,7 @@ def test_items_without_an_end_are_left_out_by_name_and_the_rest_is_done(hasty, t
     waited: list[tuple[str, float]] = []
     pool = hasty(on_fewer=fewer.append, on_waiting=lambda name, seconds: waited.append((name, seconds)))
     items = tasks(tmp_path, item1="compute", item4="read", item6="slow once")
-    found = dict(pool.map(work, items, name_of=lambda item: item[0], size_of=lambda _: 100))
+    found = dict(pool.map(do, items, name_of=lambda item: item[0], size_of=lambda _: 100))
     assert {found[1].key, found[4].key} == {"frame_endless", "frame_silent"}
     assert found[1].values["path"] == items[1][0]
     assert found[1].values["minutes"] >= 0
@@ -218,7 +201,7 @@ def test_a_folder_that_is_gone_ends_the_run_instead_of_every_frame(hasty, tmp_pa
     with pytest.raises(RunFailed) as error:
         list(
             hasty().map(
-                work, [(str(tmp_path / f"{i}"), "wait") for i in range(20)], name_of=lambda item: item[0]
+                do, [(str(tmp_path / f"{i}"), "wait") for i in range(20)], name_of=lambda item: item[0]
             )
         )
     assert error.value.key == "run_error_nothing_answers"
@@ -237,7 +220,7 @@ def test_a_process_that_cannot_be_killed_is_not_waited_for(hasty, tmp_path, monk
 
     with monkeypatch.context() as patched:
         patched.setattr(process_class, "kill", kill)
-        found = dict(hasty().map(work, tasks(tmp_path, item0="wait")))
+        found = dict(hasty().map(do, tasks(tmp_path, item0="wait")))
     assert isinstance(found[0], SkipItem)
     assert len(found) == 8
     alive = [process for process in stuck if process.is_alive()]

@@ -153,11 +153,7 @@ def mark_clipped_cfa(
     -----
     Neighbours are those in the window: read one more pixel on each inner side.
     """
-    if isinstance(levels, np.ndarray) and levels.dtype == np.float32:
-        thresholds = levels
-    else:
-        thresholds = np.array(levels, np.float32)
-    _mark_cfa(planes, planes.view(np.int32), sensor, _colours_of(pattern), thresholds)
+    _mark_cfa(planes, planes.view(np.int32), sensor, _colours_of(pattern), np.asarray(levels, np.float32))
 
 
 def samples_below(

@@ -285,19 +285,19 @@ class RunContext:
         if self.cluster is not None and elsewhere is not None:
             yield from self.cluster.map_items(elsewhere, items, name_of=name_of)
             return
-        if self.workers > 1 and len(items) > 1 and self.may_have_children:
-            yield from self._processes().map(
-                function, items, name_of=name_of, size_of=size_of, may_compile=may_compile
+
+        def in_processes(some: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+            return self._processes().map(
+                function, some, name_of=name_of, size_of=size_of, may_compile=may_compile
             )
+
+        if self.workers > 1 and len(items) > 1 and self.may_have_children:
+            yield from in_processes(items)
             return
         for position, item in enumerate(items):
             self.cancel.check()
             if apart(item) and self.may_have_children:
-                _, result = next(
-                    self._processes().map(
-                        function, [item], name_of=name_of, size_of=size_of, may_compile=may_compile
-                    )
-                )
+                _, result = next(in_processes([item]))
             else:
                 result = function(item)
             yield position, result

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import psutil
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
 from zemosaic_io.demo_session import write_demo_night
+from zemosaic_pipeline.worker_pool import WorkerPool
 from zemosaic_worker import run_hierarchical_mosaic
 
 SHAPE_HW = (720, 480)
@@ -42,3 +44,18 @@ class Mosaic:
 @pytest.fixture(scope="session")
 def small_mosaic(small_run):
     return Mosaic(small_run)
+
+
+@pytest.fixture
+def pools():
+    """Make pools; nothing of them may be left."""
+    made: list[WorkerPool] = []
+
+    def make(*args, **kwargs) -> WorkerPool:
+        made.append(WorkerPool(*args, **kwargs))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+    assert [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())] == []

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from astropy.io import fits
-from items_of_all_kinds import do
+from items_of_all_kinds import do, tasks
 from made_frames import field_sky, pointings, run, write_all
 
 from zemosaic_core.errors import RunFailed, SkipItem
@@ -22,7 +23,6 @@ from zemosaic_pipeline import measure, measure_on_card, patience, phase0_survey,
 from zemosaic_pipeline.header_batches import read_batch
 from zemosaic_pipeline.patience import Overdue, Pace, Work, overdue, paced
 from zemosaic_pipeline.process_watch import ProcessWatch
-from zemosaic_pipeline.worker_pool import WorkerPool
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")
 MB = 1_000_000
@@ -150,8 +150,8 @@ def test_a_process_that_is_gone_is_no_error():
 
 
 @pytest.fixture
-def hasty(monkeypatch):
-    """Hours are seconds; a pool of which nothing may be left."""
+def hasty(monkeypatch, pools):
+    """Make pools to which hours are seconds."""
     monkeypatch.setattr(process_watch, "_LOOK_S", 0.1)
     monkeypatch.setattr(process_watch, "_WINDOW_S", 1.0)
     monkeypatch.setattr(process_watch, "_LEAST_CPU_S", 0.02)
@@ -161,20 +161,7 @@ def hasty(monkeypatch):
     monkeypatch.setattr(patience, "TIMES_THE_SLOWEST", 1.0)
     monkeypatch.setattr(patience, "LEAST_STILL_S", 10.0)
     monkeypatch.setattr(worker_pool, "TOLD_AFTER_S", 2.0)
-    made: list[WorkerPool] = []
-
-    def make(**kwargs) -> WorkerPool:
-        made.append(WorkerPool(2, **kwargs))
-        return made[-1]
-
-    yield make
-    for pool in made:
-        pool.close()
-    assert [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())] == []
-
-
-def tasks(folder: Path, **special: str) -> list[tuple[str, str]]:
-    return [(str(folder / f"item{i}"), special.get(f"item{i}", "")) for i in range(8)]
+    return partial(pools, 2)
 
 
 @posix

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from items_of_all_kinds import tasks
 
 from zemosaic_core.errors import Cancelled, RunFailed, SkipItem
 from zemosaic_pipeline.frame_boundary import result_or_skip
@@ -53,25 +53,6 @@ def take_memory(item: tuple[str, str]) -> str | SkipItem:
         os.kill(os.getpid(), signal.SIGKILL)
     taken = result_or_skip(item[0], bytearray, 1_500_000_000 if item[1] == "greedy" else 1000)
     return taken if isinstance(taken, SkipItem) else item[0]
-
-
-@pytest.fixture
-def pools():
-    """Make pools; nothing of them may be left."""
-    made: list[WorkerPool] = []
-
-    def make(*args, **kwargs) -> WorkerPool:
-        made.append(WorkerPool(*args, **kwargs))
-        return made[-1]
-
-    yield make
-    for pool in made:
-        pool.close()
-    assert [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())] == []
-
-
-def tasks(folder: Path, **special: str) -> list[tuple[str, str]]:
-    return [(str(folder / f"item{i}"), special.get(f"item{i}", "")) for i in range(8)]
 
 
 @posix

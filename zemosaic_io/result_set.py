@@ -67,6 +67,30 @@ class ResultSet:
         """Note files and folders of the output folder that go when the new ones come; folders of others stay."""
         self._obsolete |= set(names)
 
+    def refuse_what_is_in_the_way(self, name: str, *, is_folder: bool) -> None:
+        """Refuse a result that could not be put into its place: what stands there belongs to somebody else.
+
+        Parameters
+        ----------
+        name : str
+        is_folder : bool
+            The result is a folder.
+
+        Raises
+        ------
+        SaveFailed
+            ``save_failed``
+        """
+        there = self.output_dir / name
+        if is_folder:
+            reason = (
+                "" if is_own_folder(there) or not there.exists() else "it is not a folder of an earlier run"
+            )
+        else:
+            reason = "it is a folder" if there.is_dir() else ""
+        if reason:
+            raise SaveFailed("save_failed", f"{there}: {reason}", path=str(there), reason=reason)
+
     def publish(self) -> None:
         """Put all files into the output folder, and remove those they replace.
 
@@ -78,7 +102,7 @@ class ResultSet:
         # The report last: until all is there the one in the folder says that the run is at work.
         names = sorted((path.name for path in self.folder.iterdir()), key=lambda n: ("report" in n, n))
         for name in names:
-            self._refuse_what_is_in_the_way(name)
+            self.refuse_what_is_in_the_way(name, is_folder=(self.folder / name).is_dir())
         obsolete = sorted(self._obsolete - set(names))
         for name in names:
             if (self.folder / name).is_dir():
@@ -89,17 +113,6 @@ class ResultSet:
             _move(self.output_dir, names, obsolete)
         except OSError as error:
             raise save_failed(Path(error.filename or self.output_dir), error) from error
-
-    def _refuse_what_is_in_the_way(self, name: str) -> None:
-        there = self.output_dir / name
-        if (self.folder / name).is_dir():
-            reason = (
-                "" if is_own_folder(there) or not there.exists() else "it is not a folder of an earlier run"
-            )
-        else:
-            reason = "it is a folder" if there.is_dir() else ""
-        if reason:
-            raise SaveFailed("save_failed", f"{there}: {reason}", path=str(there), reason=reason)
 
     def discard(self) -> None:
         """Remove what was written and not published, unless it has to be finished by the next start."""

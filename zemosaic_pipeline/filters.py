@@ -29,7 +29,8 @@ _MOST_BYTES = 60
 def filter_names(infos: Sequence[FrameInfo], *, split: bool) -> list[str]:
     """Return the filter of each frame as its part of the run is called.
 
-    Spellings that differ in case are one filter, called by the most frequent of them.
+    Spellings that differ in case are one filter, called by the most frequent of them. Other filters never get names
+    that are the same, or make the same names of files, on a disk that ignores upper and lower case.
 
     Returns
     -------
@@ -39,7 +40,11 @@ def filter_names(infos: Sequence[FrameInfo], *, split: bool) -> list[str]:
     counts = Counter(info.filter_name for info in infos)
     best: dict[str, str] = {}
     for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        best.setdefault(name.casefold(), _file_part(name))
+        if name.casefold() not in best:
+            part = _file_part(name)
+            if any(_are_taken_for_another(part, other) for other in best.values()):
+                part = f"{part}-{_digest(name)}"
+            best[name.casefold()] = part
     if not split or len(best) < 2:
         return [""] * len(infos)
     return [best[info.filter_name.casefold()] for info in infos]
@@ -50,7 +55,17 @@ def _file_part(name: str) -> str:
     part = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "NONE"
     if len(part.encode()) <= _MOST_BYTES:
         return part
-    return f"{part.encode()[:_MOST_BYTES].decode(errors='ignore')}-{hash_key(name.casefold())[:8]}"
+    return f"{part.encode()[:_MOST_BYTES].decode(errors='ignore')}-{_digest(name)}"
+
+
+def _digest(name: str) -> str:
+    return hash_key(name.casefold())[:8]
+
+
+def _are_taken_for_another(part: str, other: str) -> bool:
+    """Tell whether files of two parts may have one name: ``L_coverage.fits`` is one of the filter L, too."""
+    shorter, longer = sorted((part.casefold(), other.casefold()), key=len)
+    return longer == shorter or longer.startswith(f"{shorter}_")
 
 
 def split_text(names: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from zemosaic_pipeline.sky import SkySolution
 from zemosaic_pipeline.tile_canvas import Canvas, TileDepth, canvas_of, tile_sources, with_surfaces
 from zemosaic_utils import coadd_incremental, coadd_on_grid
 
-__all__ = ["PHASE", "run", "tile_photometry"]
+__all__ = ["BASE_PATTERN", "PHASE", "run", "tile_photometry"]
 
 PHASE = "phase5_assemble"
 CELL_PX = 32
@@ -292,6 +292,9 @@ def _history(plan: RunPlan, photometry: TilePhotometry) -> list[tuple[str, str]]
 
 # Room in the header for what the finished pixels tell about colours.
 COLOUR_CARDS = 16
+
+BASE_PATTERN = r"zemosaic_MT\d+_R(?P<frames>\d+)(?=[_.])"
+"""What `base_name` makes."""
 
 
 def base_name(n_tiles: int, n_frames: int, part: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,10 +34,11 @@ from zemosaic_pipeline.extra_files import (
 )
 from zemosaic_pipeline.finished_picture import EveryPixel, FinishedPicture, make_picture
 from zemosaic_pipeline.output_formats import COPIES, PICTURES
+from zemosaic_pipeline.phase5_assemble import BASE_PATTERN
 from zemosaic_pipeline.phase_options import OutputOptions
 from zemosaic_pipeline.records import Mosaic, RegisteredFrame
 
-__all__ = ["PHASE", "run"]
+__all__ = ["PHASE", "refuse_what_is_in_the_way", "run"]
 
 PHASE = "phase6_export"
 # V of the star that counts 1 in the calibrated copy.
@@ -55,6 +57,27 @@ OPTIONAL_ENDINGS = (
     *(f".{form}" for form in COPIES),
 )
 OPTIONAL_FOLDERS = (ZOOM, SPHERE)
+# Of files that are always made.
+ENDINGS_OF_ALL = (".fits", "_preview.png", "_coverage.png")
+
+
+def refuse_what_is_in_the_way(n_found: int, options: OutputOptions, context: RunContext) -> None:
+    """Refuse before the work what would keep results from their place: a folder by the name of a file, or another's.
+
+    How many tiles and frames there will be is not known yet; all names that a run of ``n_found`` frames may use count.
+
+    Raises
+    ------
+    SaveFailed
+        ``save_failed``
+    """
+    folders = (ZOOM,) * options.zoom + (SPHERE,) * options.hips
+    for there in sorted(context.output_dir.iterdir()):
+        name = re.match(BASE_PATTERN, there.name)
+        if name is None or int(name["frames"]) > n_found:
+            continue
+        if there.name.endswith((*ENDINGS_OF_ALL, *OPTIONAL_ENDINGS, *folders)):
+            context.results.refuse_what_is_in_the_way(there.name, is_folder=there.name.endswith(folders))
 
 
 def run(

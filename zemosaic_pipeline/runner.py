@@ -330,6 +330,7 @@ class _ClassicRun:
                 compiles=compiles,
             )
             self._follow(plan)
+            phase6_export.refuse_what_is_in_the_way(self.n_found, plan.output, context)
             if compiles:
                 context.say("run_info_compiles")
             self._refuse_small_disk(

@@ -1,4 +1,4 @@
-"""Names as long as a file system allows them, and longer."""
+"""Names as long as a file system allows them, and longer; names that one file would share with another."""
 
 from __future__ import annotations
 
@@ -59,3 +59,14 @@ def test_a_filter_with_a_long_name_gives_files_a_short_one():
     assert names[0] == names[2]
     assert names[3] == "Höhe-L"
     assert all(len(name.encode()) < 80 for name in names)
+
+
+def test_files_of_two_filters_never_have_one_name():
+    """Headers write filters as they like; disks may ignore upper and lower case; endings are names as well."""
+    names = ["O III", "O-III", "o-iii!", "L", "l", "L_coverage", "Ha*", "HA", ""]
+    parts = filter_names([SimpleNamespace(filter_name=name) for name in names], split=True)
+    by_filter = dict(zip((name.casefold() for name in names), parts, strict=True))
+    assert len(by_filter) == 8
+    made = [f"{part}{ending}".casefold() for part in by_filter.values() for ending in ("", "_coverage")]
+    assert len(set(made)) == len(made)
+    assert by_filter["l"] == "L"

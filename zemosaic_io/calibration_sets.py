@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 
@@ -147,6 +148,8 @@ class RawPlanes:
         Every row that is read is compared with them.
     adjust : callable
         ``adjust(key, samples, y0, x0)`` returns what becomes of a window of samples (h, w) float32.
+    reads : callable
+        As in `zemosaic_io.frame_store.FrameStore`.
     """
 
     def __init__(
@@ -154,8 +157,10 @@ class RawPlanes:
         infos: Mapping[int, FrameInfo],
         row_sums: Mapping[int, np.ndarray],
         adjust: Callable[[int, np.ndarray, int, int], np.ndarray],
+        reads: Callable[..., Any],
     ) -> None:
         self._infos, self._sums, self._adjust = dict(infos), dict(row_sums), adjust
+        self._reads = reads
 
     def read(self, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Return the window as (1, y1-y0, x1-x0) float32; missing pixels are NaN.
@@ -165,7 +170,11 @@ class RawPlanes:
         SkipItem
             The file can no longer be read, or its pixels are not those that were looked at.
         """
-        samples = read_window(self._infos[key], y0, y1, x0, x1, sums=self._sums[key]).astype(np.float32)
+        info = self._infos[key]
+        stored = self._reads(
+            info.path, info.size_bytes, read_window, info, y0, y1, x0, x1, sums=self._sums[key]
+        )
+        samples = stored.astype(np.float32)
         samples[~np.isfinite(samples)] = np.nan
         return np.ascontiguousarray(self._adjust(key, samples, y0, x0)[np.newaxis])
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -84,6 +84,9 @@ class FrameStore:
         Values, ADU, from which on light was cut off, by key; +inf or no entry: nowhere.
     masked : mapping of int to ndarray (k, 3), optional
         Missing pixels by key, as spans ``(y, x0, x1)``, end exclusive, in the order of y.
+    reads : callable, optional
+        ``reads(path, size_bytes, function, *args, **kwargs)`` calls a function that reads a file, and raises `SkipItem`
+        when that never comes back; it travels with the store. None: they are called as they are.
 
     Notes
     -----
@@ -103,7 +106,9 @@ class FrameStore:
         unpack_dir: Path | None = None,
         clip_levels: Mapping[int, np.ndarray] | None = None,
         masked: Mapping[int, np.ndarray] | None = None,
+        reads: Callable[..., Any] | None = None,
     ) -> None:
+        self._reads = reads
         self._unpacked = None if unpack_dir is None else UnpackedFrames(unpack_dir)
         self._calibrations = dict(calibrations or {})
         self._sets: dict[str, CalibrationSet] = {}
@@ -142,6 +147,7 @@ class FrameStore:
             calibrations=of(self._calibrations),
             clip_levels=of(self._clip),
             masked=of(self._masked),
+            reads=self._reads,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -300,12 +306,19 @@ class FrameStore:
         """Call one of the readers of `fits_read` on a window of a frame, unpacked where it is packed."""
         info = self._infos[key]
         if not info.packed or self._unpacked is None:
-            return function(info, *window, sums=self._sums.get(key))
+            return self._patiently(info, function, info, *window, sums=self._sums.get(key))
         try:
-            return function(self._unpacked.of(key, info), *window, sums=self._sums.get(key))
+            unpacked = self._patiently(info, self._unpacked.of, key, info)
+            return self._patiently(info, function, unpacked, *window, sums=self._sums.get(key))
         except SkipItem as skip:
             # The frame is known by its own name.
             raise SkipItem(skip.key, str(skip), **{**skip.values, "path": str(info.path)}) from skip
+
+    def _patiently(self, info: FrameInfo, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call what reads the file of a frame."""
+        if self._reads is None:
+            return function(*args, **kwargs)
+        return cast(T, self._reads(info.path, info.size_bytes, function, *args, **kwargs))
 
     def _samples(self, info: FrameInfo, key: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Samples of the sensor, calibrated where there is something to do it with."""

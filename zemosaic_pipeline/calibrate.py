@@ -296,7 +296,9 @@ class _Maker:
         stored = self._manifest.get(key) if self._resume else None
         if stored is not None:
             return _Facts(**stored)
-        facts = result_or_skip(str(info.path), _examine, info, frame.kind)
+        facts = result_or_skip(
+            info.path, self._context.reads, info.path, info.size_bytes, _examine, info, frame.kind
+        )
         if isinstance(facts, SkipItem):
             self._say_unusable(str(info.path), facts.key, **facts.values)
             return None
@@ -360,7 +362,7 @@ class _Maker:
         factors, sums, samples = [], {}, []
         for position, (frame, facts) in enumerate(frames):
             self._context.cancel.check()
-            read = read_identified(frame.info)
+            read = self._context.reads(frame.info.path, frame.info.size_bytes, read_identified, frame.info)
             if read.content_key != facts.content_key:
                 raise SkipItem(
                     "frame_changed", f"{frame.info.path} changed during the run", path=str(frame.info.path)
@@ -375,7 +377,9 @@ class _Maker:
         def adjust(k: int, window: np.ndarray, y0: int, x0: int) -> np.ndarray:
             return _adjusted(window, below, factors[k], y0, x0)
 
-        pixels = RawPlanes({k: frame.info for k, (frame, _) in enumerate(frames)}, sums, adjust)
+        pixels = RawPlanes(
+            {k: frame.info for k, (frame, _) in enumerate(frames)}, sums, adjust, self._context.reads
+        )
         value, variance = self._coadd(pixels, len(frames), shape, _sample_noise(samples))
         value = np.where(np.isfinite(value), value, kin_median(value))
         return _Master(

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zemosaic_core.errors import Cancelled, ZeMosaicError
+from zemosaic_core.errors import Cancelled, SkipItem, ZeMosaicError
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.manifest import STATE_FOLDER, make_folder
 from zemosaic_io.output_lock import OutputLock
@@ -35,6 +35,7 @@ from zemosaic_pipeline.events import (
 )
 from zemosaic_pipeline.frame_boundary import TRACEBACK
 from zemosaic_pipeline.machine import give_memory_back
+from zemosaic_pipeline.patient_reads import PatientReads
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import LeftOut, MasterTile
 from zemosaic_pipeline.resource_watch import ResourceWatch
@@ -104,7 +105,7 @@ class RunContext:
     output_dir : Path
         Where the results go; state lives in ``.zemosaic_state`` below it.
     report : Reporter
-        Called with each event, from the run's own thread.
+        Called with each event, from the run's own thread, or one that it waits for; by one at a time.
     cancel : CancelToken
         Checked at item boundaries.
     policy : GpuPolicy
@@ -150,6 +151,8 @@ class RunContext:
         self.memory = ResourceWatch((output_dir, self.state_dir), cancel.stop_because)
         # Other machines, or processes that are treated as such; None: all is done by processes and threads of this run.
         self.cluster: Cluster | None = None
+        # For what reads frames in this process: threads of the co-add, and all the rest where there is one worker.
+        self.reads = PatientReads(check=cancel.check, on_waiting=self._tell_waiting)
         self._pool: WorkerPool | None = None
         self._parts_left = False
         self._phase = ""
@@ -299,8 +302,17 @@ class RunContext:
             if apart(item) and self.may_have_children:
                 _, result = next(in_processes([item]))
             else:
-                result = function(item)
+                result = self._here(function, item, name_of(item), size_of(item))
             yield position, result
+
+    def _here(self, function: Any, item: Any, name: str, size_bytes: int) -> Any:
+        """Return ``function(item)``; of an item that has a file, the reading is not waited for without end."""
+        if not size_bytes:
+            return function(item)
+        try:
+            return self.reads(name, size_bytes, function, item)
+        except SkipItem as skip:
+            return skip
 
     def _processes(self) -> WorkerPool:
         if self._pool is None:

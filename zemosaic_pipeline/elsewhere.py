@@ -26,6 +26,7 @@ from zemosaic_core.errors import Cancelled, SkipItem, ZeMosaicError
 from zemosaic_io.calibration_sets import CalibrationSet, forget_received, receive_set
 from zemosaic_pipeline.cluster_memory import keep_freed_memory
 from zemosaic_pipeline.frame_boundary import portable_error
+from zemosaic_pipeline.patient_reads import PatientReads
 
 if TYPE_CHECKING:
     from zemosaic_io.headers import FrameInfo
@@ -264,14 +265,25 @@ def _unfit(requirements: Requirements, own: Mapping[str, str], memory_bytes: int
 
 def _unseen(probes: tuple[tuple[str, int], ...]) -> Unfit | None:
     """Return which file cannot be seen from here as it is seen from the machine of the run."""
-    for path, size_bytes in probes:
+    for probe in probes:
         try:
-            seen = os.stat(path).st_size
-        except OSError as error:
-            reason = str(error.strerror or error)
-            return Unfit("cluster_not_mounted", f"{path} cannot be read: {reason}", file=path, reason=reason)
-        if seen != size_bytes:
-            return Unfit("cluster_other_file", f"{path} is another file there", file=path)
+            unfit = PatientReads()(probe[0], 0, _unseen_of, *probe)
+        except SkipItem as silent:
+            reason = str(silent)
+            return Unfit("cluster_not_mounted", f"{probe[0]}: {reason}", file=probe[0], reason=reason)
+        if unfit is not None:
+            return unfit
+    return None
+
+
+def _unseen_of(path: str, size_bytes: int) -> Unfit | None:
+    try:
+        seen = os.stat(path).st_size
+    except OSError as error:
+        reason = str(error.strerror or error)
+        return Unfit("cluster_not_mounted", f"{path} cannot be read: {reason}", file=path, reason=reason)
+    if seen != size_bytes:
+        return Unfit("cluster_other_file", f"{path} is another file there", file=path)
     return None
 
 

@@ -38,6 +38,7 @@ from zemosaic_io.sealed_arrays import load_sealed, save_sealed
 from zemosaic_pipeline.elsewhere import Elsewhere, frame_there, unfit_of_disk
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.missing_pixels import without_missing
+from zemosaic_pipeline.patient_reads import PatientReads
 from zemosaic_pipeline.records import FrameMeasure
 
 if TYPE_CHECKING:
@@ -505,7 +506,9 @@ def _send(task: Sequence[Any], paths: PathMap) -> tuple[FrameInfo, MeasureOption
 
 def _look_elsewhere(task: tuple[FrameInfo, MeasureOptions, str, str]) -> Look | SkipItem:
     """Look at one frame on another machine; runs there."""
-    return result_or_skip(task[0].path, _look_with_room, *task)
+    info = task[0]
+    # A thread of the worker reads: nobody could end it.
+    return result_or_skip(info.path, PatientReads(), info.path, info.size_bytes, _look_with_room, *task)
 
 
 def _look_with_room(info: FrameInfo, options: MeasureOptions, calibration: str, known_content: str) -> Look:

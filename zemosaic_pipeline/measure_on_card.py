@@ -132,7 +132,16 @@ class _Work:
         if position not in self._begun:
             info, options, path, calibration = self._tasks[position]
             self._begun[position] = self._pool.submit(
-                result_or_skip, info.path, _begin, info, options, calibration, path
+                result_or_skip,
+                info.path,
+                self._context.reads,
+                info.path,
+                info.size_bytes,
+                _begin,
+                info,
+                options,
+                calibration,
+                path,
             )
         return self._begun[position]
 

@@ -9,7 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["TOLD_AFTER_S", "Overdue", "Pace", "Work", "overdue", "paced"]
+from zemosaic_core.errors import RunFailed, SkipItem
+
+__all__ = [
+    "HOPELESS",
+    "SILENT",
+    "TOLD_AFTER_S",
+    "Overdue",
+    "Pace",
+    "Work",
+    "given_up",
+    "nothing_answers",
+    "nothing_answers_for",
+    "overdue",
+    "paced",
+]
 
 # Computing that is always allowed: a frame of 60 megapixels takes seconds, and on the slowest machines a minute.
 LEAST_CPU_S = 300.0
@@ -21,6 +35,10 @@ LEAST_STILL_S = 1800.0
 SLOWEST_BYTES_PER_S = 10_000.0
 # When the user is told that an item neither computes nor reads.
 TOLD_AFTER_S = 60.0
+# So many items in a row that were waited for in vain mean that the folder does not answer.
+HOPELESS = 4
+# Why a frame is left out of which nothing came.
+SILENT = "frame_silent"
 
 
 @dataclass(frozen=True)
@@ -96,6 +114,36 @@ def overdue(work: Work, pace: Pace) -> Overdue | None:
     if work.still_s > max(LEAST_STILL_S, work.size_bytes / SLOWEST_BYTES_PER_S):
         return Overdue("still", work.still_s, pace.cpu_s)
     return None
+
+
+def given_up(found: Overdue, name: str) -> SkipItem:
+    """Return why an item, named by its path, is left out that has had its time."""
+    minutes = round(found.seconds / 60)
+    if found.kind == "still":
+        return SkipItem(SILENT, f"{name}: {found}", path=name, minutes=minutes)
+    return SkipItem(
+        "frame_endless",
+        f"{name}: {found}, others {found.slowest_s:.1f} s at most",
+        path=name,
+        minutes=minutes,
+        slowest_s=round(found.slowest_s, 1),
+    )
+
+
+def nothing_answers(found: Overdue, name: str) -> RunFailed:
+    """Return why a run ends when the last of `HOPELESS` items in a row was waited for in vain."""
+    return RunFailed(
+        "run_error_nothing_answers",
+        f"{name}: {found}, as did {HOPELESS - 1} before it; is the disk or the network folder there?",
+        path=name,
+        minutes=round(found.seconds / 60),
+    )
+
+
+def nothing_answers_for(skip: SkipItem) -> RunFailed:
+    """Return the same from the reason of the last of these items, ``frame_silent``."""
+    minutes = int(skip.values.get("minutes", 0))
+    return nothing_answers(Overdue("still", 60.0 * minutes), str(skip.values.get("path", "")))
 
 
 def _allowed_cpu_s(size_bytes: int, pace: Pace) -> float:

@@ -26,6 +26,7 @@ from zemosaic_pipeline.calibrated_noise import common_steps, shared_variance
 from zemosaic_pipeline.cluster_blocks import ClusterBlocks
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
+from zemosaic_pipeline.patience import HOPELESS, SILENT, nothing_answers_for
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import (
@@ -280,7 +281,11 @@ def _still_there(
     kept = []
     for frame in frames:
         path = str(frame.solved.frame.info.path)
-        now = result_or_skip(path, _as_measured, frame)
+        if lost is not None and lost.key == SILENT and lost.values.get("path") == path:
+            # A file that does not answer is not asked again.
+            context.leave_out(path, PHASE, lost.key, **lost.values)
+            continue
+        now = result_or_skip(path, context.reads, path, 0, _as_measured, frame)
         if lost is not None and lost.values.get("path") == path and (now is frame or path in tried_again):
             now = lost
         if isinstance(now, SkipItem):
@@ -306,6 +311,7 @@ class _Maker:
         """Return the tile, or None when nothing of the group is left; and whether it was made before."""
         frames = _still_there(frames, self.context)
         tried_again: set[str] = set()
+        silent = 0
         while frames:
             weights = np.stack([self.weights[frame.solved.frame.index] for frame in frames])
             key = tile_key(self.manifest, frames, weights, self.inputs)
@@ -321,6 +327,9 @@ class _Maker:
                 bands.remove()
                 raise
             except SkipItem as skip:
+                silent = silent + 1 if skip.key == SILENT else 0
+                if silent >= HOPELESS:
+                    raise nothing_answers_for(skip) from skip
                 left = _still_there(frames, self.context, skip, tried_again)
                 if len(left) == len(frames) and all(a is b for a, b in zip(left, frames, strict=True)):
                     self.context.say(skip.key, "WARN", **skip.values)

@@ -1,7 +1,9 @@
-"""Watch what a process does for its item: how much it computed, and for how long it did nothing."""
+"""Watch what a process, or a thread, does for its item: how much it computed, and for how long it did nothing."""
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from contextlib import suppress
 
@@ -9,7 +11,7 @@ import psutil
 
 from zemosaic_pipeline.patience import Work
 
-__all__ = ["ProcessWatch"]
+__all__ = ["ProcessWatch", "ThreadWatch"]
 
 # Between two looks.
 _LOOK_S = 1.0
@@ -73,6 +75,34 @@ class ProcessWatch:
             elif self._window_s >= _WINDOW_S:
                 self._window_cpu_s, self._window_s = self._cpu_s, 0.0
         return Work(self._size_bytes, self._cpu_s - self._began_cpu_s, self._still_s)
+
+
+class ThreadWatch(ProcessWatch):
+    """What one thread of this process does.
+
+    Where the system does not tell what a thread computes and reads (only Linux tells both), it looks as if it did
+    nothing.
+
+    Parameters
+    ----------
+    thread : Thread
+        It has begun.
+    """
+
+    def __init__(self, thread: threading.Thread) -> None:
+        self._thread = thread
+        super().__init__(os.getpid())
+
+    def _now(self) -> tuple[float, int] | None:
+        ident, native = self._thread.ident, self._thread.native_id
+        clock_of = getattr(time, "pthread_getcpuclockid", None)
+        if clock_of is None or ident is None or not self._thread.is_alive():
+            return None
+        cpu_s = time.clock_gettime(clock_of(ident))
+        read = 0
+        with suppress(OSError, ValueError), open(f"/proc/self/task/{native}/io", encoding="ascii") as file:
+            read = sum(int(line.split()[1]) for line in file if line.startswith(("rchar", "read_bytes")))
+        return cpu_s, read
 
 
 def _bytes_read(process: psutil.Process) -> int:

@@ -222,6 +222,7 @@ def frame_store(frames: Sequence[RegisteredFrame], inputs: TileInputs, context: 
         unpack_dir=context.work_dir,
         clip_levels=inputs.masks.clip_levels,
         masked=inputs.masks.spans,
+        reads=context.reads,
     )
 
 

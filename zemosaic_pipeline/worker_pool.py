@@ -28,7 +28,16 @@ from typing import TYPE_CHECKING, Any
 from zemosaic_core.errors import RunFailed, SkipItem
 from zemosaic_pipeline.child import leave_removed_folder, limit_memory, start_child
 from zemosaic_pipeline.frame_boundary import NO_MEMORY, portable_error
-from zemosaic_pipeline.patience import TOLD_AFTER_S, Overdue, Pace, overdue, paced
+from zemosaic_pipeline.patience import (
+    HOPELESS,
+    TOLD_AFTER_S,
+    Overdue,
+    Pace,
+    given_up,
+    nothing_answers,
+    overdue,
+    paced,
+)
 
 if TYPE_CHECKING:
     from zemosaic_pipeline.process_watch import ProcessWatch
@@ -42,9 +51,6 @@ _POLL_S = 0.2
 _GRACE_S = 0.4
 # What an item may take beyond an idle process when it is tried alone, unless the caller knows better.
 _ALONE_BYTES = 1_000_000_000
-# Deaths without a single answer mean that processes cannot work here at all; so many items in a row that were waited
-# for in vain, that the folder does not answer.
-_HOPELESS = 4
 # A process whose system call does not come back, as with a disk that is gone, cannot even be killed.
 _KILL_S = 5.0
 
@@ -211,7 +217,7 @@ class WorkerPool:
             self._mourn(answer, name)
             if answer.overdue is not None:
                 # Half an hour was given to it before this one.
-                return _skipped(answer.overdue, name)
+                return given_up(answer.overdue, name)
         return SkipItem(
             "frame_killed_worker",
             f"{name}: the processes that worked on it died ({answer})",
@@ -346,11 +352,12 @@ class WorkerPool:
         self._perhaps_all_are_stopped()
         if death.overdue is not None:
             self._silent_in_a_row += death.overdue.kind == "still"
-            if self._silent_in_a_row >= _HOPELESS:
-                raise _nothing_answers(death.overdue, name)
+            if self._silent_in_a_row >= HOPELESS:
+                raise nothing_answers(death.overdue, name)
             return
         self._deaths += 1
-        if self._answers == 0 and self._deaths >= _HOPELESS:
+        # Without a single answer, processes cannot work here at all.
+        if self._answers == 0 and self._deaths >= HOPELESS:
             raise _no_processes(str(death))
         if death.was_killed and self.workers > 1:
             self._fewer(self.workers - 1)
@@ -393,29 +400,6 @@ def _abandon(process: BaseProcess) -> None:
     """Wait no longer for a process that the system cannot end, neither here nor when this one ends."""
     log.warning("process %s cannot be ended; the system waits for a disk or a network folder", process.pid)
     multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
-
-
-def _skipped(overdue: Overdue, name: str) -> SkipItem:
-    minutes = round(overdue.seconds / 60)
-    if overdue.kind == "still":
-        return SkipItem("frame_silent", f"{name}: {overdue}", path=name, minutes=minutes)
-    return SkipItem(
-        "frame_endless",
-        f"{name}: {overdue}, others {overdue.slowest_s:.1f} s at most",
-        path=name,
-        minutes=minutes,
-        slowest_s=round(overdue.slowest_s, 1),
-    )
-
-
-def _nothing_answers(overdue: Overdue, name: str) -> RunFailed:
-    minutes = round(overdue.seconds / 60)
-    return RunFailed(
-        "run_error_nothing_answers",
-        f"{name}: {overdue}, as did {_HOPELESS - 1} before it; is the disk or the network folder there?",
-        path=name,
-        minutes=minutes,
-    )
 
 
 def _is_want_of_memory(answer: Any) -> bool:

@@ -126,23 +126,32 @@ def tile_photometry(
     one_sky : bool
         One model of the sky stands behind the frames of all tiles: what is left between tiles is noise, and slopes
         fitted to it would only bend the mosaic.
+
+    Returns
+    -------
+    solution : TilePhotometry
+    thumbs : list of Thumbnail
+        One per tile; none of a tile that is alone and whose own sky nothing asks for.
+    pairs : list of OverlapSamples
     """
-    thumbs = []
-    for tile in tiles:
-        context.cancel.check()
-        thumbs.append(_thumbnail(store, tile))
+    thumbs: list[Thumbnail] = []
+    # A single tile, as all frames at once make it, is compared with none: it is not read for that.
+    if len(tiles) > 1 or not plan.assembly.match_background or _equalises(plan):
+        for tile in tiles:
+            context.cancel.check()
+            thumbs.append(_thumbnail(store, tile))
     # Gains from thousands of star fluxes are better than any from the contrast of an overlap, where a gradient and a
     # gain look much alike; overlaps are asked only when the stars could not tell.
     gains = np.ones((len(tiles), plan.n_channels))
     if plan.assembly.photometric_match and one_flux_scale:
         gains = np.array([tile.flux_gain for tile in tiles])
     scaled = [
-        replace(thumb, medians=thumb.medians * gain[:, None, None].astype(np.float32))
-        for thumb, gain in zip(thumbs, gains, strict=True)
+        replace(thumb, medians=thumb.medians * gains[i][:, None, None].astype(np.float32))
+        for i, thumb in enumerate(thumbs)
     ]
     pairs = [
         pair
-        for i, j in combinations(range(len(tiles)), 2)
+        for i, j in combinations(range(len(scaled)), 2)
         if (pair := _pair(i, j, scaled, tiles)) is not None
     ]
     options = TileOptions(
@@ -168,6 +177,11 @@ def _gains_only(terms: np.ndarray, thumbs: Sequence[Thumbnail], use_gain: bool) 
     for i, thumb in enumerate(thumbs):
         kept[i, :, 1] = (1 - kept[i, :, 0]) * np.nanmedian(thumb.medians, axis=(1, 2))
     return kept
+
+
+def _equalises(plan: RunPlan) -> bool:
+    """Tell whether the channels are scaled to a common sky."""
+    return plan.stack.equalise_rgb and plan.n_channels == 3
 
 
 def _equalise(terms: np.ndarray, thumbs: Sequence[Thumbnail]) -> np.ndarray:
@@ -338,11 +352,7 @@ def run(
     one_sky = behind.is_one_sky
     solution, thumbs, pairs = tile_photometry(tiles, store, one_flux_scale, plan, context, one_sky=one_sky)
     _tell_photometry(tiles, solution, context)
-    terms = (
-        _equalise(solution.terms, thumbs)
-        if plan.stack.equalise_rgb and plan.n_channels == 3
-        else solution.terms
-    )
+    terms = _equalise(solution.terms, thumbs) if _equalises(plan) else solution.terms
     canvas = canvas_of(tiles, grid, plan.assembly.crop != "none")
     if plan.assembly.crop_science and plan.assembly.crop in ("coverage", "rectangle"):
         canvas = _well_covered(tiles, store, canvas, inscribed=plan.assembly.crop == "rectangle")

@@ -133,3 +133,31 @@ def test_the_scale_of_a_channel_scales_what_is_told(tiles):
 def test_cells_at_thin_rims_count_little():
     weight = assemble._cell_weights(np.array([12.0, 12, 1, 6, 0]), np.array([12.0, 1, 1, 6, 0]), 12.0)
     np.testing.assert_allclose(weight, [1.0, (2 / 13) ** 2, 1 / 144, 0.25, 1 / 144])
+
+
+def test_a_tile_alone_is_not_read_to_be_compared(tiles):
+    class Unread(TileStore):
+        def read(self, *_):
+            raise AssertionError("read although there is nothing to compare")
+
+    def photometry(store_class, match_background):
+        plan = SimpleNamespace(
+            n_channels=1,
+            stack=SimpleNamespace(equalise_rgb=False),
+            assembly=SimpleNamespace(
+                photometric_match=True, match_background=match_background, gradient=True, gradient_order=2
+            ),
+        )
+        store = store_class({tiles[0].tile_id: tiles[0].path})
+        context = SimpleNamespace(cancel=CancelToken())
+        return assemble.tile_photometry(tiles[:1], store, True, plan, context)
+
+    solution, thumbs, pairs = photometry(Unread, True)
+    assert thumbs == []
+    assert pairs == []
+    # Where its own sky is asked for it is read; there is nothing else to know about it either.
+    with pytest.raises(AssertionError):
+        photometry(Unread, False)
+    read, seen, _ = photometry(TileStore, False)
+    assert len(seen) == 1
+    assert np.array_equal(read.terms, solution.terms)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numba import njit
 from scipy import ndimage
@@ -41,6 +43,8 @@ def calm_light_and_colours(
     known: np.ndarray,
     light_noise: np.ndarray | None = None,
     colour_noise: list[np.ndarray] | None = None,
+    *,
+    threads: int = 1,
 ) -> CalmedPicture:
     """Calm the light of a picture and its colours.
 
@@ -57,6 +61,8 @@ def calm_light_and_colours(
     known : ndarray, shape (h, w), bool
     light_noise, colour_noise : ndarray, list of ndarray, optional
         What is known of the noise of a pixel, see `picture_noise.calm`.
+    threads : int
+        Planes that are calmed at once, each of which takes memory of its own; the result does not depend on it.
 
     Returns
     -------
@@ -74,18 +80,42 @@ def calm_light_and_colours(
     gentle = core * (light - finest.smoother)
     gentle += finest.smoother
     del finest
-    result = _calm_around(light, gentle, beneath, share, weight, _LIGHT, 2, light_noise)
-    result = _lift_to_floor(light, result, known, near)
-    near = _ramp(outstanding, *_STAR_COLOUR)
-    share = near * _ramp(shape, *_STAR_COLOUR_SHAPE)
-    del outstanding, shape, beneath
+    coloured = _ramp(outstanding, *_STAR_COLOUR)
+    colour_share = coloured * _ramp(shape, *_STAR_COLOUR_SHAPE)
     noises = colour_noise if colour_noise is not None else [None] * len(colours)
-    calmed = []
-    for colour, noise in zip(colours, noises, strict=True):
-        beneath = fill_from_around(colour, weight * (np.float32(1.0) - near)) * weight
-        calmed.append(_calm_around(colour, colour, beneath, share, weight, _COLOUR, 0, noise))
-        del beneath
-    return result, calmed
+    del outstanding, shape, core
+    with ThreadPoolExecutor(threads) as executor:
+        of_light = executor.submit(
+            _calm_light, light, gentle, beneath, near, share, known, weight, light_noise
+        )
+        # What the light alone needs is let go as soon as it is done.
+        del gentle, beneath, near, share
+        of_colours = [
+            executor.submit(_calm_colour, colour, coloured, colour_share, weight, noise)
+            for colour, noise in zip(colours, noises, strict=True)
+        ]
+        return of_light.result(), [future.result() for future in of_colours]
+
+
+def _calm_light(
+    light: np.ndarray,
+    gentle: np.ndarray,
+    beneath: np.ndarray,
+    near: np.ndarray,
+    share: np.ndarray,
+    known: np.ndarray,
+    weight: np.ndarray,
+    noise: np.ndarray | None,
+) -> np.ndarray:
+    calmed = _calm_around(light, gentle, beneath, share, weight, _LIGHT, 2, noise)
+    return _lift_to_floor(light, calmed, known, near)
+
+
+def _calm_colour(
+    colour: np.ndarray, near: np.ndarray, share: np.ndarray, weight: np.ndarray, noise: np.ndarray | None
+) -> np.ndarray:
+    beneath = fill_from_around(colour, weight * (np.float32(1.0) - near)) * weight
+    return _calm_around(colour, colour, beneath, share, weight, _COLOUR, 0, noise)
 
 
 def _ramp(values: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -324,6 +325,7 @@ def preview_rgba(
     clipped: np.ndarray | None = None,
     style: str = "natural",
     bits: int = 8,
+    threads: int = 1,
 ) -> np.ndarray:
     """Make a picture of a linear image.
 
@@ -346,6 +348,8 @@ def preview_rgba(
         Where the sensor could not hold the light: such pixels take the colour of their surroundings.
     bits : int
         8 or 16.
+    threads : int
+        How many work on it; the picture is the same.
 
     Returns
     -------
@@ -385,14 +389,14 @@ def preview_rgba(
     del image
     if calm_noise and known.any():
         light, colours = calm_light_and_colours(
-            light, colours, known, *_noise_of_parts(noise, params, known.shape)
+            light, colours, known, *_noise_of_parts(noise, params, known.shape), threads=threads
         )
     if clipped is not None and clipped.any():
         colours = _colours_of_surroundings(light, colours, clipped)
     top = 2**bits - 1
     rgba = np.empty((*known.shape, 4), dtype=np.uint8 if bits == 8 else np.uint16)
-    # By strips, so that the many steps of colouring need no further copies of the whole picture.
-    for y in range(0, known.shape[0], _STRIP):
+
+    def paint_strip(y: int) -> None:
         rows = slice(y, y + _STRIP)
         picture = paint(
             light[rows],
@@ -404,6 +408,10 @@ def preview_rgba(
             params.saturation,
         )
         rgba[rows, :, :3] = np.moveaxis(np.where(known[rows], picture, 0.0) * float(top) + 0.5, 0, -1)
+
+    # By strips, so that the many steps of colouring need no further copies of the whole picture.
+    with ThreadPoolExecutor(threads) as executor:
+        list(executor.map(paint_strip, range(0, known.shape[0], _STRIP)))
     rgba[..., 3] = np.where(known, top, 0)
     rgba[~known] = 0
     return rgba

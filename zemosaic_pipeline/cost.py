@@ -49,8 +49,9 @@ MASTER_BYTES_PER_PX = 5 * SET_BYTES_PER_PX
 SOLVER_BYTES = 100_000_000
 SOLVER_BYTES_PER_PX = 16
 # A picture while it is cut and its sky is found (54 measured at 3200x3200), the picture with what is painted of it, and
-# the part of it that is being finished (67 to 86 measured); per pixel of each.
-PICTURE_BYTES_PER_PX, PAINTED_BYTES_PER_PX, FINISHING_BYTES_PER_PX = 58, 26, 90
+# the part of it that is being finished (67 to 86 measured, and 21 more where two planes are calmed at once); per pixel
+# of each.
+PICTURE_BYTES_PER_PX, PAINTED_BYTES_PER_PX, FINISHING_BYTES_PER_PX = 58, 26, 112
 # A picture as it is handed to the library that lays it on the sphere, and the copy that this one reads.
 SPHERE_BYTES_PER_PX = 12
 # A tile is wider than its frames: they are dithered and turned against the grid by some degrees.

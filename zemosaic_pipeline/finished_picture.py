@@ -49,6 +49,8 @@ class FinishedPicture:
         (x, y) in pixels of the mosaic of the holes that were filled.
     surface : SkySurface or None
         What was taken out of the sky.
+    threads : int
+        How many work on it when it is made; the picture is the same.
     """
 
     image: np.ndarray
@@ -59,6 +61,7 @@ class FinishedPicture:
     box: Box
     holes: list[tuple[int, int]]
     surface: SkySurface | None = None
+    threads: int = 1
 
     def render(self, bits: int = 8) -> np.ndarray:
         """Return the picture, (h, w, 4) uint8 or uint16."""
@@ -87,6 +90,7 @@ class FinishedPicture:
             noise=noise.part(box[0], box[2]) if noise is not None else None,
             clipped=clipped,
             bits=bits,
+            threads=self.threads,
         )
 
     def wcs(self, mosaic_cards: dict[str, Any], step: int | None = None) -> WCS:
@@ -165,8 +169,8 @@ class EveryPixel:
         return image
 
 
-def make_picture(mosaic: Mosaic, options: OutputOptions) -> FinishedPicture:
-    """Read a mosaic at the size of the picture and decide how it is shown.
+def make_picture(mosaic: Mosaic, options: OutputOptions, threads: int = 1) -> FinishedPicture:
+    """Read a mosaic at the size of the picture and decide how it is shown; ``threads`` make it when it is rendered.
 
     Raises
     ------
@@ -195,6 +199,7 @@ def make_picture(mosaic: Mosaic, options: OutputOptions) -> FinishedPicture:
         (y0 * step, min(y1 * step, rows.shape[1]), x0 * step, min(x1 * step, rows.shape[2])),
         [((x0 + x) * step, (y0 + y) * step) for x, y in holes],
         surface,
+        threads,
     )
 
 

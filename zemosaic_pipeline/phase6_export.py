@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ PHASE = "phase6_export"
 # V of the star that counts 1 in the calibrated copy.
 UNIT_MAG = 22.5
 COVERAGE_PICTURE_PX = 1600
+# Planes of a picture that are finished at once: each takes memory (`cost.FINISHING_BYTES_PER_PX`).
+PICTURE_THREADS = 2
 # Name of the run in pictures, as in the headers of FITS files.
 RUN_ID = "ZMRUNID"
 LISTED_HOLES = 20
@@ -105,17 +108,18 @@ def run(
     outputs = {"science": mosaic.science_path, "coverage": mosaic.coverage_path, **mosaic.outputs}
     steps = 2 + options.viewer_fits + options.viewer_tiff
     rows = FitsRows(mosaic.science_path)
-    picture = make_picture(mosaic, options)
+    picture = make_picture(mosaic, options, min(PICTURE_THREADS, context.threads))
     texts = {"Software": f"ZeMosaic {__version__}", RUN_ID: context.run_id, "Picture": picture.recipe()}
-    outputs |= _write_pictures(base, picture, mosaic, frames, options, texts, context)
+    with ThreadPoolExecutor(1) as executor:
+        of_coverage = executor.submit(_write_coverage_picture, base, mosaic, texts)
+        if context.threads == 1:
+            of_coverage.result()
+        outputs |= _write_pictures(base, picture, mosaic, frames, options, texts, context)
+        context.progress(1, steps, "preview")
+        outputs["coverage_preview"] = of_coverage.result()
     if picture.holes:
         places = ", ".join(f"x {x} y {y}" for x, y in picture.holes[:LISTED_HOLES])
         context.say("run_info_holes_filled", count=len(picture.holes), places=places)
-    context.progress(1, steps, "preview")
-    depth = np.nan_to_num(downscale(FitsRows(mosaic.coverage_path), COVERAGE_PICTURE_PX)[0])
-    outputs["coverage_preview"] = str(
-        write_png(Path(f"{base}_coverage.png"), coverage_rgba(depth), texts=texts, durable=False)
-    )
     context.progress(2, steps, "coverage")
     limits = display_range(rows) if options.viewer_fits or options.viewer_tiff else None
     if options.viewer_fits:
@@ -136,6 +140,12 @@ def run(
     _remove_old(base, outputs, context)
     context.progress(steps, steps)
     return outputs
+
+
+def _write_coverage_picture(base: Path, mosaic: Mosaic, texts: dict[str, str]) -> str:
+    depth = np.nan_to_num(downscale(FitsRows(mosaic.coverage_path), COVERAGE_PICTURE_PX)[0])
+    path = Path(f"{base}_coverage.png")
+    return str(write_png(path, coverage_rgba(depth), texts=texts, durable=False))
 
 
 def _write_pictures(

@@ -248,3 +248,16 @@ def test_histogram_counts_what_is_known():
     assert found.counts.sum() == 12
     assert (found.black, found.white) == (0.75, 0.25)
     assert picture_histogram(rgba[1:, 1:]).counts.sum() == 0
+
+
+def test_the_picture_does_not_depend_on_the_number_of_threads():
+    rng = np.random.default_rng(7)
+    yy, xx = np.mgrid[:300, :280]
+    image = rng.normal(100, 5, (3, *yy.shape))
+    for x, y, height in ((60, 50, 900), (200, 120, 300), (140, 240, 4000)):
+        image += height * np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / 8)
+    image[:, :40, 100:] = np.nan
+    image = image.astype(np.float32)
+    clipped = image[1] > 3000
+    alone = preview_rgba(image, calm_noise=True, clipped=clipped)
+    assert np.array_equal(preview_rgba(image, calm_noise=True, clipped=clipped, threads=3), alone)

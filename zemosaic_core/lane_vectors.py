@@ -1,6 +1,7 @@
-"""Vector code for many pixels at once: sort them, and sum what is kept of them, with the sums in registers.
+"""Vector code for many pixels at once: load and sort them, and sum what is kept of them, with the sums in registers.
 
-Written for LLVM where loops of Numba would check whether rows overlap, or keep sums in memory.
+Written for LLVM where loops of Numba would check whether rows overlap, keep sums in memory, or count references: taking
+a part of an array costs a locked operation or two, which wait for all that was written before.
 """
 
 from __future__ import annotations
@@ -10,12 +11,116 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["HIGH", "LOW", "SQUARES", "SUM", "VECTOR", "sort_rows", "sum_clipped", "sum_kept"]
+__all__ = ["HIGH", "LOW", "SQUARES", "SUM", "VECTOR", "load_row", "sort_rows", "sum_clipped", "sum_kept"]
 
 # Lanes of a vector; blocks are padded to whole vectors. Machines with shorter registers split it.
 VECTOR = 16
 # Rows of the scratch array `work` that sums are clipped by and written to, one value per lane.
 LOW, HIGH, SUM, SQUARES = range(4)
+
+
+@intrinsic
+def load_row(
+    typingctx, values, at, maps, map_at, use_map, begin, end, raw, block, shares, use_shares, row, count
+):
+    """Load the samples of a source into a row of `raw` and of `block`, those that are missing as +inf.
+
+    Lanes ``begin <= lane < end`` take ``values[at], values[at + 1] ...``, others are missing; so is what is not finite
+    or, if `use_map`, has no positive share in ``maps[map_at ...]``. With `use_shares` these, or 1, go to a row of
+    `shares`. `count` (a whole number of vectors) counts the samples that are there; returned is whether there are any.
+    What follows in memory is asked for: the next lanes want it, in many short pieces, which hardware does not foresee.
+    """
+    signature = types.boolean(
+        values, types.intp, maps, types.intp, types.boolean, types.intp, types.intp, raw, block, shares,
+        types.boolean, types.intp, count,
+    )  # fmt: skip
+
+    def codegen(context, builder, sig, args):
+        vector, integers = ir.VectorType(ir.FloatType(), VECTOR), ir.VectorType(ir.IntType(32), VECTOR)
+        bits, long = ir.VectorType(ir.IntType(1), VECTOR), ir.VectorType(ir.IntType(64), VECTOR)
+        zeros, missing = ir.Constant(vector, [0.0] * VECTOR), ir.Constant(vector, [float("inf")] * VECTOR)
+        _, at, _, map_at, use_map, begin, end, _, _, _, use_shares, row, _ = args
+        arrays = {k: context.make_array(sig.args[k])(context, builder, args[k]) for k in (0, 2, 7, 8, 9, 12)}
+        n_vectors = builder.udiv(
+            cgutils.unpack_tuple(builder, arrays[12].shape)[0], context.get_constant(types.intp, VECTOR)
+        )
+        masked = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(vector, [vector.as_pointer(), ir.IntType(32), bits, vector]),
+            f"llvm.masked.load.v{VECTOR}f32.p0v{VECTOR}f32",
+        )
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        fetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        )
+
+        def line_of(k):
+            stride = cgutils.unpack_tuple(builder, arrays[k].strides)[0]
+            start = builder.ptrtoint(arrays[k].data, stride.type)
+            return builder.inttoptr(builder.add(start, builder.mul(row, stride)), arrays[k].data.type)
+
+        def place(pointer, offset, kind=vector):
+            return builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
+
+        def splat(value):
+            one = builder.insert_element(ir.Constant(long, ir.Undefined), value, ir.Constant(number, 0))
+            return builder.shuffle_vector(
+                one, ir.Constant(long, ir.Undefined), ir.Constant(integers, [0] * VECTOR)
+            )
+
+        lines = {k: line_of(k) for k in (7, 8, 9)}
+        found = cgutils.alloca_once_value(builder, ir.Constant(bits, [0] * VECTOR))
+        steps = ir.Constant(long, list(range(VECTOR)))
+        with cgutils.for_range(builder, n_vectors) as group:
+            lane = builder.mul(group.index, context.get_constant(types.intp, VECTOR))
+            beyond = builder.add(lane, context.get_constant(types.intp, VECTOR))
+            lanes = builder.add(splat(lane), steps)
+            own = builder.and_(
+                builder.icmp_signed(">=", lanes, splat(begin)), builder.icmp_signed("<", lanes, splat(end))
+            )
+            whole = builder.and_(
+                builder.icmp_signed(">=", lane, begin), builder.icmp_signed("<=", beyond, end)
+            )
+
+            def take(k, first, otherwise):
+                address = place(arrays[k].data, builder.add(first, builder.sub(lane, begin)))
+                taken = cgutils.alloca_once(builder, vector)
+                with builder.if_else(whole) as (then, otherwise_block):
+                    with then:
+                        builder.store(builder.load(address, align=4), taken)
+                    with otherwise_block:
+                        # A part of the vector may lie outside of the array.
+                        loaded = builder.call(masked, [address, number(4), own, otherwise])
+                        builder.store(loaded, taken)
+                following = builder.add(first, builder.sub(builder.add(end, lane), begin))
+                ahead = builder.bitcast(builder.gep(arrays[k].data, [following]), byte)
+                builder.call(fetch, [ahead, number(0), number(3), number(1)])
+                return builder.load(taken)
+
+            sample = take(0, at, missing)
+            valid = builder.fcmp_ordered("==", builder.fsub(sample, sample), zeros)
+            good = cgutils.alloca_once_value(builder, valid)
+            share = cgutils.alloca_once_value(builder, ir.Constant(vector, [1.0] * VECTOR))
+            with builder.if_then(use_map):
+                of_map = take(2, map_at, zeros)
+                builder.store(of_map, share)
+                builder.store(builder.and_(valid, builder.fcmp_ordered(">", of_map, zeros)), good)
+            valid = builder.load(good)
+            sample = builder.select(valid, sample, missing)
+            builder.store(sample, place(lines[7], lane), align=4)
+            builder.store(sample, place(lines[8], lane), align=4)
+            with builder.if_then(use_shares):
+                builder.store(builder.load(share), place(lines[9], lane), align=4)
+            counted = place(arrays[12].data, lane, integers)
+            builder.store(
+                builder.add(builder.load(counted, align=4), builder.zext(valid, integers)), counted, align=4
+            )
+            builder.store(builder.or_(builder.load(found), valid), found)
+        together = builder.bitcast(builder.load(found), ir.IntType(VECTOR))
+        any_valid = builder.icmp_unsigned("!=", together, ir.Constant(ir.IntType(VECTOR), 0))
+        return context.cast(builder, any_valid, types.boolean, sig.return_type)
+
+    return signature, codegen
 
 
 @intrinsic

@@ -10,8 +10,17 @@ import numpy as np
 from numba import njit
 
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
-from zemosaic_core.lane_vectors import HIGH, LOW, SQUARES, SUM, VECTOR, sort_rows, sum_clipped, sum_kept
-from zemosaic_core.tap_sums import prefetch
+from zemosaic_core.lane_vectors import (
+    HIGH,
+    LOW,
+    SQUARES,
+    SUM,
+    VECTOR,
+    load_row,
+    sort_rows,
+    sum_clipped,
+    sum_kept,
+)
 
 __all__ = ["LANES", "MAX_ROUNDS", "MAX_SCALE_STEPS", "MOST_COUNTED", "REJECTION_CODES", "combine_rows"]
 
@@ -22,8 +31,6 @@ MAX_SCALE_STEPS = 10
 MOST_COUNTED = 65535
 # 30 samples of 256 pixels fill most of a first-level cache; more lanes spill, fewer waste the loop set-up.
 LANES = 256
-# Numbers of 32 bits in a line of a cache.
-CACHE_LINE = 16
 
 
 # Rows of the scratch array `work`, one value per lane.
@@ -330,13 +337,6 @@ def _reject_lanes(values, n_rows, count, pivot, lanes, code, kappas, quantiles, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _fetch_ahead(memory, at, lanes):
-    """Ask for what the next lanes of a source will want: many short pieces, which hardware does not foresee."""
-    for i in range(0, lanes, CACHE_LINE):
-        prefetch(memory, at + i)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
 def _load_lanes(
     values, starts, boxes, maps, map_starts, members, n, place, lanes, raw, block, share, count, present
 ):
@@ -346,44 +346,31 @@ def _load_lanes(
     the others, as many as the number returned.
     """
     channel, y, x0 = place
-    zero, inf = np.float32(0), np.float32(np.inf)
-    for i in range(lanes):
-        count[i] = 0
+    count[:] = 0
     m = 0
     for k in range(n):
         source = members[k]
         top, left, right = boxes[source, 0], boxes[source, 2], boxes[source, 3]
         width = right - left
         begin, end = max(left, x0), min(right, x0 + lanes)
-        if end - begin < lanes:
-            for i in range(lanes):
-                raw[m, i] = inf
         at = starts[source] + (channel * (boxes[source, 1] - top) + y - top) * width + begin - left
-        samples = values[at : at + end - begin]
-        target = raw[m, begin - x0 : end - x0]
-        _fetch_ahead(values, at + end - begin, lanes)
-        if map_starts[source] >= 0:
-            at = map_starts[source] + (y - top) * width + begin - left
-            shares = maps[at : at + end - begin]
-            _fetch_ahead(maps, at + end - begin, lanes)
-            for i in range(end - begin):
-                v = samples[i]
-                target[i] = v if (v - v == zero) & (shares[i] > zero) else inf
-            share[m, begin - x0 : end - x0] = shares
-        else:
-            for i in range(end - begin):
-                v = samples[i]
-                target[i] = v if v - v == zero else inf
-            if len(share) > 1:
-                share[m, begin - x0 : end - x0] = np.float32(1)
-        valid = 0
-        for i in range(lanes):
-            v = raw[m, i]
-            one = np.int32(1) if v < inf else np.int32(0)
-            block[m, i] = v
-            count[i] += one
-            valid += one
-        if valid > 0:
+        mapped = map_starts[source] >= 0
+        map_at = map_starts[source] + (y - top) * width + begin - left if mapped else 0
+        if load_row(
+            values,
+            at,
+            maps,
+            map_at,
+            mapped,
+            begin - x0,
+            end - x0,
+            raw,
+            block,
+            share,
+            len(share) > 1,
+            m,
+            count,
+        ):
             present[m] = source
             m += 1
     return m
@@ -418,31 +405,37 @@ def _write_lanes(sums, pivot, bounds, runs, count, lanes, median, image, weight,
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _take_bounds(bits, starts, boxes, members, n, place, lanes, count, image, seen):
+def _any_without(count, lanes):
+    """Whether a lane has no valid sample."""
+    found = False
+    for i in range(lanes):
+        found |= count[i] == 0
+    return found
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _take_bounds(bits, starts, boxes, members, n, place, lanes, count, highest, clipped, image, seen):
     """Give lanes without a valid sample the highest lower bound of those whose light was cut off, if any."""
     channel, y, x0 = place
-    highest = np.empty(1, np.float32)
-    highest_bits = highest.view(np.int32)
-    for i in range(lanes):
-        if count[i] > 0:
-            continue
+    highest[:lanes], clipped[:lanes] = BOUND_MARK, 0
+    for m in range(n):
+        source = members[m]
+        top, left, right = boxes[source, 0], boxes[source, 2], boxes[source, 3]
+        begin, end = max(left, x0), min(right, x0 + lanes)
+        at = starts[source] + (channel * (boxes[source, 1] - top) + y - top) * (right - left) + begin - left
+        held, most, found = bits[at : at + end - begin], highest[begin - x0 :], clipped[begin - x0 :]
         # Positive floats are in the order of their bits.
-        most, clipped = np.int32(BOUND_MARK), 0
-        for m in range(n):
-            source = members[m]
-            top, left, right = boxes[source, 0], boxes[source, 2], boxes[source, 3]
-            if left <= x0 + i < right:
-                width = right - left
-                held = bits[
-                    starts[source] + (channel * (boxes[source, 1] - top) + y - top) * width + x0 + i - left
-                ]
-                if FIRST_BOUND <= held <= LAST_BOUND:
-                    most = max(most, held)
-                    clipped += 1
-        if clipped > 0:
-            highest_bits[0] = (most - BOUND_MARK) << BOUND_SHIFT
-            image[i] = highest[0]
-            seen[i] = max(seen[i], np.uint16(clipped))
+        for i in range(held.size):
+            is_bound = (held[i] >= FIRST_BOUND) & (held[i] <= LAST_BOUND)
+            most[i] = max(most[i], held[i] if is_bound else np.int32(BOUND_MARK))
+            found[i] += np.int32(1) if is_bound else np.int32(0)
+    bound = np.empty(1, np.float32)
+    bound_bits = bound.view(np.int32)
+    for i in range(lanes):
+        if count[i] == 0 and clipped[i] > 0:
+            bound_bits[0] = (highest[i] - BOUND_MARK) << BOUND_SHIFT
+            image[i] = bound[0]
+            seen[i] = max(seen[i], np.uint16(clipped[i]))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -460,7 +453,7 @@ def combine_rows(
     raw = np.empty_like(block)
     mapped = bool((map_starts >= 0).any())
     share = np.empty((max(2, n_sources) if mapped else 1, padded), np.float32)
-    count, pivot = np.empty(width, np.int32), np.zeros(padded, np.float32)
+    count, pivot = np.empty(padded, np.int32), np.zeros(padded, np.float32)
     runs, bounds = np.empty((2, width), np.int32), np.zeros((3, padded), np.float32)
     scratch = (
         np.empty(width, np.int32), np.zeros(padded, np.int32), np.zeros(padded, np.int32),
@@ -468,6 +461,7 @@ def combine_rows(
     )  # fmt: skip
     sums, own = np.empty((6, padded), np.float32), np.empty(n_sources, np.float32)
     members, present = np.empty(n_sources, np.int64), np.empty(n_sources, np.int64)
+    highest, clipped = np.empty(width, np.int32), np.empty(width, np.int32)
     n_blocks = -(-n_cols // width)
     near, n_near = np.empty((n_blocks, n_sources), np.int64), np.zeros(n_blocks, np.int64)
     for part_x in range(n_blocks):
@@ -532,6 +526,8 @@ def combine_rows(
                     weight[channel, y, x0:x1], variance[channel, y, x0:x1],
                     rejected_low[channel, y, x0:x1], rejected_high[channel, y, x0:x1],
                 )  # fmt: skip
-                _take_bounds(
-                    bits, starts, boxes, members, n, place, lanes, count, image[channel, y, x0:x1], seen
-                )
+                if _any_without(count, lanes):
+                    _take_bounds(
+                        bits, starts, boxes, members, n, place, lanes, count, highest, clipped,
+                        image[channel, y, x0:x1], seen,
+                    )  # fmt: skip

@@ -6,6 +6,7 @@ import gc
 import sys
 
 import pytest
+from PySide6.QtCore import Qt
 
 from zemosaic_pipeline.events import (
     PHASES,
@@ -68,3 +69,31 @@ def test_refreshing_takes_no_reference_of_none(make_window, qapp):
     # Each refresh makes dozens of calls that return nothing: one lost at each shows as thousands, in each round. What
     # other tests left behind is given back once.
     assert min(lost) < REFRESHES
+
+
+@pytest.mark.parametrize("language", ["de", "en", "es", "fr", "is", "it", "nl", "pl", "pt"])
+def test_the_name_of_each_phase_at_work_can_be_read(make_window, session, qapp, language):
+    """Beside a count of five digits."""
+    session.form.set("language", language)
+    window = make_window()
+    window.show_page("run")
+    window.resize(1280, 720)
+    window.run_page.middle.setSizes([280, 700, 280])
+    state = window.controller.state
+    state.begin("in", "out", 1.0)
+    state.apply(RunStarted("r", "in", "out", tuple(PHASES)), 1.0)
+    for phase in PHASES:
+        state.apply(PhaseStarted(phase, 20_000), 1.0)
+        state.apply(PhaseProgress(phase, 10_000, 20_000, ""), 1.0)
+    window.run_page.refresh(window.controller)
+    for _ in range(3):
+        qapp.processEvents()
+    cut = []
+    for row in window.run_page.phase_rows:
+        name = row.name
+        wrapped = int(name.alignment()) | int(Qt.TextFlag.TextWordWrap)
+        drawn = name.fontMetrics().boundingRect(0, 0, name.width(), 10_000, wrapped, name.text())
+        if drawn.height() > name.height() + 1 or drawn.width() > name.width() + 1:
+            cut.append((name.text(), drawn, name.size()))
+    state.apply(RunEnded("cancelled", key="run_cancelled"), 2.0)
+    assert not cut

@@ -32,7 +32,7 @@ class _PhaseRow(QWidget):
     def __init__(self, session: Session) -> None:
         super().__init__()
         self.session = session
-        self.mark, self.name, self.count = QLabel(), QLabel(), label("faint")
+        self.mark, self.name, self.count = QLabel(), label(wrap=True), label("faint")
         self.mark.setFixedWidth(20)
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
@@ -63,8 +63,7 @@ class _PhaseRow(QWidget):
         }.get(phase.status, ("pending", "faint"))
         self.mark.setPixmap(self.session.icon(icon, role).pixmap(QSize(16, 16)))
         self.name.setText(text(f"phase.{phase.name}"))
-        self.name.setObjectName({"pending": "muted", "running": "heading"}.get(phase.status, ""))
-        self.name.style().polish(self.name)
+        restyle(self.name, {"pending": "muted", "running": "strong"}.get(phase.status, ""))
         count = f"{text.number(phase.done)} / {text.number(phase.total)}" if phase.total else ""
         time = (
             text.clock(now_s if phase.status == "running" else phase.seconds)

@@ -207,6 +207,7 @@ QScrollArea, QScrollArea > QWidget > QWidget#scrolled { background: transparent;
 QLabel { background: transparent; }
 QLabel#title { font-size: 17pt; font-weight: 600; }
 QLabel#heading { font-size: 11pt; font-weight: 600; }
+QLabel#strong { font-weight: 600; }
 QLabel#brand { font-size: 14pt; font-weight: 600; color: $accent; }
 QLabel#big { font-size: 15pt; font-weight: 600; }
 QLabel#muted { color: $muted; }

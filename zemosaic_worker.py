@@ -7,6 +7,7 @@ settings, 130 stopped by the user, by SIGTERM or SIGHUP, or by the end of the pr
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -15,11 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed, SettingsError, ZeMosaicError
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, PixelSource
 from zemosaic_core.visible_text import visible_text
+from zemosaic_io.regular_files import add_to_regular
 from zemosaic_pipeline.context import CancelToken
 from zemosaic_pipeline.events import (
     Event,
@@ -240,8 +242,14 @@ def _log_file(input_folder: Path, output_folder: Path, level: str) -> Iterator[N
     path = output_folder / LOG_NAME
     try:
         output_folder.mkdir(parents=True, exist_ok=True)
-        mode = "w" if path.exists() and path.stat().st_size > LOG_MAX_BYTES else "a"
-        handler = logging.FileHandler(path, mode=mode, encoding="utf-8", errors="backslashreplace")
+        file = add_to_regular(path)
+        if os.fstat(file.fileno()).st_size > LOG_MAX_BYTES:
+            file.truncate(0)
+        # What is buffered is flushed with each record.
+        stream = io.TextIOWrapper(
+            io.BufferedWriter(cast(io.RawIOBase, file)), encoding="utf-8", errors="backslashreplace"
+        )
+        handler = logging.StreamHandler(stream)
     except OSError as error:
         log.warning("no log file in %s: %s", output_folder, error)
         yield
@@ -254,9 +262,10 @@ def _log_file(input_folder: Path, output_folder: Path, level: str) -> Iterator[N
         yield
     finally:
         root.removeHandler(handler)
+        handler.close()
         # On a full disk closing fails on what is still buffered; the outcome has been told already.
         with suppress(OSError):
-            handler.close()
+            stream.close()
 
 
 def _guarded_run(

@@ -24,6 +24,7 @@ import platformdirs
 
 from zemosaic_io import manifest
 from zemosaic_io.atomic import replace_durably
+from zemosaic_io.regular_files import add_to_regular
 
 __all__ = ["LeaseTimeout", "Ledger", "cache_folder", "device_lease", "load_json", "save_json"]
 
@@ -70,8 +71,8 @@ class Ledger:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        with add_to_regular(self.path) as file:
+            file.write((json.dumps(record, ensure_ascii=False, default=str) + "\n").encode())
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from zemosaic_core.errors import SaveFailed, SkipItem
 from zemosaic_io.atomic import atomic_path, save_failed
 from zemosaic_io.pixel_digest import PixelDigest
-from zemosaic_io.regular_files import open_regular
+from zemosaic_io.regular_files import add_to_regular, open_regular
 
 __all__ = ["STATE_FOLDER", "Manifest", "file_digest", "hash_key", "load_json", "make_folder", "save_json"]
 
@@ -104,11 +104,11 @@ def file_digest(path: Path | str) -> str | None:
     """Return a fingerprint of the bytes of a file (`PixelDigest.key`), or None when it cannot be read."""
     digest = PixelDigest()
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             piece = bytearray(1 << 20)
-            while count := file.readinto(piece):
+            while count := file.readinto(piece):  # type: ignore[attr-defined]
                 digest.update(memoryview(piece)[:count])
-    except OSError as error:
+    except (OSError, SkipItem) as error:
         _log.info("%s cannot be read: %s", path, error)
         return None
     return digest.key()
@@ -168,7 +168,7 @@ class Manifest:
         try:
             if self._journal is None:
                 self._journal_path.parent.mkdir(parents=True, exist_ok=True)
-                self._journal = open(self._journal_path, "ab", buffering=0)  # noqa: SIM115 - open until `save`
+                self._journal = add_to_regular(self._journal_path)  # open until `save`
                 # What a killed run left half written ends here.
                 self._journal.write(b"\n")
             self._journal.write(line.encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zemosaic_core.errors import RunFailed, SaveFailed
 from zemosaic_io.file_locks import try_lock
+from zemosaic_io.regular_files import add_to_regular
 from zemosaic_io.result_set import finish_or_discard
 
 __all__ = ["OutputLock"]
@@ -35,7 +36,7 @@ class OutputLock:
     def __init__(self, output_dir: Path, state_dir: Path) -> None:
         path = state_dir / _LOCK_NAME
         try:
-            self._file = open(path, "ab")  # noqa: SIM115 - open as long as the run
+            self._file = add_to_regular(path)  # open as long as the run
         except OSError as error:
             reason = error.strerror or str(error)
             raise SaveFailed(

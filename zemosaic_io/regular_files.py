@@ -5,6 +5,7 @@ Files packed with gzip are unpacked as they are read, piece by piece; going back
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import stat
@@ -16,7 +17,7 @@ from typing import BinaryIO, cast
 
 from zemosaic_core.errors import SkipItem
 
-__all__ = ["is_gzip", "open_regular", "open_unpacked"]
+__all__ = ["add_to_regular", "is_gzip", "open_regular", "open_unpacked"]
 
 _GZIP = b"\x1f\x8b"
 
@@ -52,6 +53,36 @@ def open_regular(path: Path | str, *, buffering: int = -1) -> BinaryIO:
         os.close(handle)
         raise
     return open(handle, "rb", buffering=buffering)
+
+
+def add_to_regular(path: Path | str) -> BinaryIO:
+    """Open a regular file to add to it, without a buffer; it is made where there is none.
+
+    Raises
+    ------
+    OSError
+        The file cannot be opened, or the name belongs to something else: opening a pipe would wait for its reader.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise _no_regular_file(path) from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise _no_regular_file(path)
+        return open(handle, "ab", buffering=0)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _no_regular_file(path: Path | str) -> OSError:
+    return OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def is_gzip(file: BinaryIO) -> bool:

@@ -43,7 +43,13 @@ STOP_GRACE_S = 120.0
 # Whoever sends another signal (a system that shuts down, a closed terminal) kills what does not end soon.
 SIGNAL_GRACE_S = 1.4
 TICK_S = 0.1
-_ENDED_WITHOUT_A_WORD = ("ui_worker_not_started", "ui_worker_died", "ui_worker_killed", "ui_worker_cpu_limit")
+_ENDED_WITHOUT_A_WORD = (
+    "ui_worker_not_started",
+    "ui_worker_died",
+    "ui_worker_killed",
+    "ui_worker_signalled",
+    "ui_worker_cpu_limit",
+)
 
 
 def settings_from(options: Namespace, **folders: Any) -> Settings:

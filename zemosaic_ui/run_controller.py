@@ -240,7 +240,10 @@ def _died(child: ChildProcess) -> RunEnded:
     if code is not None and code < 0 and (seconds := _computing_allowed_s(-code)):
         return RunEnded("failed", key="ui_worker_cpu_limit", values={**values, "seconds": seconds})
     if code is not None and code < 0:
-        return RunEnded("failed", key="ui_worker_killed", values={**values, "signal": -code})
+        # Want of memory ends a process by one of these; others are sent by somebody.
+        of_system = {getattr(signal, name, 0) for name in ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS")}
+        key = "ui_worker_killed" if -code in of_system else "ui_worker_signalled"
+        return RunEnded("failed", key=key, values={**values, "signal": -code})
     return RunEnded("failed", key="ui_worker_died", values=values)
 
 

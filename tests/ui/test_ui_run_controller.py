@@ -112,6 +112,16 @@ def test_a_worker_killed_for_the_time_it_took_says_so(start, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("number", "key"),
+    [(9, "ui_worker_killed"), (10, "ui_worker_signalled"), (0, "ui_worker_died")],
+)
+def test_memory_is_blamed_for_what_want_of_memory_does(number, key):
+    child = SimpleNamespace(exit_code=-number or 255, error_text=lambda: "")
+    assert run_controller._died(child).key == key
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_killed_worker_leaves_no_solver_behind(start):
     controller = start("killed_with_a_child")
     follow(controller)

@@ -26,7 +26,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from zemosaic_core.errors import RunFailed, SkipItem
-from zemosaic_pipeline.child import leave_removed_folder, limit_memory, start_child
+from zemosaic_pipeline.child import importing, leave_removed_folder, limit_memory, start_child
 from zemosaic_pipeline.frame_boundary import NO_MEMORY, portable_error
 from zemosaic_pipeline.patience import (
     HOPELESS,
@@ -437,7 +437,8 @@ def _serve(connection: Connection, parent_pid: int, limit_bytes: int) -> None:
 
 def _answer(message: bytes) -> bytes:
     try:
-        function, item = pickle.loads(message)
+        with importing():
+            function, item = pickle.loads(message)
         return pickle.dumps((True, function(item)), pickle.HIGHEST_PROTOCOL)
     except BaseException as error:  # noqa: BLE001 - it belongs to the process that asked
         return pickle.dumps((False, portable_error(error, traceback.format_exc())), pickle.HIGHEST_PROTOCOL)

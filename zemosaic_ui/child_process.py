@@ -7,6 +7,7 @@ never waits: starting, listening and ending all happen in threads, `poll` only e
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import multiprocessing
 import multiprocessing.queues
@@ -24,7 +25,7 @@ from typing import IO, Any
 
 import psutil
 
-from zemosaic_pipeline.child import leave_removed_folder
+from zemosaic_pipeline.child import importing, leave_removed_folder
 from zemosaic_pipeline.outside_stop import EXIT_STOPPED, leave_at_once, send_the_rest, stop_from_outside
 from zemosaic_ui.child_errors import ChildErrors
 
@@ -48,8 +49,10 @@ def _run_in_child(target: str, stream: IO[str], args: tuple, kwargs: dict) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     module, name = target.split(":")
     # Importing takes seconds on a busy machine, and there is nothing to end properly yet.
-    with stop_from_outside(kwargs.get("cancel_event"), at_once=True):
+    with stop_from_outside(kwargs.get("cancel_event"), at_once=True), importing():
         job = getattr(importlib.import_module(module), name)
+    # Nor is it looked for there later.
+    gc.freeze()
     # A closed terminal or a window that was killed leaves no job behind, whether or not it looks at its cancel event.
     with stop_from_outside():
         try:

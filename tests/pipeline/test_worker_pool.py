@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -42,6 +43,15 @@ def work(item: tuple[str, str]) -> str:
         mark.touch()
         time.sleep(60)
     return mark.name
+
+
+def looks_for_garbage(_item: str) -> bool:
+    """Tell whether garbage is looked for while an item is worked on."""
+    return gc.isenabled()
+
+
+def test_garbage_is_looked_for_while_items_are_worked_on(pools):
+    assert dict(pools(1).map(looks_for_garbage, ["a", "b"])) == {0: True, 1: True}
 
 
 def take_memory(item: tuple[str, str]) -> str | SkipItem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -58,3 +59,15 @@ def complain(_queue, *, cancel_event):
     sys.stderr.write("x" * 10_000 + "the end \u2603\n")
     subprocess.run([sys.executable, "-c", "import sys; sys.stderr.write('and its child')"], check=False)
     sys.exit(3)
+
+
+def tell_garbage(queue, *, cancel_event):
+    """Body of a child that says whether garbage is looked for, and whether what it imported is left out of that."""
+    queue.put((gc.isenabled(), gc.get_freeze_count() > 0))
+
+
+def test_a_child_does_not_look_for_garbage_among_what_it_imported():
+    child = ChildProcess("test_ui_child_process:tell_garbage")
+    assert child.wait(60)
+    assert child.poll() == [(True, True)]
+    child.close()

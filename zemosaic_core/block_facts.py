@@ -150,6 +150,13 @@ def summarise(parts: Sequence[BlockFacts]) -> CoaddFacts:
 
 def tile_weight(block: CoaddBlock) -> np.ndarray:
     """Return the mean weight of the channels that were measured, (h, w) float32; 1 where all hold lower bounds only."""
-    known = block.weight > 0
-    weight = np.where(known, block.weight, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    return np.where(block.clipped.any(axis=0) & ~known.any(axis=0), 1, weight).astype(np.float32)
+    total, n_known = np.zeros(block.coverage.shape, np.float32), np.zeros(block.coverage.shape, np.uint8)
+    for weight in block.weight:
+        known = weight > 0
+        total += np.where(known, weight, np.float32(0))
+        n_known += known
+    total /= np.maximum(n_known, 1)
+    bare = n_known == 0
+    if bare.any():
+        np.copyto(total, np.isfinite(block.image).any(axis=0), where=bare)
+    return total

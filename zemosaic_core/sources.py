@@ -278,8 +278,10 @@ class CoaddBlock:
 
     def clipped_bits(self) -> np.ndarray:
         """Return `clipped` as one number per pixel (h, w), uint8: 1 for the first channel, 2 and 4 for the others."""
-        weights = (1 << np.arange(len(self.image))).astype(np.uint8)
-        return np.tensordot(weights, self.clipped.astype(np.uint8), axes=1).astype(np.uint8)
+        bits = np.zeros(self.coverage.shape, np.uint8)
+        for channel, (image, weight) in enumerate(zip(self.image, self.weight, strict=True)):
+            bits |= (np.isfinite(image) & (weight == 0)).view(np.uint8) << channel
+        return bits
 
     @staticmethod
     def unfilled(shape: tuple[int, int, int]) -> CoaddBlock:

@@ -416,6 +416,8 @@ def _to_stored(plane: np.ndarray, unit: _Unit) -> np.ndarray:
     if plane.dtype == np.uint16 and unit.bzero == 32768:
         flipped = np.ascontiguousarray(plane) ^ np.uint16(0x8000)
         return flipped.view(np.int16).astype(unit.stored)
+    if not unit.bzero and plane.dtype == unit.stored:
+        return np.ascontiguousarray(plane)
     limits = np.iinfo(unit.stored)
     values = np.rint(np.nan_to_num(plane.astype(np.float64), nan=0.0)) if plane.dtype.kind == "f" else plane
     return np.clip(values.astype(np.float64) - unit.bzero, limits.min, limits.max).astype(unit.stored)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from zemosaic_core.axes import to_chw, to_hwc
+from zemosaic_core.block_rows import MAX_REFINE_ROWS
 from zemosaic_core.chunks import Buffer, equal_chunks, iter_row_chunks
 from zemosaic_core.coadd import CancelToken
 from zemosaic_core.errors import Cancelled, SkipItem
@@ -19,7 +21,7 @@ from zemosaic_core.gpu.stack import GpuStack
 from zemosaic_core.gpu.terms import Audit
 from zemosaic_core.image_stack import align_to, common_stack, find_stars, measure_weights, normalise_stack
 from zemosaic_core.refine import RefineSource, SampleSource, gather_block
-from zemosaic_core.refine_rows import CoaddStore, RowsInTurn, refine_buffers
+from zemosaic_core.refine_rows import CoaddStore, RowsBeside, RowsInTurn, refine_buffers
 from zemosaic_core.refine_structure import HALO_ROWS, Gathered
 from zemosaic_core.rejection import combine_stack
 from zemosaic_core.scratch import Scratch
@@ -28,7 +30,6 @@ from zemosaic_core.statistics import nan_percentile
 from zemosaic_gpu_policy import GpuPolicy, default_policy
 from zemosaic_utils import (
     AUDIT_ROWS,
-    MAX_BLOCK_ROWS,
     coadd_on_grid,
     gpu_memory_sufficient,
     make_radial_weight_map,
@@ -132,39 +133,48 @@ def refine_on_grid(
     """
     height, width = shape_hw
     n_channels = len(noise.variance)
-    rows = RowsInTurn(store, sources, height, noise, scale)
     window = 4 * max(item.source.shape_hw[0] * item.source.shape_hw[1] for item in sources)
     buffers = refine_buffers(n_channels, width, window, threads)
     blocks = list(iter_row_chunks(buffers, height, budget_bytes, halo=HALO_ROWS))
-
+    tallest = min(MAX_REFINE_ROWS, max((y1 - y0 for y0, y1 in blocks), default=1))
+    following: dict[tuple[int, int], tuple[int, int]] = {}
     scratch = Scratch()
 
-    def on_cpu(y0: int, y1: int) -> Gathered:
-        block = rows.block(y0, y1)
-        return gather_block(
-            pixels, sources, block.image, block.image_y0, block.mask, y0,
-            scale=scale, threads=threads, cancel=cancel, scratch=scratch,
-        )  # fmt: skip
+    def cut(y0: int, y1: int) -> list[tuple[int, int]]:
+        parts = list(equal_chunks(y0, y1, tallest))
+        following.update(pairwise(parts))
+        return parts
 
-    def emit(y0: int, y1: int, gathered: Gathered) -> None:
-        rows.replace(y0, y1, gathered)
-        if on_rows is not None:
-            on_rows(y1, height)
+    with RowsBeside(RowsInTurn(store, sources, height, noise, scale)) as rows:
 
-    cpu_blocks = [part for block in blocks for part in equal_chunks(*block, MAX_BLOCK_ROWS)]
-    if policy is None:
-        for y0, y1 in cpu_blocks:
-            if cancel is not None and cancel.is_set():
-                raise Cancelled()
-            emit(y0, y1, on_cpu(y0, y1))
-        return
-    body = GpuRefine(pixels, sources, rows, width, n_channels, scale=scale, threads=threads, cancel=cancel)
-    with closing(body):
-        policy.run(
-            body.workload("refine", height, policy.status.device), body, on_cpu, emit=emit,
-            cpu_rows=max((y1 - y0 for y0, y1 in cpu_blocks), default=1),
-            cancel=cancel, audit=Audit(AUDIT_ROWS, compare_gathered),
-        )  # fmt: skip
+        def on_cpu(y0: int, y1: int) -> Gathered:
+            block = rows.block(y0, y1)
+            if (y0, y1) in following:
+                rows.prepare(*following[y0, y1])
+            return gather_block(
+                pixels, sources, block.image, block.image_y0, block.mask, y0,
+                scale=scale, threads=threads, cancel=cancel, scratch=scratch,
+            )  # fmt: skip
+
+        def emit(y0: int, y1: int, gathered: Gathered) -> None:
+            rows.replace(y0, y1, gathered)
+            if on_rows is not None:
+                on_rows(y1, height)
+
+        if policy is None:
+            for y0, y1 in cut(0, height):
+                if cancel is not None and cancel.is_set():
+                    raise Cancelled()
+                emit(y0, y1, on_cpu(y0, y1))
+            return
+        body = GpuRefine(
+            pixels, sources, rows, width, n_channels, scale=scale, threads=threads, cancel=cancel
+        )
+        with closing(body):
+            policy.run(
+                body.workload("refine", height, policy.status.device), body, on_cpu, emit=emit,
+                cpu_rows=cut, cancel=cancel, audit=Audit(AUDIT_ROWS, compare_gathered),
+            )  # fmt: skip
 
 
 def align_images_in_group(

@@ -26,6 +26,7 @@ from zemosaic_core.errors import Cancelled
 from zemosaic_core.gpu.coadd import GpuCoadd
 from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.terms import Audit
+from zemosaic_core.handing_on import HandingOn
 from zemosaic_core.image_coadd import AssemblyOptions, check_names, prepare_assembly
 from zemosaic_core.image_overlaps import solve_overlaps
 from zemosaic_core.rejection import check_rule
@@ -130,7 +131,8 @@ def coadd_on_grid(
     rule : CombineRule
     kernel : {'bilinear', 'lanczos3'}
     sink : callable
-        ``sink(y0, y1, block)``, called once per block in order of rows; the block is not used afterwards.
+        ``sink(y0, y1, block)``, called once per block in order of rows, from a thread of its own while the next
+        block is computed; the block is not used afterwards.
     budget_bytes : int
         Memory the blocks may take. A budget too small for one row is exceeded, not refused.
     policy : GpuPolicy, optional
@@ -143,7 +145,7 @@ def coadd_on_grid(
         A block holds at most the samples of so many whole sources; 0: no such limit. The result does not depend on
         it.
     on_rows : callable, optional
-        ``on_rows(done, total)`` after every block.
+        ``on_rows(done, total)`` after every block, which `sink` may still be at work on.
     cancel : CancelToken, optional
         Asked before every block and source.
     first_row : int
@@ -178,28 +180,35 @@ def coadd_on_grid(
             threads=threads, cancel=cancel, scratch=scratch,
         )  # fmt: skip
 
-    def emit(y0: int, y1: int, block: CoaddBlock) -> None:
-        sink(y0, y1, block)
-        if on_rows is not None:
-            on_rows(y1, height)
+    with HandingOn(sink) as hand_on:
 
-    if policy is None:
-        for y0, y1 in cpu_blocks(first_row, height):
-            if cancel is not None and cancel.is_set():
-                raise Cancelled()
-            emit(y0, y1, on_cpu(y0, y1))
-        return
-    body = GpuCoadd(
-        pixels, sources, width, n_channels, rule, kernel,
-        threads=threads, host_bytes=max(1, budget_bytes // 2), cancel=cancel,
-        most_rows=most_rows if max_frames_per_pass else 0,
-    )  # fmt: skip
-    with closing(body):
-        policy.run(
-            body.workload(op, height, policy.status.device, **lattice), body, on_cpu, emit=emit,
-            cpu_rows=cpu_blocks, cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks), ahead=body,
-            staging=body, restart=restart,
+        def emit(y0: int, y1: int, block: CoaddBlock) -> None:
+            hand_on(y0, y1, block)
+            if on_rows is not None:
+                on_rows(y1, height)
+
+        def begin_again() -> None:
+            hand_on.wait()
+            if restart is not None:
+                restart()
+
+        if policy is None:
+            for y0, y1 in cpu_blocks(first_row, height):
+                if cancel is not None and cancel.is_set():
+                    raise Cancelled()
+                emit(y0, y1, on_cpu(y0, y1))
+            return
+        body = GpuCoadd(
+            pixels, sources, width, n_channels, rule, kernel,
+            threads=threads, host_bytes=max(1, budget_bytes // 2), cancel=cancel,
+            most_rows=most_rows if max_frames_per_pass else 0,
         )  # fmt: skip
+        with closing(body):
+            policy.run(
+                body.workload(op, height, policy.status.device, **lattice), body, on_cpu, emit=emit,
+                cpu_rows=cpu_blocks, cancel=cancel, audit=Audit(AUDIT_ROWS, compare_blocks), ahead=body,
+                staging=body, restart=None if restart is None else begin_again,
+            )  # fmt: skip
 
 
 def coadd_incremental(

@@ -13,6 +13,7 @@ __all__ = [
     "FAR_BLOCKS_LARGER",
     "LATTICE_ROWS",
     "MAX_BLOCK_ROWS",
+    "MAX_REFINE_ROWS",
     "least_block_rows",
     "most_block_rows",
     "processor_blocks",
@@ -21,6 +22,8 @@ __all__ = [
 
 # Blocks stay small enough that progress moves and a stop is honoured within seconds; higher ones win nothing.
 MAX_BLOCK_ROWS = 512
+# The same of the second pass, which has two blocks in work.
+MAX_REFINE_ROWS = 256
 # The same for many frames on wide grids: samples of a block per channel and thread. The memory of a block, 12 to 16
 # bytes for a sample of three colours, then does not grow with the frames until blocks have the least rows: lower ones
 # would read some four times what they are made of. A turned frame is read far beyond a low block, so of such frames

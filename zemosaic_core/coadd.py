@@ -190,7 +190,8 @@ def coadd_buffers(
     tuple of Buffer
     """
     columns = n_sources * width if columns is None else columns
-    outputs = Buffer("outputs", per_row=width * (n_channels * _OUTPUT_BYTES + 2))
+    # Those of the block before are still being kept while the next ones are computed.
+    outputs = Buffer("outputs", per_row=width * (n_channels * _OUTPUT_BYTES + 2), copies=2)
     # Windows in flight and the decoder's own copies: two threads, twice the row for slope and halo.
     windows = Buffer("windows", fixed=16 << 20, per_row=2 * width * n_channels * 4, copies=3)
     per_sample = 4 * n_channels + (4 if has_maps else 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +15,15 @@ from zemosaic_core.refine import RefineSource
 from zemosaic_core.refine_structure import HALO_ROWS, Gathered, refined, share_of_channels, structure_mask
 from zemosaic_core.sources import SampleNoise
 
-__all__ = ["BlockRows", "CoaddRows", "CoaddStore", "RowsInTurn", "refine_buffers"]
+__all__ = [
+    "BlockRows",
+    "BlocksInTurn",
+    "CoaddRows",
+    "CoaddStore",
+    "RowsBeside",
+    "RowsInTurn",
+    "refine_buffers",
+]
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,13 @@ class BlockRows:
     weight: np.ndarray
     variance: np.ndarray | None
     mask: np.ndarray
+
+
+class BlocksInTurn(Protocol):
+    """What gives blocks of a co-add as it was."""
+
+    def block(self, y0: int, y1: int) -> BlockRows:
+        """Return the rows of a block as they were before anything was replaced."""
 
 
 class RowsInTurn:
@@ -153,6 +170,50 @@ class RowsInTurn:
         self._store.write(y0, image, variance)
 
 
+class RowsBeside:
+    """`RowsInTurn` in a thread of its own, one thing after the other: files and one core would be waited for.
+
+    A block is made ready, and the one before replaced, while differences are gathered. Used in one thread, and as a
+    context: errors of replacing are raised with the next block, or where the context ends.
+    """
+
+    def __init__(self, rows: RowsInTurn) -> None:
+        self._rows = rows
+        self._thread = ThreadPoolExecutor(1)
+        self._replacing: Future[None] | None = None
+
+    def prepare(self, y0: int, y1: int) -> None:
+        """Begin to make a block ready; what goes wrong is found out by who asks for it."""
+        self._thread.submit(self._rows.block, y0, y1)
+
+    def block(self, y0: int, y1: int) -> BlockRows:
+        """As `RowsInTurn.block`."""
+        return self._thread.submit(self._rows.block, y0, y1).result()
+
+    def replace(self, y0: int, y1: int, gathered: Gathered) -> None:
+        """Begin to replace the rows of a block; blocks come in order."""
+        self.wait()
+        self._replacing = self._thread.submit(self._rows.replace, y0, y1, gathered)
+
+    def wait(self) -> None:
+        """Return when all is replaced that was asked for."""
+        replacing, self._replacing = self._replacing, None
+        if replacing is not None:
+            replacing.result()
+
+    def __enter__(self) -> RowsBeside:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._thread.shutdown()
+
+
 def refine_buffers(n_channels: int, width: int, window_bytes: int, threads: int) -> tuple[Buffer, ...]:
     """Declare the memory of the second pass on the processor per output row.
 
@@ -165,9 +226,10 @@ def refine_buffers(n_channels: int, width: int, window_bytes: int, threads: int)
         Windows read at a time.
     """
     plane = 4 * n_channels * width
+    # One block is made ready or replaced while another one is gathered.
     return (
-        Buffer("rows", per_row=plane, copies=6),
-        Buffer("sums", per_row=plane, copies=len(fields(Gathered))),
-        Buffer("mask", per_row=8 * width, copies=4),
+        Buffer("rows", per_row=plane, copies=9),
+        Buffer("sums", per_row=plane, copies=2 * len(fields(Gathered))),
+        Buffer("mask", per_row=8 * width, copies=5),
         Buffer("samples", fixed=window_bytes, copies=2 * threads),
     )

@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from zemosaic_core.block_facts import SAMPLE_STEP
-from zemosaic_core.block_rows import MAX_BLOCK_ROWS, most_block_rows, tallest_block_rows
+from zemosaic_core.block_rows import (
+    MAX_BLOCK_ROWS,
+    MAX_REFINE_ROWS,
+    most_block_rows,
+    tallest_block_rows,
+)
 from zemosaic_core.chunks import Buffer, Workload, peak_bytes
 from zemosaic_core.coadd import coadd_buffers
 from zemosaic_core.gpu.coadd import expected_workload
@@ -353,7 +358,7 @@ def estimate_rows(
     second_s, second_disk = 0.0, 0
     if basis.refine:
         second = refine_buffers(basis.n_channels, stacked_hw[1], 4 * frame_px, basis.threads)
-        second_bytes = peak_bytes(second, min(stacked_hw[0], MAX_BLOCK_ROWS), HALO_ROWS)
+        second_bytes = peak_bytes(second, min(stacked_hw[0], MAX_REFINE_ROWS), HALO_ROWS)
         # A block of one row may need more than the budget: windows are read as a whole.
         least = max(basis.block_budget_bytes, peak_bytes(second, 1, HALO_ROWS))
         stack_bytes = max(stack_bytes, min(least, second_bytes))

@@ -18,7 +18,7 @@ from zemosaic_core.gpu.terms import CancelFlag, Parity
 from zemosaic_core.gpu.windows import MAX_HOT, SLOTS, Ring, stage_window
 from zemosaic_core.pixel_map import step_shift, whole_nodes
 from zemosaic_core.refine import RefineSource, SampleSource, channels_of, rows_with, source_terms, turn_of
-from zemosaic_core.refine_rows import RowsInTurn
+from zemosaic_core.refine_rows import BlocksInTurn
 from zemosaic_core.refine_structure import HALO_ROWS, NEED_REACH, Gathered, kernel_numbers, needed_places
 from zemosaic_core.sources import PixelMap, RawRows
 
@@ -57,7 +57,7 @@ class GpuRefine:
     pixels : SampleSource
     sources : sequence of RefineSource
         In the order in which they are summed.
-    rows : RowsInTurn
+    rows : BlocksInTurn
         The co-add.
     width, n_channels : int
     scale : float
@@ -72,7 +72,7 @@ class GpuRefine:
         self,
         pixels: SampleSource,
         sources: Sequence[RefineSource],
-        rows: RowsInTurn,
+        rows: BlocksInTurn,
         width: int,
         n_channels: int,
         *,

@@ -169,13 +169,13 @@ def needed_places(mask: np.ndarray, scale: float) -> np.ndarray:
 
 def _reached(marked: np.ndarray, reach: int, axis: int) -> np.ndarray:
     """Return whether one of the pixels ``i - reach + 1 ... i + reach`` along an axis is marked, for each ``i``."""
-    size = marked.shape[axis]
-    # Marked pixels before each one; the difference of two of these counts those between.
-    before = np.zeros((size + 1, *np.moveaxis(marked, axis, 0).shape[1:]), np.int32)
-    np.cumsum(np.moveaxis(marked, axis, 0), axis=0, out=before[1:])
-    here = np.arange(size)
-    counts = before[np.minimum(here + reach + 1, size)] - before[np.maximum(here - reach + 1, 0)]
-    return np.ascontiguousarray(np.moveaxis(counts > 0, 0, axis))
+    found = marked.copy()
+    here, there = np.moveaxis(found, axis, 0), np.moveaxis(marked, axis, 0)
+    for step in range(1, min(reach + 1, len(here))):
+        here[:-step] |= there[step:]
+        if step < reach:
+            here[step:] |= there[:-step]
+    return found
 
 
 def refined(

@@ -335,6 +335,7 @@ class RunContext:
     def close(self) -> None:
         """End the processes of the run, leave the cluster, and remove temporary files."""
         self.release_pool()
+        self.reads.close()
         if self.cluster is not None:
             self.cluster.shutdown()
         self.memory.close()

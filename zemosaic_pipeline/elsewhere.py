@@ -26,7 +26,7 @@ from zemosaic_core.errors import Cancelled, SkipItem, ZeMosaicError
 from zemosaic_io.calibration_sets import CalibrationSet, forget_received, receive_set
 from zemosaic_pipeline.cluster_memory import keep_freed_memory
 from zemosaic_pipeline.frame_boundary import portable_error
-from zemosaic_pipeline.patient_reads import PatientReads
+from zemosaic_pipeline.patient_reads import reads_of_process
 
 if TYPE_CHECKING:
     from zemosaic_io.headers import FrameInfo
@@ -267,7 +267,7 @@ def _unseen(probes: tuple[tuple[str, int], ...]) -> Unfit | None:
     """Return which file cannot be seen from here as it is seen from the machine of the run."""
     for probe in probes:
         try:
-            unfit = PatientReads()(probe[0], 0, _unseen_of, *probe)
+            unfit = reads_of_process()(probe[0], 0, _unseen_of, *probe)
         except SkipItem as silent:
             reason = str(silent)
             return Unfit("cluster_not_mounted", f"{probe[0]}: {reason}", file=probe[0], reason=reason)

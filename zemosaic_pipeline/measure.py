@@ -38,7 +38,7 @@ from zemosaic_io.sealed_arrays import load_sealed, save_sealed
 from zemosaic_pipeline.elsewhere import Elsewhere, frame_there, unfit_of_disk
 from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.missing_pixels import without_missing
-from zemosaic_pipeline.patient_reads import PatientReads
+from zemosaic_pipeline.patient_reads import reads_of_process
 from zemosaic_pipeline.records import FrameMeasure
 
 if TYPE_CHECKING:
@@ -508,7 +508,7 @@ def _look_elsewhere(task: tuple[FrameInfo, MeasureOptions, str, str]) -> Look | 
     """Look at one frame on another machine; runs there."""
     info = task[0]
     # A thread of the worker reads: nobody could end it.
-    return result_or_skip(info.path, PatientReads(), info.path, info.size_bytes, _look_with_room, *task)
+    return result_or_skip(info.path, reads_of_process(), info.path, info.size_bytes, _look_with_room, *task)
 
 
 def _look_with_room(info: FrameInfo, options: MeasureOptions, calibration: str, known_content: str) -> Look:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from zemosaic_core.errors import RunFailed
 from zemosaic_pipeline.patience import HOPELESS, TOLD_AFTER_S, Pace, given_up, nothing_answers, overdue
 
-__all__ = ["PatientReads"]
+__all__ = ["PatientReads", "reads_of_process"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,10 +35,12 @@ class PatientReads:
         Called every second while something is waited for; raises to give up.
     on_waiting : callable
         Told the path and the seconds for which nothing of it has been read; once per call, by the thread that waits.
+    ends_run : bool
+        `HOPELESS` calls in a row that were given up are the end of the run.
 
     Notes
     -----
-    May be called from several threads. Where it is sent to another process it begins anew there and tells nobody.
+    May be called from several threads. What is sent to another process is `reads_of_process` there.
     """
 
     def __init__(
@@ -45,15 +48,22 @@ class PatientReads:
         *,
         check: Callable[[], None] = lambda: None,
         on_waiting: Callable[[str, float], None] = lambda _path, _seconds: None,
+        ends_run: bool = True,
     ) -> None:
+        self._ends_run = ends_run
         self._check = check
         self._on_waiting = on_waiting
         self._idle: deque[_Reader] = deque()
         self._in_a_row = 0
         self._hopeless: RunFailed | None = None
 
-    def __reduce__(self) -> tuple[type[PatientReads], tuple[()]]:
-        return PatientReads, ()
+    def __reduce__(self) -> tuple[Callable[[], PatientReads], tuple[()]]:
+        return reads_of_process, ()
+
+    def close(self) -> None:
+        """End the threads that have nothing to do."""
+        while self._idle:
+            self._idle.pop().end()
 
     def __call__(
         self, path: Path | str, size_bytes: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
@@ -106,10 +116,16 @@ class PatientReads:
                 continue
             reader.leave()
             self._in_a_row += 1
-            if self._in_a_row >= HOPELESS:
+            if self._ends_run and self._in_a_row >= HOPELESS:
                 self._hopeless = nothing_answers(found, path)
                 raise self._hopeless
             raise given_up(found, path)
+
+
+@cache
+def reads_of_process() -> PatientReads:
+    """Return the threads of a process that is no run's own, such as a worker of a cluster; no run ends by them."""
+    return PatientReads(ends_run=False)
 
 
 class _Reader:
@@ -126,7 +142,7 @@ class _Reader:
         self.thread = threading.Thread(target=self._serve, name="patient-read", daemon=True)
         self.thread.start()
 
-    def begin(self, call: Callable[[], Any]) -> None:
+    def begin(self, call: Callable[[], Any] | None) -> None:
         self._call = call
         self._asked.release()
 
@@ -137,6 +153,10 @@ class _Reader:
         found, self._result = self._result, (None, None)
         return found
 
+    def end(self) -> None:
+        """End the thread, which waits for a call."""
+        self.begin(None)
+
     def leave(self) -> None:
         """Nobody waits for the call any more; the thread ends with it."""
         self._is_left = True
@@ -145,7 +165,8 @@ class _Reader:
         while not self._is_left:
             self._asked.acquire()
             call, self._call = self._call, None
-            assert call is not None
+            if call is None:
+                return
             try:
                 self._result = call(), None
             except BaseException as error:  # noqa: BLE001 - it belongs to the thread that asked

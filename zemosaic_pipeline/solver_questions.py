@@ -15,7 +15,7 @@ from zemosaic_io.fits_read import read_window
 from zemosaic_io.headers import FrameInfo
 from zemosaic_io.solvers.base import Cancel, SolveOutcome, Solver, SolveRequest, failed
 from zemosaic_io.solvers.chain import solve_with_chain
-from zemosaic_pipeline.patient_reads import PatientReads
+from zemosaic_pipeline.patient_reads import reads_of_process
 from zemosaic_pipeline.position_search import Place
 from zemosaic_pipeline.records import Solution
 from zemosaic_pipeline.solver_answers import judge_answer
@@ -72,7 +72,7 @@ def image_provider(
     """
 
     def provide() -> tuple[np.ndarray, tuple[float, float]]:
-        data = PatientReads()(
+        data = reads_of_process()(
             info.path, info.size_bytes, read_window, info, 0, info.shape_hw[0], sums=row_sums
         )
         if info.kind == "cfa":

@@ -20,7 +20,7 @@ from zemosaic_pipeline import measure, measure_on_card, patient_reads
 from zemosaic_pipeline.context import CancelToken
 from zemosaic_pipeline.elsewhere import Unfit, _unseen
 from zemosaic_pipeline.patience import HOPELESS, Overdue
-from zemosaic_pipeline.patient_reads import PatientReads
+from zemosaic_pipeline.patient_reads import PatientReads, reads_of_process
 from zemosaic_pipeline.process_watch import ThreadWatch
 
 STUCK = "light_003.fit"
@@ -139,7 +139,28 @@ def test_what_reads_or_computes_is_waited_for(hasty, monkeypatch, tmp_path):
 def test_it_travels_without_its_threads():
     reads = PatientReads()
     assert reads("a", 1, abs, -1) == 1
-    assert pickle.loads(pickle.dumps(reads))("a", 1, abs, -2) == 2
+    there = pickle.loads(pickle.dumps(reads))
+    assert there("a", 1, abs, -2) == 2
+    assert pickle.loads(pickle.dumps(reads)) is there
+
+
+def test_a_process_of_many_runs_is_never_hopeless(hasty, never):
+    with ThreadPoolExecutor(HOPELESS + 1) as threads:
+        found = [threads.submit(reads_of_process(), f"{k}", 1, never).exception for k in range(HOPELESS + 1)]
+        assert {getattr(error(), "key", "") for error in found} == {"frame_silent"}
+    assert reads_of_process()("a", 1, abs, -1) == 1
+
+
+def test_threads_end_with_the_run():
+    reads = PatientReads()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda k: reads("a", 1, time.sleep, 0.01), range(20)))
+    readers = [reader.thread for reader in reads._idle]
+    assert 1 <= len(readers) <= 4
+    reads.close()
+    for thread in readers:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 def test_a_worker_of_a_cluster_whose_folder_does_not_answer_is_unfit(hasty, never, monkeypatch):

@@ -14,9 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .glow_nights import light_of_nights
+from .glow_nights import PossibleNights, possible_nights
 
-__all__ = ["PROBE_UV", "SESSION_PATTERN", "SIZE_NAMES", "FrameCircumstances", "GlowPrior", "LocalSky"]
+__all__ = [
+    "PROBE_UV",
+    "SESSION_PATTERN",
+    "SIZE_NAMES",
+    "FrameCircumstances",
+    "GlowPrior",
+    "LocalSky",
+    "NightPlanes",
+]
 
 # Detector places (u, v in [-1, 1]) whose directions stand for a frame, and how they give level and plane.
 PROBE_UV = np.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -116,6 +124,27 @@ class FrameCircumstances:
         )
 
 
+@dataclass(frozen=True)
+class NightPlanes:
+    """Levels and planes of the frames in possible nights (`glow_nights.PossibleNights`), in units of the level.
+
+    Attributes
+    ----------
+    kinds : ndarray, shape (K, J, 3 N), float64
+        Of each kind of light, as it enters the frames.
+    usual, root : ndarray, shape (K, J) and (K, J, J), float64
+        Mean and root of the covariance of their amounts.
+    beside : ndarray, shape (3 N, 3 N), float64
+        The part of the covariance, of fixed size, that these nights do not have: what differs from date to date, and
+        what may be added to all frames.
+    """
+
+    kinds: np.ndarray
+    usual: np.ndarray
+    root: np.ndarray
+    beside: np.ndarray
+
+
 def _over_the_mosaic(
     places: np.ndarray, night: np.ndarray, outer: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
@@ -186,6 +215,8 @@ class GlowPrior:
         ]
         self._same_visit = np.outer(gains, gains) * visits
         self._gains = gains
+        self._circumstances = circumstances
+        self._without_nights = self._fixed.copy() if local is not None else self._fixed
         if local is None:
             if circumstances.places is not None:
                 self._fixed += _over_the_mosaic(circumstances.places, circumstances.night, outer)
@@ -193,11 +224,8 @@ class GlowPrior:
                 drift = np.exp(-(elapsed**2) / (2 * _HOURS**2))
                 self._fixed += _LEVEL_DRIFT**2 * np.kron(drift, level_part)
             return
-        nights = light_of_nights(
-            local.direction, local.airmass, local.moonlight, circumstances.hours, circumstances.night
-        )
-        planes = (np.einsum("ap,kip->kia", _TO_PLANE, nights) * gains[:, None]).reshape(len(nights), -1)
-        self._fixed += planes.T @ planes / len(nights)
+        planes = self._as_planes(self._nights().drawn)
+        self._fixed += planes.T @ planes / len(planes)
         direction = local.direction.reshape(-1, 3)
         # These tables are the largest of all: they are worked on where they are.
         kernel = (2.0 * direction) @ direction.T
@@ -212,6 +240,27 @@ class GlowPrior:
         elapsed /= -(2 * _HOURS**2)
         kernel *= np.exp(elapsed, out=elapsed)
         self._sized[5] = _on_planes(kernel, gains)
+
+    def _nights(self) -> PossibleNights:
+        circumstances, local = self._circumstances, self._circumstances.local
+        assert local is not None
+        return possible_nights(
+            local.direction, local.airmass, local.moonlight, circumstances.hours, circumstances.night
+        )
+
+    def _as_planes(self, light: np.ndarray) -> np.ndarray:
+        """Return light (..., N, 5) as it enters level and plane of the frames, (..., 3 N)."""
+        planes = (light @ _TO_PLANE.T) * self._gains[:, None]
+        return np.asarray(planes.reshape(*light.shape[:-2], -1))
+
+    def nights(self) -> NightPlanes | None:
+        """Return the nights that could be, one by one; None where directions are not known."""
+        if self._circumstances.local is None:
+            return None
+        nights = self._nights()
+        between = self._as_planes(nights.between_dates)
+        beside = self._without_nights + between.T @ between / len(between)
+        return NightPlanes(self._as_planes(nights.kinds), nights.usual, nights.root, beside)
 
     @property
     def free(self) -> np.ndarray:
@@ -249,10 +298,13 @@ class GlowPrior:
         total[np.diag_indices_from(total)] += (of_frame * self._gains) ** 2
         return np.asarray(np.linalg.cholesky(total))
 
-    def covariance(self, log_sizes: np.ndarray) -> np.ndarray:
-        """Return the covariance (3 N, 3 N) in ADU^2 for sizes given as logarithms of shares of the level."""
+    def covariance(self, log_sizes: np.ndarray, fixed: np.ndarray | None = None) -> np.ndarray:
+        """Return the covariance (3 N, 3 N) in ADU^2 for sizes given as logarithms of shares of the level.
+
+        ``fixed`` takes the place of its part of fixed size (`NightPlanes.beside`).
+        """
         sizes = np.exp(log_sizes)
-        total = self._fixed.copy()
+        total = (self._fixed if fixed is None else fixed).copy()
         of_terms = total.reshape(self.n_frames, 3, self.n_frames, 3)
         for size, part in zip(sizes, self._sized, strict=True):
             if isinstance(part, tuple):

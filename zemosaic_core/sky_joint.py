@@ -43,6 +43,8 @@ __all__ = [
     "SkyCells",
     "averaged_posterior",
     "evidence_loss",
+    "full_covariance",
+    "inverse_of_lower",
     "posterior_of",
     "tuned_sizes",
 ]
@@ -369,12 +371,14 @@ def _terms_on_detector(cells: SkyCells) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(table), np.where(is_lit, cells.light[:, None], 1.0)
 
 
-def full_covariance(prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray) -> np.ndarray:
+def full_covariance(
+    prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray, fixed: np.ndarray | None = None
+) -> np.ndarray:
     """Return the prior covariance of all unknowns: glow of the frames, the patterns, products of the sessions."""
     n, n_patterns = 3 * prior.n_frames, len(pattern_covariance)
     of_sessions = prior.session_variance(log_sizes)
     total = np.zeros((n + n_patterns + len(of_sessions),) * 2, order="F")
-    total[:n, :n] = prior.covariance(log_sizes)
+    total[:n, :n] = prior.covariance(log_sizes, fixed)
     total[n : n + n_patterns, n : n + n_patterns] = pattern_covariance
     where = np.arange(n + n_patterns, len(total))
     total[where, where] = of_sessions
@@ -382,11 +386,16 @@ def full_covariance(prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance:
 
 
 def evidence_loss(
-    reduced: Reduced, prior: GlowPrior, log_sizes: np.ndarray, pattern_covariance: np.ndarray
+    reduced: Reduced,
+    prior: GlowPrior,
+    log_sizes: np.ndarray,
+    pattern_covariance: np.ndarray,
+    fixed: np.ndarray | None = None,
 ) -> float:
     """Return minus the logarithm of the marginal likelihood, up to a constant, plus what is believed of the sizes."""
     try:
-        root = cholesky(full_covariance(prior, log_sizes, pattern_covariance), lower=True, check_finite=False)
+        covariance = full_covariance(prior, log_sizes, pattern_covariance, fixed)
+        root = cholesky(covariance, lower=True, check_finite=False)
         # root^T normal root, of triangles.
         inner = dtrmm(
             1.0, root, dtrmm(1.0, root, reduced.normal, side=1, lower=1), side=0, trans_a=1, lower=1
@@ -451,14 +460,14 @@ def posterior_of(
     """Return unknowns and covariance that follow from frames and prior."""
     # The tables are large: each becomes the next where it is, by its lower half.
     table = full_covariance(prior, log_sizes, pattern_covariance)
-    table = _inverse_of_lower(table)
+    table = inverse_of_lower(table)
     table += reduced.normal
-    table = _inverse_of_lower(table)
+    table = inverse_of_lower(table)
     mirror(table)
     return Posterior(table @ reduced.right, table)
 
 
-def _inverse_of_lower(table: np.ndarray) -> np.ndarray:
+def inverse_of_lower(table: np.ndarray) -> np.ndarray:
     """Return the inverse of a positive matrix; of both the lower half counts, and the place may be the same."""
     factor = cholesky(table, lower=True, overwrite_a=True, check_finite=False)
     return np.asarray(dpotri(factor, lower=1, overwrite_c=1)[0])

@@ -32,7 +32,6 @@ from .sky_joint import (
     JointProblem,
     Reduced,
     SkyCells,
-    averaged_posterior,
     evidence_loss,
     posterior_of,
     tuned_sizes,
@@ -48,6 +47,7 @@ from .sky_meshes import (
     spread_rows,
     usual_error_adu,
 )
+from .sky_nights import settled_posterior
 from .sky_remains import (
     QUADRIC_UNIT_PX,
     overlap_differences,
@@ -377,8 +377,9 @@ def _solve_channel(
         problem.weight = before.cell_weight
     turns = _ROUNDS if before is None else 1
     _, reduced, sizes = _iterate(problem, prior, pattern_covariance, level, one_field, sizes, turns)
-    posterior_for = averaged_posterior if prior.n_frames <= MAX_TUNED_FRAMES else posterior_of
-    posterior = posterior_for(reduced, prior, sizes, pattern_covariance)
+    posterior = settled_posterior(
+        reduced, prior, sizes, pattern_covariance, few=prior.n_frames <= MAX_TUNED_FRAMES
+    )
     gauge = gauged(reduced, posterior, cells.lattice, terms, problem.hits, level, one_field=one_field)
     of_patterns = slice(3 * len(joint), 3 * len(joint) + 4)
     seen_by_frames = seen_pattern(

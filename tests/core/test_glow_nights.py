@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zemosaic_core.glow_nights import N_NIGHTS, light_of_nights
+from zemosaic_core.glow_nights import N_NIGHTS, PossibleNights, possible_nights
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, GlowPrior, LocalSky
 from zemosaic_core.night_sky import airmass
 from zemosaic_core.synthetic_glow import Glow, glow_adu
@@ -30,17 +30,17 @@ def local_sky(altitude: np.ndarray, azimuth: np.ndarray, moonlight: np.ndarray |
 
 def drawn(
     night: np.ndarray, order: np.ndarray | None = None, moonlight: np.ndarray | None = None
-) -> np.ndarray:
+) -> PossibleNights:
     altitude, azimuth, hours = looking(len(night))
     local = local_sky(altitude, azimuth, moonlight)
     rows = np.arange(len(night)) if order is None else order
-    return light_of_nights(
+    return possible_nights(
         local.direction[rows], local.airmass[rows], local.moonlight[rows], hours[rows], night[rows]
     )
 
 
 def test_nights_shine_and_their_mean_light_is_one():
-    light = drawn(np.zeros(12, np.int64))
+    light = drawn(np.zeros(12, np.int64)).drawn
     assert light.shape == (N_NIGHTS, 12, 5)
     assert light.min() > 0.0
     np.testing.assert_allclose(light.mean(axis=(1, 2)), 1.0)
@@ -53,21 +53,35 @@ def test_nights_shine_and_their_mean_light_is_one():
 def test_order_of_frames_and_numbers_of_nights_do_not_matter():
     night = np.repeat([0, 1], 6)
     order = np.random.default_rng(3).permutation(12)
-    light = drawn(night)
-    np.testing.assert_allclose(drawn(night, order), light[:, order])
-    np.testing.assert_array_equal(drawn(7 + 2 * night), light)
-    assert np.abs(drawn(np.zeros(12, np.int64)) - light).max() > 0.1
+    light = drawn(night).drawn
+    np.testing.assert_allclose(drawn(night, order).drawn, light[:, order])
+    np.testing.assert_array_equal(drawn(7 + 2 * night).drawn, light)
+    assert np.abs(drawn(np.zeros(12, np.int64)).drawn - light).max() > 0.1
+
+
+def test_amounts_of_light_have_the_mean_and_scatter_of_the_nights_drawn():
+    nights = drawn(np.zeros(12, np.int64))
+    usual = (nights.usual[:, None] @ nights.kinds.reshape(N_NIGHTS, nights.usual.shape[1], -1))[:, 0]
+    # The mean over all places is 1, in each draw and so in their mean.
+    np.testing.assert_allclose(usual.mean(axis=1), 1.0)
+    away = nights.drawn.reshape(N_NIGHTS, -1) - usual
+    found = np.einsum("kp,kp->p", away, away) / N_NIGHTS
+    columns = nights.kinds.reshape(N_NIGHTS, nights.usual.shape[1], -1).transpose(0, 2, 1) @ nights.root
+    np.testing.assert_allclose(found, np.einsum("kpj,kpj->p", columns, columns) / N_NIGHTS, rtol=0.3)
+    np.testing.assert_allclose(nights.between_dates, 0.0, atol=1e-12)
+    two = drawn(np.repeat([0, 1], 6))
+    assert two.between_dates.std() > 0.05
 
 
 def test_the_moon_shines_where_it_is_up():
     moonlight = np.zeros((12, 5))
     moonlight[6:] = 1.0
     night = np.zeros(12, np.int64)
-    with_moon, without = (drawn(night, moonlight=m) for m in (moonlight, None))
+    with_moon, without = (drawn(night, moonlight=m).drawn for m in (moonlight, None))
     ratio = (with_moon[:, 6:].mean(axis=(1, 2)) / with_moon[:, :6].mean(axis=(1, 2))) / (
         without[:, 6:].mean(axis=(1, 2)) / without[:, :6].mean(axis=(1, 2))
     )
-    assert ratio.min() > 1.05
+    assert ratio.min() > 1.02
 
 
 def test_the_levels_of_frames_tell_their_slopes():

@@ -99,7 +99,7 @@ def test_a_gradient_that_all_frames_share_is_taken_out():
     x, y = np.moveaxis(made.meshes.xy.reshape(-1, 2) / 1000.0, -1, 0)
     terms = np.column_stack([np.ones(len(x)), x, y])
     left = np.linalg.lstsq(terms, left_over(made, model).ravel(), rcond=None)[0]
-    assert np.hypot(*left[1:]) < 5.0  # of 30 x 1.15 ADU per 1000 px
+    assert np.hypot(*left[1:]) < 5.5  # of 30 x 1.15 ADU per 1000 px
 
 
 @pytest.fixture

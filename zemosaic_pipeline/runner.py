@@ -13,7 +13,6 @@ from typing import Any
 
 from zemosaic_core.compiled_code import is_compiled
 from zemosaic_core.errors import Cancelled, RunFailed, SaveFailed, SettingsError, ZeMosaicError
-from zemosaic_core.packed_arrays import packed
 from zemosaic_io.calibration_sets import load_set
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.stack_plan import StackPlan
@@ -53,7 +52,7 @@ from zemosaic_pipeline.filters import (
 from zemosaic_pipeline.judge_frames import judge_air
 from zemosaic_pipeline.known_outline import with_known_outline
 from zemosaic_pipeline.listed_frames import frames_with_known_wcs, listed_batches, listed_frames
-from zemosaic_pipeline.machine import Machine, available_memory, free_disk, give_memory_back
+from zemosaic_pipeline.machine import Machine, available_memory, free_disk
 from zemosaic_pipeline.outline import estimate_canvas
 from zemosaic_pipeline.plan import RunPlan, make_policy, resolve, usable_memory, worker_count
 from zemosaic_pipeline.plan_limits import refuse_small_disk
@@ -371,9 +370,6 @@ class _ClassicRun:
                 if tile_set is None
                 else tile_set.placed
             )
-            # What stays of each frame lies between tables that have served, and would keep their pages.
-            placed = packed(placed)
-            give_memory_back()
             self._refuse_small_disk(disk_bytes(plan.n_channels, plan.output.variance, placed.grid.shape_hw))
             plan = with_known_outline(
                 plan,
@@ -391,9 +387,6 @@ class _ClassicRun:
                 for name, same in parts.items()
             }
             parts = {name: with_gains(same, behind[name].gain_factors) for name, same in parts.items()}
-            # As before: air, masks and skies were found with tables of their own.
-            del clear, given
-            parts, behind, masks = packed((parts, behind, masks))
             # What the gains were found from grows with the night and has served.
             self.placed = placed = replace(
                 placed, frames=tuple(f for same in parts.values() for f in same), fluxes=None

@@ -12,6 +12,8 @@ _UNKNOWNS_PER_FRAME, _UNKNOWNS_OF_ALL = 6, 22
 # Matrices of float64 that live at once, measured at 30 to 236 frames: nodes by unknowns, unknowns by unknowns; and
 # bytes for each cell of the frames' meshes.
 _CROSSED, _SQUARE, _CELL_BYTES = 1.25, 2.75, 220
+# Bytes for each frame solved jointly where possible nights are weighed one by one, measured at 256 frames.
+_NIGHT_BYTES = 460_000
 # Solving side by side must not be what decides the peak of a run.
 _SIDE_BY_SIDE_BYTES = 400_000_000
 
@@ -48,7 +50,7 @@ def solving_bytes(n_frames: int, n_nodes: float, cells_of_frame: int) -> int:
     joint = min(n_frames, MAX_JOINT_FRAMES)
     unknowns = _UNKNOWNS_PER_FRAME * joint + _UNKNOWNS_OF_ALL
     equations = 8 * unknowns * (_CROSSED * n_nodes + _SQUARE * unknowns)
-    return round(equations + joint * cells_of_frame * _CELL_BYTES)
+    return round(equations + joint * (cells_of_frame * _CELL_BYTES + _NIGHT_BYTES))
 
 
 def channels_at_once(one_bytes: int, budget_bytes: int, threads: int, n_channels: int) -> int:

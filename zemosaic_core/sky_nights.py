@@ -87,9 +87,13 @@ def posterior_of_nights(
     # What the frames say of the light of a night, with all else that they may show taken for noise.
     information = normal[:n, :n] - normal[:n] @ taken
     pull = right[:n] - taken.T @ right
-    kinds = nights.kinds * prior.level
+    information *= prior.level**2
+    pull *= prior.level
+    kinds = nights.kinds
     onto = (kinds.reshape(-1, n) @ information).reshape(kinds.shape)
     log_likelihood, amounts, roots = _amounts(nights, onto @ kinds.transpose(0, 2, 1), kinds @ pull)
+    # As large as all that is known of the nights.
+    del onto
     share = np.exp(log_likelihood - log_likelihood.max())
     some = np.flatnonzero(share > _LEAST_SHARE)
     # How likely the frames are under all nights, and under the Gaussian.
@@ -98,9 +102,10 @@ def posterior_of_nights(
     of_broad = -evidence_loss(reduced, prior, log_sizes, pattern_covariance)
     known = 1.0 / (1.0 + np.exp(np.clip(of_broad - of_nights, -50.0, 50.0)))
     share = share[some] / share[some].sum()
-    glow = (amounts[some, None, :] @ kinds[some])[:, 0]
+    own_kinds = kinds[some] * prior.level
+    glow = (amounts[some, None, :] @ own_kinds)[:, 0]
     mean = share @ glow
-    spread = np.sqrt(share)[:, None, None] * (roots[some].transpose(0, 2, 1) @ kinds[some])
+    spread = np.sqrt(share)[:, None, None] * (roots[some].transpose(0, 2, 1) @ own_kinds)
     spread = np.concatenate([np.sqrt(share)[:, None] * (glow - mean), spread.reshape(-1, n)])
     passed = -taken
     passed[np.arange(n), np.arange(n)] += 1.0

@@ -25,6 +25,8 @@ __all__ = [
 
 # A flat that is good to this much in the corner is better than none; vignetting of small telescopes is 3 to 12 %.
 USABLE_SIGMA = 0.008
+# So is one that is known less well where more is found, over the detector, than this many times its error.
+_POOR_SIGMA, _FAR_FROM_NONE = 0.02, 4.0
 # Pull of the two coefficients to zero: decides only what the stars leave open.
 _PRIOR_SIGMA = 0.3
 _FRAME_PRIOR = 1e-6
@@ -68,8 +70,20 @@ class StarFlat:
 
     @property
     def usable(self) -> bool:
-        """True when the error in the corner is small enough for the flat to be applied."""
-        return self.n_measurements + self.n_cells > 0 and self.corner_sigma < USABLE_SIGMA
+        """True when the frames are better off with the flat than without.
+
+        Either its error in the corner is below `USABLE_SIGMA`, or below 2 % and ``ln V`` over the detector, rms, is
+        more than four times its error there.
+        """
+        if self.n_measurements + self.n_cells == 0:
+            return False
+        if self.corner_sigma < USABLE_SIGMA:
+            return True
+        q = np.linspace(0.0, 1.0, 101)
+        pattern = np.column_stack([q, q**2])
+        found = float(np.mean((pattern @ self.nu) ** 2))
+        error = float(np.mean(((pattern @ self.covariance) * pattern).sum(axis=1)))
+        return self.corner_sigma < _POOR_SIGMA and found > _FAR_FROM_NONE**2 * error
 
     def inverse_terms(self) -> tuple[float, float]:
         """Return ``f_1, f_2`` so that ``1 / V`` is ``1 + f_1 q + f_2 q^2``, least squares over the detector.

@@ -34,6 +34,7 @@ from zemosaic_pipeline.events import (
     TileFinished,
 )
 from zemosaic_pipeline.frame_boundary import TRACEBACK
+from zemosaic_pipeline.heap import keep_freed_memory, return_freed_memory
 from zemosaic_pipeline.machine import give_memory_back
 from zemosaic_pipeline.patient_reads import PatientReads
 from zemosaic_pipeline.plan import RunPlan
@@ -50,6 +51,10 @@ log = logging.getLogger(__name__)
 
 
 ETA_TRUST_S = 2.0
+
+
+# Phases that take and free windows of frames all the time.
+_REUSING = ("phase3_master_tiles", "phase5_assemble")
 
 
 class CancelToken:
@@ -179,6 +184,10 @@ class RunContext:
         """Time a phase, watch its memory, tell of its start and end."""
         self.cancel.check()
         give_memory_back()
+        if name in _REUSING:
+            keep_freed_memory()
+        else:
+            return_freed_memory()
         self.memory.take_peak()
         self._phase, self._phase_items, self._phase_details = name, 0, {}
         self.report(PhaseStarted(name, total))

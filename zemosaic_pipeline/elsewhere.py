@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, cast
 from zemosaic_core import __version__
 from zemosaic_core.errors import Cancelled, SkipItem, ZeMosaicError
 from zemosaic_io.calibration_sets import CalibrationSet, forget_received, receive_set
-from zemosaic_pipeline.cluster_memory import keep_freed_memory
 from zemosaic_pipeline.frame_boundary import portable_error
+from zemosaic_pipeline.heap import keep_freed_memory
 from zemosaic_pipeline.patient_reads import reads_of_process
 
 if TYPE_CHECKING:

@@ -620,6 +620,22 @@ class TestStarFlat:
         f1, f2 = flat.inverse_terms()
         np.testing.assert_allclose(1 + f1 * at + f2 * at**2, 1 / flat.values(at), atol=2e-4)
 
+    def test_a_poorer_flat_is_applied_where_much_more_than_its_error_is_found(self):
+        """Left alone, a corner that lost 7 % stays 7 % too faint; taken out, it is wrong by the error."""
+
+        def flat(corner: float, sigma: float, shape_sigma: float = 0.0) -> StarFlat:
+            # Of one known shape, but for what is exchanged between the coefficients.
+            exchanged = np.array([[1.0, -1.0], [-1.0, 1.0]]) * shape_sigma**2
+            return StarFlat(np.array([np.log(corner), 0.0]), np.diag([sigma**2, 0.0]) + exchanged, 1000)
+
+        assert flat(0.93, 0.012).usable
+        assert flat(1.07, 0.012).usable  # what a flat frame took out too much
+        assert flat(0.99, 0.007).usable
+        assert not flat(0.96, 0.012).usable  # not known from nothing
+        assert not flat(0.90, 0.021).usable  # 2 %
+        assert not flat(0.93, 0.012, shape_sigma=0.1).usable  # the corner alone is known
+        assert not StarFlat(np.log([0.9, 1.0]), np.zeros((2, 2)), 0).usable
+
     def test_one_undithered_panel_tells_nothing(self):
         frame, star, flux, q = self.fluxes(2, 0.05, 0.5)
         assert not solve_star_flat(frame, star, flux, q, 40, 400).usable

@@ -1,0 +1,45 @@
+"""What the C library keeps of freed arrays; each case in a process of its own, which the thresholds belong to."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from zemosaic_pipeline import heap
+
+HOLES = """
+import numpy as np, psutil
+from zemosaic_pipeline import heap
+assert getattr(heap, {name!r})()
+process = psutil.Process()
+before = process.memory_info().rss
+kept = []
+for _ in range(200):
+    large = np.ones(100_000)  # 800 kB, between small things that stay
+    kept.append([bytes(2000), large])
+for pair in kept:
+    del pair[1]
+large = None
+print((process.memory_info().rss - before) / 1e6)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="thresholds are those of the GNU C library")
+def test_freed_arrays_between_small_things_go_back_where_that_is_wanted():
+    def left_mb(name: str) -> float:
+        run = subprocess.run(
+            [sys.executable, "-c", HOLES.format(name=name)], capture_output=True, text=True, check=True
+        )
+        return float(run.stdout)
+
+    assert left_mb("return_freed_memory") < 20
+    assert left_mb("keep_freed_memory") > 100
+
+
+def test_other_systems_are_left_alone(monkeypatch):
+    monkeypatch.setattr(heap.sys, "platform", "darwin")
+    assert not heap.return_freed_memory()
+    assert not heap.keep_freed_memory()

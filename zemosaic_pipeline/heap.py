@@ -1,0 +1,46 @@
+"""What the C library does with freed memory: keep it for what asks next, or hand it back to the system.
+
+The GNU library begins by giving each large array pages of its own, and learns from the first that is freed to take the
+next ones of up to 32 MB from one heap, which it can only give back from its end: small things that live on between them
+keep all of it. Where windows of frames are read all the time that is right, for fresh pages have to be cleared. Where
+each of thousands of frames leaves something small, it keeps more memory free than the run uses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+__all__ = ["keep_freed_memory", "return_freed_memory"]
+
+# Of malloc.h in the GNU C library.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Where its own thresholds end up in a process that frees arrays of such sizes, if nobody sets them.
+_KEPT_BYTES, _KEPT_END_BYTES = 32 << 20, 64 << 20
+# Where they begin.
+_OWN_PAGES_BYTES = 128 << 10
+
+
+def keep_freed_memory() -> bool:
+    """Let this process use freed memory again, up to 64 MB at a time; return whether its C library could be told so.
+
+    Others than that of GNU have no such thresholds.
+    """
+    return _set(_KEPT_BYTES, _KEPT_END_BYTES)
+
+
+def return_freed_memory() -> bool:
+    """Give arrays from 128 kB on pages of their own, which go back when they are freed.
+
+    Returned is the same as of `keep_freed_memory`.
+    """
+    return _set(_OWN_PAGES_BYTES, _OWN_PAGES_BYTES)
+
+
+def _set(mmap_bytes: int, trim_bytes: int) -> bool:
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, mmap_bytes) and mallopt(_M_TRIM_THRESHOLD, trim_bytes))

@@ -222,7 +222,7 @@ def test_an_error_in_a_real_operation_leaves_nothing_behind(install, where, erro
     read_raw, blocks = pixels.read_raw, []
 
     def read(key, y0, y1):
-        if where == "pixels" and len(blocks) == 2:
+        if where == "pixels" and len(blocks) >= 2:
             raise error
         return read_raw(key, y0, y1)
 
@@ -241,7 +241,8 @@ def test_an_error_in_a_real_operation_leaves_nothing_behind(install, where, erro
     policy.close()
     assert (device.pool.used, device.pool.total) == (0, 0)
     (operation,) = [record for record in records if record["kind"] == "operation"]
-    assert (operation["complete"], operation["gpu_rows"]) == (False, blocks[1][1])
+    # Blocks are handed on beside the next one: what was handed on, the card had computed.
+    assert (operation["complete"], operation["gpu_rows"]) == (False, blocks[-1][1])
     assert not [t.name for t in threading.enumerate() if t not in before]
     with device_lease(device.info.uuid, timeout_s=0):
         pass

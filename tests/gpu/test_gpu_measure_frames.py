@@ -20,6 +20,7 @@ from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline.context import CancelToken
 from zemosaic_pipeline.measure import ARRAY_NAMES, Look, MeasureOptions, measure_frame
 from zemosaic_pipeline.measure_on_card import compare_looks, frames_for_card, measure_frames
+from zemosaic_pipeline.patient_reads import reads_of_process
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
 OPTIONS = MeasureOptions(quality_sigma=3.0, exclude_flagged=False, find_hot_pixels=True)
@@ -46,6 +47,7 @@ class Context:
     def __init__(self, policy):
         self.policy, self.cancel = policy, CancelToken()
         self.workers, self.threads = 1, 2
+        self.reads = reads_of_process()
         self.on_processor = 0
 
     def map(self, function, items, *, name_of, size_of):

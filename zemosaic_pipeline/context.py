@@ -53,8 +53,8 @@ log = logging.getLogger(__name__)
 ETA_TRUST_S = 2.0
 
 
-# Phases that take and free windows of frames all the time.
-_REUSING = ("phase3_master_tiles", "phase5_assemble")
+# Phases that take and free large arrays all the time, and not more of them with more frames.
+_REUSING = ("phase3_master_tiles", "phase5_assemble", "phase6_export")
 
 
 class CancelToken:

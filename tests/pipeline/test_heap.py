@@ -17,8 +17,8 @@ assert getattr(heap, {name!r})()
 process = psutil.Process()
 before = process.memory_info().rss
 kept = []
-for _ in range(200):
-    large = np.ones(100_000)  # 800 kB, between small things that stay
+for _ in range(80):
+    large = np.ones(250_000)  # 2 MB, between small things that stay
     kept.append([bytes(2000), large])
 for pair in kept:
     del pair[1]

@@ -17,7 +17,7 @@ __all__ = ["keep_freed_memory", "return_freed_memory"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Where its own thresholds end up in a process that frees arrays of such sizes, if nobody sets them.
 _KEPT_BYTES, _KEPT_END_BYTES = 32 << 20, 64 << 20
-# Below, fresh pages would cost laying out 120 frames half a second of four; from here on a tenth.
+# With fresh pages for arrays from 128 kB on laying out 120 frames took 0.6 s more of 3.2, from here on 0.4 s more.
 _OWN_PAGES_BYTES = 1 << 20
 
 

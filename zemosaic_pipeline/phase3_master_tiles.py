@@ -26,6 +26,7 @@ from zemosaic_pipeline.calibrated_noise import common_steps, shared_variance
 from zemosaic_pipeline.cluster_blocks import ClusterBlocks
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import result_or_skip
+from zemosaic_pipeline.growing_picture import GrowingPicture
 from zemosaic_pipeline.patience import HOPELESS, SILENT, nothing_answers_for
 from zemosaic_pipeline.phase4_grid import header_cards
 from zemosaic_pipeline.plan import RunPlan
@@ -86,6 +87,8 @@ def create_tile(
     path: Path,
     on_rows: Callable[[int, int], object],
     bands: TileBands,
+    *,
+    alone: bool = False,
 ) -> MasterTile:
     """Stack one group and write its tile.
 
@@ -99,6 +102,8 @@ def create_tile(
     bands : TileBands
         Rows of the same tile that are finished already; those that are made here outlive a run that ends early. They
         are still there when the tile is complete.
+    alone : bool
+        It is the only tile of the run, and shown while it grows.
 
     Raises
     ------
@@ -143,20 +148,28 @@ def create_tile(
     if steps:
         cards["CALSTAT"] = (steps, "bias, dark, flat of all frames")
     unseen = shared_variance(frames, weights, terms, store.calibration_of, SAMPLE_VARIANCE[plan.stack.kernel])
-    progress = TwoPasses(on_rows, refinement.on)
+    shape_chw = (plan.n_channels, *shape)
+    picture = GrowingPicture(shape_chw, context.work_dir / "growing.png", context.preview_grown)
+
+    def on_rows_seen(done: int, total: int) -> None:
+        on_rows(done, total)
+        if alone:
+            picture.show()
+
+    progress = TwoPasses(on_rows_seen, refinement.on)
     threads = min(plan.threads, plan.stack.threads)
     elsewhere = None if context.cluster is None else ClusterBlocks(context.cluster, context.policy)
     kept = TileRule(plan.output.variance, unseen, star_cores(frames, window))
     bands.recover(path)
-    with StreamingFits(
-        path, (plan.n_channels, *shape), cards, extensions=extensions, unfinished=bands.unfinished
-    ) as out:
+    with StreamingFits(path, shape_chw, cards, extensions=extensions, unfinished=bands.unfinished) as out:
         finished = bands.take_up(out)
         if finished:
             context.say("run_info_rows_reused", rows=finished, total=shape[0])
 
         def add(row0: int, row1: int, rows: TileRows) -> None:
             bands.add(out, row0, row1, rows)
+            if alone:
+                picture.add(row0, rows.image)
 
         def sink(row0: int, row1: int, block: CoaddBlock) -> None:
             add(row0, row1, kept(row0, block))
@@ -192,7 +205,7 @@ def create_tile(
         if refinement.on and rule.noise is not None:
             # Into a file of its own: the co-add is still there when the run ends before the second pass does.
             _write_weights(out, bands, shape, 0)
-            with StreamingFits(path, (plan.n_channels, *shape), cards, extensions=extensions) as final:
+            with StreamingFits(path, shape_chw, cards, extensions=extensions) as final:
                 refine_tile(
                     out,
                     final,
@@ -304,6 +317,7 @@ class _Maker:
     context: RunContext
     manifest: Manifest
     folder: Path
+    alone: bool
 
     def tile(
         self, group: FrameGroup, frames: Sequence[RegisteredFrame], on_rows: Callable[[int, int], object]
@@ -322,7 +336,9 @@ class _Maker:
             path = self.folder / f"master_tile_{group.group_id:03d}_{key[:12]}.fits"
             bands = self._bands_of(key)
             try:
-                tile = create_tile(group, frames, weights, self.inputs, self.context, path, on_rows, bands)
+                tile = create_tile(
+                    group, frames, weights, self.inputs, self.context, path, on_rows, bands, alone=self.alone
+                )
             except SaveFailed:
                 bands.remove()
                 raise
@@ -400,7 +416,7 @@ def run(
     by_frame = {index: weights[i] for index, i in by_index.items()}
     tile_set = TileSetCards(_set_key(placed, sky), bool(sky), linked)
     inputs = TileInputs(hot_pixels, masks, sky, grid, plan, tile_set)
-    maker = _Maker(by_frame, inputs, context, manifest, folder)
+    maker = _Maker(by_frame, inputs, context, manifest, folder, alone=len(groups) == 1)
     tiles: list[MasterTile] = []
     n_reused = 0
     for done, group in enumerate(groups):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +23,7 @@ def test_rows_come_where_they_belong_and_not_all_the_time(tmp_path, cuts):
     image[:, 600:] = np.nan
     told, now = [], [0.0]
     picture = GrowingPicture(image.shape, tmp_path / "growing.png", told.append, clock=lambda: now[0])
-    for row0, row1 in zip(cuts, cuts[1:], strict=False):
+    for row0, row1 in itertools.pairwise(cuts):
         picture.add(row0, image[:, row0:row1])
         picture.show()
     assert not told  # not yet

@@ -51,12 +51,19 @@ class GrowingPicture:
     def add(self, row0: int, image: np.ndarray) -> None:
         """Take rows ``row0 ...`` of the tile, (C, h, w) float32; NaN where nothing was seen.
 
-        One pixel of many stands for its surroundings: this is looked at, not measured.
+        One row of several stands for those around it: this is looked at, not measured.
         """
         first = -(-row0 // self._step)
-        rows = image[:, first * self._step - row0 :: self._step, :: self._step]
-        self._picture[:, first : first + rows.shape[1]] = rows
-        self._is_new = self._is_new or rows.shape[1] > 0
+        rows = image[:, first * self._step - row0 :: self._step]
+        if not rows.shape[1]:
+            return
+        starts = np.arange(0, image.shape[2], self._step)
+        seen = np.isfinite(rows)
+        total = np.add.reduceat(np.where(seen, rows, np.float32(0.0)), starts, axis=2)
+        count = np.add.reduceat(seen, starts, axis=2, dtype=np.float32)
+        with np.errstate(invalid="ignore"):
+            self._picture[:, first : first + rows.shape[1]] = total / count
+        self._is_new = True
 
     def show(self) -> None:
         """Write the picture if it is new and the one before has been there for a while.

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import ParamSpec, Self, TypeVar
 
 __all__ = ["HandingOn"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class HandingOn:
@@ -31,13 +35,17 @@ class HandingOn:
         self.wait()
         self._last = self._thread.submit(self._receive, *piece)
 
+    def after(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Call something else in the same thread, after what was handed over; errors are those of the future."""
+        return self._thread.submit(function, *args, **kwargs)
+
     def wait(self) -> None:
         """Return when everything was received."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
 
-    def __enter__(self) -> HandingOn:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 
 from zemosaic_core.chunks import Buffer
+from zemosaic_core.handing_on import HandingOn
 from zemosaic_core.refine import RefineSource
 from zemosaic_core.refine_structure import HALO_ROWS, Gathered, refined, share_of_channels, structure_mask
 from zemosaic_core.sources import SampleNoise
@@ -170,48 +169,27 @@ class RowsInTurn:
         self._store.write(y0, image, variance)
 
 
-class RowsBeside:
+class RowsBeside(HandingOn):
     """`RowsInTurn` in a thread of its own, one thing after the other: files and one core would be waited for.
 
-    A block is made ready, and the one before replaced, while differences are gathered. Used in one thread, and as a
-    context: errors of replacing are raised with the next block, or where the context ends.
+    A block is made ready, and the one before replaced, while differences are gathered. Used in one thread.
     """
 
     def __init__(self, rows: RowsInTurn) -> None:
+        super().__init__(rows.replace)
         self._rows = rows
-        self._thread = ThreadPoolExecutor(1)
-        self._replacing: Future[None] | None = None
 
     def prepare(self, y0: int, y1: int) -> None:
         """Begin to make a block ready; what goes wrong is found out by who asks for it."""
-        self._thread.submit(self._rows.block, y0, y1)
+        self.after(self._rows.block, y0, y1)
 
     def block(self, y0: int, y1: int) -> BlockRows:
         """As `RowsInTurn.block`."""
-        return self._thread.submit(self._rows.block, y0, y1).result()
+        return self.after(self._rows.block, y0, y1).result()
 
     def replace(self, y0: int, y1: int, gathered: Gathered) -> None:
         """Begin to replace the rows of a block; blocks come in order."""
-        self.wait()
-        self._replacing = self._thread.submit(self._rows.replace, y0, y1, gathered)
-
-    def wait(self) -> None:
-        """Return when all is replaced that was asked for."""
-        replacing, self._replacing = self._replacing, None
-        if replacing is not None:
-            replacing.result()
-
-    def __enter__(self) -> RowsBeside:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self.wait()
-        finally:
-            self._thread.shutdown()
+        self(y0, y1, gathered)
 
 
 def refine_buffers(n_channels: int, width: int, window_bytes: int, threads: int) -> tuple[Buffer, ...]:

@@ -27,6 +27,8 @@ __all__ = [
 USABLE_SIGMA = 0.008
 # So is one that is known less well where more is found, over the detector, than this many times its error.
 _POOR_SIGMA, _FAR_FROM_NONE = 0.02, 4.0
+# q and q^2 from the centre to the corner, on which flats are compared and refitted.
+_OVER_DETECTOR = np.linspace(0.0, 1.0, 101)[:, None] ** np.array([1, 2])
 # Pull of the two coefficients to zero: decides only what the stars leave open.
 _PRIOR_SIGMA = 0.3
 _FRAME_PRIOR = 1e-6
@@ -79,10 +81,8 @@ class StarFlat:
             return False
         if self.corner_sigma < USABLE_SIGMA:
             return True
-        q = np.linspace(0.0, 1.0, 101)
-        pattern = np.column_stack([q, q**2])
-        found = float(np.mean((pattern @ self.nu) ** 2))
-        error = float(np.mean(((pattern @ self.covariance) * pattern).sum(axis=1)))
+        found = float(np.mean((_OVER_DETECTOR @ self.nu) ** 2))
+        error = float(np.mean(((_OVER_DETECTOR @ self.covariance) * _OVER_DETECTOR).sum(axis=1)))
         return self.corner_sigma < _POOR_SIGMA and found > _FAR_FROM_NONE**2 * error
 
     def inverse_terms(self) -> tuple[float, float]:
@@ -104,19 +104,15 @@ class StarFlat:
 
 def _polynomial(nu: np.ndarray) -> np.ndarray:
     """Return the coefficients (2,) of q and q^2 in ``exp(nu_1 q + nu_2 q^2) - 1``."""
-    q = np.linspace(0.0, 1.0, 101)
-    pattern = np.column_stack([q, q**2])
-    return np.asarray(np.linalg.lstsq(pattern, np.expm1(pattern @ nu), rcond=None)[0])
+    return np.asarray(np.linalg.lstsq(_OVER_DETECTOR, np.expm1(_OVER_DETECTOR @ nu), rcond=None)[0])
 
 
 def flat_of_terms(terms: np.ndarray) -> np.ndarray | None:
     """Return ``nu`` (2,) of the flat ``1 + v_1 q + v_2 q^2``, least squares; None where that has no light somewhere."""
-    q = np.linspace(0.0, 1.0, 101)
-    pattern = np.column_stack([q, q**2])
-    light = 1.0 + pattern @ terms
+    light = 1.0 + _OVER_DETECTOR @ terms
     if not (light > 0.0).all():
         return None
-    return np.asarray(np.linalg.lstsq(pattern, np.log(light), rcond=None)[0])
+    return np.asarray(np.linalg.lstsq(_OVER_DETECTOR, np.log(light), rcond=None)[0])
 
 
 def radius_squared(x: np.ndarray, y: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:

@@ -274,13 +274,13 @@ class CoaddBlock:
     @property
     def clipped(self) -> np.ndarray:
         """Mask (C, h, w) of pixels that hold a lower bound of their light only."""
-        return np.isfinite(self.image) & (self.weight == 0)
+        return _only_bounds(self.image, self.weight)
 
     def clipped_bits(self) -> np.ndarray:
         """Return `clipped` as one number per pixel (h, w), uint8: 1 for the first channel, 2 and 4 for the others."""
         bits = np.zeros(self.coverage.shape, np.uint8)
         for channel, (image, weight) in enumerate(zip(self.image, self.weight, strict=True)):
-            bits |= (np.isfinite(image) & (weight == 0)).view(np.uint8) << channel
+            bits |= _only_bounds(image, weight).view(np.uint8) << channel
         return bits
 
     @staticmethod
@@ -319,3 +319,8 @@ class CoaddBlock:
         """Write another block over the rows ``y0 <= y < y1`` of this one."""
         for part in fields(CoaddBlock):
             getattr(self, part.name)[..., y0:y1, :] = getattr(rows, part.name)
+
+
+def _only_bounds(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return which pixels have a value without a sample: a lower bound of clipped light."""
+    return np.isfinite(image) & (weight == 0)

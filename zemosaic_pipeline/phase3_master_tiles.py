@@ -149,11 +149,13 @@ def create_tile(
         cards["CALSTAT"] = (steps, "bias, dark, flat of all frames")
     unseen = shared_variance(frames, weights, terms, store.calibration_of, SAMPLE_VARIANCE[plan.stack.kernel])
     shape_chw = (plan.n_channels, *shape)
-    picture = GrowingPicture(shape_chw, context.work_dir / "growing.png", context.preview_grown)
+    picture = None
+    if alone:
+        picture = GrowingPicture(shape_chw, context.work_dir / "growing.png", context.preview_grown)
 
     def on_rows_seen(done: int, total: int) -> None:
         on_rows(done, total)
-        if alone:
+        if picture is not None:
             picture.show()
 
     progress = TwoPasses(on_rows_seen, refinement.on)
@@ -168,7 +170,7 @@ def create_tile(
 
         def add(row0: int, row1: int, rows: TileRows) -> None:
             bands.add(out, row0, row1, rows)
-            if alone:
+            if picture is not None:
                 picture.add(row0, rows.image)
 
         def sink(row0: int, row1: int, block: CoaddBlock) -> None:

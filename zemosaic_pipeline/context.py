@@ -34,8 +34,7 @@ from zemosaic_pipeline.events import (
     TileFinished,
 )
 from zemosaic_pipeline.frame_boundary import TRACEBACK
-from zemosaic_pipeline.heap import keep_freed_memory, return_freed_memory
-from zemosaic_pipeline.machine import give_memory_back
+from zemosaic_pipeline.heap import give_memory_back, keep_freed_memory, return_freed_memory
 from zemosaic_pipeline.patient_reads import PatientReads
 from zemosaic_pipeline.plan import RunPlan
 from zemosaic_pipeline.records import LeftOut, MasterTile

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Machine", "available_memory", "enough_file_handles", "free_disk", "give_memory_back"]
+__all__ = ["Machine", "available_memory", "enough_file_handles", "free_disk"]
 
 # What a group of processes without a limit has on cgroup v1: more than any memory.
 _NO_LIMIT = 1 << 60
@@ -121,13 +120,3 @@ def _left_to_process() -> int:
         if soft != resource.RLIM_INFINITY:
             left.append(soft - used)
     return min(left)
-
-
-def give_memory_back() -> None:
-    """Hand memory that was freed back to the system, where its C library can (glibc): it keeps much of it otherwise.
-
-    A phase then starts from what it needs, and not from the largest of what others needed before.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)

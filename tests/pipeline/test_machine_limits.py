@@ -21,8 +21,9 @@ from zemosaic_core.synthetic_sky import tan_cards
 from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline import machine, resource_watch, runner
 from zemosaic_pipeline.context import CancelToken
+from zemosaic_pipeline.heap import give_memory_back
 from zemosaic_pipeline.known_outline import with_known_outline
-from zemosaic_pipeline.machine import Machine, available_memory, give_memory_back
+from zemosaic_pipeline.machine import Machine, available_memory
 from zemosaic_pipeline.outline import estimate_canvas
 from zemosaic_pipeline.plan import resolve
 from zemosaic_pipeline.plan_limits import fit_to_handles, refuse_small_disk

@@ -16,7 +16,7 @@ from made_frames import base_cards, expose, field_sky, pointings, write
 from zemosaic_io.headers import read_frame_info
 from zemosaic_pipeline import header_batches
 from zemosaic_pipeline.events import PHASES, Event, PhaseFinished, PhaseProgress
-from zemosaic_pipeline.machine import give_memory_back
+from zemosaic_pipeline.heap import give_memory_back
 from zemosaic_pipeline.plan import make_plan
 from zemosaic_pipeline.resource_watch import private_bytes
 from zemosaic_settings import Settings

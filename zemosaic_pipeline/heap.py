@@ -4,11 +4,14 @@ The GNU library begins by giving each large array pages of its own, and learns f
 next ones of up to 32 MB from one heap, which it can only give back from its end: small things that live on between them
 keep all of it. Where windows of frames are read all the time that is right, for fresh pages have to be cleared. Where
 each of thousands of frames leaves something small, it keeps more memory free than the run uses.
+
+Who has set ``MALLOC_MMAP_THRESHOLD_`` has decided that already: then nothing is changed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from typing import Any
 
@@ -35,7 +38,7 @@ def give_memory_back() -> None:
 def keep_freed_memory() -> bool:
     """Let this process use freed memory again, up to 64 MB at a time; return whether its C library could be told so.
 
-    Others than that of GNU have no such thresholds.
+    Others than that of GNU have no such thresholds, and those that the environment sets stay.
     """
     return _set(_KEPT_BYTES, _KEPT_END_BYTES)
 
@@ -50,7 +53,7 @@ def return_freed_memory() -> bool:
 
 def _set(mmap_bytes: int, trim_bytes: int) -> bool:
     mallopt = _of_c_library("mallopt")
-    if mallopt is None:
+    if mallopt is None or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, mmap_bytes) and mallopt(_M_TRIM_THRESHOLD, trim_bytes))
 

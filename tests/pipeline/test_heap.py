@@ -28,7 +28,9 @@ print((process.memory_info().rss - before) / 1e6)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="thresholds are those of the GNU C library")
-def test_freed_arrays_between_small_things_go_back_where_that_is_wanted():
+def test_freed_arrays_between_small_things_go_back_where_that_is_wanted(monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+
     def left_mb(name: str) -> float:
         run = subprocess.run(
             [sys.executable, "-c", HOLES.format(name=name)], capture_output=True, text=True, check=True
@@ -37,6 +39,12 @@ def test_freed_arrays_between_small_things_go_back_where_that_is_wanted():
 
     assert left_mb("return_freed_memory") < 20
     assert left_mb("keep_freed_memory") > 100
+
+
+def test_what_the_environment_says_stays(monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "262144")
+    assert not heap.return_freed_memory()
+    assert not heap.keep_freed_memory()
 
 
 def test_other_systems_are_left_alone(monkeypatch):

@@ -44,7 +44,8 @@ class Verdict:
     slope : list of float
         Slope of diffuse light against truth; NaN where the truth has less than 20 ADU of it.
     large_scales_adu : list of list of float
-        Quadric through the residual of each channel: x, y, x^2, xy, y^2 with x and y in [-1, 1] over the longer side.
+        Quadric through the residual of each channel, cells counting as much as frames cover them: x, y, x^2, xy, y^2
+        with x and y in [-1, 1] over the longer side.
     seam_rms_adu, seam_noise_adu : float
         Steps across the outlines of panels or frames in G, per 64 px of outline, and what noise alone would give.
     seam_worst_adu, seam_worst_sigma : float

@@ -219,7 +219,7 @@ def _mosaic_cells(xy: np.ndarray, value: np.ndarray, truth: np.ndarray) -> Cells
     with np.errstate(invalid="ignore"):
         residual = np.bincount(flat, (value - truth).ravel(), nx * ny) / count
         mean_truth = np.bincount(flat, truth.ravel(), nx * ny) / count
-    return Cells(residual.reshape(ny, nx), mean_truth.reshape(ny, nx))
+    return Cells(residual.reshape(ny, nx), mean_truth.reshape(ny, nx), count.reshape(ny, nx))
 
 
 def within(errors: list[float], sigmas: list[float], part: slice) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from benchmarks.quality_background import Cells
 from benchmarks.quality_judge import judge_scene, vignetting_error
 from benchmarks.quality_nights import NIGHTS, night_spec
 from benchmarks.quality_pixels import worst_coverage
@@ -127,6 +128,21 @@ def test_tilt_and_bowl_of_the_sky_are_measured(perfect, night):
     assert found["bg_rms_after_plane_adu"][1] > 2.0
     change = np.array(found["large_scales_adu"][1]) - clean["large_scales_adu"][1]
     assert change[[2, 4]] == pytest.approx([15.0 * edge**2] * 2, rel=0.15)
+
+
+def test_cells_count_in_the_bowl_as_much_as_frames_cover_them():
+    x = np.tile(np.arange(9.0), (7, 1))
+    bowl = 6.0 * ((x - 4.0) / 4.0) ** 2
+    frames = np.full(bowl.shape, 20.0)
+    frames[[0, 0, -1, -1], [0, -1, 0, -1]] = 0.2
+    wrong = np.where(frames < 1.0, 30.0, 0.0)
+    as_one = Cells(bowl + wrong, np.zeros_like(bowl), np.ones_like(bowl)).large_scales()
+    found = Cells(bowl + wrong, np.zeros_like(bowl), frames).large_scales()
+    assert Cells(bowl, np.zeros_like(bowl), frames).large_scales() == pytest.approx(
+        [0, 0, 6.0, 0, 0], abs=1e-9
+    )
+    assert found == pytest.approx([0, 0, 6.0, 0, 0], abs=1.5)
+    assert abs(as_one[4]) > 10.0
 
 
 def test_eaten_nebula_shows_in_the_slope(perfect, night):

@@ -369,7 +369,8 @@ def _sample_source(
             weights = pixels.read_weight(source.key, *whole) if source.has_weight_map else None
             sample_window(
                 data, origin, source.shape_hw, source.pixel_map, box, kernel, source.photometry,
-                radial=source.radial, surface=source.surface, feather_px=source.feather_px, weight_window=weights,
+                radial=source.radial, surface=source.surface, feather_px=source.feather_px,
+                feather_start=source.feather_start, weight_window=weights,
                 out=out[:, :, columns], out_weight=None if out_weight is None else out_weight[:, columns],
             )  # fmt: skip
 

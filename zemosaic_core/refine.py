@@ -27,7 +27,7 @@ from zemosaic_core.detector_surface import N_SURFACE
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.pixel_map import map_row, source_window
 from zemosaic_core.refine_structure import NEED_REACH, Gathered, kernel_numbers, needed_places
-from zemosaic_core.sample_terms import surface_at
+from zemosaic_core.sample_terms import edge_ramp, surface_at
 from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddSource, PixelMap, RawRows
 
@@ -322,8 +322,9 @@ def _overlap(distance, kernel):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _gather(
-    differences, origin_yx, image_hw, node_x, node_y, lattice, channels, weight, feather, wmap, use_map, kernel, box,
-    spans, span_of, block_y0, turn, total, sums, square, sums_square, weight_x, weight_y, total_x, total_y,
+    differences, origin_yx, image_hw, node_x, node_y, lattice, channels, weight, feather, feather_start, wmap,
+    use_map, kernel, box, spans, span_of, block_y0, turn, total, sums, square, sums_square, weight_x, weight_y,
+    total_x, total_y,
 ):  # fmt: skip
     """Add the differences of one source to the sums of the output pixels of a box; those within spans of a row."""
     height, width = image_hw
@@ -345,8 +346,7 @@ def _gather(
                 share = one
                 if feather > zero:
                     edge = np.float32(min(min(x, right - x), min(v, bottom - v)))
-                    ramp = min((edge + one) / feather, one)
-                    share = ramp * ramp * (np.float32(3) - np.float32(2) * ramp)
+                    share = edge_ramp(edge, feather, feather_start)
                 ix, iy = int(x), int(v)
                 fx, fy = np.float32(x - ix), np.float32(v - iy)
                 for q in range(2):
@@ -512,7 +512,7 @@ def gather_block(
                 _gather(
                     found.differences, found.origin_yx, source.shape_hw,
                     source.pixel_map.src_x, source.pixel_map.src_y, _lattice(source.pixel_map),
-                    numbers.channels, numbers.weight, np.float32(source.feather_px),
+                    numbers.channels, numbers.weight, np.float32(source.feather_px), np.float32(source.feather_start),
                     _NO_MAP if weights is None else np.ascontiguousarray(weights, np.float32), weights is not None,
                     kernel_numbers(scale), box, spans, span_of, y0, _turn(numbers.turn, scale),
                     sums.total, sums.weight, sums.square, sums.weight_square,

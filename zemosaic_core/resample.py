@@ -14,7 +14,14 @@ from numba import njit
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
 from zemosaic_core.detector_surface import N_SURFACE
 from zemosaic_core.pixel_map import map_row
-from zemosaic_core.sample_terms import distance_row, photometry_row, radial_row, surface_row, unit_row
+from zemosaic_core.sample_terms import (
+    distance_row,
+    edge_ramp,
+    photometry_row,
+    radial_row,
+    surface_row,
+    unit_row,
+)
 from zemosaic_core.tap_sums import (
     LANES,
     dot36_exact,
@@ -138,7 +145,7 @@ def _fetch_row(flat, plane, sx, sy, shift_x, shift_y, limits):
 
 
 @njit(cache=True, nogil=True)
-def _weigh_row(sx, sy, image_hw, feather, wmap, use_map, win_w, base, fx, fy, gap, weight):
+def _weigh_row(sx, sy, image_hw, feather, start, wmap, use_map, win_w, base, fx, fy, gap, weight):
     """Fill the weights of one row; where they are not positive the sample becomes missing."""
     height, width = image_hw
     zero, one, nan = np.float32(0), np.float32(1), np.float32(np.nan)
@@ -146,9 +153,7 @@ def _weigh_row(sx, sy, image_hw, feather, wmap, use_map, win_w, base, fx, fy, ga
     if feather > zero:
         for k in range(sx.size):
             edge = np.float32(min(min(sx[k], right - sx[k]), min(sy[k], bottom - sy[k])))
-            ramp = (edge + one) / feather
-            ramp = one if ramp > one else ramp
-            weight[k] = ramp * ramp * (np.float32(3) - np.float32(2) * ramp)
+            weight[k] = edge_ramp(edge, feather, start)
     else:
         weight[:] = one
     if use_map:
@@ -383,8 +388,8 @@ def _mark_row(bounds, bound_bits, out, out_bits):
 @njit(cache=True, nogil=True)
 def _sample_kernel(
     planes, bits, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, radial,
-    use_radial, surface, use_surface, feather, wmap, use_map, shape, out, out_bits, out_strides, out_weight,
-    weight_stride, write_weight,
+    use_radial, surface, use_surface, feather, feather_start, wmap, use_map, shape, out, out_bits,
+    out_strides, out_weight, weight_stride, write_weight,
 ):  # fmt: skip
     """Sample a box of `shape`; channels and rows of `out` and rows of `out_weight` are so many elements apart."""
     limits = (origin[0], origin[1], win_hw[0], win_hw[1])
@@ -421,7 +426,7 @@ def _sample_kernel(
         if write_weight:
             at = row * weight_stride
             _weigh_row(
-                sx, sy, image_hw, feather, wmap, use_map, win_w, base_of, fx_of, fy_of, gap_of,
+                sx, sy, image_hw, feather, feather_start, wmap, use_map, win_w, base_of, fx_of, fy_of, gap_of,
                 out_weight[at : at + n_cols],
             )  # fmt: skip
         # A tilted source covers a part of the row.
@@ -489,6 +494,7 @@ def sample_window(
     radial: np.ndarray | None = None,
     surface: np.ndarray | None = None,
     feather_px: float = 0.0,
+    feather_start: float = 0.0,
     weight_window: np.ndarray | None = None,
     out: np.ndarray | None = None,
     out_weight: np.ndarray | None = None,
@@ -525,7 +531,7 @@ def sample_window(
     photometry : ndarray, shape (C, 4), float32
     radial : ndarray, shape (C, 4), float32, optional
     surface : ndarray, shape (C, 21), float32, optional
-    feather_px : float
+    feather_px, feather_start : float
         See `CoaddSource`.
     weight_window : ndarray, shape (h, w), float32, optional
         Weight map of the same window, sampled bilinearly; not positive or not finite: weight 0.
@@ -590,6 +596,7 @@ def sample_window(
         _NO_SURFACE if surface is None else np.ascontiguousarray(surface, dtype=np.float32),
         surface is not None,
         np.float32(feather_px),
+        np.float32(feather_start),
         np.ascontiguousarray(weight_window, dtype=np.float32).reshape(-1) if use_map else _NO_MAP.reshape(-1),
         use_map,
         shape,

@@ -1,4 +1,6 @@
-"""What a row of samples becomes: gain, level and plane, radial terms, and a surface over the detector. Arrays only.
+"""What a row of samples becomes: gain, level and plane, radial terms, a surface over the detector; and its weight.
+
+Arrays only.
 
 `CoaddSource` says what the terms are; the CUDA body repeats this arithmetic.
 """
@@ -10,9 +12,26 @@ from numba import njit
 
 from zemosaic_core.detector_surface import EXPONENTS
 
-__all__ = ["distance_row", "photometry_row", "radial_row", "surface_at", "surface_row", "unit_row"]
+__all__ = [
+    "distance_row",
+    "edge_ramp",
+    "photometry_row",
+    "radial_row",
+    "surface_at",
+    "surface_row",
+    "unit_row",
+]
 
 _SURFACE_ORDER = int(EXPONENTS.max())
+
+
+@njit(cache=True, nogil=True, inline="always")
+def edge_ramp(edge, feather, start):
+    """Weight of a sample so many px from the nearest border, all float32; see `CoaddSource.feather_px`."""
+    one = np.float32(1)
+    ramp = start + (one - start) * ((edge + one) / feather)
+    ramp = one if ramp > one else ramp
+    return ramp * ramp * (np.float32(3) - np.float32(2) * ramp)
 
 
 @njit(cache=True, nogil=True)

@@ -87,8 +87,9 @@ class CoaddSource:
     weight : ndarray, shape (C,), float32
         Weight of every sample of this source; 0 leaves the source out.
     feather_px : float
-        Width of the smoothstep ramp ``r*r*(3 - 2r)``, ``r = (d + 1) / feather_px`` clipped to [0, 1], where
-        ``d`` is the distance in px of the sample from the nearest border of the source image. 0: no ramp.
+        Width of the smoothstep ramp ``r*r*(3 - 2r)`` with ``r = s + (1 - s) (d + 1) / feather_px`` clipped to [0, 1],
+        where ``d`` is the distance in px of the sample from the nearest border of the source image and ``s`` is
+        ``feather_start``. 0: no ramp.
     has_weight_map : bool
         The `PixelSource` also offers `read_weight` for this source.
     radial : ndarray, shape (C, 4), float32, optional
@@ -99,6 +100,8 @@ class CoaddSource:
         factor is the inverse of a radial flat. None: all zero, at no cost.
     surface : ndarray, shape (C, 21), float32, optional
         Added to the result: coefficients of ``u^i t^j`` in the order of `detector_surface.EXPONENTS`. None: nothing.
+    feather_start : float
+        Where the ramp begins at the border, from 0 (no weight) to below 1.
     """
 
     key: int
@@ -111,6 +114,7 @@ class CoaddSource:
     has_weight_map: bool = False
     radial: np.ndarray | None = None
     surface: np.ndarray | None = None
+    feather_start: float = 0.0
 
     @cached_property
     def takes_part(self) -> bool:

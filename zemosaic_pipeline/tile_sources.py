@@ -115,6 +115,7 @@ def tile_sources(
             photometry=terms[i].photometry,
             weight=weights[i].astype(np.float32),
             feather_px=plan.stack.feather_px,
+            feather_start=plan.stack.feather_start,
             has_weight_map=plan.stack.radial is not None,
             radial=terms[i].radial if terms[i].radial.any() else None,
             surface=terms[i].surface,

@@ -151,6 +151,7 @@ def night(
             terms,
             np.ones(n_channels, np.float32),
             feather,
+            feather_start=0.1 * (key % 5),
         )
         to_grid = build_pixel_map(to_output, (0, size, 0, size))
         sources.append(

@@ -86,7 +86,7 @@ def make_scene(n=7, shape=(40, 34), out=(61, 75), seed=0, *, feather=True, maps=
         sources.append(
             CoaddSource(
                 k, shape, build_pixel_map(to_source, bbox), bbox, terms, weight,
-                feather_px=8.0 if feather and k % 2 else 0.0, has_weight_map=has_map,
+                feather_px=8.0 if feather and k % 2 else 0.0, feather_start=0.1 * k, has_weight_map=has_map,
                 radial=radial,
                 surface=rng.normal(0, 4, (3, 21)).astype(np.float32) if k % 4 == 2 else None,
             )

@@ -87,7 +87,9 @@ def twin_sums(made, image, mask, scale):
             edge = min(sx, sy, width - 1 - sx, height - 1 - sy)
             if not edge >= 0:
                 continue
-            ramp = min((edge + 1) / source.feather_px, 1) if source.feather_px else 1.0
+            start = source.feather_start
+            way = (edge + 1) / source.feather_px if source.feather_px else 1.0
+            ramp = min(start + (1 - start) * way, 1)
             for j in range(max(0, int(sy) - 1), min(height, int(sy) + 3)):
                 for i in range(max(0, int(sx) - 1), min(width, int(sx) + 3)):
                     # Overlap of a sample of one pixel with an output pixel of 1 / scale.

@@ -46,6 +46,7 @@ def make_image(shape=(31, 43), seed=0, holes=True):
         {"radial": RADIAL},
         {"surface": SURFACE},
         {"feather_px": 9.0},
+        {"feather_px": 9.0, "feather_start": 0.3},
         {"feather_px": 5.0, "has_weight_map": True, "radial": RADIAL, "surface": SURFACE},
     ],
 )
@@ -60,7 +61,8 @@ def test_agrees_with_the_plain_twin(kernel, degrees, extras):
         weight_map[10, 10] = np.nan
     ours, weights = sample_window(
         image, (0, 0), (31, 43), pixel_map, box, kernel, TERMS,
-        radial=source.radial, surface=source.surface, feather_px=source.feather_px, weight_window=weight_map,
+        radial=source.radial, surface=source.surface, feather_px=source.feather_px,
+        feather_start=source.feather_start, weight_window=weight_map,
     )  # fmt: skip
     twin, twin_weights = twins.sample(source, image, weight_map, box, kernel)
     assert np.array_equal(np.isnan(ours), np.isnan(twin))

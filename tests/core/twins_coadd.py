@@ -70,7 +70,8 @@ def sample(source, image, weight_map, box, kernel):
             weight = 1.0
             if source.feather_px > 0:
                 edge = min(sx, sy, width - 1 - sx, height - 1 - sy)
-                ramp = min((edge + 1) / source.feather_px, 1.0)
+                start = source.feather_start
+                ramp = min(start + (1 - start) * (edge + 1) / source.feather_px, 1.0)
                 weight *= ramp * ramp * (3 - 2 * ramp)
             if weight_map is not None:
                 mapped = bilinear(weight_map, sx, sy)

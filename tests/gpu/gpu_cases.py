@@ -169,6 +169,7 @@ def make_sources(
                 photometry=photometry,
                 weight=weight.astype(np.float32),
                 feather_px=feather,
+                feather_start=0.1 * (key % 5),
                 has_weight_map=pixels.weights is not None,
                 radial=pattern.astype(np.float32) if radial and key % 3 != 1 else None,
                 surface=surface.astype(np.float32) if radial and key % 3 != 0 else None,

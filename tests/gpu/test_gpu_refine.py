@@ -79,7 +79,7 @@ def make(pixels, n, *, scale=1.0, feather=0.0):
         weight = rng.uniform(0.3, 1, pixels.n_channels).astype(np.float32)
         source = CoaddSource(
             key, pixels.shape_hw, build_pixel_map(to_source, bbox), bbox, terms, weight, feather,
-            pixels.weights is not None, radial if key % 2 else None,
+            pixels.weights is not None, radial if key % 2 else None, feather_start=0.1 * (key % 5),
         )  # fmt: skip
         to_grid = build_pixel_map(to_output, (0, height, 0, width))
         pattern = pixels.patterns.get(key, "GRBG") if pixels.n_channels == 3 else ""

@@ -245,8 +245,8 @@ class _OnCard:
         queue.launch_2d(
             kernels.source("refine"), "gather_differences", box[3] - box[2], box[1] - box[0],
             (self._differences, *place, *self._map(2 * number, source.pixel_map), *channels, self._terms,
-             offset + (_N_TERMS - 1) * n_channels, np.float32(source.feather_px), self._weights,
-             int(window.weights is not None), *kernel_numbers(scale), self._mask, self._y0, width, *box,
+             offset + (_N_TERMS - 1) * n_channels, np.float32(source.feather_px), np.float32(source.feather_start),
+             self._weights, int(window.weights is not None), *kernel_numbers(scale), self._mask, self._y0, width, *box,
              *turn_of(item.to_output, scale), np.int64(rows * width), *self._sums),
         )  # fmt: skip
 

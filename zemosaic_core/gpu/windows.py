@@ -322,7 +322,8 @@ class WindowFeed:
             self._node_x, self._node_y, np.int64(self._node_starts[index]), *lattice.src_x.shape,
             lattice.y0, lattice.x0, step_shift(lattice), self._block_y, *part.box,
             self._table, self._terms, index * N_TERMS * self._shape.n_channels, int(source.radial is not None),
-            int(source.surface is not None), np.float32(source.feather_px), window.weights, int(source.has_weight_map),
+            int(source.surface is not None), np.float32(source.feather_px), np.float32(source.feather_start),
+            window.weights, int(source.has_weight_map),
             combiner.bases, combiner.counts, combiner.slots, np.int64(table.slot_starts[index]), top, left,
             table.tiles_yx[1], combiner.values, np.int64(table.n_samples), combiner.maps, int(self._shape.mapped),
         )  # fmt: skip

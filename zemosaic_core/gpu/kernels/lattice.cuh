@@ -45,12 +45,14 @@ __device__ __forceinline__ SourcePlace source_place(
     return place;
 }
 
-// Weight of a place for its distance from the nearest edge of its image: rises over `feather` px.
-__device__ __forceinline__ float feathered(SourcePlace place, int image_h, int image_w, float feather)
+// Weight of a place for its distance from the nearest edge of its image: rises over `feather` px from `start`.
+__device__ __forceinline__ float feathered(SourcePlace place, int image_h, int image_w, float feather,
+                                           float start)
 {
     long long right = ((long long)(image_w - 1) << place.bits) - place.x;
     long long bottom = ((long long)(image_h - 1) << place.bits) - place.y;
     long long edge = min(min(place.x, right), min(place.y, bottom));
-    float ramp = min(((float)(int)(edge >> place.bits) + fraction(edge, place.bits) + 1.0f) / feather, 1.0f);
+    float way = ((float)(int)(edge >> place.bits) + fraction(edge, place.bits) + 1.0f) / feather;
+    float ramp = min(start + (1.0f - start) * way, 1.0f);
     return ramp * ramp * (3.0f - 2.0f * ramp);
 }

@@ -108,7 +108,7 @@ extern "C" __global__ void gather_differences(
     const float* differences, int win_h, int win_w, int origin_y, int origin_x, int image_h, int image_w,
     const long long* node_x, const long long* node_y, long long node_offset, int ny, int nx, int map_y0, int map_x0,
     int shift, int c00, int c01, int c10, int c11, const float* weights, int weight_offset, float feather,
-    const float* weight_map, int use_map, float reach, float most, float times, const float* mask, int block_y,
+    float feather_start, const float* weight_map, int use_map, float reach, float most, float times, const float* mask, int block_y,
     int width, int y0, int y1, int x0, int x1, float xx, float xy, float yx, float yy, long long plane, float* total,
     float* sums, float* square, float* sums_square, float* weight_x, float* weight_y, float* total_x, float* total_y)
 {
@@ -122,7 +122,7 @@ extern "C" __global__ void gather_differences(
     long long sx = from.x, sy = from.y;
     long long right = ((long long)(image_w - 1) << bits) - sx, bottom = ((long long)(image_h - 1) << bits) - sy;
     if (sx < 0 || sy < 0 || right < 0 || bottom < 0) return;
-    float share = feather > 0.0f ? feathered(from, image_h, image_w, feather) : 1.0f;
+    float share = feather > 0.0f ? feathered(from, image_h, image_w, feather, feather_start) : 1.0f;
     int ix = (int)(sx >> bits), iy = (int)(sy >> bits);
     float fx = fraction(sx, bits), fy = fraction(sy, bits);
     for (int q = 0; q < 2; ++q) {

@@ -88,7 +88,7 @@ extern "C" __global__ void sample_source(
     const float* planes, int n_channels, int win_h, int win_w, int origin_y, int origin_x, int image_h, int image_w,
     const long long* node_x, const long long* node_y, long long node_offset, int ny, int nx, int map_y0, int map_x0,
     int shift, int block_y, int y0, int y1, int x0, int x1, const float* table, const float* terms, int term_offset,
-    int use_radial, int use_surface, float feather, const float* weight_map, int use_map,
+    int use_radial, int use_surface, float feather, float feather_start, const float* weight_map, int use_map,
     const long long* bases, const int* counts, const int* slots, long long slot_start, int tile_y, int tile_x,
     int tiles_x, float* values, long long plane, float* maps, int write_weight)
 {
@@ -111,7 +111,7 @@ extern "C" __global__ void sample_source(
 
     if (write_weight) {
         float weight = inside ? 1.0f : 0.0f;
-        if (inside && feather > 0.0f) weight = feathered(from, image_h, image_w, feather);
+        if (inside && feather > 0.0f) weight = feathered(from, image_h, image_w, feather, feather_start);
         if (inside && use_map) weight *= four_taps(weight_map + base, dx, dy, fx, fy);
         inside = weight > 0.0f && finite_value(weight);
         maps[place] = inside ? weight : 0.0f;

@@ -26,7 +26,7 @@ __all__ = [
 # A flat that is good to this much in the corner is better than none; vignetting of small telescopes is 3 to 12 %.
 USABLE_SIGMA = 0.008
 # So is one that is known less well where more is found, over the detector, than this many times its error.
-_POOR_SIGMA, _FAR_FROM_NONE = 0.02, 4.0
+_POOR_SIGMA, _FAR_FROM_NONE = 0.02, 2.0
 # q and q^2 from the centre to the corner, on which flats are compared and refitted.
 _OVER_DETECTOR = np.linspace(0.0, 1.0, 101)[:, None] ** np.array([1, 2])
 # Pull of the two coefficients to zero: decides only what the stars leave open.
@@ -75,7 +75,7 @@ class StarFlat:
         """True when the frames are better off with the flat than without.
 
         Either its error in the corner is below `USABLE_SIGMA`, or below 2 % and ``ln V`` over the detector, rms, is
-        more than four times its error there.
+        more than twice its error there.
         """
         if self.n_measurements + self.n_cells == 0:
             return False

@@ -631,7 +631,8 @@ class TestStarFlat:
         assert flat(0.93, 0.012).usable
         assert flat(1.07, 0.012).usable  # what a flat frame took out too much
         assert flat(0.99, 0.007).usable
-        assert not flat(0.96, 0.012).usable  # not known from nothing
+        assert flat(0.96, 0.012).usable
+        assert not flat(0.98, 0.012).usable  # not known from nothing
         assert not flat(0.90, 0.021).usable  # 2 %
         assert not flat(0.93, 0.012, shape_sigma=0.1).usable  # the corner alone is known
         assert not StarFlat(np.log([0.9, 1.0]), np.zeros((2, 2)), 0).usable

@@ -356,9 +356,9 @@ class TestWhatIsNotKnown:
             assert np.all(agreed[1:] < width[1:] ** 2)
 
     def test_a_flat_too_poor_to_be_applied_says_how_much_of_a_bowl_is_vignetting(self):
-        """Its coefficients are poorly known, their sum is not: +-1 % in the corner."""
+        """Its coefficients are poorly known, their sum is not: +-1.4 % in the corner."""
         made = made_night(1, panels=(2, 2), vignetting=0.06)
-        spread = np.array([[1.0, -0.99], [-0.99, 1.0]]) * 0.07**2
+        spread = np.array([[1.0, -0.99], [-0.99, 1.0]]) * 0.1**2
         poor = StarFlat(np.array([np.log(0.94), 0.0]), spread, 1000)
         assert not poor.usable
         model = solve_sky(made.meshes, made.circumstances, poor)
@@ -634,7 +634,7 @@ class TestStarFlat:
         assert flat(0.96, 0.012).usable
         assert not flat(0.98, 0.012).usable  # not known from nothing
         assert not flat(0.90, 0.021).usable  # 2 %
-        assert not flat(0.93, 0.012, shape_sigma=0.1).usable  # the corner alone is known
+        assert not flat(0.93, 0.012, shape_sigma=0.2).usable  # the corner alone is known
         assert not StarFlat(np.log([0.9, 1.0]), np.zeros((2, 2)), 0).usable
 
     def test_one_undithered_panel_tells_nothing(self):

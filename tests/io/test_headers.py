@@ -336,6 +336,21 @@ def test_dates_of_clocks_never_set_are_no_night(tmp_path, date):
     assert read_frame_info(path).night == ""
 
 
+@pytest.mark.parametrize(
+    ("date", "years"),
+    [
+        ("2026-07-02T12:00:00", 2026.5),
+        # Stars of a frame without a date, or with that of a clock never set, stand where they do these years.
+        ("not a date", 2025.0),
+        ("1970-01-01T00:00:10", 2025.0),
+        ("9999-12-31T23:59:59", 2025.0),
+    ],
+)
+def test_epoch_is_that_of_the_exposure_or_of_these_years(tmp_path, date, years):
+    info = read_frame_info(write_literal(tmp_path / "f.fit", f"DATE-OBS= '{date}'"))
+    assert info.epoch == pytest.approx(years, abs=0.01)
+
+
 @pytest.mark.parametrize("card", ["NAXIS1  = -2880", "NAXIS   = -1", "PCOUNT  = -5", "GCOUNT  = -1"])
 def test_lengths_below_zero_are_a_wrong_header(tmp_path, card):
     path = tmp_path / "f.fit"

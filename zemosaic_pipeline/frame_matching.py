@@ -49,7 +49,8 @@ class KnownSky:
 
     ``centres`` are those of the solutions: RA and Dec, degrees. ``unconfirmed`` are places that a solver told and no
     star of the catalogue spoke for or against, and whether they come from an earlier run; they are believed last.
-    ``elsewhere`` asks solvers on the workers of a cluster, if there is one.
+    ``searched`` are the frames that the solver whose turn it is was asked about. ``elsewhere`` asks solvers on the
+    workers of a cluster, if there is one.
     """
 
     frames: dict[int, tuple[Frame, FrameMeasure]]
@@ -61,6 +62,8 @@ class KnownSky:
     lost: dict[int, SkipItem] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
     unconfirmed: dict[int, tuple[Solution, bool]] = field(default_factory=dict)
+    searched: set[int] = field(default_factory=set)
+    alike: dict[tuple[int, int], bool] = field(default_factory=dict)
     elsewhere: ClusterSolvers | None = None
 
     @staticmethod
@@ -90,6 +93,15 @@ class KnownSky:
     def unsolved(self) -> list[int]:
         """Return the frames without a place."""
         return [index for index in self.frames if index not in self.solutions]
+
+    def is_like(self, index: int, other: int, tolerance_px: float) -> bool:
+        """Tell whether the stars of a frame are those of another one."""
+        pair = index, other
+        if pair not in self.alike:
+            path = str(self.frames[index][0].info.path)
+            match = match_of((path, [self.xy(other)], self.xy(index), tolerance_px))
+            self.alike[pair] = match is not None and not isinstance(match, SkipItem)
+        return self.alike[pair]
 
     def xy(self, index: int) -> np.ndarray:
         """Return the stars of a frame (n, 2), px."""

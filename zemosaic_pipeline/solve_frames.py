@@ -2,8 +2,9 @@
 
 The header's own WCS first; then one frame per pointing is solved, and the others are laid on solved neighbours
 by their stars, those of other pointings too; what matches none is solved on its own. The solvers take turns, the fast
-ones first: each is asked only about frames that nothing before it found a place for. Nothing is written to the input
-files.
+ones first: each is asked only about frames that nothing before it found a place for. What lies on a frame that was
+looked for in vain is looked for near the place that its header tells, which costs little. Nothing is written to the
+input files.
 
 Every run goes this way from its beginning; what single steps gave before comes from `SolveMemory`.
 """
@@ -24,16 +25,19 @@ from zemosaic_io.manifest import Manifest
 from zemosaic_io.solvers.base import SolveOutcome, Solver
 from zemosaic_io.solvers.chain import make_solvers
 from zemosaic_io.solvers.embedded import EmbeddedSolver
+from zemosaic_io.wcs_read import linear_scale_arcsec
 from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.frame_boundary import TRACEBACK, result_or_skip
 from zemosaic_pipeline.frame_matching import KnownSky, match_all
 from zemosaic_pipeline.phase1_prepare import Prepared
 from zemosaic_pipeline.plan import SolveOptions
 from zemosaic_pipeline.pointings import pointing_labels
-from zemosaic_pipeline.position_search import Place, anywhere, other_readings
+from zemosaic_pipeline.position_search import Place, anywhere, near_only, other_readings, wide_readings
 from zemosaic_pipeline.records import Solution, SolvedFrame
+from zemosaic_pipeline.search_progress import TellingCancel
 from zemosaic_pipeline.solve_memory import HeaderCheck, SolveMemory
 from zemosaic_pipeline.solver_answers import BUILT_IN, check_frame_wcs
+from zemosaic_pipeline.solver_patience import SolverPatience
 from zemosaic_pipeline.solver_questions import Question, ask_solvers
 
 __all__ = ["run"]
@@ -43,13 +47,16 @@ PHASE = "phase1_prepare"
 # that take up to a minute for a frame they cannot solve, it is less.
 MAX_FAILED = 5
 MAX_FAILED_SLOWLY = 2
-# After so many frames in a row that cost all the time there is, a solver is not asked again in this run.
-PATIENCE = 3
+# Frames of a pointing that show the stars of one looked for in vain, and are looked for where their headers say alone.
+MAX_NEAR_LOOKS = 20
 # How far from their header frames are looked for whose stars the catalogue does not seem to know.
 _NEARBY_DEG = 1.0
 
 # Frames without a place that are worth a search of the whole sky, as a share of all.
 LOST_SHARE = 0.25
+
+# Scales of header and sky that differ by less are one: solvers allow for it everywhere.
+_SAME_SCALE = 0.04
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +198,14 @@ def _question(index: int, place: Place, sky: KnownSky) -> Question:
     return Question(frame.info, sky.stars[index], measure.columns("row_sums")["row_sums"], place)
 
 
+def _telling(
+    index: int, sky: KnownSky, solvers: Sequence[Solver], place: Place, context: RunContext
+) -> TellingCancel:
+    done = len(sky.searched.union(sky.solutions) - {index})
+    item = f"{sky.frames[index][0].name} ({', '.join(solver.name for solver in solvers)})"
+    return TellingCancel(context, done, len(sky.frames), item, place.timeout_s)
+
+
 def _ask_solvers(
     index: int, sky: KnownSky, solvers: Sequence[Solver], place: Place, context: RunContext
 ) -> Solution | None:
@@ -208,7 +223,9 @@ def _ask_solvers(
     if sky.elsewhere is not None and sky.elsewhere.can(names):
         answer = sky.elsewhere.ask((index, place), question, names)
     if answer is None:
-        answer = ask_solvers(question, solvers, context.work_dir, context.cancel)
+        answer = ask_solvers(
+            question, solvers, context.work_dir, _telling(index, sky, solvers, place, context)
+        )
     sky.attempts[index].extend(answer.attempts)
     for key, values in answer.told:
         if key == "wcs_unusable":
@@ -221,60 +238,133 @@ def _ask_solvers(
     return answer.solution
 
 
+def _place_of(index: int, in_vain: Sequence[int], sky: KnownSky, options: SolveOptions) -> Place | None:
+    """Return where a frame is looked for after others of its pointing were in vain; None where nothing is told.
+
+    What shows the same stars as one of those is looked for near what its header tells alone: of the rest of the sky
+    the answer is known.
+    """
+    if sky.hint(index) is None:
+        # Frames that know nothing of their place wait for others: see `_search_everywhere`.
+        return None
+    told = _told_place(index, sky, options)
+    if any(sky.is_like(index, other, options.tolerance_px) for other in in_vain[:MAX_FAILED]):
+        return near_only(told)
+    return told
+
+
 def _tries(
-    members: Sequence[int], sky: KnownSky, options: SolveOptions, most: int, other_readings_too: bool
+    members: Sequence[int], sky: KnownSky, options: SolveOptions, is_slow: bool
 ) -> Iterator[tuple[int, Place]]:
-    """Yield what a solver is asked about a pointing as long as it finds nothing, as `_solve_by_pointing` goes on."""
-    asked = 0
+    """Yield what a solver is asked about a pointing as long as it finds nothing, as `_ask_members` goes on."""
+    in_vain: list[int] = []
+    n_near, most = 0, MAX_FAILED_SLOWLY if is_slow else MAX_FAILED
     for index in members:
-        if asked == most:
+        if len(in_vain) + (n_near if is_slow else 0) >= most or n_near >= MAX_NEAR_LOOKS:
             return
-        if sky.hint(index) is None:
+        place = _place_of(index, in_vain, sky, options)
+        if place is None:
             continue
-        told = _told_place(index, sky, options)
-        yield index, told
-        if asked == 0 and other_readings_too:
-            yield from ((index, place) for place in other_readings(told))
-        asked += 1
+        yield index, place
+        if place.radius_is_limit:
+            n_near += 1
+        else:
+            in_vain.append(index)
 
 
 def _solve_by_pointing(sky: KnownSky, solver: Solver, options: SolveOptions, context: RunContext) -> None:
-    """Solve the best frame of each pointing and lay the others on it; then whatever is left, on its own."""
+    """Solve the best frame of each pointing and lay the others on it; then whatever is left, on its own.
+
+    Only when all pointings have had their turn the best frame of each is looked for where its header may have meant:
+    what is found by then needs no such search.
+    """
     is_slow = solver.name != BUILT_IN
-    most, in_vain = MAX_FAILED_SLOWLY if is_slow else MAX_FAILED, 0
+    sky.searched = set()
+    patience = SolverPatience(solver, context)
     pointings = _pointings(sky, sky.unsolved())
     for n_done, members in enumerate(pointings):
         if sky.elsewhere is not None and sky.elsewhere.can([solver.name]):
-            _look_ahead(pointings[n_done:], sky, solver, options, most, is_slow)
-        if any(i in sky.unconfirmed for i in members):
-            # Another solver has told a place; if it comes to nothing else, that will be believed.
+            _look_ahead(pointings[n_done:], sky, solver, options, is_slow)
+        _ask_members(members, sky, solver, options, context, patience)
+        if patience.is_out:
+            break
+    patience.tell()
+    readings_patience = SolverPatience(solver, context)
+    for members in pointings:
+        # Where other headers have led to a place, it is the frame that is poor, and searching on takes slow solvers
+        # minutes.
+        if readings_patience.is_out or (is_slow and sky.solutions):
+            return
+        best = next((i for i in members if sky.hint(i) is not None), None)
+        if best is None or any(i in sky.solutions or i in sky.unconfirmed for i in members):
             continue
-        n_failed = 0
-        for index in members:
+        for place in other_readings(_told_place(best, sky, options)):
             context.cancel.check()
-            if index in sky.solutions or sky.hint(index) is None:
-                # Frames that know nothing of their place wait for others: see `_search_everywhere`.
-                continue
-            is_first = not any(i in sky.solutions for i in members)
-            if n_failed >= most and is_first:
+            if _solve(best, sky, [solver], options, context, place):
+                _spread(best, members, sky, solver, options, context)
+                _ask_members(members, sky, solver, options, context, SolverPatience(solver, context))
                 break
-            # The best frame of a pointing is looked for wherever its header may have meant. Where other headers have
-            # led to a place, it is the frame that is poor, and searching on takes slow solvers minutes.
-            readings = n_failed == 0 and is_first and not (is_slow and sky.solutions)
-            if _solve_somewhere(index, sky, solver, options, context, other_readings_too=readings):
-                context.progress(len(sky.solutions), len(sky.frames), sky.frames[index][0].name)
-                match_all(sky, options, context, [index], members)
-                # Frames of other pointings may lie on it as well, and need no solver then.
-                match_all(sky, options, context, list(sky.solutions) if is_slow else [])
-                in_vain = 0
-                continue
-            if index in sky.unconfirmed:
+            if best in sky.unconfirmed or best in sky.lost:
                 break
-            n_failed += 1
-            in_vain = in_vain + 1 if is_slow and _took_its_time(sky.attempts[index]) else 0
-            if in_vain >= PATIENCE:
-                context.say("solver_given_up", "WARN", solver=solver.name, frames=in_vain)
-                return
+            readings_patience.failed(sky.attempts[best])
+
+
+def _ask_members(
+    members: Sequence[int],
+    sky: KnownSky,
+    solver: Solver,
+    options: SolveOptions,
+    context: RunContext,
+    patience: SolverPatience,
+) -> None:
+    """Ask a solver about the frames of a pointing that have no place and that it was not asked about yet."""
+    if any(i in sky.unconfirmed for i in members):
+        # Another solver has told a place; if it comes to nothing else, that will be believed.
+        return
+    is_slow = solver.name != BUILT_IN
+    most = MAX_FAILED_SLOWLY if is_slow else MAX_FAILED
+    in_vain: list[int] = []
+    n_near = 0
+    for index in members:
+        context.cancel.check()
+        if index in sky.solutions or index in sky.searched or patience.is_out:
+            continue
+        is_first = not any(i in sky.solutions for i in members)
+        if is_first and len(in_vain) + (n_near if is_slow else 0) >= most:
+            break
+        place = _place_of(index, in_vain, sky, options)
+        if place is None or (place.radius_is_limit and n_near >= MAX_NEAR_LOOKS):
+            continue
+        found = _solve(index, sky, [solver], options, context, place)
+        sky.searched.add(index)
+        if found:
+            _spread(index, members, sky, solver, options, context)
+            patience.solved()
+            continue
+        if index in sky.unconfirmed:
+            break
+        if place.radius_is_limit:
+            n_near += 1
+        else:
+            in_vain.append(index)
+        patience.failed(sky.attempts[index])
+    # Of the others of this pointing as much is known.
+    sky.searched.update(members)
+
+
+def _spread(
+    index: int,
+    members: Sequence[int],
+    sky: KnownSky,
+    solver: Solver,
+    options: SolveOptions,
+    context: RunContext,
+) -> None:
+    """Lay other frames on one that was solved just now."""
+    context.progress(len(sky.solutions), len(sky.frames), sky.frames[index][0].name)
+    match_all(sky, options, context, [index], members)
+    # Frames of other pointings may lie on it as well, and need no slow solver then.
+    match_all(sky, options, context, list(sky.solutions) if solver.name != BUILT_IN else [])
 
 
 def _look_ahead(
@@ -282,7 +372,6 @@ def _look_ahead(
     sky: KnownSky,
     solver: Solver,
     options: SolveOptions,
-    most: int,
     is_slow: bool,
 ) -> None:
     """Let workers of a cluster begin with the pointings that come next; see `ClusterSolvers.look_ahead`."""
@@ -296,37 +385,10 @@ def _look_ahead(
     def series() -> Iterator[Iterator[tuple[int, Place]]]:
         for members in pointings:
             if not any(i in sky.solutions or i in sky.unconfirmed for i in members):
-                readings = not (is_slow and sky.solutions)
-                yield _tries(members, sky, options, most, readings)
+                yield _tries(members, sky, options, is_slow)
 
     sky.elsewhere.look_ahead(
         [solver.name], series, question_of=partial(_question, sky=sky), is_known=is_known
-    )
-
-
-def _solve_somewhere(
-    index: int,
-    sky: KnownSky,
-    solver: Solver,
-    options: SolveOptions,
-    context: RunContext,
-    *,
-    other_readings_too: bool,
-) -> bool:
-    """Ask a solver where the header says, and where else it may have meant; return whether there is a place now."""
-    told = _told_place(index, sky, options)
-    for place in [told, *(other_readings(told) if other_readings_too else [])]:
-        if _solve(index, sky, [solver], options, context, place):
-            return True
-        if index in sky.unconfirmed or index in sky.lost:
-            return False
-    return False
-
-
-def _took_its_time(attempts: Sequence[SolveOutcome]) -> bool:
-    """Tell whether the last attempt ended because its time was up, or by an accident."""
-    return bool(attempts) and (
-        attempts[-1].kind in ("timeout", "crash") or attempts[-1].key == "solver_timeout"
     )
 
 
@@ -363,6 +425,53 @@ def _believe(index: int, sky: KnownSky, options: SolveOptions, context: RunConte
     path = str(sky.frames[index][0].info.path)
     context.say("wcs_solver_unconfirmed", "WARN", path=path, solver=solution.method)
     match_all(sky, options, context, [index])
+
+
+def _kind(sky: KnownSky, index: int) -> tuple[str, tuple[int, int], float | None]:
+    """Return what tells frames of one camera and telescope by their headers."""
+    info = sky.frames[index][0].info
+    return info.instrument, info.shape_hw, info.scale_arcsec
+
+
+def _search_wrong_scales(
+    sky: KnownSky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
+) -> None:
+    """Look far around the places of headers whose scale is wrong, with the built-in solver.
+
+    Where no frame of a camera and telescope has a place, one of them is looked for at any scale, the one with the most
+    stars; where one has, the scale is known, and the best frame of every pointing that is left is looked for.
+    """
+    built_in = [solver for solver in solvers if solver.name == BUILT_IN]
+    unsolved = [i for i in sky.unsolved() if sky.hint(i) is not None and i not in sky.unconfirmed]
+    if not built_in or not unsolved:
+        return
+    best_of = [members[0] for members in _pointings(sky, unsolved)]
+    best_of.sort(key=lambda i: -sky.frames[i][1].n_stars)
+    tried: set[tuple[str, tuple[int, int], float | None]] = set()
+    for best in best_of:
+        context.cancel.check()
+        kind = _kind(sky, best)
+        told_scale = sky.frames[best][0].info.scale_arcsec
+        scale = _scale_found(sky, kind)
+        if told_scale is None or best in sky.solutions or (scale is None and kind in tried):
+            continue
+        if scale is not None and abs(scale / told_scale - 1.0) < _SAME_SCALE:
+            continue
+        tried.add(kind)
+        for place in wide_readings(_told_place(best, sky, options), scale):
+            if _solve(best, sky, built_in, options, context, place):
+                match_all(sky, options, context, [best])
+                break
+
+
+def _scale_found(sky: KnownSky, kind: tuple[str, tuple[int, int], float | None]) -> float | None:
+    """Return the median scale of the frames of a kind that have a place; None when none has."""
+    found = [
+        scale
+        for index, solution in sky.solutions.items()
+        if _kind(sky, index) == kind and (scale := linear_scale_arcsec(solution.wcs_cards)) is not None
+    ]
+    return sorted(found)[len(found) // 2] if found else None
 
 
 def _search_everywhere(
@@ -466,6 +575,7 @@ def _find_places(sky: KnownSky, options: SolveOptions, context: RunContext) -> l
             match_all(sky, options, context, list(sky.solutions))
         if solvers:
             _believe_unconfirmed(sky, solvers, options, context)
+            _search_wrong_scales(sky, solvers, options, context)
             _search_everywhere(sky, solvers, options, context)
             _believe_unconfirmed(sky, solvers, options, context)
         elif options.solver.method.upper() == "NONE":

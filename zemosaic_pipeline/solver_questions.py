@@ -118,6 +118,7 @@ def ask_solvers(
         work_dir=work_dir,
         timeout_s=place.timeout_s,
         epoch=info.epoch,
+        radius_is_limit=place.radius_is_limit,
     )
     answers: list[Solution] = []
     told: list[tuple[str, dict[str, Any]]] = []

@@ -275,3 +275,16 @@ def test_check_wcs_finds_the_half_pixel_of_a_careless_solver():
     assert bad.offset_px == pytest.approx(math.sqrt(0.5), abs=0.15)
     elsewhere = check_wcs({**cards, "CRVAL1": cards["CRVAL1"] + 5.0}, stars, SHAPE)
     assert elsewhere.contradicts
+
+
+def test_a_radius_that_is_a_limit_is_not_searched_beyond(tmp_path):
+    """Another one is only what slower programs are told."""
+    rng = np.random.default_rng(31)
+    ra, dec = M94
+    stars, _, _ = frame_over(rng, ra, dec, extra=0.5)
+    asked = request_for(stars, tmp_path, ra, dec - 2.5, radius_deg=1.0)
+    assert EmbeddedSolver().solve(asked).ok
+    limited = request_for(stars, tmp_path, ra, dec - 2.5, radius_deg=1.0, radius_is_limit=True)
+    assert not EmbeddedSolver().solve(limited).ok
+    near = request_for(stars, tmp_path, ra, dec - 0.5, radius_deg=1.0, radius_is_limit=True)
+    assert EmbeddedSolver().solve(near).ok

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from zemosaic_core.errors import RunFailed
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.solvers.base import Availability, SolveOutcome, failed
 from zemosaic_io.solvers.chain import SolverOptions
-from zemosaic_pipeline import solve_files, solve_frames, solver_answers, star_matches
+from zemosaic_pipeline import solve_files, solve_frames, solver_answers, solver_patience, star_matches
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.events import PhaseProgress
 from zemosaic_pipeline.phase1_prepare import Prepared
@@ -99,9 +99,96 @@ def test_a_solver_that_takes_all_its_time_again_and_again_is_given_up(tmp_path, 
     slow = Scripted("ASTROMETRY", {f"far{i}.fit": "timeout" for i in range(8)})
     found, said = solved(night, fast, slow)
     assert set(found) == {"good.fit"}
-    assert said["solver_given_up"] == {"solver": "ASTROMETRY", "frames": solve_frames.PATIENCE}
+    assert said["solver_given_up"] == {"solver": "ASTROMETRY", "frames": solver_patience.PATIENCE}
     # Each of three frames and its repeat; and one search of the whole sky with its own.
-    assert len(slow.asked) <= 2 * solve_frames.PATIENCE + 2
+    assert len(slow.asked) <= 2 * solver_patience.PATIENCE + 2
+
+
+@dataclass
+class Choosy(Scripted):
+    """The built-in solver's part: knows the frames of ``answers`` where ``knows`` says so of the request."""
+
+    knows: object = None
+    requests: list = field(default_factory=list)
+
+    def solve(self, request, cancel=None):
+        self.requests.append(request)
+        if cancel is not None:
+            cancel.is_set()
+        if self.knows is not None and not self.knows(request):
+            self.asked.append(request.path.name)
+            return failed(self.name, "no_solution", "solver_no_solution", 0.1)
+        return super().solve(request, cancel)
+
+
+@pytest.mark.parametrize("prefixes", ["abcdefghij", "jihgfedcba"])
+def test_one_frame_that_can_be_solved_gives_its_place_to_all_that_match_it(tmp_path, solved, prefixes):
+    """Of ten frames of one pointing the solver knows one, which is asked late; whatever the files are called."""
+    night = Night(tmp_path, RICH)
+    names = [f"{prefix}.fit" for prefix in prefixes]
+    for name in names:
+        night.add(name)
+    richest_first = sorted(night.frames, key=lambda item: -item[1].n_stars)
+    known = richest_first[7][0].name
+    solver = Choosy("EMBEDDED", {known: night.cards[known]})
+    found, _ = solved(night, solver)
+    assert set(found) == set(names)
+    assert places_are_right(night, found)
+    # The first one as far as the solver looks, those that show its stars near their headers' place.
+    assert [request.radius_is_limit for request in solver.requests] == [False] + [True] * 7
+
+
+def test_of_what_lies_on_a_frame_looked_for_in_vain_only_the_neighbourhood_is_searched(tmp_path, solved):
+    night = Night(tmp_path, RICH)
+    for i in range(6):
+        night.add(f"a{i}.fit")
+    night.add("cloudy.fit", is_cloudy=True)
+    solver = Choosy("EMBEDDED", {})
+    events = []
+    with pytest.raises(RunFailed):
+        solved(night, solver, report=events.append)
+    whole = {r.path.name for r in solver.requests if not r.radius_is_limit and r.scale_arcsec and r.ra_deg}
+    # One for all that show its stars, and the one that shows others.
+    assert len(whole) == 2
+    assert "cloudy.fit" in whole
+    # Each attempt is told, by frame and solver, and the bar moves.
+    told = [event for event in events if isinstance(event, PhaseProgress) and "(EMBEDDED)" in event.item]
+    assert len(told) >= len(solver.requests)
+    assert {event.item for event in told} >= {f"{name} (EMBEDDED)" for name in night.cards}
+    assert max(event.done for event in told) >= 6
+    assert all(event.total == 7 for event in told)
+
+
+def test_a_wrong_scale_far_from_the_place_told_is_looked_for_once_and_then_known(tmp_path, solved):
+    """Three pointings whose headers tell half the scale, 3 degrees beside the place."""
+    night = Night(tmp_path, RICH)
+    for i in range(3):
+        offset = (0.0, 1.0 * i)
+        ra, dec = RICH[0], RICH[1] + offset[1]
+        night.add(f"p{i}.fit", offset_deg=offset, hint_deg=(ra, dec - 3.0))
+    true_scale = (
+        3600
+        * abs(np.linalg.det([[night.cards["p0.fit"][f"CD{i}_{j}"] for j in (1, 2)] for i in (1, 2)])) ** 0.5
+    )
+    for n, (frame, measure) in enumerate(night.frames):
+        info = replace(frame.info, scale_arcsec=0.5 * true_scale)
+        night.frames[n] = (replace(frame, info=info), measure)
+
+    def knows(request):
+        scale = request.scale_arcsec
+        return not request.radius_is_limit and (scale is None or abs(scale / true_scale - 1) < 0.05)
+
+    # Once, when it finds nothing.
+    none = Choosy("EMBEDDED", {})
+    with pytest.raises(RunFailed):
+        solved(night, none)
+    assert len([r for r in none.requests if r.scale_arcsec is None and not r.radius_is_limit]) == 1
+    solver = Choosy("EMBEDDED", dict(night.cards), knows=knows)
+    found, _ = solved(night, solver)
+    assert places_are_right(night, found)
+    assert len(found) == 3
+    wide = [request for request in solver.requests if knows(request)]
+    assert [request.scale_arcsec is None for request in wide] == [True, False, False]
 
 
 def test_an_answer_that_the_stars_deny_leads_to_the_next_solver(tmp_path, solved):

@@ -83,6 +83,8 @@ class SolveRequest:
         Longest time for one attempt.
     epoch : float
         Julian year at which the frame was taken; stars are looked for where they were then.
+    radius_is_limit : bool
+        A solver to which a wide search costs little does not look farther than ``radius_deg`` either.
     """
 
     path: Path
@@ -96,6 +98,7 @@ class SolveRequest:
     work_dir: Path
     timeout_s: float = 60.0
     epoch: float = CATALOGUE_EPOCH
+    radius_is_limit: bool = False
 
     @property
     def has_hint(self) -> bool:

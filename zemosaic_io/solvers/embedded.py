@@ -36,7 +36,7 @@ class EmbeddedSolver:
     catalogue : StarCatalogue, optional
         Another catalogue; the built-in one by default.
     least_radius_deg : float
-        A request for a smaller circle is searched as far as this.
+        A request for a smaller circle is searched as far as this, unless its radius is a limit.
 
     Notes
     -----
@@ -86,7 +86,9 @@ class EmbeddedSolver:
         hint = SolveHint(
             ra_deg=request.ra_deg if request.has_hint else None,
             dec_deg=request.dec_deg if request.has_hint else None,
-            radius_deg=max(request.radius_deg, self._least_radius_deg),
+            radius_deg=request.radius_deg
+            if request.radius_is_limit
+            else max(request.radius_deg, self._least_radius_deg),
             scale_arcsec=request.scale_arcsec,
         )
 

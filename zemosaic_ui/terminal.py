@@ -137,8 +137,7 @@ class Display:
 
     def end(self, state: RunState, elapsed_s: float) -> None:
         """Say how the run ended, what was left out and what was written."""
-        if self.verbosity is not Verbosity.QUIET:
-            self._left_out(state)
+        self._left_out(state)
         if state.status is RunStatus.SUCCESS:
             self._outputs(state)
             if self.verbosity is not Verbosity.QUIET and "report" in state.outputs:

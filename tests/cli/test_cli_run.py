@@ -93,6 +93,9 @@ def test_quiet_prints_the_written_files_alone(folders, monkeypatch, capsys):
     shown, warned = capsys.readouterr()
     assert shown.splitlines() == [str(folders[1] / "mosaic.fits"), str(folders[1] / "coverage.fits")]
     assert "key_of_old" in warned
+    # Half of a night may be of another camera: no frame is lost without a word.
+    assert "Frames left out: 1" in warned
+    assert "test_reason" in warned
 
 
 def test_verbose_shows_every_item(folders, monkeypatch, capsys):

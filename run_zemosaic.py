@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+
+    def _leave(*_: object) -> None:
+        os._exit(130)
+
+    # While the program is imported nothing is begun that would have to be ended: a stop is no traceback then.
+    for _name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) != signal.SIG_IGN:
+            signal.signal(getattr(signal, _name), _leave)
+
 import argparse
 import importlib
 import io
 import multiprocessing
-import os
-import signal
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -50,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(leaving.code or 0)
     try:
         _check_language(options.language)
+        if __name__ == "__main__":
+            _leave_no_more()
         if options.command == "gui":
             return _open_window(options.backend, texts)
         _stop_like_ctrl_c()
@@ -63,6 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CANCELLED
     except ZeMosaicError as error:
         return _complain(texts, error, EXIT_FAILED)
+
+
+def _leave_no_more() -> None:
+    """Let signals do what they do in every Python program."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == _leave:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 def _stop_like_ctrl_c() -> None:

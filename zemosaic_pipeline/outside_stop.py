@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 EXIT_STOPPED = 130
-STOP_WITHIN_S = 1.2
+STOP_WITHIN_S = 1.0
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _LOOK_S = 0.1
 # A window that is busy drawing reads its messages late; one that does not read at all is not waited for.
@@ -145,7 +145,8 @@ def _watch(
                     return  # the other end was closed: the block has ended
                 if set(noticed) & set(numbers):
                     request.set()
-            if _parent_is_gone() or (at_once and request.is_set()):
+            # The event counts from when it is seen: a person who stops a run waits no longer than a system.
+            if _parent_is_gone() or request.is_set():
                 request.set()
             if request.since_s is not None and time.monotonic() - request.since_s >= patience_s:
                 _end_now(at_once)

@@ -38,7 +38,7 @@ __all__ = ["COMMANDS", "demo", "doctor", "follow_run", "plan", "run", "settings_
 
 EXIT_SETTINGS = 2
 EXIT_OF = {RunStatus.SUCCESS: 0, RunStatus.FAILED: 1, RunStatus.CANCELLED: 130}
-# A person at a terminal can ask twice; so the first request may wait for a long block or tile to end.
+# The worker ends by itself a second after it was asked; where it does not hear, a person at a terminal can ask twice.
 STOP_GRACE_S = 120.0
 # Whoever sends another signal (a system that shuts down, a closed terminal) kills what does not end soon.
 SIGNAL_GRACE_S = 1.4

@@ -73,6 +73,22 @@ def test_ctrl_c_ends_a_real_run(night, tmp_path):
     assert not list(out.glob("zemosaic_*.fits"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_stop_while_the_program_is_imported_is_no_traceback(tmp_path, name):
+    # Stands for a disk on which importing takes long: the first import after the handlers are set.
+    (tmp_path / "argparse.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(100)\n")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_zemosaic.py"), "--version"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(getattr(signal, name))
+    text, _ = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, text) == (130, "")
+
+
 # What is sent, to whom: the command, its worker, or every process of the group, as a closed terminal does.
 STOPS = [
     ("SIGHUP", "group"),

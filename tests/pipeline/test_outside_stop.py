@@ -75,6 +75,16 @@ def test_what_has_not_begun_is_ended_at_the_first_word(tmp_path):
     assert process.returncode == 130
 
 
+def test_a_request_of_the_window_is_not_waited_for_longer(tmp_path):
+    code = AT_REST.replace(", at_once=True", "")
+    began_s = time.monotonic()
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "asked")], cwd=ROOT, timeout=60, check=False
+    )
+    assert process.returncode == 130
+    assert time.monotonic() - began_s > outside_stop.STOP_WITHIN_S
+
+
 @posix
 def test_a_run_under_nohup_outlives_its_terminal():
     process, child = deaf("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n")

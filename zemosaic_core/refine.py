@@ -27,7 +27,7 @@ from zemosaic_core.detector_surface import N_SURFACE
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.pixel_map import map_row, source_window
 from zemosaic_core.refine_structure import NEED_REACH, Gathered, kernel_numbers, needed_places
-from zemosaic_core.sample_terms import edge_ramp, surface_at
+from zemosaic_core.sample_terms import border_weight, surface_at
 from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddSource, PixelMap, RawRows
 
@@ -346,7 +346,7 @@ def _gather(
                 share = one
                 if feather > zero:
                     edge = np.float32(min(min(x, right - x), min(v, bottom - v)))
-                    share = edge_ramp(edge, feather, feather_start)
+                    share = border_weight(edge, feather, feather_start)
                 ix, iy = int(x), int(v)
                 fx, fy = np.float32(x - ix), np.float32(v - iy)
                 for q in range(2):

@@ -15,8 +15,8 @@ from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LA
 from zemosaic_core.detector_surface import N_SURFACE
 from zemosaic_core.pixel_map import map_row
 from zemosaic_core.sample_terms import (
+    border_weight,
     distance_row,
-    edge_ramp,
     photometry_row,
     radial_row,
     surface_row,
@@ -153,7 +153,7 @@ def _weigh_row(sx, sy, image_hw, feather, start, wmap, use_map, win_w, base, fx,
     if feather > zero:
         for k in range(sx.size):
             edge = np.float32(min(min(sx[k], right - sx[k]), min(sy[k], bottom - sy[k])))
-            weight[k] = edge_ramp(edge, feather, start)
+            weight[k] = border_weight(edge, feather, start)
     else:
         weight[:] = one
     if use_map:

@@ -13,8 +13,8 @@ from numba import njit
 from zemosaic_core.detector_surface import EXPONENTS
 
 __all__ = [
+    "border_weight",
     "distance_row",
-    "edge_ramp",
     "photometry_row",
     "radial_row",
     "surface_at",
@@ -26,7 +26,7 @@ _SURFACE_ORDER = int(EXPONENTS.max())
 
 
 @njit(cache=True, nogil=True, inline="always")
-def edge_ramp(edge, feather, start):
+def border_weight(edge, feather, start):
     """Weight of a sample so many px from the nearest border, all float32; see `CoaddSource.feather_px`."""
     one = np.float32(1)
     ramp = start + (one - start) * ((edge + one) / feather)

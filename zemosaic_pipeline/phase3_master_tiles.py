@@ -119,7 +119,9 @@ def create_tile(
             "tile_outside_grid", f"group {group.group_id} does not touch the mosaic", group=group.group_id
         )
     terms = frame_terms(frames, inputs.sky, plan)
-    sources = tile_sources(frames, window, terms, weights, plan, context.work_dir)
+    sources = tile_sources(
+        frames, window, terms, weights, plan, context.work_dir, on_one_sky=bool(inputs.sky)
+    )
     y0, y1, x0, x1 = window
     shape = (y1 - y0, x1 - x0)
     wcs = WCS(grid.wcs_cards).deepcopy()

@@ -85,7 +85,6 @@ class StackOptions:
     max_frames_per_pass: int
     threads: int
     cfa_refine: str = "auto"
-    feather_start: float = 0.0
 
 
 @dataclass(frozen=True)

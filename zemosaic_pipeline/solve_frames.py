@@ -83,7 +83,7 @@ def _use_headers(sky: KnownSky, options: SolveOptions, context: RunContext) -> N
         cards = frame.info.wcs_cards
         if cards is None:
             continue
-        key = sky.memory.header_key(sky.stars_key(index), cards, frame.info.shape_hw)
+        key = sky.memory.header_key(frame.info, sky.stars_key(index), cards)
         known = sky.memory.header_check(key)
         check = known
         if check is None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from zemosaic_core.frame_wcs import build_frame_wcs
 from zemosaic_core.stars import StarList
+from zemosaic_io.headers import FrameInfo
 from zemosaic_io.manifest import Manifest, hash_key
 from zemosaic_io.solvers.base import SolveOutcome, Solver
 from zemosaic_pipeline.measure import STAR_COLUMNS
@@ -24,7 +25,7 @@ from zemosaic_pipeline.records import Frame, FrameMeasure, Solution
 __all__ = ["SOLVE_VERSION", "HeaderCheck", "SolveMemory"]
 
 # Part of every key: raise it when the answer of a step changes.
-SOLVE_VERSION = 4
+SOLVE_VERSION = 5
 # Of the solver's options, what does not change its answer, or must not be written anywhere.
 _NOT_IN_KEYS = ("max_instances", "api_key", "timeout_s")
 
@@ -65,9 +66,9 @@ class SolveMemory:
         """Return what names a list of stars."""
         return hash_key(*(getattr(stars, column) for column in STAR_COLUMNS))
 
-    def header_key(self, stars_key: str, cards: Mapping[str, Any], shape_hw: tuple[int, int]) -> str:
-        """Return the key of a `HeaderCheck`."""
-        return self._key("header", stars_key, cards, shape_hw)
+    def header_key(self, info: FrameInfo, stars_key: str, cards: Mapping[str, Any]) -> str:
+        """Return the key of a `HeaderCheck`; stars stand elsewhere at another date."""
+        return self._key("header", stars_key, cards, info.shape_hw, info.epoch)
 
     def solver_key(
         self,
@@ -80,7 +81,7 @@ class SolveMemory:
     ) -> str:
         """Return the key of what solvers found: they may see stars and pixels of the frame."""
         chosen = {k: v for k, v in asdict(options.solver).items() if k not in _NOT_IN_KEYS}
-        seen = (stars_key, measure.content_key, frame.info.shape_hw, asdict(place))
+        seen = (stars_key, measure.content_key, frame.info.shape_hw, frame.info.epoch, asdict(place))
         return self._key("solver", seen, [solver.name for solver in solvers], chosen)
 
     def match_key(

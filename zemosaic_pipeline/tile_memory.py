@@ -26,7 +26,7 @@ from zemosaic_pipeline.tile_sources import TileInputs
 
 __all__ = ["store_tile", "stored_tile", "tile_key"]
 
-TILE_VERSION = 11
+TILE_VERSION = 12
 # Fields of a tile that JSON gives back as lists.
 TUPLES = ("origin_yx", "shape_hw", "noise_adu", "covered_bbox", "flux_gain")
 

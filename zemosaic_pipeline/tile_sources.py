@@ -41,6 +41,9 @@ WATCHED_STARS = 200
 # Frames whose stars are listed before the places that are the same become one.
 UNITED_FRAMES = 64
 MAP_ERROR_PX = 0.005
+# Where the ramp begins at the border of a frame that lies on one sky with all others: at half of the full weight. Ramps
+# from nothing made the variance of mosaics 8 to 23 % larger than that of the best mean, in some pixels four times.
+FEATHER_START = 0.5
 # Variance of a sample of white noise, relative to that of a pixel, at all fractions of a pixel alike.
 SAMPLE_VARIANCE = {"lanczos3": 0.80, "bilinear": 0.44}
 
@@ -98,10 +101,13 @@ def tile_sources(
     weights: np.ndarray,
     plan: RunPlan,
     folder: Path,
+    *,
+    on_one_sky: bool,
 ) -> list[CoaddSource]:
     """Return the sources of a tile, without the frames that miss its window; ``weights`` (N, C) are theirs.
 
-    The nodes of their maps lie in a temporary file in ``folder``.
+    The nodes of their maps lie in a temporary file in ``folder``. Only ``on_one_sky``, that of all frames, they differ
+    by noise alone where one of them ends; else its weight falls to nothing there.
     """
     boxes = [_box(frame, window) for frame in frames]
     touching = [i for i, box in enumerate(boxes) if box[0] < box[1] and box[2] < box[3]]
@@ -115,7 +121,7 @@ def tile_sources(
             photometry=terms[i].photometry,
             weight=weights[i].astype(np.float32),
             feather_px=plan.stack.feather_px,
-            feather_start=plan.stack.feather_start,
+            feather_start=FEATHER_START if on_one_sky else 0.0,
             has_weight_map=plan.stack.radial is not None,
             radial=terms[i].radial if terms[i].radial.any() else None,
             surface=terms[i].surface,

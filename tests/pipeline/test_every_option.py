@@ -115,14 +115,3 @@ def test_facts_are_compared_by_value(infos, tmp_path):
     one, other = (facts(Settings.from_mapping(given), infos) for _ in range(2))
     assert one == other
     assert astuple(one[0].route) == astuple(other[0].route)
-
-
-def test_frames_keep_weight_at_their_borders_only_on_one_sky(infos, tmp_path):
-    given = {"input_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "out")}
-
-    def start(**more):
-        return facts(Settings.from_mapping({**given, **more}), infos)[0].stack.feather_start
-
-    assert start(sky_model="full") > 0.3
-    assert start(sky_model="planes") == start(sky_model="none") == 0.0
-    assert start(sky_model="full", stacking_normalize_method="none") == 0.0

@@ -16,6 +16,8 @@ from PIL import Image
 
 from zemosaic_core.synthetic_sky import FrameSetup, Satellite, Sky
 from zemosaic_io.xisf_read import read_xisf
+from zemosaic_pipeline import phase3_master_tiles
+from zemosaic_pipeline import sky as sky_of_frames
 
 HOT = [(40 + 37 * k) * SHAPE_HW[1] + 30 + 41 * k for k in range(6)]
 
@@ -396,6 +398,28 @@ def test_tile_feather(make, plain):
     hard = make(tile_feather_px=0)
     assert same_grid(hard, plain).max() > 1
     np.testing.assert_array_equal(hard.coverage, plain.coverage)
+
+
+@pytest.mark.parametrize(("sky_model", "found"), [("full", True), ("full", False), ("planes", False)])
+def test_frames_keep_weight_at_their_borders_only_on_one_sky(raw, tmp_path, monkeypatch, sky_model, found):
+    made: list[float] = []
+    real, solve = phase3_master_tiles.tile_sources, sky_of_frames.run
+
+    def tile_sources(*args, **kwargs):
+        sources = real(*args, **kwargs)
+        made.extend(source.feather_start for source in sources)
+        return sources
+
+    def solve_in_vain(*args):
+        # As for frames of several sizes.
+        solution = solve(*args)
+        return solution if found else replace(solution, model=None, terms={}, reason_key="sky_sizes_differ")
+
+    monkeypatch.setattr(phase3_master_tiles, "tile_sources", tile_sources)
+    monkeypatch.setattr(sky_of_frames, "run", solve_in_vain)
+    run(raw, tmp_path / "out", **{**COMMON, "route": "direct", "sky_model": sky_model, "cfa_refine": "off"})
+    assert len(made) > 10
+    assert set(made) == {0.5 if found else 0.0}
 
 
 def test_crop_follow_signal(make, plain):

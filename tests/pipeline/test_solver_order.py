@@ -239,6 +239,19 @@ def test_what_does_not_lie_on_an_unconfirmed_frame_is_asked_about_too(tmp_path, 
     }  # fmt: skip
 
 
+def test_a_frame_is_looked_for_again_when_its_date_was_mended(tmp_path, solved):
+    """Stars stand elsewhere at another date: what was found with the wrong one is not what a fresh run finds."""
+    night = Night(tmp_path, RICH).add("a.fit")
+    solver = Scripted("ASTAP", dict(night.cards))
+    for _ in range(2):
+        solved(night, solver)
+    assert solver.asked == ["a.fit"]
+    frame, measure = night.frames[0]
+    night.frames[0] = replace(frame, info=replace(frame.info, date_obs="2001-10-18T20:00:00")), measure
+    solved(night, solver)
+    assert solver.asked == ["a.fit"] * 2
+
+
 def test_what_was_looked_for_in_vain_before_a_kill_is_not_looked_for_again(tmp_path, solved):
     """By the run that goes on; a new one asks anew, because a program may have been installed since."""
     night = Night(tmp_path, RICH).add("good.fit").add("far.fit", offset_deg=(4.0, 0.0), is_cloudy=True)

@@ -33,6 +33,7 @@ from zemosaic_pipeline.events import (
     spoken_values,
     to_queue,
 )
+from zemosaic_pipeline.machine import no_more_processes
 from zemosaic_pipeline.outside_stop import EXIT_STOPPED, send_the_rest, stop_from_outside
 from zemosaic_pipeline.report import sentences
 from zemosaic_pipeline.runner import RunResult, Selection, run_classic
@@ -299,6 +300,9 @@ def _guarded_run(
         report(RunEnded("failed", key=error.key, values=spoken_values({**error.values, "text": str(error)})))
         return EXIT_FAILED
     except Exception as error:
+        if (refused := no_more_processes(error)) is not None:
+            report(RunEnded("failed", key=refused.key, values={"text": str(refused)}))
+            return EXIT_FAILED
         log.exception("the run ended by an error nobody expected (process %d)", os.getpid())
         report(Message("run_error_traceback", "ERROR", {"error": repr(error)}))
         report(RunEnded("failed", key="run_error_unexpected", values={"error": repr(error)}))

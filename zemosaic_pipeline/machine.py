@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Machine", "available_memory", "enough_file_handles", "free_disk"]
+from zemosaic_core.errors import RunFailed
+
+__all__ = ["Machine", "available_memory", "enough_file_handles", "free_disk", "no_more_processes"]
 
 # What a group of processes without a limit has on cgroup v1: more than any memory.
 _NO_LIMIT = 1 << 60
@@ -48,6 +50,15 @@ def available_memory(root: Path = Path("/")) -> int:
     """
     free = int(psutil.virtual_memory().available)
     return max(0, min(free, _left_in_groups(root), _left_to_process()))
+
+
+def no_more_processes(error: BaseException) -> RunFailed | None:
+    """Return what to tell of an error that is a limit of processes or threads (``ulimit -u``); None of another one."""
+    # Python has no class of its own for it: `threading` raises this, `os.fork` what is called "try again".
+    is_thread = isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    if not is_thread and not isinstance(error, BlockingIOError):
+        return None
+    return RunFailed("run_error_processes", f"the system allows no more processes or threads: {error}")
 
 
 def enough_file_handles() -> int:

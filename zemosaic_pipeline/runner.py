@@ -52,7 +52,7 @@ from zemosaic_pipeline.filters import (
 from zemosaic_pipeline.judge_frames import judge_air
 from zemosaic_pipeline.known_outline import with_known_outline
 from zemosaic_pipeline.listed_frames import frames_with_known_wcs, listed_batches, listed_frames
-from zemosaic_pipeline.machine import Machine, available_memory, free_disk
+from zemosaic_pipeline.machine import Machine, available_memory, free_disk, no_more_processes
 from zemosaic_pipeline.outline import estimate_canvas
 from zemosaic_pipeline.plan import RunPlan, make_policy, resolve, usable_memory, worker_count
 from zemosaic_pipeline.plan_limits import refuse_small_disk
@@ -553,7 +553,7 @@ class _ClassicRun:
                 planned_mb=planned_mb,
                 free_mb=free_mb,
             )
-        return error
+        return no_more_processes(error) or error
 
     def report_failure(self, error: BaseException) -> None:
         """Write the report of a run that ended early; a report that cannot be written must not hide why."""

@@ -145,7 +145,11 @@ class ChildProcess:
         self._ending: threading.Thread | None = None
         self._is_forced = False
         # Pickling 10,000 paths into a pipe and waiting for the interpreter to read them takes a moment.
-        threading.Thread(target=self._start_and_listen, name="zemosaic-listener", daemon=True).start()
+        try:
+            threading.Thread(target=self._start_and_listen, name="zemosaic-listener", daemon=True).start()
+        except RuntimeError as error:
+            # The system lets this user start no more of them.
+            self._fail(error)
 
     # ------------------------------------------------------------------ state
 
@@ -220,18 +224,28 @@ class ChildProcess:
         try:
             leave_removed_folder()
             self._process.start()
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            self._start_error = f"{type(error).__name__}: {error}"
-            self._started.set()
-            self._ended.set()
+        except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            self._fail(error)
+            return
+        reader = threading.Thread(target=self._listen, name="zemosaic-reader", daemon=True)
+        try:
+            reader.start()
+        except RuntimeError as error:
+            # Nobody would ever hear the process, nor that it ended.
+            self._process.kill()
+            self._process.join()
+            self._fail(error)
             return
         self._started.set()
-        reader = threading.Thread(target=self._listen, name="zemosaic-reader", daemon=True)
-        reader.start()
         self._end_orphans(self._family_until_the_end())
         # A process killed in the middle of a message leaves half of it in the pipe and the reader waiting
         # for the rest for ever; the reader is a daemon thread and is left behind in that case.
         reader.join(DRAIN_S if not self._is_forced else FORCED_DRAIN_S)
+        self._ended.set()
+
+    def _fail(self, error: Exception) -> None:
+        self._start_error = f"{type(error).__name__}: {error}"
+        self._started.set()
         self._ended.set()
 
     def _family_until_the_end(self) -> list[psutil.Process]:

@@ -57,6 +57,20 @@ def write(path: Path, text: object) -> None:
     path.write_text(f"{text}\n")
 
 
+def test_a_limit_of_processes_or_threads_is_one_sentence(raw, tmp_path, monkeypatch):
+    def none_left(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner.solve_frames, "run", none_left)
+        with pytest.raises(RunFailed) as error:
+            run(raw, tmp_path / "out")
+    assert error.value.key == "run_error_processes"
+    assert machine.no_more_processes(BlockingIOError(11, "Resource temporarily unavailable")) is not None
+    assert machine.no_more_processes(RuntimeError("another one")) is None
+    assert run(raw, tmp_path / "out").left_out == {}
+
+
 def test_limits_of_control_groups(tmp_path, monkeypatch):
     Memory = namedtuple("Memory", "available")
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: Memory(64 * GB))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -70,4 +71,22 @@ def test_a_child_does_not_look_for_garbage_among_what_it_imported():
     child = ChildProcess("test_ui_child_process:tell_garbage")
     assert child.wait(60)
     assert child.poll() == [(True, True)]
+    child.close()
+
+
+@pytest.mark.parametrize("name", ["zemosaic-listener", "zemosaic-reader"])
+def test_a_limit_of_threads_is_a_start_that_failed(monkeypatch, name):
+    """Before, nobody ever heard of the end of such a process, and who waited for it waited for ever."""
+    start = threading.Thread.start
+
+    def limited(thread):
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    child = ChildProcess("time:sleep")
+    assert child.wait(30.0)
+    assert "can't start new thread" in child.start_error
+    assert child.is_finished
     child.close()

@@ -103,9 +103,10 @@ def measure_night(night: GlowNight, *, with_site: bool = True) -> MeasuredNight:
         pixel_noise=np.sqrt(camera.adu_per_electron * (np.median(mesh, axis=(2, 3)) - camera.pedestal_adu)),
         gains=gains,
         xy=np.array(places),
-        uv=np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], axis=-1),
-        q=q,
+        uv=np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], axis=-1)[None],
+        q=q[None],
         frame_area_px=float(height * width),
+        size=np.zeros(len(mesh), np.int64),
     )
     transparency = np.array([frame.setup.transparency for frame in night.frames])
     return MeasuredNight(
@@ -187,7 +188,7 @@ def judge_model(measured: MeasuredNight, model: SkyModel) -> dict[str, Any]:
         k: [] for k in ("bg_rms_adu", "after_plane_adu", "slope", "errors_adu", "sigmas_adu", "assurance")
     }
     meshes = measured.meshes
-    q, uv = meshes.q, meshes.uv
+    q, uv = meshes.q[0], meshes.uv[0]
     for c, channel in enumerate(model.channels):
         terms, radial = (
             model.terms[:, c].astype(np.float64)[..., None, None],

@@ -30,7 +30,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SkyMeshes:
-    """What measuring left of N frames with C channels.
+    """What measuring left of N frames with C channels, of S sizes.
+
+    A frame with fewer cells than the largest repeats its last ones, without a level.
 
     Attributes
     ----------
@@ -44,12 +46,14 @@ class SkyMeshes:
         Factors that bring the frames on one flux scale.
     xy : ndarray, shape (N, ny, nx, 2), float64
         Cell centres on the mosaic plane, px.
-    uv : ndarray, shape (ny, nx, 2), float64
-        Cell centres on the detector, -1 .. 1.
-    q : ndarray, shape (ny, nx), float64
+    uv : ndarray, shape (S, ny, nx, 2), float64
+        Cell centres on a detector of each size, -1 .. 1.
+    q : ndarray, shape (S, ny, nx), float64
         Squared distance from the image centre, 1 in the corners.
     frame_area_px : float
-        Area of a frame on the mosaic plane.
+        Area of a usual frame on the mosaic plane.
+    size : ndarray, shape (N,), int64
+        Which of the sizes each frame has.
     """
 
     mesh: NDArray[np.floating]
@@ -61,6 +65,7 @@ class SkyMeshes:
     uv: Array
     q: Array
     frame_area_px: float
+    size: NDArray[np.int64]
 
     def __post_init__(self) -> None:
         n, c, ny, nx = self.mesh.shape
@@ -69,8 +74,9 @@ class SkyMeshes:
             "sky": (self.sky.shape, (n, c)),
             "gains": (self.gains.shape, (n, c)),
             "xy": (self.xy.shape, (n, ny, nx, 2)),
-            "uv": (self.uv.shape, (ny, nx, 2)),
-            "q": (self.q.shape, (ny, nx)),
+            "uv": (self.uv.shape, (len(self.q), ny, nx, 2)),
+            "q": (self.q.shape, (len(self.uv), ny, nx)),
+            "size": (self.size.shape, (n,)),
         }
         wrong = {name: got for name, (got, needed) in shapes.items() if got != needed}
         if wrong:
@@ -98,13 +104,14 @@ def on_common_scale(
     And their errors, where none is known the usual one (`usual_error_adu`); both (R, ny, nx), float64: tables of all
     frames would be the largest of all.
     """
+    sizes = meshes.size.tolist()
     flatness = {
-        id(flat): flat.values(meshes.q)
-        for flat in {id(flats[i]): flats[i] for i in rows}.values()
+        (key, size): flat.values(meshes.q[size])
+        for (key, size), flat in {(id(flats[i]), sizes[i]): flats[i] for i in rows}.items()
         if flat.usable
     }
-    even = np.ones_like(meshes.q)
-    factor = gains[rows, None, None] / np.stack([flatness.get(id(flats[i]), even) for i in rows])
+    even = np.ones_like(meshes.q[0])
+    factor = gains[rows, None, None] / np.stack([flatness.get((id(flats[i]), sizes[i]), even) for i in rows])
     error = meshes.error[rows, c].astype(np.float64)
     error = np.where(np.isfinite(error) & (error > 0), error, usual_error)
     return factor * (meshes.mesh[rows, c].astype(np.float64) - pedestal), factor * error
@@ -159,7 +166,7 @@ def _bit_reversed(n: int) -> Array:
 
 
 def detector_columns(meshes: SkyMeshes) -> tuple[Array, Array]:
-    """Return 1, u, v (K, 3) and the patterns q, q^2 less their means (K, 2) of the cells of a mesh."""
+    """Return 1, u, v (S K, 3) and the patterns q, q^2 less their means (S K, 2) of the K cells of each size."""
     q = meshes.q.ravel()
     patterns = np.column_stack([q - q.mean(), q**2 - (q**2).mean()])
     return np.column_stack([np.ones(len(q)), meshes.uv.reshape(-1, 2)]), patterns
@@ -170,14 +177,16 @@ def probe_places(meshes: SkyMeshes) -> Array:
 
     Counted from the middle of all frames, in halves of a frame's side; the middle for a frame whose place is unknown.
     """
-    basis = detector_columns(meshes)[0]
+    bases = detector_columns(meshes)[0].reshape(len(meshes.uv), -1, 3)
     places = np.zeros((len(meshes.xy), len(PROBE_UV), 2))
     known = np.isfinite(meshes.xy).all(axis=(1, 2, 3))
     if not known.any():
         return places
-    xy = meshes.xy[known].reshape(int(known.sum()), len(basis), 2)
-    affine = np.linalg.pinv(basis) @ xy
-    at = np.column_stack([np.ones(len(PROBE_UV)), PROBE_UV]) @ affine
+    probes = np.column_stack([np.ones(len(PROBE_UV)), PROBE_UV])
+    for size, basis in enumerate(bases):
+        own = known & (meshes.size == size)
+        places[own] = probes @ (np.linalg.pinv(basis) @ meshes.xy[own].reshape(-1, len(basis), 2))
+    at = places[known]
     middle = (at.min(axis=(0, 1)) + at.max(axis=(0, 1))) / 2
     places[known] = (at - middle) / (0.5 * np.sqrt(meshes.frame_area_px))
     return places
@@ -201,10 +210,10 @@ def cells_of(
     session : ndarray, shape (N,), int64, optional
         Session of each of all frames, where sessions may have patterns of their own.
     """
-    nx = meshes.q.shape[1]
+    ny, nx = meshes.q.shape[1:]
     usable = np.isfinite(value) & np.isfinite(meshes.xy[rows]).all(axis=-1)
     frame, j, i = np.nonzero(usable)
-    cell = j * nx + i
+    cell = (meshes.size[rows][frame] * ny + j) * nx + i
     basis, patterns = detector_columns(meshes)
     shapes = products(meshes.uv).reshape(len(basis), -1)
     own = np.zeros((len(basis), 0)) if session is None else shapes

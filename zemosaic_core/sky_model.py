@@ -12,7 +12,7 @@ meshes of the sky and fluxes of stars. No pixels are read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -410,26 +410,27 @@ def _solve_channel(
     left = problem.residual(sky, gauge.unknowns, found_bends)
     residual[joint] = rms_per_frame(left, cells.frame, len(joint))
     rest = np.setdiff1d(np.arange(n), joint)
-    basis, pattern_values = detector_columns(meshes)
-    shapes = products(meshes.uv).reshape(len(basis), -1)
-    bend_shapes = shapes[:, PRODUCT_ORDER == 2] if bend_adu else shapes[:, :0]
-    for first in range(0, len(rest), _FOLLOWERS_AT_ONCE):
-        some = rest[first : first + _FOLLOWERS_AT_ONCE]
-        value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, some, usual)
-        on_sky = cells.lattice.interpolated(sky, seen, meshes.xy[some])
-        # The light of the patterns was measured against the median of the joint frames.
-        relative_light = light[some] / np.median(light[joint])
-        of_session = own[circumstances.sessions[some]] @ shapes.T
-        glow[some], curvature[some], residual[some] = fit_to_sky(
-            (value - on_sky).reshape(len(some), -1)
-            - relative_light[:, None] * (of_session + vignetting[some] @ pattern_values.T),
-            sigma.reshape(len(some), -1),
-            np.column_stack([basis, bend_shapes]),
-            np.array([0.0, 0.0, 0.0, bend_adu, bend_adu, bend_adu])[: 3 + bend_shapes.shape[1]],
-            pattern_values,
-            relative_light,
-            patterns,
-        )
+    n_sizes = len(meshes.uv)
+    columns = (table.reshape(n_sizes, -1, table.shape[1]) for table in detector_columns(meshes))
+    for size, (basis, pattern_values) in enumerate(zip(*columns, strict=True)):
+        shapes = products(meshes.uv[size]).reshape(len(basis), -1)
+        bend_shapes = shapes[:, PRODUCT_ORDER == 2] if bend_adu else shapes[:, :0]
+        for some in _in_turn(rest[meshes.size[rest] == size]):
+            value, sigma = on_common_scale(meshes, gains, c, flats, pedestal, some, usual)
+            on_sky = cells.lattice.interpolated(sky, seen, meshes.xy[some])
+            # The light of the patterns was measured against the median of the joint frames.
+            relative_light = light[some] / np.median(light[joint])
+            of_session = own[circumstances.sessions[some]] @ shapes.T
+            glow[some], curvature[some], residual[some] = fit_to_sky(
+                (value - on_sky).reshape(len(some), -1)
+                - relative_light[:, None] * (of_session + vignetting[some] @ pattern_values.T),
+                sigma.reshape(len(some), -1),
+                np.column_stack([basis, bend_shapes]),
+                np.array([0.0, 0.0, 0.0, bend_adu, bend_adu, bend_adu])[: 3 + bend_shapes.shape[1]],
+                pattern_values,
+                relative_light,
+                patterns,
+            )
     cell_weight = problem.robust_weight(sky, left)
     empty = gauge.empty if gauge.empty.any() else empty_nodes(sky, terms, problem.hits)
     shift = background - float(np.median(sky[empty]))
@@ -457,6 +458,12 @@ def _solve_channel(
         seen_pattern=seen_by_frames,
         cell_weight=cell_weight,
     )
+
+
+def _in_turn(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yield so many frames at a time that their cells take little memory."""
+    for first in range(0, len(rows), _FOLLOWERS_AT_ONCE):
+        yield rows[first : first + _FOLLOWERS_AT_ONCE]
 
 
 def _with_sky(stars: StarFlat, channels: Sequence[ChannelSky], meshes: SkyMeshes) -> StarFlat:

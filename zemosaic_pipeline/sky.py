@@ -154,18 +154,29 @@ def visit_labels(
 
 
 def _meshes(frames: Sequence[RegisteredFrame], cell_px: int) -> SkyMeshes:
-    first = frames[0].open_mesh()
-    mesh, error = (np.empty((len(frames), *first.shape), np.float32) for _ in range(2))
-    for i, frame in enumerate(frames):
-        mesh[i] = frame.open_mesh()
-        error[i] = frame.solved.measure.columns("mesh_noise")["mesh_noise"]
-    shape_hw = frames[0].solved.frame.info.shape_hw
-    x, y = cell_centres(shape_hw, mesh.shape[2:], cell_px)
-    height, width = shape_hw
-    places = np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames])
-    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
-    outline = np.stack(frames[0].to_plane.apply(corners[:, 0], corners[:, 1]), axis=-1)
-    across, along = outline[1] - outline[0], outline[3] - outline[0]
+    n = len(frames)
+    shapes = [frame.solved.frame.info.shape_hw for frame in frames]
+    sizes = sorted(set(shapes))
+    sides = {shape: frames[shapes.index(shape)].open_mesh().shape[1:] for shape in sizes}
+    ny, nx = (max(side[axis] for side in sides.values()) for axis in (0, 1))
+    # Smaller meshes repeat their last cells, which have no level.
+    centres = {
+        shape: tuple(
+            np.pad(axis, ((0, ny - rows), (0, nx - columns)), mode="edge")
+            for axis in cell_centres(shape, (rows, columns), cell_px)
+        )
+        for shape, (rows, columns) in sides.items()
+    }
+    n_channels = len(frames[0].gain)
+    mesh, error = (np.full((n, n_channels, ny, nx), np.nan, np.float32) for _ in range(2))
+    areas = np.empty(n)
+    places = np.empty((n, ny, nx, 2))
+    for i, (frame, shape) in enumerate(zip(frames, shapes, strict=True)):
+        rows, columns = sides[shape]
+        mesh[i, :, :rows, :columns] = frame.open_mesh()
+        error[i, :, :rows, :columns] = frame.solved.measure.columns("mesh_noise")["mesh_noise"]
+        places[i] = np.stack(frame.to_plane.apply(*centres[shape]), axis=-1)
+        areas[i] = _area_px(frame, shape)
     return SkyMeshes(
         mesh=mesh,
         error=error,
@@ -173,10 +184,27 @@ def _meshes(frames: Sequence[RegisteredFrame], cell_px: int) -> SkyMeshes:
         pixel_noise=np.array([frame.solved.measure.noise_adu for frame in frames], float),
         gains=np.array([frame.gain for frame in frames], float),
         xy=places,
-        uv=np.stack([2 * x / max(1, width - 1) - 1, 2 * y / max(1, height - 1) - 1], axis=-1),
-        q=radius_squared(x, y, shape_hw),
-        frame_area_px=float(abs(across[0] * along[1] - across[1] * along[0])),
+        uv=np.stack([_on_detector(*centres[shape], shape) for shape in sizes]),
+        q=np.stack([radius_squared(*centres[shape], shape) for shape in sizes]),
+        frame_area_px=float(np.median(areas)),
+        size=np.array([sizes.index(shape) for shape in shapes], np.int64),
     )
+
+
+def _on_detector(x: np.ndarray, y: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
+    """Return places on a detector as -1 .. 1 across each side, (..., 2)."""
+    height, width = shape_hw
+    return np.stack([2 * x / max(1, width - 1) - 1, 2 * y / max(1, height - 1) - 1], axis=-1)
+
+
+def _area_px(frame: RegisteredFrame, shape_hw: tuple[int, int]) -> float:
+    """Return the area of a frame on the mosaic plane."""
+    height, width = shape_hw
+    outline = np.stack(
+        frame.to_plane.apply(np.array([0.0, width, 0.0]), np.array([0.0, 0.0, height])), axis=-1
+    )
+    across, along = outline[1] - outline[0], outline[2] - outline[0]
+    return float(abs(across[0] * along[1] - across[1] * along[0]))
 
 
 def _local_sky(
@@ -187,10 +215,11 @@ def _local_sky(
 ) -> LocalSky:
     """Return where each frame looks in the sky of its observer."""
     wcs = WCS(grid.wcs_cards)
-    height, width = frames[0].solved.frame.info.shape_hw
-    x = (PROBE_UV[:, 0] + 1) * (width - 1) / 2
-    y = (PROBE_UV[:, 1] + 1) * (height - 1) / 2
-    places = np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames])
+    sides = np.array([frame.solved.frame.info.shape_hw[::-1] for frame in frames]) - 1
+    probes = (PROBE_UV + 1) * sides[:, None] / 2
+    places = np.stack(
+        [np.stack(frame.to_plane.apply(*xy.T), axis=-1) for frame, xy in zip(frames, probes, strict=True)]
+    )
     ra, dec = wcs.all_pix2world(places[..., 0].ravel(), places[..., 1].ravel(), 0)
     ra, dec = ra.reshape(len(frames), -1), dec.reshape(len(frames), -1)
     directions, masses, light = [], [], []
@@ -321,9 +350,6 @@ def run(frames: Sequence[RegisteredFrame], placed: Placed, plan: RunPlan, contex
         return without("sky_needs_linear_fit")
     if not frames:
         return without("")
-    if len({frame.solved.frame.info.shape_hw for frame in frames}) > 1:
-        # Meshes of different sizes have no cells in common.
-        return without("sky_sizes_differ")
     meshes = _meshes(frames, plan.measure.mesh_cell_px)
     circumstances, site_key = _circumstances(frames, meshes, grid, plan.sky.site_deg)
     cells = math.prod(meshes.xy.shape[1:3])

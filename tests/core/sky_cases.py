@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -111,9 +111,10 @@ def made_night(
             pixel_noise=np.full((n, 1), 40.0),
             gains=np.ones((n, 1)),
             xy=np.array(places),
-            uv=uv,
-            q=q,
+            uv=uv[None],
+            q=q[None],
             frame_area_px=float(height * width),
+            size=np.zeros(n, np.int64),
         ),
         FrameCircumstances(
             np.array(hours),
@@ -123,6 +124,30 @@ def made_night(
         ),
         np.array(skies),
         vignetting,
+    )
+
+
+def with_narrow_sensor(night: MadeNight, columns: int) -> MadeNight:
+    """The same night, but every second frame comes from a sensor of so many columns of cells."""
+    meshes, (x, y) = night.meshes, cell_grid()
+    shape_hw = (SHAPE_HW[0], columns * CELL)
+    last = np.minimum(np.arange(x.shape[1]), columns - 1)
+    x = x[:, last]
+    uv = np.stack([2 * x / (shape_hw[1] - 1) - 1, 2 * y / (shape_hw[0] - 1) - 1], axis=-1)
+    narrow = np.arange(len(meshes.mesh)) % 2 == 1
+    mesh, xy = meshes.mesh.copy(), meshes.xy.copy()
+    mesh[narrow, ..., columns:] = np.nan
+    xy[narrow] = xy[narrow][:, :, last]
+    return replace(
+        night,
+        meshes=replace(
+            meshes,
+            mesh=mesh,
+            xy=xy,
+            uv=np.stack([meshes.uv[0], uv]),
+            q=np.stack([meshes.q[0], radius_squared(x, y, shape_hw)]),
+            size=narrow.astype(np.int64),
+        ),
     )
 
 
@@ -143,11 +168,13 @@ def left_over(night: MadeNight, model) -> np.ndarray:
         model.terms[:, 0].astype(float),
         model.radial[:, 0].astype(float),
     )
-    q = night.meshes.q
+    q, uv = night.meshes.q[night.meshes.size], night.meshes.uv[night.meshes.size]
     value = terms[:, 0, None, None] * m * (1 + radial[:, 0, None, None] * q + radial[:, 1, None, None] * q**2)
-    value += terms[:, 1, None, None] + np.einsum("np,yxp->nyx", terms[:, 2:], night.meshes.uv)
+    value += terms[:, 1, None, None] + np.einsum("np,nyxp->nyx", terms[:, 2:], uv)
     value += radial[:, 2, None, None] * q + radial[:, 3, None, None] * q**2
     if model.surface is not None:
-        value += np.stack([surface_values(s.astype(float), night.meshes.uv) for s in model.surface[:, 0]])
+        value += np.stack(
+            [surface_values(s.astype(float), at) for s, at in zip(model.surface[:, 0], uv, strict=True)]
+        )
     left = value - night.sky_truth
-    return left - np.median(left)
+    return left - np.nanmedian(left)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.linalg import block_diag
 
-from tests.core.sky_cases import PEDESTAL, left_over, made_night
+from tests.core.sky_cases import PEDESTAL, left_over, made_night, with_narrow_sensor
 from zemosaic_core import sky_gauge, sky_model
 from zemosaic_core.detector_surface import products
 from zemosaic_core.glow_prior import GlowPrior
@@ -234,6 +234,23 @@ def test_more_frames_than_are_solved_jointly_follow_the_same_sky(monkeypatch):
     followed = left_over(made, solve_sky(made.meshes, made.circumstances, known_flat(0.04)))
     assert together.std() < 2.5
     assert followed.std() < 3.0
+
+
+@pytest.mark.parametrize("most_joint", [400, 16])
+def test_frames_of_two_sizes_lie_on_one_sky(monkeypatch, most_joint):
+    monkeypatch.setattr(sky_model, "MAX_JOINT_FRAMES", most_joint)
+    whole = made_night(3, frames=12, vignetting=0.0, cloud_adu=120.0, cloud_px=600.0)
+    made = with_narrow_sensor(whole, columns=10)
+    assert made.meshes.mesh.shape[3] > 12
+    model = solve_sky(made.meshes, made.circumstances, known_flat(0.0))
+    left = left_over(made, model)
+    assert np.nanstd(left) < 3.0
+    narrow = made.meshes.size == 1
+    assert abs(np.nanmean(left[narrow]) - np.nanmean(left[~narrow])) < 0.5
+    # As good as with frames that all see everything, and no less sure of it.
+    of_whole = solve_sky(whole.meshes, whole.circumstances, known_flat(0.0))
+    assert np.nanstd(left) < 1.3 * left_over(whole, of_whole).std()
+    assert (model.channels[0].gauge.sigma_data < 2 * of_whole.channels[0].gauge.sigma_data).all()
 
 
 def test_frames_without_a_usable_cell_keep_their_level():

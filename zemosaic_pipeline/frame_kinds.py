@@ -8,23 +8,20 @@ from collections.abc import Sequence
 
 from zemosaic_io.headers import FrameInfo
 
-__all__ = ["geometry", "largest_frame", "majority_geometry"]
+__all__ = ["largest_frame", "majority_kind"]
 
 
-def geometry(info: FrameInfo) -> tuple[str, tuple[int, int] | None]:
-    """Return what frames of one run have in common: their kind, and the size of the sensor when they come from it.
+def majority_kind(infos: Sequence[FrameInfo]) -> str:
+    """Return the kind that most frames have; ties go to the larger frames, whatever the files are called.
 
-    Pictures of three planes and stacks were made by a program that cuts them as it likes.
+    Samples of a sensor, one plane and three planes are not mixed: in a folder of frames the others are what somebody
+    made of them.
     """
-    return info.kind, None if info.kind == "rgb" or info.is_stack else info.shape_hw
-
-
-def majority_geometry(infos: Sequence[FrameInfo]) -> tuple[str, tuple[int, int] | None]:
-    """Return the geometry that most frames have; ties go to the larger frames, whatever the files are called."""
-    counts = Counter(map(geometry, infos))
-    return max(
-        counts, key=lambda found: (counts[found], math.prod(found[1] or (0,)), found[0], found[1] or ())
-    )
+    counts = Counter(info.kind for info in infos)
+    largest = {
+        kind: math.prod(largest_frame([i for i in infos if i.kind == kind]).shape_hw) for kind in counts
+    }
+    return max(counts, key=lambda kind: (counts[kind], largest[kind], kind))
 
 
 def largest_frame(infos: Sequence[FrameInfo]) -> FrameInfo:

@@ -15,7 +15,7 @@ from zemosaic_pipeline.context import RunContext
 from zemosaic_pipeline.cost import frame_bytes
 from zemosaic_pipeline.filters import filter_names, split_text
 from zemosaic_pipeline.frame_boundary import NO_MEMORY
-from zemosaic_pipeline.frame_kinds import geometry, majority_geometry
+from zemosaic_pipeline.frame_kinds import majority_kind
 from zemosaic_pipeline.header_batches import PHASE, read_batch
 from zemosaic_pipeline.records import Frame, LeftOut
 from zemosaic_pipeline.sessions import mixture_text
@@ -26,21 +26,21 @@ __all__ = ["PHASE", "run", "set_aside", "survey"]
 BATCH = 64
 
 
-def _one_camera(infos: Sequence[FrameInfo]) -> tuple[list[FrameInfo], list[LeftOut]]:
-    """Keep the geometry most frames have; stacks, which telescopes cut as they like, may have any size."""
+def _one_kind(infos: Sequence[FrameInfo]) -> tuple[list[FrameInfo], list[LeftOut]]:
+    """Keep the kind most frames have."""
     if not infos:
         return [], []
-    usual = majority_geometry(infos)
-    example = next(info for info in infos if geometry(info) == usual)
-    kept: list[FrameInfo] = []
-    refused: list[LeftOut] = []
-    for info in infos:
-        if geometry(info) == usual:
-            kept.append(info)
-            continue
-        values = {"found": _size_text(info), "expected": _size_text(example)}
-        refused.append(LeftOut(str(info.path), PHASE, "frame_other_geometry", values))
-    return kept, refused
+    usual = majority_kind(infos)
+    example = next(info for info in infos if info.kind == usual)
+    kept = [info for info in infos if info.kind == usual]
+    expected = _size_text(example)
+    return kept, [
+        LeftOut(
+            str(info.path), PHASE, "frame_other_geometry", {"found": _size_text(info), "expected": expected}
+        )
+        for info in infos
+        if info.kind != usual
+    ]
 
 
 def _not_too_large(infos: list[FrameInfo], memory_bytes: int) -> tuple[list[FrameInfo], list[LeftOut]]:
@@ -122,7 +122,7 @@ def survey(
     if listed is not None:
         infos = planned_infos(listed, infos)
         refused += [LeftOut(name, PHASE, "stack_plan_missing") for name in listed.missing]
-    kept, other = _one_camera(infos)
+    kept, other = _one_kind(infos)
     kept, too_large = _not_too_large(kept, memory_bytes)
     return kept, unlistable + refused + other + too_large
 

@@ -117,6 +117,11 @@ class RunPlan:
     """The program has to be compiled first: the first run after an installation."""
 
     @property
+    def asks_for_one_sky(self) -> bool:
+        """Whether one model of the sky is wanted behind all raw frames, and their skies may slope."""
+        return self.sky.model == "full" and self.stack.normalise == "linear_fit"
+
+    @property
     def peak_bytes(self) -> int:
         """Memory the run is planned to stay under."""
         return max((row.ram_bytes for row in self.rows), default=0)
@@ -361,7 +366,7 @@ def resolve(
         route=choose_route(
             settings.route,
             n_chosen_groups=len(preplanned),
-            n_sizes=len({info.shape_hw for info in raw}),
+            n_sizes=1 if run.asks_for_one_sky else len({info.shape_hw for info in raw}),
             n_tiles=n_tiles,
             n_frames=len(raw),
             n_listed_batches=len(batches),

@@ -41,7 +41,8 @@ def choose_route(
     n_chosen_groups : int
         Groups the user made by hand.
     n_sizes : int
-        Different sizes of frames. The sky of one co-add is compared cell by cell, so its frames have one size.
+        Different sizes of frames without a model of one sky: their skies are compared cell by cell, so the frames of a
+        co-add have one size.
     n_tiles, n_frames : int
         Stacks that are given, and raw frames.
     n_listed_batches : int

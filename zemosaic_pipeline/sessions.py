@@ -80,6 +80,7 @@ def mixture_text(infos: Sequence[FrameInfo], *, except_filter: bool = False) -> 
         "EXPTIME": ["" if info.exposure_s is None else f"{info.exposure_s:.2g}" for info in infos],
         "GAIN": ["" if info.gain is None else f"{info.gain:g}" for info in infos],
         "XBINNING": [str(info.binning) for info in infos],
+        "NAXIS": [_sensor_text(info) for info in infos],
     }
     parts = []
     for card, values in kinds.items():
@@ -87,6 +88,12 @@ def mixture_text(infos: Sequence[FrameInfo], *, except_filter: bool = False) -> 
         if len(counts) > 1:
             parts.append(card + " " + ", ".join(f"{value or '-'} ({n})" for value, n in counts))
     return "; ".join(parts)
+
+
+def _sensor_text(info: FrameInfo) -> str:
+    """Return width and height of a frame from a sensor; '' of pictures and stacks, which programs cut as they like."""
+    height, width = info.shape_hw
+    return "" if info.kind == "rgb" or info.is_stack else f"{width}x{height}"
 
 
 def _one_spelling(names: Sequence[str]) -> list[str]:

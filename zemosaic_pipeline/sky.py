@@ -160,13 +160,11 @@ def _meshes(frames: Sequence[RegisteredFrame], cell_px: int) -> SkyMeshes:
     sides = {shape: frames[shapes.index(shape)].open_mesh().shape[1:] for shape in sizes}
     ny, nx = (max(side[axis] for side in sides.values()) for axis in (0, 1))
     # Smaller meshes repeat their last cells, which have no level.
-    centres = {
-        shape: tuple(
-            np.pad(axis, ((0, ny - rows), (0, nx - columns)), mode="edge")
-            for axis in cell_centres(shape, (rows, columns), cell_px)
-        )
-        for shape, (rows, columns) in sides.items()
-    }
+    centres: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    for shape, (rows, columns) in sides.items():
+        x, y = cell_centres(shape, (rows, columns), cell_px)
+        more = ((0, ny - rows), (0, nx - columns))
+        centres[shape] = np.pad(x, more, mode="edge"), np.pad(y, more, mode="edge")
     n_channels = len(frames[0].gain)
     mesh, error = (np.full((n, n_channels, ny, nx), np.nan, np.float32) for _ in range(2))
     areas = np.empty(n)

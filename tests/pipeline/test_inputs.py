@@ -233,7 +233,7 @@ def test_what_cannot_be_used_is_named_and_left_alone(sky, setups, tmp_path):
         "cube.fit": "frame_wrong_shape",
         "table_only.fit": "frame_no_image",
         "pattern.fit": "frame_unknown_pattern",
-        "small.fit": "frame_other_geometry",
+        "small.fit": "frame_too_few_stars",
         "mono.fit": "frame_other_geometry",
         "flat_level.fit": "frame_empty",
         "saturated.fit": "frame_empty",
@@ -246,6 +246,50 @@ def test_what_cannot_be_used_is_named_and_left_alone(sky, setups, tmp_path):
     # Of the three forms of one frame exactly one is used.
     assert sorted(reasons[name] for name in copies & set(reasons)) == ["frame_duplicate"] * 2
     assert result.report["frames_found"] == 6 + 2 + len(expected)
+
+
+def test_frames_of_two_sensors_make_one_mosaic(tmp_path):
+    """As of two telescopes: other size, other pattern of colours, other numbers for the same light."""
+    sky = field_sky()
+    whole = pointings(n=12, seed=3, rotation_deg=3.0)
+    for name, narrow in (("one", False), ("two", True)):
+        (tmp_path / name).mkdir()
+        for number, setup in enumerate(whole):
+            data, cards = expose(sky, setup), base_cards(setup, number)
+            if narrow and number % 2:
+                data = (0.6 * data[20:250, 31:351]).astype(np.uint16)
+                cards |= {"CRPIX1": cards["CRPIX1"] - 31, "CRPIX2": cards["CRPIX2"] - 20}
+                cards |= {"INSTRUME": "Other camera", "BAYERPAT": "RGGB"}
+            write(tmp_path / name / f"light_{number:03d}.fit", data, cards)
+    assert base_cards(whole[0], 0)["BAYERPAT"] == "GRBG"
+    one, two = (run(tmp_path / name, tmp_path / f"out_{name}") for name in ("one", "two"))
+    assert two.report["frames_used"] == 12
+    assert two.report["route"]["route"] == "direct"
+    assert two.report["sky"]["model"]
+    (mixed,) = (m["values"] for m in two.report["messages"] if m["key"] == "run_info_mixed")
+    assert "NAXIS 400x300 (6), 320x230 (6)" in mixed["details"]
+    alike, mixed_stars = one.stars(sky, min_frames=8), two.stars(sky, min_frames=8)
+    assert len(mixed_stars["row"]) > 10
+    scatter = []
+    for found in (alike, mixed_stars):
+        assert np.median(found["offset"]) < 0.1
+        scale = np.nanmedian(found["ratio"], axis=1)[:, None]
+        scatter.append(np.nanmedian(np.abs(found["ratio"] / scale - 1)))
+    # A fifth of the light is not there.
+    assert scatter[1] < 1.3 * scatter[0] < 0.02
+    # The grid stays where it is in the sky: the mosaics differ by whole pixels at their borders.
+    first = [round(two.header[f"CRPIX{axis}"] - one.header[f"CRPIX{axis}"]) for axis in (2, 1)]
+    cut = [
+        result.image[:, 30 + max(0, sign * first[0]) :, 30 + max(0, sign * first[1]) :][:, :220, :300]
+        for result, sign in ((two, 1), (one, -1))
+    ]
+    cells = np.nanmedian((cut[0] - cut[1]).reshape(3, 11, 20, 15, 20), axis=(2, 4)).reshape(3, -1).T
+    # Of tilt and bowl of the whole one field tells nothing.
+    y, x = np.mgrid[:11, :15].reshape(2, -1)
+    quadric = np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
+    cells = cells - quadric @ np.linalg.lstsq(quadric, cells, rcond=None)[0]
+    assert np.quantile(np.abs(cells), 0.98) < 5.0
+    assert cells.std(axis=0).max() < 2.0
 
 
 def test_calibration_frames_are_not_stacked(sky, setups, tmp_path):

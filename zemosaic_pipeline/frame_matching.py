@@ -37,6 +37,8 @@ __all__ = ["KnownSky", "match_all"]
 
 # Solved neighbours tried per frame and round; a frame that matches none of them waits for the next round.
 NEIGHBOURS = 4
+# Matches allow for scales that differ by less.
+SAME_SCALE = 0.03
 # Lists of stars in memory at a time.
 KEPT_LISTS = 256
 
@@ -99,7 +101,9 @@ class KnownSky:
         pair = index, other
         if pair not in self.alike:
             path = str(self.frames[index][0].info.path)
-            match = match_of((path, [self.xy(other)], self.xy(index), tolerance_px))
+            match = match_of(
+                (path, [(self.xy(other), self.width_px(index, other))], self.xy(index), tolerance_px)
+            )
             self.alike[pair] = match is not None and not isinstance(match, SkipItem)
         return self.alike[pair]
 
@@ -107,6 +111,15 @@ class KnownSky:
         """Return the stars of a frame (n, 2), px."""
         stars = self.stars[index]
         return np.column_stack([stars.x, stars.y]).astype(float)
+
+    def width_px(self, index: int, other: int) -> float:
+        """Return how many pixels of another frame one of a frame is wide, by their headers; 1 where these do not tell.
+
+        Of one telescope it is 1, though what its headers tell may be wrong.
+        """
+        own, others = (self.frames[i][0].info.scale_arcsec for i in (index, other))
+        width = own / others if own and others else 1.0
+        return width if abs(width - 1.0) > SAME_SCALE else 1.0
 
     def hint(self, index: int) -> tuple[float, float] | None:
         """Return RA and Dec of the centre, degrees: of the solution, else of the header; None when nothing is known."""
@@ -157,7 +170,7 @@ class _Tasks(Sequence[Any]):
 
     def __getitem__(self, position: Any) -> Any:
         index, sky = self._todo[position], self._sky
-        neighbours = [sky.xy(other) for other in self._chosen[index]]
+        neighbours = [(sky.xy(other), sky.width_px(index, other)) for other in self._chosen[index]]
         return str(sky.frames[index][0].info.path), neighbours, sky.xy(index), self._tolerance_px
 
 
@@ -202,7 +215,9 @@ def _match_round(
     keys: dict[int, str] = {}
     found: dict[int, Solution | None] = {}
     for index, others in chosen.items():
-        neighbours = [(sky.stars_key(other), sky.solutions[other]) for other in others]
+        neighbours = [
+            (sky.stars_key(other), sky.solutions[other], sky.width_px(index, other)) for other in others
+        ]
         shape_hw = sky.frames[index][0].info.shape_hw
         keys[index] = sky.memory.match_key(sky.stars_key(index), shape_hw, neighbours, options.tolerance_px)
         known, solution = sky.memory.solution(keys[index], shape_hw)

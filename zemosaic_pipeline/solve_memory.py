@@ -88,11 +88,11 @@ class SolveMemory:
         self,
         stars_key: str,
         shape_hw: tuple[int, int],
-        neighbours: Sequence[tuple[str, Solution]],
+        neighbours: Sequence[tuple[str, Solution, float]],
         tolerance_px: float,
     ) -> str:
-        """Return the key of a match: the frame's stars, and stars and place of every neighbour tried."""
-        others = [(key, s.wcs_cards, s.approximate, s.confirmed) for key, s in neighbours]
+        """Return the key of a match: the frame's stars, and stars, place and scale of every neighbour tried."""
+        others = [(key, s.wcs_cards, s.approximate, s.confirmed, width) for key, s, width in neighbours]
         return self._key("match", stars_key, shape_hw, others, tolerance_px)
 
     def header_check(self, key: str) -> HeaderCheck | None:

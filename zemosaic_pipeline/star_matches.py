@@ -10,7 +10,7 @@ from zemosaic_core.star_patterns import find_similarity
 from zemosaic_core.transforms import fit_transform
 from zemosaic_pipeline.frame_boundary import result_or_skip
 
-__all__ = ["Match", "match_frame", "match_of"]
+__all__ = ["Match", "Neighbour", "match_frame", "match_of"]
 
 PAIR_RADIUS_PX = 2.5
 MIN_PAIRS = 8
@@ -18,19 +18,23 @@ MIN_PAIRS = 8
 Match = tuple[int, np.ndarray, np.ndarray, float]
 
 
-def match_of(task: tuple[str, list[np.ndarray], np.ndarray, float]) -> Match | SkipItem | None:
+Neighbour = tuple[np.ndarray, float]
+"""Stars of a solved frame, and how many of its pixels one of the frame to be matched is wide."""
+
+
+def match_of(task: tuple[str, list[Neighbour], np.ndarray, float]) -> Match | SkipItem | None:
     """Match the frame with the path given; runs in a worker process."""
     path, *stars = task
     return result_or_skip(path, match_frame, tuple(stars))
 
 
-def match_frame(task: tuple[list[np.ndarray], np.ndarray, float]) -> Match | None:
+def match_frame(task: tuple[list[Neighbour], np.ndarray, float]) -> Match | None:
     """Lay a frame's stars on the first neighbour that fits.
 
     Parameters
     ----------
     task : tuple
-        Star positions (n, 2) of the solved neighbours, of the frame, and the largest residual allowed (px).
+        The solved neighbours, star positions (n, 2) of the frame, and the largest residual allowed (px of the frame).
 
     Returns
     -------
@@ -38,7 +42,8 @@ def match_frame(task: tuple[list[np.ndarray], np.ndarray, float]) -> Match | Non
         Which neighbour, positions of the paired stars in it and in the frame, residual in px.
     """
     neighbours, xy, tolerance_px = task
-    for which, reference in enumerate(neighbours):
+    for which, (known_xy, width_px) in enumerate(neighbours):
+        reference = known_xy / width_px
         found = find_similarity(reference, xy)
         if found is None:
             continue
@@ -50,5 +55,5 @@ def match_frame(task: tuple[list[np.ndarray], np.ndarray, float]) -> Match | Non
         fit = fit_transform(xy[paired], reference[nearest[paired]], "affine")
         good = np.flatnonzero(paired)[fit.keep]
         if fit.rms_px <= tolerance_px and len(good) >= MIN_PAIRS:
-            return which, reference[nearest[good]], xy[good], fit.rms_px
+            return which, known_xy[nearest[good]], xy[good], fit.rms_px
     return None

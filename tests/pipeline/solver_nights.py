@@ -32,10 +32,14 @@ class Night:
         self.frames: list[tuple[Frame, FrameMeasure]] = []
         self.cards: dict[str, dict] = {}
 
-    def add(self, name, *, offset_deg=(0.0, 0.0), hint_deg=None, is_cloudy=False):
-        """Add a frame that points beside the centre; of a cloudy one the stars mean nothing."""
+    def add(self, name, *, offset_deg=(0.0, 0.0), hint_deg=None, is_cloudy=False, times_wider=1.0):
+        """Add a frame that points beside the centre; of a cloudy one the stars mean nothing.
+
+        ``times_wider`` is the field of another telescope over that of the others.
+        """
         ra, dec = self.centre[0] + offset_deg[0], self.centre[1] + offset_deg[1]
         cards = tan_cards(ra, dec, rotation_deg=2.0 * len(self.frames), shape_hw=SHAPE_HW)
+        cards |= {key: times_wider * value for key, value in cards.items() if key.startswith("CD")}
         self.cards[name] = cards
         x, y = WCS(cards).all_world2pix(self.ra, self.dec, 0)
         inside = (x > 5) & (x < SHAPE_HW[1] - 5) & (y > 5) & (y < SHAPE_HW[0] - 5)
@@ -49,7 +53,7 @@ class Night:
         header = fits.Header()
         told = (ra, dec) if hint_deg is None else hint_deg
         for key, value in {
-            "RA": told[0], "DEC": told[1], "FOCALLEN": 250, "XPIXSZ": 2.877, "INSTRUME": "Test camera",
+            "RA": told[0], "DEC": told[1], "FOCALLEN": 250 / times_wider, "XPIXSZ": 2.877, "INSTRUME": "Test camera",
             "EXPTIME": 10.0, "BAYERPAT": "GRBG", "DATE-OBS": f"2025-10-18T20:{len(self.frames):02d}:00",
         }.items():  # fmt: skip
             header[key] = value

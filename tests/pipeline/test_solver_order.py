@@ -239,6 +239,25 @@ def test_what_does_not_lie_on_an_unconfirmed_frame_is_asked_about_too(tmp_path, 
     }  # fmt: skip
 
 
+def test_a_frame_is_laid_on_one_of_another_telescope(tmp_path, solved):
+    """Whose stars no solver knows; of one telescope the headers may tell a wrong scale, as long as it is the same."""
+    night = Night(tmp_path, RICH).add("a.fit").add("wide.fit", times_wider=1.6)
+    found, _ = solved(night, Scripted("ASTAP", {"a.fit": night.cards["a.fit"]}))
+    assert {name: solution.method for name, solution in found.items()} == {
+        "a.fit": "ASTAP", "wide.fit": "star_match",
+    }  # fmt: skip
+    assert places_are_right(night, found)
+    night.frames = [
+        (replace(frame, info=replace(frame.info, scale_arcsec=3.0)), measure)
+        for frame, measure in Night(tmp_path, RICH).add("b.fit").add("c.fit").frames
+    ]
+    found, _ = solved(night, Scripted("ASTAP", {"b.fit": night.cards["a.fit"]}))
+    assert {name: solution.method for name, solution in found.items()} == {
+        "b.fit": "ASTAP",
+        "c.fit": "star_match",
+    }
+
+
 def test_a_frame_is_looked_for_again_when_its_date_was_mended(tmp_path, solved):
     """Stars stand elsewhere at another date: what was found with the wrong one is not what a fresh run finds."""
     night = Night(tmp_path, RICH).add("a.fit")
@@ -282,7 +301,7 @@ def test_what_was_solved_before_a_kill_is_not_solved_again(tmp_path, solved, mon
     real = star_matches.match_frame
 
     def match_frame(task):
-        matched.append(b"".join(stars.tobytes() for stars in (*task[0], task[1])))
+        matched.append(b"".join(stars.tobytes() for stars in (*(xy for xy, _ in task[0]), task[1])))
         return real(task)
 
     monkeypatch.setattr(star_matches, "match_frame", match_frame)

@@ -47,7 +47,9 @@ PHASE = "phase1_prepare"
 # that take up to a minute for a frame they cannot solve, it is less.
 MAX_FAILED = 5
 MAX_FAILED_SLOWLY = 2
-# Frames of a pointing that show the stars of one looked for in vain, and are looked for where their headers say alone.
+# Frames with the same stars that the built-in solver looks for far around their headers: the first may be poor.
+ENOUGH_ALIKE = 2
+# Frames of a pointing that show the stars of some looked for in vain, and are looked for where their headers say alone.
 MAX_NEAR_LOOKS = 20
 # How far from their header frames are looked for whose stars the catalogue does not seem to know.
 _NEARBY_DEG = 1.0
@@ -238,19 +240,20 @@ def _ask_solvers(
     return answer.solution
 
 
-def _place_of(index: int, in_vain: Sequence[int], sky: KnownSky, options: SolveOptions) -> Place | None:
+def _place_of(
+    index: int, in_vain: Sequence[int], sky: KnownSky, options: SolveOptions, is_slow: bool
+) -> Place | None:
     """Return where a frame is looked for after others of its pointing were in vain; None where nothing is told.
 
-    What shows the same stars as one of those is looked for near what its header tells alone: of the rest of the sky
+    What shows the same stars as some of those is looked for near what its header tells alone: of the rest of the sky
     the answer is known.
     """
     if sky.hint(index) is None:
         # Frames that know nothing of their place wait for others: see `_search_everywhere`.
         return None
     told = _told_place(index, sky, options)
-    if any(sky.is_like(index, other, options.tolerance_px) for other in in_vain[:MAX_FAILED]):
-        return near_only(told)
-    return told
+    alike = sum(sky.is_like(index, other, options.tolerance_px) for other in in_vain[:MAX_FAILED])
+    return near_only(told) if alike >= (1 if is_slow else ENOUGH_ALIKE) else told
 
 
 def _tries(
@@ -262,7 +265,7 @@ def _tries(
     for index in members:
         if len(in_vain) + (n_near if is_slow else 0) >= most or n_near >= MAX_NEAR_LOOKS:
             return
-        place = _place_of(index, in_vain, sky, options)
+        place = _place_of(index, in_vain, sky, options, is_slow)
         if place is None:
             continue
         yield index, place
@@ -332,7 +335,7 @@ def _ask_members(
         is_first = not any(i in sky.solutions for i in members)
         if is_first and len(in_vain) + (n_near if is_slow else 0) >= most:
             break
-        place = _place_of(index, in_vain, sky, options)
+        place = _place_of(index, in_vain, sky, options, is_slow)
         if place is None or (place.radius_is_limit and n_near >= MAX_NEAR_LOOKS):
             continue
         found = _solve(index, sky, [solver], options, context, place)

@@ -24,8 +24,8 @@ Neighbour = tuple[np.ndarray, float]
 
 def match_of(task: tuple[str, list[Neighbour], np.ndarray, float]) -> Match | SkipItem | None:
     """Match the frame with the path given; runs in a worker process."""
-    path, *stars = task
-    return result_or_skip(path, match_frame, tuple(stars))
+    path, neighbours, xy, tolerance_px = task
+    return result_or_skip(path, match_frame, (neighbours, xy, tolerance_px))
 
 
 def match_frame(task: tuple[list[Neighbour], np.ndarray, float]) -> Match | None:

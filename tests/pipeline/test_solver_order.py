@@ -134,8 +134,8 @@ def test_one_frame_that_can_be_solved_gives_its_place_to_all_that_match_it(tmp_p
     found, _ = solved(night, solver)
     assert set(found) == set(names)
     assert places_are_right(night, found)
-    # The first one as far as the solver looks, those that show its stars near their headers' place.
-    assert [request.radius_is_limit for request in solver.requests] == [False] + [True] * 7
+    # The first two as far as the solver looks, others that show their stars near their headers' place.
+    assert [request.radius_is_limit for request in solver.requests] == [False] * 2 + [True] * 6
 
 
 def test_of_what_lies_on_a_frame_looked_for_in_vain_only_the_neighbourhood_is_searched(tmp_path, solved):
@@ -148,8 +148,8 @@ def test_of_what_lies_on_a_frame_looked_for_in_vain_only_the_neighbourhood_is_se
     with pytest.raises(RunFailed):
         solved(night, solver, report=events.append)
     whole = {r.path.name for r in solver.requests if not r.radius_is_limit and r.scale_arcsec and r.ra_deg}
-    # One for all that show its stars, and the one that shows others.
-    assert len(whole) == 2
+    # Two for all that show their stars, and the one that shows others.
+    assert len(whole) == 3
     assert "cloudy.fit" in whole
     # Each attempt is told, by frame and solver, and the bar moves.
     told = [event for event in events if isinstance(event, PhaseProgress) and "(EMBEDDED)" in event.item]

@@ -228,8 +228,9 @@ def frame_rows(device: Device, copy: float) -> list[Row]:
         args = (
             planes, 3, height, width, 0, 0, height, width, node_x, node_y, np.int64(0), *lattice.src_x.shape,
             lattice.y0, lattice.x0, step_shift(lattice), 60, 60, 60 + height, 0, width, taps, terms, 0, 0, 0,
-            np.float32(0), nothing, 0, mean.bases, mean.counts, mean.slots, np.int64(table.slot_starts[slot]), 0, 0,
-            table.tiles_yx[1], mean.values, np.int64(table.n_samples), mean.maps, 0,
+            np.float32(0), np.float32(0), nothing, 0, mean.bases, mean.counts, mean.slots,
+            np.int64(table.slot_starts[slot]), 0, 0, table.tiles_yx[1], mean.values, np.int64(table.n_samples),
+            mean.maps, 0,
         )  # fmt: skip
         queue.launch(
             kernels.source("sample"), "sample_source", table.tiles_yx[::-1], (TILE_W, TILE_H), args,

@@ -164,7 +164,7 @@ def test_same_mosaic_when_one_worker_dies_and_one_stands_still_at_blocks(
         worker_dashboard_address=None, silence_logs=50,
     ) as three:  # fmt: skip
         with distributed.Client(three, set_as_default=False) as client:
-            doomed, still, good = client.run(os.getpid).values()
+            doomed, still, _ = client.run(os.getpid).values()
 
         def happen() -> None:
             os.kill(doomed, signal.SIGKILL)
@@ -179,7 +179,8 @@ def test_same_mosaic_when_one_worker_dies_and_one_stands_still_at_blocks(
             os.kill(still, signal.SIGCONT)
     assert_same(pictures(result), reference)
     calls = {worker["pid"]: worker["calls"] for worker in result.report["cluster"]["workers"]}
-    assert calls[good] > 8
+    # Dask starts another one for the one that died, which may come in time to take a part.
+    assert sum(n for pid, n in calls.items() if pid not in (doomed, still)) > 8
     assert "cluster_worker_lost" in watching.said
 
 

@@ -49,8 +49,10 @@ def test_every_route_is_planned_and_one_is_taken(infos, wanted):
 
 def test_a_route_that_is_not_taken_although_it_was_asked_for(infos):
     mixed = [*infos[:6], *(dataclasses.replace(info, shape_hw=(60, 80)) for info in infos[6:])]
-    costs = route_costs(Settings(route="direct"), mixed, MACHINE, CANVAS)
+    costs = route_costs(Settings(route="direct", sky_model="planes"), mixed, MACHINE, CANVAS)
     assert [(cost.route, cost.reason_key) for cost in costs if cost.is_taken] == [("panels", "route_sizes")]
+    costs = route_costs(Settings(route="direct"), mixed, MACHINE, CANVAS)
+    assert [(cost.route, cost.reason_key) for cost in costs if cost.is_taken] == [("direct", "route_asked")]
 
 
 def test_finished_stacks_alone_have_one_route(infos):

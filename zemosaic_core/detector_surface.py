@@ -15,6 +15,7 @@ __all__ = [
     "N_SURFACE",
     "PRODUCT_ORDER",
     "mean_of_surface",
+    "places_on_detector",
     "products",
     "surface_of",
     "surface_values",
@@ -30,6 +31,12 @@ PRODUCT_ORDER = _PRODUCTS.sum(axis=1)
 """Order of each of `products`: 2 to 5."""
 
 Array = NDArray[np.float64]
+
+
+def places_on_detector(x: np.ndarray, y: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
+    """Return pixel positions of a frame as -1 .. 1 across each side, shape (..., 2); -1 where a side is one pixel."""
+    height, width = shape_hw
+    return np.stack([2 * x / max(1, width - 1) - 1, 2 * y / max(1, height - 1) - 1], axis=-1)
 
 
 def products(uv: Array) -> Array:

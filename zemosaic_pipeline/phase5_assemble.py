@@ -14,6 +14,7 @@ import numpy as np
 from zemosaic_core import __version__
 from zemosaic_core.colour_calibration import MIN_STARS
 from zemosaic_core.coverage import covered_part
+from zemosaic_core.detector_surface import places_on_detector
 from zemosaic_core.light_digits import rounded_light
 from zemosaic_core.sky_model import ASSURANCES
 from zemosaic_core.sources import CoaddBlock, CombineRule
@@ -87,10 +88,8 @@ def _pair(
     centre_y, centre_x = (cy + y0 + 0.5) * CELL_PX - 0.5, (cx + x0 + 0.5) * CELL_PX - 0.5
 
     def place(tile: MasterTile) -> np.ndarray:
-        height, width = tile.shape_hw
-        u = 2 * (centre_x - tile.origin_yx[1]) / max(1, width - 1) - 1
-        t = 2 * (centre_y - tile.origin_yx[0]) / max(1, height - 1) - 1
-        return np.column_stack([u, t])
+        top, left = tile.origin_yx
+        return places_on_detector(centre_x - left, centre_y - top, tile.shape_hw)
 
     most = max(np.nanmax(thumb.frames) for thumb in thumbs)
     weight = _cell_weights(window(a, a.frames)[both], window(b, b.frames)[both], most)

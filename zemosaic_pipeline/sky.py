@@ -12,6 +12,7 @@ import numpy as np
 from astropy.wcs import WCS
 from threadpoolctl import threadpool_limits
 
+from zemosaic_core.detector_surface import places_on_detector
 from zemosaic_core.glow_prior import PROBE_UV, FrameCircumstances, LocalSky
 from zemosaic_core.light_digits import decimals_of_light, rounded_light
 from zemosaic_core.night_sky import Site, airmass, horizontal, julian_date, moon_place, moonlight_nl
@@ -182,17 +183,11 @@ def _meshes(frames: Sequence[RegisteredFrame], cell_px: int) -> SkyMeshes:
         pixel_noise=np.array([frame.solved.measure.noise_adu for frame in frames], float),
         gains=np.array([frame.gain for frame in frames], float),
         xy=places,
-        uv=np.stack([_on_detector(*centres[shape], shape) for shape in sizes]),
+        uv=np.stack([places_on_detector(*centres[shape], shape) for shape in sizes]),
         q=np.stack([radius_squared(*centres[shape], shape) for shape in sizes]),
         frame_area_px=float(np.median(areas)),
         size=np.array([sizes.index(shape) for shape in shapes], np.int64),
     )
-
-
-def _on_detector(x: np.ndarray, y: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
-    """Return places on a detector as -1 .. 1 across each side, (..., 2)."""
-    height, width = shape_hw
-    return np.stack([2 * x / max(1, width - 1) - 1, 2 * y / max(1, height - 1) - 1], axis=-1)
 
 
 def _area_px(frame: RegisteredFrame, shape_hw: tuple[int, int]) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zemosaic_core.detector_surface import mean_of_surface
+from zemosaic_core.detector_surface import mean_of_surface, places_on_detector
 from zemosaic_core.normalize import normalise_group
 from zemosaic_core.pixel_map import build_pixel_map
 from zemosaic_core.sky_lattice import cell_centres
@@ -169,8 +169,8 @@ def frame_terms(
 def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) -> np.ndarray:
     """Return the photometric terms (N, C, 4) that bring the frames of a group onto one sky."""
     meshes = np.stack([frame.open_mesh() for frame in frames])
-    height, width = frames[0].solved.frame.info.shape_hw
-    x, y = cell_centres((height, width), meshes.shape[2:], cell_px)
+    shape_hw = frames[0].solved.frame.info.shape_hw
+    x, y = cell_centres(shape_hw, meshes.shape[2:], cell_px)
     return normalise_group(
         np.array([frame.gain for frame in frames]),
         np.array([frame.solved.measure.sky_adu for frame in frames]),
@@ -178,7 +178,7 @@ def normalisation(frames: Sequence[RegisteredFrame], method: str, cell_px: int) 
         np.stack([np.stack(frame.to_plane.apply(x, y), axis=-1) for frame in frames]),
         np.array([frame.solved.measure.noise_adu for frame in frames]),
         method,
-        uv=np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], axis=-1),
+        uv=places_on_detector(x, y, shape_hw),
     )
 
 

@@ -290,13 +290,12 @@ def _solve_by_pointing(sky: KnownSky, solver: Solver, options: SolveOptions, con
             _look_ahead(pointings[n_done:], sky, solver, options, is_slow)
         _ask_members(members, sky, solver, options, context, patience)
         if patience.is_out:
-            break
-    patience.tell()
+            return
     readings_patience = SolverPatience(solver, context)
     for members in pointings:
         # Where other headers have led to a place, it is the frame that is poor, and searching on takes slow solvers
         # minutes.
-        if readings_patience.is_out or (is_slow and sky.solutions):
+        if is_slow and sky.solutions:
             return
         best = next((i for i in members if sky.hint(i) is not None), None)
         if best is None or any(i in sky.solutions or i in sky.unconfirmed for i in members):
@@ -305,11 +304,14 @@ def _solve_by_pointing(sky: KnownSky, solver: Solver, options: SolveOptions, con
             context.cancel.check()
             if _solve(best, sky, [solver], options, context, place):
                 _spread(best, members, sky, solver, options, context)
-                _ask_members(members, sky, solver, options, context, SolverPatience(solver, context))
+                readings_patience.solved()
+                _ask_members(members, sky, solver, options, context, readings_patience)
                 break
             if best in sky.unconfirmed or best in sky.lost:
                 break
             readings_patience.failed(sky.attempts[best])
+            if readings_patience.is_out:
+                return
 
 
 def _ask_members(

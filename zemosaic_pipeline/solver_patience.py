@@ -15,7 +15,7 @@ PATIENCE = 3
 
 
 class SolverPatience:
-    """Counts how often a slow solver took all its time in vain.
+    """Counts how often a slow solver took all its time in vain, and says so when it is given up.
 
     Attributes
     ----------
@@ -33,16 +33,13 @@ class SolverPatience:
         """Note that nothing was found; ``attempts`` end with the last one."""
         is_slow = self._solver.name != BUILT_IN
         self._in_vain = self._in_vain + 1 if is_slow and _took_its_time(attempts) else 0
-        self.is_out = self.is_out or self._in_vain >= PATIENCE
+        if self._in_vain >= PATIENCE and not self.is_out:
+            self.is_out = True
+            self._context.say("solver_given_up", "WARN", solver=self._solver.name, searches=self._in_vain)
 
     def solved(self) -> None:
         """Note that something was found."""
         self._in_vain = 0
-
-    def tell(self) -> None:
-        """Say that the solver is given up, if it is."""
-        if self.is_out:
-            self._context.say("solver_given_up", "WARN", solver=self._solver.name, frames=self._in_vain)
 
 
 def _took_its_time(attempts: Sequence[SolveOutcome]) -> bool:

@@ -99,7 +99,7 @@ def test_a_solver_that_takes_all_its_time_again_and_again_is_given_up(tmp_path, 
     slow = Scripted("ASTROMETRY", {f"far{i}.fit": "timeout" for i in range(8)})
     found, said = solved(night, fast, slow)
     assert set(found) == {"good.fit"}
-    assert said["solver_given_up"] == {"solver": "ASTROMETRY", "frames": solver_patience.PATIENCE}
+    assert said["solver_given_up"] == {"solver": "ASTROMETRY", "searches": solver_patience.PATIENCE}
     # Each of three frames and its repeat; and one search of the whole sky with its own.
     assert len(slow.asked) <= 2 * solver_patience.PATIENCE + 2
 
@@ -119,6 +119,39 @@ class Choosy(Scripted):
             self.asked.append(request.path.name)
             return failed(self.name, "no_solution", "solver_no_solution", 0.1)
         return super().solve(request, cancel)
+
+
+def test_a_solver_given_up_is_not_asked_what_else_headers_may_have_meant(tmp_path, solved):
+    """Given up in either round, it is told once; after it only the whole sky is searched, once per run."""
+    night = Night(tmp_path, RICH)
+    for i in range(5):
+        night.add(f"far{i}.fit", offset_deg=(4.0 * i, 0.0), is_cloudy=True)
+
+    def asked_in_vain(slow):
+        told = []
+        with pytest.raises(RunFailed):
+            solved(night, slow, report=told.append)
+        given_up = [event.values for event in told if getattr(event, "key", "") == "solver_given_up"]
+        assert given_up == [{"solver": "ASTROMETRY", "searches": solver_patience.PATIENCE}]
+        # Each search and its repeat.
+        return [request for request in slow.requests if request.has_hint][::2]
+
+    first = asked_in_vain(Choosy("ASTROMETRY", {name: "timeout" for name in night.cards}))
+    assert len(first) == solver_patience.PATIENCE
+    assert all(request.scale_arcsec for request in first)
+
+    # As headers tell, it answers at once that there is nothing; at any scale it takes all its time.
+    @dataclass
+    class Slow(Choosy):
+        def solve(self, request, cancel=None):
+            quick = request.has_hint and request.scale_arcsec
+            self.answers = {request.path.name: "no_solution" if quick else "timeout"}
+            return super().solve(request, cancel)
+
+    slow = Slow("ASTROMETRY", {})
+    asked_in_vain(slow)
+    second = [request for request in slow.requests if request.has_hint and not request.scale_arcsec]
+    assert len(second) == 2 * solver_patience.PATIENCE
 
 
 @pytest.mark.parametrize("prefixes", ["abcdefghij", "jihgfedcba"])

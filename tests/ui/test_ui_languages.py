@@ -8,7 +8,10 @@ from PySide6.QtWidgets import QAbstractButton, QLabel, QWidget
 
 from locales.zemosaic_localization import available_languages
 from zemosaic_filter_gui_qt import FilterQtDialog
-from zemosaic_gui_qt import PAGES
+from zemosaic_gui_qt import PAGES, ZeMosaicQtMainWindow
+from zemosaic_pipeline.events import PHASES, PhaseStarted, RunEnded, RunStarted
+
+SMALL_SCREEN = (1024, 700)
 
 
 def cut_off(window: QWidget) -> list[str]:
@@ -26,11 +29,21 @@ def cut_off(window: QWidget) -> list[str]:
     return found
 
 
+def begin_run(window: ZeMosaicQtMainWindow) -> None:
+    """Show a run that stacks: the phase with the longest name."""
+    state = window.controller.state
+    state.begin("in", "out", 0.0)
+    for event in (RunStarted("1", "in", "out", tuple(PHASES)), PhaseStarted("phase3_master_tiles", 6)):
+        state.apply(event, 1.0)
+    window.run_page.refresh(window.controller)
+
+
 @pytest.mark.parametrize("language", available_languages())
 def test_nothing_is_cut_off_on_a_small_screen(make_window, session, qtbot, language):
     window = make_window()
     session.form.set("language", language)
-    window.resize(1280, 720)
+    window.resize(*SMALL_SCREEN)
+    begin_run(window)
     wrong = []
     for page in PAGES:
         window.show_page(page)
@@ -38,9 +51,10 @@ def test_nothing_is_cut_off_on_a_small_screen(make_window, session, qtbot, langu
         wrong += [f"{page}: {text}" for text in cut_off(window)]
         size = window.minimumSizeHint()
         wrong += [f"{page}: needs {size.width()} x {size.height()}"] * (
-            size.width() > 1280 or size.height() > 720
+            size.width() > SMALL_SCREEN[0] or size.height() > SMALL_SCREEN[1]
         )
     session.form.set("language", "en")
+    window.controller.state.apply(RunEnded("cancelled"), 2.0)
     assert wrong == []
 
 
@@ -49,11 +63,11 @@ def test_the_choice_of_frames_fits_a_small_screen(session, tmp_path, qtbot, lang
     session.texts.set_language(language)
     dialog = FilterQtDialog(session, str(tmp_path), survey=False)
     qtbot.addWidget(dialog)
-    dialog.resize(1280, 720)
+    dialog.resize(*SMALL_SCREEN)
     dialog.show()
     qtbot.wait(1)
     size = dialog.minimumSizeHint()
-    assert (size.width() <= 1280, size.height() <= 720) == (True, True), size
+    assert (size.width() <= SMALL_SCREEN[0], size.height() <= SMALL_SCREEN[1]) == (True, True), size
     assert cut_off(dialog) == []
     dialog.reject()
     session.texts.set_language("en")

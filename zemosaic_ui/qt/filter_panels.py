@@ -54,6 +54,8 @@ class SkyPane(QWidget):
         self.modes["rectangle"].setChecked(True)
         self.fit = tool_button(on_click=self.plot.show_all)
         self.colour = QComboBox()
+        self.colour.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.colour.setMinimumContentsLength(11)
         self.colour.currentIndexChanged.connect(self._on_colour)
         self.position = label("faint")
         self.plot.hovered.connect(self.position.setText)
@@ -124,9 +126,11 @@ class TablePane(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(6)
-        first = row(self.search, self.show_combo, self.keep, self.exclude, self.reset, spacing=6)
+        # Two lines: beside each other they would take their place from the rules on a small screen.
+        first = row(self.search, self.show_combo, spacing=6)
         first.setStretch(0, 1)
         layout.addLayout(first)
+        layout.addLayout(row(self.keep, self.exclude, self.reset, None, spacing=6))
         layout.addWidget(self.view, 1)
 
     def _apply(self) -> None:

@@ -94,7 +94,8 @@ class LivePreview(QWidget):
             self._draw_sheet(painter, inner)
         else:
             painter.setPen(QColor("#8f8c86"))
-            painter.drawText(inner, Qt.AlignmentFlag.AlignCenter, self.session.texts("ui_preview_waiting"))
+            how = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap
+            painter.drawText(inner, how, self.session.texts("ui_preview_waiting"))
 
     def _draw_sheet(self, painter: QPainter, area: QRectF) -> None:
         images = [self._tiles[number] for number in sorted(self._tiles)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QSize, Qt, Signal
-from PySide6.QtGui import QFont
 from PySide6.QtWidgets import (
     QFrame,
     QGridLayout,
@@ -103,7 +102,9 @@ class RunPage(QWidget):
         self._state: RunState | None = None
         self._compute = ComputeState()
         self._compute_seen = -1
-        self.title = label("title")
+        # The counters keep their place: a long name of a phase stands whole in the list of phases.
+        self.title = ElidedLabel(mode=Qt.TextElideMode.ElideRight)
+        self.title.setObjectName("elided_title")
         self.item = ElidedLabel(muted=True)
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
@@ -189,10 +190,10 @@ class RunPage(QWidget):
         text = self.session.texts
         phase = state.current
         if state.status is RunStatus.RUNNING and phase is not None:
-            self.title.setText(text(f"phase.{phase.name}"))
+            self.title.set_text(text(f"phase.{phase.name}"))
             self.item.set_text(phase.item)
         else:
-            self.title.setText(text(f"ui_status_{state.status.value}"))
+            self.title.set_text(text(f"ui_status_{state.status.value}"))
             self.item.set_text("" if state.status is RunStatus.STOPPING else state.output_dir)
         self.bar.setValue(round(1000 * state.fraction))
         eta = controller.eta()
@@ -323,4 +324,3 @@ class RunPage(QWidget):
         self.log.retheme()
         self._show_compute()
         self.preview.update()
-        self.title.setFont(QFont(self.title.font()))

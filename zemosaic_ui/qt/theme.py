@@ -205,7 +205,7 @@ QFrame#banner { background: $accent_soft; border: 1px solid $accent; border-radi
 QScrollArea, QScrollArea > QWidget > QWidget#scrolled { background: transparent; border: none; }
 
 QLabel { background: transparent; }
-QLabel#title { font-size: 17pt; font-weight: 600; }
+QLabel#title, QWidget#elided_title { font-size: 17pt; font-weight: 600; }
 QLabel#heading { font-size: 11pt; font-weight: 600; }
 QLabel#strong { font-weight: 600; }
 QLabel#brand { font-size: 14pt; font-weight: 600; color: $accent; }

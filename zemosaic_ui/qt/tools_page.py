@@ -39,6 +39,7 @@ class PictureView(QWidget):
         self.session, self.caption_key = session, caption_key
         self.picture: QImage | None = None
         self.box: tuple[float, float, float, float] | None = None
+        self.hint_key = ""
         self.setMinimumSize(200, 160)
 
     def show_picture(
@@ -72,6 +73,9 @@ class PictureView(QWidget):
         painter.setPen(QColor("#a09d97"))
         area = self.rect().adjusted(10, 8, -10, -8)
         painter.drawText(area, Qt.AlignmentFlag.AlignLeft, self.session.texts(self.caption_key))
+        if self.hint_key:
+            how = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap
+            painter.drawText(area, how, self.session.texts(self.hint_key))
 
 
 class ToolsPage(QWidget):
@@ -261,7 +265,8 @@ class ToolsPage(QWidget):
 
     def _show_state(self) -> None:
         text, picture = self.session.texts, self.picture
-        self.name.set_text(str(self.path) if self.path is not None else text("tools_empty"))
+        self.name.set_text("" if self.path is None else str(self.path))
+        self.before.hint_key = "tools_empty" if self.path is None else ""
         self.apply_button.setEnabled(picture is not None)
         self.show_button.setEnabled(bool(self.written))
         if picture is None:

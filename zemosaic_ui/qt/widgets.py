@@ -158,6 +158,13 @@ class _ColumnScroll(QScrollArea):
         if content is not None:
             content.setMaximumWidth(max(self.viewport().width(), 1))
 
+    def minimumSizeHint(self) -> QSize:
+        """Ask for the width of the content and its scroll bar: there is no other way to see its right side."""
+        content = self.widget()
+        width = 0 if content is None else content.minimumSizeHint().width()
+        bar = self.verticalScrollBar().sizeHint().width()
+        return QSize(width + bar + 2 * self.frameWidth(), super().minimumSizeHint().height())
+
 
 def scrolled(content: QWidget) -> QScrollArea:
     """Put a page into a vertical scroll area, so that nothing is off-screen on small displays."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from zemosaic_pipeline.frame_boundary import TRACEBACK
 from zemosaic_pipeline.measure import STAR_COLUMNS
 from zemosaic_pipeline.plan import SolveOptions
 from zemosaic_pipeline.pointings import field_deg
+from zemosaic_pipeline.position_search import NEAR_DEG
 from zemosaic_pipeline.records import Frame, FrameMeasure, Solution
 from zemosaic_pipeline.solve_memory import SolveMemory
 from zemosaic_pipeline.star_matches import Match, match_of
@@ -33,7 +35,7 @@ from zemosaic_pipeline.star_matches import Match, match_of
 if TYPE_CHECKING:
     from zemosaic_pipeline.cluster_solvers import ClusterSolvers
 
-__all__ = ["KnownSky", "match_all"]
+__all__ = ["KnownSky", "header_errors", "match_all", "moved_by"]
 
 # Solved neighbours tried per frame and round; a frame that matches none of them waits for the next round.
 NEIGHBOURS = 4
@@ -45,14 +47,19 @@ KEPT_LISTS = 256
 log = logging.getLogger(__name__)
 
 
+# Night and camera.
+Mount = tuple[str, str]
+
+
 @dataclass
 class KnownSky:
     """What is known so far: stars of every frame, solutions found, why frames could not even be tried.
 
     ``centres`` are those of the solutions: RA and Dec, degrees. ``unconfirmed`` are places that a solver told and no
     star of the catalogue spoke for or against, and whether they come from an earlier run; they are believed last.
-    ``searched`` are the frames that the solver whose turn it is was asked about. ``elsewhere`` asks solvers on the
-    workers of a cluster, if there is one.
+    ``searched`` are the frames that the solver whose turn it is was asked about, ``looked_far`` those that the built-in
+    one looked for in vain far around their headers' places. ``elsewhere`` asks solvers on the workers of a cluster, if
+    there is one.
     """
 
     frames: dict[int, tuple[Frame, FrameMeasure]]
@@ -65,6 +72,7 @@ class KnownSky:
     keys: dict[int, str] = field(default_factory=dict)
     unconfirmed: dict[int, tuple[Solution, bool]] = field(default_factory=dict)
     searched: set[int] = field(default_factory=set)
+    looked_far: set[int] = field(default_factory=set)
     alike: dict[tuple[int, int], bool] = field(default_factory=dict)
     elsewhere: ClusterSolvers | None = None
 
@@ -121,12 +129,45 @@ class KnownSky:
         width = own / others if own and others else 1.0
         return width if abs(width - 1.0) > SAME_SCALE else 1.0
 
+    def mount_of(self, index: int) -> Mount:
+        """Return what frames have in common whose headers are wrong by the same: night and camera."""
+        info = self.frames[index][0].info
+        return info.night, info.instrument
+
     def hint(self, index: int) -> tuple[float, float] | None:
         """Return RA and Dec of the centre, degrees: of the solution, else of the header; None when nothing is known."""
         if index in self.centres:
             return self.centres[index]
         info = self.frames[index][0].info
         return None if info.ra_deg is None or info.dec_deg is None else (info.ra_deg, info.dec_deg)
+
+
+def header_errors(sky: KnownSky) -> dict[Mount, tuple[float, float]]:
+    """Return how far from the places that their headers tell the frames of a mount were found.
+
+    Degrees to the east and to the north, the median of each.
+    """
+    found: dict[Mount, list[tuple[float, float]]] = defaultdict(list)
+    for index, (ra, dec) in sky.centres.items():
+        info = sky.frames[index][0].info
+        if info.ra_deg is not None and info.dec_deg is not None:
+            east = ((ra - info.ra_deg + 180.0) % 360.0 - 180.0) * math.cos(math.radians(info.dec_deg))
+            found[sky.mount_of(index)].append((east, dec - info.dec_deg))
+    return {
+        mount: (
+            statistics.median(east for east, _ in errors),
+            statistics.median(north for _, north in errors),
+        )
+        for mount, errors in found.items()
+    }
+
+
+def moved_by(radec_deg: tuple[float, float], error_deg: tuple[float, float]) -> tuple[float, float]:
+    """Return the place beside one, by degrees to the east and to the north."""
+    ra, dec = radec_deg
+    east, north = error_deg
+    ra = (ra + east / max(math.cos(math.radians(dec)), 0.01)) % 360.0
+    return ra, min(max(dec + north, -90.0), 90.0)
 
 
 class _StarLists(Mapping[int, StarList]):
@@ -181,18 +222,22 @@ class _Places:
     index: np.ndarray
     radec: np.ndarray
     night: np.ndarray
+    errors: Mapping[Mount, tuple[float, float]]
 
     @staticmethod
     def of(sky: KnownSky, solved: Sequence[int]) -> _Places:
         hints = [sky.hint(i) for i in solved]
         radec = [(math.nan, math.nan) if hint is None else hint for hint in hints]
         nights = [sky.frames[i][0].info.night for i in solved]
-        return _Places(np.array(solved), np.array(radec, dtype=float), np.array(nights))
+        return _Places(np.array(solved), np.array(radec, dtype=float), np.array(nights), header_errors(sky))
 
     def nearest(self, sky: KnownSky, index: int) -> list[int]:
         """Return the solved frames most likely to share stars: near in the sky, then near in time."""
         hint = sky.hint(index)
         info = sky.frames[index][0].info
+        error = self.errors.get(sky.mount_of(index))
+        if hint is not None and error is not None and math.hypot(*error) > NEAR_DEG:
+            hint = moved_by(hint, error)
         apart = np.zeros(len(self.index))
         if hint is not None:
             apart = np.nan_to_num(separation_deg(*hint, self.radec[:, 0], self.radec[:, 1]))

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 
 from zemosaic_io.headers import FrameInfo
 
-__all__ = ["Place", "anywhere", "near_only", "other_readings", "wide_readings"]
+__all__ = ["MAX_NEAR_LOOKS", "NEAR_DEG", "Place", "anywhere", "near_only", "other_readings", "wide_readings"]
 
 # Wrong scales cost little near a place that is right, and much over a wide search.
 NEAR_DEG = 1.0
+# Frames of a pointing that show the stars of some looked for in vain, and are looked for near one place alone.
+MAX_NEAR_LOOKS = 20
 # The whole sky is searched once in a run: that may take longer than one frame among many.
 WHOLE_SKY_TIMES = 4.0
 

@@ -3,8 +3,8 @@
 The header's own WCS first; then one frame per pointing is solved, and the others are laid on solved neighbours
 by their stars, those of other pointings too; what matches none is solved on its own. The solvers take turns, the fast
 ones first: each is asked only about frames that nothing before it found a place for. What lies on a frame that was
-looked for in vain is looked for near the place that its header tells, which costs little. Nothing is written to the
-input files.
+looked for in vain is looked for near the place that its header tells, which costs little, and some of it far around
+when nothing else led to a place. Nothing is written to the input files.
 
 Every run goes this way from its beginning; what single steps gave before comes from `SolveMemory`.
 """
@@ -12,33 +12,29 @@ Every run goes this way from its beginning; what single steps gave before comes 
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from zemosaic_core.errors import RunFailed, SkipItem
-from zemosaic_io.frame_identity import is_as_surveyed, locate_again
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.solvers.base import SolveOutcome, Solver
 from zemosaic_io.solvers.chain import make_solvers
 from zemosaic_io.solvers.embedded import EmbeddedSolver
-from zemosaic_io.wcs_read import linear_scale_arcsec
 from zemosaic_pipeline.context import RunContext
-from zemosaic_pipeline.frame_boundary import TRACEBACK, result_or_skip
+from zemosaic_pipeline.frame_boundary import result_or_skip
 from zemosaic_pipeline.frame_matching import KnownSky, match_all
+from zemosaic_pipeline.late_searches import search_everywhere, search_further, search_wrong_scales
 from zemosaic_pipeline.phase1_prepare import Prepared
 from zemosaic_pipeline.plan import SolveOptions
-from zemosaic_pipeline.pointings import pointing_labels
-from zemosaic_pipeline.position_search import Place, anywhere, near_only, other_readings, wide_readings
+from zemosaic_pipeline.position_search import MAX_NEAR_LOOKS, Place, near_only, other_readings
 from zemosaic_pipeline.records import Solution, SolvedFrame
-from zemosaic_pipeline.search_progress import TellingCancel
 from zemosaic_pipeline.solve_memory import HeaderCheck, SolveMemory
+from zemosaic_pipeline.solve_one_frame import pointings_of, question_of, solve_frame, told_place
 from zemosaic_pipeline.solver_answers import BUILT_IN, check_frame_wcs
 from zemosaic_pipeline.solver_patience import SolverPatience
-from zemosaic_pipeline.solver_questions import Question, ask_solvers
 
 __all__ = ["run"]
 
@@ -49,27 +45,10 @@ MAX_FAILED = 5
 MAX_FAILED_SLOWLY = 2
 # Frames with the same stars that the built-in solver looks for far around their headers: the first may be poor.
 ENOUGH_ALIKE = 2
-# Frames of a pointing that show the stars of some looked for in vain, and are looked for where their headers say alone.
-MAX_NEAR_LOOKS = 20
 # How far from their header frames are looked for whose stars the catalogue does not seem to know.
 _NEARBY_DEG = 1.0
 
-# Frames without a place that are worth a search of the whole sky, as a share of all.
-LOST_SHARE = 0.25
-
-# Scales of header and sky that differ by less are one: solvers allow for it everywhere.
-_SAME_SCALE = 0.04
-
 log = logging.getLogger(__name__)
-
-
-def _pointings(sky: KnownSky, indices: Iterable[int]) -> list[list[int]]:
-    """Bring frames together that the mount says point alike, richest star lists first."""
-    members: dict[int, list[int]] = defaultdict(list)
-    indices = list(indices)
-    for index, label in zip(indices, pointing_labels([sky.frames[i][0].info for i in indices]), strict=True):
-        members[label].append(index)
-    return [sorted(group, key=lambda i: -sky.frames[i][1].n_stars) for group in members.values()]
 
 
 def _use_headers(sky: KnownSky, options: SolveOptions, context: RunContext) -> None:
@@ -130,12 +109,12 @@ def _settle_doubts(
     radius_deg = min(_NEARBY_DEG, options.solver.search_radius_deg)
     near = replace(options, solver=replace(options.solver, search_radius_deg=radius_deg))
     kept: list[int] = []
-    for pointing in sorted(_pointings(sky, doubtful), key=len, reverse=True):
+    for pointing in sorted(pointings_of(sky, doubtful), key=len, reverse=True):
         members = [index for index in pointing if index not in sky.solutions]
         if not members:
             continue
         best, alone = members[0], sky.only(members[0])
-        if _solve(best, alone, [solver], near, context):
+        if solve_frame(best, alone, [solver], near, context):
             example = context.name_of(sky.frames[best][0].info.path)
             context.say("wcs_header_wrong", "WARN", frames=len(members), example=example)
             sky.add(best, alone.solutions[best], remembered=best in sky.memory.reused)
@@ -151,95 +130,6 @@ def _settle_doubts(
         context.say("wcs_header_unconfirmed", "WARN", frames=len(kept), example=example)
 
 
-def _told_place(index: int, sky: KnownSky, options: SolveOptions) -> Place:
-    """Return where the header says that a frame lies."""
-    ra, dec = sky.hint(index) or (None, None)
-    scale = sky.frames[index][0].info.scale_arcsec
-    return Place(ra, dec, scale, options.solver.search_radius_deg, options.solver.timeout_s)
-
-
-def _solve(
-    index: int,
-    sky: KnownSky,
-    solvers: Sequence[Solver],
-    options: SolveOptions,
-    context: RunContext,
-    place: Place | None = None,
-) -> bool:
-    """Ask the solvers for one frame; return whether it has a place now."""
-    frame, measure = sky.frames[index]
-    place = place or _told_place(index, sky, options)
-    key = sky.memory.solver_key(frame, measure, sky.stars_key(index), place, solvers, options)
-    known, solution = sky.memory.solution(key, frame.info.shape_hw)
-    if not known and (attempts := sky.memory.failure(key)) is not None:
-        sky.attempts[index].extend(attempts)
-        return False
-    if not known:
-        n_before = len(sky.attempts[index])
-        found = result_or_skip(frame.info.path, _ask_solvers, index, sky, solvers, place, context)
-        if isinstance(found, SkipItem):
-            log.warning("not solved: %s %s", found, found.values.get(TRACEBACK, ""))
-            sky.lost[index] = found
-        else:
-            solution = found
-            if solution is not None:
-                sky.memory.keep_solution(key, solution)
-            else:
-                sky.memory.keep_failure(key, sky.attempts[index][n_before:])
-    if solution is None:
-        return False
-    if not solution.confirmed and solution.method != BUILT_IN:
-        sky.unconfirmed.setdefault(index, (solution, known))
-        return False
-    sky.add(index, solution, remembered=known)
-    return True
-
-
-def _question(index: int, place: Place, sky: KnownSky) -> Question:
-    frame, measure = sky.frames[index]
-    return Question(frame.info, sky.stars[index], measure.columns("row_sums")["row_sums"], place)
-
-
-def _telling(
-    index: int, sky: KnownSky, solvers: Sequence[Solver], place: Place, context: RunContext
-) -> TellingCancel:
-    done = len(sky.searched.union(sky.solutions) - {index})
-    item = f"{sky.frames[index][0].name} ({', '.join(solver.name for solver in solvers)})"
-    return TellingCancel(context, done, len(sky.frames), item, place.timeout_s)
-
-
-def _ask_solvers(
-    index: int, sky: KnownSky, solvers: Sequence[Solver], place: Place, context: RunContext
-) -> Solution | None:
-    """Return what the solvers find, here or on a worker of the cluster.
-
-    Raises
-    ------
-    SkipItem
-        The file cannot be read any more, or holds other pixels than those measured.
-    """
-    frame, measure = sky.frames[index]
-    question = _question(index, place, sky)
-    names = [solver.name for solver in solvers]
-    answer = None
-    if sky.elsewhere is not None and sky.elsewhere.can(names):
-        answer = sky.elsewhere.ask((index, place), question, names)
-    if answer is None:
-        answer = ask_solvers(
-            question, solvers, context.work_dir, _telling(index, sky, solvers, place, context)
-        )
-    sky.attempts[index].extend(answer.attempts)
-    for key, values in answer.told:
-        if key == "wcs_unusable":
-            log.warning("the answer of %s is not used: %s", values["solver"], values["reason"])
-        else:
-            context.say(key, "WARN", **values)
-    if answer.solution is not None and answer.solution.method != BUILT_IN and not is_as_surveyed(frame.info):
-        # The other program may have read the file itself.
-        locate_again(frame.info, measure.content_key)
-    return answer.solution
-
-
 def _place_of(
     index: int, in_vain: Sequence[int], sky: KnownSky, options: SolveOptions, is_slow: bool
 ) -> Place | None:
@@ -249,9 +139,9 @@ def _place_of(
     the answer is known.
     """
     if sky.hint(index) is None:
-        # Frames that know nothing of their place wait for others: see `_search_everywhere`.
+        # Frames that know nothing of their place wait for others: see `search_everywhere`.
         return None
-    told = _told_place(index, sky, options)
+    told = told_place(index, sky, options)
     alike = sum(sky.is_like(index, other, options.tolerance_px) for other in in_vain[:MAX_FAILED])
     return near_only(told) if alike >= (1 if is_slow else ENOUGH_ALIKE) else told
 
@@ -284,7 +174,7 @@ def _solve_by_pointing(sky: KnownSky, solver: Solver, options: SolveOptions, con
     is_slow = solver.name != BUILT_IN
     sky.searched = set()
     patience = SolverPatience(solver, context)
-    pointings = _pointings(sky, sky.unsolved())
+    pointings = pointings_of(sky, sky.unsolved())
     for n_done, members in enumerate(pointings):
         if sky.elsewhere is not None and sky.elsewhere.can([solver.name]):
             _look_ahead(pointings[n_done:], sky, solver, options, is_slow)
@@ -300,9 +190,9 @@ def _solve_by_pointing(sky: KnownSky, solver: Solver, options: SolveOptions, con
         best = next((i for i in members if sky.hint(i) is not None), None)
         if best is None or any(i in sky.solutions or i in sky.unconfirmed for i in members):
             continue
-        for place in other_readings(_told_place(best, sky, options)):
+        for place in other_readings(told_place(best, sky, options)):
             context.cancel.check()
-            if _solve(best, sky, [solver], options, context, place):
+            if solve_frame(best, sky, [solver], options, context, place):
                 _spread(best, members, sky, solver, options, context)
                 readings_patience.solved()
                 _ask_members(members, sky, solver, options, context, readings_patience)
@@ -340,7 +230,7 @@ def _ask_members(
         place = _place_of(index, in_vain, sky, options, is_slow)
         if place is None or (place.radius_is_limit and n_near >= MAX_NEAR_LOOKS):
             continue
-        found = _solve(index, sky, [solver], options, context, place)
+        found = solve_frame(index, sky, [solver], options, context, place)
         sky.searched.add(index)
         if found:
             _spread(index, members, sky, solver, options, context)
@@ -352,6 +242,8 @@ def _ask_members(
             n_near += 1
         else:
             in_vain.append(index)
+            if not is_slow:
+                sky.looked_far.add(index)
         patience.failed(sky.attempts[index])
     # Of the others of this pointing as much is known.
     sky.searched.update(members)
@@ -393,7 +285,7 @@ def _look_ahead(
                 yield _tries(members, sky, options, is_slow)
 
     sky.elsewhere.look_ahead(
-        [solver.name], series, question_of=partial(_question, sky=sky), is_known=is_known
+        [solver.name], series, question_of=partial(question_of, sky=sky), is_known=is_known
     )
 
 
@@ -410,13 +302,13 @@ def _believe_unconfirmed(
             continue
         _believe(index, sky, options, context)
         solver = asked.get(sky.solutions[index].method)
-        members = next(group for group in _pointings(sky, sky.frames) if index in group)
+        members = next(group for group in pointings_of(sky, sky.frames) if index in group)
         n_failed = 0
         for other in members:
             if other in sky.solutions or solver is None or n_failed >= MAX_FAILED:
                 continue
             context.cancel.check()
-            if _solve(other, sky, [solver], options, context):
+            if solve_frame(other, sky, [solver], options, context):
                 match_all(sky, options, context, [other])
             elif other in sky.unconfirmed:
                 _believe(other, sky, options, context)
@@ -432,86 +324,9 @@ def _believe(index: int, sky: KnownSky, options: SolveOptions, context: RunConte
     match_all(sky, options, context, [index])
 
 
-def _kind(sky: KnownSky, index: int) -> tuple[str, tuple[int, int], float | None]:
-    """Return what tells frames of one camera and telescope by their headers."""
-    info = sky.frames[index][0].info
-    return info.instrument, info.shape_hw, info.scale_arcsec
-
-
-def _search_wrong_scales(
-    sky: KnownSky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
-) -> None:
-    """Look far around the places of headers whose scale is wrong, with the built-in solver.
-
-    Where no frame of a camera and telescope has a place, one of them is looked for at any scale, the one with the most
-    stars; where one has, the scale is known, and the best frame of every pointing that is left is looked for.
-    """
-    built_in = [solver for solver in solvers if solver.name == BUILT_IN]
-    unsolved = [i for i in sky.unsolved() if sky.hint(i) is not None and i not in sky.unconfirmed]
-    if not built_in or not unsolved:
-        return
-    best_of = [members[0] for members in _pointings(sky, unsolved)]
-    best_of.sort(key=lambda i: -sky.frames[i][1].n_stars)
-    tried: set[tuple[str, tuple[int, int], float | None]] = set()
-    for best in best_of:
-        context.cancel.check()
-        kind = _kind(sky, best)
-        told_scale = sky.frames[best][0].info.scale_arcsec
-        scale = _scale_found(sky, kind)
-        if told_scale is None or best in sky.solutions or (scale is None and kind in tried):
-            continue
-        if scale is not None and abs(scale / told_scale - 1.0) < _SAME_SCALE:
-            continue
-        tried.add(kind)
-        for place in wide_readings(_told_place(best, sky, options), scale):
-            if _solve(best, sky, built_in, options, context, place):
-                match_all(sky, options, context, [best])
-                break
-
-
-def _scale_found(sky: KnownSky, kind: tuple[str, tuple[int, int], float | None]) -> float | None:
-    """Return the median scale of the frames of a kind that have a place; None when none has."""
-    found = [
-        scale
-        for index, solution in sky.solutions.items()
-        if _kind(sky, index) == kind and (scale := linear_scale_arcsec(solution.wcs_cards)) is not None
-    ]
-    return sorted(found)[len(found) // 2] if found else None
-
-
-def _search_everywhere(
-    sky: KnownSky, solvers: Sequence[Solver], options: SolveOptions, context: RunContext
-) -> None:
-    """Look for one frame in the whole sky, once per run; others are laid on it, or looked for around it.
-
-    It is the one with the most stars of those that no header and no other frame leads to. A few frames that have a
-    hint and match none of the others are poor frames, not lost ones.
-    """
-    unsolved = sorted(sky.unsolved(), key=lambda i: -sky.frames[i][1].n_stars)
-    lost = [i for i in unsolved if sky.hint(i) is None]
-    if not unsolved or (sky.solutions and not lost and len(unsolved) < LOST_SHARE * len(sky.frames)):
-        return
-    best = (lost or unsolved)[0]
-    sky.unconfirmed.clear()
-    info = sky.frames[best][0].info
-    place = anywhere(info, options.solver.timeout_s)
-    minutes = math.ceil(place.timeout_s * len(solvers) / 60.0)
-    context.say("solve_whole_sky", path=str(info.path), frames=len(unsolved), minutes=minutes)
-    if not _solve(best, sky, solvers, options, context, place):
-        return
-    match_all(sky, options, context, [best])
-    around = sky.hint(best)
-    assert around is not None
-    for index in [i for i in sky.unsolved() if sky.hint(i) is None][:MAX_FAILED]:
-        context.cancel.check()
-        told = _told_place(index, sky, options)
-        if _solve(index, sky, solvers, options, context, replace(told, ra_deg=around[0], dec_deg=around[1])):
-            match_all(sky, options, context, [index])
-
-
 def _place_by_hint(sky: KnownSky, options: SolveOptions, context: RunContext) -> None:
     """Without any solver: one frame lies where the mount says, north up; the others follow by their stars."""
-    for members in _pointings(sky, sky.unsolved()):
+    for members in pointings_of(sky, sky.unsolved()):
         for index in members:
             info = sky.frames[index][0].info
             if index in sky.solutions or info.ra_deg is None or info.scale_arcsec is None:
@@ -575,13 +390,15 @@ def _find_places(sky: KnownSky, options: SolveOptions, context: RunContext) -> l
             sky.elsewhere = ClusterSolvers(context.cluster, options.solver, solvers, context.say)
         for solver in solvers:
             _solve_by_pointing(sky, solver, options, context)
+            if solver.name == BUILT_IN:
+                search_further(sky, solver, options, context)
             if sky.elsewhere is not None:
                 sky.elsewhere.forget()
             match_all(sky, options, context, list(sky.solutions))
         if solvers:
             _believe_unconfirmed(sky, solvers, options, context)
-            _search_wrong_scales(sky, solvers, options, context)
-            _search_everywhere(sky, solvers, options, context)
+            search_wrong_scales(sky, solvers, options, context)
+            search_everywhere(sky, solvers, options, context)
             _believe_unconfirmed(sky, solvers, options, context)
         elif options.solver.method.upper() == "NONE":
             _place_by_hint(sky, options, context)

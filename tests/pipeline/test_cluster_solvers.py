@@ -17,7 +17,7 @@ from zemosaic_io.solvers.astap import AstapSolver
 from zemosaic_io.solvers.base import Availability, SolveOutcome, check_cancel, failed
 from zemosaic_io.solvers.chain import SolverOptions
 from zemosaic_io.solvers.embedded import EmbeddedSolver
-from zemosaic_pipeline import cluster_solvers, elsewhere, solve_frames, solver_questions
+from zemosaic_pipeline import cluster_solvers, elsewhere, solve_frames, solve_one_frame, solver_questions
 from zemosaic_pipeline.cluster import Cluster
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.elsewhere import Requirements
@@ -127,7 +127,7 @@ def test_places_are_those_of_one_computer(solve, tmp_path, monkeypatch):
     def not_here(*_):
         pytest.fail("a frame was not looked for on a worker")
 
-    monkeypatch.setattr(solve_frames, "ask_solvers", not_here)
+    monkeypatch.setattr(solve_one_frame, "ask_solvers", not_here)
     there, _, calls = solve(night, EmbeddedSolver())
     assert there == here
     assert calls >= 3

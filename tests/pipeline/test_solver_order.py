@@ -12,7 +12,14 @@ from zemosaic_core.errors import RunFailed
 from zemosaic_io.manifest import Manifest
 from zemosaic_io.solvers.base import Availability, SolveOutcome, failed
 from zemosaic_io.solvers.chain import SolverOptions
-from zemosaic_pipeline import solve_files, solve_frames, solver_answers, solver_patience, star_matches
+from zemosaic_pipeline import (
+    late_searches,
+    solve_files,
+    solve_frames,
+    solver_answers,
+    solver_patience,
+    star_matches,
+)
 from zemosaic_pipeline.context import CancelToken, RunContext
 from zemosaic_pipeline.events import PhaseProgress
 from zemosaic_pipeline.phase1_prepare import Prepared
@@ -180,16 +187,71 @@ def test_of_what_lies_on_a_frame_looked_for_in_vain_only_the_neighbourhood_is_se
     events = []
     with pytest.raises(RunFailed):
         solved(night, solver, report=events.append)
-    whole = {r.path.name for r in solver.requests if not r.radius_is_limit and r.scale_arcsec and r.ra_deg}
-    # Two for all that show their stars, and the one that shows others.
-    assert len(whole) == 3
-    assert "cloudy.fit" in whole
+    wide = [r.path.name for r in solver.requests if not r.radius_is_limit and r.scale_arcsec and r.ra_deg]
+    # Two for all that show their stars, and the one that shows others; the rest when nothing else was left to try.
+    assert wide[2] == "cloudy.fit"
+    assert sorted(wide) == sorted(night.cards)
+    assert [r.radius_is_limit for r in solver.requests][:7].count(True) == 4
     # Each attempt is told, by frame and solver, and the bar moves.
     told = [event for event in events if isinstance(event, PhaseProgress) and "(EMBEDDED)" in event.item]
     assert len(told) >= len(solver.requests)
     assert {event.item for event in told} >= {f"{name} (EMBEDDED)" for name in night.cards}
     assert max(event.done for event in told) >= 6
     assert all(event.total == 7 for event in told)
+
+
+@pytest.mark.parametrize("known", [2, 6])
+def test_a_frame_far_from_its_header_is_found_though_better_ones_with_its_stars_were_not(
+    tmp_path, solved, known
+):
+    """Of eight frames 3 degrees beside their headers the solver knows one; a pointing of the same mount follows it."""
+    night = Night(tmp_path, RICH)
+    for i in range(8):
+        night.add(f"a{i}.fit", hint_deg=(RICH[0], RICH[1] - 3.0))
+    for i in range(8):
+        night.add(f"b{i}.fit", offset_deg=(0.0, 0.9), hint_deg=(RICH[0], RICH[1] + 0.9 - 3.0))
+    first, second = (
+        [
+            frame.name
+            for frame, measure in sorted(night.frames, key=lambda item: -item[1].n_stars)
+            if frame.name[0] == group
+        ]
+        for group in "ab"
+    )
+    answers = {first[known]: night.cards[first[known]], second[-1]: night.cards[second[-1]]}
+
+    def knows(request):
+        cards = night.cards[request.path.name]
+        apart = np.hypot(request.ra_deg - cards["CRVAL1"], request.dec_deg - cards["CRVAL2"])
+        return request.scale_arcsec is not None and (apart < 1.0 or not request.radius_is_limit)
+
+    solver = Choosy("EMBEDDED", answers, knows=knows)
+    found, _ = solved(night, solver)
+    assert len(found) == 16
+    assert places_are_right(night, found)
+
+
+def test_frames_looked_for_far_around_after_all_else_are_few_in_a_run(tmp_path, solved):
+    """However many pointings are unknown; and none where other headers of that night are right."""
+    night = Night(tmp_path, RICH)
+    for i in range(8):
+        for k in range(4):
+            night.add(f"p{i}_{k}.fit", offset_deg=(0.0, 0.1 * i), hint_deg=(RICH[0] + 20.0 * i, RICH[1]))
+
+    def looked_far(solver):
+        return sum(
+            r.has_hint and not r.radius_is_limit and r.radius_deg > 1.0 and r.scale_arcsec is not None
+            for r in solver.requests
+        )
+
+    none = Choosy("EMBEDDED", {})
+    with pytest.raises(RunFailed):
+        solved(night, none)
+    assert looked_far(none) == 2 * 8 + late_searches.MAX_FURTHER
+    night.add("good.fit", offset_deg=(0.0, 4.0))
+    some = Choosy("EMBEDDED", {"good.fit": night.cards["good.fit"]})
+    solved(night, some)
+    assert looked_far(some) == 2 * 8 + 1
 
 
 def test_a_wrong_scale_far_from_the_place_told_is_looked_for_once_and_then_known(tmp_path, solved):

@@ -151,13 +151,16 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 def build_parser(texts: Texts) -> argparse.ArgumentParser:
     """Return the parser of the command line, its help in the language of ``texts``."""
-    parser = _Parser(texts, prog="run_zemosaic", description=texts("cli.description"))
+    # What was typed: after `pip install` the command is called `zemosaic`.
+    name = os.path.basename(sys.argv[0]).removesuffix(".exe")
+    prog = name if name == "zemosaic" else "run_zemosaic.py"
+    parser = _Parser(texts, prog=prog, description=texts("cli.description"))
     parser.add_argument(
         "--version", action="version", version=f"ZeMosaic {__version__}", help=texts("cli.version")
     )
     _add_language(parser, texts)
     parser.set_defaults(command="gui", backend=None)
-    commands = parser.add_subparsers(title=texts("cli.commands"), metavar="")
+    commands = parser.add_subparsers(title=texts("cli.commands"), metavar="COMMAND")
     for name, add in (
         ("run", _add_run),
         ("plan", _add_plan),
@@ -190,9 +193,13 @@ def _add_folders(parser: argparse.ArgumentParser, texts: Texts) -> None:
     parser.add_argument("output", metavar="OUTPUT", help=texts("cli.output"))
 
 
-def _add_settings(parser: argparse.ArgumentParser, texts: Texts) -> None:
+def _add_settings_file(parser: argparse.ArgumentParser, texts: Texts) -> None:
     parser.add_argument("--config", metavar="FILE", help=texts("cli.config"))
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=texts("cli.set"))
+
+
+def _add_settings(parser: argparse.ArgumentParser, texts: Texts) -> None:
+    _add_settings_file(parser, texts)
     parser.add_argument("--resume", choices=("off", "auto"), help=texts("cli.resume"))
     parser.add_argument("--gpu", choices=("auto", "off", "require"), help=texts("cli.gpu"))
     parser.add_argument("--gpu-device", metavar="N", help=texts("cli.gpu_device"))
@@ -243,7 +250,7 @@ def _add_solve(parser: argparse.ArgumentParser, texts: Texts) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--write", action="store_true", help=texts("cli.write"))
     where.add_argument("--in-place", action="store_true", help=texts("cli.in_place"))
-    _add_settings(parser, texts)
+    _add_settings_file(parser, texts)
 
 
 def _add_crop(parser: argparse.ArgumentParser, texts: Texts) -> None:

@@ -275,6 +275,10 @@ def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         if missing_ok and isinstance(error, FileNotFoundError):
             return {}
+        if isinstance(error, FileNotFoundError):
+            raise SettingsError(
+                "settings_file_missing", f"there is no settings file {path}", path=str(path)
+            ) from error
         raise _unreadable(path, str(error)) from error
     if not isinstance(content, dict):
         raise _unreadable(path, f"it holds a {type(content).__name__}, not one JSON object")

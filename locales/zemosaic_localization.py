@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
+import re
 import string
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -28,6 +31,11 @@ _LANGUAGE_CHOICE = "option.language.choice."
 # These speak of what stands in the settings file, where numbers have a point in every language.
 _AS_WRITTEN = "settings_"
 _THIN_SPACE = "\u202f"
+# What Python writes of a failure of the system: its number, its words, and mostly the file once more.
+_SYSTEM_FAILURE = re.compile(
+    r"\[(?:Errno|WinError) \d+\] (?P<words>.*?)(?:: (?P<quote>['\"])(?P<file>.*)(?P=quote))?"
+)
+_SYSTEM_KEYS = {os.strerror(number): f"system_error.{name}" for number, name in errno.errorcode.items()}
 _FOLDER = Path(__file__).resolve().parent
 _log = logging.getLogger(__name__)
 
@@ -90,6 +98,9 @@ class ZeMosaicLocalization:
             _log.warning("text key %r has no text", key)
             return f"_{key}_"
         values = {**kwargs, **self._texts_of_keys(kwargs)}
+        values |= {
+            name: self._system_words(value, kwargs) for name, value in values.items() if type(value) is str
+        }
         return self._filled(text, values, numbers_as_written=key.startswith(_AS_WRITTEN))
 
     # ------------------------------------------------------------------ numbers and dates
@@ -126,6 +137,18 @@ class ZeMosaicLocalization:
         return " ".join(filter(None, (self.get("language.date", **parts), f"{moment:%H:%M:%S}", zone)))
 
     # ------------------------------------------------------------------ filling in
+
+    def _system_words(self, value: str, beside: Mapping[str, Any]) -> str:
+        """Return the reason the system gave in the user's language, without a file that the message names itself."""
+        match = _SYSTEM_FAILURE.fullmatch(value)
+        words = value if match is None else match["words"]
+        known = self._raw(_SYSTEM_KEYS.get(words, ""))
+        shown = words if known is None else known
+        file = "" if match is None else match["file"] or ""
+        is_named = any(
+            isinstance(other, str) and other is not value and file in other for other in beside.values()
+        )
+        return f"{shown}: {file}" if file and not is_named else shown
 
     def _texts_of_keys(self, values: Mapping[str, Any]) -> dict[str, str]:
         found = {}

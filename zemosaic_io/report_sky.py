@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from statistics import median
 from typing import Any
 
 from zemosaic_core.light_digits import decimals_of_light
@@ -65,12 +66,15 @@ def _worst(sky: Facts) -> Facts:
 
 def _sentence(sky: Facts, text: Words) -> str:
     worst = _worst(sky)
-    residual = sorted(v for v in worst["residual_adu"] if v is not None)
+    # As the run said it: over all channels, with its two digits.
+    known = ([v for v in channel["residual_adu"] if v is not None] for channel in sky["channels"])
+    medians = [median(residuals) for residuals in known if residuals]
+    residual = median(medians) if medians else None
     return text(
         f"sky_assurance_{worst['assurance']}",
         tilt_adu=_short(_largest(worst["sigma_tilt_adu"]), text),
         bowl_adu=_short(_largest(worst["sigma_bowl_adu"]), text),
-        residual_adu=_short(residual[len(residual) // 2] if residual else None, text),
+        residual_adu="–" if residual is None else text.number(residual, decimals_of_light(residual, 2)),
     )
 
 

@@ -125,7 +125,11 @@ def run(solved: Sequence[SolvedFrame], options: GroupOptions, context: RunContex
         context.progress(number + 1, len(groups))
     sizes = [len(group.members) for group in records]
     context.detail(groups=len(records), smallest=min(sizes), largest=max(sizes))
-    context.say("run_info_groups", groups=len(records), smallest=min(sizes), largest=max(sizes))
+    smallest, largest = min(sizes), max(sizes)
+    if smallest == largest:
+        context.say("run_info_groups_alike", groups=len(records), smallest=smallest)
+    else:
+        context.say("run_info_groups", groups=len(records), smallest=smallest, largest=largest)
     known = [share for share in shares if share is not None]
     if known:
         context.say(

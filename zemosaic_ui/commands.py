@@ -62,18 +62,18 @@ def settings_from(options: Namespace, **folders: Any) -> Settings:
     """
     settings = Settings.from_mapping(load_config(options.config, strict=True))
     settings = settings.updated(dict(_assignment(text) for text in options.set))
-    arguments: dict[str, Any] = {
-        **folders,
-        "resume": options.resume if "resume" in options else None,
-        "gpu_mode": options.gpu,
-        "use_gpu_phase5": None if options.gpu is None else options.gpu != "off",
-        "gpu_id_phase5": options.gpu_device,
-        "gpu_memory_mb": options.gpu_memory_mb,
-        "executor": options.executor,
-        "map_path": None if options.map_path is None else ";".join(options.map_path),
-        "save_hips": True if options.hips else None,
-        "language": options.language,
-    }
+    arguments: dict[str, Any] = {**folders, "language": options.language}
+    if "executor" in options:  # not where nothing is computed that these would change
+        arguments |= {
+            "resume": options.resume,
+            "gpu_mode": options.gpu,
+            "use_gpu_phase5": None if options.gpu is None else options.gpu != "off",
+            "gpu_id_phase5": options.gpu_device,
+            "gpu_memory_mb": options.gpu_memory_mb,
+            "executor": options.executor,
+            "map_path": None if options.map_path is None else ";".join(options.map_path),
+            "save_hips": True if options.hips else None,
+        }
     return settings.updated({key: value for key, value in arguments.items() if value is not None})
 
 

@@ -173,24 +173,28 @@ class Display:
 
     def _summary(self, report: dict[str, Any]) -> None:
         """Print what became of the frames, how large the mosaic is, and what each phase cost."""
-        table = Table(show_header=False, box=box.SIMPLE, padding=(0, 2))
-        mosaic = report["mosaic"]
-        used, found = report["frames_used"], report["frames_found"]
-        table.add_row(self.texts("summary.frames"), f"{used} / {found}", "")
-        table.add_row(self.texts("summary.tiles"), str(len(report["tiles"])), "")
-        scale = self.texts.number(mosaic["scale_arcsec"], 3)
-        size = f"{mosaic['width']} × {mosaic['height']} px, {scale}″/px"
-        table.add_row(self.texts("summary.mosaic"), size, "")
-        table.add_section()
+        number, mosaic = self.texts.number, report["mosaic"]
+        facts = Table(show_header=False, box=box.SIMPLE, padding=(0, 1))
+        facts.add_row(
+            self.texts("summary.frames"),
+            f"{number(report['frames_used'])} / {number(report['frames_found'])}",
+        )
+        facts.add_row(self.texts("summary.tiles"), number(len(report["tiles"])))
+        size = f"{number(mosaic['width'])} × {number(mosaic['height'])} px"
+        facts.add_row(self.texts("summary.mosaic"), f"{size}, {number(mosaic['scale_arcsec'], 3)}″/px")
+        # A table of its own: beside it the columns of the phases would be as wide as the longest fact.
+        self.console.print(facts)
+        table = Table(show_header=False, box=box.SIMPLE, padding=(0, 1))
+        table.add_column()
+        table.add_column(justify="right")
+        table.add_column()
         for phase in report["phases"]:
             name = self._phase_name(phase["phase"])
-            table.add_row(
-                name, f"{self.texts.number(phase['seconds'], 1)} s", self.texts.size(phase["peak_bytes"])
-            )
+            table.add_row(name, f"{number(phase['seconds'], 1)} s", self.texts.size(phase["peak_bytes"]))
         table.add_section()
         planned = self.texts("summary.planned", size=self.texts.size(report["planned_peak_bytes"]))
         total = f"{self.texts.size(report['peak_bytes'])} ({planned})"
-        table.add_row(self.texts("summary.total"), f"{self.texts.number(report['seconds'], 1)} s", total)
+        table.add_row(self.texts("summary.total"), f"{number(report['seconds'], 1)} s", total)
         self.console.print(table)
 
     def _kind(self, kind: str) -> str:

@@ -17,7 +17,9 @@ import pytest
 from rich.console import Console
 
 import run_zemosaic
-from zemosaic_pipeline.events import FrameLeftOut, GpuRecorded, PhaseProgress
+from locales.zemosaic_localization import available_languages
+from zemosaic_pipeline.events import PHASES, FrameLeftOut, GpuRecorded, PhaseProgress
+from zemosaic_pipeline.output_formats import COPIES, PICTURES
 from zemosaic_pipeline.report import sentences
 from zemosaic_settings import Settings
 from zemosaic_ui import commands
@@ -246,7 +248,7 @@ def test_version_and_help(capsys):
     shown = capsys.readouterr().out
     assert "ZeMosaic 5" in shown
     assert "dossier des images brutes" in shown
-    assert "utilisation: run_zemosaic run" in shown
+    assert "utilisation: run_zemosaic.py run" in shown
     for english in ("usage", "positional", "show this help", "version number"):
         assert english not in shown
 
@@ -404,6 +406,41 @@ def test_numbers_of_the_summary_are_written_as_the_language_writes_them():
     assert ("4,2 s" in shown, "24,8 s" in shown, "2,5 MB" in shown) == (True, True, True)
 
 
+@pytest.mark.parametrize("language", available_languages())
+def test_no_line_of_the_summary_is_broken_on_a_terminal_of_80_columns(language):
+    console, texts = Console(file=io.StringIO(), width=80), Texts(language)
+    phases = [{"phase": phase, "seconds": 4712.5, "peak_bytes": 12_300_000_000} for phase in PHASES]
+    PlainDisplay(console, texts)._summary(
+        {
+            "mosaic": {"width": 12939, "height": 10772, "scale_arcsec": 2.37},
+            "frames_used": 1218, "frames_found": 1220, "tiles": [1], "phases": phases,
+            "planned_peak_bytes": 12_500_000_000, "peak_bytes": 12_300_000_000, "seconds": 24_175.0,
+        }
+    )  # fmt: skip
+    lines = [line.strip() for line in console.file.getvalue().splitlines() if line.strip()]
+    assert len(lines) == 3 + len(PHASES) + 1
+    assert lines[0].endswith("1\u202f218 / 1\u202f220")
+
+
+def test_every_file_of_a_run_has_a_name_in_words():
+    display = PlainDisplay(Console(file=io.StringIO()), Texts("en"))
+    kinds = [
+        "science",
+        "calibrated",
+        "viewer",
+        "tiff",
+        "zoom",
+        "hips",
+        "annotated",
+        "annotation",
+        "objects",
+        "sky",
+    ]
+    kinds += [f"picture_{form}" for form in PICTURES]
+    kinds += [f"science_{form}" for form in COPIES]
+    assert [kind for kind in kinds if display._kind(kind) == kind] == []
+
+
 NASTY = "bad\x1b[2J\x1b]0;own\x07\x9b31m\u202etif.\nFinished.fit"
 
 
@@ -527,3 +564,14 @@ def test_no_file_gets_the_number_of_a_stream_that_was_closed(tmp_path):
     line = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
     assert subprocess.run(line, check=False).returncode == 0
     assert int((tmp_path / "number").read_text()) > 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"), [("/usr/bin/zemosaic", "zemosaic"), ("run_zemosaic.py", "run_zemosaic.py")]
+)
+def test_help_names_the_command_that_was_typed(monkeypatch, capsys, typed, shown):
+    monkeypatch.setattr(sys, "argv", [typed])
+    assert run_zemosaic.main(["no-such-command"]) == 2
+    said = capsys.readouterr().err
+    assert f": {shown} [-h]" in said
+    assert "argument COMMAND: invalid choice" in said

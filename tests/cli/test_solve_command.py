@@ -97,3 +97,9 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path, capsys):
     assert "✖ x.fit" in shown
     assert "✖ bad.fit" in shown
     assert "✔ a.fit" in shown
+
+
+@pytest.mark.parametrize("option", ["--hips", "--gpu=off", "--resume=off", "--executor=dask"])
+def test_options_that_would_change_nothing_are_refused(tmp_path, option, capsys):
+    assert run_zemosaic.main(["solve", option, str(tmp_path / "a.fit")]) == 2
+    assert option.split("=")[0] in capsys.readouterr().err

@@ -82,6 +82,16 @@ def test_everything_known_of_the_sky_has_its_picture():
     assert drawn["report.sky_uncertainty"].count("<polyline") == 2 * 3
 
 
+def test_the_sentence_says_what_the_run_said():
+    told = facts()
+    channels = [dict(channel) for channel in told["sky"]["channels"]]
+    for channel, residuals in zip(channels, ([3.0, 3.74], [3.0, 2.0], [5.0, None]), strict=True):
+        channel["residual_adu"] = residuals
+    told["sky"]["channels"] = channels
+    # The median of the channels' medians, as `zemosaic_pipeline.sky` tells it.
+    assert "residual_adu=3.37)" in sky_section(told, text)
+
+
 @pytest.mark.parametrize(
     ("applied", "cells", "caption"),
     [
@@ -136,7 +146,7 @@ def test_levels_of_frames_from_0_to_1_keep_their_digits():
     )
     small["sky"]["pedestal"] |= {"adu": [0.0063] * 3, "sigma_adu": [0.0003] * 3}
     page = sky_section(small, text)
-    assert "tilt_adu=0.000061, bowl_adu=0.000030, residual_adu=0.000026" in page
+    assert "tilt_adu=0.000061, bowl_adu=0.000030, residual_adu=0.000024" in page
     assert "(level=0.0063, error=0.00030)" in page
     assert "0.000046 / 0.000061" in page
     assert '<td class="n">0.014</td>' in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import re
 import string
@@ -276,3 +277,26 @@ def test_missing_translation_falls_back_to_english(monkeypatch):
     texts = ZeMosaicLocalization("fr")
     monkeypatch.delitem(texts._texts, "run_finished")
     assert texts.get("run_finished", clock="1") == "Finished in 1."
+
+
+@pytest.mark.parametrize("code", available_languages())
+def test_reasons_of_the_system_are_told_in_the_language_of_the_user(code):
+    texts = ZeMosaicLocalization(code)
+    denied = texts.get("system_error.EACCES")
+    for reason in ("Permission denied", "[Errno 13] Permission denied: '/out/a.fits'"):
+        said = texts.get("save_failed", path="/out/a.fits", reason=reason)
+        assert said.endswith(denied)
+        assert said.count("/out/a.fits") == 1
+        assert "Errno" not in said
+    missing = "[Errno 2] No such file or directory: 'astap_cli'"
+    said = texts.get("solver_crashed", solver="ASTAP", reason=missing)
+    assert said.rstrip(".").endswith(f"{texts.get('system_error.ENOENT')}: astap_cli")
+
+
+def test_only_what_the_system_says_is_put_in_other_words():
+    texts = ZeMosaicLocalization("de")
+    for value in ("Permission", "[Errno 9999] Something else", "Permission denied by the server"):
+        assert value.removeprefix("[Errno 9999] ") in texts.get("save_failed", path="a", reason=value)
+    assert sorted(key for key in ENGLISH if key.startswith("system_error.")) == sorted(
+        f"system_error.{name}" for name in errno.errorcode.values() if f"system_error.{name}" in ENGLISH
+    )

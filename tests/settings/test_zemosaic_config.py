@@ -111,6 +111,10 @@ def test_damaged_file_is_reported_and_set_aside_on_save(content, config_file):
 def test_named_file_must_exist(tmp_path):
     with pytest.raises(SettingsError, match=r"missing\.json"):
         load_config(tmp_path / "missing.json", strict=True)
+    with pytest.raises(SettingsError) as raised:
+        load_config(tmp_path / "missing.json", strict=True)
+    # Nobody can correct or delete what is not there.
+    assert raised.value.key == "settings_file_missing"
 
 
 def test_file_beside_the_program_is_read_until_there_is_an_own_one(monkeypatch, tmp_path, config_file):

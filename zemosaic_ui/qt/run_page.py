@@ -294,7 +294,8 @@ class RunPage(QWidget):
         )
         device = text(f"ui_device_{operation.device}")
         colour = theme.good if operation.device == "gpu" else theme.text
-        lines = [f'<b>{name}</b>: <span style="color:{colour}">{device}</span>']
+        # Names stand in sentences elsewhere, with a small letter and an article.
+        lines = [f'<b>{name[:1].upper()}{name[1:]}</b> – <span style="color:{colour}">{device}</span>']
         if operation.device == "cpu" and text.has(f"gpu_reason_{operation.reason}"):
             lines.append(text.message(f"gpu_reason_{operation.reason}", operation.values))
         if operation.n_chunks:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["importing", "leave_removed_folder", "limit_memory", "start_child"]
+__all__ = ["importing", "is_process_limit", "leave_removed_folder", "limit_memory", "start_child"]
 
 # Added to what the kernel thinks of a process that works for another: when memory runs short it goes first.
 _OOM_SCORE = 300
@@ -48,6 +48,13 @@ def importing() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def is_process_limit(error: BaseException) -> bool:
+    """Tell whether an error is a limit of processes or threads, such as that of ``ulimit -u``."""
+    # Python has no class of its own for it: `threading` raises this, `os.fork` what is called "try again".
+    is_thread = isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    return is_thread or isinstance(error, BlockingIOError)
 
 
 def leave_removed_folder() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from zemosaic_core.errors import RunFailed
+from zemosaic_pipeline.child import is_process_limit
 
 __all__ = ["Machine", "available_memory", "enough_file_handles", "free_disk", "no_more_processes"]
 
@@ -54,9 +55,7 @@ def available_memory(root: Path = Path("/")) -> int:
 
 def no_more_processes(error: BaseException) -> RunFailed | None:
     """Return what to tell of an error that is a limit of processes or threads (``ulimit -u``); None of another one."""
-    # Python has no class of its own for it: `threading` raises this, `os.fork` what is called "try again".
-    is_thread = isinstance(error, RuntimeError) and "can't start new thread" in str(error)
-    if not is_thread and not isinstance(error, BlockingIOError):
+    if not is_process_limit(error):
         return None
     return RunFailed("run_error_processes", f"the system allows no more processes or threads: {error}")
 

@@ -26,7 +26,13 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from zemosaic_core.errors import RunFailed, SkipItem
-from zemosaic_pipeline.child import importing, leave_removed_folder, limit_memory, start_child
+from zemosaic_pipeline.child import (
+    importing,
+    is_process_limit,
+    leave_removed_folder,
+    limit_memory,
+    start_child,
+)
 from zemosaic_pipeline.frame_boundary import NO_MEMORY, portable_error
 from zemosaic_pipeline.patience import (
     HOPELESS,
@@ -330,7 +336,8 @@ class WorkerPool:
             ours.close()
             self._perhaps_all_are_stopped()
             if not self._children:
-                raise _no_processes(str(error)) from error
+                # A limit of processes is told as one by who knows the error.
+                raise error if is_process_limit(error) else _no_processes(str(error)) from error
             log.warning("no more processes: %s", error)
             self._fewer(len(self._children))
             return None
@@ -417,7 +424,13 @@ def _no_processes(reason: str) -> RunFailed:
 
 def _serve(connection: Connection, parent_pid: int, limit_bytes: int) -> None:
     """Body of a process: work until the pipe ends."""
-    start_child(parent_pid)
+    try:
+        start_child(parent_pid)
+    except RuntimeError as error:
+        # No thread to watch the parent with: that is the answer to whatever is asked.
+        connection.recv_bytes()
+        connection.send_bytes(_told(error))
+        return
     # Libraries warn of every odd card; what a file has wrong is told in the answer.
     warnings.simplefilter("ignore")
     if limit_bytes:
@@ -441,4 +454,8 @@ def _answer(message: bytes) -> bytes:
             function, item = pickle.loads(message)
         return pickle.dumps((True, function(item)), pickle.HIGHEST_PROTOCOL)
     except BaseException as error:  # noqa: BLE001 - it belongs to the process that asked
-        return pickle.dumps((False, portable_error(error, traceback.format_exc())), pickle.HIGHEST_PROTOCOL)
+        return _told(error)
+
+
+def _told(error: BaseException) -> bytes:
+    return pickle.dumps((False, portable_error(error, traceback.format_exc())), pickle.HIGHEST_PROTOCOL)

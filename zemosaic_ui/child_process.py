@@ -21,11 +21,12 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import IO, Any
 
 import psutil
 
-from zemosaic_pipeline.child import importing, leave_removed_folder
+from zemosaic_pipeline.child import importing, is_process_limit, leave_removed_folder
 from zemosaic_pipeline.outside_stop import EXIT_STOPPED, leave_at_once, send_the_rest, stop_from_outside
 from zemosaic_ui.child_errors import ChildErrors
 
@@ -37,13 +38,31 @@ DRAIN_S = 1.0
 FORCED_DRAIN_S = 0.2
 FAMILY_S = 1.0
 END_LOOK_S = 0.02
+# The first message of a child, which starts the thread that sends them.
+_CAN_SPEAK = None
+# The last line of a child to which the system gives no thread to say anything with.
+_NO_THREADS = "zemosaic: no more threads"
 
 
 def _run_in_child(target: str, stream: IO[str], args: tuple, kwargs: dict) -> None:
-    """Body of the child: import the target here, so that the window never pays for its imports."""
+    """Body of the child: what it cannot say itself is told by its standard error."""
     os.dup2(stream.fileno(), 2)
     sys.stderr = stream
     faulthandler.enable(stream)
+    try:
+        # The queue has a thread that sends; one that could not be started is not tried again, and nothing is heard.
+        args[0].put(_CAN_SPEAK)
+        _do_job(target, args, kwargs)
+    except (RuntimeError, BlockingIOError) as error:
+        if not is_process_limit(error):
+            raise
+        stream.write(f"{error}\n{_NO_THREADS}\n")
+        # What was said before is still sent.
+        sys.exit(1)
+
+
+def _do_job(target: str, args: tuple, kwargs: dict) -> None:
+    """Import the target here, so that the window never pays for its imports, and call it."""
     # Ctrl-C in a terminal reaches the whole group of processes; only the parent answers it, through the cancel
     # event, so that the run can end cleanly. Processes that the child starts inherit this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -129,25 +148,27 @@ class ChildProcess:
     """
 
     def __init__(self, target: str, *args: Any, **kwargs: Any) -> None:
-        _start_tracker()
-        context = multiprocessing.get_context("spawn")
-        self._queue: multiprocessing.queues.Queue = context.Queue()
-        self._cancel = context.Event()
-        self._errors = ChildErrors()
-        arguments = (target, self._errors, (self._queue, *args), {**kwargs, "cancel_event": self._cancel})
-        self._process = context.Process(
-            target=_run_in_child, args=arguments, name="ZeMosaicWorker", daemon=False
-        )
         self._messages: deque[Any] = deque()
         self._started = threading.Event()
         self._ended = threading.Event()
         self._start_error = ""
+        self._is_limited = False
         self._ending: threading.Thread | None = None
         self._is_forced = False
-        # Pickling 10,000 paths into a pipe and waiting for the interpreter to read them takes a moment.
+        self._errors = ChildErrors()
+        context = multiprocessing.get_context("spawn")
+        self._process: BaseProcess = context.Process(target=_run_in_child, name="ZeMosaicWorker")
         try:
+            _start_tracker()
+            self._queue: multiprocessing.queues.Queue = context.Queue()
+            self._cancel = context.Event()
+            arguments = (target, self._errors, (self._queue, *args), {**kwargs, "cancel_event": self._cancel})
+            self._process = context.Process(
+                target=_run_in_child, args=arguments, name="ZeMosaicWorker", daemon=False
+            )
+            # Pickling 10,000 paths into a pipe and waiting for the interpreter to read them takes a moment.
             threading.Thread(target=self._start_and_listen, name="zemosaic-listener", daemon=True).start()
-        except RuntimeError as error:
+        except (RuntimeError, BlockingIOError) as error:
             # The system lets this user start no more of them.
             self._fail(error)
 
@@ -173,6 +194,11 @@ class ChildProcess:
         """Why the process could not be started, or an empty string."""
         return self._start_error
 
+    @property
+    def met_process_limit(self) -> bool:
+        """Whether the system gave no process or thread to start with, here or in the child."""
+        return self._is_limited or self.error_text().endswith(_NO_THREADS)
+
     def error_text(self) -> str:
         """Return the last lines the child wrote to its standard error."""
         return self._errors.tail()
@@ -194,7 +220,8 @@ class ChildProcess:
 
     def request_cancel(self) -> None:
         """Ask the child to stop at its next item."""
-        self._cancel.set()
+        if not self._ended.is_set():
+            self._cancel.set()
 
     def end_after(
         self, grace_s: float, on_forced: Callable[[], None] | None = None, *, patience_s: float = 3.0
@@ -244,6 +271,7 @@ class ChildProcess:
         self._ended.set()
 
     def _fail(self, error: Exception) -> None:
+        self._is_limited = is_process_limit(error)
         self._start_error = f"{type(error).__name__}: {error}"
         self._started.set()
         self._ended.set()
@@ -274,7 +302,9 @@ class ChildProcess:
                 # Asked before the queue is: what a process wrote before it ended is in the pipe by then.
                 has_ended = not self._process.is_alive()
                 try:
-                    self._messages.append(self._queue.get(timeout=0.01 if has_ended else 0.1))
+                    message = self._queue.get(timeout=0.01 if has_ended else 0.1)
+                    if message is not _CAN_SPEAK:
+                        self._messages.append(message)
                 except queue.Empty:
                     if has_ended:
                         return

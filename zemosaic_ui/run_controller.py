@@ -216,6 +216,8 @@ class RunController:
     def _missing_end(self, child: ChildProcess, was_stopping: bool) -> RunEnded:
         if was_stopping or child.exit_code in _STOPPED:
             return RunEnded("cancelled", key="ui_run_stopped")
+        if child.met_process_limit:
+            return RunEnded("failed", key="run_error_processes")
         if child.start_error:
             return RunEnded("failed", key="ui_worker_not_started", values={"detail": child.start_error})
         return _died(child)

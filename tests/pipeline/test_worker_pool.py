@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import time
@@ -14,7 +15,9 @@ import pytest
 from items_of_all_kinds import tasks
 
 from zemosaic_core.errors import Cancelled, RunFailed, SkipItem
+from zemosaic_pipeline import worker_pool
 from zemosaic_pipeline.frame_boundary import result_or_skip
+from zemosaic_pipeline.machine import no_more_processes
 from zemosaic_pipeline.worker_pool import WorkerPool
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
@@ -132,6 +135,31 @@ def test_giving_up_ends_what_is_at_work(pools, tmp_path):
         list(pool.map(work, tasks(tmp_path, item0="sleep")))
     assert pool.ended_by_force
     assert time.monotonic() - start < 50
+
+
+def test_a_limit_of_processes_is_told_as_one(monkeypatch):
+    """Where not one can be started, and where one can that gets no thread to watch its parent with."""
+
+    def refused(_process):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    pool = WorkerPool(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(multiprocessing.get_context("spawn").Process, "start", refused)
+        with pytest.raises(BlockingIOError) as error:
+            list(pool.map(abs, [1, 2]))
+    assert no_more_processes(error.value).key == "run_error_processes"
+    ours, theirs = multiprocessing.Pipe()
+    monkeypatch.setattr(worker_pool, "start_child", no_thread)
+    ours.send_bytes(b"whatever is asked")
+    worker_pool._serve(theirs, os.getpid(), 0)
+    succeeded, answer = pickle.loads(ours.recv_bytes())
+    assert not succeeded
+    assert no_more_processes(answer).key == "run_error_processes"
+
+
+def no_thread(parent_pid):
+    raise RuntimeError("can't start new thread")
 
 
 def test_a_signal_to_all_that_reaches_a_new_process_first_is_a_stop(monkeypatch):

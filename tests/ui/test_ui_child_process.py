@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from zemosaic_ui import child_process
 from zemosaic_ui.child_errors import remove_old_logs
 from zemosaic_ui.child_process import ChildProcess, end_process_tree
 
@@ -88,5 +89,53 @@ def test_a_limit_of_threads_is_a_start_that_failed(monkeypatch, name):
     child = ChildProcess("time:sleep")
     assert child.wait(30.0)
     assert "can't start new thread" in child.start_error
+    assert child.met_process_limit
     assert child.is_finished
+    child.close()
+
+
+def test_a_limit_that_allows_no_process_at_all_is_a_start_that_failed(monkeypatch):
+    """Python keeps book of semaphores in a process of its own; before, a traceback reached the terminal."""
+
+    def limited():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(child_process, "_start_tracker", limited)
+    child = child_process.ChildProcess("time:sleep")
+    assert child.met_process_limit
+    assert child.is_finished
+    assert (child.pid, child.exit_code, child.poll()) == (None, None, [])
+    child.request_cancel()
+    child.end_after(0.0)
+    child.close()
+
+
+class NoThreads:
+    """Where this arrives no thread can be started any more."""
+
+    def __setstate__(self, state):
+        threading.Thread.start = refused
+
+
+def refused(thread):
+    raise RuntimeError("can't start new thread")
+
+
+def get_no_thread(queue, *, cancel_event):
+    """Body of a child that meets the limit later, and still says something before it ends."""
+    queue.put("heard")
+    refused(None)
+
+
+@pytest.mark.parametrize("when", ["from the start", "later"])
+def test_a_child_without_threads_says_so_in_another_way(when):
+    never = NoThreads()
+    never.state = 1
+    arguments = [never] if when == "from the start" else []
+    child = ChildProcess("test_ui_child_process:get_no_thread", *arguments)
+    assert child.wait(60)
+    assert child.exit_code == 1
+    assert child.met_process_limit
+    assert "Traceback" not in child.error_text()
+    assert child.poll() == ([] if arguments else ["heard"])
     child.close()

@@ -117,7 +117,7 @@ def test_a_worker_killed_for_the_time_it_took_says_so(start, monkeypatch):
     [(9, "ui_worker_killed"), (10, "ui_worker_signalled"), (0, "ui_worker_died")],
 )
 def test_memory_is_blamed_for_what_want_of_memory_does(number, key):
-    child = SimpleNamespace(exit_code=-number or 255, error_text=lambda: "")
+    child = SimpleNamespace(exit_code=-number or 255, error_text=lambda: "", met_process_limit=False)
     assert run_controller._died(child).key == key
 
 
@@ -258,11 +258,13 @@ def test_eta_ends_with_the_run():
     [(130, "cancelled"), (-signal.SIGTERM, "cancelled"), (-signal.SIGKILL, "failed"), (1, "failed")],
 )
 def test_a_worker_that_a_stop_ended_before_it_could_say_so_was_stopped(code, outcome):
-    child = SimpleNamespace(exit_code=code, start_error="", error_text=lambda: "")
+    child = SimpleNamespace(exit_code=code, start_error="", error_text=lambda: "", met_process_limit=False)
     assert RunController()._missing_end(child, False).outcome == outcome
 
 
 def test_a_worker_that_could_not_start_because_of_a_stop_was_stopped():
-    child = SimpleNamespace(exit_code=None, start_error="BrokenPipeError: ", error_text=lambda: "")
+    child = SimpleNamespace(
+        exit_code=None, start_error="BrokenPipeError: ", error_text=lambda: "", met_process_limit=False
+    )
     assert RunController()._missing_end(child, True).outcome == "cancelled"
     assert RunController()._missing_end(child, False).key == "ui_worker_not_started"

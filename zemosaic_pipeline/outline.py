@@ -14,7 +14,15 @@ import numpy as np
 from astropy.wcs import WCS
 
 from zemosaic_core.frame_wcs import UnusableWcs, build_frame_wcs
-from zemosaic_core.grid import Orientation, PixelScaleMode, edge_step, far_frames, finer_grid, make_grid
+from zemosaic_core.grid import (
+    Orientation,
+    PixelScaleMode,
+    canvas_outliers,
+    edge_step,
+    far_frames,
+    finer_grid,
+    make_grid,
+)
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
 
@@ -41,12 +49,15 @@ class Outline:
         single frames, or none at all: then the mosaic is at least as large.
     n_solved, n_asked : int
         Frames that were solved for it, of how many.
+    n_far : int
+        Frames far from the others that a run leaves out; the mosaic is that of the rest.
     """
 
     shape_hw: tuple[int, int]
     known_from: Literal["wcs", "solved", "positions", "targets"]
     n_solved: int = 0
     n_asked: int = 0
+    n_far: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,15 +81,14 @@ def outline_of_headers(infos: Sequence[FrameInfo], layout: Layout) -> Outline:
             frames = []
         if frames:
             shapes = [info.shape_hw for info in infos]
-            return Outline(outline_of_wcs(frames, shapes, layout), "wcs")
+            return outline_of_wcs(frames, shapes, layout)
     known_from: Literal["positions", "targets"] = "positions" if _tell_pointings(infos) else "targets"
-    return Outline(estimate_canvas(infos, layout.factor), known_from)
+    shape_hw = estimate_canvas(infos, layout.factor, exclude_outliers=layout.exclude_outliers)
+    return Outline(shape_hw, known_from, n_far=len(_far_positions(infos)) if layout.exclude_outliers else 0)
 
 
-def outline_of_wcs(
-    frames: Sequence[WCS], shapes_hw: Sequence[tuple[int, int]], layout: Layout
-) -> tuple[int, int]:
-    """Return height and width (px) of the grid that holds frames with a WCS, laid out as a run does it."""
+def outline_of_wcs(frames: Sequence[WCS], shapes_hw: Sequence[tuple[int, int]], layout: Layout) -> Outline:
+    """Return the outline of the grid that holds frames with a WCS, laid out as a run does it."""
     strays: set[int] = set()
     if layout.exclude_outliers:
         strays = {int(i) for outlier in far_frames(frames, shapes_hw) for i in outlier.frames}
@@ -90,7 +100,8 @@ def outline_of_wcs(
         orientation=layout.orientation,
         edge_step_px=edge_step(layout.factor),
     )
-    return spec.shape_hw if layout.factor == 1 else finer_grid(spec, layout.factor).shape_hw
+    shape_hw = spec.shape_hw if layout.factor == 1 else finer_grid(spec, layout.factor).shape_hw
+    return Outline(shape_hw, "wcs", n_far=len(strays))
 
 
 def spread_in_time(infos: Sequence[FrameInfo], n: int) -> list[FrameInfo]:
@@ -118,8 +129,40 @@ def _position_step_deg(info: FrameInfo) -> float:
     return SAME_POSITION * min(info.shape_hw) * (info.scale_arcsec or 2.0) / 3600
 
 
-def estimate_canvas(infos: Sequence[FrameInfo], factor: float = 1.0) -> tuple[int, int]:
-    """Guess height and width (px) of the mosaic from the headers' positions; ``factor``: pixels per frame pixel."""
+def _far_positions(infos: Sequence[FrameInfo]) -> set[int]:
+    """Return which frames a run would leave out because they are far from the others, as their headers tell it."""
+    told = [
+        (i, f.ra_deg, f.dec_deg)
+        for i, f in enumerate(infos)
+        if f.ra_deg is not None and f.dec_deg is not None
+    ]
+    scales = [info.scale_arcsec / 3600 for info in infos if info.scale_arcsec]
+    if not told or not scales:
+        return set()
+    which, ra, dec = zip(*told, strict=True)
+    scale_deg = float(np.median(scales))
+    field_deg = scale_deg * float(np.median([math.hypot(*info.shape_hw) for info in infos]))
+    found = canvas_outliers(np.array(ra), np.array(dec), field_deg=field_deg, scale_deg=scale_deg)
+    return {which[i] for outlier in found for i in outlier.frames}
+
+
+def estimate_canvas(
+    infos: Sequence[FrameInfo], factor: float = 1.0, *, exclude_outliers: bool = True
+) -> tuple[int, int]:
+    """Guess height and width (px) of the mosaic from the headers' positions.
+
+    Parameters
+    ----------
+    infos : sequence of FrameInfo
+        Headers; at least one.
+    factor : float
+        Pixels per frame pixel.
+    exclude_outliers : bool
+        Whether frames far from the others are left out, as `zemosaic_core.grid.canvas_outliers` finds them.
+    """
+    if exclude_outliers:
+        far = _far_positions(infos)
+        infos = [info for i, info in enumerate(infos) if i not in far]
     height, width = largest_frame(infos).shape_hw
     hints = [(i.ra_deg, i.dec_deg) for i in infos if i.ra_deg is not None and i.dec_deg is not None]
     scale = infos[0].scale_arcsec

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from astropy.wcs import WCS
 
@@ -505,8 +505,9 @@ def _outline(infos: Sequence[FrameInfo], settings: Settings, solve_some: int) ->
         return replace(told, n_asked=len(some))
     frames = [WCS(solution.outcomes[-1].wcs_cards, relax=True) for solution in found]
     shapes = [solution.info.shape_hw for solution in found if solution.info is not None]
-    shape_hw = outline_of_wcs(frames, shapes, layout)
-    return Outline(shape_hw, "wcs" if len(found) == len(infos) else "solved", len(found), len(some))
+    seen = outline_of_wcs(frames, shapes, layout)
+    known_from: Literal["wcs", "solved"] = "wcs" if len(found) == len(infos) else "solved"
+    return replace(seen, known_from=known_from, n_solved=len(found), n_asked=len(some))
 
 
 def make_plan(

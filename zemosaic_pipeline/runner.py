@@ -320,7 +320,11 @@ class _ClassicRun:
                 self.settings,
                 infos,
                 self.machine,
-                canvas_hw=estimate_canvas(infos, float(self.settings.drizzle_scale)),
+                canvas_hw=estimate_canvas(
+                    infos,
+                    float(self.settings.drizzle_scale),
+                    exclude_outliers=self.settings.canvas_exclude_outliers,
+                ),
                 policy=context.policy,
                 preplanned=self.selection.groups,
                 batches=listed_batches(self.listed),

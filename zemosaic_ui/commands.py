@@ -378,6 +378,8 @@ def _print_facts(console: Console, texts: Texts, facts: Mapping[str, Any]) -> No
             clock=texts.clock(facts["seconds"]),
         ),
     ]
+    if facts["outline"]["n_far"]:
+        lines.insert(2, texts("plan.far", n=facts["outline"]["n_far"]))
     unsolved = facts["outline"]["n_asked"] - facts["outline"]["n_solved"]
     if unsolved:
         lines.append(texts("plan.not_solved", n=unsolved))

@@ -78,3 +78,16 @@ def test_frames_are_spread_over_the_exposures(info):
     assert np.ptp(np.diff(minutes)) <= 1
     assert len(spread_in_time(night, 80)) == 50
     assert len(spread_in_time(night, 1)) == 1
+
+
+def test_frames_that_a_run_leaves_out_do_not_make_the_planned_mosaic_larger(info):
+    """Two nights of another target in the folder: the plan was that of a strip across the sky."""
+    rng = np.random.default_rng(7)
+    ra = np.concatenate([10 + rng.normal(0, 0.05, 8), 192 + rng.normal(0, 0.05, 4)])
+    night = frames(info, ra, 41.0)
+    near = outline_of_headers(night[:8], LAYOUT)
+    told = outline_of_headers(night, LAYOUT)
+    assert (told.shape_hw, told.n_far, near.n_far) == (near.shape_hw, 4, 0)
+    everything = outline_of_headers(night, replace(LAYOUT, exclude_outliers=False))
+    assert everything.n_far == 0
+    assert everything.shape_hw[1] > 50 * near.shape_hw[1]

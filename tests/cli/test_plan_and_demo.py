@@ -75,13 +75,20 @@ def test_headers_that_name_the_target_give_a_lower_bound_and_solved_frames_the_o
 ):
     folder, true_hw = target_only
     told = planned(folder, tmp_path, capsys)
-    assert told["outline"] == {"shape_hw": [960, 640], "known_from": "targets", "n_solved": 0, "n_asked": 0}
+    assert told["outline"] == {
+        "shape_hw": [960, 640],
+        "known_from": "targets",
+        "n_solved": 0,
+        "n_asked": 0,
+        "n_far": 0,
+    }
     some = planned(folder, tmp_path, capsys, "--solve-some", "2")
     assert some["outline"] == {
         "shape_hw": some["canvas_hw"],
         "known_from": "solved",
         "n_solved": 2,
         "n_asked": 2,
+        "n_far": 0,
     }
     np.testing.assert_allclose(some["canvas_hw"], true_hw, rtol=0.03)
     assert some["disk_bytes"] > 2 * told["disk_bytes"]

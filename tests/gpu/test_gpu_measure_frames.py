@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +18,11 @@ from zemosaic_core.gpu import measure as card
 from zemosaic_core.gpu.device import FaultScript
 from zemosaic_io.demo_session import write_demo_night
 from zemosaic_io.headers import read_frame_info
+from zemosaic_pipeline import measure_on_card, patient_reads
 from zemosaic_pipeline.context import CancelToken
 from zemosaic_pipeline.measure import ARRAY_NAMES, Look, MeasureOptions, measure_frame
 from zemosaic_pipeline.measure_on_card import compare_looks, frames_for_card, measure_frames
+from zemosaic_pipeline.patience import Overdue
 from zemosaic_pipeline.patient_reads import reads_of_process
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the simulated card needs a host C++ compiler")
@@ -72,6 +75,36 @@ def assert_stored(results, expected):
         a, b = result.arrays(), other.arrays()
         for name in ARRAY_NAMES:
             np.testing.assert_array_equal(a[name], b[name], err_msg=name, strict=True)
+
+
+def test_a_read_that_never_comes_back_costs_the_card_that_frame_alone(
+    infos, expected, tmp_path, install, monkeypatch
+):
+    """Of the threads that feed the card one waits for the frame; half an hour is a second here."""
+    install(SimulatedDevice(64 << 20))
+    never, ends = os.pipe()
+    stuck = infos[1].path
+    begin = measure_on_card._begin
+    monkeypatch.setattr(
+        measure_on_card,
+        "_begin",
+        lambda info, *args: os.read(never, 1) if info.path == stuck else begin(info, *args),
+    )
+    monkeypatch.setattr(
+        patient_reads,
+        "overdue",
+        lambda work, _pace: Overdue("still", work.still_s) if work.still_s > 0.5 else None,
+    )
+    monkeypatch.setattr(patient_reads, "_LOOK_S", 0.1)
+    try:
+        policy = make_policy([], mode="require", environ={"ZEMOSAIC_GPU_CHUNK_ROWS": "1"})
+        results, _ = measure(infos, tmp_path, policy)
+    finally:
+        os.close(ends)
+    silent = results.pop(1)
+    assert isinstance(silent, SkipItem)
+    assert (silent.key, silent.values["path"]) == ("frame_silent", str(stuck))
+    assert_stored(results, [expected[0], *expected[2:]])
 
 
 def test_what_is_stored_is_what_the_processor_stores(infos, expected, tmp_path, install):

@@ -8,20 +8,24 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
-from made_frames import field_sky, pointings, run, write_all
+from made_frames import base_cards, field_sky, pointings, run, write, write_all
+from made_sensor import Sensor, write_calibration
 
 from zemosaic_core.errors import Cancelled, RunFailed, SkipItem
-from zemosaic_io import fits_read, frame_store
-from zemosaic_pipeline import measure, measure_on_card, patient_reads
+from zemosaic_io import calibration_sets, fits_read, frame_store
+from zemosaic_io.headers import read_frame_info
+from zemosaic_pipeline import calibrate, measure, measure_on_card, patient_reads
 from zemosaic_pipeline.context import CancelToken
 from zemosaic_pipeline.elsewhere import Unfit, _unseen
 from zemosaic_pipeline.patience import HOPELESS, Overdue
 from zemosaic_pipeline.patient_reads import PatientReads, reads_of_process
 from zemosaic_pipeline.process_watch import ThreadWatch
+from zemosaic_settings.executor import PathMap
 
 STUCK = "light_003.fit"
 
@@ -215,3 +219,67 @@ def test_a_run_whose_folder_is_gone_while_it_stacks_ends_and_keeps_its_state(
     again = run(tmp_path / "raw", tmp_path / "out", **options)
     assert again.left_out == {}
     assert {path: path.stat().st_ino for path in measured} == measured
+
+
+def test_a_worker_of_a_cluster_leaves_out_the_frame_whose_read_never_comes_back(
+    hasty, never, tmp_path, monkeypatch
+):
+    """While it measures, and while it stacks: what it reads blocks with came with the work."""
+    write_all(tmp_path, field_sky(), pointings(n=2, seed=1))
+    stuck, good = (read_frame_info(path) for path in sorted(tmp_path.glob("*.fit")))
+    options = measure.MeasureOptions(quality_sigma=3.0, exclude_flagged=False, find_hot_pixels=True)
+    real = measure._look
+    monkeypatch.setattr(
+        measure,
+        "_look",
+        lambda info, *args: (never if info.path == stuck.path else real)(info, *args),
+    )
+    tasks = [measure._send((info, options, str(tmp_path / "x.npz")), PathMap(())) for info in (stuck, good)]
+    looks = [measure._look_elsewhere(task) for task in tasks]
+    assert (looks[0].key, looks[0].values["path"]) == ("frame_silent", str(stuck.path))
+    assert isinstance(looks[1], measure.Look)
+    there = pickle.loads(pickle.dumps(frame_store.FrameStore({0: stuck, 1: good}, reads=PatientReads())))
+    read = frame_store.read_window
+    monkeypatch.setattr(
+        frame_store,
+        "read_window",
+        lambda info, *args, **kwargs: (never if info.path == stuck.path else read)(info, *args, **kwargs),
+    )
+    with pytest.raises(SkipItem) as error:
+        there.read(0, 0, 20, 0, 20)
+    assert (error.value.key, error.value.values["path"]) == ("frame_silent", str(stuck.path))
+    assert there.read(1, 0, 20, 0, 20).shape == (3, 20, 20)
+
+
+@pytest.mark.parametrize(
+    ("module", "where", "is_used"), [(calibrate, "_examine", True), (calibration_sets, "read_window", False)]
+)
+def test_a_dark_that_never_comes_is_told_by_name(hasty, never, tmp_path, monkeypatch, module, where, is_used):
+    """Where darks are looked at, the others make the master; where they are stacked, there is none, and it is said."""
+    sensor, setups = Sensor(), pointings(n=3, seed=1)
+    for number, setup in enumerate(setups):
+        data = sensor.read_out(sensor.light(field_sky(), setup), seconds=10.0, seed=number)
+        write(tmp_path / "raw" / f"light_{number}.fit", data, base_cards(setup, number))
+    write_calibration(tmp_path / "made", sensor, setups[0], n=4, kinds="D")
+    stuck = "dark_002.fit"
+    real = getattr(module, where)
+    options = {"exclude_flagged_frames": False, "num_processing_workers": 1, "sky_model": "none"}
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            module,
+            where,
+            lambda info, *args, **kwargs: (never if info.path.name == stuck else real)(info, *args, **kwargs),
+        )
+        result = run(
+            tmp_path / "raw", tmp_path / "out", darks_dir=str(tmp_path / "made" / "darks"), **options
+        )
+    told = [m["values"] for m in result.report["messages"] if m["key"] == "run_warn_calibration_frame"]
+    assert [(Path(values["path"]).name, values["reason_key"]) for values in told] == [(stuck, "frame_silent")]
+    assert result.left_out == {}
+    if is_used:
+        (tmp_path / "made" / "darks" / stuck).unlink()
+        options["darks_dir"] = str(tmp_path / "made" / "darks")
+    without = run(tmp_path / "raw", tmp_path / "without", **options)
+    np.testing.assert_array_equal(
+        fits.getdata(result.outputs["science"]), fits.getdata(without.outputs["science"])
+    )

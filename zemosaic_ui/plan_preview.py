@@ -55,10 +55,12 @@ class PlanPreview:
     without_place : int
         Chosen frames whose place is not known yet.
     stray : tuple of int
-        Frames far from all others, that blow the canvas up.
+        Frames far from all others, that would blow the canvas up; a run leaves them out unless it is told not to.
     problem : tuple of (key, values) or None
     n_stacks : int
         Chosen stacks whose place is known.
+    far_left_out : bool
+        Whether a run leaves `stray` out; then the mosaic is that of the others.
     """
 
     number: int
@@ -71,6 +73,7 @@ class PlanPreview:
     stray: tuple[int, ...]
     problem: tuple[str, dict[str, Any]] | None = None
     n_stacks: int = 0
+    far_left_out: bool = True
 
 
 def question_of(model: FilterModel, settings: Settings, number: int) -> PlanQuestion:
@@ -126,22 +129,33 @@ def answer(question: PlanQuestion) -> PlanPreview:
         problem = (error.key, dict(error.values))
         return PlanPreview(question.number, (), (0, 0), 0, 0, 0.0, without_place, (), problem)
     groups = tuple(question.positions[frames[member]] for member in members)
-    canvas = _canvas(question, where, infos)
-    stray = tuple(int(question.positions[where[i]]) for i in _stray(question, where, infos))
+    far = _far(question, where, infos)
+    # What the run leaves out makes its mosaic no larger.
+    near = (
+        np.setdiff1d(np.arange(len(where)), far)
+        if settings.canvas_exclude_outliers
+        else np.arange(len(where))
+    )
+    canvas = _canvas(question, where[near], [infos[i] for i in near])
+    stray = tuple(int(question.positions[where[i]]) for i in far)
     memory, disk, seconds = _costs(settings, infos, canvas, n_stacks)
     return PlanPreview(
-        question.number, groups, canvas, memory, disk, seconds, without_place, stray, n_stacks=n_stacks
+        question.number,
+        groups,
+        canvas,
+        memory,
+        disk,
+        seconds,
+        without_place,
+        stray,
+        n_stacks=n_stacks,
+        far_left_out=settings.canvas_exclude_outliers,
     )
 
 
 def _scale_deg(infos: list[Any]) -> float:
     scales = [info.scale_arcsec for info in infos if info is not None and info.scale_arcsec]
     return float(np.median(scales)) / 3600.0 if scales else 0.0
-
-
-def _short_side_deg(infos: list[Any]) -> float:
-    known = [info for info in infos if info is not None]
-    return min(known[0].shape_hw) * _scale_deg(infos) if known else 0.0
 
 
 def _canvas(question: PlanQuestion, where: np.ndarray, infos: list[Any]) -> tuple[int, int]:
@@ -155,12 +169,21 @@ def _canvas(question: PlanQuestion, where: np.ndarray, infos: list[Any]) -> tupl
     return int(np.ceil(height)), int(np.ceil(width))
 
 
-def _stray(question: PlanQuestion, where: np.ndarray, infos: list[Any]) -> np.ndarray:
-    """Frames whose distance to the middle is far beyond that of nearly all others and of a field."""
-    distance = question.plane.distance(question.ra[where], question.dec[where])
-    usual = np.percentile(distance, 95)
-    field = max(_short_side_deg(infos), 0.1)
-    return np.flatnonzero(distance > max(3.0 * usual, usual + 4.0 * field))
+def _far(question: PlanQuestion, where: np.ndarray, infos: list[Any]) -> np.ndarray:
+    """Return which frames are far from the others, as a run finds them."""
+    from zemosaic_core.grid import canvas_outliers
+
+    scale_deg = _scale_deg(infos)
+    if not scale_deg:
+        return np.empty(0, np.intp)
+    diagonals = [np.hypot(*info.shape_hw) for info in infos if info is not None]
+    found = canvas_outliers(
+        question.ra[where],
+        question.dec[where],
+        field_deg=scale_deg * float(np.median(diagonals)),
+        scale_deg=scale_deg,
+    )
+    return np.sort(np.concatenate([np.empty(0, np.intp), *(outlier.frames for outlier in found)]))
 
 
 def _costs(

@@ -10,7 +10,10 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 from pace import calls_of
 
+from tools.screenshots import fill_filter
+from zemosaic_settings import Settings
 from zemosaic_ui.filter_model import FilterModel, FrameRow
+from zemosaic_ui.plan_preview import answer, question_of
 from zemosaic_ui.sky_view import SkyPlane, group_colours, inside_polygon, middle_direction, quality_colours
 
 
@@ -214,3 +217,18 @@ def test_polygon_and_colours():
     ramp = quality_colours(np.array([1.0, 9.0, np.nan]), low_is_good=True)
     assert ramp[0][1] > ramp[0][0]
     assert ramp[1][0] > ramp[1][1]
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_the_preview_counts_far_frames_as_the_run_does(exclude):
+    model = FilterModel()
+    fill_filter(model, 60)
+    given = Settings(canvas_exclude_outliers=exclude)
+    shown = answer(question_of(model, given, 1))
+    # One frame was moved nine degrees away.
+    assert [model.rows[i].ra for i in shown.stray] == [max(row.ra for row in model.rows if row.info)]
+    model.set_kept(list(shown.stray), False)
+    without = answer(question_of(model, given, 2))
+    assert without.stray == ()
+    assert (shown.canvas_hw == without.canvas_hw) is exclude
+    assert shown.canvas_hw[1] > 2 * without.canvas_hw[1] or exclude

@@ -287,7 +287,8 @@ class FilterPanels(QWidget):
         if preview.without_place:
             warnings.append(text("filter_without_place", n=preview.without_place))
         if preview.stray:
-            warnings.append(text("filter_stray", n=len(preview.stray)))
+            key = "filter_far_left_out" if preview.far_left_out else "filter_stray"
+            warnings.append(text(key, n=len(preview.stray)))
         self.result_warning.setText("\n".join(warnings))
         self.result_warning.setVisible(bool(warnings))
         if not preview.groups and not preview.n_stacks:

@@ -25,7 +25,7 @@ from zemosaic_core import __version__
 from zemosaic_core.errors import Cancelled, SkipItem, ZeMosaicError
 from zemosaic_io.calibration_sets import CalibrationSet, forget_received, receive_set
 from zemosaic_pipeline.frame_boundary import portable_error
-from zemosaic_pipeline.heap import keep_freed_memory
+from zemosaic_pipeline.heap import keep_one_heap
 from zemosaic_pipeline.patient_reads import reads_of_process
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ async def admit(requirements: Requirements, dask_worker: Any = None) -> WorkerFa
     _remove_old_folders(Path(dask_worker.local_directory).parent)
     if facts.unfit is None:
         _STOPPED.discard(requirements.run_id)
-        keep_freed_memory()
+        keep_one_heap()
         await dask_worker.set_resources(**{resource_of(requirements.run_id): 1})
     return facts
 

@@ -26,6 +26,26 @@ large = None
 print((process.memory_info().rss - before) / 1e6)
 """
 
+IN_A_THREAD = """
+import threading
+import numpy as np
+from resource import RUSAGE_SELF, getrusage
+from zemosaic_pipeline import heap
+assert getattr(heap, {name!r})()
+found = []
+def work():
+    kept = [np.ones(3_000_000), np.ones(3_000_000)]  # 24 MB each: a third does not fit beside
+    for _ in range(2):
+        before = getrusage(RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            np.ones(3_000_000)
+        found.append(getrusage(RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(found[1])
+"""
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="thresholds are those of the GNU C library")
 def test_freed_arrays_between_small_things_go_back_where_that_is_wanted(monkeypatch):
@@ -41,13 +61,31 @@ def test_freed_arrays_between_small_things_go_back_where_that_is_wanted(monkeypa
     assert left_mb("keep_freed_memory") > 100
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps are those of the GNU C library")
+def test_a_thread_uses_freed_arrays_again_where_there_is_one_heap(monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    # Fresh pages are counted, all of one size.
+    monkeypatch.setenv("NUMPY_MADVISE_HUGEPAGE", "0")
+
+    def fresh_pages(name: str) -> int:
+        run = subprocess.run(
+            [sys.executable, "-c", IN_A_THREAD.format(name=name)], capture_output=True, text=True, check=True
+        )
+        return int(run.stdout)
+
+    assert fresh_pages("keep_one_heap") < 6_000
+    assert fresh_pages("keep_freed_memory") > 60_000
+
+
 def test_what_the_environment_says_stays(monkeypatch):
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "262144")
     assert not heap.return_freed_memory()
     assert not heap.keep_freed_memory()
+    assert not heap.keep_one_heap()
 
 
 def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(heap.sys, "platform", "darwin")
     assert not heap.return_freed_memory()
     assert not heap.keep_freed_memory()
+    assert not heap.keep_one_heap()

@@ -19,6 +19,7 @@ __all__ = [
     "BlocksInTurn",
     "CoaddRows",
     "CoaddStore",
+    "RowsApart",
     "RowsBeside",
     "RowsInTurn",
     "refine_buffers",
@@ -102,12 +103,7 @@ class RowsInTurn:
         self._height = height
         self._noise = noise
         self._scale = scale
-        weights = np.array([item.source.weight for item in sources], np.float64)
-        mean = weights.mean(axis=1).sum()
-        # The store keeps one weight for all channels; what each has of it is the same everywhere to some percent.
-        self._of_mean = (weights.sum(axis=0) / mean if mean > 0 else np.ones(weights.shape[1])).astype(
-            np.float32
-        )
+        self._of_mean = _of_mean(sources)
         self._shares = share_of_channels(sources[0].pattern)
         self._kept_y0 = 0
         self._kept: CoaddRows | None = None
@@ -135,11 +131,8 @@ class RowsInTurn:
                 image[:, here] = self._kept.image[:, there]
                 if variance is not None and self._kept.variance is not None:
                     variance[:, here] = self._kept.variance[:, there]
-        weight = rows.weight * self._of_mean[:, None, None]
-        inner = slice(y0 - top, y1 - top)
-        mask = structure_mask(image, weight, self._noise.variance, rows.coverage, inner)
-        own = None if variance is None else variance[:, inner]
-        found = BlockRows(y0, top, image, weight[:, inner], own, mask)
+        as_was = CoaddRows(image, rows.weight, rows.coverage, variance)
+        found = _block_of(as_was, top, (y0, y1), self._of_mean, self._noise)
         self._open[y0, y1] = found
         return found
 
@@ -167,6 +160,74 @@ class RowsInTurn:
         self._kept = CoaddRows(block.image[:, : y1 - first], whole.weight, whole.coverage, kept_variance)
         self._kept_y0 = first
         self._store.write(y0, image, variance)
+
+
+class RowsApart:
+    """Gives blocks of a co-add whose rows are replaced in another place: as long as it lasts they can be read again.
+
+    So nothing of a block is kept until its turn comes, however many there are in work.
+
+    Parameters
+    ----------
+    store : CoaddStore
+        What it writes is not what it reads.
+    sources, height, noise
+        As of `RowsInTurn`.
+    """
+
+    def __init__(
+        self, store: CoaddStore, sources: Sequence[RefineSource], height: int, noise: SampleNoise
+    ) -> None:
+        self._store = store
+        self._height = height
+        self._noise = noise
+        self._of_mean = _of_mean(sources)
+
+    def block(self, y0: int, y1: int) -> BlockRows:
+        """Return the rows of a block."""
+        top, bottom = max(0, y0 - HALO_ROWS), min(self._height, y1 + HALO_ROWS)
+        return _block_of(self._store.read(top, bottom), top, (y0, y1), self._of_mean, self._noise)
+
+    def replace(
+        self, y0: int, y1: int, at: np.ndarray, image: np.ndarray, variance: np.ndarray | None
+    ) -> None:
+        """Write the rows of a block with other values (C, n) at some pixels, flat indices (n,); blocks come in order.
+
+        ``variance`` is not looked at where none is kept.
+        """
+        rows = self._store.read(y0, y1)
+        spread = None if rows.variance is None else _with(rows.variance, at, variance)
+        self._store.write(y0, _with(rows.image, at, image), spread)
+
+
+def _of_mean(sources: Sequence[RefineSource]) -> np.ndarray:
+    """Return what each channel has of the mean weight, (C,) float32: the same everywhere to some percent.
+
+    A store keeps one weight for all channels.
+    """
+    weights = np.array([item.source.weight for item in sources], np.float64)
+    mean = weights.mean(axis=1).sum()
+    return (weights.sum(axis=0) / mean if mean > 0 else np.ones(weights.shape[1])).astype(np.float32)
+
+
+def _block_of(
+    rows: CoaddRows, top: int, block: tuple[int, int], of_mean: np.ndarray, noise: SampleNoise
+) -> BlockRows:
+    """Return a block of rows that begin at ``top`` and reach `HALO_ROWS` beyond it."""
+    y0, y1 = block
+    image = np.asarray(rows.image, np.float32)
+    weight = rows.weight * of_mean[:, None, None]
+    inner = slice(y0 - top, y1 - top)
+    mask = structure_mask(image, weight, noise.variance, rows.coverage, inner)
+    variance = None if rows.variance is None else np.asarray(rows.variance, np.float32)[:, inner]
+    return BlockRows(y0, top, image, weight[:, inner], variance, mask)
+
+
+def _with(planes: np.ndarray, at: np.ndarray, values: np.ndarray | None) -> np.ndarray:
+    """Return planes (C, h, w) with other values (C, n) at some pixels."""
+    found = np.array(planes, np.float32)
+    found.reshape(len(found), -1)[:, at] = values
+    return found
 
 
 class RowsBeside(HandingOn):

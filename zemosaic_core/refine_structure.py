@@ -17,6 +17,7 @@ __all__ = [
     "Gathered",
     "kernel_numbers",
     "needed_places",
+    "read_places",
     "refined",
     "sample_spread",
     "share_of_channels",
@@ -165,6 +166,27 @@ def needed_places(mask: np.ndarray, scale: float) -> np.ndarray:
     for axis in (0, 1):
         found = _reached(found, reach, axis)
     return found.view(np.uint8)
+
+
+def read_places(mask: np.ndarray, scale: float) -> np.ndarray:
+    """Return which pixels of the co-add are looked at for a block: those around every sample that takes part in it.
+
+    Parameters
+    ----------
+    mask, scale
+        As in `needed_places`.
+
+    Returns
+    -------
+    ndarray, shape (h + 2 HALO_ROWS, w), bool
+        With so many more rows above and below.
+    """
+    needed = needed_places(mask, scale).view(bool)
+    found = np.pad(needed, ((HALO_ROWS - NEED_REACH, HALO_ROWS - NEED_REACH), (0, 0)))
+    for axis in (0, 1):
+        # The taps of a cubic: one before the pixel a sample falls on, two behind it.
+        found = np.flip(_reached(np.flip(found, axis), 2, axis), axis)
+    return found
 
 
 def _reached(marked: np.ndarray, reach: int, axis: int) -> np.ndarray:

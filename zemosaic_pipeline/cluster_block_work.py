@@ -1,4 +1,4 @@
-"""What a worker of a cluster does with a block of rows: co-add it, or sum up what samples differ from it.
+"""What a worker of a cluster does with a block of rows: co-add it, or make the second pass over it.
 
 A worker imports this and nothing else of a run to co-add: each one that is started pays for every import.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from zemosaic_core.coadd import coadd_block
 from zemosaic_core.refine import RefineSource, gather_block
-from zemosaic_core.refine_structure import Gathered
+from zemosaic_core.refine_structure import HALO_ROWS, Gathered, read_places, refined
 from zemosaic_core.scratch import Scratch
 from zemosaic_core.sources import CoaddBlock, CoaddSource, CombineRule, Kernel
 from zemosaic_core.tile_rows import TileRows, TileRule
@@ -23,7 +23,7 @@ from zemosaic_pipeline.elsewhere import OwnWorker, RunStop, own_worker, run_fold
 if TYPE_CHECKING:
     from zemosaic_gpu_policy import GpuPolicy
 
-__all__ = ["CoaddPart", "RefinePart", "coadd_part", "refine_part"]
+__all__ = ["CoaddPart", "RefinePart", "coadd_part", "looked_at", "refine_part", "values_at"]
 
 # What stays free on the disk of a worker whatever it unpacks.
 _KEEP_FREE_BYTES = 2_000_000_000
@@ -51,15 +51,22 @@ class CoaddPart:
 class RefinePart:
     """A block of the second pass and everything it takes.
 
-    ``wanted_bits`` are those of where the mask of the block is not 0, from `numpy.packbits`.
+    Most of a sky is left as it is, so only what is looked at travels: ``image`` (C, k) at the places that
+    `read_places` names, rows ``image_rows`` of the co-add; ``mask`` (n,), ``weight`` and ``variance`` (C, n) where the
+    mask of the block is not 0. ``wanted_bits`` are those of where that is, from `numpy.packbits`.
     """
 
     pixels: FrameStore
     sources: tuple[RefineSource, ...]
     image: np.ndarray
-    image_y0: int
+    image_rows: tuple[int, int]
     wanted_bits: np.ndarray
+    mask: np.ndarray
+    weight: np.ndarray
+    variance: np.ndarray | None
     rows: tuple[int, int]
+    width: int
+    shares: tuple[float, ...]
     scale: float
     stop: RunStop
 
@@ -124,29 +131,50 @@ def _card_policy(mode: str, host_bytes: int) -> tuple[GpuPolicy, list[dict[str, 
     return GpuPolicy(mode=mode, host_bytes=host_bytes, on_record=records.append), records
 
 
-def refine_part(part: RefinePart) -> tuple[np.ndarray, ...]:
-    """Sum up what samples differ from a block of the co-add; what comes back is that where the mask is not 0."""
+def refine_part(part: RefinePart) -> tuple[np.ndarray, np.ndarray | None]:
+    """Make the second pass over a block; return image and variance (C, n) where its mask is not 0."""
     here = own_worker()
     _unpack_on(here, part)
     y0, y1 = part.rows
-    shape = (y1 - y0, part.image.shape[2])
+    shape = (y1 - y0, part.width)
     wanted = np.unpackbits(part.wanted_bits, count=shape[0] * shape[1]).view(bool).reshape(shape)
-    gathered = gather_block(
-        part.pixels,
-        part.sources,
-        part.image,
-        part.image_y0,
-        wanted,
-        y0,
-        scale=part.scale,
-        threads=here.threads,
-        cancel=part.stop,
-        scratch=_scratch(),
-    )
-    # Where the mask is 0 nothing was summed; that is most of the sky.
     at = np.flatnonzero(wanted)
-    sums = (getattr(gathered, item.name) for item in fields(Gathered))
-    return tuple(np.take(plane.reshape(len(plane), -1), at, axis=1) for plane in sums)
+    top, bottom = part.image_rows
+    with _scratch().floats(len(part.image), bottom - top, part.width) as image:
+        # Nobody looks at the others; who did would find nothing.
+        image[...] = np.nan
+        image[:, looked_at(wanted, y0, part.image_rows, part.scale)] = part.image
+        gathered = gather_block(
+            part.pixels,
+            part.sources,
+            image,
+            top,
+            wanted,
+            y0,
+            scale=part.scale,
+            threads=here.threads,
+            cancel=part.stop,
+            scratch=_scratch(),
+        )
+        known = values_at(image[:, y0 - top : y1 - top], at)[:, None]
+    # What becomes of a pixel follows from what is known of it alone: here all are one row.
+    sums = Gathered(*(values_at(getattr(gathered, item.name), at)[:, None] for item in fields(Gathered)))
+    variance = None if part.variance is None else part.variance[:, None]
+    made, spread = refined(
+        known, variance, sums, part.mask[None], part.weight[:, None], part.shares, part.scale
+    )
+    return made[:, 0], None if spread is None else spread[:, 0]
+
+
+def values_at(planes: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return (C, n) of planes (C, h, w) at flat indices (n,)."""
+    return np.stack([np.take(plane, at) for plane in planes])
+
+
+def looked_at(wanted: np.ndarray, y0: int, image_rows: tuple[int, int], scale: float) -> np.ndarray:
+    """Return which pixels of rows of a co-add travel with a block of the second pass that begins in row ``y0``."""
+    first = y0 - HALO_ROWS
+    return read_places(wanted, scale)[image_rows[0] - first : image_rows[1] - first]
 
 
 def _unpack_on(here: OwnWorker, part: CoaddPart | RefinePart) -> None:

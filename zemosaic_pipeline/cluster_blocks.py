@@ -12,25 +12,32 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from zemosaic_core.block_rows import FAR_BLOCKS_LARGER, MAX_BLOCK_ROWS, processor_blocks
+from zemosaic_core.block_rows import FAR_BLOCKS_LARGER, MAX_BLOCK_ROWS, MAX_REFINE_ROWS, processor_blocks
 from zemosaic_core.chunks import iter_row_chunks
 from zemosaic_core.coadd import rows_per_pass
 from zemosaic_core.errors import RunFailed
 from zemosaic_core.refine import RefineSource
-from zemosaic_core.refine_rows import CoaddStore, RowsInTurn, refine_buffers
-from zemosaic_core.refine_structure import HALO_ROWS, Gathered
+from zemosaic_core.refine_rows import CoaddStore, RowsApart, refine_buffers
+from zemosaic_core.refine_structure import HALO_ROWS, share_of_channels
 from zemosaic_core.sources import CoaddSource, CombineRule, Kernel, SampleNoise
 from zemosaic_core.spread import blocks_for, fair_rows, results_in_order
 from zemosaic_core.tile_rows import TileRows, TileRule
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.frame_store import FrameStore
 from zemosaic_pipeline.cluster import Cluster, WorkerDied
-from zemosaic_pipeline.cluster_block_work import CoaddPart, RefinePart, coadd_part, refine_part
+from zemosaic_pipeline.cluster_block_work import (
+    CoaddPart,
+    RefinePart,
+    coadd_part,
+    looked_at,
+    refine_part,
+    values_at,
+)
 from zemosaic_pipeline.cost import PARENT_BYTES
 from zemosaic_pipeline.elsewhere import RunStop, frame_there
 
@@ -39,9 +46,11 @@ __all__ = ["ClusterBlocks"]
 # Share of a worker's memory for a block; the rest is for what is read and sent, and for Dask.
 _BLOCK_SHARE = 0.5
 _LEAST_BLOCK_BYTES = 16_000_000
-# Bytes per pixel of a finished block: see `TileRows` and `Gathered`.
+# Bytes per pixel of a finished block: see `TileRows`.
 _TILE_BYTES, _TILE_BYTES_PER_CHANNEL = 2 + 1 + 4, 4 + 4
-_GATHERED_BYTES_PER_CHANNEL = 4 * len(fields(Gathered))
+# The same of the second pass, where its mask is nowhere 0: places wait here; mask, image, weight and variance are sent,
+# image and variance come back.
+_REFINE_BYTES, _REFINE_BYTES_PER_CHANNEL = 8 + 4, (3 + 2) * 4
 # What travels of a frame with each block that it touches: maps, terms, sums of its rows.
 _FRAME_BYTES = 16_000
 # Results on their way or waiting, per worker: while the first one is late, the others go on.
@@ -156,38 +165,47 @@ class ClusterBlocks:
         """
         height, width = shape_hw
         n_channels = len(noise.variance)
-        rows = RowsInTurn(store, sources, height, noise, scale)
+        rows = RowsApart(store, sources, height, noise)
+        shares = share_of_channels(sources[0].pattern)
         window = 4 * max(item.source.shape_hw[0] * item.source.shape_hw[1] for item in sources)
         buffers = refine_buffers(n_channels, width, window, 1)
         planned = list(iter_row_chunks(buffers, height, self._worker_budget(budget_bytes), halo=HALO_ROWS))
-        most = min(MAX_BLOCK_ROWS, max(y1 - y0 for y0, y1 in planned))
+        most = min(MAX_REFINE_ROWS, max(y1 - y0 for y0, y1 in planned))
         blocks = blocks_for(self.cluster.workers, height, most)
 
-        # What comes back is where the mask is not 0; these places wait here, in the order of the blocks.
+        # What is replaced, of the blocks on their way.
         places: deque[np.ndarray] = deque()
 
         def part(y0: int, y1: int) -> RefinePart:
             block = rows.block(y0, y1)
             wanted = block.mask > 0
-            places.append(np.flatnonzero(wanted))
+            at = np.flatnonzero(wanted)
+            places.append(at)
+            image_rows = (block.image_y0, block.image_y0 + block.image.shape[1])
             there = tuple(item for item in sources if item.source.bbox[0] < y1 and item.source.bbox[1] > y0)
             return RefinePart(
                 self._pixels(pixels, [item.source.key for item in there]),
                 there,
-                block.image,
-                block.image_y0,
+                block.image[:, looked_at(wanted, y0, image_rows, scale)],
+                image_rows,
                 np.packbits(wanted),
+                block.mask[wanted],
+                values_at(block.weight, at),
+                None if block.variance is None else values_at(block.variance, at),
                 (y0, y1),
+                width,
+                shares,
                 scale,
                 RunStop(self.cluster.run_id),
             )
 
         calls = ((refine_part, (part(y0, y1),)) for y0, y1 in blocks)
-        of_result = width * n_channels * (_GATHERED_BYTES_PER_CHANNEL + 8) * (blocks[0][1] - blocks[0][0])
+        bytes_per_row = width * (_REFINE_BYTES + _REFINE_BYTES_PER_CHANNEL * n_channels)
+        of_result = bytes_per_row * (blocks[0][1] - blocks[0][0])
         of_frames = _FRAME_BYTES * _most_touching([item.source.bbox for item in sources], blocks)
         results = self._results(calls, self._on_their_way(of_result + of_frames, budget_bytes))
-        for (y0, y1), sums in zip(blocks, results, strict=True):
-            rows.replace(y0, y1, _unpacked(sums, places.popleft(), (y1 - y0, width)))
+        for (y0, y1), (image, variance) in zip(blocks, results, strict=True):
+            rows.replace(y0, y1, places.popleft(), image, variance)
             if on_rows is not None:
                 on_rows(y1, height)
 
@@ -224,12 +242,3 @@ def _most_touching(boxes: Sequence[tuple[int, int, int, int]], blocks: Sequence[
     rows = np.array(blocks).reshape(-1, 2)
     counts = np.searchsorted(tops, rows[:, 1]) - np.searchsorted(bottoms, rows[:, 0], side="right")
     return int(counts.max(initial=0))
-
-
-def _unpacked(sums: Sequence[np.ndarray], at: np.ndarray, shape_hw: tuple[int, int]) -> Gathered:
-    """Return the sums of a block from those of its pixels ``at``, flat indices; 0 elsewhere."""
-    gathered = Gathered.blank((len(sums[0]), *shape_hw))
-    for item, values in zip(fields(Gathered), sums, strict=True):
-        plane = getattr(gathered, item.name)
-        plane.reshape(len(plane), -1)[:, at] = values
-    return gathered

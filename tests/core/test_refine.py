@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from zemosaic_align_stack import refine_on_grid
 from zemosaic_core.cfa import CFA_PATTERNS
 from zemosaic_core.errors import Cancelled
 from zemosaic_core.refine import gather_block
-from zemosaic_core.refine_rows import CoaddRows
+from zemosaic_core.refine_rows import CoaddRows, RowsApart, RowsInTurn
 from zemosaic_core.refine_structure import (
+    HALO_ROWS,
     NEED_REACH,
     kernel_numbers,
     needed_places,
+    read_places,
     refined,
     share_of_channels,
     structure_mask,
@@ -232,6 +235,54 @@ def test_needed_places_are_those_of_a_maximum_filter(scale, shape):
     found = needed_places(mask, scale)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "scale", "turn"), [("GRBG", 1.0, 0.01), ("GBRG", 1.5, 0.7), ("", 2.0, 0.4)]
+)
+def test_no_other_pixel_is_looked_at(pattern, scale, turn):
+    """Those that are not among them may hold anything, even what spoils all it touches."""
+    made = cases.night(
+        4, [WHITE], pattern=pattern, across=1, seed=4, dither=6, turn=turn, scale=scale, seeing=0.1
+    )
+    made = awkward(made, np.random.default_rng(3))
+    image = cases.coadd(made).image
+    mask = (np.random.default_rng(5).random(image.shape[1:]) < 0.01).astype(np.float32)
+    wanted = gather_block(made.frames, made.sources, image, 0, mask, 0, scale=scale)
+    places = read_places(mask, scale)[HALO_ROWS:-HALO_ROWS]
+    assert 0.1 < places.mean() < 0.8
+    fewer = gather_block(made.frames, made.sources, np.where(places, image, np.nan), 0, mask, 0, scale=scale)
+    assert (wanted.weight > 0).any()
+    for item in fields(wanted):
+        np.testing.assert_array_equal(getattr(fewer, item.name), getattr(wanted, item.name))
+    # Each of them is: a border of three less is too little.
+    edge = places & ~ndimage.binary_erosion(places, np.ones((7, 7)), border_value=1)
+    spoiled = gather_block(
+        made.frames, made.sources, np.where(places & ~edge, image, np.nan), 0, mask, 0, scale=scale
+    )
+    assert (spoiled.weight != wanted.weight).any()
+
+
+def test_pixels_replaced_in_another_place_are_those_of_their_rows(deep):
+    made, block = deep
+    height = block.image.shape[1]
+    whole, read, written = Stored(block), Stored(block), Stored(block)
+    in_turn = RowsInTurn(whole, made.sources, height, made.rule.noise)
+    apart = RowsApart(
+        SimpleNamespace(read=read.read, write=written.write), made.sources, height, made.rule.noise
+    )
+    for y0, y1 in ((0, 31), (31, 90), (90, height)):
+        known, same = in_turn.block(y0, y1), apart.block(y0, y1)
+        for item in fields(known):
+            np.testing.assert_array_equal(getattr(same, item.name), getattr(known, item.name))
+        sums = gather_block(made.frames, made.sources, known.image, known.image_y0, known.mask, y0)
+        in_turn.replace(y0, y1, sums)
+        wanted = known.mask > 0
+        assert 0.1 < wanted.mean() < 0.9
+        of_rows = (whole.image[:, y0:y1][:, wanted], whole.variance[:, y0:y1][:, wanted])
+        apart.replace(y0, y1, np.flatnonzero(wanted), *of_rows)
+    np.testing.assert_array_equal(written.image, whole.image)
+    np.testing.assert_array_equal(written.variance, whole.variance)
 
 
 def test_a_stop_is_heard(deep):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ComputeState", "Fallback", "OperationState"]
+__all__ = ["ComputeState", "Fallback", "NoCard", "OperationState"]
 
 
 @dataclass
@@ -50,6 +50,15 @@ class Fallback:
     level: str
 
 
+@dataclass(frozen=True)
+class NoCard:
+    """Why there is no card to use: a text key with its values, and the reason every operation repeats."""
+
+    key: str
+    values: Mapping[str, Any]
+    reason: str
+
+
 @dataclass
 class ComputeState:
     """Grows with `add`; the same operation in many tiles is one line."""
@@ -57,6 +66,7 @@ class ComputeState:
     operations: dict[str, OperationState] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
     device_name: str = ""
+    no_card: NoCard | None = None
     total_bytes: int = 0
     free_bytes: int = 0
     usable_bytes: int = 0
@@ -83,7 +93,10 @@ class ComputeState:
         return self.operations.setdefault(op, OperationState(op))
 
     def _note_probe(self, record: Mapping[str, Any]) -> None:
+        key, reason = str(record.get("key") or ""), str(record.get("reason") or "")
         device, budget = record.get("device"), record.get("budget")
+        if key.startswith("gpu_fallback") and not isinstance(device, Mapping):
+            self.no_card = NoCard(key, _values_of(record), reason)
         if isinstance(device, Mapping):
             self.device_name = str(device.get("name") or "")
         if isinstance(budget, Mapping):
@@ -95,8 +108,7 @@ class ComputeState:
         state = self._operation(op)
         state.device = str(record["device"])
         state.reason = str(record.get("reason") or "")
-        values = record.get("values")
-        state.values = dict(values) if isinstance(values, Mapping) else {}
+        state.values = _values_of(record)
         state.chunk_rows = int(record.get("chunk_rows") or 0)
         state.n_chunks = int(record.get("n_chunks") or 0)
         state.planned_bytes = max(state.planned_bytes, int(record.get("estimated_bytes") or 0))
@@ -114,12 +126,14 @@ class ComputeState:
 
     def _note_fallback(self, op: str, record: Mapping[str, Any]) -> None:
         key = str(record.get("key") or "")
-        if not key:
+        if not key or (self.no_card is not None and self.no_card.reason == record.get("reason")):
             return
-        values = record.get("values")
-        found = Fallback(
-            op, key, dict(values) if isinstance(values, Mapping) else {}, str(record.get("level", "WARN"))
-        )
+        found = Fallback(op, key, _values_of(record), str(record.get("level", "WARN")))
         # A whole night repeats the same step for every tile; one line says it.
         if all((known.op, known.key) != (found.op, found.key) for known in self.fallbacks):
             self.fallbacks.append(found)
+
+
+def _values_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    values = record.get("values")
+    return dict(values) if isinstance(values, Mapping) else {}

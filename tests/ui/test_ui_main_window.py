@@ -12,8 +12,9 @@ from PySide6.QtGui import QDragEnterEvent, QDropEvent
 from PySide6.QtWidgets import QCheckBox, QComboBox, QLineEdit
 
 from zemosaic_gui_qt import PAGES
-from zemosaic_pipeline.events import PHASES
+from zemosaic_pipeline.events import PHASES, RunEnded
 from zemosaic_ui.compute_state import ComputeState
+from zemosaic_ui.end_words import end_words
 from zemosaic_ui.qt.form_fields import FieldRow, PathEdit
 from zemosaic_ui.run_state import RunStatus
 from zemosaic_ui.variables import GPU_VARIABLES
@@ -296,6 +297,32 @@ def test_the_compute_panel_says_what_the_card_said(make_window, session):
     assert "{" not in words
 
 
+def test_why_there_is_no_card_is_said_once(make_window):
+    window = make_window()
+    page, values = window.run_page, {"reason_key": "gpu_reason_no_driver"}
+    probe = {"kind": "probe", "reason": "no_driver", "key": "gpu_fallback_unavailable", "values": values}
+    page._compute.add({**probe, "level": "INFO"})
+    for op in ("measure", "stack", "refine"):
+        page._compute.add(
+            {"kind": "decision", "op": op, "device": "cpu", "reason": "no_driver", "values": values}
+        )
+        page._compute.add({**probe, "kind": "fallback", "op": op, "level": "INFO"})
+    page._show_compute()
+    said = page.compute_text.text()
+    assert said.count(page.session.texts("gpu_reason_no_driver")) == 1
+    assert "Measuring the frames" in said
+
+
+def test_a_failure_is_told_in_whole_sentences(make_window, session):
+    window = make_window()
+    window.controller.state.begin("in", "out", 0.0)
+    values = {"path": "/proc/x", "reason": "[Errno 2] No such file or directory: '/proc/x'"}
+    window.controller.state.apply(RunEnded("failed", key="error_output_not_writable", values=values), 1.0)
+    assert end_words(window.controller, session.texts) == (
+        "The run failed: Cannot write to the output folder /proc/x: there is no such file or folder."
+    )
+
+
 def test_a_control_that_a_variable_overrules_says_so(make_window, session, monkeypatch):
     monkeypatch.setenv("ZEMOSAIC_GPU", "off")
     monkeypatch.delenv("ZEMOSAIC_GPU_MEMORY_MB", raising=False)
@@ -360,9 +387,11 @@ def test_stop_is_clean_in_a_phase(make_window, session, folders, qtbot, phase, m
     assert window.controller.state.status is RunStatus.STOPPING
     wait_end(qtbot, window)
     assert window.controller.state.status is RunStatus.CANCELLED
-    words = window.run_page.end_words(window.controller)
-    assert session.texts("ui_end_stopped") in words
-    assert str(window.controller.stop_report.tiles_kept) in words
+    words = end_words(window.controller, session.texts)
+    assert session.texts("run_cancelled") in words
+    kept = window.controller.stop_report.tiles_kept
+    # Nothing is said of nothing.
+    assert (session.texts("ui_end_kept", tiles=kept, removed=0) in words) is bool(kept)
 
 
 @pytest.mark.parametrize("worker", ["killed", "raises", "silent_exit", "success_then_crash"])

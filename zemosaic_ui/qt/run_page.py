@@ -14,6 +14,7 @@ from PySide6.QtWidgets import (
 )
 
 from zemosaic_ui.compute_state import ComputeState, OperationState
+from zemosaic_ui.end_words import end_words
 from zemosaic_ui.footprints import report_of
 from zemosaic_ui.qt.live_preview import LivePreview
 from zemosaic_ui.qt.log_view import LogView
@@ -221,7 +222,7 @@ class RunPage(QWidget):
         self.banner.setVisible(ended)
         if not ended:
             return
-        words = self.end_words(controller)
+        words = end_words(controller, self.session.texts)
         restyle(self.banner, "banner_bad" if state.status is RunStatus.FAILED else "banner")
         if self.banner_text.text() != words:
             self.banner_text.setText(words)
@@ -229,21 +230,6 @@ class RunPage(QWidget):
         self.result_button.setVisible(bool(outputs.get("science") or outputs.get("mosaic")))
         self.report_button.setVisible(bool(report_of(outputs)))
         self.folder_button.setVisible(bool(state.output_dir))
-
-    def end_words(self, controller: RunController) -> str:
-        """Return how the run ended, and what is left of a stopped one, in words."""
-        text, state = self.session.texts, controller.state
-        if state.status is RunStatus.SUCCESS:
-            return text("ui_end_success", time=text.clock(controller.elapsed()), tiles=len(state.tiles))
-        reason = text.message(state.end_key, state.end_values)
-        report = controller.stop_report
-        if state.status is RunStatus.FAILED:
-            words = text("ui_end_failed", reason=reason)
-        else:
-            words = text("ui_end_stopped_forced" if report and report.forced else "ui_end_stopped")
-        if report is not None:
-            words += " " + text("ui_end_kept", tiles=report.tiles_kept, removed=report.partial_removed)
-        return words
 
     def _show_phases(self, controller: RunController, state: RunState) -> None:
         while len(self.phase_rows) < len(state.phases):
@@ -265,7 +251,9 @@ class RunPage(QWidget):
         if state.device_name:
             parts.append(f"<p><b>{state.device_name}</b></p>")
         elif state.n_records:
-            parts.append(f"<p><b>{text('ui_compute_processor')}</b></p>")
+            why = state.no_card
+            said = "" if why is None else f"<br>{self._muted(text.message(why.key, why.values))}"
+            parts.append(f"<p><b>{text('ui_compute_processor')}</b>{said}</p>")
         else:
             parts.append(f'<p style="color:{theme.muted}">{text("ui_compute_waiting")}</p>')
         if state.total_bytes:
@@ -287,6 +275,9 @@ class RunPage(QWidget):
                 parts.append(f'<p style="color:{colour}">{words}</p>')
         self.compute_text.setText("".join(parts))
 
+    def _muted(self, words: str) -> str:
+        return f'<span style="color:{self.session.themes.theme.muted}">{words}</span>'
+
     def _operation_words(self, operation: OperationState) -> str:
         text, theme = self.session.texts, self.session.themes.theme
         name = (
@@ -296,14 +287,16 @@ class RunPage(QWidget):
         colour = theme.good if operation.device == "gpu" else theme.text
         # Names stand in sentences elsewhere, with a small letter and an article.
         lines = [f'<b>{name[:1].upper()}{name[1:]}</b> – <span style="color:{colour}">{device}</span>']
-        if operation.device == "cpu" and text.has(f"gpu_reason_{operation.reason}"):
+        no_card = self._compute.no_card
+        is_said = no_card is not None and no_card.reason == operation.reason  # once is enough, at the top
+        if operation.device == "cpu" and not is_said and text.has(f"gpu_reason_{operation.reason}"):
             lines.append(text.message(f"gpu_reason_{operation.reason}", operation.values))
         if operation.n_chunks:
             lines.append(text("ui_compute_chunks", n=operation.n_chunks, rows=operation.chunk_rows))
         if operation.planned_bytes and operation.device != "cpu":
             used = text.size(operation.peak_bytes) if operation.peak_bytes else "–"
             lines.append(text("ui_compute_plan", planned=text.size(operation.planned_bytes), used=used))
-        detail = "<br>".join(f'<span style="color:{theme.muted}">{line}</span>' for line in lines[1:])
+        detail = "<br>".join(map(self._muted, lines[1:]))
         return f"<p>{lines[0]}{'<br>' + detail if detail else ''}</p>"
 
     def retranslate(self) -> None:

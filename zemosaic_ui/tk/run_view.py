@@ -5,8 +5,9 @@ from __future__ import annotations
 import tkinter as tk
 from tkinter import ttk
 
+from zemosaic_ui.end_words import end_words
 from zemosaic_ui.run_controller import RunController
-from zemosaic_ui.run_state import RunState, RunStatus
+from zemosaic_ui.run_state import RunState
 from zemosaic_ui.texts import Texts
 
 __all__ = ["RunView"]
@@ -90,19 +91,7 @@ class RunView(ttk.Frame):
                 self.phases.insert("", "end", iid=phase.name, **row)
 
     def _show_end(self, controller: RunController) -> None:
-        state, text = controller.state, self.texts
-        words = ""
-        if state.status is RunStatus.SUCCESS:
-            words = text("ui_end_success", time=text.clock(controller.elapsed()), tiles=len(state.tiles))
-        elif state.status is RunStatus.FAILED:
-            words = text("ui_end_failed", reason=text.message(state.end_key, state.end_values))
-        elif state.status is RunStatus.CANCELLED:
-            report = controller.stop_report
-            words = text("ui_end_stopped_forced" if report and report.forced else "ui_end_stopped")
-        report = controller.stop_report
-        if words and report is not None:
-            words += " " + text("ui_end_kept", tiles=report.tiles_kept, removed=report.partial_removed)
-        self.end_note.configure(text=words)
+        self.end_note.configure(text=end_words(controller, self.texts))
 
     def _feed_log(self, state: RunState) -> None:
         new = min(state.log_total - self._seen, len(state.log))

@@ -202,8 +202,9 @@ def run_hierarchical_mosaic_process(
         def report(event: Event) -> None:
             item = to_queue(event)
             level, line = _log_line(event, say)
-            log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
+            # The log lies in the output folder, whose disk may hang.
             progress_queue.put(item)
+            log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
 
         with stop_from_outside(cancel_event) as stop:
             old = with_callback_place(old_arguments)

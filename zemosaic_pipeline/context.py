@@ -152,7 +152,7 @@ class RunContext:
         self.known_as: dict[str, str] = {}
         self.phases: list[PhaseRecord] = []
         self.messages: list[Message] = []
-        self.memory = ResourceWatch((output_dir, self.state_dir), cancel.stop_because)
+        self.memory = ResourceWatch((output_dir, self.state_dir), cancel.stop_because, self._tell_waiting)
         # Other machines, or processes that are treated as such; None: all is done by processes and threads of this run.
         self.cluster: Cluster | None = None
         # For what reads frames in this process: threads of the co-add, and all the rest where there is one worker.

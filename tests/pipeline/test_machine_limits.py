@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -328,6 +329,35 @@ def test_a_run_above_its_ceiling_is_stopped(raw, tmp_path, monkeypatch):
         run(raw, tmp_path / "out", memory_limit_mb=1500)
     assert error.value.key == "run_error_memory_limit"
     assert error.value.values == {"used_mb": 5000, "limit_mb": 1500}
+
+
+def wait_for(something):
+    until = time.monotonic() + 20.0
+    while not something and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def test_a_disk_that_does_not_answer_is_told_once_and_the_memory_still_watched(tmp_path, monkeypatch):
+    """Whoever writes to it stands still as well, and could tell nothing; a minute is 0.2 s here."""
+    ours, theirs = os.pipe()
+    monkeypatch.setattr(resource_watch, "free_disk", lambda _: len(os.read(ours, 1)) + GB)
+    monkeypatch.setattr(resource_watch, "TOLD_AFTER_S", 0.2)
+    told, stopped = [], []
+    watch = resource_watch.ResourceWatch(
+        (tmp_path,), stopped.append, lambda *what: told.append(what), interval_s=0.02
+    )
+    try:
+        wait_for(told)
+        watch.limit_bytes = 1
+        wait_for(stopped)
+        assert [folder for folder, _ in told] == [str(tmp_path)]
+        assert told[0][1] > 0.2
+        assert stopped[0].key == "run_error_memory_limit"
+        began_s = time.monotonic()
+        watch.close()
+        assert time.monotonic() - began_s < 2.0
+    finally:
+        os.close(theirs)
 
 
 def test_the_memory_of_a_process_that_was_started_later_counts(tmp_path):

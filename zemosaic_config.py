@@ -20,7 +20,7 @@ from zemosaic_core.errors import SaveFailed, SettingsError
 from zemosaic_io.atomic import replace_durably
 from zemosaic_io.manifest import load_json
 from zemosaic_settings.catalogue import OPTIONS, OPTIONS_BY_KEY
-from zemosaic_settings.model import canonical_values, conflicting_names
+from zemosaic_settings.model import canonical_values, conflicting_names, misspelt_names
 from zemosaic_settings.old_options import changed_old_options
 from zemosaic_settings.option import Option
 from zemosaic_settings.values import parse_value
@@ -94,7 +94,8 @@ class LoadedConfig:
     problems : tuple of SettingsError
         What in the file could not be used; the default stands in its place.
     conflicts : tuple of SettingsError
-        Settings that the file gives two values under two of their names, and which one is used.
+        Settings that the file gives two values under two of their names, and which one is used; names that are
+        nearly those of options.
     """
 
     values: dict[str, Any]
@@ -153,7 +154,8 @@ def read_config(path: str | os.PathLike[str] | None = None, *, missing_ok: bool 
     except SettingsError as error:
         problems.append(error)
     kept = {name: stored[name] for name in unknown}
-    return LoadedConfig({**kept, **_with_mirrors(values)}, tuple(problems), conflicting_names(stored))
+    doubtful = (*conflicting_names(stored), *misspelt_names(unknown))
+    return LoadedConfig({**kept, **_with_mirrors(values)}, tuple(problems), doubtful)
 
 
 def load_config(path: str | os.PathLike[str] | None = None, *, strict: bool = False) -> dict[str, Any]:

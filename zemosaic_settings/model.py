@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from zemosaic_core.errors import SettingsError
 from zemosaic_settings.catalogue import ALIASES, OPTIONS, OPTIONS_BY_KEY
 from zemosaic_settings.executor import ExecutorChoice, PathMap, executor_choice, path_map
+from zemosaic_settings.old_options import OLD_OPTIONS
 from zemosaic_settings.values import parse_value, split_pair
 
-__all__ = ["Settings", "canonical_values", "conflicting_names"]
+__all__ = ["Settings", "canonical_values", "conflicting_names", "misspelt_names"]
 
 _OLD_SUFFIX = "_config"
 
@@ -365,6 +366,16 @@ def conflicting_names(mapping: Mapping[str, Any]) -> tuple[SettingsError, ...]:
     return tuple(found)
 
 
+def misspelt_names(names: Iterable[str]) -> tuple[SettingsError, ...]:
+    """Return the names that are nearly those of options, and belong to no option of version 4 either.
+
+    Keys that nobody knows may be those of another program; one letter off, somebody expects them to do something.
+    """
+    old = {key for family in OLD_OPTIONS for key in family.defaults}
+    wanted = [name for name in names if name.removesuffix(_OLD_SUFFIX) not in old]
+    return tuple(_unknown_option(name) for name in wanted if _nearest(name, OPTIONS_BY_KEY, cutoff=0.9))
+
+
 def _without_suffix(name: str) -> str | None:
     for candidate in (name, name.removesuffix(_OLD_SUFFIX)):
         if candidate in OPTIONS_BY_KEY or candidate in ALIASES:
@@ -379,6 +390,6 @@ def _unknown_option(name: str) -> SettingsError:
     return SettingsError(key, f"no option is called {name!r}{hint}", option=name, nearest=near)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+def _nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
     return ALIASES.get(found[0], found[0]) if found else ""

@@ -247,7 +247,7 @@ def _gpu_asked_by(options: Namespace) -> str:
 
 
 def _tell_conflicts(options: Namespace, texts: Texts) -> None:
-    """Name the settings of the file that have two values, and which one is used."""
+    """Name the settings of the file that have two values, and which one is used; and names that are misspelt."""
     for conflict in read_config(options.config).conflicts:
         sys.stderr.write(texts.message(conflict.key, conflict.values) + "\n")
 

@@ -14,6 +14,7 @@ from solver_settings import SolverSettings
 from zemosaic_config import DEFAULT_CONFIG, get_config_path, load_config, read_config, save_config
 from zemosaic_core.errors import SaveFailed, SettingsError
 from zemosaic_settings import OPTIONS_BY_KEY
+from zemosaic_settings.old_options import OLD_OPTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -217,3 +218,13 @@ def test_solver_settings_of_an_older_program_load(tmp_path):
     assert SolverSettings.load(tmp_path / "s.json").solver_choice == "ANSVR"
     with pytest.raises(SettingsError, match=r"none\.json"):
         SolverSettings.load(tmp_path / "none.json")
+
+
+def test_a_misspelt_option_of_the_file_is_told_and_keys_of_others_are_not(tmp_path):
+    path = tmp_path / "zemosaic_config.json"
+    old = {key: 3 for family in OLD_OPTIONS for key in family.defaults}
+    path.write_text(json.dumps({**old, "stacking_kapa_low": 2.5, "observatory": "home", "kappa": 1}), "utf-8")
+    told = read_config(path).conflicts
+    assert [(error.key, error.values["option"], error.values["nearest"]) for error in told] == [
+        ("settings_unknown_nearest", "stacking_kapa_low", "stacking_kappa_low")
+    ]

@@ -344,9 +344,11 @@ def test_a_computer_without_such_a_card_shows_nothing_amber(make_window, session
     window = make_window()
     page, words = window.start_page, {"name": "", "total_bytes": 0, "wanted": "", "ok": False}
     for reason, calm in (("no_driver", True), ("no_device", True), ("smoke_failed", False)):
-        facts = {**words, "reason_key": f"gpu_reason_{reason}", "detail": "x", "calm": calm}
+        facts = {**words, "reason_key": f"gpu_reason_{reason}", "detail": "libcuda.so.1: 7", "calm": calm}
         page._on_said("gpu", facts)
         assert (page.gpu_state.objectName() == "warn") is not calm
+        # What the system said of a driver that nobody misses is no words for people.
+        assert ("libcuda" in page.gpu_detail.text() + page.gpu_state.text()) is not calm
     compute = window.run_page._compute
     step = {"kind": "fallback", "key": "gpu_fallback_unavailable", "level": "INFO", "op": "stack"}
     compute.add({**step, "reason": "no_driver", "values": {"reason_key": "gpu_reason_no_driver"}})

@@ -345,7 +345,9 @@ class StartPage(QWidget):
             # Nothing is wrong with a computer that has no such card, nor when somebody switched it off.
             style = "muted" if gpu.get("calm") else "warn"
             line = text("ui_gpu_unusable", reason=text.message(gpu["reason_key"], gpu))
-            detail = detail or ("" if gpu["detail"] in line else gpu["detail"])
+            # What the system says of a missing driver helps nobody who has no such card.
+            said = "" if gpu.get("calm") or gpu["detail"] in line else gpu["detail"]
+            detail = detail or said
         restyle(self.gpu_state, style)
         self.gpu_state.setText(line)
         self.gpu_detail.setText(detail)
@@ -390,6 +392,7 @@ class StartPage(QWidget):
                 left_out=len(facts["left_out"]),
             ),
             text(exact, width=width, height=height),
+            *([text("plan.far", n=far)] if (far := facts["outline"].get("n_far", 0)) else []),
             text(
                 "ui_plan_cost",
                 memory=text.size(facts["peak_bytes"]),

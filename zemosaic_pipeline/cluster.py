@@ -10,6 +10,7 @@ the cluster while waiting.
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ from zemosaic_pipeline.elsewhere import (
     keep_sets,
     resource_of,
     stop,
-    work,
+    work_packed,
 )
 from zemosaic_settings.executor import ExecutorChoice, PathMap
 
@@ -399,7 +400,8 @@ class Cluster(Executor):
         job.inner, job.sent_s = Future(), time.monotonic()
         resources = dict.fromkeys((resource_of(self.run_id), *job.needs), 1)
         only: dict[str, Any] = {"workers": [address], "allow_other_workers": False} if address else {}
-        job.remote = self._client.submit(work, job.call, pure=False, resources=resources, **only)
+        packed = pickle.dumps(job.call, pickle.HIGHEST_PROTOCOL)
+        job.remote = self._client.submit(work_packed, packed, pure=False, resources=resources, **only)
         if address:
             self._desks.sent(job, address)
         job.remote.add_done_callback(partial(self._fetch, job, job.inner))

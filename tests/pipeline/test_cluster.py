@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import pickle
 import re
 import signal
 import socket
@@ -316,7 +317,8 @@ class MadeUpClient:
     def processing(self):
         return {"tcp://b": ["work-1"]}
 
-    def submit(self, function, call, *, pure, resources, **only):
+    def submit(self, function, packed, *, pure, resources, **only):
+        call = pickle.loads(packed)
         self.submitted.append(call.args[0])
         if only:
             assert only["allow_other_workers"] is False

@@ -29,6 +29,7 @@ POLL_S = 0.1
 CLOSE_S = 1.0
 _CONNECT_S = 4.0
 _MOST_S = 15.0
+_ANOTHER = "what answers there is no Dask scheduler"
 # A result that does not come in this time is asked for anew.
 _FETCH_S = 60.0
 # What Dask says when the other side is gone or does not answer in time.
@@ -169,9 +170,13 @@ def connect(
         while not opening.done():
             check()
             if time.monotonic() > until_s:
-                raise TimeoutError("what answers there is no Dask scheduler")
+                raise TimeoutError(_ANOTHER)
             wait([opening], POLL_S)
-        return Engine(opening.result())
+        try:
+            return Engine(opening.result())
+        except (MemoryError, OverflowError) as error:
+            # Dask takes the first letters of a web server's answer for its length.
+            raise ConnectionError(_ANOTHER) from error
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise SettingsError(
             "cluster_unreachable",

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import CancelledError, Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from types import SimpleNamespace
 
 import numpy as np
@@ -284,6 +285,25 @@ def test_another_program_at_the_address_is_not_waited_for(monkeypatch):
             server.shutdown()
     assert wrong.value.key == "cluster_unreachable"
     assert "no Dask scheduler" in wrong.value.values["reason"]
+
+
+def test_a_web_server_that_answers_at_once_is_no_scheduler(raw, tmp_path, capsys):
+    """Dask takes the first letters for the length of what comes, some million terabytes."""
+
+    class Refusing(BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(100))
+            self.request.recv(1000)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"dask://127.0.0.1:{server.server_address[1]}"
+        try:
+            assert main(["run", str(raw), str(tmp_path), "--quiet", "--executor", address]) == 2
+        finally:
+            server.shutdown()
+    told = capsys.readouterr()
+    assert "No Dask scheduler answers" in told.out + told.err
 
 
 class MadeUpClient:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 from PySide6.QtCore import QCoreApplication, Qt
-from PySide6.QtWidgets import QAbstractButton, QLabel, QWidget
+from PySide6.QtWidgets import (
+    QAbstractButton,
+    QAbstractSlider,
+    QComboBox,
+    QLabel,
+    QLineEdit,
+    QScrollBar,
+    QWidget,
+)
 
 from locales.zemosaic_localization import available_languages
 from zemosaic_filter_gui_qt import FilterQtDialog
@@ -98,3 +106,22 @@ def test_a_fraction_is_typed_and_stepped_with_the_sign_of_the_language(make_wind
     assert "," in field.text()
     session.form.set("language", "en")
     assert "," not in field.text()
+
+
+def test_every_control_has_a_name_for_those_who_do_not_see_it(make_window, session, qtbot):
+    window = make_window()
+    kinds = QAbstractButton | QLineEdit | QComboBox | QAbstractSlider
+    nameless = []
+    for page in PAGES:
+        window.show_page(page)
+        qtbot.wait(1)
+        for control in window.stack.currentWidget().findChildren(QWidget):
+            # What Qt makes itself inside a field, or to move through a page, is no control of its own.
+            if isinstance(control.parent(), QLineEdit) or isinstance(control, QScrollBar):
+                continue
+            if not control.isVisible() or not isinstance(control, kinds):
+                continue
+            text = control.text() if isinstance(control, QAbstractButton) else ""
+            if not (control.accessibleName() or control.toolTip() or text):
+                nameless.append(f"{page}: {type(control).__name__} {control.objectName()}")
+    assert nameless == []

@@ -151,6 +151,7 @@ class TablePane(QWidget):
         """Write all texts in the current language."""
         text = self.session.texts
         self.search.setPlaceholderText(text("filter_search"))
+        self.search.setAccessibleName(text("filter_search"))
         for control, key in ((self.keep, "keep"), (self.exclude, "exclude"), (self.reset, "reset")):
             control.setText(text(f"filter_{key}"))
             control.setToolTip(text(f"filter_{key}_tip"))

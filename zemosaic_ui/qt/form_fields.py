@@ -84,6 +84,13 @@ class PathEdit(QWidget):
         self.setFocusProxy(self.line)
         self.retheme()
 
+    def retranslate(self, name: str) -> None:
+        """Name the field, which has no text of its own, and its button in the current language."""
+        self.line.setAccessibleName(name)
+        words = self._session.texts("ui_choose_folder" if self._is_folder else "ui_choose_file")
+        self.choose.setToolTip(words)
+        self.choose.setAccessibleName(words)
+
     def retheme(self) -> None:
         """Draw the icon in the colours of the theme."""
         self.choose.setIcon(self._session.icon("folder"))
@@ -196,6 +203,8 @@ class FieldRow(QFrame):
         self.control.setToolTip(tip)
         self.caption.setToolTip(tip)
         self.control.setAccessibleName(text(f"{option.text_key}.label"))
+        if isinstance(self.control, PathEdit):
+            self.control.retranslate(text(f"{option.text_key}.label"))
         if isinstance(self.control, QComboBox):
             self._loading = True
             self.control.clear()

@@ -156,6 +156,7 @@ class LogView(QWidget):
         text = self.session.texts
         self.heading.setText(text("ui_log"))
         self.search.setPlaceholderText(text("ui_log_search"))
+        self.search.setAccessibleName(text("ui_log_search"))
         self.copy.setText(text("ui_log_copy"))
         index = self.level.currentIndex()
         self.level.blockSignals(True)

@@ -325,6 +325,7 @@ class AdvancedPage(_Page):
         super().retranslate()
         text = self.session.texts
         self.search.setPlaceholderText(text("ui_search_options"))
+        self.search.setAccessibleName(text("ui_search_options"))
         index = max(0, self.level.currentIndex())
         self.level.blockSignals(True)
         self.level.clear()

@@ -415,6 +415,8 @@ class StartPage(QWidget):
         self.folders.heading.setText(text("group.folders"))
         self.input_label.setText(text("option.input_dir.label"))
         self.output_label.setText(text("option.output_dir.label"))
+        self.input.retranslate(text("option.input_dir.label"))
+        self.output.retranslate(text("option.output_dir.label"))
         for recent in (self.input_recent, self.output_recent):
             recent.setToolTip(text("ui_recent"))
             recent.setAccessibleName(text("ui_recent"))

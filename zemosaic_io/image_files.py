@@ -54,19 +54,34 @@ class LoadedImage:
     valid: np.ndarray
 
 
+def _is_something_else(path: Path) -> bool:
+    """Return whether a file that can be read is neither a FITS file nor a packed one."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(6)
+    except OSError:
+        return False
+    return start != b"SIMPLE" and not start.startswith((b"\x1f\x8b", b"BZh", b"PK\x03\x04"))
+
+
 def read_image_file(path: Path) -> LoadedImage:
     """Read the first picture of a FITS file; a unit called SCI or IMAGE goes first.
 
     Raises
     ------
     SkipItem
-        ``frame_unreadable`` when the file cannot be read or holds no picture.
+        ``frame_not_fits`` when the file is something else, ``frame_unreadable`` when it cannot be read or holds no
+        picture.
     """
     try:
         with fits.open(path, memmap=False) as hdus:
             index = _first_image(hdus)
             stored, header = hdus[index].data, hdus[index].header.copy()
     except (OSError, ValueError, TypeError, LookupError) as error:
+        if _is_something_else(path):
+            raise SkipItem(
+                "frame_not_fits", f"{path} does not start like a FITS file", path=str(path)
+            ) from error
         raise SkipItem(
             "frame_unreadable", f"{path} cannot be read: {error}", path=str(path), reason=str(error)
         ) from error

@@ -336,7 +336,7 @@ def test_unusable_files_and_targets_say_so(tmp_path):
     (tmp_path / "a.fits").write_bytes(b"no fits")
     with pytest.raises(SkipItem) as caught:
         door.load_and_validate_fits(tmp_path / "a.fits")
-    assert caught.value.key == "frame_unreadable"
+    assert caught.value.key == "frame_not_fits"
     fits.PrimaryHDU().writeto(tmp_path / "empty.fits")
     with pytest.raises(SkipItem, match="no image"):
         door.load_and_validate_fits(tmp_path / "empty.fits")

@@ -20,7 +20,7 @@ from zemosaic_core.gpu.refine import GpuRefine, compare_gathered
 from zemosaic_core.gpu.stack import GpuStack
 from zemosaic_core.gpu.terms import Audit
 from zemosaic_core.image_stack import align_to, common_stack, find_stars, measure_weights, normalise_stack
-from zemosaic_core.refine import RefineSource, SampleSource, gather_block
+from zemosaic_core.refine import RefineSource, SampleSource, gather_block, largest_source_px
 from zemosaic_core.refine_rows import CoaddStore, RowsBeside, RowsInTurn, refine_buffers
 from zemosaic_core.refine_structure import HALO_ROWS, Gathered
 from zemosaic_core.rejection import combine_stack
@@ -133,8 +133,7 @@ def refine_on_grid(
     """
     height, width = shape_hw
     n_channels = len(noise.variance)
-    window = 4 * max(item.source.shape_hw[0] * item.source.shape_hw[1] for item in sources)
-    buffers = refine_buffers(n_channels, width, window, threads)
+    buffers = refine_buffers(n_channels, width, 4 * largest_source_px(sources), threads)
     blocks = list(iter_row_chunks(buffers, height, budget_bytes, halo=HALO_ROWS))
     tallest = min(MAX_REFINE_ROWS, max((y1 - y0 for y0, y1 in blocks), default=1))
     following: dict[tuple[int, int], tuple[int, int]] = {}

@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from zemosaic_core.lent_arrays import njit_lent
+
 __all__ = ["CLEAR", "columns_within", "debayer_rows"]
 
 # A colour is taken to have more than the average star's share only where the colour measured has so many times the
@@ -21,7 +23,7 @@ _C, _G = 0, 1
 _C_TO_G, _C_TO_D, _G_TO_C, _G_TO_D = 0, 1, 2, 3
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _mirrored(i, n):
     """Index of pixel i, beyond the border mirrored about the border pixel: the colour stays."""
     while i < 0 or i >= n:
@@ -29,7 +31,7 @@ def _mirrored(i, n):
     return i
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _load_row(cfa, y, late, wanted, pairs):
     """Take a row apart: pairs that are wanted, and those at either end."""
     width = cfa.shape[1]
@@ -48,7 +50,7 @@ def _load_row(cfa, y, late, wanted, pairs):
             pairs[_G, i] = np.float32(row[_mirrored(x + 1, width)])
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _sum_columns(ring, y, late, own, low):
     """Weigh the columns of seven rows: lines of the row's own colour and green, of the other colour and its green.
 
@@ -88,7 +90,7 @@ def _share(wanted, here, pull):
     return ratio * pull
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _fill_shares(low, terms, c, d, own_pairs, here, shares):
     """Fill the four lines of shares of a row; `c`, `d`: channels of the row's and of the other colour.
 
@@ -126,7 +128,7 @@ def _fill_shares(low, terms, c, d, own_pairs, here, shares):
         out[k] = _share(_light(total, gain_of, zero_of), here[k], pull_of)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _differ_down(above, here, below, share_above, share, share_below, out):
     """Differences of the pixels of a line from those straight above and below, each with both pixels' shares."""
     for k in range(out.size):
@@ -134,7 +136,7 @@ def _differ_down(above, here, below, share_above, share, share_below, out):
         out[k] = up + (share_below[k] + share[k]) * (here[k] - below[k])
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _differ_diagonally(above, here, below, share_above, share, share_below, out):
     """As `_differ_down` for the four pixels at the corners: k and k + 1 of the lines above and below."""
     for k in range(out.size):
@@ -159,7 +161,7 @@ def _differ_along(line, share, k):
     return left + (share[k + 2] + share[k + 1]) * (line[k + 1] - line[k + 2])
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _green_at_coloured(coloured, share, down, green, above, below, sky, depth, out):
     quarter = np.float32(0.25)
     for k in range(out.size):
@@ -167,7 +169,7 @@ def _green_at_coloured(coloured, share, down, green, above, below, sky, depth, o
         out[k] = _found(mean, _differ_along(coloured, share, k) + down[k], sky, depth)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _other_at_coloured(coloured, share, down, above, below, sky, depth, out):
     quarter = np.float32(0.25)
     for k in range(out.size):
@@ -175,7 +177,7 @@ def _other_at_coloured(coloured, share, down, above, below, sky, depth, out):
         out[k] = _found(mean, _differ_along(coloured, share, k) + down[k], sky, depth)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _own_at_green(green, share, down, corners, coloured, sky, depth, out):
     half = np.float32(0.5)
     for k in range(out.size):
@@ -184,7 +186,7 @@ def _own_at_green(green, share, down, corners, coloured, sky, depth, out):
         out[k] = _found(mean, change, sky, depth)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _other_at_green(green, share, down, corners, above, below, sky, depth, out):
     half = np.float32(0.5)
     for k in range(out.size):
@@ -193,7 +195,7 @@ def _other_at_green(green, share, down, corners, above, below, sky, depth, out):
         out[k] = _found(mean, change, sky, depth)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _write_row(coloured, green, late, pairs, row):
     """Put some pairs of a row together again."""
     x, begin, n = 2 * pairs.start - late, 0, pairs.stop - pairs.start
@@ -209,14 +211,14 @@ def _write_row(coloured, green, late, pairs, row):
         target[2 * whole] = left[whole]
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _pairs_of(columns, y, late):
     """Pairs of a row that hold the columns wanted."""
     first, last = columns[y, 0], columns[y, 1]
     return slice((first + late) // 2, (last - 1 + late) // 2 + 1 if last > first else (first + late) // 2)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _pairs_around(columns, y, reach, more, late):
     """Pairs of a row that hold what is wanted in it and in so many rows above and below, and more at either end."""
     first, last = np.int64(1 << 40), np.int64(0)
@@ -241,14 +243,37 @@ def columns_within(columns, n_rows, top, left):
 @njit(cache=True, nogil=True, error_model="numpy")
 def debayer_rows(cfa, green_first, red_row, terms, columns, out):
     """`green_first` says whether pixel (0, 0) is green, `red_row` which row parity holds red."""
-    height, width = cfa.shape
-    sky, depth = terms[3], terms[4]
+    width = cfa.shape[1]
     m = (width + 2) // 2 + 2 * _PAD
     ring, shares = np.empty((8, 2, m), np.float32), np.zeros((5, 4, m), np.float32)
     low, lights = np.zeros((4, m), np.float32), np.empty(m, np.float32)
     down, corners, found_c, found_g = (
         np.empty(m, np.float32), np.empty(m, np.float32), np.empty(m, np.float32), np.empty(m, np.float32),
     )  # fmt: skip
+    _debayer_rows(
+        cfa,
+        green_first,
+        red_row,
+        terms,
+        columns,
+        ring,
+        shares,
+        low,
+        lights,
+        down,
+        corners,
+        found_c,
+        found_g,
+        out,
+    )
+
+
+@njit_lent(error_model="numpy")
+def _debayer_rows(
+    cfa, green_first, red_row, terms, columns, ring, shares, low, lights, down, corners, found_c, found_g, out
+):
+    height = cfa.shape[0]
+    sky, depth = terms[3], terms[4]
     begin, end = height, 0
     for y in range(height):
         if columns[y, 0] < columns[y, 1]:

@@ -301,7 +301,7 @@ def coadd_block(
             )
             shape = (n_channels, y1 - y0, width)
             _raise_if_cancelled(cancel)
-            return combine_pool(pool, rule, shape, executor=executor, pieces=4 * threads)
+            return combine_pool(pool, rule, shape, executor=executor, pieces=8 * threads)
 
 
 Box = tuple[int, int, int, int]
@@ -444,7 +444,8 @@ def _fill_pool(
         out_weight = maps[map_starts[k] : map_starts[k + 1]].reshape(shape[1:]) if mapped[k] else None
         _sample_source(pixels, source, part, kernel, out, out_weight, cancel, scratch)
 
-    list(executor.map(work, range(len(parts))))
+    # The largest first: threads that come to their last parts then wait for small ones.
+    list(executor.map(work, np.argsort(-areas, kind="stable").tolist()))
     return SamplePool(
         values=values,
         starts=starts[:-1],

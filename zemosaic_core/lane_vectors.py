@@ -7,9 +7,11 @@ a part of an array costs a locked operation or two, which wait for all that was 
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from zemosaic_core.lent_arrays import njit_lent
 
 __all__ = ["HIGH", "LOW", "SQUARES", "SUM", "VECTOR", "load_row", "sort_rows", "sum_clipped", "sum_kept"]
 
@@ -155,7 +157,7 @@ def _exchange(typingctx, values, upper, lower, n_vectors):
     return signature, codegen
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def sort_rows(values, n):
     """Sort every lane over its first `n` rows: Batcher's merge-exchange network, each exchange on all lanes."""
     n_vectors = values.shape[1] // VECTOR

@@ -21,6 +21,7 @@ from zemosaic_core.lane_vectors import (
     sum_clipped,
     sum_kept,
 )
+from zemosaic_core.lent_arrays import njit_lent
 
 __all__ = ["LANES", "MAX_ROUNDS", "MAX_SCALE_STEPS", "MOST_COUNTED", "REJECTION_CODES", "combine_rows"]
 
@@ -38,7 +39,7 @@ _SCALE, _CENTRE, _DONE, _VARIANCE, _LIGHT = range(SQUARES + 1, SQUARES + 6)
 _LEVEL, _SLOPE = LOW, HIGH  # of the fitted line
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _bounds_of(first, last, lanes):
     """Smallest first and largest last rank of all lanes."""
     begin, end = first[0], last[0]
@@ -47,7 +48,7 @@ def _bounds_of(first, last, lanes):
     return begin, end
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _deviation(first, last, lane, work):
     """Standard deviation of one lane from the sums of `sum_clipped`."""
     n = np.float32(last[lane] - first[lane])
@@ -57,13 +58,13 @@ def _deviation(first, last, lane, work):
     return np.sqrt(spread / (n - np.float32(1)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _run_median(values, first, last, lane):
     count = last - first
     return np.float32(0.5) * (values[first + (count - 1) // 2, lane] + values[first + count // 2, lane])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _run_quantile(values, first, last, lane, position):
     """Value at a fractional rank of the kept run, linear between ranks."""
     k = int(position)
@@ -73,7 +74,7 @@ def _run_quantile(values, first, last, lane, position):
     return lower + fraction * (upper - lower)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _winsorized_scale(values, first, last, lanes, quantiles, work):
     """Fill the scales of `work` from its centres, the medians of the kept."""
     for lane in range(lanes):
@@ -104,7 +105,7 @@ def _winsorized_scale(values, first, last, lanes, quantiles, work):
             break
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _cut_by_scale(values, first, last, lanes, kappas, work, changed):
     """Narrow every run to ``centre - kl s <= v <= centre + kh s``; note which lanes changed."""
     kappa_low, kappa_high = kappas
@@ -122,7 +123,7 @@ def _cut_by_scale(values, first, last, lanes, kappas, work, changed):
             first[lane], last[lane] = a, b
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _cut_by_line(values, first, last, lanes, kappa_low, kappa_high, work, changed):
     """One round of the linear fit clip on every lane."""
     zero = np.float32(0)
@@ -165,7 +166,7 @@ def _cut_by_line(values, first, last, lanes, kappa_low, kappa_high, work, change
             first[lane], last[lane] = a, b
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _expect_noise(raw, count, pivot, lanes, members, n, channel, noise, work):
     """Fill the mean variance of the samples and the light of the pivot above the background."""
     expected, light = work[_VARIANCE], work[_LIGHT]
@@ -182,7 +183,7 @@ def _expect_noise(raw, count, pivot, lanes, members, n, channel, noise, work):
         light[i] = pivot[i] - background
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _noise_scale(work, lane, centre, mismatch):
     """Expected standard deviation of the samples of a lane around a centre."""
     light = work[_LIGHT, lane] + centre
@@ -190,7 +191,7 @@ def _noise_scale(work, lane, centre, mismatch):
     return np.sqrt(work[_VARIANCE, lane] + extra * extra)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _is_calm(values, first, last, lane, kappas, noise, work):
     """Whether the expected noise alone, below which no scale goes, allows all that is kept: nothing will be cut."""
     centre = _run_median(values, first, last, lane)
@@ -199,7 +200,7 @@ def _is_calm(values, first, last, lane, kappas, noise, work):
     return lowest >= centre - kappas[0] * least and highest <= centre + kappas[1] * least
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _take_calm(sorted_values, count, pivot, lanes, kappas, noise, work, runs, bounds, index):
     """Fill runs and bounds of the lanes that lose nothing, as `_is_calm`; list the others and return their number."""
     half, least_count = np.float32(0.5), max(3, noise[0])
@@ -226,7 +227,7 @@ def _take_calm(sorted_values, count, pivot, lanes, kappas, noise, work, runs, bo
     return n_open
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _cut_by_noise(values, first, last, lanes, kappas, noise, work):
     """Narrow the runs of few samples to what their expected noise allows, until nothing changes."""
     for lane in range(lanes):
@@ -250,7 +251,7 @@ def _cut_by_noise(values, first, last, lanes, kappas, noise, work):
         first[lane], last[lane] = a, b
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _store_run(values, a, b, count, lane, home, runs, bounds):
     """Write the final run of one lane, widened to values equal to its ends."""
     if count == 0:
@@ -271,7 +272,7 @@ def _store_run(values, a, b, count, lane, home, runs, bounds):
     bounds[2, home] = _run_median(values, a, b, lane)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _reject_lanes(values, n_rows, count, pivot, lanes, code, kappas, quantiles, noise, runs, bounds, scratch):
     """Find the kept run of every lane of a sorted block; `values` is used up.
 
@@ -336,7 +337,7 @@ def _reject_lanes(values, n_rows, count, pivot, lanes, code, kappas, quantiles, 
         _cut_by_scale(values, first, last, active, kappas, work, changed)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _load_lanes(
     values, starts, boxes, maps, map_starts, members, n, place, lanes, raw, block, share, count, present
 ):
@@ -376,7 +377,7 @@ def _load_lanes(
     return m
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _write_lanes(sums, pivot, bounds, runs, count, lanes, median, image, weight, variance, low, high):
     """Turn sums into the combined value, its weight and variance and the numbers of rejected samples."""
     # One line each, without branches: compilers then make vectors of them.
@@ -404,7 +405,7 @@ def _write_lanes(sums, pivot, bounds, runs, count, lanes, median, image, weight,
         image[i] = value if (last[i] > first[i]) & (total[i] > zero) else nan
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _any_without(count, lanes):
     """Whether a lane has no valid sample."""
     found = False

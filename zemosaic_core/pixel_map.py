@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from zemosaic_core.errors import RunFailed
+from zemosaic_core.lent_arrays import njit_lent
 from zemosaic_core.sources import PixelMap
 
 if TYPE_CHECKING:
@@ -405,7 +406,7 @@ def _widen_columns(node_x, node_y, lattice, box, origin, width, halo, columns):
         above, y = y, _next_break(y, y1, map_y0, step, n_rows)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def map_row(node_x, node_y, lattice, y, x0, sx, sy):
     """Fill `sx`, `sy` (float64) with the source coordinates of the output pixels (y, x0 ...)."""
     map_y0, map_x0, step = lattice
@@ -431,7 +432,7 @@ def map_row(node_x, node_y, lattice, y, x0, sx, sy):
         col = stop
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _next_break(at, stop, origin, step, n_nodes):
     """Return the lattice line behind a pixel, or the last pixel of a range where that comes first."""
     line = origin + ((at - origin) // step + 1) * step

@@ -13,11 +13,11 @@ what both need beforehand and what is made of their sums is in `zemosaic_core.re
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise, repeat
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ from numba import njit
 
 from zemosaic_core.detector_surface import N_SURFACE
 from zemosaic_core.errors import Cancelled
+from zemosaic_core.lent_arrays import njit_lent
 from zemosaic_core.pixel_map import map_row, source_window
 from zemosaic_core.refine_structure import NEED_REACH, Gathered, kernel_numbers, needed_places
 from zemosaic_core.sample_terms import border_weight, surface_at
@@ -36,6 +37,7 @@ __all__ = [
     "SampleSource",
     "channels_of",
     "gather_block",
+    "largest_source_px",
     "rows_with",
     "source_terms",
     "turn_of",
@@ -201,7 +203,7 @@ def _curvature(plane, top, left, fx, fy):
     return upper + fy * (lower - upper)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _wants_some(ox, oy, first, last, run_need, need_y0):
     """Whether a sample of a straight run, from `first` to `last`, may fall on a pixel where something is needed."""
     low_x, high_x = min(ox[first], ox[last]), max(ox[first], ox[last])
@@ -221,7 +223,7 @@ def _wants_some(ox, oy, first, last, run_need, need_y0):
     return False
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _differences(
     samples,
     origin_yx,
@@ -240,11 +242,14 @@ def _differences(
     need,
     run_need,
     need_y0,
+    ox,
+    oy,
     out,
 ):
     """Fill `out` with sample minus co-add for each sample of a window; NaN where it takes no part.
 
-    Samples are looked at in runs that lie within a cell of the lattice: their places are on a straight line.
+    Samples are looked at in runs that lie within a cell of the lattice: their places are on a straight line. `ox`, `oy`
+    (float64) have room for those of a row.
     """
     height, width = image_hw
     rows, columns = samples.shape
@@ -256,7 +261,6 @@ def _differences(
     down = np.float32(height - 1) * np.float32(height - 1)
     diagonal = max(across + down, one)
     of_u, of_t = across / diagonal, down / diagonal
-    ox, oy = np.empty(columns, np.float64), np.empty(columns, np.float64)
     last_row, last_column = model_y0 + model.shape[1] - 3, model.shape[2] - 3
     run_px = min(RUN, lattice[2])
     first_run = run_px - (origin_yx[1] - lattice[1]) % run_px
@@ -320,19 +324,21 @@ def _overlap(distance, kernel):
     return kernel[2] * min(max(kernel[0] - distance, np.float32(0)), kernel[1])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_lent(error_model="numpy")
 def _gather(
     differences, origin_yx, image_hw, node_x, node_y, lattice, channels, weight, feather, feather_start, wmap,
-    use_map, kernel, box, spans, span_of, block_y0, turn, total, sums, square, sums_square, weight_x, weight_y,
-    total_x, total_y,
+    use_map, kernel, box, spans, span_of, block_y0, turn, sx, sy, total, sums, square, sums_square, weight_x,
+    weight_y, total_x, total_y,
 ):  # fmt: skip
-    """Add the differences of one source to the sums of the output pixels of a box; those within spans of a row."""
+    """Add the differences of one source to the sums of the output pixels of a box; those within spans of a row.
+
+    `sx`, `sy` (float64) have room for the places of a row of the box.
+    """
     height, width = image_hw
     rows, columns = differences.shape
     y0, y1, x0, x1 = box
     right, bottom = float(width - 1), float(height - 1)
     zero, one = np.float32(0), np.float32(1)
-    sx, sy = np.empty(x1 - x0, np.float64), np.empty(x1 - x0, np.float64)
     for y in range(y0, y1):
         for span in range(span_of[y - block_y0], span_of[y - block_y0 + 1]):
             first, last = max(x0, spans[span, 0]), min(x1, spans[span, 1])
@@ -382,8 +388,22 @@ def _gather(
                         total_y[c, y - block_y0, first + k] += part * below
 
 
-Box = tuple[int, int, int, int]
 _NO_MAP = np.zeros((1, 1), np.float32)
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A source's box of a block, and the window of the source that holds its samples."""
+
+    source: RefineSource
+    box: Box
+    window: Box
+
+    @property
+    def window_px(self) -> int:
+        y0, y1, x0, x1 = self.window
+        return (y1 - y0) * (x1 - x0)
 
 
 @dataclass(frozen=True)
@@ -414,6 +434,11 @@ def _spans_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _lattice(pixel_map: PixelMap) -> tuple[int, int, int]:
     return int(pixel_map.y0), int(pixel_map.x0), int(pixel_map.step)
+
+
+def largest_source_px(sources: Sequence[RefineSource]) -> int:
+    """Return how many samples the largest source has, as many as there can be in a window; 0 without sources."""
+    return max((item.source.shape_hw[0] * item.source.shape_hw[1] for item in sources), default=0)
 
 
 def rows_with(mask: np.ndarray, y0: int) -> tuple[int, int]:
@@ -475,20 +500,19 @@ def gather_block(
         a, b, left, right = item.source.bbox
         box = (max(a, top), min(b, bottom), max(left, 0), min(right, mask.shape[1]))
         if box[0] < box[1] and box[2] < box[3] and item.source.takes_part:
-            parts.append((item, box))
+            window = source_window(item.source.pixel_map, *box, item.source.shape_hw, 1)
+            if window is not None:
+                parts.append(_Part(item, box, window))
     need = needed_places(mask, scale)
     run_need = _in_runs(need)
     spans, span_of = _spans_of(mask)
     model = np.ascontiguousarray(image, np.float32)
 
-    def read(part: tuple[RefineSource, Box], lent: ExitStack) -> _Read | None:
+    def read(part: _Part, lent: ExitStack) -> _Read:
         if cancel is not None and cancel.is_set():
             raise Cancelled()
-        item, box = part
+        item, window = part.source, part.window
         source = item.source
-        window = source_window(source.pixel_map, *box, source.shape_hw, 1)
-        if window is None:
-            return None
         samples = np.ascontiguousarray(pixels.read_samples(source.key, *window), np.float32)
         weights = pixels.read_weight(source.key, *window) if source.has_weight_map else None
         differences = lent.enter_context(scratch.floats(*samples.shape))
@@ -498,12 +522,13 @@ def gather_block(
             samples, origin, source.shape_hw, item.to_output.src_x, item.to_output.src_y, _lattice(item.to_output),
             numbers.channels, numbers.terms, source.surface is not None,
             numbers.limit, numbers.background, np.float32(item.blur_px2),
-            model, image_y0, need, run_need, y0 - NEED_REACH, differences,
+            model, image_y0, need, run_need, y0 - NEED_REACH, *np.empty((2, samples.shape[1])), differences,
         )  # fmt: skip
-        return _Read(item, box, origin, differences, weights)
+        return _Read(item, part.box, origin, differences, weights)
 
-    def add(strip: tuple[int, int], batch: Sequence[_Read]) -> None:
-        for found in batch:
+    def add(strip: tuple[int, int], batch: Sequence[Future[_Read]]) -> None:
+        for reading in batch:
+            found = reading.result()
             source, weights = found.source.source, found.weights
             a, b, left, right = found.box
             box = (max(a, strip[0]), min(b, strip[1]), left, right)
@@ -515,7 +540,7 @@ def gather_block(
                     numbers.channels, numbers.weight, np.float32(source.feather_px), np.float32(source.feather_start),
                     _NO_MAP if weights is None else np.ascontiguousarray(weights, np.float32), weights is not None,
                     kernel_numbers(scale), box, spans, span_of, y0, _turn(numbers.turn, scale),
-                    sums.total, sums.weight, sums.square, sums.weight_square,
+                    *np.empty((2, right - left)), sums.total, sums.weight, sums.square, sums.weight_square,
                     sums.weight_x, sums.weight_y, sums.total_x, sums.total_y,
                 )  # fmt: skip
 
@@ -524,14 +549,35 @@ def gather_block(
     n_strips = min(2 * threads, max(1, (bottom - top) // LEAST_STRIP_ROWS))
     edges = np.linspace(top, bottom, n_strips + 1).astype(int)
     strips = [(a, b) for a, b in pairwise(edges.tolist()) if a < b]
-    with ThreadPoolExecutor(threads) as executor:
-        for some in _batches(parts, threads):
-            with ExitStack() as lent:
-                batch = [found for found in executor.map(read, some, repeat(lent)) if found is not None]
-                list(executor.map(add, strips, repeat(batch)))
+    # Lent memory is given back when no thread is at work on it any more, whatever went wrong.
+    with ExitStack() as open_batches, ThreadPoolExecutor(threads) as executor:
+        adding: list[Future[None]] = []
+        of_adding = ExitStack()
+        # Half of the windows are added while the other half is read.
+        for some in _batches(parts, threads * largest_source_px(sources) // 2):
+            lent = open_batches.enter_context(ExitStack())
+            batch = [executor.submit(read, part, lent) for part in some]
+            _wait_for(adding)
+            of_adding.close()
+            adding, of_adding = [executor.submit(add, strip, batch) for strip in strips], lent
+        _wait_for(adding)
     return sums
 
 
-def _batches(parts: list[tuple[RefineSource, Box]], size: int) -> Iterator[list[tuple[RefineSource, Box]]]:
-    for first in range(0, len(parts), size):
-        yield parts[first : first + size]
+def _wait_for(tasks: Sequence[Future[None]]) -> None:
+    for task in tasks:
+        task.result()
+
+
+def _batches(parts: Sequence[_Part], most_px: int) -> Iterator[list[_Part]]:
+    """Cut into batches whose windows hold at most so many px together, or one window that holds more."""
+    batch: list[_Part] = []
+    held = 0
+    for part in parts:
+        if batch and held + part.window_px > most_px:
+            yield batch
+            batch, held = [], 0
+        batch.append(part)
+        held += part.window_px
+    if batch:
+        yield batch

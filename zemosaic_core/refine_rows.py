@@ -270,5 +270,6 @@ def refine_buffers(n_channels: int, width: int, window_bytes: int, threads: int)
         Buffer("rows", per_row=plane, copies=9),
         Buffer("sums", per_row=plane, copies=2 * len(fields(Gathered))),
         Buffer("mask", per_row=8 * width, copies=5),
-        Buffer("samples", fixed=window_bytes, copies=2 * threads),
+        # Of a window there are samples and differences; one thread, too, may keep the differences of the one before.
+        Buffer("samples", fixed=window_bytes, copies=max(3, 2 * threads)),
     )

@@ -13,6 +13,7 @@ from numba import njit
 
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
 from zemosaic_core.detector_surface import N_SURFACE
+from zemosaic_core.lent_arrays import njit_lent
 from zemosaic_core.pixel_map import map_row
 from zemosaic_core.sample_terms import (
     border_weight,
@@ -106,7 +107,7 @@ def _bilinear(plane, base, dx, dy, fx, fy):
     return top + fy * (low - top)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _split_row(sx, sy, limits, base, fx, fy, gap):
     """Split coordinates into the window's flat pixel index and float32 fractions.
 
@@ -130,7 +131,7 @@ def _split_row(sx, sy, limits, base, fx, fy, gap):
         gap[k] = zero if ok else nan
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _fetch_row(flat, plane, sx, sy, shift_x, shift_y, limits):
     """Fetch the source pixels of a later row, which lie so far from those of this one, into the cache."""
     origin_y, origin_x, win_h, win_w = limits
@@ -144,7 +145,7 @@ def _fetch_row(flat, plane, sx, sy, shift_x, shift_y, limits):
                 at += plane
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _weigh_row(sx, sy, image_hw, feather, start, wmap, use_map, win_w, base, fx, fy, gap, weight):
     """Fill the weights of one row; where they are not positive the sample becomes missing."""
     height, width = image_hw
@@ -168,7 +169,7 @@ def _weigh_row(sx, sy, image_hw, feather, start, wmap, use_map, win_w, base, fx,
         gap[k] = zero if good else nan
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _bilinear_row(flat, plane, win_w, base, fx, fy, out):
     n_channels = out.shape[0]
     zero = np.float32(0)
@@ -182,7 +183,7 @@ def _bilinear_row(flat, plane, win_w, base, fx, fy, out):
             here += np.uint32(plane)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _covered(gap):
     """First sample of a row that is there, and the one behind the last."""
     first, last, zero = 0, gap.size, np.float32(0)
@@ -193,7 +194,7 @@ def _covered(gap):
     return first, last
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _any_between(fx, fy):
     """Whether a sample of a row falls between pixels."""
     zero = np.float32(0)
@@ -203,7 +204,7 @@ def _any_between(fx, fy):
     return found
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _copy_row(flat, plane, base, out):
     """Take the pixels themselves: what either kernel gives where no sample falls between pixels."""
     for c in range(out.shape[0]):
@@ -211,7 +212,7 @@ def _copy_row(flat, plane, base, out):
             out[c, k] = flat[base[k] + np.uint32(c * plane)]
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _plan_taps(sx, sy, limits, fx, fy, gap, row_x, row_y, kind):
     """Decide per pixel how Lanczos reads: 0 not at all, 1 bilinear, 2 the exact taps, 3 vectors of eight."""
     origin_y, origin_x, win_h, win_w = limits
@@ -229,7 +230,7 @@ def _plan_taps(sx, sy, limits, fx, fy, gap, row_x, row_y, kind):
         kind[k] = taps if gap[k] == zero else np.int32(0)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _range36_exact(flat, corner, win_w):
     """As `range36`, reading no more than the taps."""
     lowest, highest = flat[corner], flat[corner]
@@ -251,7 +252,7 @@ def _lift_undershoot(lowest, highest, value):
     return value + share * below
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _sample_one(flat, offset, win_w, table, base, fx, fy, row_x, row_y, kind, k):
     """One sample with whatever it needs beyond its sum; `kind` is not 0."""
     here, zero = int(base[k]) + offset, np.float32(0)
@@ -292,7 +293,7 @@ def _finish_odd(flat, plane, win_w, base, fx, fy, k, channel, odd, out):
             out[c, i] = _bilinear(flat, here, dx, dy, fx[i], fy[i])
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _lanczos_row(flat, plane, win_w, table, base, fx, fy, row_x, row_y, kind, odd_at, odd_of, out):
     """Sample a row of all channels into `out` (C, n); `odd_at`, `odd_of` have room for C numbers per sample."""
     k, n, n_channels, n_odd = 0, base.size, out.shape[0], 0
@@ -343,7 +344,7 @@ def _at_least(flat, bits, at, shifted, shifted_bits):
     return value
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _any_missing(line):
     """Whether a sample came out as no number."""
     zero = np.float32(0)
@@ -354,12 +355,10 @@ def _any_missing(line):
     return found
 
 
-@njit(cache=True, nogil=True)
-def _bound_row(flat, bits, offset, win_w, base, fx, fy, line, gap, bounds):
+@njit_lent()
+def _bound_row(flat, bits, offset, win_w, base, fx, fy, line, gap, shifted, shifted_bits, bounds):
     """Fill the lower bounds of the samples that clipped taps decide; NaN for all others."""
     zero, nan = np.float32(0), np.float32(np.nan)
-    shifted = np.empty(1, np.float32)
-    shifted_bits = shifted.view(np.int32)
     for k in range(bounds.size):
         bounds[k] = nan
         if line[k] - line[k] != zero and gap[k] == zero:
@@ -373,7 +372,7 @@ def _bound_row(flat, bits, offset, win_w, base, fx, fy, line, gap, bounds):
             bounds[k] = top + fy[k] * (low - top)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def _mark_row(bounds, bound_bits, out, out_bits):
     """Write bounds, where there are any, as NaN that hold them; other NaN hold nothing that arithmetic left there."""
     zero, least = np.float32(0), np.float32(2.0**-100)
@@ -392,31 +391,39 @@ def _sample_kernel(
     out_strides, out_weight, weight_stride, write_weight,
 ):  # fmt: skip
     """Sample a box of `shape`; channels and rows of `out` and rows of `out_weight` are so many elements apart."""
-    limits = (origin[0], origin[1], win_hw[0], win_hw[1])
-    win_w = win_hw[1]
-    n_channels, n_rows, n_cols = shape
-    flat, flat_bits, plane = planes.reshape(-1), bits.reshape(-1), planes.shape[1]
-    nan = np.float32(np.nan)
-    sx, sy = np.empty(n_cols, np.float64), np.empty(n_cols, np.float64)
-    ahead_x, ahead_y = np.empty(1, np.float64), np.empty(1, np.float64)
-    fx_of, fy_of, gap_of = (
-        np.empty(n_cols, np.float32),
-        np.empty(n_cols, np.float32),
-        np.empty(n_cols, np.float32),
-    )
-    u_of, t_of, q_of = (
-        np.empty(n_cols, np.float32),
-        np.empty(n_cols, np.float32),
-        np.empty(n_cols, np.float32),
-    )
-    base_of = np.empty(n_cols, np.uint32)
-    row_x, row_y = np.empty(n_cols, np.int32), np.empty(n_cols, np.int32)
-    kind = np.empty(n_cols, np.int32)
-    odd_at = np.empty(n_channels * n_cols, np.int64)
+    n_channels, _, n_cols = shape
+    flat, flat_bits = planes.reshape(-1), bits.reshape(-1)
+    places, ahead = np.empty((2, n_cols), np.float64), np.empty((2, 1), np.float64)
+    parts, base = np.empty((8, n_cols), np.float32), np.empty(n_cols, np.uint32)
+    # The last of the parts is the one whose bits are looked at.
+    part_bits, one = parts[7].view(np.int32), np.empty(1, np.float32)
+    taps, odd_at = np.empty((3, n_cols), np.int32), np.empty(n_channels * n_cols, np.int64)
     odd_of = np.empty(n_channels * n_cols, np.uint32)
     # Sampled here first: planes of whole pages make stores to `out` collide with the loads of the taps.
     line = np.zeros((n_channels, n_cols), np.float32)
-    bounds_of, scaled_of = np.empty(n_cols, np.float32), np.empty(n_cols, np.float32)
+    _sample_rows(
+        flat, flat_bits, planes.shape[1], win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table,
+        terms, radial, use_radial, surface, use_surface, feather, feather_start, wmap, use_map, shape, out, out_bits,
+        out_strides, out_weight, weight_stride, write_weight, places, ahead, parts, part_bits, base, taps, odd_at,
+        odd_of, line, one, one.view(np.int32),
+    )  # fmt: skip
+
+
+@njit_lent()
+def _sample_rows(
+    flat, flat_bits, plane, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, radial,
+    use_radial, surface, use_surface, feather, feather_start, wmap, use_map, shape, out, out_bits, out_strides,
+    out_weight, weight_stride, write_weight, places, ahead, parts, part_bits, base_of, taps, odd_at, odd_of, line,
+    shifted, shifted_bits,
+):  # fmt: skip
+    limits = (origin[0], origin[1], win_hw[0], win_hw[1])
+    win_w = win_hw[1]
+    n_channels, n_rows, n_cols = shape
+    nan = np.float32(np.nan)
+    sx, sy, ahead_x, ahead_y = places[0], places[1], ahead[0], ahead[1]
+    fx_of, fy_of, gap_of, u_of, t_of, q_of = parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]
+    bounds_of, scaled_of = parts[6], parts[7]
+    row_x, row_y, kind = taps[0], taps[1], taps[2]
     for row in range(n_rows):
         map_row(node_x, node_y, lattice, start[0] + row, start[1], sx, sy)
         # Tilted rows cross many short pieces of source rows, which hardware does not foresee.
@@ -440,7 +447,7 @@ def _sample_kernel(
         own = slice(first, last)
         x, y, base, gap = sx[own], sy[own], base_of[own], gap_of[own]
         fx, fy, u, t, q = fx_of[own], fy_of[own], u_of[own], t_of[own], q_of[own]
-        bounds, scaled, scaled_bits = bounds_of[own], scaled_of[own], scaled_of.view(np.int32)[own]
+        bounds, scaled, scaled_bits = bounds_of[own], scaled_of[own], part_bits[own]
         unit_row(x, y, image_hw, u, t)
         if not _any_between(fx, fy):
             _copy_row(flat, plane, base, line)
@@ -461,7 +468,20 @@ def _sample_kernel(
             if use_surface:
                 surface_row(u, t, surface[c], here)
             if _any_missing(line[c, : last - first]):
-                _bound_row(flat, flat_bits, c * plane, win_w, base, fx, fy, line[c], gap, bounds)
+                _bound_row(
+                    flat,
+                    flat_bits,
+                    c * plane,
+                    win_w,
+                    base,
+                    fx,
+                    fy,
+                    line[c],
+                    gap,
+                    shifted,
+                    shifted_bits,
+                    bounds,
+                )
                 if use_radial:
                     radial_row(bounds, u, t, q, terms[c], radial[c], gap, scaled)
                 else:

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from zemosaic_core.detector_surface import EXPONENTS
+from zemosaic_core.lent_arrays import njit_lent
 
 __all__ = [
     "border_weight",
@@ -34,7 +35,7 @@ def border_weight(edge, feather, start):
     return ramp * ramp * (np.float32(3) - np.float32(2) * ramp)
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def photometry_row(line, u, t, terms, gap, out):
     """Apply ``gain v + (c0 + cx u + cy t)``; what is missing or not finite becomes NaN."""
     gain, c0, cx, cy = terms[0], terms[1], terms[2], terms[3]
@@ -48,7 +49,7 @@ def photometry_row(line, u, t, terms, gap, out):
         out[k] = gain * value + (c0 + cx * u[k] + cy * t[k]) + (value - value) + gap[k]
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def radial_row(line, u, t, q, terms, radial, gap, out):
     """Apply ``gain v (1 + f1 q + f2 q^2) + (c0 + cx u + cy t + d1 q + d2 q^2)``; as `photometry_row`."""
     gain, c0, cx, cy = terms[0], terms[1], terms[2], terms[3]
@@ -75,14 +76,14 @@ def surface_at(surface, u, t):
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def surface_row(u, t, surface, out):
     """Add a polynomial of `EXPONENTS` to a row."""
     for k in range(out.size):
         out[k] += surface_at(surface, u[k], t[k])
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def distance_row(u, t, image_hw, q):
     """Squared distance from the image centre, 1 in the corners; 0 where the image is one pixel."""
     width, height = np.float32(image_hw[1] - 1), np.float32(image_hw[0] - 1)
@@ -93,7 +94,7 @@ def distance_row(u, t, image_hw, q):
         q[k] = across * (u[k] * u[k]) + down * (t[k] * t[k])
 
 
-@njit(cache=True, nogil=True)
+@njit_lent()
 def unit_row(sx, sy, image_hw, u, t):
     """Source position as -1 .. 1 across the image; 0 where the image is one pixel wide or high."""
     height, width = image_hw

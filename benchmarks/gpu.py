@@ -33,10 +33,10 @@ from zemosaic_core.gpu.parity import compare_blocks
 from zemosaic_core.gpu.reader import RAW_MARGIN
 from zemosaic_core.gpu.tiles import TILE_H, TILE_W, tile_table
 from zemosaic_core.gpu.windows import N_TERMS, SLOTS, Ring, debayer_on_card
+from zemosaic_core.lanczos_table import LANCZOS_TABLE
 from zemosaic_core.measure_pass import sweep_raw
 from zemosaic_core.pixel_map import build_pixel_map, step_shift, whole_nodes
 from zemosaic_core.raw_maxima import RING_PX
-from zemosaic_core.resample import LANCZOS_TABLE
 from zemosaic_core.sources import CoaddSource, CombineRule, RawRows, SampleNoise
 from zemosaic_gpu_policy import GpuPolicy
 from zemosaic_io.frame_store import FrameStore

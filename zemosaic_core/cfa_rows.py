@@ -240,38 +240,38 @@ def columns_within(columns, n_rows, top, left):
     return found
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def debayer_rows(cfa, green_first, red_row, terms, columns, out):
-    """`green_first` says whether pixel (0, 0) is green, `red_row` which row parity holds red."""
-    width = cfa.shape[1]
-    m = (width + 2) // 2 + 2 * _PAD
-    ring, shares = np.empty((8, 2, m), np.float32), np.zeros((5, 4, m), np.float32)
-    low, lights = np.zeros((4, m), np.float32), np.empty(m, np.float32)
-    down, corners, found_c, found_g = (
-        np.empty(m, np.float32), np.empty(m, np.float32), np.empty(m, np.float32), np.empty(m, np.float32),
-    )  # fmt: skip
-    _debayer_rows(
-        cfa,
-        green_first,
-        red_row,
-        terms,
-        columns,
-        ring,
-        shares,
-        low,
-        lights,
-        down,
-        corners,
-        found_c,
-        found_g,
-        out,
-    )
+def debayer_rows(
+    cfa: np.ndarray,
+    green_first: bool,
+    red_row: int,
+    terms: tuple[np.ndarray, ...],
+    columns: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Fill `out` (3, h, w) with the colours of a window; see `cfa.debayer`.
+
+    Parameters
+    ----------
+    cfa : ndarray, shape (h, w)
+    green_first : bool
+        Whether pixel (0, 0) is green.
+    red_row : int
+        Which row parity holds red.
+    terms : tuple of ndarray
+        Gain, zero, pull, sky and depth of `cfa.DebayerTerms`.
+    columns, out : ndarray
+        As for `cfa.debayer`.
+    """
+    m = (cfa.shape[1] + 2) // 2 + 2 * _PAD
+    lines = np.zeros((45, m), np.float32)
+    ring, shares = lines[:16].reshape(8, 2, m), lines[16:36].reshape(5, 4, m)
+    _debayer_rows(cfa, green_first, red_row, terms, columns, ring, shares, lines[36:40], lines[40:], out)
 
 
 @njit_lent(error_model="numpy")
-def _debayer_rows(
-    cfa, green_first, red_row, terms, columns, ring, shares, low, lights, down, corners, found_c, found_g, out
-):
+def _debayer_rows(cfa, green_first, red_row, terms, columns, ring, shares, low, lines, out):
+    """`ring` (8, 2, m) of pairs of rows, `shares` (5, 4, m), `low` (4, m), and five more lines to work with."""
+    lights, down, corners, found_c, found_g = lines[0], lines[1], lines[2], lines[3], lines[4]
     height = cfa.shape[0]
     sky, depth = terms[3], terms[4]
     begin, end = height, 0

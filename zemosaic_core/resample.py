@@ -13,6 +13,7 @@ from numba import njit
 
 from zemosaic_core.clipped_light import BOUND_MARK, BOUND_SHIFT, FIRST_BOUND, LAST_BOUND
 from zemosaic_core.detector_surface import N_SURFACE
+from zemosaic_core.lanczos_table import LANCZOS_ROWS, LANCZOS_TABLE
 from zemosaic_core.lent_arrays import njit_lent
 from zemosaic_core.pixel_map import map_row
 from zemosaic_core.sample_terms import (
@@ -37,18 +38,11 @@ from zemosaic_core.tap_sums import (
 if TYPE_CHECKING:
     from zemosaic_core.sources import Kernel, PixelMap
 
-__all__ = [
-    "HALO",
-    "LANCZOS_ROWS",
-    "LANCZOS_TABLE",
-    "make_lanczos_table",
-    "sample_window",
-]
+__all__ = ["HALO", "sample_window"]
 
 # Source pixels a kernel reads beyond the one that contains the coordinate.
 HALO = {"bilinear": 1, "lanczos3": 3}
 
-LANCZOS_ROWS = 4096
 # Beside an edge Lanczos goes below all of its taps, by up to 12 % of their range where the edge is a step (a clipped or
 # bleeding star), by 0.3 % at most beside stars of FWHM 2.4 px. Below the first share of the range a sample stays
 # as it is, from the second on it is put back to the lowest tap; only where the range is so many times the lowest tap.
@@ -61,32 +55,6 @@ CHANNEL_BITS = 8
 CHANNEL_MASK = (1 << CHANNEL_BITS) - 1
 
 
-def make_lanczos_table(rows: int = LANCZOS_ROWS) -> np.ndarray:
-    """Tabulate normalised Lanczos3 weights.
-
-    Row ``k`` holds the weights of the taps ``-2 .. 3`` for a fraction ``k / rows``:
-    ``L(z) = sinc(z) sinc(z / 3)``, ``|z| < 3``, divided by their sum so that a constant stays a constant.
-
-    Parameters
-    ----------
-    rows : int
-        Number of intervals; the table has one row more.
-
-    Returns
-    -------
-    ndarray, shape (rows + 1, 6), float32
-    """
-    fraction = np.arange(rows + 1, dtype=np.float64)[:, None] / rows
-    z = fraction - np.arange(-2, 4, dtype=np.float64)[None, :]
-    weights = np.where(np.abs(z) < 3.0, np.sinc(z) * np.sinc(z / 3.0), 0.0)
-    # Exact zeros at whole pixels; sinc leaves 1e-17 there, which would let a far NaN decide.
-    weights[0] = (0, 0, 1, 0, 0, 0)
-    weights[-1] = (0, 0, 0, 1, 0, 0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-LANCZOS_TABLE = make_lanczos_table()
-LANCZOS_TABLE.setflags(write=False)
 # Rows padded to eight so that one row is one vector load.
 _TABLE8 = np.zeros((LANCZOS_ROWS + 1, 8), dtype=np.float32)
 _TABLE8[:, :6] = LANCZOS_TABLE
@@ -384,38 +352,17 @@ def _mark_row(bounds, bound_bits, out, out_bits):
             out[k] = np.float32(np.nan)
 
 
-@njit(cache=True, nogil=True)
-def _sample_kernel(
-    planes, bits, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, radial,
-    use_radial, surface, use_surface, feather, feather_start, wmap, use_map, shape, out, out_bits,
-    out_strides, out_weight, weight_stride, write_weight,
-):  # fmt: skip
-    """Sample a box of `shape`; channels and rows of `out` and rows of `out_weight` are so many elements apart."""
-    n_channels, _, n_cols = shape
-    flat, flat_bits = planes.reshape(-1), bits.reshape(-1)
-    places, ahead = np.empty((2, n_cols), np.float64), np.empty((2, 1), np.float64)
-    parts, base = np.empty((8, n_cols), np.float32), np.empty(n_cols, np.uint32)
-    # The last of the parts is the one whose bits are looked at.
-    part_bits, one = parts[7].view(np.int32), np.empty(1, np.float32)
-    taps, odd_at = np.empty((3, n_cols), np.int32), np.empty(n_channels * n_cols, np.int64)
-    odd_of = np.empty(n_channels * n_cols, np.uint32)
-    # Sampled here first: planes of whole pages make stores to `out` collide with the loads of the taps.
-    line = np.zeros((n_channels, n_cols), np.float32)
-    _sample_rows(
-        flat, flat_bits, planes.shape[1], win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table,
-        terms, radial, use_radial, surface, use_surface, feather, feather_start, wmap, use_map, shape, out, out_bits,
-        out_strides, out_weight, weight_stride, write_weight, places, ahead, parts, part_bits, base, taps, odd_at,
-        odd_of, line, one, one.view(np.int32),
-    )  # fmt: skip
-
-
 @njit_lent()
-def _sample_rows(
-    flat, flat_bits, plane, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, radial,
+def _sample_kernel(
+    flat, bits, plane, win_hw, origin, image_hw, node_x, node_y, lattice, start, lanczos, table, terms, radial,
     use_radial, surface, use_surface, feather, feather_start, wmap, use_map, shape, out, out_bits, out_strides,
     out_weight, weight_stride, write_weight, places, ahead, parts, part_bits, base_of, taps, odd_at, odd_of, line,
     shifted, shifted_bits,
 ):  # fmt: skip
+    """Sample a box of `shape`; channels and rows of `out` and rows of `out_weight` are so many elements apart.
+
+    What comes behind `write_weight` is memory to work with: `_working_memory`.
+    """
     limits = (origin[0], origin[1], win_hw[0], win_hw[1])
     win_w = win_hw[1]
     n_channels, n_rows, n_cols = shape
@@ -470,7 +417,7 @@ def _sample_rows(
             if _any_missing(line[c, : last - first]):
                 _bound_row(
                     flat,
-                    flat_bits,
+                    bits,
                     c * plane,
                     win_w,
                     base,
@@ -489,6 +436,28 @@ def _sample_rows(
                 if use_surface:
                     surface_row(u, t, surface[c], scaled)
                 _mark_row(scaled, scaled_bits, here, here_bits)
+
+
+def _working_memory(n_channels: int, n_columns: int) -> tuple[np.ndarray, ...]:
+    """Make what `_sample_kernel` works with: lines of a row of samples."""
+    # The last of the parts is the one whose bits are looked at.
+    parts, one = np.empty((8, n_columns), np.float32), np.empty(1, np.float32)
+    odd_at = np.empty(n_channels * n_columns, np.int64)
+    # Sampled here first: planes of whole pages make stores to `out` collide with the loads of the taps.
+    line = np.zeros((n_channels, n_columns), np.float32)
+    return (
+        np.empty((2, n_columns), np.float64),
+        np.empty((2, 1), np.float64),
+        parts,
+        parts[7].view(np.int32),
+        np.empty(n_columns, np.uint32),
+        np.empty((3, n_columns), np.int32),
+        odd_at,
+        np.empty(odd_at.size, np.uint32),
+        line,
+        one,
+        one.view(np.int32),
+    )
 
 
 def _flat(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -597,10 +566,11 @@ def sample_window(
     # One form for whole arrays and columns of larger ones: kernels see that rows are lines of memory.
     flat, strides = _flat(out)
     flat_weight, weight_strides = _flat(out_weight) if out_weight is not None else (_NO_WEIGHT[0], (0,))
-    planes = window.reshape(window.shape[0], -1)
+    pixels = window.reshape(-1)
     _sample_kernel(
-        planes,
-        planes.view(np.int32),
+        pixels,
+        pixels.view(np.int32),
+        window.shape[1] * window.shape[2],
         window.shape[1:],
         (int(origin_yx[0]), int(origin_yx[1])),
         (int(shape_hw[0]), int(shape_hw[1])),
@@ -626,5 +596,6 @@ def sample_window(
         flat_weight,
         weight_strides[0],
         weighted,
+        *_working_memory(shape[0], shape[2]),
     )
     return out, out_weight if weighted else None

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import twins_coadd as twins
 
+from zemosaic_core.lanczos_table import LANCZOS_TABLE
 from zemosaic_core.pixel_map import build_pixel_map, map_coordinates_at, shift_pixel_map, source_window
-from zemosaic_core.resample import HALO, LANCZOS_TABLE, sample_window
+from zemosaic_core.resample import HALO, sample_window
 from zemosaic_core.sources import CoaddSource
 
 RADIAL = np.array([[0.12, -0.05, 0, 0], [0.2, 0.03, -40, 15], [0, 0, 12, 0]], np.float32)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from zemosaic_core.lanczos_table import LANCZOS_TABLE
 from zemosaic_core.rejection import FEW_SAMPLES
-from zemosaic_core.resample import LANCZOS_TABLE
 
 
 def coordinate(pixel_map, x, y):

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 from simulated_device import COMPILER, SimulatedDevice, signatures
 
-from zemosaic_core import background, cfa_rows, pixel_map, raw_defects, raw_maxima, raw_sky, resample
+from zemosaic_core import (
+    background,
+    cfa_rows,
+    lanczos_table,
+    pixel_map,
+    raw_defects,
+    raw_maxima,
+    raw_sky,
+    resample,
+)
 from zemosaic_core.gpu import combine, kernels, measure, tiles, windows
 from zemosaic_core.gpu.launch import Queue
 from zemosaic_core.sources import CombineRule
@@ -90,7 +99,7 @@ def test_constants_agree_with_the_python_side():
         assert f"#define TILE_W {tiles.TILE_W}\n" in kernels.source(name)
         assert f"#define TILE_H {tiles.TILE_H}\n" in kernels.source(name)
     text = kernels.source("sample")
-    assert f"{float(resample.LANCZOS_ROWS)}f" in text
+    assert f"{float(lanczos_table.LANCZOS_ROWS)}f" in text
     assert f"#define NODE_BITS {pixel_map.NODES_PER_PX.bit_length() - 1}\n" in text
     assert f"#define UNDERSHOOT_FROM {resample.UNDERSHOOT[0]:g}f\n" in text
     assert f"#define UNDERSHOOT_TO {resample.UNDERSHOOT[1]:g}f\n" in text

@@ -23,8 +23,9 @@ from zemosaic_core.gpu.device import Device, GpuFault, classify
 from zemosaic_core.gpu.launch import PlannedMemory, Queue
 from zemosaic_core.gpu.reader import MAX_SPANS, RAW_MARGIN, Part, Window
 from zemosaic_core.gpu.tiles import TILE_H, TILE_W, TileTable
+from zemosaic_core.lanczos_table import LANCZOS_TABLE
 from zemosaic_core.pixel_map import step_shift, whole_nodes
-from zemosaic_core.resample import HALO, LANCZOS_TABLE
+from zemosaic_core.resample import HALO
 from zemosaic_core.sources import CoaddSource, Kernel
 
 __all__ = [

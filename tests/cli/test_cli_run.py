@@ -185,7 +185,7 @@ def test_ctrl_c_waits_for_a_clean_end(folders, monkeypatch, capsys, number):
     thread.join()
     assert (folders[1] / "clean").exists()
     assert (folders[1] / "started").read_text() == "True"
-    assert "resumes" in capsys.readouterr().err
+    assert "a new start goes on from there" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -57,7 +57,7 @@ class Work:
     measure_bytes: float = 30e3
     call_bytes: float = 16e3
     stack_bytes_per_px: float = 20.0
-    refine_bytes_per_px: float = 64.0
+    refine_bytes_per_px: float = 3.3
     halo_rows: int = 26
 
 

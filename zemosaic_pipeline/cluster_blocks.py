@@ -21,7 +21,7 @@ from zemosaic_core.block_rows import FAR_BLOCKS_LARGER, MAX_BLOCK_ROWS, MAX_REFI
 from zemosaic_core.chunks import iter_row_chunks
 from zemosaic_core.coadd import rows_per_pass
 from zemosaic_core.errors import RunFailed
-from zemosaic_core.refine import RefineSource
+from zemosaic_core.refine import RefineSource, largest_source_px
 from zemosaic_core.refine_rows import CoaddStore, RowsApart, refine_buffers
 from zemosaic_core.refine_structure import HALO_ROWS, share_of_channels
 from zemosaic_core.sources import CoaddSource, CombineRule, Kernel, SampleNoise
@@ -167,8 +167,7 @@ class ClusterBlocks:
         n_channels = len(noise.variance)
         rows = RowsApart(store, sources, height, noise)
         shares = share_of_channels(sources[0].pattern)
-        window = 4 * max(item.source.shape_hw[0] * item.source.shape_hw[1] for item in sources)
-        buffers = refine_buffers(n_channels, width, window, 1)
+        buffers = refine_buffers(n_channels, width, 4 * largest_source_px(sources), 1)
         planned = list(iter_row_chunks(buffers, height, self._worker_budget(budget_bytes), halo=HALO_ROWS))
         most = min(MAX_REFINE_ROWS, max(y1 - y0 for y0, y1 in planned))
         blocks = blocks_for(self.cluster.workers, height, most)

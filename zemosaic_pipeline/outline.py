@@ -26,7 +26,15 @@ from zemosaic_core.grid import (
 from zemosaic_io.headers import FrameInfo
 from zemosaic_pipeline.frame_kinds import largest_frame
 
-__all__ = ["Layout", "Outline", "estimate_canvas", "outline_of_headers", "outline_of_wcs", "spread_in_time"]
+__all__ = [
+    "Layout",
+    "Outline",
+    "estimate_canvas",
+    "far_positions",
+    "outline_of_headers",
+    "outline_of_wcs",
+    "spread_in_time",
+]
 
 # Positions closer together than this share of a frame are the same one: readings of a mount differ by more.
 SAME_POSITION = 0.001
@@ -83,8 +91,9 @@ def outline_of_headers(infos: Sequence[FrameInfo], layout: Layout) -> Outline:
             shapes = [info.shape_hw for info in infos]
             return outline_of_wcs(frames, shapes, layout)
     known_from: Literal["positions", "targets"] = "positions" if _tell_pointings(infos) else "targets"
-    shape_hw = estimate_canvas(infos, layout.factor, exclude_outliers=layout.exclude_outliers)
-    return Outline(shape_hw, known_from, n_far=len(_far_positions(infos)) if layout.exclude_outliers else 0)
+    near = _without_far_ones(infos) if layout.exclude_outliers else infos
+    shape_hw = estimate_canvas(near, layout.factor, exclude_outliers=False)
+    return Outline(shape_hw, known_from, n_far=len(infos) - len(near))
 
 
 def outline_of_wcs(frames: Sequence[WCS], shapes_hw: Sequence[tuple[int, int]], layout: Layout) -> Outline:
@@ -129,21 +138,33 @@ def _position_step_deg(info: FrameInfo) -> float:
     return SAME_POSITION * min(info.shape_hw) * (info.scale_arcsec or 2.0) / 3600
 
 
-def _far_positions(infos: Sequence[FrameInfo]) -> set[int]:
-    """Return which frames a run would leave out because they are far from the others, as their headers tell it."""
-    told = [
-        (i, f.ra_deg, f.dec_deg)
-        for i, f in enumerate(infos)
-        if f.ra_deg is not None and f.dec_deg is not None
-    ]
+def far_positions(ra_deg: np.ndarray, dec_deg: np.ndarray, infos: Sequence[FrameInfo]) -> np.ndarray:
+    """Return which places a run would leave out because they are far from the others, sorted indices.
+
+    Parameters
+    ----------
+    ra_deg, dec_deg : ndarray, shape (N,)
+        Centres of frames.
+    infos : sequence of FrameInfo
+        Headers from which field and scale are taken; where no scale is told nothing is far.
+    """
+    none = np.empty(0, np.intp)
     scales = [info.scale_arcsec / 3600 for info in infos if info.scale_arcsec]
-    if not told or not scales:
-        return set()
-    which, ra, dec = zip(*told, strict=True)
+    if not len(ra_deg) or not scales:
+        return none
     scale_deg = float(np.median(scales))
     field_deg = scale_deg * float(np.median([math.hypot(*info.shape_hw) for info in infos]))
-    found = canvas_outliers(np.array(ra), np.array(dec), field_deg=field_deg, scale_deg=scale_deg)
-    return {which[i] for outlier in found for i in outlier.frames}
+    found = canvas_outliers(ra_deg, dec_deg, field_deg=field_deg, scale_deg=scale_deg)
+    return np.sort(np.concatenate([none, *(outlier.frames for outlier in found)]))
+
+
+def _without_far_ones(infos: Sequence[FrameInfo]) -> list[FrameInfo]:
+    """Return the frames that a run would not leave out, as their headers tell it."""
+    told = [i for i, f in enumerate(infos) if f.ra_deg is not None and f.dec_deg is not None]
+    ra_deg = np.array([infos[i].ra_deg for i in told], float)
+    dec_deg = np.array([infos[i].dec_deg for i in told], float)
+    far = {told[i] for i in far_positions(ra_deg, dec_deg, infos)}
+    return [info for i, info in enumerate(infos) if i not in far]
 
 
 def estimate_canvas(
@@ -161,8 +182,7 @@ def estimate_canvas(
         Whether frames far from the others are left out, as `zemosaic_core.grid.canvas_outliers` finds them.
     """
     if exclude_outliers:
-        far = _far_positions(infos)
-        infos = [info for i, info in enumerate(infos) if i not in far]
+        infos = _without_far_ones(infos)
     height, width = largest_frame(infos).shape_hw
     hints = [(i.ra_deg, i.dec_deg) for i in infos if i.ra_deg is not None and i.dec_deg is not None]
     scale = infos[0].scale_arcsec

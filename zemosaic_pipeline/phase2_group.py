@@ -124,8 +124,8 @@ def run(solved: Sequence[SolvedFrame], options: GroupOptions, context: RunContex
         records.append(FrameGroup(number, indices, float(ra), float(dec), share))
         context.progress(number + 1, len(groups))
     sizes = [len(group.members) for group in records]
-    context.detail(groups=len(records), smallest=min(sizes), largest=max(sizes))
     smallest, largest = min(sizes), max(sizes)
+    context.detail(groups=len(records), smallest=smallest, largest=largest)
     if smallest == largest:
         context.say("run_info_groups_alike", groups=len(records), smallest=smallest)
     else:

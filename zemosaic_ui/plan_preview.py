@@ -97,6 +97,7 @@ def question_of(model: FilterModel, settings: Settings, number: int) -> PlanQues
 def answer(question: PlanQuestion) -> PlanPreview:
     """Work a preview out; takes a fraction of a second for 10,000 frames."""
     from zemosaic_core.clustering import cluster_pointings
+    from zemosaic_pipeline.outline import far_positions
 
     settings = Settings.from_mapping(question.config)
     placed = np.isfinite(question.ra) & np.isfinite(question.dec)
@@ -129,13 +130,12 @@ def answer(question: PlanQuestion) -> PlanPreview:
         problem = (error.key, dict(error.values))
         return PlanPreview(question.number, (), (0, 0), 0, 0, 0.0, without_place, (), problem)
     groups = tuple(question.positions[frames[member]] for member in members)
-    far = _far(question, where, infos)
+    known = [info for info in infos if info is not None]
+    far = far_positions(question.ra[where], question.dec[where], known)
     # What the run leaves out makes its mosaic no larger.
-    near = (
-        np.setdiff1d(np.arange(len(where)), far)
-        if settings.canvas_exclude_outliers
-        else np.arange(len(where))
-    )
+    near = np.arange(len(where))
+    if settings.canvas_exclude_outliers:
+        near = np.setdiff1d(near, far)
     canvas = _canvas(question, where[near], [infos[i] for i in near])
     stray = tuple(int(question.positions[where[i]]) for i in far)
     memory, disk, seconds = _costs(settings, infos, canvas, n_stacks)
@@ -167,23 +167,6 @@ def _canvas(question: PlanQuestion, where: np.ndarray, infos: list[Any]) -> tupl
         return 0, 0
     width, height = (points.max(axis=0) - points.min(axis=0)) / scale
     return int(np.ceil(height)), int(np.ceil(width))
-
-
-def _far(question: PlanQuestion, where: np.ndarray, infos: list[Any]) -> np.ndarray:
-    """Return which frames are far from the others, as a run finds them."""
-    from zemosaic_core.grid import canvas_outliers
-
-    scale_deg = _scale_deg(infos)
-    if not scale_deg:
-        return np.empty(0, np.intp)
-    diagonals = [np.hypot(*info.shape_hw) for info in infos if info is not None]
-    found = canvas_outliers(
-        question.ra[where],
-        question.dec[where],
-        field_deg=scale_deg * float(np.median(diagonals)),
-        scale_deg=scale_deg,
-    )
-    return np.sort(np.concatenate([np.empty(0, np.intp), *(outlier.frames for outlier in found)]))
 
 
 def _costs(

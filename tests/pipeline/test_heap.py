@@ -47,18 +47,20 @@ print(found[1])
 """
 
 
+def number_of(case: str, name: str) -> float:
+    """Run a case with one of the functions of `heap`; return what it prints: MB that stayed, or fresh pages."""
+    run = subprocess.run(
+        [sys.executable, "-c", case.format(name=name)], capture_output=True, text=True, check=True
+    )
+    return float(run.stdout)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="thresholds are those of the GNU C library")
 def test_freed_arrays_between_small_things_go_back_where_that_is_wanted(monkeypatch):
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
 
-    def left_mb(name: str) -> float:
-        run = subprocess.run(
-            [sys.executable, "-c", HOLES.format(name=name)], capture_output=True, text=True, check=True
-        )
-        return float(run.stdout)
-
-    assert left_mb("return_freed_memory") < 20
-    assert left_mb("keep_freed_memory") > 100
+    assert number_of(HOLES, "return_freed_memory") < 20
+    assert number_of(HOLES, "keep_freed_memory") > 100
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps are those of the GNU C library")
@@ -66,15 +68,8 @@ def test_a_thread_uses_freed_arrays_again_where_there_is_one_heap(monkeypatch):
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
     # Fresh pages are counted, all of one size.
     monkeypatch.setenv("NUMPY_MADVISE_HUGEPAGE", "0")
-
-    def fresh_pages(name: str) -> int:
-        run = subprocess.run(
-            [sys.executable, "-c", IN_A_THREAD.format(name=name)], capture_output=True, text=True, check=True
-        )
-        return int(run.stdout)
-
-    assert fresh_pages("keep_one_heap") < 6_000
-    assert fresh_pages("keep_freed_memory") > 60_000
+    assert number_of(IN_A_THREAD, "keep_one_heap") < 6_000
+    assert number_of(IN_A_THREAD, "keep_freed_memory") > 60_000
 
 
 def test_what_the_environment_says_stays(monkeypatch):
